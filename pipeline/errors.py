@@ -1,0 +1,77 @@
+"""What the pipeline says when it cannot go on: one exception per exit code, each with found / expected / cure.
+
+In: nothing. Out: exceptions and exit codes. May be imported from every room.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_NO_DATA = 3
+EXIT_QUARANTINE = 4
+EXIT_UPSTREAM = 5
+EXIT_STORAGE = 6
+EXIT_INTEGRITY = 7
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h; Slurm's RequeueExit uses the same number
+
+
+class PipelineError(Exception):
+    """A failure that is explained to the user in one line and never as a stack trace.
+
+    `found` says what was seen, `expected` what would have been right, `cure` what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, found: str, expected: str = "", cure: str = "") -> None:
+        self.found, self.expected, self.cure = found, expected, cure
+        parts = [found]
+        if expected:
+            parts.append(f"expected {expected}")
+        if cure:
+            parts.append(f"cure: {cure}")
+        super().__init__("; ".join(parts))
+
+    def __reduce__(self) -> tuple[type[PipelineError], tuple[str, str, str]]:
+        """Exceptions cross process borders by pickle; keep the three parts."""
+        return type(self), (self.found, self.expected, self.cure)
+
+
+class UsageError(PipelineError):
+    """Bad arguments, AOI, configuration, weights, or a plan that does not fit the store. Exit code 2."""
+
+    exit_code = EXIT_USAGE
+
+
+class NoDataError(PipelineError):
+    """The request is fine but no scene answers it. Exit code 3."""
+
+    exit_code = EXIT_NO_DATA
+
+
+class UpstreamError(PipelineError):
+    """An archive refused, for good or for longer than we wait. Exit code 5."""
+
+    exit_code = EXIT_UPSTREAM
+
+
+class ReadError(UpstreamError):
+    """A scene's pixels could not be read: missing, truncated or damaged file. Never becomes nodata."""
+
+
+class StorageError(PipelineError):
+    """The output cannot be written: disk full, denied, not a directory. Exit code 6."""
+
+    exit_code = EXIT_STORAGE
+
+
+class IntegrityError(PipelineError):
+    """Stored bytes are not what was written. Exit code 7."""
+
+    exit_code = EXIT_INTEGRITY
+
+
+class Interrupted(PipelineError):
+    """Stopped before the end, resumable by the same command. Exit code 75."""
+
+    exit_code = EXIT_RESUMABLE

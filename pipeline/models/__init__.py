@@ -1,0 +1,1 @@
+"""Networks, samplers and weights bundles. Torch only; imports nothing else of the pipeline."""

@@ -1,0 +1,140 @@
+"""Bundles: weights together with all that is needed to use them, as one safetensors file.
+
+In: a path. Out: a `Bundle` (architecture, bands, scale, lattice, sampler, provenance, licence, digest) and tensors.
+Only safetensors is opened, never pickle. Imports torch and safetensors; nothing else of the pipeline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "bundle"
+
+
+class BundleError(ValueError):
+    """A weights file that cannot be used: missing, not safetensors, wrong digest, unknown or misshapen tensors."""
+
+
+@dataclass(frozen=True)
+class LatticeSpec:
+    """Absolute lattice of model windows, in px of 2.5 m: window = stride + ramp + 2 * margin.
+
+    `stride_px` and `margin_px + ramp_px / 2` are multiples of 24 (60 m).
+    """
+
+    window_px: int
+    stride_px: int
+    ramp_px: int
+    margin_px: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a weights file says of itself. JSON-able but for the tensors, which `load_tensors` reads."""
+
+    system: str  # key of pipeline.superres: "lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion"
+    architecture: dict[str, Any]  # keyword arguments of the network
+    in_bands: tuple[str, ...]
+    out_bands: tuple[str, ...]
+    scale: int
+    lattice: LatticeSpec
+    normalisation: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)  # data, steps, seed, code, measured numbers
+    licence: str = ""
+    format_version: int = FORMAT_VERSION
+    digest: str = ""  # sha256 of the file; set on load
+    path: str = ""  # where it was loaded from; not part of the file
+
+
+def save_bundle(path: Path, bundle: Bundle, tensors: Mapping[str, Tensor]) -> str:
+    """Write `bundle` and `tensors` to `path` (replaced atomically) and return the file's sha256."""
+    from safetensors.torch import save
+
+    described = {k: v for k, v in asdict(bundle).items() if k not in ("digest", "path")}
+    metadata = {_METADATA_KEY: json.dumps(described, sort_keys=True)}
+    content = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata=metadata)
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(content)
+    partial.replace(path)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
+    """Read what the file at `path` says of itself. Raises BundleError; with `expected_digest` also on a mismatch."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        msg = f"no weights at {path}"
+        raise BundleError(msg)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if expected_digest and digest != expected_digest:
+        msg = f"weights {path} have sha256 {digest}; expected {expected_digest}"
+        raise BundleError(msg)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        msg = f"weights {path} are not a readable safetensors file ({error}); convert other formats to safetensors once"
+        raise BundleError(msg) from error
+    if _METADATA_KEY not in metadata:
+        msg = f"weights {path} carry no bundle description; expected metadata key {_METADATA_KEY!r}"
+        raise BundleError(msg)
+    return _parse(json.loads(metadata[_METADATA_KEY]), digest, path)
+
+
+def _parse(described: dict[str, Any], digest: str, path: Path) -> Bundle:
+    if described.get("format_version") != FORMAT_VERSION:
+        msg = f"weights {path} have bundle format {described.get('format_version')}; expected {FORMAT_VERSION}"
+        raise BundleError(msg)
+    known = {**described, "lattice": LatticeSpec(**described["lattice"])}
+    known["in_bands"], known["out_bands"] = tuple(known["in_bands"]), tuple(known["out_bands"])
+    return Bundle(**known, digest=digest, path=str(path))
+
+
+def load_tensors(bundle: Bundle) -> dict[str, Tensor]:
+    """All tensors of the bundle's file, on the CPU. Raises BundleError when one holds NaN or infinity."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(bundle.path)
+    broken = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if broken:
+        msg = f"weights {bundle.path} hold NaN or infinity in {', '.join(broken[:5])}"
+        raise BundleError(msg)
+    return tensors
+
+
+def load_into(network: nn.Module, bundle: Bundle, prefix: str = "") -> None:
+    """Fill `network` with the bundle's tensors under `prefix`; missing, unknown or misshapen names raise BundleError."""
+    tensors = load_tensors(bundle)
+    chosen = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    expected = network.state_dict()
+    missing, unknown = sorted(set(expected) - set(chosen)), sorted(set(chosen) - set(expected))
+    shapes = [n for n in expected if n in chosen and expected[n].shape != chosen[n].shape]
+    if missing or unknown or shapes:
+        msg = (
+            f"weights {bundle.path} do not fit {bundle.system}: missing {missing[:3]}, unknown {unknown[:3]}, "
+            f"wrong shape {shapes[:3]} ({len(missing)}, {len(unknown)}, {len(shapes)} in all)"
+        )
+        raise BundleError(msg)
+    network.load_state_dict(chosen)
+
+
+class NoiseSource(Protocol):
+    """Standard normal noise that depends on position only: `noise(step, channels)` -> float32 (B, channels, 4h, 4w)."""
+
+    def __call__(self, step: int, channels: int) -> Tensor:
+        """Noise of sampler step `step` for the windows of the current batch."""
+        ...

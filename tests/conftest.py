@@ -1,0 +1,26 @@
+"""Fixtures shared by all rooms' tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("SEN2FINE_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+def pytest_collection_modifyitems(items):
+    if DATA.is_dir():
+        return
+    absent = pytest.mark.skip(reason=f"real imagery is not at {DATA}; set SEN2FINE_DATA")
+    for item in items:
+        if "shared_data" in item.keywords:
+            item.add_marker(absent)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real imagery and reference vectors; only for tests marked `shared_data`."""
+    return DATA
