@@ -1,0 +1,77 @@
+"""Scenes: what an archive knows of one Sentinel-2 L2A product, in one form for STAC items and local files.
+
+In: plain values. Out: frozen, JSON-able records. Imports nothing of the pipeline but `grid`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.grid.grid import Phase
+
+
+@dataclass(frozen=True)
+class OffsetDecision:
+    """BOA_ADD_OFFSET that still has to be added to the stored DN (0 or -1000), and why we think so."""
+
+    offset_dn: int
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Native grid of one resolution of a scene: upper-left corner in metres and size in pixels."""
+
+    gsd_m: int
+    left_m: float
+    top_m: float
+    ny: int
+    nx: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One L2A product (one granule, one sensing time). Hrefs are unsigned; `SCL` stands among them where present."""
+
+    id: str
+    datetime_utc: str  # ISO 8601 with Z
+    epsg: int
+    footprint: dict[str, Any]  # GeoJSON geometry, EPSG:4326
+    hrefs: dict[str, str]  # band name -> href
+    rasters: tuple[Raster, ...] = ()  # by GSD; empty when the archive does not say
+    baseline: str = ""  # processing baseline, "05.11"
+    offset: OffsetDecision = OffsetDecision(0, "unset")
+    cloud_pct: float | None = None
+    tile: str = ""  # MGRS tile, "31TCJ"
+    properties: dict[str, Any] = field(default_factory=dict)  # what else provenance wants: platform, orbit, product id
+
+    @property
+    def phase(self) -> Phase:
+        """Phase of the pixel grid; zero where the archive does not give rasters. ValueError when bands do not nest."""
+        return Phase.of({r.gsd_m: (r.left_m, r.top_m) for r in self.rasters}) if self.rasters else Phase()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary, re-readable by `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Scene:
+        """Inverse of `to_json`."""
+        return cls(
+            **{
+                **record,
+                "rasters": tuple(Raster(**raster) for raster in record["rasters"]),
+                "offset": OffsetDecision(**record["offset"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Period:
+    """One time step of the output: which scenes feed it, best first, and how they are combined."""
+
+    label: str  # "2024-06-17" or "2024-06-01/2024-08-31"
+    datetime_utc: str  # ISO 8601 with Z, value of the time coordinate
+    scene_ids: tuple[str, ...]
+    composite: str  # "mosaic" or "median"
