@@ -19,7 +19,7 @@ OFFSET_RULES: tuple[str, ...] = ("always", "baseline", "declared-or-baseline", "
 
 
 def baseline_number(baseline: str) -> float | None:
-    """ "05.11", "5.11", "N0511" -> 5.11; None when the text is not a baseline or is not one of ESA's (99.99)."""
+    """Read "05.11", "5.11" or "N0511" as 5.11; None when the text is not a baseline or not one of ESA's (99.99)."""
     match = re.fullmatch(r"N?(\d{2})(\d{2})|(\d{1,2}\.\d{1,2})", baseline.strip())
     if match is None:
         return None
@@ -65,7 +65,7 @@ def _by_baseline(baseline: str) -> OffsetDecision:
 
 
 def _by_declaration(baseline: str, declared: float | None, applied: bool | None) -> OffsetDecision:
-    """Declared offset where there is one, checked against the baseline; the baseline alone otherwise."""
+    """Take the declared offset where there is one, checked against the baseline; the baseline alone otherwise."""
     if applied:
         return OffsetDecision(0, "flag boa_offset_applied is true")
     if declared is None:
