@@ -1,1 +1,1 @@
-"""Pure integers and floats: grids, the window lattice, keyed noise. No I/O, no torch, no dask, nothing of the pipeline."""
+"""Pure integers and floats: grids, the window lattice, keyed noise. No I/O, torch or dask; imports nothing above it."""

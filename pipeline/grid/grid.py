@@ -3,7 +3,7 @@
 In: metres and integers. Out: the same. Imports nothing of the pipeline.
 
 Index frame: columns count east, rows count SOUTH, both from the zone's (0, 0) plus the grid's phase, in pixels of
-a stated GSD. Pixel (row, col) of GSD g covers x in [phase_x + g*col, +g) and y in (phase_y - g*(row+1), phase_y - g*row].
+a stated GSD. Pixel (row, col) of GSD g covers x from phase_x + g*col to + g and y from phase_y - g*row down to - g.
 Rows are therefore negative in the northern hemisphere.
 """
 
@@ -65,9 +65,7 @@ class Window:
     def union(self, other: Window) -> Window:
         """Smallest window that holds both."""
         row, col = min(self.row, other.row), min(self.col, other.col)
-        return Window(
-            row, col, max(self.row_end, other.row_end) - row, max(self.col_end, other.col_end) - col
-        )
+        return Window(row, col, max(self.row_end, other.row_end) - row, max(self.col_end, other.col_end) - col)
 
     @property
     def empty(self) -> bool:

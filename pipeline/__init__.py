@@ -1,0 +1,34 @@
+"""From a STAC archive to all 12 Sentinel-2 L2A bands at 2.5 m in a Zarr store.
+
+>>> import pipeline
+>>> ds = pipeline.open_store("lyon.zarr")        # decoded, lazy                        # doctest: +SKIP
+>>> cube = pipeline.open_cube(pipeline.load_plan("lyon.zarr"))  # what went in, lazy    # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.execution.plan import load_plan, open_cube
+    from pipeline.store.reader import open_store
+
+__all__ = ["load_plan", "open_cube", "open_store"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "open_store": "pipeline.store.reader",
+    "load_plan": "pipeline.execution.plan",
+    "open_cube": "pipeline.execution.plan",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the public functions when they are first used, so that `import pipeline` stays quick."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        value: object = getattr(import_module(_HOMES[name]), name)
+        return value
+    msg = f"module 'pipeline' has no attribute {name!r}"
+    raise AttributeError(msg)
