@@ -1,0 +1,123 @@
+"""Samplers of a denoising diffusion model, as plain functions on the signal level s = sqrt(alpha_bar).
+
+In: a network that estimates the clean image x0, noise x, and a list of signal levels from noisy to clean. Out: x0.
+Both samplers are deterministic (eta 0): all randomness is in x. Imports torch and numpy; nothing of the pipeline.
+
+A noisy image at level s is x = s * x0 + sqrt(1 - s^2) * eps. Levels are float64 scalars; images keep their own dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Denoise = Callable[[Tensor, float], Tensor]
+    Sampler = Callable[..., Tensor]
+
+Spacing = Literal["trailing", "published"]
+MAX_STEPS = 50
+
+_COSINE_OFFSET = 0.008  # Nichol and Dhariwal 2021, eq. 17
+_MAX_BETA = 0.999  # same, section 3.2: keeps the last step from being singular
+
+
+def cosine_alpha_bar(steps: int = 1000) -> NDArray[np.float64]:
+    """Cosine schedule: float64 (steps,), alpha_bar after 1..steps noising steps (Nichol and Dhariwal 2021, eq. 17)."""
+    t = np.arange(steps + 1, dtype=np.float64) / steps
+    f = np.cos((t + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * np.pi / 2) ** 2
+    beta = np.minimum(1.0 - f[1:] / f[:-1], _MAX_BETA)
+    return np.cumprod(1.0 - beta)
+
+
+def timesteps(steps: int, total: int = 1000, spacing: Spacing = "trailing") -> list[int]:
+    """Decreasing indices into a schedule of `total` steps at which the network is evaluated, `steps` of them.
+
+    "trailing" (Lin et al. 2024, table 2) starts at the noisiest step, total - 1; the move after its last evaluation
+    ends on the clean image. "published" is DiffFuSR's grid, 950, 900, ..., 0 for 20 of 1000: it starts early and
+    spends its last evaluation on an image that is already clean. Raises ValueError outside 1..50 steps.
+    """
+    if not 1 <= steps <= min(MAX_STEPS, total):
+        msg = f"{steps} sampling steps of {total}; expected 1 to {min(MAX_STEPS, total)}"
+        raise ValueError(msg)
+    if spacing == "trailing":
+        return [round(total - k * total / steps) - 1 for k in range(steps)]
+    if spacing == "published":
+        return [k * (total // steps) for k in reversed(range(steps))]
+    msg = f"unknown spacing {spacing!r}; expected 'trailing' or 'published'"
+    raise ValueError(msg)
+
+
+def levels(steps: int, alpha_bar: NDArray[np.float64], spacing: Spacing = "trailing") -> list[float]:
+    """Increasingly clean signal levels s = sqrt(alpha_bar) at which a sampler of `steps` steps evaluates the network.
+
+    The timesteps decrease, so s grows from near 0 (noise) towards 1 (clean).
+    """
+    return [math.sqrt(alpha_bar[t]) for t in timesteps(steps, len(alpha_bar), spacing)]
+
+
+def ddim(denoise: Denoise, x: Tensor, levels: Sequence[float], x0_range: tuple[float, float] | None = None) -> Tensor:
+    """DDIM with eta 0 (Song et al. 2021, eq. 12): noise x (B, C, H, W) at levels[0] to x0, one evaluation per level.
+
+    `denoise(x, s)` returns x0 (B, C, H, W). `x0_range` clamps every x0. The last evaluation's x0 is returned as it is.
+    """
+    _check(levels)
+    for here, there in pairwise(levels):
+        x0 = _clamped(denoise(x, here), x0_range)
+        eps = (x - here * x0) / _sigma(here)
+        x = there * x0 + _sigma(there) * eps
+    return _clamped(denoise(x, levels[-1]), x0_range)
+
+
+def dpmpp_2m(
+    denoise: Denoise, x: Tensor, levels: Sequence[float], x0_range: tuple[float, float] | None = None
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): same contract as `ddim`; the first and last step are first order.
+
+    The second-order step extrapolates x0 along lambda = log(s / sqrt(1 - s^2)) from the two latest evaluations.
+    """
+    _check(levels)
+    previous: Tensor | None = None
+    h_previous = 0.0
+    for here, there in pairwise(levels):
+        x0 = _clamped(denoise(x, here), x0_range)
+        h = _log_snr(there) - _log_snr(here)
+        extrapolated = x0
+        if previous is not None:
+            weight = h / (2 * h_previous)
+            extrapolated = (1 + weight) * x0 - weight * previous
+        ratio = _sigma(there) / _sigma(here)
+        x = ratio * x + (there - ratio * here) * extrapolated
+        previous, h_previous = x0, h
+    return _clamped(denoise(x, levels[-1]), x0_range)
+
+
+SAMPLERS: Mapping[str, Sampler] = {"ddim": ddim, "dpm++2m": dpmpp_2m}
+
+
+def _sigma(level: float) -> float:
+    return math.sqrt(1.0 - level * level)
+
+
+def _log_snr(level: float) -> float:
+    return math.log(level / _sigma(level))
+
+
+def _clamped(x0: Tensor, x0_range: tuple[float, float] | None) -> Tensor:
+    return x0 if x0_range is None else x0.clamp(*x0_range)
+
+
+def _check(levels: Sequence[float]) -> None:
+    """Levels must be at least one, strictly between 0 and 1, and grow: anything else divides by zero further on."""
+    grows = all(here < there for here, there in pairwise(levels))
+    if not levels or not grows or not levels[0] > 0 or not levels[-1] < 1:
+        msg = f"signal levels {[round(level, 6) for level in levels]}; expected to grow strictly within (0, 1)"
+        raise ValueError(msg)
