@@ -1,0 +1,287 @@
+"""What GDAL may open, signed just before it does: href policy, tokens, GDAL options, retries, redaction.
+
+In: unsigned hrefs of scenes. Out: paths for GDAL, and errors without secrets. An `Access` holds no secret and pickles.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import json
+import os
+import re
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+from pipeline.archive.retry import redact, retrying
+from pipeline.errors import UpstreamError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ALLOWED_DRIVERS", "SIGNINGS", "Access", "redact", "restrict_drivers", "retrying"]
+
+SIGNINGS: tuple[str, ...] = ("none", "planetary-computer", "cdse-s3", "s3-env")
+PLANETARY_TOKEN_URL = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
+CDSE_S3_ENDPOINT = "eodata.dataspace.copernicus.eu"
+ANY_PUBLIC_HOST = "*"
+MAX_HREF_CHARS = 2048  # real hrefs stay under 400; GDAL itself cuts file names at 2048
+TOKEN_MARGIN_S = 300.0  # a token this close to its end is not handed out any more
+_BLOB_SUFFIX = ".blob.core.windows.net"
+
+ALLOWED_DRIVERS: tuple[str, ...] = ("GTiff", "COG", "JP2OpenJPEG")
+# Drivers that open other files or addresses named inside a file: a remote VRT reads local files (OSGeo/gdal#12645).
+_INDIRECT_DRIVERS = (
+    "VRT,GTI,DERIVED,STACIT,STACTA,Zarr,WMS,WMTS,WCS,OGCAPI,HTTP,PLMOSAIC,DAAS,EEDA,EEDAI,NGW,PostGISRaster,"
+    "Rasterlite,GDALG,TIL,DIMAP,SAFE,SENTINEL2,KMLSUPEROVERLAY,MBTiles,ESRIC,netCDF,HDF5,HDF5Image"
+)
+_INDIRECT_SUFFIXES = (".vrt", ".gti", ".xml", ".json", ".til", ".zip", ".tar", ".tgz", ".gz")
+
+_tokens: dict[tuple[str, str, str], tuple[str, float]] = {}  # (endpoint, account, container) -> (token, expiry)
+_tokens_lock = threading.Lock()
+
+
+def restrict_drivers() -> bool:
+    """Keep GDAL from opening files that point to other files; True when it took effect.
+
+    GDAL reads GDAL_SKIP only while it registers drivers, and only from the process environment (an option of
+    rasterio.Env comes too late), so call this before rasterio is first used. WarpedVRT, hence stackstac, still works.
+    """
+    os.environ.setdefault("GDAL_SKIP", _INDIRECT_DRIVERS)
+    import rasterio
+
+    with rasterio.Env() as env:
+        return "VRT" not in env.drivers()
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the files of one archive may be reached.
+
+    `hosts`: allowed "host", "*.suffix", "127.0.0.1:8080" (also over http), "s3://bucket", or "*" (any public https
+    host). `roots`: folders under which plain paths may lie.
+    """
+
+    signing: str = "none"
+    hosts: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
+    token_url: str = PLANETARY_TOKEN_URL
+    s3_endpoint: str = CDSE_S3_ENDPOINT  # only for cdse-s3
+
+    def __post_init__(self) -> None:
+        if self.signing not in SIGNINGS:
+            raise UsageError(f"signing {self.signing!r} is unknown", f"one of {', '.join(SIGNINGS)}")
+
+    def href(self, href: str) -> str:
+        """Path that GDAL may open, signed where the archive wants it. UsageError when the policy refuses `href`."""
+        kind, parts = self._admitted(href)
+        if kind == "path":
+            return parts.path
+        if kind == "s3":
+            if self.signing in ("cdse-s3", "s3-env"):
+                _require_s3_keys(self.signing)
+            return f"/vsis3/{parts.netloc}{parts.path}"
+        if self.signing == "planetary-computer" and parts.netloc.endswith(_BLOB_SUFFIX):
+            return f"/vsicurl/https://{parts.netloc}{parts.path}?{self._token(parts)}"
+        return f"/vsicurl/{parts.geturl()}"
+
+    def check(self, href: str) -> None:
+        """Raise UsageError when the policy refuses `href`; needs neither network nor credentials."""
+        self._admitted(href)
+
+    def refresh(self, href: str) -> str:
+        """As `href`, with a new token: call it when the archive answered 401 or 403."""
+        kind, parts = self._admitted(href)
+        if kind == "https" and self.signing == "planetary-computer" and parts.netloc.endswith(_BLOB_SUFFIX):
+            with _tokens_lock:
+                _tokens.pop(self._token_key(parts), None)
+        return self.href(href)
+
+    def gdal_env(self) -> dict[str, str]:
+        """Options for rasterio.Env around every open and read (reasons: each line).
+
+        GDAL_SKIP is here for environments of new processes; see `restrict_drivers` for the present one.
+        """
+        env = {
+            "GDAL_HTTP_MAX_RETRY": "5",  # GDAL's default is not to retry at all
+            "GDAL_HTTP_RETRY_DELAY": "1",
+            "GDAL_HTTP_RETRY_CODES": "408,429,500,502,503,504",  # GDAL >= 3.10; 408 is not in its own list
+            "GDAL_HTTP_CONNECTTIMEOUT": "10",
+            "GDAL_HTTP_TIMEOUT": "60",
+            "GDAL_HTTP_LOW_SPEED_TIME": "30",  # give up on a connection that delivers less than
+            "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",  # 1000 bytes/s for 30 s
+            "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+            "GDAL_HTTP_MULTIRANGE": "YES",
+            "GDAL_HTTP_VERSION": "2",
+            "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing, no side-car files
+            "GDAL_INGESTED_BYTES_AT_OPEN": "32768",  # the header of a COG in one request
+            "GDAL_CACHEMAX": "256",  # MB per process; the default is 5 % of RAM for every worker
+            "GDAL_NUM_THREADS": "1",
+            "GDAL_SKIP": _INDIRECT_DRIVERS,
+            # GDAL remembers a 404 for the life of the process unless told not to, so that a retry would be a fake.
+            # It splits this list at every colon, hence prefixes without host.
+            "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http:/vsis3/",
+        }
+        if self.signing == "none" and any(host.startswith("s3://") for host in self.hosts):
+            env["AWS_NO_SIGN_REQUEST"] = "YES"
+        if self.signing == "cdse-s3":
+            env |= {"AWS_S3_ENDPOINT": self.s3_endpoint, "AWS_VIRTUAL_HOSTING": "FALSE", "AWS_HTTPS": "YES"}
+        return env
+
+    def _admitted(self, href: str) -> tuple[str, SplitResult]:
+        """("path" | "s3" | "https", parts) of an href that the policy allows; UsageError names the rule it broke."""
+        _check_text(href)
+        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", href)
+        if scheme is None:
+            return "path", SplitResult("", "", self._local_path(href), "", "")
+        name = scheme[1].lower()
+        if name == "file":
+            return "path", SplitResult("", "", self._local_path(unquote(_split(href).path)), "", "")
+        if name not in ("https", "http", "s3"):
+            raise _refused(href, f"scheme {name}: is not one of https, s3, file")
+        parts = _split(href)
+        if ".." in unquote(unquote(parts.path)).split("/"):
+            raise _refused(href, "it climbs with '..'")
+        if name == "s3":
+            if f"s3://{parts.netloc}" not in self.hosts:
+                raise _refused(href, f"bucket {parts.netloc!r} is not listed", f"s3://{parts.netloc}")
+            return "s3", parts
+        self._check_host(href, parts)
+        return "https", parts
+
+    def _local_path(self, path: str) -> str:
+        if path.startswith("/vsi"):
+            raise _refused(path, "GDAL's virtual file systems are not for catalogues to choose")
+        if ".." in Path(path).parts:
+            raise _refused(path, "it climbs with '..'")
+        real = Path(path).resolve()
+        if not any(real.is_relative_to(Path(root).resolve()) for root in self.roots):
+            raise _refused(path, f"it lies under none of the folders {list(self.roots)}")
+        return str(real)
+
+    def _check_host(self, href: str, parts: SplitResult) -> None:
+        """Allow-list by exact name with port, by name, or by pattern; plain http only for listed loopback addresses."""
+        try:
+            host, port = (parts.hostname or "").lower().rstrip("."), parts.port
+        except ValueError as error:
+            raise _refused(href, f"its port is not a number ({error})") from None
+        if "@" in parts.netloc:
+            raise _refused(href, "it carries a user name or password")
+        listed = parts.netloc.lower() in self.hosts
+        if parts.scheme.lower() == "http" and not (listed and _is_loopback(host)):
+            raise _refused(href, "plain http is only for listed loopback addresses", parts.netloc)
+        if listed:
+            return
+        if port not in (None, 443):
+            raise _refused(href, f"port {port} is not listed", parts.netloc)
+        if _is_address(host):
+            raise _refused(href, "addresses instead of names must be listed", parts.netloc)
+        if any(fnmatchcase(host, pattern) for pattern in self.hosts if pattern != ANY_PUBLIC_HOST):
+            return
+        if ANY_PUBLIC_HOST not in self.hosts:
+            raise _refused(href, f"host {host!r} is not listed", host)
+        if "." not in host or host.endswith((".local", ".internal", ".localhost")) or _resolves_inside(host):
+            raise _refused(href, f"host {host!r} is not a public one", host)
+
+    def _token_key(self, parts: SplitResult) -> tuple[str, str, str]:
+        container = parts.path.lstrip("/").split("/", 1)[0]
+        return self.token_url, parts.netloc[: -len(_BLOB_SUFFIX)], container
+
+    def _token(self, parts: SplitResult) -> str:
+        """SAS token of (account, container), kept until five minutes before it ends. One request at a time."""
+        key = self._token_key(parts)
+        with _tokens_lock:
+            token, expiry_s = _tokens.get(key, ("", 0.0))
+            if not token or expiry_s - time.time() < TOKEN_MARGIN_S:
+                what = f"token for {key[1]}/{key[2]} from {urlsplit(self.token_url).netloc}"
+                fetch: Callable[[], tuple[str, float]] = functools.partial(_fetch_token, *key)
+                token, expiry_s = retrying(fetch, what=what, raises=UpstreamError)
+                _tokens[key] = token, expiry_s
+            return token
+
+
+def _fetch_token(endpoint: str, account: str, container: str) -> tuple[str, float]:
+    """(token, expiry in seconds since 1970) from the Planetary Computer's token service."""
+    from urllib.request import Request, urlopen
+
+    request = Request(f"{endpoint}/{quote(account)}/{quote(container)}", headers={"Accept": "application/json"})
+    key = os.environ.get("PC_SDK_SUBSCRIPTION_KEY")
+    if key:  # unredirected: never sent on to where a redirect points
+        request.add_unredirected_header("Ocp-Apim-Subscription-Key", key)
+    with urlopen(request, timeout=30) as response:
+        body = response.read(65536)
+    try:
+        answer: dict[str, Any] = json.loads(body)
+        expiry = datetime.fromisoformat(str(answer["msft:expiry"]))
+        return str(answer["token"]).lstrip("?"), expiry.timestamp()
+    except (KeyError, TypeError, ValueError) as error:  # a proxy's error page with status 200
+        msg = f"the token service answered something else than a token ({type(error).__name__})"
+        raise ConnectionError(msg) from None
+
+
+def _check_text(href: str) -> None:
+    if not href.strip():
+        raise UsageError("an asset has an empty href", "an address or a path")
+    if len(href) > MAX_HREF_CHARS:
+        raise UsageError(f"an asset's href has {len(href)} characters", f"at most {MAX_HREF_CHARS}")
+    if any(ord(char) <= 0x20 or char in "\\\x7f" for char in href.replace(" ", "")):
+        raise _refused(href, "it holds control characters or backslashes")
+    if _split(href).path.lower().endswith(_INDIRECT_SUFFIXES):
+        raise _refused(href, "files that point to other files are not opened")
+
+
+def _split(href: str) -> SplitResult:
+    try:
+        return urlsplit(href)
+    except ValueError as error:
+        raise _refused(href, f"it is not an address ({error})") from None
+
+
+def _refused(href: str, rule: str, listing: str = "") -> UsageError:
+    shown = redact(href if len(href) <= 200 else href[:200] + "...")
+    cure = f"if you trust it, list {listing!r} under hosts in a catalogue file of your own" if listing else ""
+    return UsageError(f"asset href {shown!a} is refused: {rule}", cure=cure)
+
+
+def _is_address(host: str) -> bool:
+    """True for IPv4/IPv6 literals, including the decimal, octal and hexadecimal spellings that libcurl understands."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return re.fullmatch(r"(0x[0-9a-f]+|\d+)(\.(0x[0-9a-f]+|\d+)){0,3}", host) is not None
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@functools.lru_cache(maxsize=1024)
+def _resolves_inside(host: str) -> bool:
+    """True when a name points into a private network; names that do not resolve here are left to GDAL to fail on."""
+    try:
+        found = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return any(not ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_global for entry in found)
+
+
+def _require_s3_keys(signing: str) -> None:
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    absent = [name for name in names if not os.environ.get(name)]
+    if absent:
+        raise UsageError(
+            f"archive access {signing!r} needs S3 keys and {' and '.join(absent)} is not set",
+            "keys in the environment of every process that reads",
+            "create keys on the archive's account page and export them; they are never written to a plan or a log",
+        )

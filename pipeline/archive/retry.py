@@ -1,0 +1,180 @@
+"""Retries with a memory of why: what may be tried again, how long to wait, and how to say it without secrets.
+
+In: a call that reads something far away. Out: its result, or one explained error.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from pipeline.errors import PipelineError, ReadError, StorageError, UpstreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+MAX_WAIT_S = 60.0  # of our own backoff
+MAX_RETRY_AFTER_S = 300.0  # of what a server asks for
+TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LOCAL_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENFILE})
+
+_STATUS = re.compile(r"(?:HTTP (?:response|error) code ?:? ?|HTTP Error |status[ _]code[ =:]*)(\d{3})", re.IGNORECASE)
+_AUTH_WORDS = re.compile(r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|AuthenticationFailed")
+_GONE_WORDS = re.compile(r"No such file or directory|does not exist in the file system|NoSuchKey|BlobNotFound")
+# What GDAL says of a dropped, throttled, short or damaged answer. A first "not recognized" is often a 503 page
+# (gjoseph92/stackstac#18), and GDAL itself never retries a short body.
+_TRANSIENT_WORDS = re.compile(
+    r"CURL error|timed? ?out|reset by peer|Connection (?:refused|aborted|reset)|Temporary failure in name resolution"
+    r"|could not resolve|not recognized as|SlowDown|ServerBusy|RequestTimeout|Read failed|read error|IReadBlock failed"
+    r"|TIFFFillTile|TIFFReadEncoded|TIFFReadDirectory|TIFFFetch|Decoding error|inflate|ZSTD|incomplete|truncated"
+    r"|Premature|opj_|Error reading Window|Range downloading not supported",
+    re.IGNORECASE,
+)
+_WAIT_WORDS = re.compile(r"(?:try|retry) again in (\d+(?:\.\d+)?)", re.IGNORECASE)
+
+_SECRET_NAMES = (
+    r"sig|signature|skoid|sktid|ske|sks|skv|skt|access_?token|refresh_?token|token|x-amz-[a-z-]+|awsaccesskeyid"
+    r"|aws_secret_access_key|aws_access_key_id|aws_session_token|access_?key|secret(?:_?key)?|password|api_?key"
+    r"|subscription[-_]key|ocp-apim-subscription-key"
+)
+_SECRET_ENV = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "PC_SDK_SUBSCRIPTION_KEY")
+_USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>)\]}]*")
+_SAS = re.compile(r"[\w-]+=[^\s&'\"]*(?:&[\w-]+=[^\s&'\"]*)*&?\bsig=[^\s'\"<>)\]}]*", re.IGNORECASE)
+_HEADER = re.compile(r"(authorization\W{1,4})(?:(?:bearer|basic|aws4-hmac-sha256)\s+)?[^\s'\"]+.*?(?=['\"\n]|$)", re.I)
+_PAIR = re.compile(rf"(\b(?:{_SECRET_NAMES})\b['\"]?\s*[=:]\s*['\"]?)(?!\[redacted)[^\s&'\",;)\]}}]+", re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """The text without query strings, user names in URLs, tokens, keys, and values of secret environment variables."""
+    for name in _SECRET_ENV:
+        value = os.environ.get(name, "")
+        if len(value) >= 8:  # shorter ones would blank out ordinary words
+            text = text.replace(value, "[redacted]")
+    text = _USERINFO.sub("[redacted]@", text)
+    text = _QUERY.sub(r"\1?[redacted]", text)
+    text = _SAS.sub("[redacted]", text)
+    text = _HEADER.sub(r"\1[redacted]", text)
+    return _PAIR.sub(r"\1[redacted]", text)
+
+
+def classify(error: BaseException) -> str:
+    """One of "transient", "auth", "gone", "permanent", "local" or "bug", from the error and what caused it."""
+    verdict = "bug"
+    for link in _chain(error):
+        verdict = _classify_one(link)
+        if verdict != "bug":
+            break
+    return verdict
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and its causes, outermost first; urllib keeps the cause in `reason`."""
+    link: BaseException | None = error
+    for _ in range(8):
+        if link is None:
+            return
+        yield link
+        reason = getattr(link, "reason", None)
+        link = reason if isinstance(reason, BaseException) else link.__cause__ or link.__context__
+
+
+def _classify_one(error: BaseException) -> str:
+    text = str(error)
+    status = _status(error, text)
+    if status is not None:
+        return _classify_status(status)
+    if isinstance(error, OSError) and error.errno in _LOCAL_ERRNO:
+        return "local"
+    if isinstance(error, FileNotFoundError) or _GONE_WORDS.search(text):
+        return "gone"
+    if _AUTH_WORDS.search(text):
+        return "auth"
+    if isinstance(error, TimeoutError | ConnectionError | EOFError) or _TRANSIENT_WORDS.search(text):
+        return "transient"
+    if isinstance(error, OSError):  # RasterioIOError and URLError are OSErrors: far away, cause not understood
+        return "transient"
+    return "bug"
+
+
+def _status(error: BaseException, text: str) -> int | None:
+    for name in ("status_code", "code", "status"):
+        value = getattr(error, name, None)
+        if isinstance(value, int) and 400 <= value < 600:
+            return value
+    found = _STATUS.search(text)
+    return int(found[1]) if found and found[1] >= "400" else None
+
+
+def _classify_status(status: int) -> str:
+    if status in TRANSIENT_STATUS or status >= 500:
+        return "transient"
+    if status in (401, 403):
+        return "auth"
+    return "gone" if status in (404, 410) else "permanent"
+
+
+def _retry_after_s(error: BaseException) -> float:
+    """Seconds that the server asked us to wait, 0 when it did not say; at most MAX_RETRY_AFTER_S."""
+    for link in _chain(error):
+        headers = getattr(link, "headers", None)
+        value = headers.get("Retry-After", "") if headers is not None and hasattr(headers, "get") else ""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", str(value)) or _WAIT_WORDS.search(str(link))
+        if found:
+            return min(float(found[1]), MAX_RETRY_AFTER_S)
+    return 0.0
+
+
+_CURES = {
+    "transient": "run the same command again later, it continues where it stopped",
+    "auth": "check the archive's credentials in the environment of this process, and the machine's clock",
+    "gone": "the catalogue names a file that the archive does not have; leave this scene out or use another catalogue",
+    "permanent": "leave this scene out or use another catalogue",
+}
+
+
+def retrying(
+    call: Callable[[], T],
+    *,
+    what: str,
+    tries: int = 4,
+    base_s: float = 0.5,
+    sleep: Callable[[float], object] = time.sleep,
+    on_auth: Callable[[], object] | None = None,
+    raises: type[UpstreamError] = ReadError,
+) -> T:
+    """Result of `call`, tried up to `tries` times with full jitter (base_s, base_s*2, ... up to 60 s).
+
+    Transient errors use every try; 401/403 runs `on_auth` (refresh the token there) once and then has two more
+    tries; 404 is looked at once more. Local trouble raises StorageError at once; programming errors pass unchanged;
+    else `raises` with `what` and a redacted text. PipelineErrors pass unchanged: they are already explained.
+    """
+    allowed = {"transient": tries, "auth": min(tries, 4), "gone": min(tries, 2), "permanent": 1}
+    refreshed = False
+    for attempt in range(1, tries + 1):
+        try:
+            return call()
+        except PipelineError:
+            raise
+        except Exception as error:
+            kind = classify(error)
+            if kind == "bug":
+                raise
+            message = redact(f"{what}: {error}".replace("\n", " "))
+            if kind == "local":
+                raise StorageError(message, cure="free space or permissions on this machine, then run again") from None
+            if attempt >= allowed[kind]:
+                count = f"{attempt} {'try' if attempt == 1 else 'tries'}"
+                raise raises(f"{message} ({kind}, after {count})", cure=_CURES[kind]) from None
+            if kind == "auth" and on_auth is not None and not refreshed:
+                refreshed = True
+                on_auth()
+                continue
+            sleep(max(random.uniform(0, min(MAX_WAIT_S, base_s * 2 ** (attempt - 1))), _retry_after_s(error)))
+    raise raises(f"{what}: no try was allowed (tries={tries})")
