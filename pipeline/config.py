@@ -1,0 +1,108 @@
+"""RunConfig: every knob of a run once, with its default; frozen, printable, read from TOML.
+
+In: a TOML file and overrides. Out: a `RunConfig`. Imports bands, errors; nothing else of the pipeline.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.bands import BAND_NAMES
+from pipeline.errors import UsageError
+
+COMPOSITES = ("mosaic", "median", "none")
+CONSISTENCIES = ("box", "tent", "none")
+_MAX_TOML_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What decides the pixels and the layout of a store. Equal configs over equal scenes give equal stores."""
+
+    catalog: str = "earth-search"
+    start: str = ""  # first day, ISO 8601; empty: 90 days before `end`
+    end: str = ""  # last day; empty: today
+    max_cloud: float = 60.0  # per cent, of the whole scene
+    composite: str = "mosaic"
+    bands: tuple[str, ...] = ()  # empty: all 12, which every scene must then carry
+    sr: str = "lite"
+    weights: str = ""  # super-resolver bundle; empty: the one that ships with `sr`
+    fusion_weights: str = ""
+    members: int = 1  # draws per pixel; more than one averages them and adds `uncertainty`
+    seed: int = 0
+    consistency: str = "box"
+    offset: int | None = None  # BOA_ADD_OFFSET to add to the archive's DN, overriding rules and audit
+    clip: bool = False  # mask pixels outside the polygon
+    chunk_px: int = 480  # 1.2 km; a multiple of 24
+    unit_chunks: int = 5  # at most so many chunks per unit, along one axis
+    shard: bool = False  # one Zarr shard per unit: fewer files, needs GDAL 3.13 to be read by GDAL
+
+    def __post_init__(self) -> None:
+        for name, known in (("composite", COMPOSITES), ("consistency", CONSISTENCIES)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} = {getattr(self, name)!r}", f"one of {', '.join(known)}")
+        unknown = [band for band in self.bands if band not in BAND_NAMES]
+        if unknown:
+            raise UsageError(f"bands {', '.join(unknown)} are not known", f"some of {', '.join(BAND_NAMES)}")
+        if self.chunk_px <= 0 or self.chunk_px % 24:
+            raise UsageError(f"chunk_px = {self.chunk_px}", "a positive multiple of 24 (60 m)")
+        if self.unit_chunks < 1 or not 1 <= self.members <= 1000 or not 0 <= self.seed < 2**64:
+            raise UsageError(
+                f"unit_chunks {self.unit_chunks}, members {self.members}, seed {self.seed}",
+                "unit_chunks >= 1, 1 <= members <= 1000, 0 <= seed < 2**64",
+            )
+        if self.offset not in (None, 0, -1000):
+            raise UsageError(f"offset = {self.offset}", "0 or -1000", "leave it out to use the archive's rule")
+        if not 0 <= self.max_cloud <= 100:
+            raise UsageError(f"max_cloud = {self.max_cloud}", "0 to 100 per cent")
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Bands of the store, in the order of the instrument."""
+        chosen = self.bands or BAND_NAMES
+        return tuple(name for name in BAND_NAMES if name in chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary, re-readable by `from_mapping`."""
+        return {**asdict(self), "bands": list(self.bands)}
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any], source: str = "configuration") -> RunConfig:
+        """Build from names and values; unknown names and wrong types raise UsageError."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UsageError(f"{source} names {', '.join(unknown)}", f"only {', '.join(sorted(known))}")
+        default = cls()
+        for name, value in values.items():
+            _check_type(name, value, getattr(default, name), source)
+        return replace(default, **{k: tuple(v) if k == "bands" else v for k, v in values.items()})
+
+    @classmethod
+    def from_toml(cls, path: Path) -> RunConfig:
+        """Read a TOML file of these names. Raises UsageError."""
+        try:
+            if path.stat().st_size > _MAX_TOML_BYTES:
+                raise UsageError(f"{path} is larger than 1 MB", "a short TOML file")
+            values = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}", "a TOML file") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not TOML ({error})", 'lines such as composite = "mosaic"') from error
+        return cls.from_mapping(values, str(path))
+
+
+def _check_type(name: str, value: object, default: object, source: str) -> None:
+    kinds: dict[type, tuple[type, ...]] = {float: (int, float), tuple: (list, tuple), type(None): (int, type(None))}
+    expected = kinds.get(type(default), (type(default),))
+    if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise UsageError(f"{source}: {name} = {value!r}", f"a value like {default!r}")
+
+
+def differences(one: RunConfig, other: RunConfig) -> list[str]:
+    """Knobs that differ, as "name: a -> b"."""
+    pairs = [(field.name, getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
+    return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]

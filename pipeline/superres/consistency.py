@@ -1,0 +1,109 @@
+"""Radiometric consistency: the block mean of the output over each native pixel equals the input.
+
+In: images and native rasters. Out: images whose block means agree, and their uint16 DN. Imports bands only; no I/O.
+
+Operator A is the k x k block mean, A+ its pseudo-inverse (replication), so x + A+(y - A x) is the image
+nearest to x that is consistent with y (range/null-space decomposition as in DDNM, Wang et al. 2023). Spreading
+y - A x by bicubic interpolation first leaves no block pattern; the last, exact step then only moves what little is
+left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.bands import NODATA_DN
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_MAX_DN = 65535
+CONSISTENCIES = ("box", "tent", "none")
+
+
+def bicubic_up(image: Tensor, factor: int) -> Tensor:
+    """Bicubic upsampling of (b, c, h, w) to (b, c, factor*h, factor*w), pixel areas aligned."""
+    from torch.nn import functional
+
+    return functional.interpolate(image, scale_factor=factor, mode="bicubic", align_corners=False)
+
+
+def block_mean(image: Tensor, factor: int) -> Tensor:
+    """Mean over factor x factor blocks, (b, c, h, w) to (b, c, h/factor, w/factor)."""
+    from torch.nn import functional
+
+    return functional.avg_pool2d(image, factor)
+
+
+def tent_mean(image: Tensor, factor: int) -> Tensor:
+    """Antialiased bilinear (tent) downsampling, the one opensr-test measures with; shapes as `block_mean`."""
+    from torch.nn import functional
+
+    ny, nx = image.shape[-2] // factor, image.shape[-1] // factor
+    return functional.interpolate(image, size=(ny, nx), mode="bilinear", antialias=True, align_corners=False)
+
+
+def back_project(
+    image: Tensor, native: Tensor, factor: int, *, consistency: str = "box", iterations: int = 1
+) -> Tensor:
+    """Add the bicubic-upsampled residual native - A(image), `iterations` times; A is the box or tent mean.
+
+    `image` (b, c, k*h, k*w), `native` (b, c, h, w), same unit. "none" returns `image`.
+    """
+    if consistency == "none":
+        return image
+    down = tent_mean if consistency == "tent" else block_mean
+    for _ in range(iterations):
+        image = image + bicubic_up(native - down(image, factor), factor)
+    return image
+
+
+def _to_blocks(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    ny, nx = image.shape[0] // factor, image.shape[1] // factor
+    blocks = image.reshape(ny, factor, nx, factor).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(blocks).reshape(ny, nx, factor * factor)
+
+
+def _from_blocks(blocks: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
+    ny, nx, _ = blocks.shape
+    return blocks.reshape(ny, nx, factor, factor).transpose(0, 2, 1, 3).reshape(ny * factor, nx * factor)
+
+
+def _limit(deviation: NDArray[np.float32], native: NDArray[np.float32]) -> None:
+    """Shrink the contrast of blocks that would leave 1 .. 65535 until they fit; the mean stays, in place."""
+    low, high = deviation.min(-1), deviation.max(-1)
+    room = np.minimum(
+        np.where(low < 1 - native, (native - 1) / np.maximum(-low, 1e-6), 1.0),
+        np.where(high > _MAX_DN - native, (_MAX_DN - native) / np.maximum(high, 1e-6), 1.0),
+    )
+    tight = room < 1
+    if tight.any():
+        deviation[tight] *= np.maximum(room[tight], 0.0)[:, None].astype(np.float32)
+
+
+def project_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
+    """DN (k*h, k*w) whose every k x k block sums to k*k times the native DN exactly; 0 where native is 0.
+
+    `image` is float DN (k*h, k*w), `native` uint16 DN (h, w). Fractions are carried on through each block (error
+    diffusion along its pixels), so every pixel moves by less than 1 DN beyond the projection itself.
+    """
+    deviation = _to_blocks(image, factor)
+    deviation -= deviation.mean(-1, keepdims=True, dtype=np.float64).astype(np.float32)
+    target = native.astype(np.float32)
+    _limit(deviation, target)
+    carried = np.cumsum(deviation, axis=-1, dtype=np.float64)
+    carried -= carried[..., -1:] * (np.arange(1, carried.shape[-1] + 1) / carried.shape[-1])
+    steps = np.diff(np.rint(carried), axis=-1, prepend=0.0)
+    dn = np.clip(steps + native[..., None], 1, _MAX_DN).astype(np.uint16)
+    dn[native == NODATA_DN] = NODATA_DN
+    return _from_blocks(dn, factor)
+
+
+def round_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
+    """Nearest DN within 1 .. 65535, 0 where native is 0; no promise on block means."""
+    dn = np.clip(np.rint(image), 1, _MAX_DN).astype(np.uint16)
+    valid = (native != NODATA_DN).repeat(factor, 0).repeat(factor, 1)
+    return np.where(valid, dn, np.uint16(NODATA_DN))

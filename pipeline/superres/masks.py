@@ -1,0 +1,87 @@
+"""Where a network must not speak: nodata, clouds, saturation; and what it sees there instead.
+
+In: DN and SCL on native grids. Out: filled reflectance and the weight of generated detail. Imports bands only; no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.bands import DN_OFFSET, DN_SCALE, NODATA_DN
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Scene classification (Sen2Cor ATBD, SCL): saturated or defective 1, cloud medium 8, cloud high 9, thin cirrus 10.
+NO_DETAIL_SCL: tuple[int, ...] = (1, 8, 9, 10)
+BRIGHT_REFLECTANCE = 0.6  # training imagery rarely reaches it; beyond, networks extrapolate
+_GUARD_PX = 4  # 10 m px kept clear around what is blocked
+_RAMP_PX = 2  # 10 m px over which detail then fades in
+
+QUALITY_NODATA, QUALITY_MEASURED, QUALITY_PARTIAL, QUALITY_GENERATED = 0, 1, 2, 3
+QUALITY_MEANINGS = "nodata no_generated_detail partly_generated_detail generated_detail"
+
+
+def reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Surface reflectance (1) of house DN; nodata comes out as -0.1 and must be filled or masked."""
+    return dn.astype(np.float32) * np.float32(DN_SCALE) + np.float32(DN_OFFSET)
+
+
+def fill_nearest(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """`values` (y, x) with invalid pixels replaced by their nearest valid one; all zero when none is valid."""
+    if valid.all():
+        return values
+    if not valid.any():
+        return np.zeros_like(values)
+    from scipy.ndimage import distance_transform_edt
+
+    rows, cols = distance_transform_edt(~valid, return_distances=False, return_indices=True)
+    filled: NDArray[np.float32] = values[rows, cols]
+    return filled
+
+
+def filled_reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Reflectance of (band, y, x) DN, each band filled from its own nearest valid pixels."""
+    rho, valid = reflectance(dn), dn != NODATA_DN
+    if valid.all():
+        return rho
+    return np.stack([fill_nearest(band, ok) for band, ok in zip(rho, valid, strict=True)])
+
+
+def _spread(mask: NDArray[np.bool_], px: int) -> NDArray[np.bool_]:
+    from scipy.ndimage import maximum_filter
+
+    spread: NDArray[np.bool_] = maximum_filter(mask, size=2 * px + 1, mode="nearest")
+    return spread
+
+
+def detail_weight(
+    dn10: NDArray[np.uint16], scl: NDArray[np.uint8] | None, bright: float = BRIGHT_REFLECTANCE
+) -> NDArray[np.float32] | None:
+    """Weight 0..1 of generated detail on the 10 m grid, shape (y, x); None when it is 1 everywhere.
+
+    `dn10` is (band, y, x) of the network's input bands, `scl` the 20 m classification (y/2, x/2) or None. Blocked
+    pixels and 4 px around them get 0, and the weight then rises linearly over 4 px.
+    """
+    blocked = (dn10 == NODATA_DN).any(0) | (reflectance(dn10).max(0) > bright)
+    if scl is not None:
+        blocked |= np.isin(scl, NO_DETAIL_SCL).repeat(2, 0).repeat(2, 1)
+    if not blocked.any():
+        return None
+    from scipy.ndimage import uniform_filter
+
+    kept = (~_spread(blocked, _GUARD_PX + _RAMP_PX)).astype(np.float32)
+    weight: NDArray[np.float32] = uniform_filter(kept, size=2 * _RAMP_PX + 1, mode="nearest")
+    weight[blocked] = 0.0
+    return np.clip(weight, 0.0, 1.0)
+
+
+def quality(weight: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Quality classes at 2.5 m from the blended weight of generated detail and validity, both (ny, nx)."""
+    classes = np.full(weight.shape, QUALITY_PARTIAL, np.uint8)
+    classes[weight <= 1e-3] = QUALITY_MEASURED
+    classes[weight >= 1 - 1e-3] = QUALITY_GENERATED
+    classes[~valid] = QUALITY_NODATA
+    return classes

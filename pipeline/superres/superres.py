@@ -1,0 +1,189 @@
+"""A piece of ground: run every lattice window that touches it, blend, project, quantise.
+
+In: native DN over `read_window`, the output window, a loaded system. Out: DN at 2.5 m with quality and spread.
+Imports grid, bands, models; no I/O, no dask. Nothing here depends on how the ground was cut into pieces: windows are
+absolute, whole and independent, noise is keyed by position, and blending sums them in ascending order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, RGB, SCALE_10M, TARGET_GSD_M
+from pipeline.grid.noise import normal_field
+from pipeline.superres import fuse, masks
+from pipeline.superres.consistency import project_to_dn, round_to_dn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.grid.grid import Window
+    from pipeline.models.bundle import NoiseSource
+    from pipeline.superres.systems import SceneState, System
+
+
+@dataclass(frozen=True)
+class Native:
+    """DN in the house convention on the native grids over `window` (2.5 m px, edges multiples of 24)."""
+
+    window: Window
+    dn: dict[int, NDArray[np.uint16]]  # GSD in metres -> (band, y, x)
+    bands: dict[int, tuple[str, ...]]
+    scl: NDArray[np.uint8] | None = None  # (y, x) at 20 m
+
+    def band(self, name: str, window: Window) -> NDArray[np.uint16]:
+        """DN of one band over `window` (2.5 m px) on its native grid."""
+        gsd, factor = BY_NAME[name].gsd_m, fuse.factor_of(name)
+        rows, cols = window.coarsen(factor).slices(self.window.coarsen(factor))
+        part: NDArray[np.uint16] = self.dn[gsd][self.bands[gsd].index(name), rows, cols]
+        return part
+
+
+@dataclass(frozen=True)
+class Options:
+    """What shapes the pixels besides scenes and weights."""
+
+    seed: int = 0
+    stream: int = 0  # tells UTM zones and time steps apart
+    members: int = 1
+    consistency: str = "box"
+
+
+@dataclass
+class Result:
+    """Output over one window: `dn` (bands, ny, nx), `quality` (ny, nx), `spread` in DN or None, seconds per stage."""
+
+    dn: NDArray[np.uint16]
+    quality: NDArray[np.uint8]
+    spread: NDArray[np.uint16] | None
+    windows: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+def _window_input(native: Native, window: Window, bright: float) -> fuse.WindowInput | None:
+    """The native rasters of one lattice window, filled; None when nothing was measured in it."""
+    dn = {}
+    for gsd, raster in native.dn.items():
+        factor = round(gsd / TARGET_GSD_M)
+        rows, cols = window.coarsen(factor).slices(native.window.coarsen(factor))
+        dn[gsd] = raster[:, rows, cols]
+    if not any((raster != NODATA_DN).any() for raster in dn.values()):
+        return None
+    rgb = [native.bands[10].index(name) for name in RGB if name in native.bands.get(10, ())]
+    scl = None
+    if native.scl is not None:
+        rows, cols = window.coarsen(8).slices(native.window.coarsen(8))
+        scl = native.scl[rows, cols]
+    shape10 = (window.ny // SCALE_10M, window.nx // SCALE_10M)
+    valid10 = (dn[10][rgb] != NODATA_DN).all(0) if rgb else np.ones(shape10, bool)
+    weight = masks.detail_weight(dn[10][rgb], scl, bright) if rgb else None
+    return fuse.WindowInput({g: masks.filled_reflectance(r) for g, r in dn.items()}, native.bands, valid10, weight)
+
+
+def _noise_of(window: Window, options: Options, system: System) -> Callable[[int], NoiseSource]:
+    import torch
+
+    def of_member(member: int) -> NoiseSource:
+        def noise(step: int, channels: int) -> Tensor:
+            values = normal_field(
+                window, seed=options.seed, channels=channels, step=step, member=member, stream=options.stream
+            )
+            return torch.from_numpy(values)[None].to(system.device)
+
+        return noise
+
+    return of_member
+
+
+def super_resolve(
+    native: Native,
+    window: Window,
+    system: System,
+    order: tuple[str, ...],
+    options: Options,
+    state: SceneState | None = None,
+) -> Result:
+    """All bands of `order` at 2.5 m over `window` (edges multiples of 24 px), from native DN over the lattice's reach.
+
+    `native.window` must hold `system.lattice.read_window(window)`.
+    """
+    seconds: dict[str, float] = defaultdict(float)
+    blended = np.zeros((len(order), *window.shape), np.float32)
+    spread = np.zeros_like(blended) if options.members > 1 and system.resolver is not None else None
+    detail = np.zeros(window.shape, np.float32)
+    weight = system.lattice.weight()
+    bright = masks.BRIGHT_REFLECTANCE
+    if system.resolver is not None:
+        bright = float(system.resolver.bundle.normalisation.get("bright_reflectance", bright))
+    count = 0
+    for cell, part in system.lattice.placements(window):
+        lattice_window = system.lattice.window(*cell)
+        started = time.perf_counter()
+        given = _window_input(native, lattice_window, bright)
+        if given is None:
+            continue
+        bands, deviation = fuse.window_bands(
+            given,
+            system,
+            order,
+            _noise_of(lattice_window, options, system),
+            state,
+            options.consistency,
+            options.members,
+        )
+        seconds["superres"] += time.perf_counter() - started
+        started = time.perf_counter()
+        share = weight[part.slices(system.lattice.support(*cell))]
+        into, of = part.slices(window), part.slices(lattice_window)
+        blended[(slice(None), *into)] += share * bands[(slice(None), *of)]
+        if spread is not None and deviation is not None:
+            spread[(slice(None), *into)] += share * deviation[(slice(None), *of)]
+        if system.resolver is not None:
+            detail[into] += share * _detail(given, lattice_window)[of]
+        seconds["blend"] += time.perf_counter() - started
+        count += 1
+    started = time.perf_counter()
+    result = _finish(native, window, order, options, blended, spread, detail)
+    seconds["project"] += time.perf_counter() - started
+    result.windows, result.seconds = count, seconds
+    return result
+
+
+def _detail(given: fuse.WindowInput, window: Window) -> NDArray[np.float32]:
+    if given.weight10 is None:
+        return np.ones(window.shape, np.float32)
+    import torch
+
+    return fuse.detail_at_2p5m(given.weight10, torch.zeros(1))[0, 0].numpy()
+
+
+def _finish(
+    native: Native,
+    window: Window,
+    order: tuple[str, ...],
+    options: Options,
+    blended: NDArray[np.float32],
+    spread: NDArray[np.float32] | None,
+    detail: NDArray[np.float32],
+) -> Result:
+    """Project each band onto its native block means, quantise, and classify."""
+    to_dn = project_to_dn if options.consistency == "box" else round_to_dn
+    dn = np.empty(blended.shape, np.uint16)
+    blended -= np.float32(DN_OFFSET)
+    blended /= np.float32(DN_SCALE)
+    for i, name in enumerate(order):
+        dn[i] = to_dn(blended[i], native.band(name, window), fuse.factor_of(name))
+    measured = [i for i, name in enumerate(order) if name in RGB] or list(range(len(order)))
+    valid = (dn[measured] != NODATA_DN).all(0)
+    deviation = None
+    if spread is not None:
+        deviation = np.where(dn != NODATA_DN, np.rint(spread / np.float32(DN_SCALE)), 0).astype(np.uint16)
+    return Result(dn, masks.quality(detail, valid), deviation)
