@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COMPOSITES = ("mosaic", "median", "none")
 CONSISTENCIES = ("box", "tent", "none")
@@ -37,7 +39,7 @@ class RunConfig:
     offset: int | None = None  # BOA_ADD_OFFSET to add to the archive's DN, overriding rules and audit
     clip: bool = False  # mask pixels outside the polygon
     chunk_px: int = 480  # 1.2 km; a multiple of 24
-    unit_chunks: int = 5  # at most so many chunks per unit, along one axis
+    unit_chunks: int = 4  # at most so many chunks per unit, along one axis
     shard: bool = False  # one Zarr shard per unit: fewer files, needs GDAL 3.13 to be read by GDAL
 
     def __post_init__(self) -> None:

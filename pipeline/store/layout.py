@@ -269,7 +269,7 @@ def chunk_facts(folder: Path, array: str, keys: list[str]) -> dict[str, list[int
 
 
 def verify_chunks(folder: Path, facts: Mapping[str, list[int]], *, full: bool) -> list[str]:
-    """Name each recorded chunk that is missing, has the wrong size, or (full) holds other bytes; empty when all is right."""
+    """Each recorded chunk that is missing, has the wrong size, or (full) holds other bytes; empty when all is right."""
     faults = []
     for key, (size, crc) in facts.items():
         path = folder / key

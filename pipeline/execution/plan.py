@@ -1,0 +1,241 @@
+"""The frozen plan: everything that decides the pixels, written before any work and never searched again.
+
+In: nothing but its own JSON. Out: `Plan`, `Zone`, `Unit`. Imports config, archive's records, grid, superres' choice.
+
+A unit is an address: zone, row, column, period. It stands for a block of whole chunks, of which only those that touch
+the AOI are computed. Rows and columns of units may differ in size, so that the last one is no sliver.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.archive.access import Access
+from pipeline.archive.scene import Period, Scene
+from pipeline.config import RunConfig
+from pipeline.errors import IntegrityError, UsageError
+from pipeline.grid.grid import Grid, Phase, Window
+from pipeline.store.layout import RUN_FOLDER, group_name
+from pipeline.superres.systems import Choice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from pipeline.archive.cube import Cube
+
+FORMAT_VERSION = 1
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """Address of one piece of work. Immutable, hashable, no pixels.
+
+    >>> Unit(32631, 2, 0, 0).id
+    'z32631-r2-c0-t0'
+    """
+
+    epsg: int
+    row: int
+    col: int
+    period: int
+
+    @property
+    def id(self) -> str:
+        """Name that is safe in file names and task keys."""
+        return f"z{self.epsg}-r{self.row}-c{self.col}-t{self.period}"
+
+
+@dataclass(frozen=True)
+class Zone:
+    """One UTM zone of a run: its 2.5 m grid, the AOI in metres, its time steps, and how it is cut into units."""
+
+    epsg: int
+    grid: Grid
+    area: dict[str, Any]  # GeoJSON geometry of the AOI's part, in metres of `epsg`
+    periods: tuple[Period, ...]
+    row_breaks: tuple[int, ...]  # in chunks, from 0 to the number of chunk rows
+    col_breaks: tuple[int, ...]
+    resample: bool = False  # scenes lie on another phase than the grid and are resampled, nearest
+
+    def active_chunks(self, chunk_px: int) -> NDArray[np.bool_]:
+        """Which chunks (rows, cols) touch the AOI."""
+        import shapely
+        from shapely.geometry import shape
+
+        rows, cols = self.row_breaks[-1], self.col_breaks[-1]
+        size = chunk_px * self.grid.gsd_m
+        left, bottom, right, top = self.grid.bounds_m
+        x0 = left + np.arange(cols) * size
+        y1 = top - np.arange(rows) * size
+        xs, ys = np.meshgrid(x0, y1)
+        # edges are shared, not touched: a chunk that only meets the AOI's border line has no pixel of it
+        inset = 1e-3
+        boxes = shapely.box(
+            xs + inset,
+            np.maximum(ys - size, bottom) + inset,
+            np.minimum(xs + size, right) - inset,
+            ys - inset,
+        )
+        area = shape(self.area)
+        shapely.prepare(area)
+        touching: NDArray[np.bool_] = shapely.intersects(area, boxes)
+        return touching
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a worker needs and all that a reader of the store may ask."""
+
+    config: RunConfig
+    aoi_name: str
+    aoi_digest: str
+    scenes: dict[str, Scene]
+    zones: tuple[Zone, ...]
+    system: Choice
+    access: Access
+    states: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # scene id -> scene state
+    notes: tuple[str, ...] = ()
+    licence: str = ""
+    credit: str = ""
+    created_utc: str = ""
+    version: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over what decides pixels and layout; the same plan made twice has the same digest."""
+        content = self.to_json()
+        for name in ("notes", "created_utc", "access"):
+            content.pop(name)
+        content["system"].pop("licence")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def zone(self, epsg: int) -> Zone:
+        """The zone of that EPSG code."""
+        return next(zone for zone in self.zones if zone.epsg == epsg)
+
+    @cached_property
+    def _active(self) -> dict[int, NDArray[np.bool_]]:
+        return {zone.epsg: zone.active_chunks(self.config.chunk_px) for zone in self.zones}
+
+    def units(self) -> Iterator[Unit]:
+        """All units with at least one active chunk, period by period, row by row."""
+        for zone in self.zones:
+            active = self._active[zone.epsg]
+            for period in range(len(zone.periods)):
+                for row, (top, below) in enumerate(zip(zone.row_breaks, zone.row_breaks[1:], strict=False)):
+                    for col, (left, right) in enumerate(zip(zone.col_breaks, zone.col_breaks[1:], strict=False)):
+                        if active[top:below, left:right].any():
+                            yield Unit(zone.epsg, row, col, period)
+
+    def chunks(self, unit: Unit) -> list[Window]:
+        """Active chunks of a unit as absolute windows (2.5 m px), ascending; cut where the grid ends."""
+        zone, size = self.zone(unit.epsg), self.config.chunk_px
+        grid = zone.grid.window
+        active = self._active[unit.epsg]
+        found = []
+        for row in range(zone.row_breaks[unit.row], zone.row_breaks[unit.row + 1]):
+            for col in range(zone.col_breaks[unit.col], zone.col_breaks[unit.col + 1]):
+                if active[row, col]:
+                    chunk = Window(grid.row + row * size, grid.col + col * size, size, size)
+                    found.append(chunk.intersect(grid))
+        return found
+
+    def window(self, unit: Unit) -> Window:
+        """Smallest window that holds the unit's active chunks."""
+        chunks = self.chunks(unit)
+        whole = chunks[0]
+        for chunk in chunks[1:]:
+            whole = whole.union(chunk)
+        return whole
+
+    def group(self, epsg: int) -> str:
+        """Path of a zone's group within the store."""
+        return group_name(epsg, len(self.zones))
+
+    def period_scenes(self, epsg: int, period: int) -> tuple[Scene, ...]:
+        """Scenes of a time step, best first."""
+        return tuple(self.scenes[name] for name in self.zone(epsg).periods[period].scene_ids)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary, re-readable by `from_json`."""
+        return {
+            **{k: v for k, v in asdict(self).items() if k not in ("config", "scenes", "digest")},
+            "format_version": FORMAT_VERSION,
+            "config": self.config.to_json(),
+            "scenes": {name: scene.to_json() for name, scene in self.scenes.items()},
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Plan:
+        """Inverse of `to_json`. UsageError on another format version."""
+        if content.get("format_version") != FORMAT_VERSION:
+            raise UsageError(
+                f"the plan has format version {content.get('format_version')}",
+                str(FORMAT_VERSION),
+                "finish it with the version that wrote it, or start a new store",
+            )
+        known = {k: v for k, v in content.items() if k != "format_version"}
+        known["config"] = RunConfig.from_mapping(content["config"], "the plan")
+        known["scenes"] = {name: Scene.from_json(record) for name, record in content["scenes"].items()}
+        known["zones"] = tuple(_zone(record) for record in content["zones"])
+        known["system"] = Choice(
+            **{**content["system"], "generated_bands": tuple(content["system"]["generated_bands"])}
+        )
+        known["access"] = Access(
+            **{
+                **content["access"],
+                "hosts": tuple(content["access"]["hosts"]),
+                "roots": tuple(content["access"]["roots"]),
+            }
+        )
+        known["notes"] = tuple(content["notes"])
+        return cls(**known)
+
+
+def _zone(record: dict[str, Any]) -> Zone:
+    grid = record["grid"]
+    return Zone(
+        **{
+            **record,
+            "grid": Grid(grid["epsg"], Window(**grid["window"]), grid["gsd_m"], Phase(**grid["phase"])),
+            "periods": tuple(Period(**{**p, "scene_ids": tuple(p["scene_ids"])}) for p in record["periods"]),
+            "row_breaks": tuple(record["row_breaks"]),
+            "col_breaks": tuple(record["col_breaks"]),
+        }
+    )
+
+
+def plan_path(store: Path) -> Path:
+    """Where a store keeps its plan."""
+    return store / RUN_FOLDER / PLAN_FILE
+
+
+def load_plan(store: str | Path) -> Plan:
+    """The frozen plan of a store. UsageError when there is none, IntegrityError when it cannot be read."""
+    path = plan_path(Path(store))
+    if not path.is_file():
+        raise UsageError(f"{store} holds no plan ({RUN_FOLDER}/{PLAN_FILE})", "a store written by this pipeline")
+    try:
+        content = json.loads(path.read_bytes())
+        return Plan.from_json(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"the plan {path} cannot be read ({error})", cure="start a new store") from error
+
+
+def open_cube(plan: Plan, *, epsg: int | None = None, period: int = 0) -> Cube:
+    """The lazy input cube of one zone and time step: three native-resolution DataArrays and SCL, one step per scene."""
+    from pipeline.archive.cube import open_cube as open_scenes
+
+    zone = plan.zone(epsg) if epsg else plan.zones[0]
+    scenes = plan.period_scenes(zone.epsg, period)
+    return open_scenes(scenes, zone.grid, plan.config.band_names, plan.access, chunk_px=512, resample=zone.resample)

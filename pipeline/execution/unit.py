@@ -1,0 +1,216 @@
+"""The work of one unit: read, super-resolve, fuse, blend, project, write, receipt.
+
+In: a unit's address, the store with its frozen plan. Out: chunks in the store and a `Receipt`. The only place, with
+plan and cluster, where the three stations meet. Everything runs in the calling thread of the calling process.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.bands import NODATA_DN
+from pipeline.errors import PipelineError
+from pipeline.execution.plan import Plan, Unit, load_plan
+from pipeline.grid.grid import Window
+from pipeline.store.layout import RegionWriter
+from pipeline.store.receipts import Ledger, Receipt
+from pipeline.superres import superres, systems
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.archive.cube import Pixels
+    from pipeline.archive.scene import Scene
+
+
+def prepare_process(threads: int = 1) -> None:
+    """Settings that every working process needs, once: one torch thread, and GDAL kept from indirect drivers."""
+    import torch
+
+    from pipeline.archive.access import restrict_drivers
+
+    restrict_drivers()
+    torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=4)
+def _plan(store: str, digest: str) -> Plan:
+    """A store's plan, read once per process."""
+    plan = load_plan(store)
+    if plan.digest != digest:
+        msg = f"the plan of {store} is {plan.digest[:12]}, not {digest[:12]} as the driver said"
+        raise PipelineError(msg, cure="run the command again")
+    return plan
+
+
+def device_name() -> str:
+    """The accelerator of this process: the first CUDA device it sees, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
+    """Compute and store one unit of the plan in `store`; returns its receipt. Errors name the unit."""
+    prepare_process()
+    plan = _plan(store, digest)
+    try:
+        return _process(unit, plan, Path(store), attempt)
+    except PipelineError as error:
+        error.found = f"unit {unit.id}: {error.found}"
+        error.args = (f"unit {unit.id}: {error.args[0]}",)
+        raise
+
+
+def _process(unit: Unit, plan: Plan, store: Path, attempt: int) -> Receipt:
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+    system = systems.load(plan.system, device_name())
+    seconds["load"] = time.perf_counter() - started
+
+    window = plan.window(unit)
+    started = time.perf_counter()
+    scenes = _scenes_over(plan, unit, system.lattice.read_window(window))
+    if not scenes:
+        return _record(store, plan, _empty(unit, plan, attempt, seconds))
+    pixels = _read(plan, unit, scenes, system.lattice.read_window(window))
+    seconds["read"] = time.perf_counter() - started
+
+    native = superres.Native(pixels.grid.window, pixels.dn, pixels.bands, pixels.scl)
+    options = superres.Options(plan.config.seed, _stream(unit), plan.config.members, plan.config.consistency)
+    result = superres.super_resolve(native, window, system, plan.config.band_names, options, _state(plan, scenes))
+    seconds.update(result.seconds)
+    started = time.perf_counter()
+    receipt = _write(unit, plan, store, window, pixels, result)
+    seconds["write"] = time.perf_counter() - started
+    receipt = replace(
+        receipt,
+        scenes=tuple(scene.id for scene in scenes),
+        windows=result.windows,
+        attempts=attempt,
+        seconds={name: round(value, 4) for name, value in seconds.items()},
+        peak_rss_mib=peak_rss_mib(),
+    )
+    return _record(store, plan, receipt)
+
+
+def _record(store: Path, plan: Plan, receipt: Receipt) -> Receipt:
+    Ledger(store, plan.digest).record(receipt)
+    return receipt
+
+
+def _stream(unit: Unit) -> int:
+    """Noise stream of a unit's zone and time step: 8 bits of zone and hemisphere, 16 of the step."""
+    zone = unit.epsg % 100 + (100 if unit.epsg // 100 == 327 else 0)
+    return (zone << 16) | (unit.period & 0xFFFF)
+
+
+def _scenes_over(plan: Plan, unit: Unit, window: Window) -> tuple[Scene, ...]:
+    """Scenes of the unit's time step that may reach into `window`, best first."""
+    zone = plan.zone(unit.epsg)
+    left, bottom, right, top = zone.grid.of(window).bounds_m
+    kept = []
+    for scene in plan.period_scenes(unit.epsg, unit.period):
+        if not scene.rasters or scene.epsg != unit.epsg:
+            kept.append(scene)
+            continue
+        raster = max(scene.rasters, key=lambda r: r.gsd_m * r.nx)
+        reach_x, reach_y = raster.gsd_m * raster.nx, raster.gsd_m * raster.ny
+        if raster.left_m < right and raster.left_m + reach_x > left and raster.top_m > bottom and (
+            raster.top_m - reach_y < top
+        ):  # fmt: skip
+            kept.append(scene)
+    return tuple(kept)
+
+
+def _read(plan: Plan, unit: Unit, scenes: tuple[Scene, ...], window: Window) -> Pixels:
+    from pipeline.archive.cube import read_period
+
+    zone = plan.zone(unit.epsg)
+    composite = zone.periods[unit.period].composite
+    return read_period(
+        scenes, composite, zone.grid.of(window), plan.config.band_names, plan.access, resample=zone.resample
+    )
+
+
+def _state(plan: Plan, scenes: tuple[Scene, ...]) -> dict[str, list[float]] | None:
+    """Mean of the scene states of the scenes read, or None where the system keeps none."""
+    states = [plan.states[scene.id] for scene in scenes if scene.id in plan.states]
+    if not states:
+        return None
+    return {name: np.mean([state[name] for state in states], axis=0).tolist() for name in states[0]}
+
+
+def _write(unit: Unit, plan: Plan, store: Path, window: Window, pixels: Pixels, result: superres.Result) -> Receipt:
+    """Write the active chunks of a unit; the receipt holds what was stored."""
+    group = plan.group(unit.epsg)
+    writer = RegionWriter(store, group, unit.period)
+    grid = plan.zone(unit.epsg).grid
+    inside = _clip_mask(plan, unit, window)
+    arrays = _arrays(plan, window, pixels, result)
+    stored: dict[str, list[int]] = {}
+    valid = dict.fromkeys(plan.config.band_names, 0)
+    count = 0
+    for chunk in plan.chunks(unit):
+        cut = chunk.slices(window)
+        part = {name: values[(..., *cut)] for name, values in arrays.items()}
+        if inside is not None:
+            part = {name: np.where(inside[cut], values, 0).astype(values.dtype) for name, values in part.items()}
+        stored.update(writer.write(*chunk.slices(grid.window), part))
+        for band, plane in zip(plan.config.band_names, part["reflectance"], strict=True):
+            valid[band] += int(np.count_nonzero(plane != NODATA_DN))
+        count += chunk.ny * chunk.nx
+    status = "done" if any(valid.values()) else "empty"
+    return Receipt(unit.id, plan.digest, status, group, stored, valid, count, ())
+
+
+def _arrays(plan: Plan, window: Window, pixels: Pixels, result: superres.Result) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {"reflectance": result.dn, "quality": result.quality}
+    if result.spread is not None:
+        arrays["uncertainty"] = result.spread
+    if plan_has_scl(plan):
+        scl = np.zeros(window.shape, np.uint8)
+        if pixels.scl is not None:
+            rows, cols = window.coarsen(8).slices(pixels.grid.window.coarsen(8))
+            scl = pixels.scl[rows, cols].repeat(8, 0).repeat(8, 1)
+        arrays["scl"] = scl
+    return arrays
+
+
+def plan_has_scl(plan: Plan) -> bool:
+    """True when some scene of the plan carries a scene classification."""
+    return any("SCL" in scene.hrefs for scene in plan.scenes.values())
+
+
+def _clip_mask(plan: Plan, unit: Unit, window: Window) -> NDArray[np.bool_] | None:
+    """Pixels whose centre lies within the AOI, (ny, nx); None unless the run clips."""
+    if not plan.config.clip:
+        return None
+    from affine import Affine
+    from rasterio.features import geometry_mask
+
+    zone = plan.zone(unit.epsg)
+    grid = zone.grid.of(window)
+    mask: NDArray[np.bool_] = geometry_mask([zone.area], grid.shape, Affine(*grid.transform), invert=True)
+    return mask
+
+
+def _empty(unit: Unit, plan: Plan, attempt: int, seconds: dict[str, float]) -> Receipt:
+    pixels = sum(chunk.ny * chunk.nx for chunk in plan.chunks(unit))
+    valid = dict.fromkeys(plan.config.band_names, 0)
+    return Receipt(unit.id, plan.digest, "empty", plan.group(unit.epsg), {}, valid, pixels, (), 0, attempt, seconds)
+
+
+def peak_rss_mib() -> float:
+    """Largest resident set of this process so far, in MiB (Linux counts KiB, macOS bytes)."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
