@@ -7,9 +7,15 @@ Out: an `OffsetDecision`. Raises ValueError, with both facts, where they contrad
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pipeline.archive.scene import OffsetDecision
-from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN
+from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Processing baseline from which L2A products carry BOA_ADD_OFFSET = -1000 (Sentinel-2 Products Specification, 04.00).
 OFFSET_BASELINE = 4.0
@@ -97,3 +103,15 @@ def _by_flag(baseline: str, applied: bool | None) -> OffsetDecision:
     return OffsetDecision(
         decision.offset_dn, f"{decision.evidence} and flag earthsearch:boa_offset_applied is {flag}; {doubt}"
     )
+
+
+def to_house_dn(stored: NDArray[np.uint16], offset_dn: int) -> NDArray[np.uint16]:
+    """Stored DN -> DN of the convention reflectance = DN * 1e-4 - 0.1; any shape, `offset_dn` 0 or -1000.
+
+    0 stays nodata, valid pixels stay at least 1 and at most 65535 (reflectance 6.4535).
+    """
+    shift = offset_dn - HOUSE_ADD_OFFSET_DN
+    if shift == 0:
+        return stored
+    shifted = np.clip(stored.astype(np.int32) + shift, 1, np.iinfo(np.uint16).max)
+    return np.where(stored == NODATA_DN, NODATA_DN, shifted).astype(np.uint16)

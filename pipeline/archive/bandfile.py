@@ -1,0 +1,279 @@
+"""One band's file of one scene: open it once, check it against the scene's record, read whole pixels from it.
+
+In: a `BandFile` (what the record promises) and a window of a target grid. Out: uint16 DN in the house convention, uint8
+for SCL. Ground outside the file is 0; every failure is a ReadError, never nodata.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.archive.radiometry import to_house_dn
+from pipeline.bands import BY_NAME
+from pipeline.errors import ReadError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+    from rasterio import DatasetReader
+    from rasterio.windows import Window as FileWindow
+    from stackstac.raster_spec import RasterSpec
+    from stackstac.rio_env import LayeredEnv
+
+    from pipeline.archive.access import Access
+    from pipeline.archive.scene import Raster, Scene
+
+SCL = "SCL"  # scene classification layer of Sen2Cor
+SCL_GSD_M = 20
+_WHOLE_PX = 1e-3  # origins closer than this, in pixels, are the same grid; file headers carry rounded decimals
+_CACHE_IN_BYTES = 100_000  # GDAL reads a GDAL_CACHEMAX below this as megabytes
+_TIE_PX = 1e-6  # a target centre on a source edge falls to the same side, whatever the window
+
+
+@dataclass(frozen=True)
+class BandFile:
+    """What a scene's record promises about one file. `raster` is None when the archive does not say."""
+
+    scene_id: str
+    band: str
+    href: str
+    epsg: int
+    gsd_m: int
+    raster: Raster | None
+    offset_dn: int
+
+    @classmethod
+    def of(cls, scene: Scene, band: str) -> BandFile:
+        """The file of `band` ("B01" ... "B12" or "SCL"). ReadError when the scene has none."""
+        if band not in scene.hrefs:
+            raise ReadError(
+                f"scene {scene.id} has no file for {band}",
+                f"a file per requested band, found {', '.join(sorted(scene.hrefs)) or 'none'}",
+                "leave the scene out or ask for fewer bands",
+            )
+        gsd_m = SCL_GSD_M if band == SCL else BY_NAME[band].gsd_m
+        raster = next((r for r in scene.rasters if r.gsd_m == gsd_m), None)
+        return cls(scene.id, band, scene.hrefs[band], scene.epsg, gsd_m, raster, scene.offset.offset_dn)
+
+    @property
+    def dtype(self) -> str:
+        """Sample type that the file must have."""
+        return "uint8" if self.band == SCL else "uint16"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The raster that is asked for: zone, upper-left corner in metres, GSD in metres, size in pixels."""
+
+    epsg: int
+    left_m: float
+    top_m: float
+    gsd_m: float
+    ny: int
+    nx: int
+
+    @property
+    def bounds_m(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top)."""
+        return self.left_m, self.top_m - self.ny * self.gsd_m, self.left_m + self.nx * self.gsd_m, self.top_m
+
+
+class BandReader:
+    """Reader in the sense of stackstac's `reader=`: one per file and cube, opens its file at most once.
+
+    Replaces stackstac's own, which warps every file through a WarpedVRT: exact on any grid phase, checks the file
+    against the record, signs late, retries, and says which scene and band failed.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, BandFile],
+        access: Access,
+        resample: bool,
+        *,
+        url: str,
+        spec: RasterSpec,
+        gdal_env: LayeredEnv,
+        **_unused: object,
+    ) -> None:
+        self._file, self._access, self._resample = files[url], access, resample
+        self._spec, self._env = spec, gdal_env
+        self._dataset: DatasetReader | None = None
+        self._lock = threading.Lock()  # a GDAL dataset serves one thread at a time
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name not in ("_dataset", "_lock")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state, _dataset=None, _lock=threading.Lock())
+
+    def read(self, window: FileWindow, **_unused: object) -> NDArray[np.uint16] | NDArray[np.uint8]:
+        """(ny, nx) house DN or SCL classes of `window` of the cube's grid. ReadError after retries."""
+        from pipeline.archive.access import redact, retrying
+
+        file, target = self._file, self._target(window)
+        if _misses(file, target):
+            return np.zeros((target.ny, target.nx), file.dtype)
+        what = f"{file.band} of scene {file.scene_id} at {redact(file.href)}"
+        with self._lock:
+            stored = retrying(lambda: self._attempt(target), what=what, on_auth=lambda: self._access.refresh(file.href))
+        return stored if file.band == SCL else to_house_dn(stored, file.offset_dn)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        dataset, self._dataset = self._dataset, None
+        if dataset is not None:
+            dataset.close()
+
+    def _target(self, window: FileWindow) -> Target:
+        gsd_m = self._spec.resolutions_xy[0]
+        left_m = self._spec.bounds[0] + window.col_off * gsd_m
+        top_m = self._spec.bounds[3] - window.row_off * gsd_m
+        return Target(self._spec.epsg, left_m, top_m, gsd_m, int(window.height), int(window.width))
+
+    def _attempt(self, target: Target) -> NDArray[np.uint16]:
+        """One try; a failed one drops the dataset, so that the next opens afresh, with a fresh signature."""
+        try:
+            if self._dataset is None:
+                with self._env.open:
+                    self._dataset = open_checked(self._file, self._access)
+            with self._env.read:
+                return _read(self._dataset, self._file, target, self._resample)
+        except BaseException:
+            self.close()
+            raise
+
+
+def gdal_options(access: Access) -> dict[str, str | int]:
+    """Options for rasterio.Env, which wants the cache size in bytes where GDAL takes "256" for megabytes."""
+    options: dict[str, str | int] = {**access.gdal_env()}
+    if "GDAL_CACHEMAX" in options:
+        size = int(options["GDAL_CACHEMAX"])
+        options["GDAL_CACHEMAX"] = size if size >= _CACHE_IN_BYTES else size * 2**20
+    return options
+
+
+def open_checked(file: BandFile, access: Access) -> DatasetReader:
+    """Open the file; ReadError naming both sides where it is not what the scene's record promises."""
+    import rasterio
+
+    dataset = rasterio.open(access.href(file.href), sharing=False)
+    found = _disagreement(dataset, file)
+    if found:
+        from pipeline.archive.access import redact
+
+        dataset.close()
+        raise ReadError(
+            f"{file.band} of scene {file.scene_id} is {found[0]}: {redact(file.href)}",
+            found[1],
+            "leave the scene out, or correct its entry in the catalogue",
+        )
+    return dataset
+
+
+def _disagreement(dataset: DatasetReader, file: BandFile) -> tuple[str, str] | None:
+    """(found, expected) of the first contradiction between a file and its record; None when they agree."""
+    if dataset.count != 1:
+        return f"a file of {dataset.count} bands", "one band per file"
+    if dataset.dtypes[0] != file.dtype:
+        return f"of type {dataset.dtypes[0]}", file.dtype
+    epsg = dataset.crs.to_epsg() if dataset.crs else None
+    if epsg != file.epsg:
+        return f"in EPSG:{epsg}", f"EPSG:{file.epsg} as its record says"
+    a, b, left_m, d, e, top_m = tuple(dataset.transform)[:6]
+    if b or d or abs(a - file.gsd_m) > _WHOLE_PX or abs(e + file.gsd_m) > _WHOLE_PX:
+        return f"of pixel size ({a:g}, {e:g}) m, rotation ({b:g}, {d:g})", f"north-up pixels of {file.gsd_m} m"
+    raster = file.raster
+    if raster is None:
+        return None
+    tolerance_m = _WHOLE_PX * file.gsd_m
+    if abs(left_m - raster.left_m) > tolerance_m or abs(top_m - raster.top_m) > tolerance_m:
+        return f"at ({left_m:.10g}, {top_m:.10g}) m", f"upper left at ({raster.left_m:.10g}, {raster.top_m:.10g}) m"
+    if dataset.shape != (raster.ny, raster.nx):
+        return f"of {dataset.height} x {dataset.width} px", f"{raster.ny} x {raster.nx} px as its record says"
+    return None
+
+
+def _misses(file: BandFile, target: Target) -> bool:
+    """True when the record already says that the file does not touch the target, so that it need not be opened."""
+    raster = file.raster
+    if raster is None:
+        return False
+    left, bottom = raster.left_m, raster.top_m - raster.ny * raster.gsd_m
+    right, top = raster.left_m + raster.nx * raster.gsd_m, raster.top_m
+    if file.epsg != target.epsg:
+        from rasterio.warp import transform_bounds
+
+        left, bottom, right, top = transform_bounds(file.epsg, target.epsg, left, bottom, right, top)
+    t_left, t_bottom, t_right, t_top = target.bounds_m
+    return left >= t_right or right <= t_left or bottom >= t_top or top <= t_bottom
+
+
+def _read(dataset: DatasetReader, file: BandFile, target: Target, resample: bool) -> NDArray[np.uint16]:
+    """Stored values on the target; whole-pixel offsets are copied, anything else needs `resample` (nearest)."""
+    if file.epsg != target.epsg:
+        stored = _read_warped(dataset, target) if resample else _refuse(file, f"lies in EPSG:{file.epsg}", target)
+    else:
+        row = (dataset.transform.f - target.top_m) / target.gsd_m
+        col = (target.left_m - dataset.transform.c) / target.gsd_m
+        if max(abs(row - round(row)), abs(col - round(col))) < _WHOLE_PX:
+            stored = _read_block(dataset, round(row), round(col), target.ny, target.nx)
+        elif resample:
+            nearest = math.floor(row + 0.5 + _TIE_PX), math.floor(col + 0.5 + _TIE_PX)  # equal GSD: one whole shift
+            stored = _read_block(dataset, *nearest, target.ny, target.nx)
+        else:
+            stored = _refuse(file, f"lies {row % 1:.3f} rows and {col % 1:.3f} columns off the grid", target)
+    nodata = dataset.nodata
+    if nodata:
+        stored[stored == nodata] = 0
+    return stored
+
+
+def _refuse(file: BandFile, found: str, target: Target) -> NDArray[np.uint16]:
+    raise UsageError(
+        f"{file.band} of scene {file.scene_id} {found}",
+        f"pixels on the grid of EPSG:{target.epsg} at {target.left_m:.10g}, {target.top_m:.10g}",
+        "plan this scene by itself, or plan it with others, which resamples it",
+    )
+
+
+def _read_block(dataset: DatasetReader, row: int, col: int, ny: int, nx: int) -> NDArray[np.uint16]:
+    """(ny, nx) pixels from file row and column on, which may lie outside; what does is 0."""
+    top, bottom = max(row, 0), min(row + ny, dataset.height)
+    left, right = max(col, 0), min(col + nx, dataset.width)
+    if top >= bottom or left >= right:
+        return np.zeros((ny, nx), dataset.dtypes[0])
+    inner: NDArray[np.uint16] = dataset.read(1, window=((top, bottom), (left, right)))
+    if inner.shape == (ny, nx):
+        return inner
+    block = np.zeros((ny, nx), inner.dtype)
+    block[top - row : bottom - row, left - col : right - col] = inner
+    return block
+
+
+def _read_warped(dataset: DatasetReader, target: Target) -> NDArray[np.uint16]:
+    """Nearest source pixel of each target centre, from another zone; tolerance 0: GDAL's approximation costs 1 %."""
+    from affine import Affine
+    from rasterio.enums import Resampling
+    from rasterio.vrt import WarpedVRT
+
+    transform = Affine(target.gsd_m, 0.0, target.left_m, 0.0, -target.gsd_m, target.top_m)
+    with WarpedVRT(
+        dataset,
+        crs=f"EPSG:{target.epsg}",
+        transform=transform,
+        width=target.nx,
+        height=target.ny,
+        resampling=Resampling.nearest,
+        tolerance=0.0,
+        src_nodata=dataset.nodata or 0,
+        nodata=0,
+    ) as warped:
+        stored: NDArray[np.uint16] = warped.read(1)
+    return stored

@@ -1,0 +1,208 @@
+"""Lazy cubes of scenes on one grid, and the loader that inference and training share.
+
+In: scenes, a 2.5 m grid whose edges are multiples of 60 m, band names, access. Out: a `Cube` of lazy DataArrays at the
+native 10, 20 and 60 m, or `Pixels`, the same as arrays. All DN are in the house convention, 0 is nodata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.archive.bandfile import SCL, SCL_GSD_M, BandFile, BandReader, gdal_options
+from pipeline.archive.composite import median, mosaic
+from pipeline.bands import GSDS_M, bands_at
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import xarray as xr
+    from numpy.typing import NDArray
+
+    from pipeline.archive.access import Access
+    from pipeline.archive.scene import Scene
+    from pipeline.grid.grid import Grid, Window
+
+UNCLASSIFIED = 7  # SCL class of Sen2Cor; stands for "this scene has no SCL"
+
+
+@dataclass(frozen=True)
+class Cube:
+    """Scenes on one grid, lazily. `rasters` by GSD in metres: (time, band, y, x) uint16; `scl` (time, y, x) uint8.
+
+    The time axis keeps the order of the scenes given. A scene without SCL is 7 (unclassified) throughout.
+    """
+
+    grid: Grid
+    rasters: dict[int, xr.DataArray]
+    scl: xr.DataArray | None
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One time step, read: `dn` by GSD in metres (band, y, x) uint16, `scl` (y, x) uint8 at 20 m."""
+
+    grid: Grid
+    dn: dict[int, NDArray[np.uint16]]
+    bands: dict[int, tuple[str, ...]]
+    scl: NDArray[np.uint8] | None
+
+
+def open_cube(
+    scenes: Sequence[Scene],
+    grid: Grid,
+    bands: tuple[str, ...],
+    access: Access,
+    *,
+    chunk_px: int | None = None,
+    resample: bool = False,
+) -> Cube:
+    """Lazy cube of `scenes` over `grid`; `chunk_px` counts 10 m pixels (None: one chunk per file).
+
+    Scenes of another phase or zone are refused when read, or resampled (nearest) with `resample`. ReadError when a
+    scene lacks a band; UsageError when the grid does not lie on whole 60 m pixels.
+    """
+    _check(scenes, grid, bands)
+    rasters = {
+        gsd_m: _stack(scenes, grid, gsd_m, names, access, chunk_px, resample)
+        for gsd_m in GSDS_M
+        if (names := bands_at(gsd_m, bands))
+    }
+    return Cube(grid, rasters, _stack_scl(scenes, grid, access, chunk_px, resample))
+
+
+def read(cube: Cube, window: Window | None = None, *, time: int = 0) -> Pixels:
+    """Compute one time step, whole or within `window` (absolute, 2.5 m pixels, edges multiples of 24).
+
+    Runs in the calling thread: a worker's task must not start threads of its own. ReadError as `open_cube`'s files say.
+    """
+    import dask
+
+    grid = cube.grid if window is None else cube.grid.of(window)
+    steps = {gsd_m: _cut(raster.isel(time=time), cube.grid, grid, gsd_m) for gsd_m, raster in cube.rasters.items()}
+    scl = None if cube.scl is None else _cut(cube.scl.isel(time=time), cube.grid, grid, SCL_GSD_M)
+    lazy = [step.data for step in steps.values()] + ([] if scl is None else [scl.data])
+    arrays = dask.compute(*lazy, scheduler="synchronous")
+    return Pixels(
+        grid,
+        dict(zip(steps, arrays, strict=False)),
+        {gsd_m: tuple(str(name) for name in step.band.values) for gsd_m, step in steps.items()},
+        None if scl is None else arrays[-1],
+    )
+
+
+def read_period(
+    scenes: Sequence[Scene],
+    composite: str,
+    grid: Grid,
+    bands: tuple[str, ...],
+    access: Access,
+    *,
+    resample: bool = False,
+) -> Pixels:
+    """The loader: `scenes` (best first) composited ("mosaic" or "median") over `grid`. Errors as `open_cube`, `read`.
+
+    Each file is opened at most once; a mosaic stops reading where the scenes so far are clear everywhere.
+    """
+    if composite not in ("mosaic", "median"):
+        raise UsageError(f"composite {composite!r} cannot be read", "mosaic or median")
+    cube = open_cube(scenes, grid, bands, access, resample=resample)
+    steps = (read(cube, time=step) for step in range(len(scenes)))
+    dn, scl = mosaic(steps) if composite == "mosaic" else median(steps)
+    return Pixels(grid, dn, {gsd_m: bands_at(gsd_m, bands) for gsd_m in dn}, scl)
+
+
+def _check(scenes: Sequence[Scene], grid: Grid, bands: tuple[str, ...]) -> None:
+    """UsageError for what no file could cure."""
+    try:
+        grid.at_gsd(GSDS_M[-1])
+    except ValueError as error:
+        raise UsageError(f"the grid {grid.window} cuts 60 m pixels: {error}", "edges at multiples of 24 px") from error
+    if not scenes or not bands:
+        raise UsageError(f"{len(scenes)} scenes and {len(bands)} bands make no cube", "at least one of each")
+    ids = [scene.id for scene in scenes]
+    if len(set(ids)) != len(ids):
+        raise UsageError(f"scene ids repeat: {', '.join(sorted(ids))}", "each scene once")
+    for scene in scenes:
+        hrefs = [scene.hrefs[band] for band in bands if band in scene.hrefs]
+        if len(set(hrefs)) != len(hrefs):
+            raise UsageError(f"two bands of scene {scene.id} share one file", "a file per band", "leave the scene out")
+
+
+def _stack(
+    scenes: Sequence[Scene],
+    grid: Grid,
+    gsd_m: int,
+    names: tuple[str, ...],
+    access: Access,
+    chunk_px: int | None,
+    resample: bool,
+) -> xr.DataArray:
+    """(time, band, y, x) of one GSD through stackstac, which lays out the lazy array; `BandReader` reads the files."""
+    import stackstac
+
+    files = {f"{scene.id}/{name}": BandFile.of(scene, name) for scene in scenes for name in names}
+    native = grid.at_gsd(gsd_m)
+    dtype = np.dtype(next(iter(files.values())).dtype)
+    chunk = max(native.shape) if chunk_px is None else max(1, chunk_px * GSDS_M[0] // gsd_m)
+    cube: xr.DataArray = stackstac.stack(
+        [_item(scene, native, names) for scene in scenes],
+        assets=list(names),
+        epsg=grid.epsg,
+        bounds=native.bounds_m,
+        resolution=gsd_m,
+        snap_bounds=False,  # snapping is to multiples of the GSD and would lose the phase
+        chunksize=chunk,
+        dtype=dtype,
+        fill_value=dtype.type(0),
+        rescale=False,
+        sortby_date=False,
+        xy_coords="center",
+        properties=False,
+        band_coords=False,
+        gdal_env=stackstac.DEFAULT_GDAL_ENV.updated(always=gdal_options(access)),
+        errors_as_nodata=(),
+        reader=partial(BandReader, files, access, resample),
+    )
+    cube = cube.sel(band=list(names))  # by name, and an error where stackstac dropped one
+    expected = (len(scenes), len(names), *native.shape)
+    if cube.shape != expected:
+        raise UsageError(f"the {gsd_m} m cube came out as {cube.shape}", str(expected))
+    cube.coords["scene"] = ("time", [scene.id for scene in scenes])
+    return cube
+
+
+def _item(scene: Scene, native: Grid, names: tuple[str, ...]) -> dict[str, Any]:
+    """STAC item as stackstac wants it. The bbox is the grid's own: whether a file touches it, `BandReader` decides."""
+    properties = {"datetime": scene.datetime_utc, "proj:epsg": native.epsg, "proj:bbox": native.bounds_m}
+    assets = {name: {"href": f"{scene.id}/{name}"} for name in names}
+    return {"type": "Feature", "id": scene.id, "properties": properties, "assets": assets}
+
+
+def _stack_scl(
+    scenes: Sequence[Scene], grid: Grid, access: Access, chunk_px: int | None, resample: bool
+) -> xr.DataArray | None:
+    """(time, y, x) uint8 classes; None when no scene has them."""
+    import xarray as xr
+
+    classified = [scene for scene in scenes if SCL in scene.hrefs]
+    if not classified:
+        return None
+    known = _stack(classified, grid, SCL_GSD_M, (SCL,), access, chunk_px, resample).isel(band=0, drop=True)
+    if len(classified) == len(scenes):
+        return known
+    place = {scene.id: step for step, scene in enumerate(classified)}
+    unknown = xr.full_like(known.isel(time=0), UNCLASSIFIED)
+    steps = [known.isel(time=place[s.id]) if s.id in place else unknown.assign_coords(scene=s.id) for s in scenes]
+    joined: xr.DataArray = xr.concat(steps, dim="time")
+    return joined
+
+
+def _cut(step: xr.DataArray, whole: Grid, part: Grid, gsd_m: int) -> xr.DataArray:
+    rows, cols = part.at_gsd(gsd_m).window.slices(whole.at_gsd(gsd_m).window)
+    part_step: xr.DataArray = step.isel(y=rows, x=cols)
+    return part_step
