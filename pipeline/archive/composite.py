@@ -118,8 +118,7 @@ def _covered(step: Pixels, gsd_m: int, *, whole: bool) -> NDArray[np.bool_]:
     if gsd_m >= _CELL_M:
         return _fine(covered, gsd_m // _CELL_M)
     blocks = _blocks(covered, _CELL_M // gsd_m)
-    cells: NDArray[np.bool_] = blocks.all((1, 3)) if whole else blocks.any((1, 3))
-    return cells
+    return np.asarray(blocks.all((1, 3)) if whole else blocks.any((1, 3)))
 
 
 def _whole(step: Pixels) -> NDArray[np.bool_]:
