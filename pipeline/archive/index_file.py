@@ -33,7 +33,7 @@ _OWN_KEYS = ("datetime", "proj:epsg", "eo:cloud_cover", "s2:processing_baseline"
 
 
 def write_index(scenes: Sequence[Scene], out: Path, *, relative: bool = False) -> None:
-    """Write `scenes` to `out` in one atomic step; hrefs absolute, or relative to the index. StorageError when it fails."""
+    """Write `scenes` to `out` in one atomic step; hrefs absolute, or relative to the index. Raises StorageError."""
     folder = out.resolve().parent
     features = [to_item(scene, relative_to=folder if relative else None) for scene in scenes]
     text = json.dumps({"type": "FeatureCollection", "features": features}, indent=1, allow_nan=False)

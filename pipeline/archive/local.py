@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 
@@ -12,9 +13,7 @@ def footprint_of(epsg: int, bounds_m: tuple[float, float, float, float]) -> dict
     left, bottom, right, top = bounds_m
     corners = [(left, bottom), (right, bottom), (right, top), (left, top), (left, bottom)]
     steps = [i / 4 for i in range(4)]
-    ring = [
-        (a + t * (c - a), b + t * (d - b)) for (a, b), (c, d) in zip(corners, corners[1:], strict=False) for t in steps
-    ]
+    ring = [(a + t * (c - a), b + t * (d - b)) for (a, b), (c, d) in pairwise(corners) for t in steps]
     xs, ys = zip(*ring, ring[0], strict=True)
     longitudes, latitudes = Transformer.from_crs(epsg, 4326, always_xy=True).transform(xs, ys)
     return {

@@ -5,7 +5,7 @@ Ground truth is a function of absolute position, so neighbouring scenes and all 
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,11 +15,15 @@ from pipeline.archive.local import footprint_of
 from pipeline.archive.scene import OffsetDecision, Raster, Scene
 from pipeline.bands import BAND_NAMES, BY_NAME
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 # Mean reflectance in DN (no offset) and weight of three latent fields per band: roughly soil, vegetation, brightness.
 _SPECTRA = {
-    "B01": (450, 60, -60, 120), "B02": (520, 110, -110, 190), "B03": (760, 170, -90, 240), "B04": (780, 300, -280, 300),
-    "B05": (1200, 280, -150, 320), "B06": (2100, 90, 500, 340), "B07": (2450, 60, 700, 360), "B08": (2600, 70, 760, 420),
-    "B8A": (2750, 80, 740, 380), "B09": (2800, 60, 650, 300), "B11": (2150, 520, -160, 420), "B12": (1400, 520, -330, 380),
+    "B01": (450, 60, -60, 120), "B02": (520, 110, -110, 190), "B03": (760, 170, -90, 240),
+    "B04": (780, 300, -280, 300), "B05": (1200, 280, -150, 320), "B06": (2100, 90, 500, 340),
+    "B07": (2450, 60, 700, 360), "B08": (2600, 70, 760, 420), "B8A": (2750, 80, 740, 380),
+    "B09": (2800, 60, 650, 300), "B11": (2150, 520, -160, 420), "B12": (1400, 520, -330, 380),
 }  # fmt: skip
 
 
@@ -57,7 +61,7 @@ def make_scene(
     `cloud_fraction` of the ground is SCL 9 and bright; the leftmost `nodata_left_m` hold 0 everywhere.
     """
     height_m, width_m = (size_m, size_m) if isinstance(size_m, int) else size_m
-    assert height_m % 60 == 0 and width_m % 60 == 0, "scenes consist of whole 60 m pixels"
+    assert (height_m % 60, width_m % 60) == (0, 0), "scenes consist of whole 60 m pixels"
     place = folder / scene_id
     place.mkdir(parents=True, exist_ok=True)
     rasters = tuple(Raster(g, left_m, top_m, height_m // g, width_m // g) for g in (10, 20, 60))
