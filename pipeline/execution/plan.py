@@ -138,10 +138,16 @@ class Plan:
                             yield Unit(zone.epsg, row, col, period)
 
     def chunks(self, unit: Unit) -> list[Window]:
-        """Active chunks of a unit as absolute windows (2.5 m px), ascending; cut where the grid ends."""
+        """Active chunks of a unit as absolute windows (2.5 m px), ascending; cut where the grid ends.
+
+        With shards, a unit is one shard and is computed and written as one piece.
+        """
         zone, size = self.zone(unit.epsg), self.config.chunk_px
         grid = zone.grid.window
         active = self._active[unit.epsg]
+        if self.config.shard:
+            step = size * self.config.unit_chunks
+            return [Window(grid.row + unit.row * step, grid.col + unit.col * step, step, step).intersect(grid)]
         found = []
         for row in range(zone.row_breaks[unit.row], zone.row_breaks[unit.row + 1]):
             for col in range(zone.col_breaks[unit.col], zone.col_breaks[unit.col + 1]):

@@ -18,16 +18,19 @@ import numpy as np
 from pipeline.bands import NODATA_DN
 from pipeline.errors import PipelineError
 from pipeline.execution.plan import Plan, Unit, load_plan
-from pipeline.grid.grid import Window
 from pipeline.store.layout import RegionWriter
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.superres import superres, systems
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from pipeline.archive.cube import Pixels
     from pipeline.archive.scene import Scene
+    from pipeline.grid.grid import Window
+    from pipeline.superres.systems import SceneState
 
 
 def prepare_process(threads: int = 1) -> None:
@@ -85,7 +88,7 @@ def _process(unit: Unit, plan: Plan, store: Path, attempt: int) -> Receipt:
 
     native = superres.Native(pixels.grid.window, pixels.dn, pixels.bands, pixels.scl)
     options = superres.Options(plan.config.seed, _stream(unit), plan.config.members, plan.config.consistency)
-    result = superres.super_resolve(native, window, system, plan.config.band_names, options, _state(plan, scenes))
+    result = superres.super_resolve(native, window, system, plan.config.band_names, options, _state_of(plan, unit))
     seconds.update(result.seconds)
     started = time.perf_counter()
     receipt = _write(unit, plan, store, window, pixels, result)
@@ -140,12 +143,20 @@ def _read(plan: Plan, unit: Unit, scenes: tuple[Scene, ...], window: Window) -> 
     )
 
 
-def _state(plan: Plan, scenes: tuple[Scene, ...]) -> dict[str, list[float]] | None:
-    """Mean of the scene states of the scenes read, or None where the system keeps none."""
-    states = [plan.states[scene.id] for scene in scenes if scene.id in plan.states]
-    if not states:
-        return None
-    return {name: np.mean([state[name] for state in states], axis=0).tolist() for name in states[0]}
+def _state_of(plan: Plan, unit: Unit) -> Callable[[Window], SceneState | None]:
+    """Scene state for a lattice window: the mean over the scenes that reach into that window.
+
+    It follows from the window alone, not from the unit, so that two units computing one window agree.
+    """
+
+    def state(window: Window) -> SceneState | None:
+        scenes = _scenes_over(plan, unit, window)
+        states = [plan.states[scene.id] for scene in scenes if scene.id in plan.states]
+        if not states:
+            return None
+        return {name: np.mean([one[name] for one in states], axis=0).tolist() for name in states[0]}
+
+    return state
 
 
 def _write(unit: Unit, plan: Plan, store: Path, window: Window, pixels: Pixels, result: superres.Result) -> Receipt:

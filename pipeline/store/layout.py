@@ -80,6 +80,14 @@ def create(store: Path, group: str, template: Template) -> None:
         raise storage_error(error, store) from error
 
 
+def create_root(store: Path, attributes: Mapping[str, Any]) -> None:
+    """Write the root group above several zones' groups; it holds attributes only."""
+    import zarr
+
+    root = zarr.open_group(store=str(store), mode="a", zarr_format=3)
+    root.attrs.update({"status": STATUS_INCOMPLETE, **attributes})
+
+
 def _conventions(template: Template) -> dict[str, Any]:
     grid = template.grid
     left, bottom, right, top = grid.bounds_m
@@ -291,7 +299,7 @@ def finish(store: Path, groups: list[str], attributes: Mapping[str, Any]) -> Non
             folder = zarr.open_group(store=str(store / group), mode="r+", zarr_format=3)
             folder.attrs.update({**attributes, "status": STATUS_COMPLETE})
         if "" not in groups:
-            root = zarr.open_group(store=str(store), mode="a", zarr_format=3)
+            root = zarr.open_group(store=str(store), mode="r+", zarr_format=3)
             root.attrs.update({**attributes, "status": STATUS_COMPLETE})
         consolidate(store)
     except OSError as error:

@@ -109,7 +109,7 @@ def super_resolve(
     system: System,
     order: tuple[str, ...],
     options: Options,
-    state: SceneState | None = None,
+    state_of: Callable[[Window], SceneState | None] = lambda _window: None,
 ) -> Result:
     """All bands of `order` at 2.5 m over `window` (edges multiples of 24 px), from native DN over the lattice's reach.
 
@@ -135,7 +135,7 @@ def super_resolve(
             system,
             order,
             _noise_of(lattice_window, options, system),
-            state,
+            state_of(lattice_window),
             options.consistency,
             options.members,
         )

@@ -32,6 +32,7 @@ class SuperResolver(Protocol):
     out_bands: tuple[str, ...]
     scale: int
     stochastic: bool
+    needs_state: bool  # whether `predict` wants what `scene_state` returned
 
     def to(self, device: torch.device) -> SuperResolver:
         """Move the weights and return self."""

@@ -1,0 +1,194 @@
+"""Where units run: in this process, on a local Dask cluster, on one worker per GPU, or on any scheduler.
+
+In: units. Out: receipts or errors, in the order in which they finish. Imports unit; dask only inside functions.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.errors import Interrupted, UsageError
+from pipeline.execution.unit import process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distributed import Client
+
+    from pipeline.execution.plan import Unit
+    from pipeline.store.receipts import Receipt
+
+Outcome = tuple["Unit", "int", "Receipt | BaseException"]
+_WORKERS_TIMEOUT_S = 120
+# glibc gives memory back to the system after every multi-megabyte array unless both thresholds are raised
+# (measured: 2.4 times the CPU seconds per unit otherwise, with what the nanny sets by itself).
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268435456"}
+
+
+class Pool(Protocol):
+    """Runs units of one plan."""
+
+    capacity: int  # units it can work on at once
+
+    def submit(self, unit: Unit, attempt: int) -> None:
+        """Start a unit."""
+        ...
+
+    def next(self) -> Outcome:
+        """Wait for the next unit to end: (unit, attempt, receipt or error)."""
+        ...
+
+
+class InlinePool:
+    """Runs units in the calling process, one after another."""
+
+    capacity = 1
+
+    def __init__(self, store: str, digest: str) -> None:
+        self._store, self._digest = store, digest
+        self._waiting: list[tuple[Unit, int]] = []
+
+    def submit(self, unit: Unit, attempt: int) -> None:
+        """Queue a unit; it runs when its result is asked for."""
+        self._waiting.append((unit, attempt))
+
+    def next(self) -> Outcome:
+        """Run the oldest queued unit."""
+        unit, attempt = self._waiting.pop(0)
+        try:
+            return unit, attempt, process(unit, self._store, self._digest, attempt)
+        except Exception as error:
+            return unit, attempt, error
+
+
+class DaskPool:
+    """Runs units as one Dask task each; tasks return receipts of a few hundred bytes, never arrays."""
+
+    def __init__(self, client: Client, store: str, digest: str) -> None:
+        from distributed import as_completed
+
+        self._client, self._store, self._digest = client, store, digest
+        self._done = as_completed(raise_errors=False)
+        self._units: dict[str, tuple[Unit, int]] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Threads of all workers: GPU and CPU workers here have one each."""
+        return max(1, sum(self._client.nthreads().values()))
+
+    def submit(self, unit: Unit, attempt: int) -> None:
+        """Send a unit to the cluster."""
+        key = f"{unit.id}#{attempt}"
+        self._units[key] = (unit, attempt)
+        future = self._client.submit(process, unit, self._store, self._digest, attempt, key=key, pure=False, retries=0)
+        self._done.add(future)
+
+    def next(self) -> Outcome:
+        """Wait for any unit. Interrupted when the scheduler is gone."""
+        future = next(self._done)
+        unit, attempt = self._units.pop(future.key)
+        if future.status == "lost" or self._client.status not in ("running", "connecting"):
+            raise Interrupted("the Dask scheduler is gone", cure="run the same command again to continue")
+        error = future.exception() if future.status == "error" else None
+        outcome: Receipt | BaseException = future.result() if error is None else error
+        future.release()
+        return unit, attempt, outcome
+
+
+@contextmanager
+def open_pool(cluster: str, workers: int, store: str, digest: str) -> Iterator[Pool]:
+    """A pool for `cluster`: "inline", "local", "cuda", or the address of a Dask scheduler."""
+    if cluster == "inline":
+        yield InlinePool(store, digest)
+        return
+    with _client(cluster, workers) as client:
+        yield DaskPool(client, store, digest)
+
+
+@contextmanager
+def _client(cluster: str, workers: int) -> Iterator[Client]:
+    import dask
+    from distributed import Client
+
+    settings = {
+        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **_MALLOC},
+        "distributed.scheduler.allowed-failures": 0,  # attempts are counted by the driver, which can tell why
+        "distributed.worker.preload": ["pipeline.execution.worker_setup"],
+        "distributed.comm.timeouts.connect": "30s",
+        "distributed.logging": {"distributed": "error", "distributed.nanny": "critical"},
+    }
+    with dask.config.set(settings):
+        if cluster in ("local", "cuda"):
+            with _local(cluster, workers) as local, Client(local) as client:
+                yield client
+            return
+        with _existing(cluster) as client:
+            yield client
+
+
+@contextmanager
+def _existing(address: str) -> Iterator[Client]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout="30s")
+        client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise UsageError(
+            f"no Dask scheduler with workers at {address} ({error})",
+            "an address such as tcp://host:8786",
+            "start one with `dask scheduler` and `dask worker`, or use --cluster local",
+        ) from error
+    with client:
+        yield client
+
+
+@contextmanager
+def _local(cluster: str, workers: int) -> Iterator[object]:
+    if cluster == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("--cluster cuda, but torch sees no GPU", "a CUDA build of torch and a driver", "use local")
+        try:
+            from dask_cuda import LocalCUDACluster
+        except Exception as error:
+            raise UsageError(f"dask-cuda cannot be used ({error})", cure='pip install "sen2fine[cuda]"') from error
+        with _sigint_ignored():
+            gpus = LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, dashboard_address=None)
+        with gpus:
+            yield gpus
+        return
+    from distributed import LocalCluster
+
+    with _sigint_ignored():
+        local = LocalCluster(
+            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=50
+        )
+    with local:
+        yield local
+
+
+@contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    """Children started here ignore SIGINT from their first instruction (the disposition survives exec)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def default_workers() -> int:
+    """Processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1

@@ -1,0 +1,112 @@
+"""What a plan will cost: units, windows, pixels, bytes, memory, time. Nothing is read or written.
+
+In: a `Plan`. Out: an `Estimate`. Imports plan and superres.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.bands import BAND_NAMES, GSDS_M, TARGET_GSD_M, bands_at
+from pipeline.superres import systems
+
+if TYPE_CHECKING:
+    from pipeline.execution.plan import Plan
+
+_BASE_MIB = 650.0  # interpreter, torch, GDAL, dask and the networks of one worker: measured by tests.benchmarks
+_WINDOW_FLOATS = 450.0  # float32 values alive per window pixel at the peak of the networks: measured likewise
+_COMPRESSION = 1.7  # zstd level 1 on 2.5 m reflectance, measured likewise
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a plan."""
+
+    scenes: int
+    zones: int
+    periods: int
+    units: int
+    windows: int
+    area_km2: float  # of active chunks, once
+    output_pixels: int  # per band and time step
+    output_mib: float  # uncompressed
+    stored_mib: float  # expected on disk
+    overlap: float  # model pixels computed per output pixel
+    worker_mib: float  # expected peak of one worker
+    seconds_per_window: float  # measured here, one thread
+    seconds: float  # expected, with `workers`
+    workers: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return asdict(self)
+
+
+def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
+    """Count the plan's work; `timed` runs one window of the system on this machine to estimate seconds."""
+    lattice = systems.lattice_of(plan.system)
+    units = list(plan.units())
+    windows = [plan.window(unit) for unit in units]
+    cells = sum(len(lattice.cells_touching(window)) for window in windows)
+    pixels = sum(chunk.ny * chunk.nx for unit in units for chunk in plan.chunks(unit))
+    periods = sum(len(zone.periods) for zone in plan.zones)
+    bands = len(plan.config.band_names)
+    per_pixel = bands * 2 * (2 if plan.config.members > 1 else 1) + 1
+    largest = max((window.ny * window.nx for window in windows), default=0)
+    scenes = max((len(p.scene_ids) for z in plan.zones for p in z.periods), default=1)
+    per_window = seconds_per_window(plan) if timed else 0.0
+    per_member = plan.config.members if plan.system.sr_weights else 1
+    return Estimate(
+        scenes=len(plan.scenes),
+        zones=len(plan.zones),
+        periods=periods,
+        units=len(units),
+        windows=cells,
+        area_km2=round(pixels * TARGET_GSD_M**2 / 1e6 / max(1, periods / len(plan.zones)), 2),
+        output_pixels=pixels,
+        output_mib=round(pixels * per_pixel / 2**20, 1),
+        stored_mib=round(pixels * per_pixel / 2**20 / _COMPRESSION, 1),
+        overlap=round(cells * lattice.window_px**2 / max(1, pixels), 2),
+        worker_mib=round(worker_mib(largest, lattice.window_px, bands, plan.config.members, scenes)),
+        seconds_per_window=round(per_window, 3),
+        seconds=round(cells * per_window * per_member / max(1, min(workers, len(units))), 1),
+        workers=workers,
+    )
+
+
+def worker_mib(unit_px: int, window_px: int, bands: int, members: int, scenes: int) -> float:
+    """Expected peak memory of one worker in MiB for a unit of `unit_px` output pixels."""
+    native_dn = sum(len(bands_at(gsd, BAND_NAMES)) * (TARGET_GSD_M / gsd) ** 2 for gsd in GSDS_M) * 2 * scenes
+    blended = bands * (4 + 2 + 4 * (members > 1)) + 8
+    return _BASE_MIB + (unit_px * (blended + native_dn) + window_px**2 * _WINDOW_FLOATS * 4) / 2**20
+
+
+def seconds_per_window(plan: Plan) -> float:
+    """Wall seconds of one window of one member on this machine, second of two runs, on made-up numbers."""
+    import numpy as np
+
+    from pipeline.execution.unit import device_name, prepare_process
+    from pipeline.grid.grid import Window
+    from pipeline.superres import superres
+
+    prepare_process()
+    system = systems.load(plan.system, device_name())
+    lattice = system.lattice
+    cell = Window(lattice.stride_px // 2, lattice.stride_px // 2, 24, 24).snap_out(24)
+    window = lattice.read_window(cell)
+    names = {gsd: bands_at(gsd, plan.config.band_names) for gsd in GSDS_M if bands_at(gsd, plan.config.band_names)}
+    rng = np.random.default_rng(0)
+    dn = {
+        gsd: rng.integers(1500, 4000, (len(bands), *window.coarsen(round(gsd / TARGET_GSD_M)).shape), dtype=np.uint16)
+        for gsd, bands in names.items()
+    }
+    native = superres.Native(window, dn, names)
+    state = next(iter(plan.states.values()), None)
+    spent = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        superres.super_resolve(native, cell, system, plan.config.band_names, superres.Options(), lambda _w: state)
+        spent = time.perf_counter() - started
+    return spent

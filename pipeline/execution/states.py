@@ -1,0 +1,62 @@
+"""Windows from which a scene's state is taken: fixed by the scene, whatever the AOI.
+
+In: a scene. Out: reflectance windows for `SuperResolver.scene_state`. Imports archive, grid, superres' masks.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.bands import NODATA_DN
+from pipeline.grid.grid import Grid, Window, align_up
+from pipeline.superres.masks import reflectance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from pipeline.archive.access import Access
+    from pipeline.archive.scene import Scene
+
+_SIZE_10M = 64
+_CELL_PX = 288  # 720 m: 12 pixels of 60 m, the smallest whole number that holds 64 pixels of 10 m
+_CLEAR_SCL = (4, 5, 6, 7, 11)  # vegetation, bare, water, unclassified, snow
+_TRIES_PER_WINDOW = 4
+
+
+def state_windows(scene: Scene, bands: tuple[str, ...], access: Access, count: int) -> Tensor | None:
+    """Up to `count` clear windows (K, bands, 64, 64) of reflectance, chosen by hash of place; None when there is none."""
+    import torch
+
+    from pipeline.archive.cube import read_period
+
+    windows: list[np.ndarray] = []
+    for tried, grid in enumerate(_candidates(scene)):
+        if len(windows) == count or tried == count * _TRIES_PER_WINDOW:
+            break
+        pixels = read_period((scene,), "mosaic", grid, bands, access)
+        dn = np.stack([pixels.dn[10][pixels.bands[10].index(name)] for name in bands])[:, :_SIZE_10M, :_SIZE_10M]
+        cloudy = pixels.scl is not None and not np.isin(pixels.scl, _CLEAR_SCL).all()
+        if (dn != NODATA_DN).all() and not cloudy:
+            windows.append(reflectance(dn))
+    return torch.from_numpy(np.stack(windows)) if windows else None
+
+
+def _candidates(scene: Scene) -> Iterator[Grid]:
+    """720 m cells that lie whole within the scene's 10 m raster, in an order that only place decides."""
+    raster = next((r for r in scene.rasters if r.gsd_m == 10), None)
+    if raster is None:
+        return
+    size = (raster.left_m, raster.top_m - raster.ny * 10, raster.left_m + raster.nx * 10, raster.top_m)
+    whole = Grid.covering(scene.epsg, size, scene.phase, step_px=4).window
+    cells = [
+        (row, col)
+        for row in range(align_up(whole.row, _CELL_PX), whole.row_end - _CELL_PX + 1, _CELL_PX)
+        for col in range(align_up(whole.col, _CELL_PX), whole.col_end - _CELL_PX + 1, _CELL_PX)
+    ]
+    for row, col in sorted(cells, key=lambda cell: zlib.crc32(f"{scene.epsg}/{cell[0]}/{cell[1]}".encode())):
+        yield Grid(scene.epsg, Window(row, col, _CELL_PX, _CELL_PX), phase=scene.phase)
