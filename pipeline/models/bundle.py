@@ -1,7 +1,7 @@
 """Bundles: weights together with all that is needed to use them, as one safetensors file.
 
 In: a path. Out: a `Bundle` (architecture, bands, scale, lattice, sampler, provenance, licence, digest) and tensors.
-Only safetensors is opened, never pickle. Imports torch and safetensors; nothing else of the pipeline.
+Only safetensors is opened, never pickle. Imports torch, safetensors and `errors`; nothing else of the pipeline.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ FORMAT_VERSION = 1
 _METADATA_KEY = "bundle"
 
 
-class BundleError(ValueError):
+class BundleError(UsageError):
     """A weights file that cannot be used: missing, not safetensors, wrong digest, unknown or misshapen tensors."""
 
 
@@ -59,16 +61,24 @@ class Bundle:
 
 def save_bundle(path: Path, bundle: Bundle, tensors: Mapping[str, Tensor]) -> str:
     """Write `bundle` and `tensors` to `path` (replaced atomically) and return the file's sha256."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     described = {k: v for k, v in asdict(bundle).items() if k not in ("digest", "path")}
     metadata = {_METADATA_KEY: json.dumps(described, sort_keys=True)}
-    content = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata=metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(path.suffix + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(content)
-    partial.replace(path)
-    return hashlib.sha256(content).hexdigest()
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
+        digest = _sha256(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return digest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
@@ -78,20 +88,24 @@ def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
     if not path.is_file():
         msg = f"no weights at {path}"
         raise BundleError(msg)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = _sha256(path)
     if expected_digest and digest != expected_digest:
         msg = f"weights {path} have sha256 {digest}; expected {expected_digest}"
         raise BundleError(msg)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        with safe_open(path, framework="pt") as weights:
+            metadata = weights.metadata() or {}
     except (SafetensorError, OSError) as error:
         msg = f"weights {path} are not a readable safetensors file ({error}); convert other formats to safetensors once"
         raise BundleError(msg) from error
     if _METADATA_KEY not in metadata:
         msg = f"weights {path} carry no bundle description; expected metadata key {_METADATA_KEY!r}"
         raise BundleError(msg)
-    return _parse(json.loads(metadata[_METADATA_KEY]), digest, path)
+    try:
+        return _parse(json.loads(metadata[_METADATA_KEY]), digest, path)
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        msg = f"weights {path} describe themselves wrongly ({error!r})"
+        raise BundleError(msg) from error
 
 
 def _parse(described: dict[str, Any], digest: str, path: Path) -> Bundle:
@@ -108,7 +122,7 @@ def load_tensors(bundle: Bundle) -> dict[str, Tensor]:
     import torch
     from safetensors.torch import load_file
 
-    tensors = load_file(bundle.path)
+    tensors: dict[str, Tensor] = load_file(bundle.path)
     broken = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if broken:
         msg = f"weights {bundle.path} hold NaN or infinity in {', '.join(broken[:5])}"
@@ -117,7 +131,7 @@ def load_tensors(bundle: Bundle) -> dict[str, Tensor]:
 
 
 def load_into(network: nn.Module, bundle: Bundle, prefix: str = "") -> None:
-    """Fill `network` with the bundle's tensors under `prefix`; missing, unknown or misshapen names raise BundleError."""
+    """Fill `network` with the bundle's tensors under `prefix`; BundleError on missing, unknown or misshapen names."""
     tensors = load_tensors(bundle)
     chosen = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     expected = network.state_dict()

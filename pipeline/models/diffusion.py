@@ -64,27 +64,39 @@ def levels(steps: int, alpha_bar: NDArray[np.float64], spacing: Spacing = "trail
     return [math.sqrt(alpha_bar[t]) for t in timesteps(steps, len(alpha_bar), spacing)]
 
 
-def ddim(denoise: Denoise, x: Tensor, levels: Sequence[float], x0_range: tuple[float, float] | None = None) -> Tensor:
+def ddim(
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[float],
+    x0_range: tuple[float, float] | None = None,
+    denoise_last: bool = True,
+) -> Tensor:
     """DDIM with eta 0 (Song et al. 2021, eq. 12): noise x (B, C, H, W) at levels[0] to x0, one evaluation per level.
 
     `denoise(x, s)` returns x0 (B, C, H, W). `x0_range` clamps every x0. The last evaluation's x0 is returned as it is.
+    Without `denoise_last` the image is returned as it arrives at the last level, with noise of sd sqrt(1 - s^2) still
+    in it and one evaluation less: what DiffFuSR's sampler gives, whose last step maps its input to itself.
     """
-    _check(levels)
+    _check(levels, denoise_last)
     for here, there in pairwise(levels):
         x0 = _clamped(denoise(x, here), x0_range)
         eps = (x - here * x0) / _sigma(here)
         x = there * x0 + _sigma(there) * eps
-    return _clamped(denoise(x, levels[-1]), x0_range)
+    return _clamped(denoise(x, levels[-1]), x0_range) if denoise_last else x
 
 
 def dpmpp_2m(
-    denoise: Denoise, x: Tensor, levels: Sequence[float], x0_range: tuple[float, float] | None = None
+    denoise: Denoise,
+    x: Tensor,
+    levels: Sequence[float],
+    x0_range: tuple[float, float] | None = None,
+    denoise_last: bool = True,
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): same contract as `ddim`; the first and last step are first order.
 
     The second-order step extrapolates x0 along lambda = log(s / sqrt(1 - s^2)) from the two latest evaluations.
     """
-    _check(levels)
+    _check(levels, denoise_last)
     previous: Tensor | None = None
     h_previous = 0.0
     for here, there in pairwise(levels):
@@ -97,7 +109,7 @@ def dpmpp_2m(
         ratio = _sigma(there) / _sigma(here)
         x = ratio * x + (there - ratio * here) * extrapolated
         previous, h_previous = x0, h
-    return _clamped(denoise(x, levels[-1]), x0_range)
+    return _clamped(denoise(x, levels[-1]), x0_range) if denoise_last else x
 
 
 SAMPLERS: Mapping[str, Sampler] = {"ddim": ddim, "dpm++2m": dpmpp_2m}
@@ -115,8 +127,11 @@ def _clamped(x0: Tensor, x0_range: tuple[float, float] | None) -> Tensor:
     return x0 if x0_range is None else x0.clamp(*x0_range)
 
 
-def _check(levels: Sequence[float]) -> None:
-    """Levels must be at least one, strictly between 0 and 1, and grow: anything else divides by zero further on."""
+def _check(levels: Sequence[float], denoise_last: bool) -> None:
+    """Levels must be strictly between 0 and 1, and grow: anything else divides by zero further on."""
+    if not denoise_last and len(levels) < 2:
+        msg = f"{len(levels)} signal level and no denoising at the last; expected at least 2 levels"
+        raise ValueError(msg)
     grows = all(here < there for here, there in pairwise(levels))
     if not levels or not grows or not levels[0] > 0 or not levels[-1] < 1:
         msg = f"signal levels {[round(level, 6) for level in levels]}; expected to grow strictly within (0, 1)"

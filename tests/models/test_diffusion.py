@@ -172,3 +172,15 @@ def test_x0_range_clamps_every_evaluation(name):
         lambda x, level: toy_denoise(x, level).clamp(-0.2, 0.2), noise(1, 1, 4, 4), levels(4, ALPHA_BAR)
     )
     assert torch.equal(clamped, by_hand)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_without_denoising_at_the_last_level_its_noise_remains(name):
+    truth, x = torch.linspace(-1, 1, 64, dtype=torch.float64).reshape(1, 1, 8, 8), noise(1, 1, 8, 8)
+    grid = levels(20, ALPHA_BAR, "published")
+    eps = (x - grid[0] * truth) / math.sqrt(1 - grid[0] ** 2)
+    arrived = SAMPLERS[name](lambda x, level: truth, x, grid, denoise_last=False)
+    torch.testing.assert_close(arrived, grid[-1] * truth + math.sqrt(1 - grid[-1] ** 2) * eps)
+    assert math.sqrt(1 - grid[-1] ** 2) == pytest.approx(0.0064, abs=5e-5)
+    with pytest.raises(ValueError, match="at least 2 levels"):
+        SAMPLERS[name](toy_denoise, x, grid[:1], denoise_last=False)

@@ -1,0 +1,44 @@
+"""DiffFuSR's degradation encoder g_psi: what blur and noise a scene carries, as one vector.
+
+In: windows (B, bands, h, w), network range. Out: v (B, 4 * base). Module names follow the released checkpoints.
+Imports torch only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from pipeline.models.rrdb import conv3x3
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LEAK = 0.1  # Wang et al. 2021, DASR
+_SHAPE = ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1))  # (width in units of base, stride) of the six convolutions
+
+
+class DegradationEncoder(nn.Module):
+    """Six convolutions with BatchNorm, then the mean over the window; contrastively trained (MoCo)."""
+
+    def __init__(self, bands: int = 3, base: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        now = bands
+        for mult, stride in _SHAPE:
+            width = base * mult
+            layers += [conv3x3(now, width, stride), nn.BatchNorm2d(width), nn.LeakyReLU(_LEAK)]
+            now = width
+        self.E = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1))
+        self.mlp = nn.Sequential(nn.Linear(now, now), nn.LeakyReLU(_LEAK), nn.Linear(now, now))
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Degradation vector v (B, 4 * base): what conditions the U-Net."""
+        out: Tensor = self.E(lr).flatten(1)
+        return out
+
+    def projection(self, vector: Tensor) -> Tensor:
+        """Projection of v for the contrastive loss (B, 4 * base); not used to predict."""
+        out: Tensor = self.mlp(vector)
+        return out

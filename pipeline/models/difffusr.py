@@ -1,0 +1,203 @@
+"""DiffFuSR's super-resolution (arXiv 2506.11764): RGB from 10 m to 2.5 m by the published networks.
+
+In: reflectance windows at 10 m, position-keyed noise, the scene's degradation vector. Out: reflectance at 2.5 m.
+Networks: spatial encoder (`rrdb`), degradation encoder (`degradation`), U-Net (`unet`); tensor names are those of the
+released checkpoints, so converted weights load as they are. Imports torch, `bundle` and `diffusion`.
+
+GroupNorm and attention span the window, hence every window is whole and lies on the absolute lattice; the degradation
+vector belongs to the scene and never to a window.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, load_into
+from pipeline.models.degradation import DegradationEncoder
+from pipeline.models.diffusion import SAMPLERS, cosine_alpha_bar, levels
+from pipeline.models.rrdb import SpatialEncoder
+from pipeline.models.unet import UNet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.models.bundle import NoiseSource
+
+SYSTEM = "difffusr-sr"
+SCALE = 4  # 10 m -> 2.5 m
+RGB_BANDS = ("B04", "B03", "B02")
+STATE_KEY = "degradation"  # the one entry of a scene's state: v, 256 numbers
+# Window 1200 m, stride 960 m, ramp 120 m, margin 60 m; 480 px is a multiple of the 32 px that the U-Net needs.
+LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)
+ARCHITECTURE: dict[str, Any] = {
+    "base": 64,
+    "mults": [1, 2, 2, 4, 8],
+    "res_blocks": 5,
+    "fold": 2,
+    "groups": 32,
+    "attention_strides": [16],
+    "block2_norm": False,
+    "features": 64,
+    "growth": 32,
+    "encoder_blocks": 23,
+    "degradation_base": 64,
+}
+# Network range n = 2 rho - 1 for rho in [0, 1], as published; brighter ground than `bright_reflectance` saturates it.
+NORMALISATION: dict[str, Any] = {"kind": "unit", "bright_reflectance": 0.95}
+# As published: 20 DDIM steps at t = 950, 900, ..., 0 of 1000, the last of which changes nothing. `denoise_last: true`
+# uses it instead: the output then lacks the remaining noise of sd 0.0032 reflectance.
+SAMPLER: dict[str, Any] = {"name": "ddim", "steps": 20, "spacing": "published", "denoise_last": False}
+_X0_RANGE = (-1.0, 1.0)  # every x0 is clamped to the network range, as published
+_STATE_BATCH = 16  # windows per pass of the degradation encoder; bounds memory, does not change values
+
+
+class Networks(nn.Module):
+    """The three networks under their names in released checkpoints: `ema`, `encoder`, `E.encoder_q`."""
+
+    def __init__(
+        self,
+        base: int,
+        mults: Sequence[int],
+        res_blocks: int,
+        fold: int,
+        groups: int,
+        attention_strides: Sequence[int],
+        block2_norm: bool,
+        features: int,
+        growth: int,
+        encoder_blocks: int,
+        degradation_base: int,
+    ) -> None:
+        super().__init__()
+        bands = len(RGB_BANDS)
+        self.ema = UNet(
+            bands,
+            base,
+            mults,
+            res_blocks,
+            fold,
+            groups,
+            attention_strides,
+            features,
+            4 * degradation_base,
+            block2_norm,
+        )
+        self.encoder = SpatialEncoder(bands, features, growth, encoder_blocks)
+        self.E = nn.ModuleDict({"encoder_q": DegradationEncoder(bands, degradation_base)})
+
+    def degradation(self, lr: Tensor) -> Tensor:
+        """Degradation vectors (B, 4 * degradation_base) of windows (B, 3, h, w), network range."""
+        vector: Tensor = self.E["encoder_q"](lr)
+        return vector
+
+
+class DiffFuSR:
+    """Super-resolution of B04, B03, B02 by the published networks; the face that every system here has."""
+
+    in_bands = RGB_BANDS
+    out_bands = RGB_BANDS
+    scale = SCALE
+    stochastic = True
+
+    def __init__(self, networks: Networks, bundle: Bundle) -> None:
+        self.networks = networks.eval().requires_grad_(False)
+        self.bundle = bundle
+        kind, name = bundle.normalisation.get("kind"), str(bundle.sampler.get("name"))
+        if kind != "unit" or name not in SAMPLERS:
+            msg = f"weights {bundle.path}: normalisation {kind!r} and sampler {name!r}; expected 'unit' and one of "
+            raise BundleError(msg + ", ".join(SAMPLERS))
+        spacing = bundle.sampler["spacing"]
+        self.sampler = SAMPLERS[name]
+        self.levels = levels(bundle.sampler["steps"], cosine_alpha_bar(), spacing)
+        self.denoise_last: bool = bundle.sampler.get("denoise_last", spacing != "published")
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> DiffFuSR:
+        """The networks with the bundle's tensors, on the CPU, eval mode. Raises BundleError where they do not fit."""
+        with torch.device("meta"):  # no time spent on random weights that are overwritten at once
+            networks = Networks(**bundle.architecture)
+        networks.to_empty(device="cpu")
+        load_into(networks, bundle)
+        return cls(networks, bundle)
+
+    def to(self, device: torch.device | str) -> DiffFuSR:
+        """Move the weights to `device` and return self."""
+        self.networks.to(device)
+        return self
+
+    @torch.inference_mode()
+    def scene_state(self, windows: Tensor) -> dict[str, list[float]]:
+        """Degradation vector averaged over fixed windows of a scene, (K, 3, 64, 64) reflectance, without nodata.
+
+        Raises ValueError when there is no window or one holds NaN.
+        """
+        if not len(windows) or not bool(torch.isfinite(windows).all()):
+            msg = f"{len(windows)} windows for the scene's degradation vector; expected at least 1, free of NaN"
+            raise ValueError(msg)
+        device = next(self.networks.parameters()).device
+        vectors = [
+            self.networks.degradation(to_network(part.to(device))) for part in torch.split(windows, _STATE_BATCH)
+        ]
+        return {STATE_KEY: torch.cat(vectors).double().mean(0).tolist()}
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        lr: Tensor,
+        conditions: Mapping[str, Tensor],
+        valid: Tensor,
+        noise: NoiseSource,
+        state: Mapping[str, Sequence[float]] | None,
+    ) -> Tensor:
+        """Reflectance (B, 3, h, w) filled where not `valid` -> (B, 3, 4h, 4w), one sample; `noise` decides which.
+
+        h and w are multiples of 8. Raises ValueError otherwise, or without the scene's state.
+        """
+        del conditions, valid
+        if state is None or STATE_KEY not in state:
+            msg = f"no scene state given; expected {STATE_KEY!r}, made once per scene by scene_state()"
+            raise ValueError(msg)
+        n = to_network(lr)
+        features: Tensor = self.networks.encoder(n)
+        vector = torch.tensor(state[STATE_KEY], dtype=n.dtype, device=n.device).expand(len(n), -1)
+
+        def denoise(x: Tensor, level: float) -> Tensor:
+            x0: Tensor = self.networks.ema(x, x.new_full((len(x), 1), level), features, vector)
+            return x0
+
+        x_T = noise(step=0, channels=len(self.out_bands))
+        return to_reflectance(self.sampler(denoise, x_T, self.levels, _X0_RANGE, self.denoise_last))
+
+
+def to_network(reflectance: Tensor) -> Tensor:
+    """Reflectance to network range [-1, 1]; what lies outside [0, 1] is clipped, as in the 8-bit training data."""
+    return reflectance.clamp(0.0, 1.0) * 2 - 1
+
+
+def to_reflectance(n: Tensor) -> Tensor:
+    """Network range to reflectance, not clipped."""
+    return (n + 1) / 2
+
+
+def difffusr_bundle(
+    architecture: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    licence: str = "",
+    sampler: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Description of this system, ready for `save_bundle`; without arguments the published one."""
+    return Bundle(
+        system=SYSTEM,
+        architecture={**ARCHITECTURE, **(architecture or {})},
+        in_bands=RGB_BANDS,
+        out_bands=RGB_BANDS,
+        scale=SCALE,
+        lattice=LATTICE,
+        normalisation=dict(NORMALISATION),
+        sampler=dict(SAMPLER if sampler is None else sampler),
+        provenance=dict(provenance or {}),
+        licence=licence,
+    )
