@@ -43,6 +43,7 @@ class Summary:
     seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     pixels: int = 0
+    clear_pixels: int | None = None  # None where no scene carries SCL
     valid: dict[str, int] = field(default_factory=dict)
     scenes: tuple[str, ...] = ()
     stored_bytes: int = 0
@@ -60,6 +61,8 @@ class Summary:
         for band, count in receipt.valid.items():
             self.valid[band] = self.valid.get(band, 0) + count
         self.pixels += receipt.pixels
+        if receipt.clear is not None:
+            self.clear_pixels = (self.clear_pixels or 0) + receipt.clear
         self.scenes = tuple(sorted({*self.scenes, *receipt.scenes}))
         self.stored_bytes += sum(size for size, _ in receipt.chunks.values())
         self.peak_worker_mib = max(self.peak_worker_mib, receipt.peak_rss_mib)
@@ -100,6 +103,8 @@ def prepare(plan: Plan, store: Path) -> None:
 
     The plan comes last: a store without one was never begun, and is made anew.
     """
+    if "" not in {plan.group(zone.epsg) for zone in plan.zones}:
+        layout.create_root(store, {"groups": [plan.group(z.epsg) for z in plan.zones], "plan_digest": plan.digest})
     for zone in plan.zones:
         group = plan.group(zone.epsg)
         template = layout.Template(
@@ -115,8 +120,6 @@ def prepare(plan: Plan, store: Path) -> None:
             attributes=_provenance(plan, zone.epsg),
         )
         layout.create(store, group, template)
-    if "" not in {plan.group(zone.epsg) for zone in plan.zones}:
-        layout.create_root(store, {"groups": [plan.group(z.epsg) for z in plan.zones], "plan_digest": plan.digest})
     layout.consolidate(store)
     write_atomic(plan_path(store), json.dumps(plan.to_json(), indent=1).encode())
 

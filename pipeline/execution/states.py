@@ -29,7 +29,7 @@ _TRIES_PER_WINDOW = 4
 
 
 def state_windows(scene: Scene, bands: tuple[str, ...], access: Access, count: int) -> Tensor | None:
-    """Up to `count` clear windows (K, bands, 64, 64) of reflectance, chosen by hash of place; None when there is none."""
+    """Up to `count` clear windows (K, bands, 64, 64) of reflectance, chosen by hash of place; None without any."""
     import torch
 
     from pipeline.archive.cube import read_period

@@ -21,6 +21,7 @@ from pipeline.execution.plan import Plan, Unit, load_plan
 from pipeline.store.layout import RegionWriter
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.superres import superres, systems
+from pipeline.superres.masks import NOT_CLEAR_SCL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,7 +169,7 @@ def _write(unit: Unit, plan: Plan, store: Path, window: Window, pixels: Pixels, 
     arrays = _arrays(plan, window, pixels, result)
     stored: dict[str, list[int]] = {}
     valid = dict.fromkeys(plan.config.band_names, 0)
-    count = 0
+    count, clear = 0, 0
     for chunk in plan.chunks(unit):
         cut = chunk.slices(window)
         part = {name: values[(..., *cut)] for name, values in arrays.items()}
@@ -178,8 +179,12 @@ def _write(unit: Unit, plan: Plan, store: Path, window: Window, pixels: Pixels, 
         for band, plane in zip(plan.config.band_names, part["reflectance"], strict=True):
             valid[band] += int(np.count_nonzero(plane != NODATA_DN))
         count += chunk.ny * chunk.nx
+        if "scl" in part:
+            clear += int(
+                np.count_nonzero(~np.isin(part["scl"], NOT_CLEAR_SCL) & (part["reflectance"] != NODATA_DN).all(0))
+            )
     status = "done" if any(valid.values()) else "empty"
-    return Receipt(unit.id, plan.digest, status, group, stored, valid, count, ())
+    return Receipt(unit.id, plan.digest, status, group, stored, valid, count, clear if "scl" in arrays else None, ())
 
 
 def _arrays(plan: Plan, window: Window, pixels: Pixels, result: superres.Result) -> dict[str, NDArray[Any]]:
@@ -216,7 +221,9 @@ def _clip_mask(plan: Plan, unit: Unit, window: Window) -> NDArray[np.bool_] | No
 def _empty(unit: Unit, plan: Plan, attempt: int, seconds: dict[str, float]) -> Receipt:
     pixels = sum(chunk.ny * chunk.nx for chunk in plan.chunks(unit))
     valid = dict.fromkeys(plan.config.band_names, 0)
-    return Receipt(unit.id, plan.digest, "empty", plan.group(unit.epsg), {}, valid, pixels, (), 0, attempt, seconds)
+    return Receipt(
+        unit.id, plan.digest, "empty", plan.group(unit.epsg), {}, valid, pixels, None, (), 0, attempt, seconds
+    )
 
 
 def peak_rss_mib() -> float:

@@ -71,8 +71,9 @@ def create(store: Path, group: str, template: Template) -> None:
     import zarr
 
     try:
-        root = zarr.open_group(store=str(store / group), mode="w", zarr_format=3)
-        root.attrs.update({"status": STATUS_INCOMPLETE, **_conventions(template), **template.attributes})
+        # attributes go with the group's first write: a killed start is still recognised as ours
+        attributes = {"status": STATUS_INCOMPLETE, **_conventions(template), **template.attributes}
+        root = zarr.create_group(store=str(store / group), attributes=attributes, overwrite=True, zarr_format=3)
         _coordinates(root, template)
         for name in _data_arrays(template):
             _data_array(root, name, template)
@@ -84,8 +85,9 @@ def create_root(store: Path, attributes: Mapping[str, Any]) -> None:
     """Write the root group above several zones' groups; it holds attributes only."""
     import zarr
 
-    root = zarr.open_group(store=str(store), mode="a", zarr_format=3)
-    root.attrs.update({"status": STATUS_INCOMPLETE, **attributes})
+    zarr.create_group(
+        store=str(store), attributes={"status": STATUS_INCOMPLETE, **attributes}, overwrite=True, zarr_format=3
+    )
 
 
 def _conventions(template: Template) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Receipt:
     chunks: dict[str, list[int]]  # "array/chunk key" -> [bytes, crc32]
     valid: dict[str, int]  # band -> output pixels that are not nodata
     pixels: int  # output pixels of the unit's active chunks
+    clear: int | None  # of them, measured and free of cloud and shadow by SCL; None without SCL
     scenes: tuple[str, ...]
     windows: int = 0
     attempts: int = 1

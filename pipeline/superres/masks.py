@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Scene classification (Sen2Cor ATBD, SCL): saturated or defective 1, cloud medium 8, cloud high 9, thin cirrus 10.
 NO_DETAIL_SCL: tuple[int, ...] = (1, 8, 9, 10)
+NOT_CLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)  # those, no data, and cloud shadow 3
 BRIGHT_REFLECTANCE = 0.6  # training imagery rarely reaches it; beyond, networks extrapolate
 _GUARD_PX = 4  # 10 m px kept clear around what is blocked
 _RAMP_PX = 2  # 10 m px over which detail then fades in

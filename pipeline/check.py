@@ -1,0 +1,116 @@
+"""`python -m pipeline.check`: whether a store is complete, and its bytes are what was written.
+
+In: a store. Out: words or JSON, and an exit code: 0 complete and sound, 75 to be continued, 7 damaged, 2 not ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import EXIT_INTEGRITY, EXIT_OK, EXIT_RESUMABLE, PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.execution.plan import Plan, Unit
+
+_SHOWN = 10
+
+
+def examine(store: Path, verify: str) -> dict[str, Any]:
+    """Status of a store and of each unit. `verify` full compares checksums and decodes every chunk."""
+    from pipeline.execution.plan import load_plan
+    from pipeline.store import layout
+    from pipeline.store.receipts import Ledger
+
+    plan = load_plan(store)
+    ledger = Ledger(store, plan.digest)
+    missing, damaged, chunks = [], {}, 0
+    for unit in plan.units():
+        receipt = ledger.read(unit.id)
+        if receipt is None:
+            missing.append(unit.id)
+            continue
+        faults = ledger.faults(unit.id, verify)
+        if verify == "full" and not faults:
+            faults = _decode(plan, store, unit)
+        chunks += len(receipt.chunks)
+        if faults:
+            damaged[unit.id] = faults
+    return {
+        "store": str(store),
+        "status": layout.status(store),
+        "units": sum(1 for _ in plan.units()),
+        "missing": missing,
+        "damaged": damaged,
+        "chunks": chunks,
+        "verify": verify,
+    }
+
+
+def _decode(plan: Plan, store: Path, unit: Unit) -> list[str]:
+    """Read a unit's chunks back through the codecs; their checksums raise on damaged bytes."""
+    import zarr
+
+    group = zarr.open_group(str(store / plan.group(unit.epsg)), mode="r")
+    grid = plan.zone(unit.epsg).grid.window
+    faults = []
+    for chunk in plan.chunks(unit):
+        rows, cols = chunk.slices(grid)
+        for name, array in group.arrays():
+            if array.ndim < 3:
+                continue
+            try:
+                array[(unit.period, ..., rows, cols)]
+            except (RuntimeError, ValueError, OSError) as error:
+                faults.append(f"{name} at rows {rows.start}.., columns {cols.start}.. cannot be decoded ({error})")
+    return faults
+
+
+def exit_code(report: dict[str, Any]) -> int:
+    """Exit code for what `examine` found."""
+    if report["damaged"]:
+        return EXIT_INTEGRITY
+    return EXIT_RESUMABLE if report["missing"] or report["status"] != "complete" else EXIT_OK
+
+
+def in_words(report: dict[str, Any]) -> str:
+    """What `examine` found, for people."""
+    done = report["units"] - len(report["missing"]) - len(report["damaged"])
+    how = {"none": "receipts", "size": "receipts and sizes", "full": "every byte, read back and decoded"}
+    checked = f"{how[report['verify']]}, {report['chunks']} chunks"
+    lines = [f"{report['store']}: {report['status']}; {done} of {report['units']} units sound ({checked})"]
+    lines += [f"  to do    {unit}" for unit in report["missing"][:_SHOWN]]
+    lines += [
+        f"  damaged  {unit}: {'; '.join(faults[:2])}" for unit, faults in list(report["damaged"].items())[:_SHOWN]
+    ]
+    hidden = max(0, len(report["missing"]) - _SHOWN) + max(0, len(report["damaged"]) - _SHOWN)
+    if hidden:
+        lines.append(f"  and {hidden} more")
+    if report["missing"] or report["damaged"]:
+        lines.append("  run the same pipeline.run command again (with --verify full) to compute them")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    p = argparse.ArgumentParser("python -m pipeline.check", description="Check a store that pipeline.run wrote.")
+    p.add_argument("store", type=Path)
+    p.add_argument("--verify", choices=("none", "size", "full"), default="size", help="how closely (%(default)s)")
+    p.add_argument("--json", action="store_true", help="one JSON object instead of words")
+    arguments = p.parse_args(argv)
+    try:
+        report = examine(arguments.store, arguments.verify)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(report) if arguments.json else in_words(report))
+    return exit_code(report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The picture beside the store: 10 m input and 2.5 m output of one place, true and false colour, and where it lies.
+
+In: a finished store and its plan. Out: arrays for `store.report.quicklook`. Reads the true input again through the
+archive, so that the picture shows what was measured, not what the output averages to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.bands import BLOCK_60M, NODATA_DN
+from pipeline.grid.grid import Window
+from pipeline.superres.masks import reflectance
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import zarr
+    from numpy.typing import NDArray
+
+    from pipeline.execution.plan import Plan, Zone
+
+_SIDE_PX = 384  # 960 m: small enough to see single 10 m pixels
+_OVERVIEW_PX = 512
+_CANDIDATES = 25
+TRUE_COLOUR, FALSE_COLOUR = ("B04", "B03", "B02"), ("B08", "B04", "B03")
+
+
+def write_quicklook(plan: Plan, store: Path) -> Path | None:
+    """Draw the picture for the first zone and time step; None when nothing was measured or RGB is not in the store."""
+    from pipeline.store.report import Panel, quicklook
+
+    bands = plan.config.band_names
+    rows = [(title, names) for title, names in _ROWS if set(names) <= set(bands)]
+    if not rows:
+        return None
+    zone = plan.zones[0]
+    array = _reflectance_array(plan, store, zone)
+    place = _place(array, zone, bands.index(rows[0][1][1]))
+    if place is None:
+        return None
+    fine = _output(array, zone, place)
+    coarse = _input(plan, zone, place)
+    whole, box = _overview(array, zone, place)
+    panels = []
+    for title, names in rows:
+        index = [bands.index(name) for name in names]
+        measured = np.stack([coarse[name] for name in names])
+        panels.append(Panel(title, names, reflectance(whole[index]), reflectance(measured), reflectance(fine[index])))
+    path = store.with_suffix(".png")
+    system = plan.system.name
+    quicklook(path, panels, box, f"{plan.aoi_name} · {zone.periods[0].label}", system)
+    return path
+
+
+_ROWS = (("true colour", TRUE_COLOUR), ("false colour", FALSE_COLOUR))
+
+
+def _reflectance_array(plan: Plan, store: Path, zone: Zone) -> zarr.Array:
+    import zarr
+
+    return zarr.open_array(str(store / plan.group(zone.epsg) / "reflectance"), mode="r")
+
+
+def _place(array: zarr.Array, zone: Zone, band: int) -> Window | None:
+    """Window of the store with the most contrast among evenly spread, fully measured candidates."""
+    grid = zone.grid.window
+    side_y, side_x = (min(_SIDE_PX, length) for length in grid.shape)
+    best: tuple[float, Window] | None = None
+    for row in _spread(grid.ny - side_y):
+        for col in _spread(grid.nx - side_x):
+            dn = array[0, band, row : row + side_y : 4, col : col + side_x : 4]
+            measured = float((dn != NODATA_DN).mean())
+            if measured == 0:
+                continue
+            score = measured * float(np.std(dn[dn != NODATA_DN]))
+            window = Window(grid.row + row, grid.col + col, side_y, side_x)
+            if best is None or score > best[0]:
+                best = (score, window)
+    return best[1] if best else None
+
+
+def _spread(room: int) -> list[int]:
+    steps = round(_CANDIDATES**0.5)
+    return sorted({room * i // max(1, steps - 1) // BLOCK_60M * BLOCK_60M for i in range(steps)})
+
+
+def _output(array: zarr.Array, zone: Zone, place: Window) -> NDArray[np.uint16]:
+    rows, cols = place.slices(zone.grid.window)
+    values: NDArray[np.uint16] = np.asarray(array[0, :, rows, cols])
+    return values
+
+
+def _input(plan: Plan, zone: Zone, place: Window) -> dict[str, NDArray[np.uint16]]:
+    """Native DN of the 10 m bands over `place`, through the same reader as the units."""
+    from pipeline.archive.cube import read_period
+
+    period = zone.periods[0]
+    window = place.snap_out(BLOCK_60M)
+    names = tuple(name for name in plan.config.band_names if name in {*TRUE_COLOUR, *FALSE_COLOUR})
+    scenes = plan.period_scenes(zone.epsg, 0)
+    pixels = read_period(scenes, period.composite, zone.grid.of(window), names, plan.access, resample=zone.resample)
+    rows, cols = place.coarsen(4).slices(window.coarsen(4))
+    return {name: pixels.dn[10][i, rows, cols] for i, name in enumerate(pixels.bands[10])}
+
+
+def _overview(
+    array: zarr.Array,
+    zone: Zone,
+    place: Window,
+) -> tuple[NDArray[np.uint16], tuple[float, float, float, float]]:
+    """The whole zone, decimated, and where `place` lies in it as fractions (left, top, right, bottom)."""
+    grid = zone.grid.window
+    step = max(1, -(-max(grid.shape) // _OVERVIEW_PX))
+    chunk = array.chunks[-1]
+    ny, nx = len(range(0, grid.ny, step)), len(range(0, grid.nx, step))
+    whole = np.zeros((array.shape[1], ny, nx), np.uint16)
+    for top in range(0, grid.ny, chunk):  # chunk rows one at a time: memory stays flat whatever the area
+        rows = range(-(-top // step) * step, min(top + chunk, grid.ny), step)
+        if rows:
+            part = array[0, :, rows.start : rows.stop : step, ::step]
+            whole[:, rows.start // step : rows.start // step + part.shape[1]] = part
+    left, top_px = (place.col - grid.col) / grid.nx, (place.row - grid.row) / grid.ny
+    return whole, (left, top_px, left + place.nx / grid.nx, top_px + place.ny / grid.ny)

@@ -1,0 +1,215 @@
+"""`python -m pipeline.run`: arguments -> configuration -> plan -> run. No logic of its own beyond choosing and saying.
+
+In: command-line arguments. Out: a store, a picture, a summary, an exit code (pipeline/errors.py). Imports every room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import COMPOSITES, CONSISTENCIES, RunConfig, differences
+from pipeline.errors import EXIT_OK, PipelineError, StorageError, UsageError
+from pipeline.terminal import Progress, described_plan, described_run, run_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.archive.aoi import Aoi
+    from pipeline.execution.plan import Plan
+
+_MAX_AREA_KM2 = 200_000.0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags; those that decide pixels default to None, so that a TOML file can speak first."""
+    p = argparse.ArgumentParser(
+        "python -m pipeline.run", description="Sentinel-2 L2A at 2.5 m, from AOI to Zarr store."
+    )
+    where = p.add_argument_group("where and when")
+    where.add_argument("--aoi", metavar="FILE", help="GeoJSON polygon(s) in EPSG:4326; - reads stdin")
+    where.add_argument("--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="degrees, instead of --aoi")
+    where.add_argument("--repair", action="store_true", help="repair self-crossing polygons")
+    where.add_argument("--max-area-km2", type=float, default=_MAX_AREA_KM2, help="refuse larger AOIs (%(default)g)")
+    where.add_argument("--catalog", help="name, STAC API URL, static catalogue or index file (earth-search)")
+    where.add_argument("--start", help="first day, e.g. 2024-06-01 (90 days before --end)")
+    where.add_argument("--end", help="last day (today)")
+    where.add_argument("--max-cloud", type=float, metavar="PCT", help="of the whole scene (60)")
+    where.add_argument("--composite", choices=COMPOSITES, help="how dates become time steps (mosaic)")
+    where.add_argument("--offset", type=int, choices=(0, -1000), help="override the archive's BOA offset rule")
+    how = p.add_argument_group("how")
+    how.add_argument("--bands", help="comma-separated, e.g. B02,B03,B04,B08 (all 12)")
+    how.add_argument("--sr", help="system: lite, difffusr or bicubic (lite)")
+    how.add_argument("--weights", metavar="FILE", help="super-resolver bundle (.safetensors)")
+    how.add_argument("--fusion-weights", metavar="FILE", help="fusion bundle (.safetensors)")
+    how.add_argument("--members", type=int, metavar="N", help="draws to average; more than 1 adds uncertainty (1)")
+    how.add_argument("--seed", type=int, help="of the generated detail (0)")
+    how.add_argument("--consistency", choices=CONSISTENCIES, help="block means equal the input (box)")
+    how.add_argument("--config", metavar="TOML", help="file of these settings; flags win")
+    out = p.add_argument_group("output")
+    out.add_argument("--out", metavar="STORE", help="Zarr store to write or continue (AOI's name + .zarr)")
+    out.add_argument("--clip", action="store_true", default=None, help="mask pixels outside the polygon")
+    out.add_argument("--shard", action="store_true", default=None, help="one Zarr shard per unit")
+    out.add_argument("--chunk-px", type=int, help="side of a chunk, a multiple of 24 (480)")
+    out.add_argument("--unit-chunks", type=int, help="at most so many chunks per unit and axis (4)")
+    out.add_argument("--overwrite", action="store_true", help="delete an existing store first")
+    out.add_argument(
+        "--verify", choices=("none", "size", "full"), default="size", help="how finished units are checked"
+    )
+    run = p.add_argument_group("running")
+    run.add_argument(
+        "--cluster", default="auto", help="auto, inline, local, cuda, or a scheduler's address (%(default)s)"
+    )
+    run.add_argument("--workers", type=int, help="local worker processes (one per processor)")
+    run.add_argument("--dry-run", action="store_true", help="print scenes, units and cost; write nothing")
+    run.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
+    run.add_argument("--quiet", action="store_true", help="no progress line")
+    return p
+
+
+def config_of(arguments: argparse.Namespace) -> RunConfig:
+    """Defaults, then the TOML file, then flags."""
+    config = RunConfig.from_toml(Path(arguments.config)) if arguments.config else RunConfig()
+    given = {name: value for name in config.to_json() if (value := getattr(arguments, name, None)) is not None}
+    if "bands" in given:
+        given["bands"] = tuple(band.strip() for band in given["bands"].split(",") if band.strip())
+    return replace(config, **given)
+
+
+def aoi_of(arguments: argparse.Namespace) -> Aoi:
+    """The AOI from --aoi or --bbox. UsageError unless exactly one is given."""
+    from pipeline.archive.aoi import aoi_from_bbox, read_aoi
+
+    if (arguments.aoi is None) == (arguments.bbox is None):
+        raise UsageError("neither or both of --aoi and --bbox", "exactly one", "give --aoi FILE or --bbox W S E N")
+    if arguments.bbox is not None:
+        return aoi_from_bbox(*arguments.bbox, max_area_km2=arguments.max_area_km2)
+    return read_aoi(arguments.aoi, max_area_km2=arguments.max_area_km2, repair=arguments.repair)
+
+
+def existing_plan(store: Path, config: RunConfig, aoi: Aoi) -> Plan | None:
+    """Plan of a store to continue; None when there is none. UsageError when it is another run's, or not ours."""
+    from pipeline.execution.plan import load_plan, plan_path
+
+    if not store.exists():
+        return None
+    if not plan_path(store).is_file():
+        if _ours(store):
+            return None
+        raise UsageError(f"{store} exists and is not a store of this pipeline", "a new path", "choose another --out")
+    plan = load_plan(store)
+    found = differences(plan.config, config)
+    if plan.aoi_digest != aoi.digest:
+        found.insert(0, f"AOI: {plan.aoi_name} ({plan.aoi_digest[:8]}) -> {aoi.name} ({aoi.digest[:8]})")
+    if found:
+        raise UsageError(
+            f"{store} was begun with other settings ({'; '.join(found)})",
+            "the same settings, to continue it",
+            "choose another --out, or start anew with --overwrite",
+        )
+    return plan
+
+
+def _ours(store: Path) -> bool:
+    """True for a store that a run began; a folder with anything else in it is never touched."""
+    if store.is_dir() and not any(store.iterdir()):
+        return True
+    try:
+        attributes = json.loads((store / "zarr.json").read_text()).get("attributes", {})
+    except (OSError, ValueError):
+        return False
+    return "plan_digest" in attributes
+
+
+def remove_store(store: Path) -> None:
+    """Delete a store of ours: renamed first, so that a kill leaves no half store under its name."""
+    if not store.exists():
+        return
+    if not _ours(store):
+        raise UsageError(f"{store} is not a store of this pipeline", "one of ours to overwrite", "choose another --out")
+    doomed = store.with_name(store.name + ".deleting")
+    try:
+        shutil.rmtree(doomed, ignore_errors=True)
+        store.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise StorageError(f"cannot delete {store}: {error.strerror}", cure="delete it by hand") from error
+
+
+def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
+    """Resolve "auto": one worker per GPU if there are several, a local cluster if several workers can be busy."""
+    if arguments.cluster != "auto":
+        return str(arguments.cluster)
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        return "cuda"
+    if torch.cuda.is_available():
+        return "inline"
+    return "local" if min(units, workers) > 1 else "inline"
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Plan and run; prints the outcome. Raises PipelineError."""
+    from pipeline.execution.cluster import default_workers
+    from pipeline.execution.driver import prepare, run_plan
+    from pipeline.execution.estimate import estimate
+    from pipeline.execution.planner import make_plan
+    from pipeline.execution.quicklook import write_quicklook
+
+    progress = Progress(quiet=arguments.quiet or arguments.json)
+    config, aoi = config_of(arguments), aoi_of(arguments)
+    for warning in aoi.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    store = Path(arguments.out or f"{aoi.name}.zarr")
+    workers = arguments.workers or default_workers()
+    if workers < 1:
+        raise UsageError(f"--workers {workers}", "at least 1")
+    plan = None if arguments.overwrite else existing_plan(store, config, aoi)
+    fresh = plan is None
+    if plan is None:
+        plan = make_plan(config, aoi, workers=workers, say=progress.say)
+    if arguments.dry_run:
+        cost = estimate(plan, workers)
+        progress.clear()
+        words = described_plan(plan, cost, store)
+        print(json.dumps({"plan": plan.to_json(), "estimate": cost.to_json()}) if arguments.json else words)
+        return EXIT_OK
+    if fresh:
+        if arguments.overwrite:
+            remove_store(store)
+        prepare(plan, store)
+    cluster = _cluster_of(arguments, sum(1 for _ in plan.units()), workers)
+    try:
+        summary = run_plan(
+            plan, store, cluster=cluster, workers=workers, verify=arguments.verify, report=progress.units
+        )
+        progress.say("drawing the quicklook")
+        picture = write_quicklook(plan, store)
+    finally:
+        progress.clear()
+    words = described_run(plan, summary, store, picture)
+    print(json.dumps(run_json(plan, summary, store, picture)) if arguments.json else words)
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        return execute(arguments)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped at once; run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

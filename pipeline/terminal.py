@@ -1,0 +1,146 @@
+"""What a run says while it works and when it is done. In: plans, summaries. Out: text. No decisions are taken here."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+from pipeline.bands import TARGET_GSD_M
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.execution.driver import Summary
+    from pipeline.execution.estimate import Estimate
+    from pipeline.execution.plan import Plan
+
+_WIDTH = 100
+_STAGE_NAMES = {
+    "load": "load weights", "read": "read", "superres": "super-resolve and fuse", "blend": "blend",
+    "project": "project", "write": "write",
+}  # fmt: skip
+
+
+class Progress:
+    """One line that is rewritten on a terminal; silent elsewhere and when `quiet`."""
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._shown = not quiet and self._stream.isatty()
+        self._started = time.monotonic()
+        self._first: tuple[int, int] | None = None
+
+    def say(self, text: str) -> None:
+        """Show what is going on now."""
+        if self._shown:
+            self._stream.write(f"\r{text[:_WIDTH]:<{_WIDTH}}")
+            self._stream.flush()
+
+    def units(self, summary: Summary, running: int) -> None:
+        """Show how far the units are, how fast, and for how long still."""
+        done = summary.resumed + summary.computed
+        if self._first is None:
+            self._first = (done, summary.pixels)
+            self._started = time.monotonic()
+        elapsed = time.monotonic() - self._started
+        words = [f"units {done}/{summary.units}"]
+        new_pixels = summary.pixels - self._first[1]
+        if new_pixels and elapsed > 0:
+            km2_per_h = new_pixels * TARGET_GSD_M**2 / 1e6 / elapsed * 3600
+            left_s = elapsed * (summary.units - done) / max(1, done - self._first[0])
+            words += [f"{km2_per_h:.0f} km2/h", f"{duration(left_s)} left"]
+        stage = (
+            f"super-resolving {running}" if running else "starting workers" if done < summary.units else "publishing"
+        )
+        self.say(" · ".join([*words, stage]))
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            self._stream.write("\r" + " " * _WIDTH + "\r")
+            self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "42 s", "3 min", "2.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def described_plan(plan: Plan, cost: Estimate, store: Path) -> str:
+    """A plan in words: scenes with dates and offsets, zones, units, cost."""
+    lines = [
+        f"plan for {plan.aoi_name}: {plan.system.name}, {len(plan.config.band_names)} bands, {store} (not written)"
+    ]
+    for zone in plan.zones:
+        ny, nx = zone.grid.shape
+        lines.append(f"  EPSG:{zone.epsg}  {nx} x {ny} px of 2.5 m, {len(zone.periods)} time step(s)")
+        for period in zone.periods:
+            lines.append(f"    {period.label} ({period.composite})")
+            for name in period.scene_ids:
+                scene = plan.scenes[name]
+                cloud = "unknown" if scene.cloud_pct is None else f"{scene.cloud_pct:.1f} %"
+                lines.append(
+                    f"      {scene.datetime_utc[:10]}  cloud {cloud:<8} offset {scene.offset.offset_dn:>5}  {name}"
+                )
+    lines += [f"  note: {note}" for note in plan.notes]
+    per_window = f" ({cost.seconds_per_window:.2f} s per window, measured here)" if cost.seconds_per_window else ""
+    lines += [
+        f"  area     {cost.area_km2:g} km2 per time step, {cost.output_pixels:,} pixels per band in all",
+        f"  work     {cost.units} units, {cost.windows} model windows, {cost.overlap:g} x the area by overlap",
+        f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored",
+        f"  memory   about {cost.worker_mib:.0f} MiB per worker, {cost.workers} worker(s)",
+        f"  time     about {duration(cost.seconds)} of computing{per_window}",
+    ]
+    return "\n".join(lines)
+
+
+def described_run(plan: Plan, summary: Summary, store: Path, picture: Path | None) -> str:
+    """A finished run in words: where the store is, what it rests on, where the time went, how to open it."""
+    zones = ", ".join(f"EPSG:{z.epsg} {z.grid.shape[1]} x {z.grid.shape[0]} px" for z in plan.zones)
+    stages = ", ".join(
+        f"{_STAGE_NAMES[name]} {summary.stage_seconds[name]:.1f}"
+        for name in _STAGE_NAMES
+        if name in summary.stage_seconds
+    )
+    clear = "unknown, no scene classification"
+    if summary.clear_pixels is not None and summary.pixels:
+        clear = f"{100 * summary.clear_pixels / summary.pixels:.1f} %"
+    lines = [
+        f"{store} is complete: {len(plan.config.band_names)} bands at 2.5 m, {zones}, by {plan.system.name}",
+        f"  scenes    {len(summary.scenes)} used",
+        *(f"            {plan.scenes[name].datetime_utc[:10]}  {name}" for name in summary.scenes[:8]),
+        *([f"            and {len(summary.scenes) - 8} more"] if len(summary.scenes) > 8 else []),
+        f"  measured  {100 * summary.valid_fraction:.1f} % of pixels; clear {clear}",
+        *(f"  note      {note}" for note in plan.notes),
+        f"  units     {summary.computed} computed, {summary.resumed} found done",
+        f"  time      {summary.seconds:.1f} s in all; worker seconds: {stages}",
+        f"  size      {summary.stored_bytes / 2**20:.1f} MiB; largest worker {summary.peak_worker_mib:.0f} MiB",
+    ]
+    if picture is not None:
+        lines.append(f"  picture   {picture}")
+    lines.append(f'  open      import pipeline; ds = pipeline.open_store("{store}")')
+    return "\n".join(lines)
+
+
+def run_json(plan: Plan, summary: Summary, store: Path, picture: Path | None) -> dict[str, Any]:
+    """A finished run as one JSON object."""
+    return {
+        "status": "complete",
+        "store": str(store),
+        "picture": str(picture) if picture else None,
+        "plan_digest": plan.digest,
+        "scenes": list(summary.scenes),
+        "units": summary.units,
+        "computed": summary.computed,
+        "resumed": summary.resumed,
+        "valid_fraction": summary.valid_fraction,
+        "clear_fraction": summary.clear_pixels / summary.pixels if summary.clear_pixels is not None else None,
+        "seconds": round(summary.seconds, 3),
+        "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
+        "stored_bytes": summary.stored_bytes,
+        "peak_worker_mib": summary.peak_worker_mib,
+        "notes": list(plan.notes),
+    }
