@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SCL = "SCL"  # scene classification layer of Sen2Cor
 SCL_GSD_M = 20
+UNCLASSIFIED = 7  # SCL class; stands for "this scene has no SCL"
 _WHOLE_PX = 1e-3  # origins closer than this, in pixels, are the same grid; file headers carry rounded decimals
 _CACHE_IN_BYTES = 100_000  # GDAL reads a GDAL_CACHEMAX below this as megabytes
 _TIE_PX = 1e-6  # a target centre on a source edge falls to the same side, whatever the window
@@ -60,6 +61,11 @@ class BandFile:
         gsd_m = SCL_GSD_M if band == SCL else BY_NAME[band].gsd_m
         raster = next((r for r in scene.rasters if r.gsd_m == gsd_m), None)
         return cls(scene.id, band, scene.hrefs[band], scene.epsg, gsd_m, raster, scene.offset.offset_dn)
+
+    @classmethod
+    def of_scl(cls, scene: Scene) -> BandFile:
+        """The scene classification; without href, hence 7 throughout, when the scene has none."""
+        return cls.of(scene, SCL) if SCL in scene.hrefs else cls(scene.id, SCL, "", scene.epsg, SCL_GSD_M, None, 0)
 
     @property
     def dtype(self) -> str:
@@ -118,6 +124,8 @@ class BandReader:
         from pipeline.archive.access import redact, retrying
 
         file, target = self._file, self._target(window)
+        if not file.href:
+            return np.full((target.ny, target.nx), UNCLASSIFIED, file.dtype)
         if _misses(file, target):
             return np.zeros((target.ny, target.nx), file.dtype)
         what = f"{file.band} of scene {file.scene_id} at {redact(file.href)}"
@@ -164,6 +172,9 @@ def open_checked(file: BandFile, access: Access) -> DatasetReader:
     import rasterio
 
     dataset = rasterio.open(access.href(file.href), sharing=False)
+    if dataset.crs is None:
+        dataset.close()
+        raise OSError("the file has no georeferencing; its header is truncated or damaged")  # worth another try
     found = _disagreement(dataset, file)
     if found:
         from pipeline.archive.access import redact
@@ -183,7 +194,7 @@ def _disagreement(dataset: DatasetReader, file: BandFile) -> tuple[str, str] | N
         return f"a file of {dataset.count} bands", "one band per file"
     if dataset.dtypes[0] != file.dtype:
         return f"of type {dataset.dtypes[0]}", file.dtype
-    epsg = dataset.crs.to_epsg() if dataset.crs else None
+    epsg = dataset.crs.to_epsg()
     if epsg != file.epsg:
         return f"in EPSG:{epsg}", f"EPSG:{file.epsg} as its record says"
     a, b, left_m, d, e, top_m = tuple(dataset.transform)[:6]
@@ -218,7 +229,9 @@ def _misses(file: BandFile, target: Target) -> bool:
 def _read(dataset: DatasetReader, file: BandFile, target: Target, resample: bool) -> NDArray[np.uint16]:
     """Stored values on the target; whole-pixel offsets are copied, anything else needs `resample` (nearest)."""
     if file.epsg != target.epsg:
-        stored = _read_warped(dataset, target) if resample else _refuse(file, f"lies in EPSG:{file.epsg}", target)
+        if not resample:
+            raise _refusal(file, f"lies in EPSG:{file.epsg}", target)
+        stored = _read_reprojected(dataset, file, target)
     else:
         row = (dataset.transform.f - target.top_m) / target.gsd_m
         col = (target.left_m - dataset.transform.c) / target.gsd_m
@@ -228,15 +241,15 @@ def _read(dataset: DatasetReader, file: BandFile, target: Target, resample: bool
             nearest = math.floor(row + 0.5 + _TIE_PX), math.floor(col + 0.5 + _TIE_PX)  # equal GSD: one whole shift
             stored = _read_block(dataset, *nearest, target.ny, target.nx)
         else:
-            stored = _refuse(file, f"lies {row % 1:.3f} rows and {col % 1:.3f} columns off the grid", target)
+            raise _refusal(file, f"lies {row % 1:.3f} rows and {col % 1:.3f} columns off the grid", target)
     nodata = dataset.nodata
     if nodata:
         stored[stored == nodata] = 0
     return stored
 
 
-def _refuse(file: BandFile, found: str, target: Target) -> NDArray[np.uint16]:
-    raise UsageError(
+def _refusal(file: BandFile, found: str, target: Target) -> UsageError:
+    return UsageError(
         f"{file.band} of scene {file.scene_id} {found}",
         f"pixels on the grid of EPSG:{target.epsg} at {target.left_m:.10g}, {target.top_m:.10g}",
         "plan this scene by itself, or plan it with others, which resamples it",
@@ -257,23 +270,16 @@ def _read_block(dataset: DatasetReader, row: int, col: int, ny: int, nx: int) ->
     return block
 
 
-def _read_warped(dataset: DatasetReader, target: Target) -> NDArray[np.uint16]:
-    """Nearest source pixel of each target centre, from another zone; tolerance 0: GDAL's approximation costs 1 %."""
-    from affine import Affine
-    from rasterio.enums import Resampling
-    from rasterio.vrt import WarpedVRT
+def _read_reprojected(dataset: DatasetReader, file: BandFile, target: Target) -> NDArray[np.uint16]:
+    """Source pixel under each target centre, from another zone. Exact: GDAL's warper gets 1 % wrong."""
+    from pyproj import Transformer
 
-    transform = Affine(target.gsd_m, 0.0, target.left_m, 0.0, -target.gsd_m, target.top_m)
-    with WarpedVRT(
-        dataset,
-        crs=f"EPSG:{target.epsg}",
-        transform=transform,
-        width=target.nx,
-        height=target.ny,
-        resampling=Resampling.nearest,
-        tolerance=0.0,
-        src_nodata=dataset.nodata or 0,
-        nodata=0,
-    ) as warped:
-        stored: NDArray[np.uint16] = warped.read(1)
-    return stored
+    x_m = target.left_m + target.gsd_m * (np.arange(target.nx) + 0.5)
+    y_m = target.top_m - target.gsd_m * (np.arange(target.ny) + 0.5)
+    transformer = Transformer.from_crs(target.epsg, file.epsg, always_xy=True)
+    source_x_m, source_y_m = transformer.transform(*np.meshgrid(x_m, y_m))
+    rows = np.floor((dataset.transform.f - source_y_m) / file.gsd_m + _TIE_PX).astype(int)
+    cols = np.floor((source_x_m - dataset.transform.c) / file.gsd_m + _TIE_PX).astype(int)
+    top, left = int(rows.min()), int(cols.min())
+    block = _read_block(dataset, top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
+    return np.asarray(block[rows - top, cols - left])

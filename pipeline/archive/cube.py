@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from pipeline.archive.scene import Scene
     from pipeline.grid.grid import Grid, Window
 
-UNCLASSIFIED = 7  # SCL class of Sen2Cor; stands for "this scene has no SCL"
-
 
 @dataclass(frozen=True)
 class Cube:
@@ -145,7 +143,11 @@ def _stack(
     """(time, band, y, x) of one GSD through stackstac, which lays out the lazy array; `BandReader` reads the files."""
     import stackstac
 
-    files = {f"{scene.id}/{name}": BandFile.of(scene, name) for scene in scenes for name in names}
+    files = {
+        f"{scene.id}/{name}": BandFile.of_scl(scene) if name == SCL else BandFile.of(scene, name)
+        for scene in scenes
+        for name in names
+    }
     native = grid.at_gsd(gsd_m)
     dtype = np.dtype(next(iter(files.values())).dtype)
     chunk = max(native.shape) if chunk_px is None else max(1, chunk_px * GSDS_M[0] // gsd_m)
@@ -187,19 +189,9 @@ def _stack_scl(
     scenes: Sequence[Scene], grid: Grid, access: Access, chunk_px: int | None, resample: bool
 ) -> xr.DataArray | None:
     """(time, y, x) uint8 classes; None when no scene has them."""
-    import xarray as xr
-
-    classified = [scene for scene in scenes if SCL in scene.hrefs]
-    if not classified:
+    if not any(SCL in scene.hrefs for scene in scenes):
         return None
-    known = _stack(classified, grid, SCL_GSD_M, (SCL,), access, chunk_px, resample).isel(band=0, drop=True)
-    if len(classified) == len(scenes):
-        return known
-    place = {scene.id: step for step, scene in enumerate(classified)}
-    unknown = xr.full_like(known.isel(time=0), UNCLASSIFIED)
-    steps = [known.isel(time=place[s.id]) if s.id in place else unknown.assign_coords(scene=s.id) for s in scenes]
-    joined: xr.DataArray = xr.concat(steps, dim="time")
-    return joined
+    return _stack(scenes, grid, SCL_GSD_M, (SCL,), access, chunk_px, resample).isel(band=0, drop=True)
 
 
 def _cut(step: xr.DataArray, whole: Grid, part: Grid, gsd_m: int) -> xr.DataArray:

@@ -103,7 +103,7 @@ def make_archive(folder: Path, scenes: tuple[Scene, ...] | list[Scene]) -> Path:
 def write_band(path: Path, stored: np.ndarray, raster: Raster, epsg: int, compress: str | None = "deflate") -> str:
     """Write one band of (y, x) stored values as a tiled GeoTIFF where it is large enough; return its href."""
     import rasterio
-    from rasterio.transform import from_origin
+    from rasterio import Affine
 
     tiled = min(stored.shape) >= 512
     options = {"tiled": True, "blockxsize": 512, "blockysize": 512} if tiled else {}
@@ -111,7 +111,7 @@ def write_band(path: Path, stored: np.ndarray, raster: Raster, epsg: int, compre
         options |= {"compress": compress}
     with rasterio.open(
         path, "w", driver="GTiff", width=stored.shape[1], height=stored.shape[0], count=1, dtype=stored.dtype, nodata=0,
-        crs=f"EPSG:{epsg}", transform=from_origin(raster.left_m, raster.top_m, raster.gsd_m, raster.gsd_m), **options,
+        crs=f"EPSG:{epsg}", transform=Affine(raster.gsd_m, 0, raster.left_m, 0, -raster.gsd_m, raster.top_m), **options,
     ) as dataset:  # fmt: skip
         dataset.write(stored, 1)
     return str(path)
