@@ -1,0 +1,224 @@
+"""The lite super-resolver: RGB from 10 m to 2.5 m by a regression and a small diffusion of what it leaves open.
+
+After CorrDiff (Mardani et al., arXiv 2309.15214): an encoder on the 10 m grid gives features and the conditional mean;
+a denoiser on the same grid (the 2.5 m residual folded by 4) samples the standardised residual around that mean.
+Only 3x3 convolutions, no normalisation over space, no attention, no pooling: the reach is finite.
+In: reflectance at 10 m. Out: reflectance at 2.5 m. Imports torch, `bundle` and `diffusion`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.bundle import LatticeSpec, load_into
+from pipeline.models.diffusion import SAMPLERS, cosine_alpha_bar, levels
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.models.bundle import Bundle, NoiseSource
+
+SYSTEM = "lite-sr"
+SCALE = 4  # 10 m -> 2.5 m
+RGB_BANDS = ("B04", "B03", "B02")
+# Window 1200 m, stride 960 m, ramp 120 m, margin 60 m: the cheapest lattice of the design with a margin of 6 LR px.
+LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)
+NORMALISATION: dict[str, Any] = {
+    # Network input: (sqrt(clip(rho, 0, max) + floor) - centre) / spread; gentle on dark water, never saturated by snow.
+    "input": "sqrt",
+    "reflectance_max": 1.6,
+    "input_floor": 0.01,
+    "input_centre": 0.35,
+    "input_spread": 0.15,
+    # Outputs are in units of (local reflectance + floor), so that one network serves dark and bright ground.
+    "output_floor": 0.03,
+}
+
+
+def upsample(x: Tensor, scale: int = SCALE) -> Tensor:
+    """Bicubic (B, C, h, w) -> (B, C, scale*h, scale*w), pixel-area convention (no half-pixel shift)."""
+    return F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(SiLU(conv(x) + shift)), 3x3, `width` channels; the last conv starts near zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        with torch.no_grad():
+            self.second.weight.mul_(0.1)
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """(B, width, h, w) -> the same; `shift` (B, width, 1, 1) carries the noise level. The sum stays in float32."""
+        h = self.first(x)
+        if shift is not None:
+            h = h + shift
+        return x + self.second(F.silu(h))
+
+
+class Encoder(nn.Module):
+    """Features (B, width, h, w) of a normalised image (B, 3, h, w): conv, `blocks` residual blocks, long skip."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.entry = nn.Conv2d(len(RGB_BANDS), width, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
+        self.exit = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) -> (B, width, h, w)."""
+        entry = self.entry(x).float()
+        h = entry
+        for block in self.blocks:
+            h = block(h)
+        return entry + self.exit(h)
+
+
+class LevelEmbedding(nn.Module):
+    """One additive shift per block from the continuous noise level sqrt(alpha_bar) in [0, 1]."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.pi * 2.0 ** torch.arange(6), persistent=False)
+        self.hidden = nn.Linear(12, width)
+        self.shifts = nn.Linear(width, width * blocks)
+        self.count = blocks
+
+    def forward(self, level: Tensor) -> tuple[Tensor, ...]:
+        """(B,) -> `blocks` tensors (B, width, 1, 1)."""
+        angle = level[:, None] * self.get_buffer("frequencies") / 2
+        shifts = self.shifts(F.silu(self.hidden(torch.cat([angle.sin(), angle.cos()], dim=1))))
+        return tuple(shifts[:, :, None, None].chunk(self.count, dim=1))
+
+
+class Denoiser(nn.Module):
+    """x0 of the standardised residual from its noisy form, on the 10 m grid.
+
+    The output is level * x + sqrt(1 - level^2) * network, which is the best linear guess plus a bounded correction
+    (preconditioning of Karras et al., arXiv 2206.00364, for a variance-preserving process of unit data variance).
+    """
+
+    def __init__(self, features: int, width: int, blocks: int) -> None:
+        super().__init__()
+        folded = len(RGB_BANDS) * SCALE**2
+        self.entry = nn.Conv2d(folded + features, width, 3, padding=1)
+        self.level = LevelEmbedding(width, blocks)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
+        self.exit = nn.Conv2d(width, folded, 3, padding=1)
+        nn.init.zeros_(self.exit.weight)
+
+    def forward(self, noisy: Tensor, level: Tensor, features: Tensor) -> Tensor:
+        """(B, 3, 4h, 4w) at `level` (B,) with features (B, F, h, w) -> x0 (B, 3, 4h, 4w)."""
+        h = self.entry(torch.cat([F.pixel_unshuffle(noisy, SCALE), features], dim=1)).float()
+        for block, shift in zip(self.blocks, self.level(level), strict=True):
+            h = block(h, shift)
+        correction = F.pixel_shuffle(self.exit(F.silu(h)).float(), SCALE)
+        a = level[:, None, None, None]
+        return a * noisy + (1 - a * a).clamp_min(0).sqrt() * correction
+
+
+class LiteNetwork(nn.Module):
+    """Encoder, mean head and denoiser. `residual_sd` is the spread of (truth - mean) / unit that the sampler works in."""
+
+    def __init__(
+        self,
+        width: int = 48,
+        blocks: int = 14,
+        denoiser_width: int = 64,
+        denoiser_blocks: int = 5,
+        normalisation: Mapping[str, Any] = NORMALISATION,
+    ) -> None:
+        super().__init__()
+        self.normalisation = dict(normalisation)
+        self.encoder = Encoder(width, blocks)
+        self.mean_head = nn.Conv2d(width, len(RGB_BANDS) * SCALE**2, 3, padding=1)
+        self.denoiser = Denoiser(width, denoiser_width, denoiser_blocks)
+        self.residual_sd: Tensor
+        self.register_buffer("residual_sd", torch.ones(()))
+        nn.init.zeros_(self.mean_head.weight)
+
+    def features(self, lr: Tensor) -> Tensor:
+        """Reflectance (B, 3, h, w) -> features (B, width, h, w)."""
+        n = self.normalisation
+        clipped = lr.clamp(0.0, n["reflectance_max"])
+        normalised: Tensor = ((clipped + n["input_floor"]).sqrt() - n["input_centre"]) / n["input_spread"]
+        return self.encoder(normalised)
+
+    def unit(self, lr: Tensor) -> Tensor:
+        """What one output unit is worth in reflectance, (B, 3, h, w) -> (B, 3, 4h, 4w)."""
+        n = self.normalisation
+        smooth = F.interpolate(lr.clamp(0.0, n["reflectance_max"]), scale_factor=SCALE, mode="bilinear")
+        return smooth + n["output_floor"]
+
+    def mean(self, lr: Tensor, features: Tensor, unit: Tensor) -> Tensor:
+        """The conditional mean in reflectance, (B, 3, 4h, 4w)."""
+        head = F.pixel_shuffle(self.mean_head(features).float(), SCALE)
+        return upsample(lr) + unit * head
+
+
+class LiteSuperResolver:
+    """Super-resolution of B04, B03, B02 by `LiteNetwork`; the face that `pipeline.superres` expects of every system."""
+
+    in_bands = RGB_BANDS
+    out_bands = RGB_BANDS
+    scale = SCALE
+    stochastic = True
+
+    def __init__(self, network: LiteNetwork, bundle: Bundle) -> None:
+        self.network = network.eval()
+        self.bundle = bundle
+        self.sampler = SAMPLERS[bundle.sampler["name"]]
+        self.levels = levels(bundle.sampler["steps"], cosine_alpha_bar(), spacing="trailing")
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> LiteSuperResolver:
+        """The network with the bundle's weights, on the CPU. Raises BundleError where they do not fit."""
+        network = LiteNetwork(**bundle.architecture, normalisation=bundle.normalisation)
+        load_into(network, bundle)
+        return cls(network.requires_grad_(False), bundle)
+
+    def to(self, device: torch.device | str) -> LiteSuperResolver:
+        """Move the weights to `device` and return self."""
+        self.network.to(device)
+        return self
+
+    def scene_state(self, windows: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Nothing: this system takes no statistics of the scene."""
+        del windows
+        return {}
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        lr: Tensor,
+        conditions: Mapping[str, Tensor],
+        valid: Tensor,
+        noise: NoiseSource,
+        state: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Reflectance (B, 3, h, w) filled where not `valid` -> (B, 3, 4h, 4w), one sample; `noise` decides which."""
+        del conditions, valid, state
+        return self.sample(lr, noise(step=0, channels=len(self.out_bands)))
+
+    def sample(self, lr: Tensor, noise: Tensor) -> Tensor:
+        """One sample of reflectance (B, 3, 4h, 4w) from standard normal `noise` of that shape."""
+        network = self.network
+        features, unit = network.features(lr), network.unit(lr)
+        mean = network.mean(lr, features, unit)
+
+        def denoise(x: Tensor, level: float) -> Tensor:
+            return network.denoiser(x, x.new_full((len(x),), level), features)
+
+        residual = self.sampler(denoise, noise, self.levels)
+        return mean + unit * network.residual_sd * residual
+
+    def mean(self, lr: Tensor) -> Tensor:
+        """The regression estimate alone, without diffusion, (B, 3, h, w) -> (B, 3, 4h, 4w)."""
+        features = self.network.features(lr)
+        return self.network.mean(lr, features, self.network.unit(lr))

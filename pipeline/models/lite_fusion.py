@@ -1,0 +1,197 @@
+"""The lite fusion: every band of Sentinel-2 brought to 2.5 m, on the 10 m grid, in two small networks.
+
+`sharpen` (20 and 60 m -> 10 m) is guided by the four measured 10 m bands, `detail` (10 -> 2.5 m) by super-resolved RGB.
+Each starts from a regression of the band on its guides within a few coarse pixels (guided filter, He et al. 2013, with
+several guides) and learns the rest as a residual (DSen2, Lanaras et al. 2018). No normalisation over space, no
+attention, no pooling beyond those few pixels: the reach is finite. In and out: reflectance. Imports torch and `bundle`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.bundle import LatticeSpec, load_into
+from pipeline.models.lite import ResidualBlock, upsample
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.models.bundle import Bundle
+
+SYSTEM = "lite-fusion"
+GUIDES = ("B04", "B03", "B02", "B08")  # measured at 10 m
+BANDS_20M = ("B05", "B06", "B07", "B8A", "B11", "B12")
+BANDS_60M = ("B01", "B09")
+OUT_BANDS = ("B08", *BANDS_20M, *BANDS_60M)
+FOLD = 4  # 10 m -> 2.5 m
+FACTORS = {20: 2, 60: 6}  # native GSD -> pixels of 10 m
+LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)
+NORMALISATION: dict[str, Any] = {
+    "input": "sqrt",  # (sqrt(clip(rho, 0, max) + floor) - centre) / spread, as in lite
+    "reflectance_max": 1.6,
+    "input_floor": 0.01,
+    "input_centre": 0.4,
+    "input_spread": 0.2,
+    "output_floor": 0.03,  # residuals are in units of (local reflectance + floor) * output_scale
+    "output_scale": 0.1,
+    "ridge": 1e-6,  # reflectance^2: detector noise of 1e-3, so that regressions on flat ground stay at zero
+    "window_px": 7,  # of the coarse grid, in which a band is regressed on its guides
+}
+
+
+def box_filter(x: Tensor, window_px: int) -> Tensor:
+    """Moving mean of (B, C, h, w) over an odd window; at the border over the pixels that exist."""
+    return F.avg_pool2d(x, window_px, stride=1, padding=window_px // 2, count_include_pad=False)
+
+
+def local_slopes(bands: Tensor, guides: Tensor, window_px: int, ridge: float) -> Tensor:
+    """Ridge regression of bands (B, C, h, w) on guides (B, K, h, w) around every pixel -> slopes (B, K, C, h, w).
+
+    Slopes are averaged over the windows that a pixel lies in, 3x3 of them (He et al. 2013, eq. 9, with a smaller mean).
+    """
+    b, k = guides.shape[:2]
+    g, t = guides.double(), bands.double()  # variances are small differences of large squares
+    mean_g, mean_t = box_filter(g, window_px), box_filter(t, window_px)
+    gg = box_filter((g[:, :, None] * g[:, None]).flatten(1, 2), window_px).unflatten(1, (k, k))
+    gt = box_filter((g[:, :, None] * t[:, None]).flatten(1, 2), window_px).unflatten(1, (k, -1))
+    gg = (gg - mean_g[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 1, 2)
+    gt = (gt - mean_g[:, :, None] * mean_t[:, None]).permute(0, 3, 4, 1, 2)
+    factor = torch.linalg.cholesky(gg + ridge * torch.eye(k, dtype=g.dtype, device=g.device))
+    slopes = torch.cholesky_solve(gt, factor).to(guides.dtype).permute(0, 3, 4, 1, 2)
+    return box_filter(slopes.reshape(b, -1, *guides.shape[2:]), 3).unflatten(1, (k, -1))
+
+
+def regression_detail(bands: Tensor, guides: Tensor, scale: int, window_px: int, ridge: float) -> Tensor:
+    """What guides (B, K, scale*h, scale*w) say of the detail of bands (B, C, h, w): (B, C, scale*h, scale*w)."""
+    low = F.avg_pool2d(guides, scale)
+    slopes = local_slopes(bands, low, window_px, ridge)
+    fine = F.interpolate(slopes.flatten(1, 2), scale_factor=scale, mode="bilinear").unflatten(1, slopes.shape[1:3])
+    detail = guides - upsample(low, scale)
+    total = torch.zeros_like(fine[:, 0])
+    for index in range(guides.shape[1]):
+        total = total + fine[:, index] * detail[:, index, None]
+    return total
+
+
+class Trunk(nn.Module):
+    """conv, residual blocks, conv; the output starts at zero."""
+
+    def __init__(self, channels_in: int, channels_out: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.entry = nn.Conv2d(channels_in, width, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
+        self.exit = nn.Conv2d(width, channels_out, 3, padding=1)
+        nn.init.zeros_(self.exit.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, h, w) -> (B, channels_out, h, w)."""
+        h = self.entry(x).float()
+        for block in self.blocks:
+            h = block(h)
+        out: Tensor = self.exit(F.silu(h)).float()
+        return out
+
+
+class FusionNetwork(nn.Module):
+    """Both stages. `mask` tensors are 1 where a product has the band and 0 where it lacks it."""
+
+    def __init__(
+        self,
+        sharpen_width: int = 48,
+        sharpen_blocks: int = 5,
+        detail_width: int = 64,
+        detail_blocks: int = 5,
+        normalisation: Mapping[str, Any] = NORMALISATION,
+    ) -> None:
+        super().__init__()
+        self.normalisation = dict(normalisation)
+        coarse, out = len(BANDS_20M) + len(BANDS_60M), len(OUT_BANDS)
+        self.sharpen_trunk = Trunk(len(GUIDES) + 3 * coarse, coarse, sharpen_width, sharpen_blocks)
+        folded = FOLD * FOLD
+        self.detail_trunk = Trunk(3 + 2 * out + (3 + out) * folded, out * folded, detail_width, detail_blocks)
+
+    def compand(self, x: Tensor) -> Tensor:
+        """Reflectance to network range."""
+        n = self.normalisation
+        normalised: Tensor = (x.clamp(0, n["reflectance_max"]) + n["input_floor"]).sqrt() - n["input_centre"]
+        return normalised / n["input_spread"]
+
+    def unit(self, x: Tensor) -> Tensor:
+        """What one unit of detail is worth, in reflectance."""
+        n = self.normalisation
+        unit: Tensor = (x.clamp(0, n["reflectance_max"]) + n["output_floor"]) * n["output_scale"]
+        return unit
+
+    def regression(self, bands: Tensor, guides: Tensor, scale: int) -> Tensor:
+        """`regression_detail` with this network's window and ridge."""
+        n = self.normalisation
+        return regression_detail(bands, guides, scale, n["window_px"], n["ridge"])
+
+    def sharpen(self, guides: Tensor, ms20: Tensor, ms60: Tensor, mask: Tensor) -> Tensor:
+        """guides (B, 4, h, w), ms20 (B, 6, h/2, w/2), ms60 (B, 2, h/6, w/6), mask (B, 8, 1, 1) -> (B, 8, h, w)."""
+        parts = [(ms, FACTORS[gsd]) for gsd, ms in ((20, ms20), (60, ms60))]
+        up = torch.cat([upsample(ms, scale) for ms, scale in parts], dim=1) * mask
+        detail = torch.cat([self.regression(ms, guides, scale) for ms, scale in parts], dim=1) * mask
+        base, unit = up + detail, self.unit(up)
+        planes = mask.expand(-1, -1, *guides.shape[2:])
+        inputs = [self.compand(guides), self.compand(base) * mask, detail / unit, planes]
+        return base + unit * mask * self.sharpen_trunk(torch.cat(inputs, dim=1))
+
+    def detail(self, rgb_sr: Tensor, bands: Tensor, mask: Tensor) -> Tensor:
+        """rgb_sr (B, 3, 4h, 4w), bands (B, 9, h, w) at 10 m, mask (B, 9, 1, 1) -> (B, 9, 4h, 4w)."""
+        rgb_low = F.avg_pool2d(rgb_sr, FOLD)
+        up, bands = upsample(bands, FOLD) * mask, bands * mask
+        detail = self.regression(bands, rgb_sr, FOLD) * mask
+        unit = self.unit(up)
+        guide = (rgb_sr - upsample(rgb_low, FOLD)) / self.unit(upsample(rgb_low, FOLD))
+        inputs = [
+            self.compand(rgb_low),
+            self.compand(bands) * mask,
+            mask.expand(-1, -1, *bands.shape[2:]),
+            F.pixel_unshuffle(guide, FOLD),
+            F.pixel_unshuffle(detail / unit, FOLD),
+        ]
+        correction = F.pixel_shuffle(self.detail_trunk(torch.cat(inputs, dim=1)), FOLD)
+        return up + detail + unit * mask * correction
+
+
+class LiteFusion:
+    """All bands beyond RGB at 2.5 m, from measured bands and super-resolved RGB."""
+
+    out_bands = OUT_BANDS
+
+    def __init__(self, network: FusionNetwork, bundle: Bundle) -> None:
+        self.network = network.eval()
+        self.bundle = bundle
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> LiteFusion:
+        """The networks with the bundle's weights, on the CPU. Raises BundleError where they do not fit."""
+        network = FusionNetwork(**bundle.architecture, normalisation=bundle.normalisation)
+        load_into(network, bundle)
+        return cls(network.requires_grad_(False), bundle)
+
+    def to(self, device: torch.device | str) -> LiteFusion:
+        """Move the weights to `device` and return self."""
+        self.network.to(device)
+        return self
+
+    @torch.inference_mode()
+    def predict(self, rgb_sr: Tensor, ms: Mapping[int, Tensor], present: Sequence[str]) -> Tensor:
+        """rgb_sr (B, 3, 4h, 4w), ms[10] (B, 4, h, w), ms[20] (B, 6, h/2, w/2), ms[60] (B, 2, h/6, w/6) -> (B, 9, 4h, 4w).
+
+        Reflectance; h and w multiples of 6. Bands not in `present` are zero in, whole resolutions may be missing, and
+        they are zero out. Output order: `OUT_BANDS`.
+        """
+        guides = ms[10]
+        b, _, h, w = guides.shape
+        held = torch.tensor([name in present for name in OUT_BANDS], dtype=guides.dtype, device=guides.device)
+        mask = held[None, :, None, None].expand(b, -1, 1, 1)
+        ms20 = ms.get(20, guides.new_zeros(b, len(BANDS_20M), h // 2, w // 2))
+        ms60 = ms.get(60, guides.new_zeros(b, len(BANDS_60M), h // 6, w // 6))
+        sharp = self.network.sharpen(guides, ms20, ms60, mask[:, 1:])
+        return self.network.detail(rgb_sr, torch.cat([guides[:, 3:4], sharp], dim=1), mask)

@@ -1,0 +1,56 @@
+"""What training minimises. Mean squared errors throughout: the minimiser is the conditional mean, which CorrDiff's
+first stage wants by definition and which makes x0 estimates of the second the posterior mean.
+
+In: a network, sharp and coarse reflectance. Out: scalar losses. Imports torch and the networks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.models.diffusion import cosine_alpha_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.models.lite import LiteNetwork
+
+_LEVELS = np.sqrt(np.concatenate([[1.0], cosine_alpha_bar()]))
+SNR_FLOOR = 0.1  # errors at nearly clean levels count at most 1 / floor as much as at pure noise
+
+
+def mean_loss(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
+    """Squared error of the mean head, per image in units of its brightness, so that dark places count too."""
+    unit = network.unit(lr)
+    error = network.mean(lr, network.features(lr), unit) - hr
+    return (error.square().mean((1, 2, 3)) / unit.mean((1, 2, 3)).square()).mean()
+
+
+def sample_levels(count: int, generator: torch.Generator) -> Tensor:
+    """Signal levels (count,) in [0, 1]: uniform in time, continuous between the 1000 steps of the cosine schedule."""
+    time = torch.rand(count, generator=generator).double().numpy() * (len(_LEVELS) - 1)
+    return torch.from_numpy(np.interp(time, np.arange(len(_LEVELS)), _LEVELS)).float()
+
+
+def denoising_loss(network: LiteNetwork, lr: Tensor, hr: Tensor, generator: torch.Generator) -> Tensor:
+    """Squared x0 error of the standardised residual at random noise levels; encoder and mean head stay as they are."""
+    with torch.no_grad():
+        features, unit = network.features(lr), network.unit(lr)
+        x0 = (hr - network.mean(lr, features, unit)) / (unit * network.residual_sd)
+    level = sample_levels(len(lr), generator).to(lr.device)
+    a = level[:, None, None, None]
+    eps = torch.randn(x0.shape, generator=generator).to(lr.device)
+    error = network.denoiser(a * x0 + (1 - a * a).sqrt() * eps, level, features) - x0
+    brightness = (unit / unit.mean((1, 2, 3), keepdim=True)).square()
+    weight = brightness / (1 - a * a).clamp_min(SNR_FLOOR)
+    return (weight * error.square()).mean()
+
+
+@torch.no_grad()
+def residual_spread(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
+    """Mean square of (truth - mean) / unit, a scalar: the square of what `residual_sd` has to be."""
+    unit = network.unit(lr)
+    return ((hr - network.mean(lr, network.features(lr), unit)) / unit).square().mean()

@@ -1,0 +1,111 @@
+"""`python -m training.train --preset lite-sr --data ROOT --out runs/a`: train a network and write its bundle."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.presets import PRESETS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from training.fusion import Fusion
+    from training.loop import Run
+    from training.presets import Preset
+    from training.super_resolution import SuperResolution
+
+LICENCE = "MIT"
+CREDITS = (
+    "Contains modified Copernicus Sentinel data 2017-2025; NAIP imagery USDA, public domain; "
+    "Dubai imagery MBRSC, CC0; Estonian Land Board; Connecticut state orthophotography; NGI South Africa"
+)
+
+
+def default_data() -> Path:
+    """The root of the training imagery: $SEN2FINE_DATA, or ../shared/data beside the checkout."""
+    return Path(os.environ.get("SEN2FINE_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of `python -m training.train`."""
+    p = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
+    p.add_argument("--preset", required=True, choices=sorted(PRESETS))
+    p.add_argument("--data", type=Path, default=default_data(), help="root of the imagery (default: %(default)s)")
+    p.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
+    budget = p.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=float, help="training time over all resumes (default: the preset's)")
+    budget.add_argument("--images", type=int, help="train on this many images instead: reproducible")
+    p.add_argument("--resume", type=Path, help="folder of the run to go on from")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions; twice as fast where the CPU has them")
+    p.add_argument("--every", type=float, default=60.0, help="seconds between lines and checkpoints")
+    p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
+    return p
+
+
+def make_task(preset: Preset, root: Path) -> SuperResolution | Fusion:
+    """The task that a preset names, with its data loaded."""
+    if preset.task == "fusion":
+        from training.fusion import Fusion
+
+        return Fusion(preset, root)
+    from training.super_resolution import SuperResolution
+
+    return SuperResolution(preset, root)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    import torch
+
+    from training.loop import Budget, Run
+
+    args = parser().parse_args(arguments)
+    preset = PRESETS[args.preset]
+    if not args.data.is_dir():
+        print(f"no imagery at {args.data}; expected the data root; cure: --data or SEN2FINE_DATA", file=sys.stderr)
+        return 2
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)  # initial weights
+    task = make_task(preset, args.data)
+    task.network.to(args.device)
+    minutes = None if args.images else (args.minutes or preset.minutes)
+    weights = sum(p.numel() for p in task.network.parameters())
+    print(f"{preset.name}: {weights / 1e6:.2f} M parameters, {task.describe()}", flush=True)
+    if args.dry_run:
+        return 0
+    run = Run(task, preset, Budget(minutes, args.images), args.out, args.seed, args.bf16)
+    if args.resume:
+        run.resume(args.resume)
+    run.train(say=lambda line: print(line, flush=True), every_s=args.every)
+    print(write_bundle(run, task, args), flush=True)
+    return 0
+
+
+def write_bundle(run: Run, task: SuperResolution | Fusion, args: argparse.Namespace) -> str:
+    """Write the averaged network as `<out>/<preset>.safetensors`; returns a line with its digest."""
+    from pipeline.models.bundle import save_bundle
+
+    provenance: dict[str, Any] = {
+        **task.describe(),
+        "preset": args.preset,
+        "seed": args.seed,
+        "images": run.at.images,
+        "steps": run.at.step,
+        "minutes": round(run.at.elapsed_s / 60, 1),
+        "held_out": task.validate(run.stage),
+        "credits": CREDITS,
+    }
+    path = args.out / f"{args.preset}.safetensors"
+    digest = save_bundle(path, task.bundle(provenance, LICENCE), task.network.state_dict())
+    return f"wrote {path} sha256 {digest}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
