@@ -20,6 +20,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(absent)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_torch_thread():
+    """As in workers; more threads are slower for small tensors and may round differently."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real imagery and reference vectors; only for tests marked `shared_data`."""

@@ -95,7 +95,7 @@ def seconds_per_window(plan: Plan) -> float:
     system = systems.load(plan.system, device_name())
     lattice = system.lattice
     cell = Window(lattice.stride_px // 2, lattice.stride_px // 2, 24, 24).snap_out(24)
-    window = lattice.read_window(cell)
+    window = superres.read_window(lattice, cell)
     names = {gsd: bands_at(gsd, plan.config.band_names) for gsd in GSDS_M if bands_at(gsd, plan.config.band_names)}
     rng = np.random.default_rng(0)
     dn = {

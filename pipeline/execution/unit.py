@@ -81,10 +81,11 @@ def _process(unit: Unit, plan: Plan, store: Path, attempt: int) -> Receipt:
 
     window = plan.window(unit)
     started = time.perf_counter()
-    scenes = _scenes_over(plan, unit, system.lattice.read_window(window))
+    reach = superres.read_window(system.lattice, window)
+    scenes = _scenes_over(plan, unit, reach)
     if not scenes:
         return _record(store, plan, _empty(unit, plan, attempt, seconds))
-    pixels = _read(plan, unit, scenes, system.lattice.read_window(window))
+    pixels = _read(plan, unit, scenes, reach)
     seconds["read"] = time.perf_counter() - started
 
     native = superres.Native(pixels.grid.window, pixels.dn, pixels.bands, pixels.scl)

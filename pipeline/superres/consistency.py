@@ -25,10 +25,14 @@ CONSISTENCIES = ("box", "tent", "none")
 
 
 def bicubic_up(image: Tensor, factor: int) -> Tensor:
-    """Bicubic upsampling of (b, c, h, w) to (b, c, factor*h, factor*w), pixel areas aligned."""
+    """Bicubic upsampling of (b, c, h, w) to (b, c, factor*h, factor*w), pixel areas aligned.
+
+    Keys' kernel with a = -0.5 (Keys 1981), which reproduces linear ramps exactly; torch uses it with `antialias`, and
+    a = -0.75, which does not, without.
+    """
     from torch.nn import functional
 
-    return functional.interpolate(image, scale_factor=factor, mode="bicubic", align_corners=False)
+    return functional.interpolate(image, scale_factor=factor, mode="bicubic", align_corners=False, antialias=True)
 
 
 def block_mean(image: Tensor, factor: int) -> Tensor:
@@ -81,7 +85,8 @@ def _limit(deviation: NDArray[np.float32], native: NDArray[np.float32]) -> None:
     )
     tight = room < 1
     if tight.any():
-        deviation[tight] *= np.maximum(room[tight], 0.0)[:, None].astype(np.float32)
+        # a hair less, so that float32 rounding cannot push the extreme pixel over the edge
+        deviation[tight] *= (np.maximum(room[tight], 0.0) * (1 - 1e-5))[:, None].astype(np.float32)
 
 
 def project_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:

@@ -26,15 +26,20 @@ if TYPE_CHECKING:
     from pipeline.models.bundle import NoiseSource
     from pipeline.superres.systems import SceneState, System
 
+CONTEXT_PX = 48  # two pixels of 60 m: the reach of bicubic interpolation on the coarsest native grid
 _GUIDE_ITERATIONS = 2
 _BAND_ITERATIONS = 1
 
 
 @dataclass(frozen=True)
 class WindowInput:
-    """One lattice window on the native grids: filled reflectance by GSD, and how much detail may be generated."""
+    """One lattice window on the native grids: filled reflectance by GSD, and how much detail may be generated.
 
-    rho: dict[int, NDArray[np.float32]]  # GSD in metres -> (band, T/k, T/k)
+    `rho` reaches CONTEXT_PX further than the window on every side, so that interpolation sees real neighbours at the
+    window's edge; networks get the window alone.
+    """
+
+    rho: dict[int, NDArray[np.float32]]  # GSD in metres -> (band, (T + 2 * CONTEXT_PX)/k, ...)
     bands: dict[int, tuple[str, ...]]
     valid10: NDArray[np.bool_]  # (T/4, T/4): all RGB bands measured
     weight10: NDArray[np.float32] | None  # (T/4, T/4) of generated detail; None is 1 everywhere
@@ -45,20 +50,32 @@ def factor_of(band: str) -> int:
     return round(BY_NAME[band].gsd_m / TARGET_GSD_M)
 
 
-def _natives(window: WindowInput, system: System) -> dict[str, Tensor]:
-    """Native raster (1, 1, h, w) of every band, on the system's device."""
+def _with_context(window: WindowInput, system: System) -> dict[str, Tensor]:
+    """Native raster (1, 1, h, w) of every band with its context, on the system's device."""
     import torch
 
     tensors = {gsd: torch.from_numpy(rho)[:, None, None].to(system.device) for gsd, rho in window.rho.items()}
     return {name: tensors[gsd][i] for gsd, names in window.bands.items() for i, name in enumerate(names)}
 
 
+def _crop(image: Tensor, px: int) -> Tensor:
+    return image[..., px:-px, px:-px]
+
+
+def _natives(window: WindowInput, system: System) -> dict[str, Tensor]:
+    """Native raster (1, 1, T/k, T/k) of every band over the window alone."""
+    return {name: _crop(image, CONTEXT_PX // factor_of(name)) for name, image in _with_context(window, system).items()}
+
+
 def interpolated(window: WindowInput, system: System, consistency: str) -> dict[str, Tensor]:
     """Every band by bicubic interpolation made consistent: (1, 1, T, T) each."""
     images = {}
-    for name, native in _natives(window, system).items():
-        up = bicubic_up(native, factor_of(name))
-        images[name] = back_project(up, native, factor_of(name), consistency=consistency, iterations=_BAND_ITERATIONS)
+    for name, native in _with_context(window, system).items():
+        factor = factor_of(name)
+        up = back_project(
+            bicubic_up(native, factor), native, factor, consistency=consistency, iterations=_BAND_ITERATIONS
+        )
+        images[name] = _crop(up, CONTEXT_PX)
     return images
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.grid.grid import Window
+    from pipeline.grid.lattice import Lattice
     from pipeline.models.bundle import NoiseSource
     from pipeline.superres.systems import SceneState, System
 
@@ -68,13 +69,23 @@ class Result:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
-def _window_input(native: Native, window: Window, bright: float) -> fuse.WindowInput | None:
-    """The native rasters of one lattice window, filled; None when nothing was measured in it."""
+def read_window(lattice: Lattice, window: Window) -> Window:
+    """What has to be read to compute `window`: every model window that touches it, with context for interpolation."""
+    return lattice.read_window(window).pad(fuse.CONTEXT_PX)
+
+
+def _cut(native: Native, window: Window) -> dict[int, NDArray[np.uint16]]:
     dn = {}
     for gsd, raster in native.dn.items():
         factor = round(gsd / TARGET_GSD_M)
         rows, cols = window.coarsen(factor).slices(native.window.coarsen(factor))
         dn[gsd] = raster[:, rows, cols]
+    return dn
+
+
+def _window_input(native: Native, window: Window, bright: float) -> fuse.WindowInput | None:
+    """The native rasters of one lattice window, filled; None when nothing was measured in it."""
+    around, dn = _cut(native, window.pad(fuse.CONTEXT_PX)), _cut(native, window)
     if not any((raster != NODATA_DN).any() for raster in dn.values()):
         return None
     rgb = [native.bands[10].index(name) for name in RGB if name in native.bands.get(10, ())]
@@ -85,7 +96,8 @@ def _window_input(native: Native, window: Window, bright: float) -> fuse.WindowI
     shape10 = (window.ny // SCALE_10M, window.nx // SCALE_10M)
     valid10 = (dn[10][rgb] != NODATA_DN).all(0) if rgb else np.ones(shape10, bool)
     weight = masks.detail_weight(dn[10][rgb], scl, bright) if rgb else None
-    return fuse.WindowInput({g: masks.filled_reflectance(r) for g, r in dn.items()}, native.bands, valid10, weight)
+    filled = {gsd: masks.filled_reflectance(raster) for gsd, raster in around.items()}
+    return fuse.WindowInput(filled, native.bands, valid10, weight)
 
 
 def _noise_of(window: Window, options: Options, system: System) -> Callable[[int], NoiseSource]:
@@ -113,7 +125,7 @@ def super_resolve(
 ) -> Result:
     """All bands of `order` at 2.5 m over `window` (edges multiples of 24 px), from native DN over the lattice's reach.
 
-    `native.window` must hold `system.lattice.read_window(window)`.
+    `native.window` must hold `read_window(system.lattice, window)`.
     """
     seconds: dict[str, float] = defaultdict(float)
     blended = np.zeros((len(order), *window.shape), np.float32)

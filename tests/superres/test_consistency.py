@@ -1,0 +1,75 @@
+"""Block means after projection, whatever the image."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.superres.consistency import back_project, bicubic_up, block_mean, project_to_dn, round_to_dn, tent_mean
+
+
+def block_means(dn, factor):
+    ny, nx = dn.shape[0] // factor, dn.shape[1] // factor
+    return dn.astype(np.float64).reshape(ny, factor, nx, factor).mean((1, 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([4, 8, 24]), st.sampled_from([0.0, 3.0, 300.0, 30000.0]))
+def test_every_block_mean_is_the_input_exactly(seed, factor, contrast):
+    rng = np.random.default_rng(seed)
+    native = rng.choice([0, 1, 2, 1500, 4000, 65534, 65535], (5, 3)).astype(np.uint16)
+    image = (
+        native.repeat(factor, 0).repeat(factor, 1) + rng.normal(40, 1 + contrast, (5 * factor, 3 * factor))
+    ).astype(np.float32)
+    dn = project_to_dn(image, native, factor)
+    assert np.abs(block_means(dn, factor) - native).max() == 0
+    valid = native.repeat(factor, 0).repeat(factor, 1) > 0
+    assert ((dn > 0) == valid).all()
+
+
+def test_projection_keeps_detail_within_one_dn_beyond_the_mean_shift():
+    rng = np.random.default_rng(1)
+    native = np.full((6, 6), 3000, np.uint16)
+    image = (3000 + rng.normal(0, 50, (24, 24))).astype(np.float32)
+    dn = project_to_dn(image, native, 4).astype(float)
+    shift = 3000 - block_means(image, 4)
+    assert np.abs(dn - (image + shift.repeat(4, 0).repeat(4, 1))).max() < 1.0
+
+
+def test_an_image_that_already_fits_is_only_rounded():
+    native = np.array([[1000, 2000]], np.uint16)
+    image = native.repeat(4, 0).repeat(4, 1).astype(np.float32)
+    assert np.array_equal(project_to_dn(image, native, 4), image)
+
+
+@pytest.mark.parametrize("factor", [4, 8, 24])
+def test_back_projection_converges_on_box_and_tent(factor):
+    rng = torch.Generator().manual_seed(0)
+    native = torch.rand((1, 2, 8, 8), generator=rng)
+    image = bicubic_up(native, factor) * 0.9 + 0.02
+    for name, down in (("box", block_mean), ("tent", tent_mean)):
+        errors = [
+            (down(back_project(image, native, factor, consistency=name, iterations=n), factor) - native).abs().mean()
+            for n in (0, 1, 3, 6)
+        ]
+        assert errors[0] > errors[1] > errors[2] > errors[3]
+
+
+def test_no_consistency_changes_nothing():
+    image = torch.rand((1, 1, 8, 8))
+    assert back_project(image, torch.zeros((1, 1, 2, 2)), 4, consistency="none") is image
+
+
+def test_bicubic_does_not_shift():
+    """A linear ramp of pixel centres stays that ramp: 0.01 of a fine pixel, away from the border."""
+    coarse = torch.arange(16.0).reshape(1, 1, 1, 16).expand(1, 1, 16, 16)
+    fine = bicubic_up(coarse, 4)[0, 0, 32]
+    expected = (torch.arange(64) + 0.5) / 4 - 0.5
+    assert (fine - expected)[12:-12].abs().max() < 0.01 / 4
+
+
+def test_rounding_keeps_nodata_and_range():
+    native = np.array([[0, 5]], np.uint16)
+    dn = round_to_dn(np.array([[-9.0, -9, -9, -9, -4.0, 0, 5.4, 99999]] * 4, np.float32), native, 4)
+    assert dn[0].tolist() == [0, 0, 0, 0, 1, 1, 5, 65535]

@@ -1,0 +1,165 @@
+"""A unit's pixels: the same however the ground is cut, consistent with the input, at the right place."""
+
+import numpy as np
+import pytest
+
+from pipeline.bands import BAND_NAMES, BLOCK_60M, BY_NAME
+from pipeline.grid.grid import Window
+from pipeline.grid.lattice import Lattice
+from pipeline.superres import systems
+from pipeline.superres.fuse import factor_of
+from pipeline.superres.masks import QUALITY_GENERATED, QUALITY_MEASURED, QUALITY_NODATA
+from pipeline.superres.superres import Native, Options, read_window, super_resolve
+from pipeline.superres.systems import FUSION_INPUTS
+from tests.superres.fakes import fake_system
+
+SMALL = Lattice(144, 96, 24, 12)
+BASE = Window(-79_992, 12_000, 216, 240)
+
+
+def world(window, seed=3):
+    """Deterministic land-like DN of any window: a function of absolute position only."""
+    dn = {}
+    for gsd, names in FUSION_INPUTS.items():
+        part = window.coarsen(round(gsd / 2.5))
+        rows = (np.arange(part.row, part.row_end) + 0.5) * gsd
+        cols = (np.arange(part.col, part.col_end) + 0.5) * gsd
+        y, x = np.meshgrid(rows, cols, indexing="ij")
+        dn[gsd] = np.stack(
+            [
+                (1800 + 300 * np.sin(x / (90 + 7 * i)) * np.cos(y / (130 + seed)) + 100 * np.sin(x * y / 1e4)).astype(
+                    np.uint16
+                )
+                for i in range(len(names))
+            ]
+        )
+    return dn
+
+
+def native_over(window, system, **holes):
+    read = read_window(system.lattice, window)
+    native = Native(read, world(read), FUSION_INPUTS)
+    for gsd, change in holes.items():
+        change(native.dn[int(gsd[1:])])
+    return native
+
+
+def run(window, system, options=None, order=BAND_NAMES, native=None):
+    return super_resolve(native or native_over(window, system), window, system, order, options or Options(seed=5))
+
+
+@pytest.mark.parametrize("couple", [0.0, 0.5])
+def test_parts_equal_the_whole_even_for_networks_that_see_their_whole_window(couple):
+    system = fake_system(couple, SMALL)
+    whole = run(BASE, system, Options(seed=5, members=2))
+    for part in (Window(BASE.row, BASE.col, 96, 120), Window(BASE.row + 96, BASE.col + 120, 120, 120)):
+        piece = run(part, system, Options(seed=5, members=2))
+        cut = part.slices(BASE)
+        assert np.array_equal(piece.dn, whole.dn[(slice(None), *cut)])
+        assert np.array_equal(piece.spread, whole.spread[(slice(None), *cut)])
+        assert np.array_equal(piece.quality, whole.quality[cut])
+
+
+def test_block_means_equal_the_input_for_every_band():
+    system = fake_system(0.3, SMALL)
+    native = native_over(BASE, system)
+    result = run(BASE, system, native=native)
+    for i, name in enumerate(BAND_NAMES):
+        factor = factor_of(name)
+        target = native.band(name, BASE)
+        means = result.dn[i].reshape(target.shape[0], factor, target.shape[1], factor).mean((1, 3))
+        assert np.abs(means - target).max() == 0, name
+
+
+def test_detail_is_generated_and_depends_on_seed_zone_and_member():
+    system = fake_system(lattice=SMALL)
+    fields = [
+        run(BASE, system, options).dn[3].astype(int)
+        for options in (Options(seed=1), Options(seed=2), Options(seed=1, stream=9), Options(seed=1, members=2))
+    ]
+    plain = run(BASE, systems.System("bicubic", SMALL, None, None, system.device)).dn[3].astype(int)
+    for i, one in enumerate(fields):
+        assert np.abs(one - plain).mean() > 5
+        assert all(np.abs(one - other).mean() > 2 for other in fields[i + 1 :])
+
+
+def test_mean_of_members_is_smoother_and_spread_is_positive():
+    system = fake_system(lattice=SMALL)
+    one, many = run(BASE, system, Options(seed=1)), run(BASE, system, Options(seed=1, members=5))
+    assert one.spread is None
+    assert many.spread[3].mean() > 5
+    assert np.diff(many.dn[3].astype(int)).std() < np.diff(one.dn[3].astype(int)).std()
+
+
+def test_clouds_get_interpolation_and_no_spread():
+    system = fake_system(lattice=SMALL)
+    native = native_over(BASE, system)
+    cloudy = Native(native.window, native.dn, native.bands, np.full(native.window.coarsen(8).shape, 9, np.uint8))
+    result = run(BASE, system, Options(seed=1, members=2), native=cloudy)
+    plain = run(BASE, systems.System("bicubic", SMALL, None, None, system.device), native=native)
+    assert np.array_equal(result.dn, plain.dn)
+    assert result.spread.max() == 0
+    assert (result.quality == QUALITY_MEASURED).all()
+
+
+def test_nodata_stays_nodata_on_its_own_native_pixels_and_spreads_nowhere():
+    system = fake_system(lattice=SMALL)
+    native = native_over(BASE, system)
+    at = BASE.slices(native.window)
+    native.dn[10][FUSION_INPUTS[10].index("B02"), at[0].start // 4 + 3, at[1].start // 4 + 5] = 0
+    native.dn[20][FUSION_INPUTS[20].index("B11"), at[0].start // 8 + 7, at[1].start // 8 + 2] = 0
+    result = run(BASE, system, native=native)
+    b02, b11 = result.dn[BAND_NAMES.index("B02")], result.dn[BAND_NAMES.index("B11")]
+    assert (b02[12:16, 20:24] == 0).all()
+    assert np.count_nonzero(b02 == 0) == 16
+    assert (b11[56:64, 16:24] == 0).all()
+    assert np.count_nonzero(b11 == 0) == 64
+    assert np.count_nonzero(result.quality == QUALITY_NODATA) == 16
+    assert np.count_nonzero(result.quality == QUALITY_GENERATED) > 0
+
+
+def test_empty_ground_is_skipped():
+    system = fake_system(lattice=SMALL)
+    native = native_over(BASE, system)
+    for raster in native.dn.values():
+        raster[:] = 0
+    result = run(BASE, system, native=native)
+    assert result.windows == 0
+    assert result.dn.max() == 0
+
+
+def test_missing_bands_are_simply_absent():
+    system = fake_system(lattice=SMALL)
+    names = ("B02", "B03", "B04", "B05", "B8A")
+    native = native_over(BASE, system)
+    kept = {
+        gsd: tuple(n for n in bands if n in names) for gsd, bands in native.bands.items() if set(bands) & set(names)
+    }
+    dn = {gsd: native.dn[gsd][[native.bands[gsd].index(n) for n in chosen]] for gsd, chosen in kept.items()}
+    result = run(BASE, system, order=names, native=Native(native.window, dn, kept))
+    assert result.dn.shape[0] == 5
+    assert result.dn.min() > 0
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_coordinates_land_where_they_should_across_all_resolutions(axis):
+    """An image whose values are its coordinates, to 0.01 px of 2.5 m, for 10, 20 and 60 m bands alike."""
+    system = systems.System("bicubic", SMALL, None, None, fake_system().device)
+    read = read_window(system.lattice, BASE)
+    metres_per_dn = 0.02  # so that a DN is 0.008 px
+    dn = {}
+    for gsd, names in FUSION_INPUTS.items():
+        part = read.coarsen(round(gsd / 2.5))
+        centre = (np.arange(part.nx) + 0.5) * gsd if axis == "x" else ((np.arange(part.ny) + 0.5) * gsd)[:, None]
+        image = np.broadcast_to(2000 + centre / metres_per_dn, part.shape)
+        dn[gsd] = np.stack([np.rint(image).astype(np.uint16)] * len(names))
+    result = super_resolve(Native(read, dn, FUSION_INPUTS), BASE, system, BAND_NAMES, Options(consistency="none"))
+    rows, cols = BASE.slices(read)
+    start = cols.start if axis == "x" else rows.start
+    length = BASE.nx if axis == "x" else BASE.ny
+    expected = (start + np.arange(length) + 0.5) * 2.5
+    inner = slice(2 * BLOCK_60M, -2 * BLOCK_60M)
+    for i, name in enumerate(BAND_NAMES):
+        line = result.dn[i].mean(0 if axis == "x" else 1)
+        found = (line - 2000) * metres_per_dn
+        assert np.abs(found - expected)[inner].mean() / 2.5 < 0.01, (name, BY_NAME[name].gsd_m)

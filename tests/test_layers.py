@@ -1,0 +1,67 @@
+"""The house's arrows point down: no room imports a room above or beside it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What each room may import of the project. Stations never import each other; execution composes them.
+ALLOWED = {
+    "pipeline/grid": {"pipeline.grid"},
+    "pipeline/models": {"pipeline.models", "pipeline.errors"},
+    "pipeline/archive": {"pipeline.archive", "pipeline.grid", "pipeline.bands", "pipeline.errors"},
+    "pipeline/superres": {"pipeline.superres", "pipeline.models", "pipeline.grid", "pipeline.bands", "pipeline.errors"},
+    "pipeline/store": {"pipeline.store", "pipeline.grid", "pipeline.bands", "pipeline.errors"},
+    "pipeline/execution": {"pipeline"},
+    "training": {"training", "pipeline"},
+}
+COMMANDS = {"run", "check", "index", "view", "submit", "export"}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name for name in found if name.split(".")[0] in ("pipeline", "training")}
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_rooms_import_only_what_lies_below(room):
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            fits = any(name == allowed or name.startswith(allowed + ".") for allowed in ALLOWED[room])
+            assert fits or name == "pipeline", f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_pipeline_never_imports_training_nor_its_own_commands():
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        for name in imported(path):
+            assert not name.startswith("training"), f"{path} imports {name}"
+            assert name.split(".")[1:2] not in [[c] for c in COMMANDS], f"{path} imports the command {name}"
+
+
+def test_models_import_nothing_of_the_pipeline_but_its_errors():
+    for path in (ROOT / "pipeline" / "models").rglob("*.py"):
+        assert all(name.startswith(("pipeline.models", "pipeline.errors")) for name in imported(path)), path
+
+
+def test_importing_pipeline_loads_nothing_heavy():
+    code = "import sys, pipeline; print(sorted({'torch','dask','xarray','rasterio','zarr','numpy'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+def test_modules_are_one_thing_each():
+    for folder in ("pipeline", "training"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 380, f"{path.relative_to(ROOT)} is too long"
+            assert path.name != "utils.py"
