@@ -34,6 +34,8 @@ SCL_GSD_M = 20
 UNCLASSIFIED = 7  # SCL class; stands for "this scene has no SCL"
 _WHOLE_PX = 1e-3  # origins closer than this, in pixels, are the same grid; file headers carry rounded decimals
 _CACHE_IN_BYTES = 100_000  # GDAL reads a GDAL_CACHEMAX below this as megabytes
+_GLANCE_PX = 512  # side of a glance
+_GLANCE_WHOLE_PX = 2048  # files up to this side are read whole where they have no overviews
 _TIE_PX = 1e-6  # a target centre on a source edge falls to the same side, whatever the window
 
 
@@ -186,6 +188,32 @@ def open_checked(file: BandFile, access: Access) -> DatasetReader:
             "leave the scene out, or correct its entry in the catalogue",
         )
     return dataset
+
+
+def glance(file: BandFile, access: Access) -> NDArray[np.uint16]:
+    """Stored values of a thinned-out file, any shape, about 512 x 512 px at most. ReadError after retries."""
+    import rasterio
+
+    from pipeline.archive.access import redact, retrying
+
+    def attempt() -> NDArray[np.uint16]:
+        with rasterio.Env(**gdal_options(access)), open_checked(file, access) as dataset:
+            return _thinned(dataset)
+
+    what = f"{file.band} of scene {file.scene_id} at {redact(file.href)}"
+    return retrying(attempt, what=what, on_auth=lambda: access.refresh(file.href))
+
+
+def _thinned(dataset: DatasetReader) -> NDArray[np.uint16]:
+    """An overview where the file has them; else the whole of a small file or 16 windows of a large one."""
+    ny, nx = dataset.shape
+    if dataset.overviews(1) or max(ny, nx) <= _GLANCE_WHOLE_PX:
+        step = max(1, -(-max(ny, nx) // _GLANCE_PX))
+        image: NDArray[np.uint16] = dataset.read(1, out_shape=(-(-ny // step), -(-nx // step)))
+        return image
+    size = _GLANCE_PX // 4
+    corners = [(ny * row // 4, nx * col // 4) for row in range(4) for col in range(4)]
+    return np.concatenate([_read_block(dataset, row, col, size, size).ravel() for row, col in corners])
 
 
 def _disagreement(dataset: DatasetReader, file: BandFile) -> tuple[str, str] | None:
