@@ -89,7 +89,7 @@ def _search(config: RunConfig, aoi: Aoi) -> _Found:
 
     catalog = load_catalog(config.catalog)
     start, end = parse_period(config.start or None, config.end or None)
-    if not config.start and catalog.is_api:
+    if not config.start and catalog.kind == "api":
         last = datetime.fromisoformat(end) if end else datetime.now(UTC)
         start = (last - timedelta(days=_DEFAULT_DAYS)).strftime("%Y-%m-%dT%H:%M:%SZ")
     result = search(catalog, aoi, start, end, config.max_cloud, bands=config.band_names)
