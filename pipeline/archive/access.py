@@ -76,6 +76,8 @@ class Access:
     s3_endpoint: str = CDSE_S3_ENDPOINT  # only for cdse-s3
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hosts", tuple(self.hosts))  # lists where it comes from JSON
+        object.__setattr__(self, "roots", tuple(self.roots))
         if self.signing not in SIGNINGS:
             raise UsageError(f"signing {self.signing!r} is unknown", f"one of {', '.join(SIGNINGS)}")
 

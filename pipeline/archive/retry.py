@@ -24,14 +24,17 @@ MAX_RETRY_AFTER_S = 300.0  # of what a server asks for
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LOCAL_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENFILE})
 
-_STATUS = re.compile(r"(?:HTTP (?:response|error) code ?:? ?|HTTP Error |status[ _]code[ =:]*)(\d{3})", re.IGNORECASE)
+_STATUS = re.compile(
+    r"(?:HTTP (?:response|error) code ?:? ?|HTTP Error |status[ _]code[ =:]*|too many (?=\d{3} error))(\d{3})",
+    re.IGNORECASE,
+)
 _AUTH_WORDS = re.compile(r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|AuthenticationFailed")
 _GONE_WORDS = re.compile(r"No such file or directory|does not exist in the file system|NoSuchKey|BlobNotFound")
 # What GDAL says of a dropped, throttled, short or damaged answer. A first "not recognized" is often a 503 page
 # (gjoseph92/stackstac#18), and GDAL itself never retries a short body.
 _TRANSIENT_WORDS = re.compile(
     r"CURL error|timed? ?out|reset by peer|Connection (?:refused|aborted|reset)|Temporary failure in name resolution"
-    r"|could not resolve|not recognized as|SlowDown|ServerBusy|RequestTimeout|Read failed|read error|IReadBlock failed"
+    r"|could not resolve|failed to resolve|Max retries exceeded|not recognized as|SlowDown|ServerBusy|RequestTimeout|Read failed|read error|IReadBlock failed"
     r"|TIFFFillTile|TIFFReadEncoded|TIFFReadDirectory|TIFFFetch|Decoding error|inflate|ZSTD|incomplete|truncated"
     r"|Premature|opj_|Error reading Window|Range downloading not supported",
     re.IGNORECASE,
