@@ -55,6 +55,5 @@ def _decoded(location: str, group: str) -> xr.Dataset:
         spread = raw["uncertainty"]
         kept = {k: v for k, v in spread.attrs.items() if k not in ("scale_factor", "add_offset")}
         raw["uncertainty"] = (spread * np.float32(DN_SCALE)).assign_attrs(kept)
-    return raw.set_coords(
-        [name for name in ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated") if name in raw]
-    )
+    small = [name for name in ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated") if name in raw.variables]
+    return raw.set_coords(small).assign_coords({name: raw[name].load() for name in small})

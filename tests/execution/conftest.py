@@ -1,0 +1,83 @@
+"""A small synthetic archive and AOI, and helpers that run the pipeline on them."""
+
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from pipeline.archive.aoi import read_aoi
+from pipeline.config import RunConfig
+from pipeline.execution.driver import prepare, run_plan
+from pipeline.execution.planner import make_plan
+from tests.archive.synthetic import make_archive, make_scene
+
+PYTHON = sys.executable
+LEFT, TOP, SIZE = 600000, 5100000, 1800
+
+
+def write_aoi(path: Path, corners_m, epsg=32632) -> Path:
+    """Polygon through `corners_m`, written in degrees."""
+    import pyproj
+
+    turn = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True).transform
+    ring = [list(turn(x, y)) for x, y in (*corners_m, corners_m[0])]
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    return path
+
+
+def box(left, bottom, right, top):
+    return [(left, bottom), (right, bottom), (right, top), (left, top)]
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory):
+    """Index of two synthetic scenes: one clear, one with clouds and the other BOA offset."""
+    folder = tmp_path_factory.mktemp("archive")
+    scenes = [
+        make_scene(folder, scene_id="S2A_CLOUDY", seed=1, size_m=SIZE, cloud_fraction=0.2, offset_dn=-1000),
+        make_scene(folder, scene_id="S2B_LATER", seed=1, size_m=SIZE, date="2024-06-22T10:20:31Z", cloud_pct=30.0),
+    ]
+    return make_archive(folder, scenes)
+
+
+@pytest.fixture(scope="session")
+def aoi(tmp_path_factory):
+    """About 1.3 km x 1.2 km inside the scenes, not aligned with anything, well within the images."""
+    path = tmp_path_factory.mktemp("aoi") / "region.geojson"
+    return write_aoi(path, box(LEFT + 217, TOP - 1490, LEFT + 1533, TOP - 311))
+
+
+def config_for(archive, **changes) -> RunConfig:
+    values = {
+        "catalog": str(archive),
+        "sr": "bicubic",
+        "chunk_px": 120,
+        "unit_chunks": 2,
+        "max_cloud": 100.0,
+        **changes,
+    }
+    return RunConfig(**values)
+
+
+def run(config, aoi, store, *, cluster="inline", workers=1, **more):
+    """Plan and run; returns (plan, summary)."""
+    plan = make_plan(config, read_aoi(str(aoi)), workers=workers)
+    prepare(plan, store)
+    return plan, run_plan(plan, store, cluster=cluster, workers=workers, **more)
+
+
+def chunk_digests(store: Path) -> dict[str, int]:
+    """crc32 of every chunk file of a store."""
+    return {
+        str(path.relative_to(store)): zlib.crc32(path.read_bytes())
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and "c" in path.parts[len(store.parts) :] and "_run" not in path.parts
+    }
+
+
+def values(store: Path, name="reflectance") -> np.ndarray:
+    return np.asarray(zarr.open_group(store, mode="r")[name][:])
