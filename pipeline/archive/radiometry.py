@@ -31,11 +31,9 @@ FOREIGN_BASELINE = 90.0
 # Pixel audit. Thresholds in stored DN, set on 24 real scenes (snow, desert, cloud, fields, forest, water) and 60 random
 # crops of each, half a scene wide: none of the 1320 crops without offset is taken for one with it, or the reverse; with
 # 1000 added to scenes without offset 14 of 22 are recognised from the whole scene, the others are "unknown".
-AUDIT_BANDS: tuple[str, ...] = ("B01", "B02", "B03", "B04", "B12")
+AUDIT_BANDS: tuple[str, ...] = ("B02", "B03", "B04", "B12")  # not B01: over water it is truly negative
 _MIN_PIXELS = 100
-_IMPOSSIBLE_DN = (
-    800.0  # reflectance -0.02 with the offset; 5th percentiles: 1068 and more with it, 456 and less without
-)
+_IMPOSSIBLE_DN = 800.0  # reflectance -0.02 with the offset; lowest 5th percentile: 1093 with it; 323 without
 _FLOOR_B02_B04_DN = 1350.0  # 1st percentiles with the offset: B02 948, 1140; B04 1016, 1125
 _FLOOR_SPREAD_DN = 150.0  # between B02 and B04: 68 and 15 with the offset; desert without it 1096
 _FLOOR_B03_DN = 1500.0  # 1044 and 1166 with the offset
@@ -145,7 +143,7 @@ class OffsetAudit:
 
 
 def audit_offset(sample_dn: Mapping[str, NDArray[np.uint16]], claimed: OffsetDecision) -> OffsetAudit:
-    """Judge `claimed` by stored DN of B02, B03, B04, B12 (and B01) of one scene; arrays of any shape, 0 is nodata.
+    """Judge `claimed` by stored DN of B02, B03, B04 and B12 of one scene; arrays of any shape, 0 is nodata.
 
     Reflectance below -0.02 on 5 % of the ground does not exist, so DN below 800 means that no offset is in the pixels.
     The darkest ground of a scene reflects alike in blue, red and SWIR: floors together just above 1000 mean that it is.
