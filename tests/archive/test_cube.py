@@ -11,7 +11,6 @@ import threading
 import numpy as np
 import pytest
 import rasterio
-from archive.synthetic import coordinate_dn, make_scene, write_band
 
 from pipeline.archive import access as access_module
 from pipeline.archive.access import Access
@@ -21,6 +20,7 @@ from pipeline.archive.scene import Raster
 from pipeline.bands import BAND_NAMES, BY_NAME, GSDS_M, bands_at
 from pipeline.errors import ReadError, UsageError
 from pipeline.grid.grid import Grid, Phase, Window
+from tests.archive.synthetic import coordinate_dn, make_scene, write_band
 
 LEFT, TOP, SIDE = 600000, 5100000, 1200
 PHASES = [(0.0, 0.0), (29.8352053782, 33.330553154), (10.0, 50.0)]
