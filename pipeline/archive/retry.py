@@ -34,7 +34,8 @@ _GONE_WORDS = re.compile(r"No such file or directory|does not exist in the file 
 # (gjoseph92/stackstac#18), and GDAL itself never retries a short body.
 _TRANSIENT_WORDS = re.compile(
     r"CURL error|timed? ?out|reset by peer|Connection (?:refused|aborted|reset)|Temporary failure in name resolution"
-    r"|could not resolve|failed to resolve|Max retries exceeded|not recognized as|SlowDown|ServerBusy|RequestTimeout|Read failed|read error|IReadBlock failed"
+    r"|could not resolve|failed to resolve|Max retries exceeded"
+    r"|not recognized as|SlowDown|ServerBusy|RequestTimeout|Read failed|read error|IReadBlock failed"
     r"|TIFFFillTile|TIFFReadEncoded|TIFFReadDirectory|TIFFFetch|Decoding error|inflate|ZSTD|incomplete|truncated"
     r"|Premature|opj_|Error reading Window|Range downloading not supported",
     re.IGNORECASE,

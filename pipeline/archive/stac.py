@@ -161,9 +161,13 @@ def _epsg(properties: dict[str, Any], assets: dict[str, Asset]) -> int:
 def _check_place(geometry: dict[str, Any], epsg: int, rasters: tuple[Raster, ...]) -> None:
     """The pixel grid must lie where the footprint says, else tile or zone are mislabelled."""
     from pyproj import Transformer
+    from shapely.errors import ShapelyError
     from shapely.geometry import shape
 
-    footprint = shape(geometry)
+    try:
+        footprint = shape(geometry)
+    except ShapelyError as error:
+        raise RejectedItem(f"footprint is no polygon ({error})") from None
     if footprint.is_empty or not all(map(math.isfinite, footprint.bounds)):
         raise RejectedItem("footprint is empty or not finite")
     if not rasters:

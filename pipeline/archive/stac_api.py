@@ -135,32 +135,33 @@ class _Api:
         def read() -> dict[str, Any]:
             page = self.io.read_json(where, parameters=parameters, **({"method": method} if method else {}))
             if not isinstance(page, dict) or not isinstance(page.get("features"), list):
-                raise ValueError("the answer is no list of items")
+                raise json.JSONDecodeError("no list of items", "", 0)
             return page
 
         return cast("dict[str, Any]", self._asked(read))
 
     def _asked(self, call: Callable[[], object]) -> object:
-        """Result of a request; answers that are not JSON are asked for again, all else was retried by urllib3."""
-        from pystac import STACError, STACTypeError
-
-        for attempt in range(1, self.patience.tries + 1):
+        """Result of a request. Statuses and connections were retried by urllib3; bodies cut or not JSON are not."""
+        for attempt in range(1, max(1, self.patience.tries) + 1):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of pystac-client, about conformance: search() decides
                     return call()
+            except json.JSONDecodeError as error:  # a proxy's page instead of an answer
+                failure = self._failure(f"the answer is not what a STAC API sends ({error})", "permanent")
             except PipelineError:
                 raise
-            except (STACError, STACTypeError, KeyError, AttributeError) as error:
-                found = f"{self.host} answers, but not as a STAC API ({type(error).__name__}: {error})"
-                raise UsageError(found, "the root of a STAC API", "check the address") from None
-            except ValueError as error:  # not JSON: a proxy's page, a cut answer
-                if attempt == self.patience.tries:
-                    raise self._failure(f"the answer is not what a STAC API sends ({error})", "permanent") from None
-                time.sleep(min(60.0, self.patience.backoff_s * 2 ** (attempt - 1)))
             except Exception as error:
-                raise self._failure(str(error), classify(error)) from None
-        raise self._failure("no try was allowed", "permanent")
+                kind = classify(error)
+                if kind == "bug":
+                    found = f"{self.host} answers, but not as a STAC API ({type(error).__name__}: {error})"
+                    raise UsageError(redact(found)[:400], "the root of a STAC API", "check the address") from None
+                failure = self._failure(str(error), kind)
+                if kind != "transient" or "Max retries exceeded" in str(error):
+                    raise failure from None
+            if attempt < self.patience.tries:
+                time.sleep(min(60.0, self.patience.backoff_s * 2 ** (attempt - 1)))
+        raise failure
 
     def _failure(self, text: str, kind: str) -> PipelineError:
         shown = redact(" ".join(text.split()))
