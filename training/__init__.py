@@ -1,0 +1,1 @@
+"""Training of the networks that ship with the pipeline; the pipeline never imports it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,17 +20,17 @@ IBP_ITERATIONS = 10
 
 def nearest(lr: Tensor, scale: int = 4) -> Tensor:
     """Replication, (B, C, h, w) -> (B, C, scale*h, scale*w)."""
-    return F.interpolate(lr, scale_factor=scale, mode="nearest")
+    return functional.interpolate(lr, scale_factor=scale, mode="nearest")
 
 
 def bicubic(lr: Tensor, scale: int = 4) -> Tensor:
     """Cubic interpolation, pixel-area convention."""
-    return F.interpolate(lr, scale_factor=scale, mode="bicubic", align_corners=False)
+    return functional.interpolate(lr, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
 def box(hr: Tensor, scale: int = 4) -> Tensor:
     """Block means, (B, C, H, W) -> (B, C, H/scale, W/scale)."""
-    return F.avg_pool2d(hr, scale)
+    return functional.avg_pool2d(hr, scale)
 
 
 def ibp(
@@ -50,7 +50,8 @@ def regress(targets: Tensor, guides: Tensor) -> Tensor:
     """Least squares with intercept, over all pixels: targets (C, h, w) on guides (K, h, w) -> slopes (C, K)."""
     g, t = guides.flatten(1).double(), targets.flatten(1).double()
     g, t = g - g.mean(1, keepdim=True), t - t.mean(1, keepdim=True)
-    return torch.linalg.solve(g @ g.T, g @ t.T).T.float()
+    slopes: Tensor = torch.linalg.solve(g @ g.T, g @ t.T).T
+    return slopes.float()
 
 
 def gsa(ms: Tensor, guides: Tensor, scale: int) -> Tensor:

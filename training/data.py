@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from xarray import DataArray
@@ -33,6 +34,11 @@ GAMMA_MEAN = np.array([0.33213, 0.32609, 0.35347])
 GAMMA_COVARIANCE = np.array([[0.00592, 0.00508, 0.00445], [0.00508, 0.00494, 0.00446], [0.00445, 0.00446, 0.00486]])
 GAMMA_MEDIAN = np.array([0.3521, 0.3361, 0.3535])
 GAMMA_RANGE = (0.15, 0.6)
+
+
+def default_data() -> Path:
+    """The root of all imagery: $SEN2FINE_DATA, or ../shared/data beside the checkout."""
+    return Path(os.environ.get("SEN2FINE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 @dataclass(frozen=True)
@@ -106,14 +112,12 @@ def open_raster(path: Path) -> DataArray:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # JPEG and PNG chips carry no georeferencing
-        array = rioxarray.open_rasterio(path, chunks={"band": -1, "y": 1024, "x": 1024})
-    return array  # type: ignore[return-value]
+        array: DataArray = rioxarray.open_rasterio(path, chunks={"band": -1, "y": 1024, "x": 1024})
+    return array
 
 
 def ground_gsd_m(raster: DataArray) -> tuple[float, float]:
     """Ground sampling distance (y, x) in metres of a georeferenced raster: geographic, Web Mercator or metric CRS."""
-    import rioxarray  # noqa: F401  (registers the accessor)
-
     dx, dy = (abs(float(r)) for r in raster.rio.resolution())
     if raster.rio.crs.is_geographic:
         latitude = math.radians(float(raster.y.mean()))
@@ -130,7 +134,8 @@ def area_weights(n_in: int, ratio: float) -> NDArray[np.float32]:
     edges = np.arange(n_out + 1) * ratio
     lower = np.maximum(edges[:-1, None], np.arange(n_in)[None])
     upper = np.minimum(edges[1:, None], np.arange(1, n_in + 1)[None])
-    return (np.clip(upper - lower, 0, None) / ratio).astype(np.float32)
+    weights: NDArray[np.float32] = (np.clip(upper - lower, 0, None) / ratio).astype(np.float32)
+    return weights
 
 
 def area_average(pixels: NDArray[np.float32], ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
@@ -152,7 +157,7 @@ def load_chip(path: Path, source: Source, target_gsd_m: float) -> Chip:
 
 def load_chips(root: Path, split: Split, sources: Sequence[Source] = SOURCES) -> list[Chip]:
     """All chips of one split below `root`: at every target GSD for training, at the first for evaluation."""
-    chips = []
+    chips: list[Chip] = []
     for source in sources:
         for path in sorted(root.glob(source.pattern)):
             if split_of(place_of(source, path)) != split:
@@ -170,7 +175,8 @@ def harmonise(pixels: NDArray[np.float32], gamma: NDArray[np.float64]) -> NDArra
 
 def sample_gamma(rng: np.random.Generator) -> NDArray[np.float64]:
     """Gammas (3,) for one image from the published distribution."""
-    return np.clip(rng.multivariate_normal(GAMMA_MEAN, GAMMA_COVARIANCE), *GAMMA_RANGE)
+    drawn = rng.multivariate_normal(GAMMA_MEAN, GAMMA_COVARIANCE)
+    return drawn.clip(GAMMA_RANGE[0], GAMMA_RANGE[1])
 
 
 class ChipSampler:
@@ -199,8 +205,9 @@ class ChipSampler:
 
 def _odds(pool: Sequence[Chip]) -> NDArray[np.float64]:
     """Draw chips by the square root of their area times their set's weight: large sets lead but do not drown others."""
-    odds = np.array([chip.weight * math.sqrt(chip.pixels[0].size) for chip in pool])
-    return odds / odds.sum()
+    odds: NDArray[np.float64] = np.array([chip.weight * math.sqrt(chip.pixels[0].size) for chip in pool])
+    odds /= odds.sum()
+    return odds
 
 
 def random_crop(chip: Chip, size: int, rng: np.random.Generator) -> NDArray[np.float32]:

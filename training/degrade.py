@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 Decimator = Literal["box", "bicubic"]
 GAUSS_TAPS = 21  # Wu et al.'s blind-SR kernels; 3.3 sigma at the widest blur used here
@@ -67,16 +67,16 @@ def compose(blur: Tensor, scale: int, decimator: Decimator) -> Tensor:
     """Blur kernels (B, n, n) followed by decimation, as kernels (B, n + taps - 1, ...) for a stride of `scale`."""
     taps = decimation_taps(scale, decimator)
     flat = torch.outer(taps, taps)[None, None]
-    return F.conv2d(blur[:, None], flat, padding=len(taps) - 1)[:, 0]
+    return functional.conv2d(blur[:, None], flat, padding=len(taps) - 1)[:, 0]
 
 
 def apply_kernels(sharp: Tensor, kernels: Tensor, scale: int) -> Tensor:
     """Filter (B, C, H, W) with one kernel per image (B, k, k) at stride `scale`, reflecting at the borders."""
     b, c, h, w = sharp.shape
     pad = (kernels.shape[-1] - scale) // 2
-    padded = F.pad(sharp, (pad, pad, pad, pad), mode="reflect").reshape(1, b * c, h + 2 * pad, w + 2 * pad)
+    padded = functional.pad(sharp, (pad, pad, pad, pad), mode="reflect").reshape(1, b * c, h + 2 * pad, w + 2 * pad)
     weight = kernels.repeat_interleave(c, dim=0)[:, None].to(sharp.dtype)
-    out = F.conv2d(padded, weight, stride=scale, groups=b * c)
+    out = functional.conv2d(padded, weight, stride=scale, groups=b * c)
     return out.reshape(b, c, *out.shape[-2:])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from pipeline.models.bundle import Bundle
 from pipeline.models.lite_fusion import BANDS_20M, GUIDES, LATTICE, NORMALISATION, OUT_BANDS, SYSTEM, FusionNetwork
@@ -115,7 +115,7 @@ class Fusion:
         batch["guide"] = disturbed(crop.rho[10][:, :3], draw)
         b08 = coarser(crop.rho[10][:, 3:], DETAIL_FACTOR, sigma)
         at40 = coarser(crop.rho[20], DETAIL_FACTOR // 2, sigma)
-        from60 = F.interpolate(crop.rho[60], scale_factor=1.5, mode="bicubic")
+        from60 = functional.interpolate(crop.rho[60], scale_factor=1.5, mode="bicubic")
         batch["detail"] = torch.cat([b08, at40, from60], dim=1)
         return batch
 
@@ -128,15 +128,15 @@ class Fusion:
         mask = batch["mask"]
         out = self.network.sharpen(batch["sharpen10"], batch["sharpen20"], batch["sharpen60"], mask[:, 1:])
         near = relative_loss(out[:, :6], batch["native20"], mask[:, 1:7])
-        return near + 0.3 * relative_loss(F.avg_pool2d(out[:, 6:], 3), batch["native60"], mask[:, 7:])
+        return near + 0.3 * relative_loss(functional.avg_pool2d(out[:, 6:], 3), batch["native60"], mask[:, 7:])
 
     def detail_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Everything four times as coarse, guided by RGB at 10 m, each band judged at its own resolution."""
         mask = batch["mask"]
         out = self.network.detail(batch["guide"], batch["detail"], mask)
         loss = relative_loss(out[:, :1], batch["native10"][:, 3:], mask[:, :1])
-        loss = loss + relative_loss(F.avg_pool2d(out[:, 1:7], 2), batch["native20"], mask[:, 1:7])
-        return loss + 0.3 * relative_loss(F.avg_pool2d(out[:, 7:], 6), batch["native60"], mask[:, 7:])
+        loss = loss + relative_loss(functional.avg_pool2d(out[:, 1:7], 2), batch["native20"], mask[:, 1:7])
+        return loss + 0.3 * relative_loss(functional.avg_pool2d(out[:, 7:], 6), batch["native60"], mask[:, 7:])
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> str:
@@ -168,12 +168,12 @@ class Fusion:
 def coarser(rho: Tensor, factor: int, sigma: float) -> Tensor:
     """Blur of `sigma` coarse px, then block means, (B, C, h, w) -> (B, C, h/factor, w/factor)."""
     if sigma * factor < 0.2:
-        return F.avg_pool2d(rho, factor)
+        return functional.avg_pool2d(rho, factor)
     return degrade(rho, Degradation(sigma_px=sigma * factor, decimator="box", noise=0.0, scale=factor))
 
 
 def disturbed(rgb: Tensor, draw: Draw) -> Tensor:
-    """The guide as a super-resolver might give it: a little soft or sharp, noisy, off in level; truth stays as it is."""
+    """The guide as a super-resolver might give it: a little soft or sharp, noisy, off in level."""
     soft = degrade(rgb, Degradation(sigma_px=float(draw.rng.uniform(0.5, 1.2)), noise=0.0, scale=1))
     strength = float(draw.rng.uniform(-0.4, 1.0))  # 1: soft, 0: as it is, negative: sharpened
     noise = float(draw.rng.uniform(0, 0.004)) * torch.randn(rgb.shape, generator=draw.torch)

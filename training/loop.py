@@ -51,7 +51,10 @@ class Draw:
 class Task(Protocol):
     """What is trained. `network` owns every parameter; all chance comes from `Draw`."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module:
+        """What is trained, in place."""
+        ...
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         """Fresh data on the CPU in float32; the first axis of every tensor counts images."""

@@ -1,5 +1,7 @@
-"""What training minimises. Mean squared errors throughout: the minimiser is the conditional mean, which CorrDiff's
-first stage wants by definition and which makes x0 estimates of the second the posterior mean.
+"""What training minimises: mean squared errors throughout.
+
+Their minimiser is the conditional mean, which CorrDiff's first stage wants by definition and which makes the x0
+estimates of the second the posterior mean.
 
 In: a network, sharp and coarse reflectance. Out: scalar losses. Imports torch and the networks.
 """
@@ -46,11 +48,14 @@ def denoising_loss(network: LiteNetwork, lr: Tensor, hr: Tensor, generator: torc
     error = network.denoiser(a * x0 + (1 - a * a).sqrt() * eps, level, features) - x0
     brightness = (unit / unit.mean((1, 2, 3), keepdim=True)).square()
     weight = brightness / (1 - a * a).clamp_min(SNR_FLOOR)
-    return (weight * error.square()).mean()
+    loss: Tensor = (weight * error.square()).mean()
+    return loss
 
 
 @torch.no_grad()
 def residual_spread(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
     """Mean square of (truth - mean) / unit, a scalar: the square of what `residual_sd` has to be."""
     unit = network.unit(lr)
-    return ((hr - network.mean(lr, network.features(lr), unit)) / unit).square().mean()
+    standardised: Tensor = (hr - network.mean(lr, network.features(lr), unit)) / unit
+    spread: Tensor = standardised.square().mean()
+    return spread

@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def trimmed(x: Tensor, border_px: int) -> Tensor:
@@ -30,7 +30,7 @@ def ssim(x: Tensor, reference: Tensor, data_range: float = 1.0) -> float:
     window = torch.outer(g, g)[None, None] / g.sum() ** 2
 
     def smooth(z: Tensor) -> Tensor:
-        return F.conv2d(z, window)
+        return functional.conv2d(z, window)
 
     a = x.double().reshape(-1, 1, *x.shape[-2:])
     b = reference.double().reshape(-1, 1, *reference.shape[-2:])

@@ -30,6 +30,7 @@ BANDS: dict[int, tuple[str, ...]] = {
     60: ("B01", "B09"),
 }
 SCENE_FOLDERS = ("bigearthnet", "majortom_native", "argentina_pampas_32720")
+RGBN_STACK = "ftw_vienna_rgbn/inference-img.tif"
 SEASON = datetime.datetime(2018, 1, 1, tzinfo=datetime.UTC)  # stands in where a folder gives no date
 MIN_SIDE_60M = 16  # smaller tiles hold no crop
 
@@ -56,8 +57,10 @@ def load_tiles(root: Path) -> list[Tile]:
     """All Sentinel-2 Level-2A tiles below `root` that carry 10 and 20 m bands at their native resolution."""
     from pipeline.archive.local import scan
 
-    tiles = []
+    tiles: list[Tile] = []
     for name in SCENE_FOLDERS:
+        if not (root / name).is_dir():
+            continue
         scenes, _ = scan(root / name, datetime_utc=SEASON.isoformat().replace("+00:00", "Z"))
         tiles += [tile for scene in scenes if (tile := tile_of(scene, root, name)) is not None]
     stack = root / "theia_bouconne_7dates" / "2018_3A_Theia_Bouconne.tif"
@@ -108,10 +111,10 @@ def make_tile(
 ) -> Tile | None:
     """Tile of nested rasters, cut to the rows and columns of 60 m in which something was measured."""
     ny, nx = measured.shape[0] // 6, measured.shape[1] // 6
-    valid = measured[: ny * 6, : nx * 6].reshape(ny, 6, nx, 6).all(axis=(1, 3))
+    valid: NDArray[np.bool_] = np.all(measured[: ny * 6, : nx * 6].reshape(ny, 6, nx, 6), axis=(1, 3))
     if not valid.any():
         return None
-    rows, cols = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
+    rows, cols = (np.flatnonzero(np.any(valid, axis=axis)) for axis in (1, 0))
     y, x = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
     cut = {gsd: values[:, _times(y, 60 // gsd), _times(x, 60 // gsd)] for gsd, values in rho.items()}
     if min(y.stop - y.start, x.stop - x.start) < MIN_SIDE_60M:
@@ -140,8 +143,17 @@ def theia_tiles(path: Path) -> list[Tile]:
     return tiles
 
 
+def load_rgbn_dates(root: Path) -> list[tuple[str, NDArray[np.float32]]]:
+    """Place and RGB reflectance (3, h, w) of each date in the one stack that has no 20 m bands (B04 B03 B02 B08)."""
+    path = root / RGBN_STACK
+    if not path.is_file():
+        return []
+    stack = open_raster(path).astype("float32").data.compute(scheduler="synchronous") * np.float32(DN_SCALE)
+    return [("ftw_vienna_rgbn/33UUP", stack[first : first + 3]) for first in range(0, len(stack), len(BANDS[10]))]
+
+
 def read_dsen2_scene(path: Path) -> dict[int, NDArray[np.float32]]:
-    """The L1C test scene of DSen2 (HDF5, axes band, x, y): reflectance by GSD (bands, h, w), in the order of `BANDS`."""
+    """The L1C scene of DSen2 (HDF5, axes band, x, y): reflectance by GSD (bands, h, w), in the order of `BANDS`."""
     import h5py
 
     with h5py.File(path) as file:

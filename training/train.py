@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.data import default_data
 from training.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ CREDITS = (
 )
 
 
-def default_data() -> Path:
-    """The root of the training imagery: $SEN2FINE_DATA, or ../shared/data beside the checkout."""
-    return Path(os.environ.get("SEN2FINE_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
-
-
 def parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
     p = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
@@ -39,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="training time over all resumes (default: the preset's)")
     budget.add_argument("--images", type=int, help="train on this many images instead: reproducible")
-    p.add_argument("--resume", type=Path, help="folder of the run to go on from")
+    start = p.add_mutually_exclusive_group()
+    start.add_argument("--resume", type=Path, help="folder of the run to go on from")
+    start.add_argument("--init", type=Path, help="bundle whose weights a new run starts from")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--device", default="cpu")
@@ -64,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     import torch
 
+    from pipeline.models.bundle import load_bundle, load_into
     from training.loop import Budget, Run
 
     args = parser().parse_args(arguments)
@@ -74,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
     task = make_task(preset, args.data)
+    if args.init:
+        load_into(task.network, load_bundle(args.init))
     task.network.to(args.device)
     minutes = None if args.images else (args.minutes or preset.minutes)
     weights = sum(p.numel() for p in task.network.parameters())
@@ -90,12 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write_bundle(run: Run, task: SuperResolution | Fusion, args: argparse.Namespace) -> str:
     """Write the averaged network as `<out>/<preset>.safetensors`; returns a line with its digest."""
-    from pipeline.models.bundle import save_bundle
+    from pipeline.models.bundle import load_bundle, save_bundle
 
     provenance: dict[str, Any] = {
         **task.describe(),
         "preset": args.preset,
         "seed": args.seed,
+        "started_from": load_bundle(args.init).digest if args.init else "",
         "images": run.at.images,
         "steps": run.at.step,
         "minutes": round(run.at.elapsed_s / 60, 1),

@@ -18,6 +18,7 @@ from training.degrade import Degradation, degrade
 from training.metrics import ergas, trimmed
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -54,7 +55,7 @@ def band_psnr(x: Tensor, truth: Tensor) -> float:
     return float((10 * (peak**2 / mse).log10()).mean())
 
 
-def measure(network: FusionNetwork, rho: dict[int, NDArray], *, sixty: bool = True) -> list[Row]:
+def measure(network: FusionNetwork, rho: dict[int, NDArray[np.float32]], *, sixty: bool = True) -> list[Row]:
     """Scores of bicubic, GSA, ATPRK-like, local regression alone and `network` on every task the scene allows."""
     bands = {gsd: torch.from_numpy(values) for gsd, values in rho.items()}
     rows = [twenty(network, bands)]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from pipeline.models.bundle import LatticeSpec, load_into
 from pipeline.models.diffusion import SAMPLERS, cosine_alpha_bar, levels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from pipeline.models.bundle import Bundle, NoiseSource
 
@@ -41,7 +41,7 @@ NORMALISATION: dict[str, Any] = {
 
 def upsample(x: Tensor, scale: int = SCALE) -> Tensor:
     """Bicubic (B, C, h, w) -> (B, C, scale*h, scale*w), pixel-area convention (no half-pixel shift)."""
-    return F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
+    return functional.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
 class ResidualBlock(nn.Module):
@@ -59,7 +59,8 @@ class ResidualBlock(nn.Module):
         h = self.first(x)
         if shift is not None:
             h = h + shift
-        return x + self.second(F.silu(h))
+        out: Tensor = x + self.second(functional.silu(h))
+        return out
 
 
 class Encoder(nn.Module):
@@ -77,7 +78,8 @@ class Encoder(nn.Module):
         h = entry
         for block in self.blocks:
             h = block(h)
-        return entry + self.exit(h)
+        out: Tensor = entry + self.exit(h)
+        return out
 
 
 class LevelEmbedding(nn.Module):
@@ -93,7 +95,7 @@ class LevelEmbedding(nn.Module):
     def forward(self, level: Tensor) -> tuple[Tensor, ...]:
         """(B,) -> `blocks` tensors (B, width, 1, 1)."""
         angle = level[:, None] * self.get_buffer("frequencies") / 2
-        shifts = self.shifts(F.silu(self.hidden(torch.cat([angle.sin(), angle.cos()], dim=1))))
+        shifts = self.shifts(functional.silu(self.hidden(torch.cat([angle.sin(), angle.cos()], dim=1))))
         return tuple(shifts[:, :, None, None].chunk(self.count, dim=1))
 
 
@@ -115,16 +117,16 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, level: Tensor, features: Tensor) -> Tensor:
         """(B, 3, 4h, 4w) at `level` (B,) with features (B, F, h, w) -> x0 (B, 3, 4h, 4w)."""
-        h = self.entry(torch.cat([F.pixel_unshuffle(noisy, SCALE), features], dim=1)).float()
+        h = self.entry(torch.cat([functional.pixel_unshuffle(noisy, SCALE), features], dim=1)).float()
         for block, shift in zip(self.blocks, self.level(level), strict=True):
             h = block(h, shift)
-        correction = F.pixel_shuffle(self.exit(F.silu(h)).float(), SCALE)
+        correction = functional.pixel_shuffle(self.exit(functional.silu(h)).float(), SCALE)
         a = level[:, None, None, None]
         return a * noisy + (1 - a * a).clamp_min(0).sqrt() * correction
 
 
 class LiteNetwork(nn.Module):
-    """Encoder, mean head and denoiser. `residual_sd` is the spread of (truth - mean) / unit that the sampler works in."""
+    """Encoder, mean head and denoiser. The sampler works in (truth - mean) / unit, whose spread is `residual_sd`."""
 
     def __init__(
         self,
@@ -148,27 +150,30 @@ class LiteNetwork(nn.Module):
         n = self.normalisation
         clipped = lr.clamp(0.0, n["reflectance_max"])
         normalised: Tensor = ((clipped + n["input_floor"]).sqrt() - n["input_centre"]) / n["input_spread"]
-        return self.encoder(normalised)
+        features: Tensor = self.encoder(normalised)
+        return features
 
     def unit(self, lr: Tensor) -> Tensor:
         """What one output unit is worth in reflectance, (B, 3, h, w) -> (B, 3, 4h, 4w)."""
         n = self.normalisation
-        smooth = F.interpolate(lr.clamp(0.0, n["reflectance_max"]), scale_factor=SCALE, mode="bilinear")
-        return smooth + n["output_floor"]
+        smooth = functional.interpolate(lr.clamp(0.0, n["reflectance_max"]), scale_factor=SCALE, mode="bilinear")
+        unit: Tensor = smooth + n["output_floor"]
+        return unit
 
     def mean(self, lr: Tensor, features: Tensor, unit: Tensor) -> Tensor:
         """The conditional mean in reflectance, (B, 3, 4h, 4w)."""
-        head = F.pixel_shuffle(self.mean_head(features).float(), SCALE)
+        head = functional.pixel_shuffle(self.mean_head(features).float(), SCALE)
         return upsample(lr) + unit * head
 
 
 class LiteSuperResolver:
     """Super-resolution of B04, B03, B02 by `LiteNetwork`; the face that `pipeline.superres` expects of every system."""
 
-    in_bands = RGB_BANDS
-    out_bands = RGB_BANDS
+    in_bands: tuple[str, ...] = RGB_BANDS
+    out_bands: tuple[str, ...] = RGB_BANDS
     scale = SCALE
     stochastic = True
+    needs_state = False
 
     def __init__(self, network: LiteNetwork, bundle: Bundle) -> None:
         self.network = network.eval()
@@ -183,12 +188,12 @@ class LiteSuperResolver:
         load_into(network, bundle)
         return cls(network.requires_grad_(False), bundle)
 
-    def to(self, device: torch.device | str) -> LiteSuperResolver:
+    def to(self, device: torch.device) -> LiteSuperResolver:
         """Move the weights to `device` and return self."""
         self.network.to(device)
         return self
 
-    def scene_state(self, windows: Sequence[Tensor]) -> dict[str, Tensor]:
+    def scene_state(self, windows: Tensor) -> dict[str, list[float]]:
         """Nothing: this system takes no statistics of the scene."""
         del windows
         return {}
@@ -200,7 +205,7 @@ class LiteSuperResolver:
         conditions: Mapping[str, Tensor],
         valid: Tensor,
         noise: NoiseSource,
-        state: Mapping[str, Tensor],
+        state: dict[str, list[float]] | None,
     ) -> Tensor:
         """Reflectance (B, 3, h, w) filled where not `valid` -> (B, 3, 4h, 4w), one sample; `noise` decides which."""
         del conditions, valid, state
@@ -213,7 +218,8 @@ class LiteSuperResolver:
         mean = network.mean(lr, features, unit)
 
         def denoise(x: Tensor, level: float) -> Tensor:
-            return network.denoiser(x, x.new_full((len(x),), level), features)
+            x0: Tensor = network.denoiser(x, x.new_full((len(x),), level), features)
+            return x0
 
         residual = self.sampler(denoise, noise, self.levels)
         return mean + unit * network.residual_sd * residual

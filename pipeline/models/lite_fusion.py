@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from pipeline.models.bundle import LatticeSpec, load_into
 from pipeline.models.lite import ResidualBlock, upsample
@@ -45,7 +45,7 @@ NORMALISATION: dict[str, Any] = {
 
 def box_filter(x: Tensor, window_px: int) -> Tensor:
     """Moving mean of (B, C, h, w) over an odd window; at the border over the pixels that exist."""
-    return F.avg_pool2d(x, window_px, stride=1, padding=window_px // 2, count_include_pad=False)
+    return functional.avg_pool2d(x, window_px, stride=1, padding=window_px // 2, count_include_pad=False)
 
 
 def local_slopes(bands: Tensor, guides: Tensor, window_px: int, ridge: float) -> Tensor:
@@ -53,26 +53,28 @@ def local_slopes(bands: Tensor, guides: Tensor, window_px: int, ridge: float) ->
 
     Slopes are averaged over the windows that a pixel lies in, 3x3 of them (He et al. 2013, eq. 9, with a smaller mean).
     """
-    b, k = guides.shape[:2]
+    (b, k, h, w), c = guides.shape, bands.shape[1]
     g, t = guides.double(), bands.double()  # variances are small differences of large squares
     mean_g, mean_t = box_filter(g, window_px), box_filter(t, window_px)
-    gg = box_filter((g[:, :, None] * g[:, None]).flatten(1, 2), window_px).unflatten(1, (k, k))
-    gt = box_filter((g[:, :, None] * t[:, None]).flatten(1, 2), window_px).unflatten(1, (k, -1))
+    gg = box_filter((g[:, :, None] * g[:, None]).flatten(1, 2), window_px).reshape(b, k, k, h, w)
+    gt = box_filter((g[:, :, None] * t[:, None]).flatten(1, 2), window_px).reshape(b, k, c, h, w)
     gg = (gg - mean_g[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 1, 2)
     gt = (gt - mean_g[:, :, None] * mean_t[:, None]).permute(0, 3, 4, 1, 2)
     factor = torch.linalg.cholesky(gg + ridge * torch.eye(k, dtype=g.dtype, device=g.device))
     slopes = torch.cholesky_solve(gt, factor).to(guides.dtype).permute(0, 3, 4, 1, 2)
-    return box_filter(slopes.reshape(b, -1, *guides.shape[2:]), 3).unflatten(1, (k, -1))
+    return box_filter(slopes.reshape(b, k * c, h, w), 3).reshape(b, k, c, h, w)
 
 
 def regression_detail(bands: Tensor, guides: Tensor, scale: int, window_px: int, ridge: float) -> Tensor:
     """What guides (B, K, scale*h, scale*w) say of the detail of bands (B, C, h, w): (B, C, scale*h, scale*w)."""
-    low = F.avg_pool2d(guides, scale)
+    low = functional.avg_pool2d(guides, scale)
     slopes = local_slopes(bands, low, window_px, ridge)
-    fine = F.interpolate(slopes.flatten(1, 2), scale_factor=scale, mode="bilinear").unflatten(1, slopes.shape[1:3])
+    b, k, c = slopes.shape[:3]
+    fine = functional.interpolate(slopes.flatten(1, 2), scale_factor=scale, mode="bilinear")
+    fine = fine.reshape(b, k, c, *fine.shape[2:])
     detail = guides - upsample(low, scale)
     total = torch.zeros_like(fine[:, 0])
-    for index in range(guides.shape[1]):
+    for index in range(k):
         total = total + fine[:, index] * detail[:, index, None]
     return total
 
@@ -92,7 +94,7 @@ class Trunk(nn.Module):
         h = self.entry(x).float()
         for block in self.blocks:
             h = block(h)
-        out: Tensor = self.exit(F.silu(h)).float()
+        out: Tensor = self.exit(functional.silu(h)).float()
         return out
 
 
@@ -117,8 +119,9 @@ class FusionNetwork(nn.Module):
     def compand(self, x: Tensor) -> Tensor:
         """Reflectance to network range."""
         n = self.normalisation
-        normalised: Tensor = (x.clamp(0, n["reflectance_max"]) + n["input_floor"]).sqrt() - n["input_centre"]
-        return normalised / n["input_spread"]
+        root: Tensor = (x.clamp(0, n["reflectance_max"]) + n["input_floor"]).sqrt()
+        normalised: Tensor = (root - n["input_centre"]) / n["input_spread"]
+        return normalised
 
     def unit(self, x: Tensor) -> Tensor:
         """What one unit of detail is worth, in reflectance."""
@@ -132,18 +135,19 @@ class FusionNetwork(nn.Module):
         return regression_detail(bands, guides, scale, n["window_px"], n["ridge"])
 
     def sharpen(self, guides: Tensor, ms20: Tensor, ms60: Tensor, mask: Tensor) -> Tensor:
-        """guides (B, 4, h, w), ms20 (B, 6, h/2, w/2), ms60 (B, 2, h/6, w/6), mask (B, 8, 1, 1) -> (B, 8, h, w)."""
+        """Guides (B, 4, h, w), ms20 (B, 6, h/2, w/2), ms60 (B, 2, h/6, w/6), mask (B, 8, 1, 1) -> (B, 8, h, w)."""
         parts = [(ms, FACTORS[gsd]) for gsd, ms in ((20, ms20), (60, ms60))]
         up = torch.cat([upsample(ms, scale) for ms, scale in parts], dim=1) * mask
         detail = torch.cat([self.regression(ms, guides, scale) for ms, scale in parts], dim=1) * mask
         base, unit = up + detail, self.unit(up)
         planes = mask.expand(-1, -1, *guides.shape[2:])
         inputs = [self.compand(guides), self.compand(base) * mask, detail / unit, planes]
-        return base + unit * mask * self.sharpen_trunk(torch.cat(inputs, dim=1))
+        sharp: Tensor = base + unit * mask * self.sharpen_trunk(torch.cat(inputs, dim=1))
+        return sharp
 
     def detail(self, rgb_sr: Tensor, bands: Tensor, mask: Tensor) -> Tensor:
         """rgb_sr (B, 3, 4h, 4w), bands (B, 9, h, w) at 10 m, mask (B, 9, 1, 1) -> (B, 9, 4h, 4w)."""
-        rgb_low = F.avg_pool2d(rgb_sr, FOLD)
+        rgb_low = functional.avg_pool2d(rgb_sr, FOLD)
         up, bands = upsample(bands, FOLD) * mask, bands * mask
         detail = self.regression(bands, rgb_sr, FOLD) * mask
         unit = self.unit(up)
@@ -152,17 +156,17 @@ class FusionNetwork(nn.Module):
             self.compand(rgb_low),
             self.compand(bands) * mask,
             mask.expand(-1, -1, *bands.shape[2:]),
-            F.pixel_unshuffle(guide, FOLD),
-            F.pixel_unshuffle(detail / unit, FOLD),
+            functional.pixel_unshuffle(guide, FOLD),
+            functional.pixel_unshuffle(detail / unit, FOLD),
         ]
-        correction = F.pixel_shuffle(self.detail_trunk(torch.cat(inputs, dim=1)), FOLD)
+        correction = functional.pixel_shuffle(self.detail_trunk(torch.cat(inputs, dim=1)), FOLD)
         return up + detail + unit * mask * correction
 
 
 class LiteFusion:
     """All bands beyond RGB at 2.5 m, from measured bands and super-resolved RGB."""
 
-    out_bands = OUT_BANDS
+    out_bands: tuple[str, ...] = OUT_BANDS
 
     def __init__(self, network: FusionNetwork, bundle: Bundle) -> None:
         self.network = network.eval()
@@ -175,17 +179,17 @@ class LiteFusion:
         load_into(network, bundle)
         return cls(network.requires_grad_(False), bundle)
 
-    def to(self, device: torch.device | str) -> LiteFusion:
+    def to(self, device: torch.device) -> LiteFusion:
         """Move the weights to `device` and return self."""
         self.network.to(device)
         return self
 
     @torch.inference_mode()
     def predict(self, rgb_sr: Tensor, ms: Mapping[int, Tensor], present: Sequence[str]) -> Tensor:
-        """rgb_sr (B, 3, 4h, 4w), ms[10] (B, 4, h, w), ms[20] (B, 6, h/2, w/2), ms[60] (B, 2, h/6, w/6) -> (B, 9, 4h, 4w).
+        """rgb_sr (B, 3, 4h, 4w) and measured bands by GSD -> (B, 9, 4h, 4w) reflectance in the order of `OUT_BANDS`.
 
-        Reflectance; h and w multiples of 6. Bands not in `present` are zero in, whole resolutions may be missing, and
-        they are zero out. Output order: `OUT_BANDS`.
+        ms[10] (B, 4, h, w), ms[20] (B, 6, h/2, w/2), ms[60] (B, 2, h/6, w/6) reflectance; h and w multiples of 6.
+        Bands not in `present` are zero in, whole resolutions may be missing, and they are zero out.
         """
         guides = ms[10]
         b, _, h, w = guides.shape
