@@ -107,9 +107,10 @@ class Access:
         return self.href(href)
 
     def gdal_env(self) -> dict[str, str]:
-        """Options for rasterio.Env around every open and read (reasons: each line).
+        """GDAL options as environment variables (reasons: each line).
 
-        GDAL_SKIP is here for environments of new processes; see `restrict_drivers` for the present one.
+        rasterio.Env wants the cache size in bytes and as a number: `bandfile.gdal_options` gives that form. GDAL_SKIP
+        is here for the environment of new processes; see `restrict_drivers` for the present one.
         """
         env = {
             "GDAL_HTTP_MAX_RETRY": "5",  # GDAL's default is not to retry at all
@@ -140,7 +141,7 @@ class Access:
     def _admitted(self, href: str) -> tuple[str, SplitResult]:
         """("path" | "s3" | "https", parts) of an href that the policy allows; UsageError names the rule it broke."""
         _check_text(href)
-        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", href)
+        scheme = re.match(r"([A-Za-z][A-Za-z0-9+._-]*):", href)
         if scheme is None:
             return "path", SplitResult("", "", self._local_path(href), "", "")
         name = scheme[1].lower()

@@ -49,9 +49,9 @@ _SECRET_NAMES = (
 )
 _SECRET_ENV = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "PC_SDK_SUBSCRIPTION_KEY")
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
-_QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>)\]}]*")
+_QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?(?!\[redacted\])[^\s'\"<>)\]}]*")
 _SAS = re.compile(r"[\w-]+=[^\s&'\"]*(?:&[\w-]+=[^\s&'\"]*)*&?\bsig=[^\s'\"<>)\]}]*", re.IGNORECASE)
-_HEADER = re.compile(r"(authorization\W{1,4})(?:(?:bearer|basic|aws4-hmac-sha256)\s+)?[^\s'\"]+.*?(?=['\"\n]|$)", re.I)
+_HEADER = re.compile(r"(authorization['\"]?\s*[=:])(?!\s*['\"]?\[redacted\])\s*['\"]?[^'\"\n]+", re.IGNORECASE)
 _PAIR = re.compile(rf"(\b(?:{_SECRET_NAMES})\b['\"]?\s*[=:]\s*['\"]?)(?!\[redacted)[^\s&'\",;)\]}}]+", re.IGNORECASE)
 
 
@@ -64,18 +64,20 @@ def redact(text: str) -> str:
     text = _USERINFO.sub("[redacted]@", text)
     text = _QUERY.sub(r"\1?[redacted]", text)
     text = _SAS.sub("[redacted]", text)
-    text = _HEADER.sub(r"\1[redacted]", text)
+    text = _HEADER.sub(r"\1 [redacted]", text)
     return _PAIR.sub(r"\1[redacted]", text)
 
 
 def classify(error: BaseException) -> str:
-    """One of "transient", "auth", "gone", "permanent", "local" or "bug", from the error and what caused it."""
-    verdict = "bug"
-    for link in _chain(error):
-        verdict = _classify_one(link)
-        if verdict != "bug":
-            break
-    return verdict
+    """One of "transient", "auth", "gone", "permanent", "local" or "bug", from the error and what caused it.
+
+    The outermost definite answer counts: "Read failed" says less than the "HTTP response code: 403" that caused it.
+    """
+    verdicts = [_classify_one(link) for link in _chain(error)]
+    definite = [verdict for verdict in verdicts if verdict not in ("bug", "transient")]
+    if definite:
+        return definite[0]
+    return "transient" if "transient" in verdicts else "bug"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -86,7 +88,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             return
         yield link
         reason = getattr(link, "reason", None)
-        link = reason if isinstance(reason, BaseException) else link.__cause__ or link.__context__
+        behind = None if link.__suppress_context__ else link.__context__
+        link = reason if isinstance(reason, BaseException) else link.__cause__ or behind
 
 
 def _classify_one(error: BaseException) -> str:
