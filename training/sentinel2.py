@@ -6,7 +6,6 @@ ends on 60 m pixels, so that all resolutions nest.
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,9 +28,15 @@ BANDS: dict[int, tuple[str, ...]] = {
     20: ("B05", "B06", "B07", "B8A", "B11", "B12"),
     60: ("B01", "B09"),
 }
-SCENE_FOLDERS = ("bigearthnet", "majortom_native", "argentina_pampas_32720")
+# Folders of scenes, and the BOA offset of those whose files do not tell (None: as the archive room decides).
+SCENE_FOLDERS: tuple[tuple[str, int | None], ...] = (
+    ("bigearthnet", None),
+    ("majortom_native", None),
+    ("majortom_native/433D_629L_3_1", -1000),  # still carries the offset: every band's minimum is above 969
+    ("argentina_pampas_32720", None),
+)
 RGBN_STACK = "ftw_vienna_rgbn/inference-img.tif"
-SEASON = datetime.datetime(2018, 1, 1, tzinfo=datetime.UTC)  # stands in where a folder gives no date
+UNDATED = "2018-01-01T00:00:00Z"  # stands in where a folder gives no date
 MIN_SIDE_60M = 16  # smaller tiles hold no crop
 
 
@@ -58,11 +63,11 @@ def load_tiles(root: Path) -> list[Tile]:
     from pipeline.archive.local import scan
 
     tiles: list[Tile] = []
-    for name in SCENE_FOLDERS:
+    for name, offset_dn in SCENE_FOLDERS:
         if not (root / name).is_dir():
             continue
-        scenes, _ = scan(root / name, datetime_utc=SEASON.isoformat().replace("+00:00", "Z"))
-        tiles += [tile for scene in scenes if (tile := tile_of(scene, root, name)) is not None]
+        scenes, _ = scan(root / name, datetime_utc=UNDATED, offset_dn=offset_dn)
+        tiles += [tile for scene in scenes if (tile := tile_of(scene, root, name.split("/")[0])) is not None]
     stack = root / "theia_bouconne_7dates" / "2018_3A_Theia_Bouconne.tif"
     return tiles + (theia_tiles(stack) if stack.is_file() else [])
 

@@ -1,0 +1,130 @@
+"""The commands: a tiny run from files to a bundle that predicts, its resumption, and the report on shipped weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.models.bundle import load_bundle
+from pipeline.models.lite import LiteSuperResolver
+from training import evaluate, train
+from training.data import SOURCES, load_chips, split_of
+from training.degrade import Degradation
+from training.loop import Budget, Run
+from training.presets import PRESETS, Preset, Stage
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights"
+TINY = Preset(
+    name="tiny-sr",
+    task="sr",
+    architecture={"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1},
+    stages=(Stage("mean", 0.5, ("encoder.", "mean_head.")), Stage("detail", 0.5, ("denoiser.",))),
+    minutes=1,
+    batch=2,
+    warmup_steps=2,
+    sampler={"name": "ddim", "steps": 2},
+)
+
+
+@pytest.fixture
+def imagery(tmp_path, monkeypatch) -> Path:
+    """Two places of one set, one in each split, and the tiny preset."""
+    monkeypatch.setitem(PRESETS, TINY.name, TINY)
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data" / "hr" / "dubai_1m"
+    folder.mkdir(parents=True)
+    for tile in (1, 2):
+        blocks = rng.integers(40, 200, (26, 26, 3)).astype(np.uint8)
+        Image.fromarray(np.kron(blocks, np.ones((10, 10, 1), np.uint8))).save(folder / f"tile{tile}_part_001.jpg")
+    assert {split_of("dubai_1m/tile1"), split_of("dubai_1m/tile2")} == {"train", "held-out"}
+    return tmp_path / "data"
+
+
+def arguments(imagery, out, *more):
+    return ["--preset", "tiny-sr", "--data", str(imagery), "--out", str(out), "--every", "1e9", *more]
+
+
+def test_a_run_ends_with_a_bundle_that_says_where_it_comes_from(imagery, tmp_path, capsys):
+    assert train.main(arguments(imagery, tmp_path / "run", "--images", "24", "--seed", "7")) == 0
+    bundle = load_bundle(tmp_path / "run" / "tiny-sr.safetensors")
+    assert bundle.digest in capsys.readouterr().out
+    assert bundle.provenance["images"] >= 24
+    assert bundle.provenance["seed"] == 7
+    assert "dubai_1m" in bundle.provenance["data"]
+    assert "Copernicus" in bundle.provenance["credits"]
+    system = LiteSuperResolver.from_bundle(bundle)
+    assert float(system.network.residual_sd) != 1.0  # measured between the stages
+    assert torch.isfinite(system.sample(torch.full((1, 3, 12, 12), 0.1), torch.zeros(1, 3, 48, 48))).all()
+
+
+def test_resuming_gives_the_same_weights(imagery, tmp_path):
+    train.main(arguments(imagery, tmp_path / "whole", "--images", "24"))
+    torch.manual_seed(0)
+    task = train.make_task(TINY, imagery)
+    Run(task, TINY, Budget(images=24), tmp_path / "part", seed=0).train(until_images=14, every_s=1e9)
+    train.main(arguments(imagery, tmp_path / "part", "--images", "24", "--resume", str(tmp_path / "part")))
+    bundles = [load_bundle(tmp_path / run / "tiny-sr.safetensors") for run in ("whole", "part")]
+    systems = [LiteSuperResolver.from_bundle(bundle).network.state_dict() for bundle in bundles]
+    assert all(torch.equal(systems[0][name], systems[1][name]) for name in systems[0])
+
+
+def test_dry_run_trains_nothing(imagery, tmp_path, capsys):
+    assert train.main(arguments(imagery, tmp_path / "run", "--dry-run")) == 0
+    assert "M parameters" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_can_start_from_a_bundle(imagery, tmp_path):
+    train.main(arguments(imagery, tmp_path / "a", "--images", "8"))
+    first = tmp_path / "a" / "tiny-sr.safetensors"
+    train.main(arguments(imagery, tmp_path / "b", "--images", "8", "--init", str(first)))
+    second = load_bundle(tmp_path / "b" / "tiny-sr.safetensors")
+    assert second.provenance["started_from"] == load_bundle(first).digest
+
+
+def test_missing_imagery_is_said_in_one_line(tmp_path, capsys):
+    assert train.main(["--preset", "lite-sr", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
+    assert "cure" in capsys.readouterr().err
+
+
+def test_presets_spend_their_whole_budget():
+    for preset in PRESETS.values():
+        assert sum(stage.share for stage in preset.stages) == pytest.approx(1.0)
+
+
+def test_the_report_puts_all_methods_on_the_same_pixels(imagery, tmp_path, capsys):
+    train.main(arguments(imagery, tmp_path / "run", "--images", "8"))
+    capsys.readouterr()
+    out = tmp_path / "report.md"
+    command = ["--sr", str(tmp_path / "run" / "tiny-sr.safetensors"), "--data", str(imagery), "--out", str(out)]
+    assert evaluate.main(command) == 0
+    report = out.read_text()
+    assert report.strip() == capsys.readouterr().out.strip()
+    assert "| dubai_1m (1) |" in report
+    assert "mean of 8" in report
+
+
+@pytest.mark.shared_data
+def test_shipped_super_resolver_beats_back_projection_on_held_out_places(shared_data):
+    """A few places of every kind; the model card has them all."""
+    system = LiteSuperResolver.from_bundle(load_bundle(WEIGHTS / "lite-sr.safetensors"))
+    chosen = [source for source in SOURCES if source.name in ("naip_2m", "naip_midwest_1m", "naip_southwest_1m")]
+    pairs = evaluate.held_out_pairs(load_chips(shared_data / "hr", "held-out", chosen), Degradation(), per_set=2)
+    with torch.inference_mode():
+        gains = [
+            evaluate.score(evaluate.members_mean(system, pair, 8), pair) - ibp
+            for pair, ibp in zip(pairs, evaluate.ibp_scores(pairs), strict=True)
+        ]
+    assert evaluate.average(evaluate.per_set_mean(pairs, gains)) > 0.8
+
+
+def test_shipped_weights_are_small():
+    files = list(WEIGHTS.glob("*.safetensors"))
+    assert {path.stem for path in files} == {"lite-sr", "lite-fusion"}
+    assert sum(path.stat().st_size for path in files) < 30e6
+    for path in files:
+        bundle = load_bundle(path)
+        assert bundle.licence
+        assert bundle.lattice.window_px == 480
