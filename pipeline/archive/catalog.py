@@ -119,7 +119,8 @@ def load_catalog(name_or_source: str) -> Catalog:
     """Catalogue by known name, TOML file, STAC API address, or STAC file or folder. UsageError lists what is known."""
     known = known_catalogs()
     if name_or_source == SAMPLE:
-        return Catalog(SAMPLE, SAMPLE, "", offset_rule="none")
+        credit = "BigEarthNet; contains modified Copernicus Sentinel data 2017"
+        return Catalog(SAMPLE, SAMPLE, "", offset_rule="none", licence="CDLA-Permissive-1.0", credit=credit)
     if name_or_source in known:
         return _from_toml(known[name_or_source])
     if "://" in name_or_source:

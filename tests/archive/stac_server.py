@@ -220,6 +220,21 @@ class StacServer:
             return None
         return 200, {}, json.dumps({**self.page(body), "links": []}).encode()
 
+    def fault_loses_without_count(self, body):
+        """Always one item per search; only the long search says how many there are."""
+        start, end = (body.get("datetime") or "../..").split("/")
+        page = {**self.page(body), "links": []}
+        page["features"] = page["features"][:1] if start[:7] != end[:7] or start[:7] == "2024-06" else []
+        page["numberMatched"] = None if start[:7] == end[:7] else page["numberMatched"]
+        return 200, {}, json.dumps(page).encode()
+
+    def fault_estimates(self, body):
+        """The count of long searches is an estimate, and too high."""
+        start, end = (body.get("datetime") or "../..").split("/")
+        if start[:7] == end[:7]:
+            return None
+        return 200, {}, json.dumps({**self.page(body), "numberMatched": 7}).encode()
+
     def fault_loses_always(self, body):
         page = self.page(body)
         page["features"] = page["features"][:1]

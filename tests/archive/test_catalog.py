@@ -103,6 +103,15 @@ def test_bad_catalogue_files_name_the_key(change, expected, tmp_path):
         load_catalog(str(path))
 
 
+def test_the_sample_is_a_catalogue_without_network():
+    catalog = load_catalog("sample")
+    europe = aoi_from_bbox(-30, 30, 40, 70, max_area_km2=1e8)
+    (scene,) = search(catalog, europe, None, None, None).scenes
+    assert catalog.access().href(scene.hrefs["B02"]) == os.path.realpath(scene.hrefs["B02"])
+    assert catalog.licence == "CDLA-Permissive-1.0"
+    assert search(catalog, AOI, None, None, None).notes == ("1 scenes left out: outside the area",)
+
+
 # -- offset rules
 
 
@@ -544,6 +553,14 @@ def test_period_cloud_and_place_are_decided_here(archive):
     )
 
 
+def test_open_ends_are_passed_on(archive):
+    assert len(run_search(archive, start="2024-05-01T00:00:00Z", end=None).scenes) == 3
+    assert len(run_search(archive, start=None, end="2024-05-01T00:00:00Z").scenes) == 2
+    assert len(run_search(archive, start=None, end=None).scenes) == 5
+    sent = [request[3].get("datetime") for request in archive.searches if "token" not in request[3]]
+    assert sent == ["2024-05-01T00:00:00Z/..", "../2024-05-01T00:00:00Z", None]
+
+
 def test_ids_can_be_asked_for(archive):
     result = run_search(archive, ids=[MANY[1]["id"], "nothing"])
     assert ids(result) == [MANY[1]["id"]]
@@ -554,7 +571,7 @@ def test_ids_can_be_asked_for(archive):
     "fault",
     [
         *("429", "503_three_times", "500_once", "403_once", "reset_once", "truncated_once", "html_once"),
-        *("empty_page", "loop", "loses_the_rest", "duplicates"),
+        *("empty_page", "loop", "loses_the_rest", "duplicates", "estimates"),
     ],
 )
 def test_faults_that_pass_cost_no_scene(archive, fault):
@@ -588,6 +605,7 @@ def test_a_loop_without_a_count_is_split_by_month(archive):
         ("bad_request", UpstreamError, "no such collection"),
         ("invalid_json", UpstreamError, "not what a STAC API sends"),
         ("elsewhere", UpstreamError, "on to http://169.254.169.254"),
+        ("loses_without_count", UpstreamError, "it says it has 5 items and lists 2"),
         ("loses_always", UpstreamError, "it says it has 99 items and lists"),
     ],
 )
