@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import Interrupted, PipelineError, StorageError, UpstreamError, UsageError
+from pipeline.errors import Interrupted, PipelineError, StorageError, UsageError
 from pipeline.execution.cluster import Pool, open_pool
 from pipeline.execution.plan import Plan, Unit, plan_path
 from pipeline.execution.unit import plan_has_scl
@@ -230,11 +230,12 @@ def _work(
 
 def _failure(failed: dict[Unit, BaseException], summary: Summary) -> PipelineError:
     unit, error = next(iter(failed.items()))
-    text = str(error) if isinstance(error, PipelineError) else f"unit {unit.id}: {type(error).__name__}: {error}"
-    others = f" and {len(failed) - 1} more units" if len(failed) > 1 else ""
-    found = f"{text}{others} failed {_ATTEMPTS} times; {summary.computed + summary.resumed} of {summary.units} are done"
-    kind = UpstreamError if isinstance(error, UpstreamError) else PipelineError
-    failure = kind(found, cure="mend the cause and run the same command again; finished units are kept")
+    if not isinstance(error, PipelineError):
+        error = PipelineError(f"unit {unit.id}: {type(error).__name__}: {error}")
+    others = f", and {len(failed) - 1} more units" if len(failed) > 1 else ""
+    done = f"{summary.computed + summary.resumed} of {summary.units} units are done"
+    cure = "mend the cause and run the same command again; finished units are kept"
+    failure = type(error)(f"{error.found}{others} (tried {_ATTEMPTS} times; {done})", error.expected, cure)
     failure.__cause__ = error
     return failure
 

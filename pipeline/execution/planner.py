@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_DAYS = 90
 _AUDIT_THREADS = 8
+_BOW_M = 0.05
 _STATE_WINDOWS = 64  # windows of 64 x 64 px from which a scene's state is taken
 
 
@@ -185,7 +186,9 @@ def _zone(
     from pipeline.archive.composite import periods
 
     phase, resample, notes = _phase(epsg, scenes)
-    grid = Grid.covering(epsg, area.bounds, phase)
+    left, bottom, right, top = area.bounds
+    # edges straight in degrees bow by centimetres in metres: an AOI drawn along 60 m lines keeps to them
+    grid = Grid.covering(epsg, (left + _BOW_M, bottom + _BOW_M, right - _BOW_M, top - _BOW_M), phase)
     ny, nx = (-(-length // config.chunk_px) for length in grid.shape)
     rows, cols = _breaks(ny, nx, config, workers)
     return Zone(epsg, grid, _plain(mapping(area)), periods(scenes, config.composite), rows, cols, resample), notes

@@ -101,6 +101,7 @@ class DiffFuSR:
     out_bands = RGB_BANDS
     scale = SCALE
     stochastic = True
+    needs_state = True
 
     def __init__(self, networks: Networks, bundle: Bundle) -> None:
         self.networks = networks.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import DN_OFFSET, DN_SCALE, NODATA_DN
+from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN
 from pipeline.errors import UsageError
 from pipeline.store.layout import STATUS_COMPLETE
 
@@ -48,7 +48,8 @@ def _decoded(location: str, group: str) -> xr.Dataset:
     raw = xr.open_zarr(location, group=group or None, chunks={}, mask_and_scale=False)
     dn = raw["reflectance"]
     # float32: a DN needs 16 bits, so nothing is lost, and it halves the memory of xarray's float64
-    values = xr.where(dn == NODATA_DN, np.float32(np.nan), dn * np.float32(DN_SCALE) + np.float32(DN_OFFSET))
+    # and the offset in whole DN first, so that DN 1000 is exactly 0
+    values = xr.where(dn == NODATA_DN, np.float32(np.nan), (dn + np.float32(HOUSE_ADD_OFFSET_DN)) * np.float32(DN_SCALE))
     attributes = {k: v for k, v in dn.attrs.items() if k not in ("scale_factor", "add_offset", "_FillValue")}
     raw["reflectance"] = values.transpose(*dn.dims).assign_attrs(attributes)
     if "uncertainty" in raw:

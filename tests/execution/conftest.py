@@ -71,11 +71,12 @@ def run(config, aoi, store, *, cluster="inline", workers=1, **more):
 
 
 def chunk_digests(store: Path) -> dict[str, int]:
-    """crc32 of every chunk file of a store."""
+    """crc32 of every chunk file of a store's images."""
     return {
         str(path.relative_to(store)): zlib.crc32(path.read_bytes())
-        for path in sorted(store.rglob("*"))
-        if path.is_file() and "c" in path.parts[len(store.parts) :] and "_run" not in path.parts
+        for name in ("reflectance", "quality", "scl", "uncertainty")
+        for path in sorted(store.rglob(f"{name}/c/**/*"))
+        if path.is_file()
     }
 
 
