@@ -156,12 +156,14 @@ def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Plan and run; prints the outcome. Raises PipelineError."""
+    from pipeline.archive.access import restrict_drivers
     from pipeline.execution.cluster import default_workers
     from pipeline.execution.driver import prepare, run_plan
     from pipeline.execution.estimate import estimate
     from pipeline.execution.planner import make_plan
     from pipeline.execution.quicklook import write_quicklook
 
+    restrict_drivers()  # before GDAL is first used
     progress = Progress(quiet=arguments.quiet or arguments.json)
     config, aoi = config_of(arguments), aoi_of(arguments)
     for warning in aoi.warnings:

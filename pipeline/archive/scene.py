@@ -48,8 +48,10 @@ class Scene:
 
     @property
     def phase(self) -> Phase:
-        """Phase of the pixel grid; zero where the archive does not give rasters. ValueError when bands do not nest."""
-        return Phase.of({r.gsd_m: (r.left_m, r.top_m) for r in self.rasters}) if self.rasters else Phase()
+        """Phase of the pixel grid; ESA's where the archive does not give rasters. ValueError when bands do not nest."""
+        if not self.rasters:
+            return Phase.official(self.epsg)
+        return Phase.of({r.gsd_m: (r.left_m, r.top_m) for r in self.rasters})
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, re-readable by `from_json`."""

@@ -93,6 +93,8 @@ def _search(config: RunConfig, aoi: Aoi) -> _Found:
     if not config.start and catalog.kind == "api":
         last = datetime.fromisoformat(end) if end else datetime.now(UTC)
         start = (last - timedelta(days=_DEFAULT_DAYS)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if config.offset is not None:
+        catalog = catalog.with_offset(config.offset)
     result = search(catalog, aoi, start, end, config.max_cloud, bands=config.band_names)
     notes = [*result.notes, *(f"left out {name}: {reason}" for name, reason in result.rejected)]
     if not result.scenes:
@@ -211,13 +213,15 @@ def _phase(epsg: int, scenes: tuple[Scene, ...]) -> tuple[Phase, bool, list[str]
         raise UsageError(
             f"a scene of EPSG:{epsg} cannot be gridded: {error}", "bands that nest on one 60 m grid"
         ) from error
-    distinct = set(phases.values())
+    distinct, official = set(phases.values()), Phase.official(epsg)
     if len(distinct) == 1:
         phase = distinct.pop()
-        note = "" if phase.is_zero else f"EPSG:{epsg}: pixels start {phase.x_m:g} m east, {phase.y_m:g} m north of 60 m"
-        return phase, False, [note] if note else []
-    moved = [name for name, phase in phases.items() if not phase.is_zero]
-    return Phase(), True, [f"EPSG:{epsg}: {len(moved)} scenes are off the 60 m grid and are resampled, nearest"]
+        if phase == official:
+            return phase, False, []
+        where = f"{phase.x_m - official.x_m:+g} m east, {phase.y_m - official.y_m:+g} m north"
+        return phase, False, [f"EPSG:{epsg}: pixels keep their own grid, {where} of the official one"]
+    moved = sum(phase != official for phase in phases.values())
+    return official, True, [f"EPSG:{epsg}: {moved} scenes are off the official grid and are resampled, nearest"]
 
 
 def _breaks(ny: int, nx: int, config: RunConfig, workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.execution.plan import Plan, Zone
 
-_SIDE_PX = 384  # 960 m: small enough to see single 10 m pixels
+_SIDE_PX = 288  # 720 m: small enough to see single 10 m pixels
 _OVERVIEW_PX = 512
 _CANDIDATES = 25
 TRUE_COLOUR, FALSE_COLOUR = ("B04", "B03", "B02"), ("B08", "B04", "B03")

@@ -100,10 +100,18 @@ class Window:
 
 @dataclass(frozen=True)
 class Phase:
-    """Offset of a product's pixel corners from the zone's (0, 0), modulo 60 m. (0, 0) for every official product."""
+    """Offset of a product's pixel corners from the zone's (0, 0), modulo 60 m."""
 
     x_m: float = 0.0
     y_m: float = 0.0
+
+    @classmethod
+    def official(cls, epsg: int) -> Phase:
+        """Phase of ESA's products: (0, 0) in the north; (0, 40) in the south.
+
+        Tiles are laid out from the equator, and the southern false northing of 10 000 000 m is 40 m modulo 60 m.
+        """
+        return cls(0.0, 40.0) if epsg // 100 == 327 else cls()
 
     @classmethod
     def of(cls, origins: dict[int, tuple[float, float]]) -> Phase:
@@ -115,11 +123,6 @@ class Phase:
             _axis_phase({gsd: origin[0] for gsd, origin in origins.items()}),
             _axis_phase({gsd: origin[1] for gsd, origin in origins.items()}),
         )
-
-    @property
-    def is_zero(self) -> bool:
-        """True on the official grid."""
-        return self.x_m == 0.0 and self.y_m == 0.0
 
 
 def _axis_phase(origin_m: dict[int, float]) -> float:

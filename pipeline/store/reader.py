@@ -49,7 +49,9 @@ def _decoded(location: str, group: str) -> xr.Dataset:
     dn = raw["reflectance"]
     # float32: a DN needs 16 bits, so nothing is lost, and it halves the memory of xarray's float64
     # and the offset in whole DN first, so that DN 1000 is exactly 0
-    values = xr.where(dn == NODATA_DN, np.float32(np.nan), (dn + np.float32(HOUSE_ADD_OFFSET_DN)) * np.float32(DN_SCALE))
+    values = xr.where(
+        dn == NODATA_DN, np.float32(np.nan), (dn + np.float32(HOUSE_ADD_OFFSET_DN)) * np.float32(DN_SCALE)
+    )
     attributes = {k: v for k, v in dn.attrs.items() if k not in ("scale_factor", "add_offset", "_FillValue")}
     raw["reflectance"] = values.transpose(*dn.dims).assign_attrs(attributes)
     if "uncertainty" in raw:

@@ -54,7 +54,7 @@ def test_patch_with_a_product_like_name(tmp_path):
     assert scene.datetime_utc == "2017-06-17T11:33:21Z"
     assert (scene.epsg, scene.rasters, scene.hrefs) == (made.epsg, made.rasters, made.hrefs)
     assert scene.footprint == made.footprint
-    assert scene.phase.is_zero
+    assert scene.phase == Phase.official(scene.epsg)
     assert scene.offset.offset_dn == 0
     assert "no processing baseline" in scene.offset.evidence
     assert "pixels agree" in scene.offset.evidence
@@ -109,7 +109,7 @@ def test_20m_origin_may_lie_10m_west_of_the_10m_origin(tmp_path):
             32632,
         )
     (scene,), (note,) = scan(tmp_path)
-    assert scene.phase.is_zero
+    assert scene.phase == Phase.official(scene.epsg)
     assert "without B01, B09" in note
 
 

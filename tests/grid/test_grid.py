@@ -66,5 +66,7 @@ def test_phase_refuses_rasters_that_do_not_nest():
         Phase.of({10: (600005.0, 0.0), 20: (600000.0, 0.0)})
 
 
-def test_official_origins_have_phase_zero():
-    assert Phase.of({10: (499980.0, 5300040.0), 20: (499980.0, 5300040.0), 60: (499980.0, 5300040.0)}).is_zero
+def test_official_origins_have_the_official_phase():
+    north, south = (499980.0, 5300040.0), (399960.0, 9100000.0)
+    assert Phase.of({10: north, 20: north, 60: north}) == Phase.official(32632) == Phase(0, 0)
+    assert Phase.of({10: south, 20: south, 60: south}) == Phase.official(32720) == Phase(0, 40)
