@@ -81,7 +81,8 @@ class RunConfig:
         default = cls()
         for name, value in values.items():
             _check_type(name, value, getattr(default, name), source)
-        return replace(default, **{k: tuple(v) if k == "bands" else v for k, v in values.items()})
+        settled: dict[str, Any] = {k: tuple(v) if k == "bands" else v for k, v in values.items()}
+        return replace(default, **settled)
 
     @classmethod
     def from_toml(cls, path: Path) -> RunConfig:

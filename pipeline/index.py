@@ -61,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def as_json(scene: Scene) -> dict[str, object]:
     """What is said of a scene, for programs."""
     from pipeline.archive.local import AUDIT_KEY
-    from pipeline.grid.grid import Phase
 
     return {
         "id": scene.id,
@@ -78,11 +77,14 @@ def as_json(scene: Scene) -> dict[str, object]:
 
 def in_words(scene: Scene) -> str:
     """What is said of a scene, for people, on one line."""
+    from pipeline.grid.grid import Phase
+
     said = as_json(scene)
     bands = [band for band in BAND_NAMES if band in scene.hrefs]
     which = "all 12 bands" if len(bands) == len(BAND_NAMES) else ", ".join(bands)
     scl = "with SCL" if said["scl"] else "no SCL"
-    phase = "on the official grid" if scene.phase == Phase.official(scene.epsg) else f"phase {scene.phase.x_m:g}, {scene.phase.y_m:g} m"
+    official = scene.phase == Phase.official(scene.epsg)
+    phase = "on the official grid" if official else f"phase {scene.phase.x_m:g}, {scene.phase.y_m:g} m"
     audit = str(said["audit"]).split(":", 1)[0] or "none"
     return (
         f"{scene.id}  {scene.datetime_utc}  EPSG:{scene.epsg}  {which}, {scl}  {phase}"

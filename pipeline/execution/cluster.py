@@ -32,7 +32,10 @@ _MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268
 class Pool(Protocol):
     """Runs units of one plan."""
 
-    capacity: int  # units it can work on at once
+    @property
+    def capacity(self) -> int:
+        """Units it can work on at once."""
+        ...
 
     def submit(self, unit: Unit, attempt: int) -> None:
         """Start a unit."""
@@ -78,7 +81,8 @@ class DaskPool:
     @property
     def capacity(self) -> int:
         """Threads of all workers: GPU and CPU workers here have one each."""
-        return max(1, sum(self._client.nthreads().values()))
+        threads: dict[str, int] = self._client.nthreads()
+        return max(1, sum(threads.values()))
 
     def submit(self, unit: Unit, attempt: int) -> None:
         """Send a unit to the cluster."""
@@ -159,7 +163,7 @@ def _local(cluster: str, workers: int) -> Iterator[object]:
         except Exception as error:
             raise UsageError(f"dask-cuda cannot be used ({error})", cure='pip install "sen2fine[cuda]"') from error
         with _sigint_ignored():
-            gpus = LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, dashboard_address=None)
+            gpus = LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, dashboard_address="127.0.0.1:0")
         with gpus:
             yield gpus
         return
@@ -167,7 +171,7 @@ def _local(cluster: str, workers: int) -> Iterator[object]:
 
     with _sigint_ignored():
         local = LocalCluster(
-            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=50
+            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
         )
     with local:
         yield local

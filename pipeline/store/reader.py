@@ -36,7 +36,7 @@ def open_store(path: str | Path) -> xr.Dataset | xr.DataTree:
     if root.attrs.get("status") != STATUS_COMPLETE:
         warnings.warn(f"{location} is not complete; missing units read as NaN", stacklevel=2)
     groups = root.attrs.get("groups", [""])
-    opened = {str(group): _decoded(location, str(group)) for group in groups}  # type: ignore[union-attr]
+    opened = {str(group): _decoded(location, str(group)) for group in groups}
     if list(opened) == [""]:
         return opened[""]
     return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in opened.items()})
@@ -49,14 +49,13 @@ def _decoded(location: str, group: str) -> xr.Dataset:
     dn = raw["reflectance"]
     # float32: a DN needs 16 bits, so nothing is lost, and it halves the memory of xarray's float64
     # and the offset in whole DN first, so that DN 1000 is exactly 0
-    values = xr.where(
-        dn == NODATA_DN, np.float32(np.nan), (dn + np.float32(HOUSE_ADD_OFFSET_DN)) * np.float32(DN_SCALE)
-    )
+    values = ((dn + np.float32(HOUSE_ADD_OFFSET_DN)) * np.float32(DN_SCALE)).where(dn != NODATA_DN)
     attributes = {k: v for k, v in dn.attrs.items() if k not in ("scale_factor", "add_offset", "_FillValue")}
-    raw["reflectance"] = values.transpose(*dn.dims).assign_attrs(attributes)
+    raw["reflectance"] = values.assign_attrs(attributes)
     if "uncertainty" in raw:
         spread = raw["uncertainty"]
         kept = {k: v for k, v in spread.attrs.items() if k not in ("scale_factor", "add_offset")}
         raw["uncertainty"] = (spread * np.float32(DN_SCALE)).assign_attrs(kept)
     small = [name for name in ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated") if name in raw.variables]
-    return raw.set_coords(small).assign_coords({name: raw[name].load() for name in small})
+    decoded: xr.Dataset = raw.set_coords(small).assign_coords({name: raw[name].load() for name in small})
+    return decoded

@@ -28,8 +28,17 @@ class SuperResolver(Protocol):
     """RGB (or more) from 10 m to 2.5 m. What every diffusion, cascade or plain network here implements."""
 
     bundle: Bundle
-    in_bands: tuple[str, ...]
-    out_bands: tuple[str, ...]
+
+    @property
+    def in_bands(self) -> tuple[str, ...]:
+        """Bands it wants, in its channel order."""
+        ...
+
+    @property
+    def out_bands(self) -> tuple[str, ...]:
+        """Bands it gives, in its channel order."""
+        ...
+
     scale: int
     stochastic: bool
     needs_state: bool  # whether `predict` wants what `scene_state` returned
