@@ -21,14 +21,21 @@ if TYPE_CHECKING:
     from pipeline.models.lite import LiteNetwork
 
 _LEVELS = np.sqrt(np.concatenate([[1.0], cosine_alpha_bar()]))
+SPREAD_WEIGHT = 0.05
 SNR_FLOOR = 0.1  # errors at nearly clean levels count at most 1 / floor as much as at pure noise
 
 
-def mean_loss(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
-    """Squared error of the mean head, per image in units of its brightness, so that dark places count too."""
-    unit = network.unit(lr)
-    error = network.mean(lr, network.features(lr), unit) - hr
-    return (error.square().mean((1, 2, 3)) / unit.mean((1, 2, 3)).square()).mean()
+def regression_loss(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
+    """Squared error of the mean, and the likelihood of its spread given that error; the second moves only its head.
+
+    Per image in units of its brightness, so that dark places count too.
+    """
+    unit, features = network.unit(lr), network.features(lr)
+    error = network.mean(lr, features, unit) - hr
+    squared = error.square().mean((1, 2, 3)) / unit.mean((1, 2, 3)).square()
+    spread = network.spread(features.detach(), unit)
+    surprise = (spread / unit).log() + 0.5 * (error.detach() / spread).square()
+    return squared.mean() + SPREAD_WEIGHT * surprise.mean()
 
 
 def sample_levels(count: int, generator: torch.Generator) -> Tensor:
@@ -38,24 +45,14 @@ def sample_levels(count: int, generator: torch.Generator) -> Tensor:
 
 
 def denoising_loss(network: LiteNetwork, lr: Tensor, hr: Tensor, generator: torch.Generator) -> Tensor:
-    """Squared x0 error of the standardised residual at random noise levels; encoder and mean head stay as they are."""
+    """Squared x0 error of the standardised residual at random noise levels; all but the denoiser stays as it is."""
     with torch.no_grad():
         features, unit = network.features(lr), network.unit(lr)
-        x0 = (hr - network.mean(lr, features, unit)) / (unit * network.residual_sd)
+        spread = network.spread(features, unit)
+        x0 = (hr - network.mean(lr, features, unit)) / spread
     level = sample_levels(len(lr), generator).to(lr.device)
     a = level[:, None, None, None]
     eps = torch.randn(x0.shape, generator=generator).to(lr.device)
     error = network.denoiser(a * x0 + (1 - a * a).sqrt() * eps, level, features) - x0
-    brightness = (unit / unit.mean((1, 2, 3), keepdim=True)).square()
-    weight = brightness / (1 - a * a).clamp_min(SNR_FLOOR)
-    loss: Tensor = (weight * error.square()).mean()
+    loss: Tensor = (error.square() / (1 - a * a).clamp_min(SNR_FLOOR)).mean()
     return loss
-
-
-@torch.no_grad()
-def residual_spread(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
-    """Mean square of (truth - mean) / unit, a scalar: the square of what `residual_sd` has to be."""
-    unit = network.unit(lr)
-    standardised: Tensor = (hr - network.mean(lr, network.features(lr), unit)) / unit
-    spread: Tensor = standardised.square().mean()
-    return spread

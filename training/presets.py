@@ -43,7 +43,7 @@ PRESETS: dict[str, Preset] = {
             task="sr",
             architecture={"width": 48, "blocks": 14, "denoiser_width": 64, "denoiser_blocks": 5},
             stages=(
-                Stage("mean", 0.6, ("encoder.", "mean_head."), 1e-3),
+                Stage("mean", 0.6, ("encoder.", "mean_head.", "spread_head."), 1e-3),
                 Stage("detail", 0.4, ("denoiser.",), 1e-3),
             ),
             minutes=60,
@@ -53,7 +53,7 @@ PRESETS: dict[str, Preset] = {
             name="lite-fusion",
             task="fusion",
             architecture={"sharpen_width": 48, "sharpen_blocks": 5, "detail_width": 64, "detail_blocks": 5},
-            stages=(Stage("wald", 1.0, (), 5e-4),),
+            stages=(Stage("wald", 1.0, (), 3e-4),),
             minutes=25,
             batch=8,
         ),

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from training.presets import Preset, Stage
 
 BRACKET_WEIGHT = 0.4  # of Sentinel-2's own RGB, 10 -> 40 m: the right sensor at the wrong scale
-SPREAD_BATCHES = 30  # on which the spread of the residual is measured
 HELD_OUT_PER_SET = 6  # images validated at every line; `training.evaluate` takes all
 
 
@@ -57,16 +56,12 @@ class SuperResolution:
         return {"lr": degrade_randomly(hr, DegradationRange(), draw.torch), "hr": hr}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
-        """Before the diffusion stage, measure the spread of what the mean leaves open."""
-        if stage.name != "detail":
-            return
-        spread = torch.stack([losses.residual_spread(self.network, **self.batch(draw)) for _ in range(SPREAD_BATCHES)])
-        self.network.residual_sd.copy_(spread.mean().sqrt())
+        """Nothing to prepare."""
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Tensor:
         """Squared error of the mean, or of the denoised residual."""
         if stage.name == "mean":
-            return losses.mean_loss(self.network, batch["lr"], batch["hr"])
+            return losses.regression_loss(self.network, batch["lr"], batch["hr"])
         return losses.denoising_loss(self.network, batch["lr"], batch["hr"], draw.torch)
 
     @torch.no_grad()

@@ -57,11 +57,12 @@ def band_psnr(x: Tensor, truth: Tensor) -> float:
 
 def measure(network: FusionNetwork, rho: dict[int, NDArray[np.float32]], *, sixty: bool = True) -> list[Row]:
     """Scores of bicubic, GSA, ATPRK-like, local regression alone and `network` on every task the scene allows."""
-    bands = {gsd: torch.from_numpy(values) for gsd, values in rho.items()}
-    rows = [twenty(network, bands)]
-    if sixty:
-        rows.append(sixty_m(network, bands))
-    return [*rows, nir(network, bands)]
+    rows, columns = (side // 2 * 2 for side in rho[60].shape[1:])  # so that every band can be halved
+    bands = {
+        gsd: torch.from_numpy(values[:, : rows * 60 // gsd, : columns * 60 // gsd].copy())
+        for gsd, values in rho.items()
+    }
+    return [twenty(network, bands), *([sixty_m(network, bands)] if sixty else []), nir(network, bands)]
 
 
 def twenty(network: FusionNetwork, bands: dict[int, Tensor]) -> Row:

@@ -1,13 +1,15 @@
 """The lite super-resolver: RGB from 10 m to 2.5 m by a regression and a small diffusion of what it leaves open.
 
-After CorrDiff (Mardani et al., arXiv 2309.15214): an encoder on the 10 m grid gives features and the conditional mean;
-a denoiser on the same grid (the 2.5 m residual folded by 4) samples the standardised residual around that mean.
+After CorrDiff (Mardani et al., arXiv 2309.15214): an encoder on the 10 m grid gives features, the conditional mean and
+how far the truth lies from it; a denoiser on the same grid (the 2.5 m residual folded by 4) samples the standardised
+residual around that mean.
 Only 3x3 convolutions, no normalisation over space, no attention, no pooling: the reach is finite.
 In: reflectance at 10 m. Out: reflectance at 2.5 m. Imports torch, `bundle` and `diffusion`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +29,7 @@ SCALE = 4  # 10 m -> 2.5 m
 RGB_BANDS = ("B04", "B03", "B02")
 # Window 1200 m, stride 960 m, ramp 120 m, margin 60 m: the cheapest lattice of the design with a margin of 6 LR px.
 LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)
+LOG_SPREAD_RANGE = (-6.0, 1.0)  # of the residual, in output units: 0.25 % to 270 % of the local reflectance
 NORMALISATION: dict[str, Any] = {
     # Network input: (sqrt(clip(rho, 0, max) + floor) - centre) / spread; gentle on dark water, never saturated by snow.
     "input": "sqrt",
@@ -126,7 +129,7 @@ class Denoiser(nn.Module):
 
 
 class LiteNetwork(nn.Module):
-    """Encoder, mean head and denoiser. The sampler works in (truth - mean) / unit, whose spread is `residual_sd`."""
+    """Encoder, heads for mean and spread, and denoiser, which works in (truth - mean) / spread."""
 
     def __init__(
         self,
@@ -140,10 +143,11 @@ class LiteNetwork(nn.Module):
         self.normalisation = dict(normalisation)
         self.encoder = Encoder(width, blocks)
         self.mean_head = nn.Conv2d(width, len(RGB_BANDS) * SCALE**2, 3, padding=1)
+        self.spread_head = nn.Conv2d(width, len(RGB_BANDS), 3, padding=1)
         self.denoiser = Denoiser(width, denoiser_width, denoiser_blocks)
-        self.residual_sd: Tensor
-        self.register_buffer("residual_sd", torch.ones(()))
         nn.init.zeros_(self.mean_head.weight)
+        nn.init.zeros_(self.spread_head.weight)
+        nn.init.constant_(self.spread_head.get_parameter("bias"), math.log(0.15))
 
     def features(self, lr: Tensor) -> Tensor:
         """Reflectance (B, 3, h, w) -> features (B, width, h, w)."""
@@ -164,6 +168,11 @@ class LiteNetwork(nn.Module):
         """The conditional mean in reflectance, (B, 3, 4h, 4w)."""
         head = functional.pixel_shuffle(self.mean_head(features).float(), SCALE)
         return upsample(lr) + unit * head
+
+    def spread(self, features: Tensor, unit: Tensor) -> Tensor:
+        """Standard deviation of the truth around the mean in reflectance, smooth over 10 m, (B, 3, 4h, 4w)."""
+        log_sd = self.spread_head(features).float().clamp(*LOG_SPREAD_RANGE)
+        return unit * functional.interpolate(log_sd.exp(), scale_factor=SCALE, mode="bilinear")
 
 
 class LiteSuperResolver:
@@ -222,7 +231,7 @@ class LiteSuperResolver:
             return x0
 
         residual = self.sampler(denoise, noise, self.levels)
-        return mean + unit * network.residual_sd * residual
+        return mean + network.spread(features, unit) * residual
 
     def mean(self, lr: Tensor) -> Tensor:
         """The regression estimate alone, without diffusion, (B, 3, h, w) -> (B, 3, 4h, 4w)."""

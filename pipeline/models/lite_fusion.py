@@ -2,8 +2,9 @@
 
 `sharpen` (20 and 60 m -> 10 m) is guided by the four measured 10 m bands, `detail` (10 -> 2.5 m) by super-resolved RGB.
 Each starts from a regression of the band on its guides within a few coarse pixels (guided filter, He et al. 2013, with
-several guides) and learns the rest as a residual (DSen2, Lanaras et al. 2018). No normalisation over space, no
-attention, no pooling beyond those few pixels: the reach is finite. In and out: reflectance. Imports torch and `bundle`.
+several guides) and learns the rest as a residual (DSen2, Lanaras et al. 2018). The 60 m bands get the regression only:
+there is too little truth at 60 m to learn more from. No normalisation over space, no attention, no pooling beyond those
+few pixels: the reach is finite. In and out: reflectance. Imports torch and `bundle`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ GUIDES = ("B04", "B03", "B02", "B08")  # measured at 10 m
 BANDS_20M = ("B05", "B06", "B07", "B8A", "B11", "B12")
 BANDS_60M = ("B01", "B09")
 OUT_BANDS = ("B08", *BANDS_20M, *BANDS_60M)
+REGRESSED = len(BANDS_60M)  # the last of OUT_BANDS, left to the regression
 FOLD = 4  # 10 m -> 2.5 m
 FACTORS = {20: 2, 60: 6}  # native GSD -> pixels of 10 m
 LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)
@@ -88,6 +90,7 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
         self.exit = nn.Conv2d(width, channels_out, 3, padding=1)
         nn.init.zeros_(self.exit.weight)
+        nn.init.zeros_(self.exit.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, h, w) -> (B, channels_out, h, w)."""
@@ -112,9 +115,11 @@ class FusionNetwork(nn.Module):
         super().__init__()
         self.normalisation = dict(normalisation)
         coarse, out = len(BANDS_20M) + len(BANDS_60M), len(OUT_BANDS)
-        self.sharpen_trunk = Trunk(len(GUIDES) + 3 * coarse, coarse, sharpen_width, sharpen_blocks)
+        self.sharpen_trunk = Trunk(len(GUIDES) + 3 * coarse, coarse - REGRESSED, sharpen_width, sharpen_blocks)
         folded = FOLD * FOLD
-        self.detail_trunk = Trunk(3 + 2 * out + (3 + out) * folded, out * folded, detail_width, detail_blocks)
+        self.detail_trunk = Trunk(
+            3 + 2 * out + (3 + out) * folded, (out - REGRESSED) * folded, detail_width, detail_blocks
+        )
 
     def compand(self, x: Tensor) -> Tensor:
         """Reflectance to network range."""
@@ -142,8 +147,8 @@ class FusionNetwork(nn.Module):
         base, unit = up + detail, self.unit(up)
         planes = mask.expand(-1, -1, *guides.shape[2:])
         inputs = [self.compand(guides), self.compand(base) * mask, detail / unit, planes]
-        sharp: Tensor = base + unit * mask * self.sharpen_trunk(torch.cat(inputs, dim=1))
-        return sharp
+        correction = unit[:, :-REGRESSED] * mask[:, :-REGRESSED] * self.sharpen_trunk(torch.cat(inputs, dim=1))
+        return torch.cat([base[:, :-REGRESSED] + correction, base[:, -REGRESSED:]], dim=1)
 
     def detail(self, rgb_sr: Tensor, bands: Tensor, mask: Tensor) -> Tensor:
         """rgb_sr (B, 3, 4h, 4w), bands (B, 9, h, w) at 10 m, mask (B, 9, 1, 1) -> (B, 9, 4h, 4w)."""
@@ -159,8 +164,9 @@ class FusionNetwork(nn.Module):
             functional.pixel_unshuffle(guide, FOLD),
             functional.pixel_unshuffle(detail / unit, FOLD),
         ]
-        correction = functional.pixel_shuffle(self.detail_trunk(torch.cat(inputs, dim=1)), FOLD)
-        return up + detail + unit * mask * correction
+        learned = functional.pixel_shuffle(self.detail_trunk(torch.cat(inputs, dim=1)), FOLD)
+        base, correction = up + detail, unit[:, :-REGRESSED] * mask[:, :-REGRESSED] * learned
+        return torch.cat([base[:, :-REGRESSED] + correction, base[:, -REGRESSED:]], dim=1)
 
 
 class LiteFusion:

@@ -33,7 +33,6 @@ def scrambled_network(seed: int = 0) -> LiteNetwork:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-        network.residual_sd.fill_(0.2)
     return network
 
 
