@@ -49,6 +49,7 @@ def make_plan(
     """Search the catalogue, decide offsets, lay out zones and units. UsageError or NoDataError when nothing fits."""
     system = systems.choose(config.sr, config.weights, config.fusion_weights)
     _check_bands(config, system)
+    systems.load(system, "cpu")  # unfit weights are found before anything is asked of an archive
     say("searching")
     found = _search(config, aoi)
     say("auditing offsets")
@@ -248,8 +249,6 @@ def _even(count: int, parts: int) -> tuple[int, ...]:
 
 def _states(system: systems.Choice, scenes: dict[str, Scene], access: Access) -> dict[str, dict[str, list[float]]]:
     """Per-scene state of systems that keep one, from fixed windows of each scene: never from a chunk."""
-    if not system.sr_weights:
-        return {}
     resolver = systems.load(system, "cpu").resolver
     if resolver is None or not resolver.needs_state:
         return {}

@@ -1,0 +1,1 @@
+"""Measurements by command, never by test: `python -m tests.benchmarks`."""

@@ -1,0 +1,188 @@
+"""`python -m tests.benchmarks`: seconds, memory and stage shares, written as a Markdown table.
+
+Cases: importing, planning 10 000 units, one model window, the embedded sample from command to verified store, 25 km2 of
+real tiles repeated into one scene (synthetic land where the real imagery is absent), and memory over growing areas.
+Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.benchmarks.scene import area_geojson, repeated_scene
+from tests.conftest import DATA, REPOSITORY
+
+PYTHON = sys.executable
+Row = tuple[str, str, str]
+
+
+def main() -> int:
+    p = argparse.ArgumentParser("python -m tests.benchmarks", description=__doc__)
+    p.add_argument("--only", choices=tuple(CASES), nargs="*", help="some cases (all)")
+    p.add_argument("--workers", type=int, default=2)
+    p.add_argument("--out", type=Path, help="also write the table to this file")
+    arguments = p.parse_args()
+    lines = [f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", ""]
+    lines += ["| case | figure | value |", "|---|---|---|"]
+    print("\n".join(lines), flush=True)
+    for name in arguments.only or CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            for row in CASES[name](Path(folder), arguments.workers):
+                lines.append(f"| {' | '.join(row)} |")
+                print(lines[-1], flush=True)
+    if arguments.out:
+        arguments.out.write_text("\n".join(lines) + "\n")
+    return 0
+
+
+def _command(*words: str | Path, folder: Path) -> tuple[float, float, str]:
+    """Run; (wall seconds, CPU seconds of it and its children, stdout). Raises on failure."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([PYTHON, *map(str, words)], cwd=folder, capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall, cpu, done.stdout
+
+
+def importing(folder: Path, workers: int) -> list[Row]:
+    del workers
+    runs = [_command("-c", "import pipeline", folder=folder)[0] for _ in range(5)]
+    bare = [_command("-c", "pass", folder=folder)[0] for _ in range(5)]
+    return [("import pipeline", "median seconds over a bare interpreter", f"{sorted(runs)[2] - sorted(bare)[2]:.3f}")]
+
+
+def planning(folder: Path, workers: int) -> list[Row]:
+    """A 250 km square at 10 000 units: one unit is 2.4 km."""
+    from pipeline.archive.aoi import read_aoi
+    from pipeline.config import RunConfig
+    from pipeline.execution.planner import make_plan
+    from tests.archive.synthetic import make_archive, make_scene
+
+    del workers
+    scene = make_scene(folder, scene_id="S2A_BENCH", size_m=1200)
+    import dataclasses
+
+    from pipeline.archive.local import footprint_of
+
+    side = 240_000
+    wide = dataclasses.replace(scene, footprint=footprint_of(32632, (400_000, 4_900_000, 640_000, 5_140_000)))
+    index = make_archive(folder, [wide])
+    aoi = area_geojson(folder / "aoi.geojson", 32632, 400_500, 4_900_500, side - 1000)
+    config = RunConfig(catalog=str(index), sr="bicubic", chunk_px=240, unit_chunks=4, offset=0)
+    started = time.process_time()
+    plan = make_plan(config, read_aoi(str(aoi)), workers=1)
+    units = sum(1 for _ in plan.units())
+    return [("planning", f"CPU seconds for {units:,} units", f"{time.process_time() - started:.2f}")]
+
+
+def window(folder: Path, workers: int) -> list[Row]:
+    """One lattice window of 480 x 480 px, one thread."""
+    import dataclasses
+
+    from pipeline.archive.aoi import read_aoi
+    from pipeline.config import RunConfig
+    from pipeline.execution.estimate import seconds_per_window
+    from pipeline.execution.planner import make_plan
+    from tests.archive.synthetic import make_archive, make_scene
+
+    del workers
+    index = make_archive(folder, [make_scene(folder, scene_id="S2A_BENCH", size_m=2400)])
+    aoi = read_aoi(str(area_geojson(folder / "aoi.geojson", 32632, 600_300, 5_098_500, 600)))
+    rows = []
+    for system in ("lite", "bicubic"):
+        plan = make_plan(dataclasses.replace(RunConfig(catalog=str(index)), sr=system), aoi)
+        rows.append(("one window", f"{system}, wall seconds", f"{seconds_per_window(plan):.2f}"))
+    return rows
+
+
+def sample(folder: Path, workers: int) -> list[Row]:
+    region = REPOSITORY / "catalogs" / "sample" / "region.geojson"
+    wall, cpu, out = _command("-m", "pipeline.run", "--aoi", region, "--catalog", "sample", "--out", "s.zarr",
+                              "--workers", workers, "--json", folder=folder)  # fmt: skip
+    checked, _, _ = _command("-m", "pipeline.check", "s.zarr", "--verify", "full", folder=folder)
+    report = json.loads(out)
+    return [
+        ("sample, 12 bands, lite", "wall seconds from command to finished store", f"{wall:.1f}"),
+        ("sample, 12 bands, lite", "wall seconds to verify every byte", f"{checked:.1f}"),
+        ("sample, 12 bands, lite", "CPU seconds", f"{cpu:.1f}"),
+        ("sample, 12 bands, lite", "largest worker, MiB", f"{report['peak_worker_mib']:.0f}"),
+        *_stages("sample, 12 bands, lite", report, cpu),
+    ]
+
+
+def _stages(case: str, report: dict, cpu: float) -> list[Row]:
+    total = sum(report["stage_seconds"].values())
+    shares = ", ".join(f"{name} {100 * value / total:.1f} %" for name, value in sorted(report["stage_seconds"].items()))
+    around = 100 * (total - report["stage_seconds"].get("superres", 0)) / total
+    outside = 100 * max(0.0, cpu - total) / cpu
+    return [
+        (case, "share of worker seconds by stage", shares),
+        (case, "share of worker seconds around the model", f"{around:.1f} %"),
+        (
+            case,
+            "share of CPU seconds outside the units (start-up, planning, scheduling, quicklook)",
+            f"{outside:.1f} %",
+        ),
+    ]
+
+
+def area25(folder: Path, workers: int) -> list[Row]:
+    index, real = repeated_scene(folder, DATA, side_m=6000)
+    aoi = area_geojson(folder / "aoi.geojson", 32632, 600_480, 5_094_480, 5000)
+    what = f"25 km2 of {'real tiles repeated' if real else 'synthetic land'}, lite, {workers} workers"
+    wall, cpu, out = _command("-m", "pipeline.run", "--aoi", aoi, "--catalog", index, "--out", "a.zarr", "--max-cloud",
+                              100, "--workers", workers, "--json", folder=folder)  # fmt: skip
+    report = json.loads(out)
+    return [
+        (what, "wall seconds from command to finished store", f"{wall:.1f}"),
+        (what, "km2 per hour", f"{25 / wall * 3600:.0f}"),
+        (what, "CPU seconds", f"{cpu:.1f}"),
+        (what, "units", str(report["units"])),
+        (what, "MiB stored", f"{report['stored_bytes'] / 2**20:.0f}"),
+        (what, "largest worker, MiB", f"{report['peak_worker_mib']:.0f}"),
+        *_stages(what, report, cpu),
+    ]
+
+
+def memory(folder: Path, workers: int) -> list[Row]:
+    """Peak of the largest worker over growing areas; bicubic keeps the case short, the arrays are the same."""
+    rows = []
+    for side_m in (5000, 10_000, 20_000):
+        place = folder / str(side_m)
+        place.mkdir()
+        index, _ = repeated_scene(place, DATA, side_m=side_m + 1000)
+        top = 5_100_000 - side_m - 480
+        aoi = area_geojson(place / "aoi.geojson", 32632, 600_480, top, side_m)
+        _, _, out = _command(
+            *("-m", "pipeline.run", "--aoi", aoi, "--catalog", index, "--out", "m.zarr", "--sr", "bicubic"),
+            *("--max-cloud", 100, "--workers", workers, "--json"),
+            folder=place,
+        )
+        peak = json.loads(out)["peak_worker_mib"]
+        rows.append((f"{side_m**2 / 1e6:.0f} km2, bicubic", "largest worker, MiB", f"{peak:.0f}"))
+    return rows
+
+
+CASES = {
+    "importing": importing,
+    "planning": planning,
+    "window": window,
+    "sample": sample,
+    "area25": area25,
+    "memory": memory,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

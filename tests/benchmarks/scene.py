@@ -1,0 +1,67 @@
+"""Scenes for measuring: real patches laid side by side into one product, and square AOIs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.archive.local import footprint_of
+from pipeline.archive.scene import OffsetDecision, Raster, Scene
+from pipeline.bands import BAND_NAMES, BY_NAME
+from tests.archive.synthetic import make_archive, make_scene, write_band
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LEFT_M, TOP_M, EPSG = 600_000, 5_100_000, 32632
+_PATCH_M = 1200
+
+
+def area_geojson(path: Path, epsg: int, left_m: float, bottom_m: float, side_m: float) -> Path:
+    """Square AOI of `side_m`, in degrees."""
+    import pyproj
+
+    turn = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True).transform
+    right, top = left_m + side_m, bottom_m + side_m
+    corners = [(left_m, bottom_m), (right, bottom_m), (right, top), (left_m, top), (left_m, bottom_m)]
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [[list(turn(*corner)) for corner in corners]]}))
+    return path
+
+
+def repeated_scene(folder: Path, data: Path, side_m: int) -> tuple[Path, bool]:
+    """Index of one scene of at least `side_m`; True when it is made of real patches."""
+    patches = sorted(path for path in (data / "s2_l2a" / "bigearthnet").glob("*") if path.is_dir())
+    if not patches:
+        size = -(-side_m // 60) * 60
+        scene = make_scene(folder, scene_id="S2A_LAND", left_m=LEFT_M, top_m=TOP_M, size_m=size, epsg=EPSG)
+        return make_archive(folder, [scene]), False
+    count = -(-side_m // _PATCH_M)
+    size = count * _PATCH_M
+    rasters = tuple(Raster(gsd, LEFT_M, TOP_M, size // gsd, size // gsd) for gsd in (10, 20, 60))
+    by_gsd = {raster.gsd_m: raster for raster in rasters}
+    hrefs = {}
+    for band in BAND_NAMES:
+        tiles = [_band(patch, band) for patch in patches]
+        rows = [np.hstack([tiles[(row * 5 + col * 2) % len(tiles)] for col in range(count)]) for row in range(count)]
+        hrefs[band] = write_band(folder / f"S2A_TILED_{band}.tif", np.vstack(rows), by_gsd[BY_NAME[band].gsd_m], EPSG)
+    scene = Scene(
+        id="S2A_TILED",
+        datetime_utc="2018-05-02T09:30:39Z",
+        epsg=EPSG,
+        footprint=footprint_of(EPSG, (LEFT_M, TOP_M - size, LEFT_M + size, TOP_M)),
+        hrefs=hrefs,
+        rasters=rasters,
+        baseline="02.07",
+        offset=OffsetDecision(0, "products of baseline 02 carry no offset"),
+        cloud_pct=0.0,
+    )
+    return make_archive(folder, [scene]), True
+
+
+def _band(patch: Path, band: str) -> np.ndarray:
+    import rasterio
+
+    with rasterio.open(next(patch.glob(f"*_{band}.tif"))) as file:
+        return file.read(1)
