@@ -5,6 +5,7 @@ In: a path or URL. Out: an xarray Dataset (one UTM zone) or DataTree (several). 
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ def open_store(path: str | Path) -> xr.Dataset | xr.DataTree:
     import xarray as xr
     import zarr
 
+    importlib.import_module("rioxarray")  # registers the `.rio` accessor that users expect to find
     location = str(path)
     if "://" not in location and not (Path(location) / "zarr.json").is_file():
         raise UsageError(f"{location} is not a Zarr store", "the folder that a run wrote, such as region.zarr")

@@ -1,0 +1,90 @@
+"""The README's commands are what the programs take, and its quick start is what a new user needs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import run as run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language=""):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks() for line in block.splitlines()]
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return [part for part in parts if part.startswith("python -m") and " pip " not in part]
+
+
+def test_quick_start_is_the_first_block_and_has_two_lines():
+    first = README.index("```")
+    assert "## Quick start" in README[:first]
+    assert len(blocks()[0].splitlines()) == 2
+
+
+@pytest.fixture(scope="module")
+def sample_store(tmp_path_factory):
+    """The quick start's own command, run in an empty folder beside a link to the catalogues."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    (folder / "catalogs").symlink_to(ROOT / "catalogs")
+    command = next(c for c in commands() if "--catalog sample" in c)
+    done = subprocess.run([sys.executable, *shlex.split(command)[1:]], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sample.zarr is complete: 12 bands at 2.5 m" in done.stdout
+    return folder / "sample.zarr"
+
+
+def test_quick_start_makes_a_sound_store_and_a_picture(sample_store):
+    from PIL import Image
+
+    check = [sys.executable, "-m", "pipeline.check", str(sample_store), "--verify", "full"]
+    assert subprocess.run(check, capture_output=True).returncode == 0
+    with Image.open(sample_store.with_suffix(".png")) as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(2**24)) > 1000
+
+
+def test_python_blocks_run_on_the_sample(sample_store, monkeypatch):
+    monkeypatch.chdir(sample_store.parent)
+    names = {}
+    for block in blocks("python"):
+        exec(block, names)
+    ds = names["ds"]
+    assert ds.sizes["band"] == 12
+    assert ds.rio.crs.to_epsg() == 32629
+    means = ds.reflectance.sel(band="B11").coarsen(y=8, x=8).mean().compute()
+    dn = (means / 1e-4 + 1000).values
+    assert abs(dn - dn.round()).max() < 0.02
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "pipeline.run" in c])
+def test_run_commands_are_understood(command):
+    arguments = run_command.parser().parse_args(shlex.split(command)[3:])
+    if arguments.config is None:
+        run_command.config_of(arguments)
+
+
+@pytest.mark.parametrize("module", sorted({c.split()[2] for c in commands() if "pytest" not in c}))
+def test_every_command_named_has_help(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0
+    assert "usage" in done.stdout
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "deploy" / "notebooks").glob("*.py")), ids=lambda p: p.stem)
+def test_notebooks_run_on_the_sample(notebook, sample_store):
+    done = subprocess.run([sys.executable, str(notebook), str(sample_store)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
