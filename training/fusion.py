@@ -127,9 +127,9 @@ class Fusion:
         batch["truth20"] = at20[:, 3:]
         batch["guide10"], batch["guide20"] = disturbed(crop.rho[10][:, :3], draw), disturbed(at20[:, :3], draw)
         b08, rest = coarser(crop.rho[10][:, 3:], FOLD, sigma), coarser(crop.rho[20], FOLD // 2, sigma)
-        batch["detail40"] = torch.cat([b08, rest, resampled(crop.rho[60], b08)], dim=1)
+        batch["detail40"] = torch.cat([b08, rest, wald.resampled(crop.rho[60], b08)], dim=1)
         at80 = coarser(at20[:, 3:], FOLD, sigma)
-        batch["detail80"] = torch.cat([at80, resampled(crop.rho[60], at80)], dim=1)
+        batch["detail80"] = torch.cat([at80, wald.resampled(crop.rho[60], at80)], dim=1)
         return batch
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Tensor:
@@ -178,11 +178,6 @@ def coarser(rho: Tensor, factor: int, sigma: float) -> Tensor:
     if sigma * factor < 0.2:
         return functional.avg_pool2d(rho, factor)
     return degrade(rho, Degradation(sigma_px=sigma * factor, decimator="box", noise=0.0, scale=factor))
-
-
-def resampled(rho: Tensor, like: Tensor) -> Tensor:
-    """60 m bands on the pixels of `like`; they only inform the network, none of its loss is theirs."""
-    return functional.interpolate(rho, size=like.shape[2:], mode="bicubic", align_corners=False)
 
 
 def disturbed(rgb: Tensor, draw: Draw) -> Tensor:

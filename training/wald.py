@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from pipeline.models.lite_fusion import BANDS_20M, BANDS_60M, OUT_BANDS
 from training import baselines
@@ -38,9 +39,16 @@ class Row:
     projected: dict[str, float]  # ERGAS
 
 
-def wald_coarser(rho: Tensor, factor: int) -> Tensor:
+def wald_coarser(rho: Tensor, factor: int, blur: bool = True) -> Tensor:
     """(C, h, w) -> (C, h/factor, w/factor): Gaussian of sigma 1/factor px of the input grid, then block means."""
+    if not blur:
+        return baselines.box(rho[None], factor)[0]
     return degrade(rho[None], Degradation(sigma_px=1 / factor, decimator="box", noise=0.0, scale=factor))[0]
+
+
+def resampled(rho: Tensor, like: Tensor) -> Tensor:
+    """60 m bands (B, C, h, w) on the pixels of `like`; they only inform the network, no score is theirs."""
+    return functional.interpolate(rho, size=like.shape[-2:], mode="bicubic", align_corners=False)
 
 
 def project(fine: Tensor, coarse: Tensor, factor: int) -> Tensor:
@@ -62,14 +70,23 @@ def measure(network: FusionNetwork, rho: dict[int, NDArray[np.float32]], *, sixt
         gsd: torch.from_numpy(values[:, : rows * 60 // gsd, : columns * 60 // gsd].copy())
         for gsd, values in rho.items()
     }
-    return [twenty(network, bands), *([sixty_m(network, bands)] if sixty else []), nir(network, bands)]
+    more = [twenty(network, bands, blur=False), sixty_m(network, bands)] if sixty else []
+    return [twenty(network, bands), *more, nir(network, bands)]
 
 
-def twenty(network: FusionNetwork, bands: dict[int, Tensor]) -> Row:
+def twenty(network: FusionNetwork, bands: dict[int, Tensor], blur: bool = True) -> Row:
     """20 m x2: bands of 40 m sharpened by four guides at 20 m, judged against the measured 20 m."""
-    coarse = {gsd: wald_coarser(values, 2) for gsd, values in bands.items()}
+    coarse = {gsd: wald_coarser(values, 2, blur) for gsd, values in bands.items()}
     out = _sharpen(network, coarse)
-    return _row("20 m x2", coarse[20], coarse[10], bands[20], 2, out[: len(BANDS_20M)], network)
+    return _row(
+        "20 m x2" if blur else "20 m x2, block means only",
+        coarse[20],
+        coarse[10],
+        bands[20],
+        2,
+        out[: len(BANDS_20M)],
+        network,
+    )
 
 
 def sixty_m(network: FusionNetwork, bands: dict[int, Tensor]) -> Row:
@@ -84,7 +101,7 @@ def sixty_m(network: FusionNetwork, bands: dict[int, Tensor]) -> Row:
 def nir(network: FusionNetwork, bands: dict[int, Tensor]) -> Row:
     """NIR x4: B08 of 40 m sharpened by RGB at 10 m, judged against the measured 10 m."""
     coarse = wald_coarser(bands[10][3:], 4)
-    at40 = torch.cat([coarse, wald_coarser(bands[20], 2), baselines.bicubic(bands[60][None], 6)[0][:, ::4, ::4]])
+    at40 = torch.cat([coarse, wald_coarser(bands[20], 2), resampled(bands[60][None], coarse)[0]])
     ones = torch.ones(1, len(OUT_BANDS), 1, 1)
     out = network.detail(bands[10][None, :3], at40[None], ones)[0, :1]
     return _row("NIR x4", coarse, bands[10][:3], bands[10][3:], 4, out, network)
