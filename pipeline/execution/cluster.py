@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Outcome = tuple["Unit", "int", "Receipt | BaseException"]
 _WORKERS_TIMEOUT_S = 120
+_CONNECT_TIMEOUT = "30s"
 # glibc gives memory back to the system after every multi-megabyte array unless both thresholds are raised
 # (measured: 2.4 times the CPU seconds per unit otherwise, with what the nanny sets by itself).
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268435456"}
@@ -139,7 +140,7 @@ def _existing(address: str) -> Iterator[Client]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout="30s")
+        client = Client(address, timeout=_CONNECT_TIMEOUT)
         client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)
     except (OSError, TimeoutError, ValueError) as error:
         raise UsageError(

@@ -15,8 +15,12 @@ from pipeline.superres import systems
 if TYPE_CHECKING:
     from pipeline.execution.plan import Plan
 
-_BASE_MIB = 650.0  # interpreter, torch, GDAL, dask and the networks of one worker: measured by tests.benchmarks
-_WINDOW_FLOATS = 450.0  # float32 values alive per window pixel at the peak of the networks: measured likewise
+# Peak memory of a worker, measured by tests.benchmarks: interpreter with torch, zarr and dask; GDAL's block cache, that
+# fills up over many units; weights and float32 values alive per window pixel at the peak of each system's networks.
+_BASE_MIB = 400.0
+_GDAL_CACHE_MIB = 256.0
+_SYSTEM_MIB = {"lite": 20.0, "bicubic": 0.0, "difffusr": 700.0}
+_WINDOW_FLOATS = {"lite": 200.0, "bicubic": 100.0, "difffusr": 2000.0}
 _COMPRESSION = 1.7  # zstd level 1 on 2.5 m reflectance, measured likewise
 
 
@@ -69,18 +73,19 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
         output_mib=round(pixels * per_pixel / 2**20, 1),
         stored_mib=round(pixels * per_pixel / 2**20 / _COMPRESSION, 1),
         overlap=round(cells * lattice.window_px**2 / max(1, pixels), 2),
-        worker_mib=round(worker_mib(largest, lattice.window_px, bands, plan.config.members, scenes)),
+        worker_mib=round(worker_mib(plan.system.name, largest, lattice.window_px, bands, plan.config.members, scenes)),
         seconds_per_window=round(per_window, 3),
         seconds=round(cells * per_window * per_member / max(1, min(workers, len(units))), 1),
         workers=workers,
     )
 
 
-def worker_mib(unit_px: int, window_px: int, bands: int, members: int, scenes: int) -> float:
+def worker_mib(system: str, unit_px: int, window_px: int, bands: int, members: int, scenes: int) -> float:
     """Expected peak memory of one worker in MiB for a unit of `unit_px` output pixels."""
     native_dn = sum(len(bands_at(gsd, BAND_NAMES)) * (TARGET_GSD_M / gsd) ** 2 for gsd in GSDS_M) * 2 * scenes
     blended = bands * (4 + 2 + 4 * (members > 1)) + 8
-    return _BASE_MIB + (unit_px * (blended + native_dn) + window_px**2 * _WINDOW_FLOATS * 4) / 2**20
+    arrays = unit_px * (blended + native_dn) + window_px**2 * _WINDOW_FLOATS[system] * 4
+    return _BASE_MIB + _GDAL_CACHE_MIB + _SYSTEM_MIB[system] + arrays / 2**20
 
 
 def seconds_per_window(plan: Plan) -> float:

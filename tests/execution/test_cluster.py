@@ -1,0 +1,107 @@
+"""Where units run: other people's schedulers, and words where there is none."""
+
+import numpy as np
+import pytest
+
+from pipeline.archive.aoi import read_aoi
+from pipeline.errors import UsageError
+from pipeline.execution import driver
+from pipeline.execution.cluster import open_pool
+from pipeline.execution.planner import make_plan
+from pipeline.run import main
+from tests.execution.conftest import config_for, run, values
+
+
+def test_an_existing_scheduler_gives_the_same_store(archive, aoi, tmp_path):
+    from distributed import LocalCluster
+
+    run(config_for(archive), aoi, tmp_path / "here.zarr")
+    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+        run(config_for(archive), aoi, tmp_path / "there.zarr", cluster=cluster.scheduler_address)
+    assert np.array_equal(values(tmp_path / "here.zarr"), values(tmp_path / "there.zarr"))
+
+
+def test_no_scheduler_at_the_address_is_one_line(monkeypatch):
+    monkeypatch.setattr("pipeline.execution.cluster._CONNECT_TIMEOUT", "1s")
+    with (
+        pytest.raises(UsageError, match=r"no Dask scheduler with workers at tcp://127\.0\.0\.1:9"),
+        open_pool("tcp://127.0.0.1:9", 1, "x", "y"),
+    ):
+        pass
+
+
+def test_cuda_without_a_gpu_is_one_line(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match="sees no GPU"), open_pool("cuda", 1, "x", "y"):
+        pass
+
+
+def test_a_failing_unit_is_tried_again_and_the_others_are_done(archive, aoi, tmp_path, monkeypatch):
+    """One unit fails twice, then works: the run completes and its receipt says so."""
+    from pipeline.execution import cluster
+
+    real, failures = cluster.process, []
+
+    def flaky(unit, store, digest, attempt=1):
+        if unit.row == 0 and unit.col == 0 and attempt < 3:
+            failures.append(attempt)
+            msg = "a cosmic ray"
+            raise RuntimeError(msg)
+        return real(unit, store, digest, attempt)
+
+    monkeypatch.setattr(cluster, "process", flaky)
+    _, summary = run(config_for(archive), aoi, tmp_path / "flaky.zarr")
+    assert failures == [1, 2]
+    assert summary.computed == summary.units
+
+
+def test_a_unit_that_always_fails_leaves_the_others_done_and_the_store_incomplete(archive, aoi, tmp_path, monkeypatch):
+    from pipeline.errors import PipelineError
+    from pipeline.execution import cluster
+    from pipeline.store import layout
+
+    real = cluster.process
+
+    def broken(unit, store, digest, attempt=1):
+        if unit.row == 0 and unit.col == 0:
+            msg = "broken for good"
+            raise RuntimeError(msg)
+        return real(unit, store, digest, attempt)
+
+    monkeypatch.setattr(cluster, "process", broken)
+    store = tmp_path / "broken.zarr"
+    plan = make_plan(config_for(archive), read_aoi(str(aoi)))
+    driver.prepare(plan, store)
+    with pytest.raises(PipelineError, match="broken for good") as caught:
+        driver.run_plan(plan, store, cluster="inline", workers=1)
+    assert "tried 3 times" in str(caught.value)
+    todo, done = driver.pending(plan, store)
+    assert len(todo) == 1
+    assert len(done) == sum(1 for _ in plan.units()) - 1
+    assert layout.status(store) == layout.STATUS_INCOMPLETE
+    monkeypatch.setattr(cluster, "process", real)
+    assert driver.run_plan(plan, store, cluster="inline", workers=1).computed == 1
+
+
+def test_a_full_disk_stops_the_run_at_once(archive, aoi, tmp_path, monkeypatch, capsys):
+    """ENOSPC is nobody's bad unit: exit 6, and with space again the run goes on."""
+    import errno
+
+    from pipeline.store.layout import RegionWriter
+
+    real = RegionWriter.write
+
+    def full(self, rows, cols, arrays):
+        from pipeline.store.layout import storage_error
+
+        raise storage_error(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
+
+    words = ["--aoi", str(aoi), "--catalog", str(archive), "--sr", "bicubic", "--chunk-px", "240", "--unit-chunks", "1",
+             "--max-cloud", "100", "--out", str(tmp_path / "full.zarr"), "--cluster", "inline"]  # fmt: skip
+    monkeypatch.setattr(RegionWriter, "write", full)
+    assert main(words) == 6
+    said = capsys.readouterr().err
+    assert "no space left" in said
+    assert len(said.strip().splitlines()) == 1
+    monkeypatch.setattr(RegionWriter, "write", real)
+    assert main(words) == 0

@@ -1,0 +1,93 @@
+"""DiffFuSR through the whole pipeline, scaled down: its window-wide norms and per-scene state must not show either."""
+
+import json
+
+import numpy as np
+import pytest
+
+import pipeline
+from pipeline.bands import BAND_NAMES, BY_NAME
+from pipeline.models import difffusr, difffusr_fusion
+from pipeline.models.bundle import save_bundle
+from pipeline.run import main
+from pipeline.superres.fuse import factor_of
+from tests.execution.conftest import config_for, run, values
+from tests.models.test_difffusr import FOUR_STEPS, SMALL, SMALL_FUSION, ruled, shapes_of
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    sr = difffusr.difffusr_bundle(SMALL, sampler=FOUR_STEPS, licence="test")
+    fusion = difffusr_fusion.difffusr_fusion_bundle(SMALL_FUSION)
+    save_bundle(folder / "sr.safetensors", sr, ruled(shapes_of(difffusr.Networks(**sr.architecture))))
+    networks = difffusr_fusion.FusionNetworks(**fusion.architecture)
+    save_bundle(folder / "fusion.safetensors", fusion, ruled(shapes_of(networks)))
+    return {"weights": str(folder / "sr.safetensors"), "fusion_weights": str(folder / "fusion.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, archive, aoi, weights):
+    store = tmp_path_factory.mktemp("difffusr") / "region.zarr"
+    plan, _ = run(config_for(archive, sr="difffusr", **weights), aoi, store)
+    return plan, store
+
+
+def test_scene_states_are_in_the_plan_and_belong_to_the_scene(finished, archive, weights, tmp_path):
+    from pipeline.archive.aoi import read_aoi
+    from pipeline.execution.planner import make_plan
+    from tests.execution.conftest import LEFT, TOP, box, write_aoi
+
+    plan, store = finished
+    assert set(plan.states) == {"S2A_CLOUDY", "S2B_LATER"}
+    assert len(plan.states["S2A_CLOUDY"]["degradation"]) > 8
+    assert pipeline.load_plan(store).states == plan.states
+    small = write_aoi(tmp_path / "small.geojson", box(LEFT + 700, TOP - 1200, LEFT + 1190, TOP - 730))
+    other = make_plan(config_for(archive, sr="difffusr", **weights), read_aoi(str(small)))
+    assert other.states == plan.states
+
+
+def test_chunks_never_show(finished, archive, aoi, weights, tmp_path):
+    _, store = finished
+    run(config_for(archive, sr="difffusr", unit_chunks=5, **weights), aoi, tmp_path / "other.zarr")
+    assert np.array_equal(values(store), values(tmp_path / "other.zarr"))
+
+
+def test_block_means_hold_for_any_network(finished):
+    from pipeline.archive.cube import read_period
+
+    plan, store = finished
+    zone = plan.zones[0]
+    pixels = read_period(plan.period_scenes(zone.epsg, 0), "mosaic", zone.grid, BAND_NAMES, plan.access)
+    dn = values(store)[0]
+    for i, name in enumerate(BAND_NAMES):
+        factor = factor_of(name)
+        native = pixels.dn[BY_NAME[name].gsd_m][pixels.bands[BY_NAME[name].gsd_m].index(name)]
+        means = dn[i].reshape(native.shape[0], factor, native.shape[1], factor).mean((1, 3))
+        assert np.abs(means - native)[native > 0].max() <= 0.5, name
+
+
+def test_without_weights_one_line_says_how_to_give_them(archive, aoi, tmp_path, capsys):
+    words = ["--aoi", str(aoi), "--catalog", str(archive), "--sr", "difffusr", "--out", str(tmp_path / "x.zarr")]
+    assert main(words) == 2
+    said = capsys.readouterr().err.strip()
+    assert "--weights FILE" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_provenance_names_both_weights(finished):
+    plan, store = finished
+    attributes = json.loads((store / "zarr.json").read_text())["attributes"]
+    assert attributes["sr_weights_sha256"] == plan.system.sr_digest
+    assert attributes["fusion_weights_sha256"] == plan.system.fusion_digest
+    assert set(attributes["generated_bands"]) == set(BAND_NAMES)
+
+
+def test_open_cube_gives_the_lazy_input(finished):
+    plan, _ = finished
+    cube = pipeline.open_cube(plan)
+    assert set(cube.rasters) == {10, 20, 60}
+    assert cube.rasters[20].dims == ("time", "band", "y", "x")
+    assert cube.rasters[20].chunks is not None
+    assert list(cube.rasters[10].scene.values) == [scene.id for scene in plan.period_scenes(plan.zones[0].epsg, 0)]
+    assert int(cube.rasters[60].isel(time=0).sel(band="B09").max()) > 1000
