@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 COMPOSITES = ("mosaic", "median", "none")
 CONSISTENCIES = ("box", "tent", "none")
 _MAX_TOML_BYTES = 1_000_000
+_EXAMPLES = {  # of values whose default shows no form
+    **dict.fromkeys(("start", "end"), 'a date in quotes, such as "2024-06-01"'),
+    **dict.fromkeys(("weights", "fusion_weights"), "the path of a file, in quotes"),
+    "bands": 'a list such as ["B02", "B03", "B04"]',
+    "offset": "0 or -1000",
+}
 
 
 @dataclass(frozen=True)
@@ -46,16 +53,17 @@ class RunConfig:
         for name, known in (("composite", COMPOSITES), ("consistency", CONSISTENCIES)):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} = {getattr(self, name)!r}", f"one of {', '.join(known)}")
-        unknown = [band for band in self.bands if band not in BAND_NAMES]
+        unknown = [str(band) for band in self.bands if band not in BAND_NAMES]
         if unknown:
-            raise UsageError(f"bands {', '.join(unknown)} are not known", f"some of {', '.join(BAND_NAMES)}")
+            raise UsageError(f"no such band: {', '.join(unknown)}", f"some of {', '.join(BAND_NAMES)}")
         if self.chunk_px <= 0 or self.chunk_px % 24:
             raise UsageError(f"chunk_px = {self.chunk_px}", "a positive multiple of 24 (60 m)")
-        if self.unit_chunks < 1 or not 1 <= self.members <= 1000 or not 0 <= self.seed < 2**64:
-            raise UsageError(
-                f"unit_chunks {self.unit_chunks}, members {self.members}, seed {self.seed}",
-                "unit_chunks >= 1, 1 <= members <= 1000, 0 <= seed < 2**64",
-            )
+        if self.unit_chunks < 1:
+            raise UsageError(f"unit_chunks = {self.unit_chunks}", "at least 1")
+        if not 1 <= self.members <= 1000:
+            raise UsageError(f"members = {self.members}", "1 to 1000")
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"seed = {self.seed}", "0 to 2**64 - 1")
         if self.offset not in (None, 0, -1000):
             raise UsageError(f"offset = {self.offset}", "0 or -1000", "leave it out to use the archive's rule")
         if not 0 <= self.max_cloud <= 100:
@@ -102,7 +110,8 @@ def _check_type(name: str, value: object, default: object, source: str) -> None:
     kinds: dict[type, tuple[type, ...]] = {float: (int, float), tuple: (list, tuple), type(None): (int, type(None))}
     expected = kinds.get(type(default), (type(default),))
     if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise UsageError(f"{source}: {name} = {value!r}", f"a value like {default!r}")
+        example = _EXAMPLES.get(name, f"a value like {default!r}")
+        raise UsageError(f"{source}: {name} = {value if isinstance(value, date) else repr(value)}", example)
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:

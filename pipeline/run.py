@@ -78,6 +78,8 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
     given = {name: value for name in config.to_json() if (value := getattr(arguments, name, None)) is not None}
     if "bands" in given:
         given["bands"] = tuple(band.strip() for band in given["bands"].split(",") if band.strip())
+        if not given["bands"]:
+            raise UsageError("--bands names no band", "for example B02,B03,B04,B08", "leave --bands out to get all 12")
     return replace(config, **given)
 
 
@@ -86,7 +88,8 @@ def aoi_of(arguments: argparse.Namespace) -> Aoi:
     from pipeline.archive.aoi import aoi_from_bbox, read_aoi
 
     if (arguments.aoi is None) == (arguments.bbox is None):
-        raise UsageError("neither or both of --aoi and --bbox", "exactly one", "give --aoi FILE or --bbox W S E N")
+        found = "no area" if arguments.aoi is None else "two areas"
+        raise UsageError(f"{found} given", "either --aoi FILE or --bbox W S E N")
     if arguments.bbox is not None:
         return aoi_from_bbox(*arguments.bbox, max_area_km2=arguments.max_area_km2)
     return read_aoi(arguments.aoi, max_area_km2=arguments.max_area_km2, repair=arguments.repair)
@@ -169,7 +172,7 @@ def execute(arguments: argparse.Namespace) -> int:
     for warning in aoi.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     store = Path(arguments.out or f"{aoi.name}.zarr")
-    workers = arguments.workers or default_workers()
+    workers = default_workers() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")
     plan = None if arguments.overwrite else existing_plan(store, config, aoi)

@@ -50,9 +50,7 @@ class Progress:
             km2_per_h = new_pixels * TARGET_GSD_M**2 / 1e6 / elapsed * 3600
             left_s = elapsed * (summary.units - done) / max(1, done - self._first[0])
             words += [f"{km2_per_h:.0f} km2/h", f"{duration(left_s)} left"]
-        stage = (
-            f"super-resolving {running}" if running else "starting workers" if done < summary.units else "publishing"
-        )
+        stage = f"{running} at work" if running else "starting workers" if done < summary.units else "publishing"
         self.say(" · ".join([*words, stage]))
 
     def clear(self) -> None:
@@ -69,6 +67,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def counted(number: int, thing: str) -> str:
+    """The number with its noun: "1 unit", "2 units"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def described_plan(plan: Plan, cost: Estimate, store: Path) -> str:
     """A plan in words: scenes with dates and offsets, zones, units, cost."""
     lines = [
@@ -76,7 +79,7 @@ def described_plan(plan: Plan, cost: Estimate, store: Path) -> str:
     ]
     for zone in plan.zones:
         ny, nx = zone.grid.shape
-        lines.append(f"  EPSG:{zone.epsg}  {nx} x {ny} px of 2.5 m, {len(zone.periods)} time step(s)")
+        lines.append(f"  EPSG:{zone.epsg}  {nx} x {ny} px of 2.5 m, {counted(len(zone.periods), 'time step')}")
         for period in zone.periods:
             lines.append(f"    {period.label} ({period.composite})")
             for name in period.scene_ids:
@@ -89,9 +92,10 @@ def described_plan(plan: Plan, cost: Estimate, store: Path) -> str:
     per_window = f" ({cost.seconds_per_window:.2f} s per window, measured here)" if cost.seconds_per_window else ""
     lines += [
         f"  area     {cost.area_km2:g} km2 per time step, {cost.output_pixels:,} pixels per band in all",
-        f"  work     {cost.units} units, {cost.windows} model windows, {cost.overlap:g} x the area by overlap",
+        f"  work     {counted(cost.units, 'unit')}, {counted(cost.windows, 'model window')}, "
+        f"{cost.overlap:g} times the area by overlap",
         f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored",
-        f"  memory   about {cost.worker_mib:.0f} MiB per worker, {cost.workers} worker(s)",
+        f"  memory   about {cost.worker_mib:.0f} MiB per worker, {counted(cost.workers, 'worker')}",
         f"  time     about {duration(cost.seconds)} of computing{per_window}",
     ]
     return "\n".join(lines)

@@ -220,7 +220,7 @@ def load(choice: Choice, device_name: str) -> System:
         fuser = _fuser(fusion_bundle).to(device)
     except BundleError as error:
         raise UsageError(
-            str(error), "the weights that the plan recorded", "restore them or start a new store"
+            str(error), "weights that fit, the same as when the plan was made", "restore them or start a new store"
         ) from error
     return System(choice.name, _lattice(sr_bundle), resolver, fuser, device)
 
