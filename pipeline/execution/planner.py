@@ -103,7 +103,7 @@ def _search(config: RunConfig, aoi: Aoi) -> _Found:
         raise NoDataError(
             f"no usable scene of {catalog.name} over {aoi.name} from {start or 'the beginning'} to {end or 'now'} "
             f"with at most {config.max_cloud:g} % cloud ({reasons})",
-            cure="widen --start/--end or --max-cloud, or choose another --catalog",
+            cure="check the AOI's place, widen --start/--end or --max-cloud, or choose another --catalog",
         )
     return _Found(catalog, catalog.access(), result.scenes, tuple(notes))
 
@@ -154,9 +154,9 @@ def _zones(config: RunConfig, aoi: Aoi, scenes: tuple[Scene, ...], workers: int)
 
 
 def _over(part: Geometry, scenes: list[Scene]) -> tuple[Scene, ...]:
-    from shapely.geometry import shape
+    from pipeline.archive.footprints import footprint_shape
 
-    return tuple(scene for scene in scenes if shape(scene.footprint).intersects(part))
+    return tuple(scene for scene in scenes if footprint_shape(scene.footprint).intersects(part))
 
 
 def _assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[int, Geometry], list[str]]:
