@@ -68,6 +68,10 @@ class Task(Protocol):
         """Called once when a stage begins, with averaged weights in place."""
         ...
 
+    def finish(self) -> None:
+        """Called once after the last step, with averaged weights in place."""
+        ...
+
     def validate(self, stage: Stage) -> str:
         """One line of numbers on held-out places, with the network as it is now."""
         ...
@@ -154,6 +158,8 @@ class Run:
                 self.save()
         self.save()
         self.task.network.load_state_dict(self.average.state)
+        if self._spent() >= 1.0:
+            self.task.finish()
 
     def save(self) -> None:
         """Write the checkpoint, replacing the last one atomically."""

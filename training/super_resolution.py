@@ -58,6 +58,9 @@ class SuperResolution:
     def begin(self, stage: Stage, draw: Draw) -> None:
         """Nothing to prepare."""
 
+    def finish(self) -> None:
+        """Nothing to finish."""
+
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Tensor:
         """Squared error of the mean, or of the denoised residual."""
         if stage.name == "mean":

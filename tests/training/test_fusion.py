@@ -168,3 +168,15 @@ def test_crop_type_holds_what_the_loss_needs():
     assert batch["truth20"].shape == (2, 7, 48, 48)
     assert batch["sharpen60"].shape == (2, 2, 8, 8)
     assert torch.isfinite(task.loss(PRESET.stages[0], batch, draw))
+
+
+def test_finishing_keeps_the_share_of_the_learned_residual_that_serves_the_watched_place():
+    """A residual that makes everything worse is shrunk to nothing."""
+    task = Fusion.__new__(Fusion)
+    task.preset, task.network = PRESET, FusionNetwork(**PRESET.architecture)
+    task.watched = {"a/1": tile(side=16).rho}
+    for trunk in (task.network.sharpen_trunk, task.network.detail_trunk):
+        torch.nn.init.constant_(trunk.exit.bias, 5.0)
+    task.finish()
+    for trunk in (task.network.sharpen_trunk, task.network.detail_trunk):
+        assert not trunk.exit.bias.any()

@@ -27,6 +27,7 @@ class Toy:
         self.network = nn.Module()
         self.network.a, self.network.b = nn.Linear(1, 4), nn.Linear(4, 1)
         self.began = []
+        self.finished = False
 
     def batch(self, draw):
         x = torch.from_numpy(draw.rng.normal(size=(PRESET.batch, 1))).float()
@@ -37,6 +38,9 @@ class Toy:
 
     def loss(self, stage, batch, draw):
         return (self.network.b(self.network.a(batch["x"])) - batch["y"]).square().mean()
+
+    def finish(self):
+        self.finished = True
 
     def validate(self, stage):
         return stage.name
@@ -54,10 +58,12 @@ def test_stages_train_only_their_parameters_and_begin_once(tmp_path):
     assert torch.equal(task.network.b.weight, before["b.weight"])
     assert not torch.equal(task.network.a.weight, before["a.weight"])
     middle = task.network.a.weight.clone()
+    assert not task.finished
     run = run_of(tmp_path, 80, Toy())
     run.resume(tmp_path)
     run.train(every_s=1e9)
     assert run.task.began == ["second"]
+    assert run.task.finished
     assert run.at.images == 80
     assert not torch.equal(run.task.network.b.weight, before["b.weight"])
     assert torch.allclose(run.task.network.a.weight, middle, atol=0.1)
