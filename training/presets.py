@@ -54,7 +54,7 @@ PRESETS: dict[str, Preset] = {
             task="fusion",
             architecture={"sharpen_width": 48, "sharpen_blocks": 5, "detail_width": 64, "detail_blocks": 5},
             stages=(Stage("wald", 1.0, (), 3e-4),),
-            minutes=25,
+            minutes=10,
             batch=8,
         ),
     )

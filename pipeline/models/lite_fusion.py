@@ -9,6 +9,7 @@ few pixels: the reach is finite. In and out: reflectance. Imports torch and `bun
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,7 @@ NORMALISATION: dict[str, Any] = {
     "output_floor": 0.03,  # residuals are in units of (local reflectance + floor) * output_scale
     "output_scale": 0.1,
     "ridge": 1e-6,  # reflectance^2: detector noise of 1e-3, so that regressions on flat ground stay at zero
+    "detail_limit": 3.0,  # of the band's standard deviation in that window: what regression may add at most
     "window_px": 7,  # of the coarse grid, in which a band is regressed on its guides
 }
 
@@ -67,8 +69,20 @@ def local_slopes(bands: Tensor, guides: Tensor, window_px: int, ridge: float) ->
     return box_filter(slopes.reshape(b, k * c, h, w), 3).reshape(b, k, c, h, w)
 
 
-def regression_detail(bands: Tensor, guides: Tensor, scale: int, window_px: int, ridge: float) -> Tensor:
-    """What guides (B, K, scale*h, scale*w) say of the detail of bands (B, C, h, w): (B, C, scale*h, scale*w)."""
+def local_spread(bands: Tensor, window_px: int) -> Tensor:
+    """Standard deviation of (B, C, h, w) around every pixel, in the unit of `bands`."""
+    x = bands.double()
+    return (box_filter(x * x, window_px) - box_filter(x, window_px) ** 2).clamp_min(0).sqrt().to(bands.dtype)
+
+
+def regression_detail(
+    bands: Tensor, guides: Tensor, scale: int, window_px: int, ridge: float, limit: float = math.inf
+) -> Tensor:
+    """What guides (B, K, scale*h, scale*w) say of the detail of bands (B, C, h, w): (B, C, scale*h, scale*w).
+
+    Detail stays within `limit` times the band's own spread nearby (plus the detector noise that the ridge stands for):
+    a regression that fits the few coarse pixels around it may still run away on what the fine guide shows.
+    """
     low = functional.avg_pool2d(guides, scale)
     slopes = local_slopes(bands, low, window_px, ridge)
     b, k, c = slopes.shape[:3]
@@ -78,7 +92,11 @@ def regression_detail(bands: Tensor, guides: Tensor, scale: int, window_px: int,
     total = torch.zeros_like(fine[:, 0])
     for index in range(k):
         total = total + fine[:, index] * detail[:, index, None]
-    return total
+    if math.isinf(limit):
+        return total
+    bound = functional.interpolate(local_spread(bands, window_px), scale_factor=scale, mode="bilinear")
+    bound = limit * (bound + math.sqrt(ridge))
+    return torch.maximum(torch.minimum(total, bound), -bound)
 
 
 class Trunk(nn.Module):
@@ -137,7 +155,7 @@ class FusionNetwork(nn.Module):
     def regression(self, bands: Tensor, guides: Tensor, scale: int) -> Tensor:
         """`regression_detail` with this network's window and ridge."""
         n = self.normalisation
-        return regression_detail(bands, guides, scale, n["window_px"], n["ridge"])
+        return regression_detail(bands, guides, scale, n["window_px"], n["ridge"], n["detail_limit"])
 
     def sharpen(self, guides: Tensor, ms20: Tensor, ms60: Tensor, mask: Tensor) -> Tensor:
         """Guides (B, 4, h, w), ms20 (B, 6, h/2, w/2), ms60 (B, 2, h/6, w/6), mask (B, 8, 1, 1) -> (B, 8, h, w)."""

@@ -115,3 +115,20 @@ def test_bundle_round_trip(tmp_path):
     save_bundle(tmp_path / "f.safetensors", system.bundle, system.network.state_dict())
     loaded = LiteFusion.from_bundle(load_bundle(tmp_path / "f.safetensors"))
     assert torch.equal(loaded.predict(rgb, ms, OUT_BANDS), system.predict(rgb, ms, OUT_BANDS))
+
+
+def test_detail_stays_within_what_the_band_shows_nearby():
+    """A guide that varies far more at the fine scale than at the coarse one must not carry the band along."""
+    generator = torch.Generator().manual_seed(3)
+    low = torch.rand(1, 1, 8, 8, generator=generator)
+    guides = torch.nn.functional.interpolate(low, scale_factor=4, mode="nearest")
+    guides = guides + 50 * (torch.rand(guides.shape, generator=generator) - 0.5)
+    bands = 0.01 * torch.nn.functional.avg_pool2d(guides, 4) + 0.1
+    free = regression_detail(bands, guides, 4, window_px=7, ridge=1e-8)
+    held = regression_detail(bands, guides, 4, window_px=7, ridge=1e-8, limit=3.0)
+    spread = bands.std()
+    assert free.abs().max() > 3.5 * spread
+    assert held.abs().max() < 5 * spread
+    assert held.abs().max() < free.abs().max()
+    inside = free.abs() < 1.0 * spread
+    torch.testing.assert_close(held[inside], free[inside])

@@ -153,7 +153,8 @@ def test_shipped_fusion_beats_atprk_like_on_the_scene_no_training_sees(shared_da
     assert twenty.ergas["lite"] < 0.8 * twenty.ergas["ATPRK-like"]
     assert twenty.projected["lite"] < 0.8 * 2.47  # what peers' ATPRK-like reaches on this row
     for row in rows:
-        assert row.projected["lite"] < row.projected["ATPRK-like"] < row.projected["bicubic"], row.task
+        others = [row.projected[name] for name in ("bicubic", "GSA", "ATPRK-like")]
+        assert row.projected["lite"] < min(others), row.task
 
 
 def test_crop_type_holds_what_the_loss_needs():
