@@ -82,12 +82,14 @@ def create(store: Path, group: str, template: Template) -> None:
 
 
 def create_root(store: Path, attributes: Mapping[str, Any]) -> None:
-    """Write the root group above several zones' groups; it holds attributes only."""
+    """Write the root group above several zones' groups; it holds attributes only. Raises StorageError."""
     import zarr
 
-    zarr.create_group(
-        store=str(store), attributes={"status": STATUS_INCOMPLETE, **attributes}, overwrite=True, zarr_format=3
-    )
+    stated = {"status": STATUS_INCOMPLETE, **attributes}
+    try:
+        zarr.create_group(store=str(store), attributes=stated, overwrite=True, zarr_format=3)
+    except OSError as error:
+        raise storage_error(error, store) from error
 
 
 def _conventions(template: Template) -> dict[str, Any]:
@@ -218,7 +220,7 @@ def storage_error(error: OSError, store: Path) -> StorageError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"may not write to {store}", cure="choose another --out, or fix its permissions")
     return StorageError(
-        f"writing {store} failed: {error.strerror or error}", cure="fix it and run the same command again"
+        f"writing {store} failed: {error.strerror or error}", cure="mend it or choose another --out, and run the command again"
     )
 
 
@@ -309,14 +311,17 @@ def finish(store: Path, groups: list[str], attributes: Mapping[str, Any]) -> Non
 
 
 def consolidate(store: Path) -> None:
-    """Write consolidated metadata, so that one request opens the store."""
+    """Write consolidated metadata, so that one request opens the store. Raises StorageError."""
     import zarr
     from zarr.errors import ZarrUserWarning
 
     with warnings.catch_warnings():
         # v3 has consolidated metadata by convention only, and the run folder is not a Zarr node: both are known here
         warnings.simplefilter("ignore", ZarrUserWarning)
-        zarr.consolidate_metadata(str(store))
+        try:
+            zarr.consolidate_metadata(str(store))
+        except OSError as error:
+            raise storage_error(error, store) from error
 
 
 def status(store: Path) -> str:
