@@ -258,6 +258,8 @@ def _states(system: systems.Choice, scenes: dict[str, Scene], access: Access) ->
     for scene in scenes.values():
         windows = state_windows(scene, resolver.in_bands, access, _STATE_WINDOWS)
         if windows is None:
-            raise PipelineError(f"scene {scene.id} has no clear window to take its state from", cure="leave it out")
+            raise PipelineError(
+                f"scene {scene.id} has no 720 m square without nodata to take its state from", cure="use --sr lite"
+            )
         states[scene.id] = resolver.scene_state(windows)
     return states

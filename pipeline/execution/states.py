@@ -24,30 +24,36 @@ if TYPE_CHECKING:
 
 _SIZE_10M = 64
 _CELL_PX = 288  # 720 m: 12 pixels of 60 m, the smallest whole number that holds 64 pixels of 10 m
+_STEP_PX = 96  # 240 m: any scene of a kilometre holds one
+_CLEAR_SHARE = 0.98
 _CLEAR_SCL = (4, 5, 6, 7, 11)  # vegetation, bare, water, unclassified, snow
-_TRIES_PER_WINDOW = 4
+_TRIES_PER_WINDOW = 2
 
 
 def state_windows(scene: Scene, bands: tuple[str, ...], access: Access, count: int) -> Tensor | None:
-    """Up to `count` clear windows (K, bands, 64, 64) of reflectance, chosen by hash of place; None without any."""
+    """`count` windows (K, bands, 64, 64) of reflectance, chosen by hash of place, clear ones first.
+
+    Where too few are clear the clearest of those tried are taken; None when every window tried holds nodata.
+    """
     import torch
 
     from pipeline.archive.cube import read_period
 
-    windows: list[np.ndarray] = []
+    found: list[tuple[float, np.ndarray]] = []
     for tried, grid in enumerate(_candidates(scene)):
-        if len(windows) == count or tried == count * _TRIES_PER_WINDOW:
+        if tried == count * _TRIES_PER_WINDOW or sum(clear >= _CLEAR_SHARE for clear, _ in found) == count:
             break
         pixels = read_period((scene,), "mosaic", grid, bands, access)
         dn = np.stack([pixels.dn[10][pixels.bands[10].index(name)] for name in bands])[:, :_SIZE_10M, :_SIZE_10M]
-        cloudy = pixels.scl is not None and not np.isin(pixels.scl, _CLEAR_SCL).all()
-        if (dn != NODATA_DN).all() and not cloudy:
-            windows.append(reflectance(dn))
-    return torch.from_numpy(np.stack(windows)) if windows else None
+        if (dn != NODATA_DN).all():
+            clear = 1.0 if pixels.scl is None else float(np.isin(pixels.scl, _CLEAR_SCL).mean())
+            found.append((clear, reflectance(dn)))
+    best = sorted(found, key=lambda pair: pair[0] < _CLEAR_SHARE and 1 - pair[0])[:count]
+    return torch.from_numpy(np.stack([window for _, window in best])) if best else None
 
 
 def _candidates(scene: Scene) -> Iterator[Grid]:
-    """720 m cells that lie whole within the scene's 10 m raster, in an order that only place decides."""
+    """Squares of 720 m that lie whole within the scene's 10 m raster, in an order that only place decides."""
     raster = next((r for r in scene.rasters if r.gsd_m == 10), None)
     if raster is None:
         return
@@ -55,8 +61,8 @@ def _candidates(scene: Scene) -> Iterator[Grid]:
     whole = Grid.covering(scene.epsg, size, scene.phase, step_px=4).window
     cells = [
         (row, col)
-        for row in range(align_up(whole.row, _CELL_PX), whole.row_end - _CELL_PX + 1, _CELL_PX)
-        for col in range(align_up(whole.col, _CELL_PX), whole.col_end - _CELL_PX + 1, _CELL_PX)
+        for row in range(align_up(whole.row, _STEP_PX), whole.row_end - _CELL_PX + 1, _STEP_PX)
+        for col in range(align_up(whole.col, _STEP_PX), whole.col_end - _CELL_PX + 1, _STEP_PX)
     ]
     for row, col in sorted(cells, key=lambda cell: zlib.crc32(f"{scene.epsg}/{cell[0]}/{cell[1]}".encode())):
         yield Grid(scene.epsg, Window(row, col, _CELL_PX, _CELL_PX), phase=scene.phase)

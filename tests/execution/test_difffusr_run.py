@@ -1,6 +1,7 @@
 """DiffFuSR through the whole pipeline, scaled down: its window-wide norms and per-scene state must not show either."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,17 +9,25 @@ import pytest
 import pipeline
 from pipeline.bands import BAND_NAMES, BY_NAME
 from pipeline.models import difffusr, difffusr_fusion
-from pipeline.models.bundle import save_bundle
+from pipeline.models.bundle import LatticeSpec, save_bundle
 from pipeline.run import main
 from pipeline.superres.fuse import factor_of
-from tests.execution.conftest import config_for, run, values
+from tests.execution.conftest import LEFT, TOP, box, config_for, run, values, write_aoi
 from tests.models.test_difffusr import FOUR_STEPS, SMALL, SMALL_FUSION, ruled, shapes_of
+
+LATTICE = LatticeSpec(96, 48, 24, 12)
+
+
+@pytest.fixture(scope="module")
+def aoi(tmp_path_factory):
+    corners = box(LEFT + 700, TOP - 1300, LEFT + 1090, TOP - 890)
+    return write_aoi(tmp_path_factory.mktemp("aoi") / "region.geojson", corners)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    sr = difffusr.difffusr_bundle(SMALL, sampler=FOUR_STEPS, licence="test")
+    sr = replace(difffusr.difffusr_bundle(SMALL, sampler=FOUR_STEPS, licence="test"), lattice=LATTICE)
     fusion = difffusr_fusion.difffusr_fusion_bundle(SMALL_FUSION)
     save_bundle(folder / "sr.safetensors", sr, ruled(shapes_of(difffusr.Networks(**sr.architecture))))
     networks = difffusr_fusion.FusionNetworks(**fusion.architecture)
@@ -36,13 +45,12 @@ def finished(tmp_path_factory, archive, aoi, weights):
 def test_scene_states_are_in_the_plan_and_belong_to_the_scene(finished, archive, weights, tmp_path):
     from pipeline.archive.aoi import read_aoi
     from pipeline.execution.planner import make_plan
-    from tests.execution.conftest import LEFT, TOP, box, write_aoi
 
     plan, store = finished
     assert set(plan.states) == {"S2A_CLOUDY", "S2B_LATER"}
     assert len(plan.states["S2A_CLOUDY"]["degradation"]) > 8
     assert pipeline.load_plan(store).states == plan.states
-    small = write_aoi(tmp_path / "small.geojson", box(LEFT + 700, TOP - 1200, LEFT + 1190, TOP - 730))
+    small = write_aoi(tmp_path / "small.geojson", box(LEFT + 800, TOP - 1200, LEFT + 890, TOP - 1030))
     other = make_plan(config_for(archive, sr="difffusr", **weights), read_aoi(str(small)))
     assert other.states == plan.states
 
