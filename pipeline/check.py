@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_INTEGRITY, EXIT_OK, EXIT_RESUMABLE, PipelineError
+from pipeline.terminal import show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(report) if arguments.json else in_words(report))
+    show(json.dumps(report) if arguments.json else in_words(report))
     return exit_code(report)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import COMPOSITES, CONSISTENCIES, RunConfig, differences
 from pipeline.errors import EXIT_OK, PipelineError, StorageError, UsageError
-from pipeline.terminal import Progress, described_plan, described_run, run_json
+from pipeline.terminal import Progress, described_plan, described_run, run_json, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,7 +183,7 @@ def execute(arguments: argparse.Namespace) -> int:
         cost = estimate(plan, workers)
         progress.clear()
         words = described_plan(plan, cost, store)
-        print(json.dumps({"plan": plan.to_json(), "estimate": cost.to_json()}) if arguments.json else words)
+        show(json.dumps({"plan": plan.to_json(), "estimate": cost.to_json()}) if arguments.json else words)
         return EXIT_OK
     if fresh:
         if arguments.overwrite:
@@ -199,7 +199,7 @@ def execute(arguments: argparse.Namespace) -> int:
     finally:
         progress.clear()
     words = described_run(plan, summary, store, picture)
-    print(json.dumps(run_json(plan, summary, store, picture)) if arguments.json else words)
+    show(json.dumps(run_json(plan, summary, store, picture)) if arguments.json else words)
     return EXIT_OK
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
@@ -58,6 +59,14 @@ class Progress:
         if self._shown:
             self._stream.write("\r" + " " * _WIDTH + "\r")
             self._stream.flush()
+
+
+def show(text: str) -> None:
+    """Print; a reader that leaves early (`| head`) is no failure of the run."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails again at exit
 
 
 def duration(seconds: float) -> str:

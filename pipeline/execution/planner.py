@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import pipeline
 from pipeline.archive.scene import OffsetDecision, Scene
 from pipeline.errors import NoDataError, PipelineError, UsageError
 from pipeline.execution.plan import Plan, Zone
 from pipeline.grid.grid import Grid, Phase
 from pipeline.superres import systems
+from pipeline.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ def make_plan(
         licence=found.catalog.licence,
         credit=found.catalog.credit,
         created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        version=pipeline.__version__,
+        version=VERSION,
     )
 
 

@@ -220,7 +220,8 @@ def storage_error(error: OSError, store: Path) -> StorageError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"may not write to {store}", cure="choose another --out, or fix its permissions")
     return StorageError(
-        f"writing {store} failed: {error.strerror or error}", cure="mend it or choose another --out, and run the command again"
+        f"writing {store} failed: {error.strerror or error}",
+        cure="mend it or choose another --out, and run the command again",
     )
 
 

@@ -107,6 +107,49 @@ def window(folder: Path, workers: int) -> list[Row]:
     return rows
 
 
+def seams(folder: Path, workers: int) -> list[Row]:
+    """What the lattice leaves in the pixels: one real scene on two lattices; gradients at ramps against elsewhere."""
+    import dataclasses
+
+    import numpy as np
+
+    from pipeline.archive.access import Access
+    from pipeline.archive.cube import read_period
+    from pipeline.bands import GSDS_M, bands_at
+    from pipeline.grid.grid import Grid
+    from pipeline.grid.lattice import Lattice
+    from pipeline.superres import superres, systems
+    from tests.benchmarks.scene import real_or_synthetic
+
+    del workers
+    scene = real_or_synthetic(folder, DATA)
+    raster = next(r for r in scene.rasters if r.gsd_m == 10)
+    inner = (raster.left_m + 1500, raster.top_m - 3300, raster.left_m + 3300, raster.top_m - 1500)
+    grid = Grid.covering(scene.epsg, inner, scene.phase)
+    names = tuple(band for gsd in GSDS_M for band in bands_at(gsd) if band in scene.hrefs)
+    system = systems.load(systems.choose("lite"), "cpu")
+    images, native = {}, None
+    for label, lattice in (("shipped", system.lattice), ("other", Lattice(480, 336, 48, 48))):
+        chosen = dataclasses.replace(system, lattice=lattice)
+        reach = superres.read_window(lattice, grid.window)
+        roots = tuple({str(Path(href).parent) for href in scene.hrefs.values()})
+        pixels = read_period((scene,), "mosaic", grid.of(reach), names, Access(roots=roots))
+        native = superres.Native(reach, pixels.dn, pixels.bands, pixels.scl)
+        images[label] = superres.super_resolve(native, grid.window, chosen, names, superres.Options()).dn.astype(float)
+    red = names.index("B04")
+    step = np.abs(np.diff(images["shipped"][red], axis=1)).mean(0)
+    columns = np.arange(grid.window.col + 1, grid.window.col_end)
+    at_ramp = np.abs((columns + 192) % 384 - 192) <= 24
+    apart = np.abs(images["shipped"][red] - images["other"][red])
+    case, ratio = "lattice, lite, B04", step[at_ramp].mean() / step[~at_ramp].mean()
+    difference = f"{apart.mean():.2f}, {np.percentile(apart, 99):.0f}"
+    return [
+        (case, "mean gradient within ramps over mean gradient elsewhere", f"{ratio:.3f}"),
+        (case, "mean and 99th percentile of the difference to lattice (480, 336, 48, 48), DN", difference),
+        (case, "mean gradient, DN", f"{step.mean():.1f}"),
+    ]
+
+
 def sample(folder: Path, workers: int) -> list[Row]:
     region = REPOSITORY / "catalogs" / "sample" / "region.geojson"
     wall, cpu, out = _command("-m", "pipeline.run", "--aoi", region, "--catalog", "sample", "--out", "s.zarr",
@@ -179,6 +222,7 @@ CASES = {
     "importing": importing,
     "planning": planning,
     "window": window,
+    "seams": seams,
     "sample": sample,
     "area25": area25,
     "memory": memory,

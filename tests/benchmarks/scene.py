@@ -60,6 +60,17 @@ def repeated_scene(folder: Path, data: Path, side_m: int) -> tuple[Path, bool]:
     return make_archive(folder, [scene]), True
 
 
+def real_or_synthetic(folder: Path, data: Path) -> Scene:
+    """A contiguous real scene of 5 km (eight bands), or synthetic land of that size."""
+    real = data / "s2_l2a" / "argentina_pampas_32720"
+    if not real.is_dir():
+        return make_scene(folder, scene_id="S2A_LAND", left_m=LEFT_M, top_m=TOP_M, size_m=5400, epsg=EPSG)
+    from pipeline.archive.local import scan
+
+    scenes, _ = scan(real, datetime_utc="2025-06-15T14:00:00Z", offset_dn=0)
+    return scenes[0]
+
+
 def _band(patch: Path, band: str) -> np.ndarray:
     import rasterio
 
