@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.version import VERSION as __version__
+from pipeline.version import VERSION
 
 if TYPE_CHECKING:
     from pipeline.execution.plan import load_plan, open_cube
     from pipeline.store.reader import open_store
 
+__version__ = VERSION
 __all__ = ["__version__", "load_plan", "open_cube", "open_store"]
 
 _HOMES = {
