@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -120,7 +120,7 @@ class Average:
                 self.state[name].lerp_(value, 1 - decay)
 
     @contextlib.contextmanager
-    def applied(self, network: nn.Module) -> Any:  # noqa: ANN401
+    def applied(self, network: nn.Module) -> Iterator[None]:
         """The network carries the average inside the block and its own weights after it."""
         own = {k: v.detach().clone() for k, v in network.state_dict().items()}
         network.load_state_dict(self.state)
@@ -228,7 +228,7 @@ class Run:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
             loss = self.task.loss(self.stage, batch, self.draw)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimiser.step()
