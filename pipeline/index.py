@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import EXIT_OK, PipelineError
+from pipeline.terminal import show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,14 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if arguments.json:
-        print(json.dumps({"index": str(arguments.out), "scenes": [as_json(s) for s in scenes], "notes": list(notes)}))
+        show(json.dumps({"index": str(arguments.out), "scenes": [as_json(s) for s in scenes], "notes": list(notes)}))
         return EXIT_OK
     for scene in scenes:
-        print(in_words(scene))
+        show(in_words(scene))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     count = f"{len(scenes)} scene{'' if len(scenes) == 1 else 's'}"
-    print(f"{count} in {arguments.out}; next: python -m pipeline.run --catalog {arguments.out} --aoi region.geojson")
+    show(f"{count} in {arguments.out}; next: python -m pipeline.run --catalog {arguments.out} --aoi region.geojson")
     return EXIT_OK
 
 

@@ -15,14 +15,16 @@ from pathlib import Path
 import pytest
 
 import pipeline.archive.catalog
-from pipeline import check
+from pipeline import check, index
 from pipeline import run as command
 from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
+from pipeline.errors import StorageError
 from pipeline.execution import driver
 from pipeline.execution.driver import Summary
 from pipeline.execution.plan import Plan
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
+from pipeline.store.receipts import write_atomic
 from pipeline.superres.systems import SYSTEMS, WEIGHTS
 from pipeline.terminal import Progress, counted, duration
 from tests.archive.synthetic import make_archive, make_scene
@@ -499,6 +501,13 @@ class TestOutput:
         line = refused(call("--aoi", aoi, "--catalog", archive, *QUICK, "--out", "x.zarr"), code=6)
         assert f"{said} x.zarr" in line
 
+    def test_small_files_and_indexes_below_a_file(self, call, archive, empty_folder):
+        (empty_folder / "file").write_text("x")
+        with pytest.raises(StorageError, match="file/receipt.json"):
+            write_atomic(Path("file/receipt.json"), b"{}")
+        line = refused(call(Path(archive).parent, "--datetime", "2024-06-17", "--out", "file/a.json", program=index), 6)
+        assert "file/a.json cannot be written" in line
+
 
 class Screen(io.StringIO):
     """A stream that claims to be a terminal."""
@@ -640,6 +649,13 @@ class TestProcess:
         assert (done.returncode, done.stderr) == (0, "")
         assert all(words[0] in done.stdout for words, _ in FLAGS.values())
         assert self.run("pipeline.check", "--help").returncode == 0
+
+    def test_a_reader_that_leaves_early_is_no_failure(self, finished):
+        command_line = [sys.executable, "-m", "pipeline.check", str(finished)]
+        with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            process.stdout.close()  # as `| head` does
+            assert process.stderr.read() == ""
+            assert process.wait() == 0
 
     def test_stdin_json_and_exit_codes(self, archive, aoi, empty_folder):
         done = self.run(
