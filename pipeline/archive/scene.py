@@ -51,7 +51,7 @@ class Scene:
         """Phase of the pixel grid; ESA's where the archive does not give rasters. ValueError when bands do not nest."""
         if not self.rasters:
             return Phase.official(self.epsg)
-        return Phase.of({r.gsd_m: (r.left_m, r.top_m) for r in self.rasters})
+        return Phase.of({r.gsd_m: (r.left_m, r.top_m) for r in self.rasters}, self.epsg)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, re-readable by `from_json`."""

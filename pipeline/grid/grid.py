@@ -114,11 +114,17 @@ class Phase:
         return cls(0.0, 40.0) if epsg // 100 == 327 else cls()
 
     @classmethod
-    def of(cls, origins: dict[int, tuple[float, float]]) -> Phase:
+    def of(cls, origins: dict[int, tuple[float, float]], epsg: int) -> Phase:
         """Phase on which rasters {gsd_m: (left_m, top_m)} of one scene all nest. ValueError when there is none.
 
-        The coarsest raster decides; where it is finer than 60 m several answers fit and the smallest is taken.
+        The coarsest raster decides; where it is finer than 60 m several answers fit, and the official one is preferred.
         """
+        official = cls.official(epsg)
+        if all(
+            _multiple(left - official.x_m, gsd) and _multiple(top - official.y_m, gsd)
+            for gsd, (left, top) in origins.items()
+        ):
+            return official
         return cls(
             _axis_phase({gsd: origin[0] for gsd, origin in origins.items()}),
             _axis_phase({gsd: origin[1] for gsd, origin in origins.items()}),

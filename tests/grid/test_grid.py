@@ -46,7 +46,7 @@ def test_grid_is_snapped_outward_to_60_m_and_stays_put_when_already_snapped():
 
 
 def test_southern_rows_and_phase():
-    phase = Phase.of({10: (300017.4, 1000003.2), 20: (300017.4, 1000003.2), 60: (300017.4, 1000003.2)})
+    phase = Phase.of({10: (300017.4, 1000003.2), 20: (300017.4, 1000003.2), 60: (300017.4, 1000003.2)}, 32720)
     grid = Grid.covering(32720, (300017.4, 999403.2, 300617.4, 1000003.2), phase)
     assert grid.left_m == pytest.approx(300017.4)
     assert grid.top_m == pytest.approx(1000003.2)
@@ -56,17 +56,18 @@ def test_southern_rows_and_phase():
 
 def test_phase_of_bands_whose_origins_differ_but_nest():
     # 20 m origin 10 m west of the 10 m origin: both sit on one 60 m grid
-    phase = Phase.of({10: (600010.0, 7000000.0), 20: (600000.0, 7000000.0)})
+    phase = Phase.of({10: (600010.0, 7000000.0), 20: (600000.0, 7000000.0)}, 32720)
+    assert phase == Phase.official(32720)
     assert (600010.0 - phase.x_m) % 10 == 0
     assert (600000.0 - phase.x_m) % 20 == 0
 
 
 def test_phase_refuses_rasters_that_do_not_nest():
     with pytest.raises(ValueError, match="no common 60 m grid"):
-        Phase.of({10: (600005.0, 0.0), 20: (600000.0, 0.0)})
+        Phase.of({10: (600005.0, 0.0), 20: (600000.0, 0.0)}, 32632)
 
 
 def test_official_origins_have_the_official_phase():
     north, south = (499980.0, 5300040.0), (399960.0, 9100000.0)
-    assert Phase.of({10: north, 20: north, 60: north}) == Phase.official(32632) == Phase(0, 0)
-    assert Phase.of({10: south, 20: south, 60: south}) == Phase.official(32720) == Phase(0, 40)
+    assert Phase.of({10: north, 20: north, 60: north}, 32632) == Phase.official(32632) == Phase(0, 0)
+    assert Phase.of({10: south, 20: south, 60: south}, 32720) == Phase.official(32720) == Phase(0, 40)
