@@ -17,13 +17,13 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stac_server import serving
 
 from pipeline.archive import access as access_module
 from pipeline.archive.access import Access, redact, restrict_drivers, retrying
 from pipeline.archive.bandfile import gdal_options
 from pipeline.archive.retry import classify
 from pipeline.errors import IntegrityError, ReadError, StorageError, UpstreamError, UsageError
+from tests.archive.stac_server import serving
 
 CANARY = "cAnArY0123456789"
 BLOB = "https://sentinel2l2a01.blob.core.windows.net/sentinel2-l2/31/T/CJ/B02.tif"

@@ -10,7 +10,6 @@ import pickle
 import socket
 
 import pytest
-from stac_server import footprint, make_item, stac_server
 
 from pipeline.archive.access import Access
 from pipeline.archive.aoi import aoi_from_bbox
@@ -20,6 +19,7 @@ from pipeline.archive.radiometry import offset_from_rule
 from pipeline.archive.stac import RejectedItem, scene_from_item
 from pipeline.bands import BAND_NAMES, BY_NAME
 from pipeline.errors import Interrupted, UpstreamError, UsageError
+from tests.archive.stac_server import footprint, make_item, stac_server
 
 AOI = aoi_from_bbox(7.8, 45.6, 7.9, 45.7)
 QUICK = Patience(connect_s=2, read_s=0.5, tries=3, backoff_s=0.01, max_retry_after_s=2)
