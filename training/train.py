@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 LICENCE = "MIT"
 CREDITS = (
     "Contains modified Copernicus Sentinel data 2017-2025; NAIP imagery USDA, public domain; "
-    "Dubai imagery MBRSC, CC0; Estonian Land Board; Connecticut state orthophotography; NGI South Africa"
+    "Dubai imagery MBRSC, CC0; Estonian Land Board; Connecticut state orthophotography; NGI South Africa; "
+    "BigEarthNet (CDLA-Permissive-1.0); TerraMesh (CC BY-SA 4.0); Theia, CNES (Etalab 2.0)"
 )
 
 
