@@ -1,4 +1,4 @@
-"""Indexes of local archives: scenes written as a STAC ItemCollection, and read back without loss.
+"""Indexes of local archives: scenes written as a STAC ItemCollection. `catalog.search` reads them back without loss.
 
 In: scenes and a path. Out: a FeatureCollection of STAC 1.0 items (projection and eo extensions), one file.
 """
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.bandfile import SCL, SCL_GSD_M
-from pipeline.archive.scene import OffsetDecision, Raster, Scene
+from pipeline.archive.stac import BY_USER_KEY, EVIDENCE_KEY, OFFSET_KEY
 from pipeline.bands import BY_NAME
-from pipeline.errors import StorageError, UsageError
+from pipeline.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-OFFSET_KEY = "sen2fine:offset_dn"
-EVIDENCE_KEY = "sen2fine:offset_evidence"
+    from pipeline.archive.scene import Raster, Scene
+
 _EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v1.1.0/schema.json",
     "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
@@ -30,7 +30,6 @@ _MEDIA_TYPES = {
     ".tif": "image/tiff; application=geotiff",
     ".tiff": "image/tiff; application=geotiff",
 }
-_OWN_KEYS = ("datetime", "proj:epsg", "eo:cloud_cover", "s2:processing_baseline", "grid:code", OFFSET_KEY, EVIDENCE_KEY)
 
 
 def write_index(scenes: Sequence[Scene], out: Path, *, relative: bool = False) -> None:
@@ -48,21 +47,6 @@ def write_index(scenes: Sequence[Scene], out: Path, *, relative: bool = False) -
         raise StorageError(f"{out} cannot be written: {error.strerror or error}", "a writable folder") from error
 
 
-def read_index(path: Path) -> tuple[Scene, ...]:
-    """Scenes of an index that `write_index` wrote. UsageError when the file is not one."""
-    try:
-        collection = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(from_item(item, folder=path.resolve().parent) for item in collection["features"])
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}", "an index file") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} is not an index of scenes ({type(error).__name__}: {error})",
-            "a FeatureCollection of STAC items as `python -m pipeline.index` writes it",
-            "write it again from the folder of scenes",
-        ) from error
-
-
 def to_item(scene: Scene, *, relative_to: Path | None = None) -> dict[str, Any]:
     """STAC 1.0 item of a scene; hrefs relative to a folder where one is given."""
     rasters = {raster.gsd_m: raster for raster in scene.rasters}
@@ -73,6 +57,8 @@ def to_item(scene: Scene, *, relative_to: Path | None = None) -> dict[str, Any]:
         OFFSET_KEY: scene.offset.offset_dn,
         EVIDENCE_KEY: scene.offset.evidence,
     }
+    if scene.offset.by_user:
+        properties[BY_USER_KEY] = True
     if scene.cloud_pct is not None:
         properties["eo:cloud_cover"] = scene.cloud_pct
     if scene.baseline:
@@ -92,29 +78,6 @@ def to_item(scene: Scene, *, relative_to: Path | None = None) -> dict[str, Any]:
     }
 
 
-def from_item(item: dict[str, Any], *, folder: Path) -> Scene:
-    """Inverse of `to_item`; relative hrefs are resolved against `folder`. KeyError names what is missing."""
-    properties = dict(item["properties"])
-    rasters: dict[int, Raster] = {}
-    for asset in item["assets"].values():
-        if "proj:shape" in asset:
-            gsd_m, _, left_m, _, _, top_m = asset["proj:transform"][:6]
-            rasters[round(gsd_m)] = Raster(round(gsd_m), left_m, top_m, *asset["proj:shape"])
-    return Scene(
-        id=item["id"],
-        datetime_utc=properties["datetime"],
-        epsg=properties["proj:epsg"],
-        footprint=item["geometry"],
-        hrefs={band: _resolved(asset["href"], folder) for band, asset in item["assets"].items()},
-        rasters=tuple(rasters[gsd_m] for gsd_m in sorted(rasters)),
-        baseline=properties.get("s2:processing_baseline", ""),
-        offset=OffsetDecision(properties[OFFSET_KEY], properties[EVIDENCE_KEY]),
-        cloud_pct=properties.get("eo:cloud_cover"),
-        tile=properties.get("grid:code", "").removeprefix("MGRS-"),
-        properties={key: value for key, value in properties.items() if key not in _OWN_KEYS},
-    )
-
-
 def _asset(band: str, href: str, rasters: dict[int, Raster], relative_to: Path | None) -> dict[str, Any]:
     gsd_m = SCL_GSD_M if band == SCL else BY_NAME[band].gsd_m
     asset: dict[str, Any] = {
@@ -130,10 +93,6 @@ def _asset(band: str, href: str, rasters: dict[int, Raster], relative_to: Path |
         asset["proj:shape"] = [raster.ny, raster.nx]
         asset["proj:transform"] = [gsd_m, 0, raster.left_m, 0, -gsd_m, raster.top_m]
     return asset
-
-
-def _resolved(href: str, folder: Path) -> str:
-    return href if "://" in href or Path(href).is_absolute() else str(folder / href)
 
 
 def _bbox(geometry: dict[str, Any]) -> list[float]:

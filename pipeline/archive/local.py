@@ -61,7 +61,7 @@ def scan(
     if offset_dn not in (None, 0, HOUSE_ADD_OFFSET_DN):
         raise UsageError(f"offset {offset_dn}", f"0 or {HOUSE_ADD_OFFSET_DN} DN")
     when = "" if datetime_utc is None else to_utc(datetime_utc)
-    override = None if offset_dn is None else OffsetDecision(offset_dn, "set by the user")
+    override = None if offset_dn is None else OffsetDecision(offset_dn, "set by the user", by_user=True)
     scenes: dict[str, Scene] = {}
     notes: list[str] = []
     reasons: dict[str, list[str]] = defaultdict(list)

@@ -13,10 +13,14 @@ from pipeline.grid.grid import Phase
 
 @dataclass(frozen=True)
 class OffsetDecision:
-    """BOA_ADD_OFFSET that still has to be added to the stored DN (0 or -1000), and why we think so."""
+    """BOA_ADD_OFFSET that still has to be added to the stored DN (0 or -1000), and why we think so.
+
+    `by_user`: set by hand, now or when an index was made; pixels and metadata are not asked to confirm it.
+    """
 
     offset_dn: int
     evidence: str
+    by_user: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from pipeline.archive.access import Access
     from pipeline.archive.catalog import Catalog
 
-OFFSET_KEY, EVIDENCE_KEY = "sen2fine:offset_dn", "sen2fine:offset_evidence"  # decided when an index was made
-_RESTATED = {"datetime", "proj:epsg", "eo:cloud_cover", "s2:processing_baseline", "grid:code", OFFSET_KEY, EVIDENCE_KEY}
+# Decided when an index was made:
+OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY = "sen2fine:offset_dn", "sen2fine:offset_evidence", "sen2fine:offset_by_user"
+_STATED = {"datetime", "proj:epsg", "eo:cloud_cover", "s2:processing_baseline", "grid:code"}
+_RESTATED = _STATED | {OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY}
 _APPLIED_FLAGS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 _SHIFTED_BUCKET = "/sentinel-s2-l2a-cogs/"  # where Earth Search v1 keeps the pixels that its flag speaks of
 # Product name of ESA: mission, level, datatake sensing start, baseline, relative orbit, tile, discriminator.
@@ -223,12 +225,13 @@ def _baseline(properties: dict[str, Any], product: dict[str, str]) -> str:
 def _offset(catalog: Catalog, properties: dict[str, Any], assets: dict[str, Asset], baseline: str) -> OffsetDecision:
     """Offset still to be added: the user's word, else what an index recorded, else the archive's rule."""
     if catalog.offset_override is not None:
-        return OffsetDecision(catalog.offset_override, "set by the user")
+        return OffsetDecision(catalog.offset_override, "set by the user", by_user=True)
     if OFFSET_KEY in properties:
         offset_dn = properties[OFFSET_KEY]
         if offset_dn not in (0, HOUSE_ADD_OFFSET_DN):
             raise RejectedItem(f"{OFFSET_KEY} is {offset_dn!r}; expected 0 or {HOUSE_ADD_OFFSET_DN}")
-        return OffsetDecision(int(offset_dn), str(properties.get(EVIDENCE_KEY, "recorded in the index")))
+        evidence = str(properties.get(EVIDENCE_KEY, "recorded in the index"))
+        return OffsetDecision(int(offset_dn), evidence, by_user=properties.get(BY_USER_KEY) is True)
     flags = [properties[key] for key in _APPLIED_FLAGS if isinstance(properties.get(key), bool)]
     rule = catalog.offset_rule
     shifted = any(_SHIFTED_BUCKET in asset.href for asset in assets.values())

@@ -12,12 +12,14 @@ import rasterio
 
 from pipeline.archive import local as local_module
 from pipeline.archive.access import Access
+from pipeline.archive.aoi import aoi_from_bbox
 from pipeline.archive.bandfile import SCL
+from pipeline.archive.catalog import load_catalog, search
 from pipeline.archive.cube import read_period
-from pipeline.archive.index_file import read_index, to_item, write_index
+from pipeline.archive.index_file import write_index
 from pipeline.archive.local import AUDIT_KEY, sample_scenes, scan
 from pipeline.archive.local_meta import from_names, to_utc
-from pipeline.archive.scene import Phase, Raster
+from pipeline.archive.scene import Phase, Raster, Scene
 from pipeline.bands import BAND_NAMES, BY_NAME, bands_at
 from pipeline.errors import StorageError, UsageError
 from pipeline.grid.grid import Grid
@@ -384,13 +386,20 @@ def test_old_product_without_offset(tmp_path):
 # --- indexes
 
 
+def reread(path):
+    """Scenes of an index, as a run finds them."""
+    found = search(load_catalog(str(path)), aoi_from_bbox(-179.9, -79, 179.9, 83, max_area_km2=1e10), None, None, None)
+    assert found.rejected == ()
+    return found.scenes
+
+
 def test_index_loses_nothing_and_is_stac(tmp_path):
     import pystac
 
     made = [patch(tmp_path, "a", cloud_pct=3.5, scl=True), patch(tmp_path, "b", offset_dn=-1000, left_m=600012.5)]
     made[0] = dataclasses.replace(made[0], tile="32TMS", properties={"platform": "sentinel-2a"})
     path = make_archive(tmp_path, made)
-    assert read_index(path) == tuple(made)
+    assert reread(path) == tuple(made)
     collection = pystac.ItemCollection.from_file(str(path))
     assert [element.id for element in collection] == ["a", "b"]
     first = collection[0]
@@ -408,21 +417,9 @@ def test_relative_index_moves_with_its_files(tmp_path):
     write_index([scene], tmp_path / "here" / "archive.json", relative=True)
     assert json.loads((tmp_path / "here/archive.json").read_text())["features"][0]["assets"]["B02"]["href"][0] != "/"
     shutil.move(tmp_path / "here", tmp_path / "there")
-    (moved,) = read_index(tmp_path / "there" / "archive.json")
+    (moved,) = reread(tmp_path / "there" / "archive.json")
     assert Path(moved.hrefs["B02"]).is_file()
     assert dataclasses.replace(moved, hrefs={}) == dataclasses.replace(scene, hrefs={})
-
-
-def test_the_catalogue_search_reads_an_index_as_it_was_written(tmp_path):
-    from pipeline.archive.aoi import aoi_from_bbox
-    from pipeline.archive.catalog import load_catalog, search
-
-    made = patch(tmp_path, "a", offset_dn=-1000, left_m=600012.5, scl=True, cloud_pct=1.5)
-    index = make_archive(tmp_path, [made])
-    west, south, east, north = to_item(made)["bbox"]
-    found = search(load_catalog(str(index)), aoi_from_bbox(west, south, east, north), None, None, None)
-    assert found.rejected == ()
-    assert [dataclasses.replace(s, properties={}) for s in found.scenes] == [made]
 
 
 def test_index_is_written_whole_or_not_at_all(tmp_path):
@@ -438,13 +435,18 @@ def test_index_is_written_whole_or_not_at_all(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, "archive.json"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"features": [{"id": "a"}]}', '{"features": 3}'])
-def test_what_is_no_index_is_refused(tmp_path, text):
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UsageError, match="not an index"):
-        read_index(tmp_path / "x.json")
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_index(tmp_path / "y.json")
+@pytest.mark.parametrize("offset_dn", [0, -1000])
+def test_an_offset_set_by_hand_is_marked_through_the_index(tmp_path, offset_dn):
+    patch(tmp_path / "scenes", offset_dn=0)
+    path = tmp_path / "archive.json"
+    (judged,), _ = scan(tmp_path / "scenes")
+    (chosen,), _ = scan(tmp_path / "scenes", offset_dn=offset_dn)
+    for scene, by_user in ((judged, False), (chosen, True)):
+        write_index([scene], path)
+        (again,) = reread(path)
+        assert again == scene
+        assert again.offset.by_user is by_user
+        assert Scene.from_json(json.loads(json.dumps(again.to_json()))) == scene
 
 
 # --- the sample
@@ -487,7 +489,7 @@ def test_command_writes_an_index_and_says_what_it_found(tmp_path, capsys):
     for word in (NAME, "2017-06-17T11:33:21Z", "EPSG:32632", "all 12 bands, with SCL", "offset 0", "audit agrees"):
         assert word in line
     assert summary.startswith("1 scene in ")
-    assert len(read_index(out)) == 1
+    assert len(reread(out)) == 1
 
 
 def test_command_in_json_with_overrides(tmp_path, capsys):
