@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SAMPLE = "sample"
 MAX_TOML_BYTES = 1_000_000
+_EXAMPLES = 3  # items named per reason in a summary
 # Names under which archives keep a band, tried in this order where the archive is not described: B02, blue, B02_10m.
 GENERIC_ALIASES: dict[str, tuple[str, ...]] = {
     name: (name, common, f"{name}_{BY_NAME[name].gsd_m}m")
@@ -44,7 +45,10 @@ GENERIC_SCL = ("SCL", "scl", "SCL_20m")
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive asks of its users, and where we stop believing it."""
+    """What an archive asks of its users, and where we stop believing it.
+
+    `connections`: files looked at in parallel while planning. Workers read one file at a time each.
+    """
 
     page_items: int = 100
     max_pages: int = 500
@@ -246,14 +250,32 @@ def _wanted(
             left[f"cloudier than {max_cloud:g} %"] += 1
         else:
             kept.append(scene)
-    notes.extend(f"{count} scenes left out: {reason}" for reason, count in sorted(left.items()))
+    notes.extend(f"{_counted(count, 'scene')} left out: {reason}" for reason, count in sorted(left.items()))
     unknown = sum(scene.cloud_pct is None for scene in kept)
     if max_cloud is not None and unknown:
-        notes.append(f"{unknown} scenes kept although their cloud cover is unknown")
+        notes.append(
+            f"{_counted(unknown, 'scene')} kept although {'its' if unknown == 1 else 'their'} cloud cover is unknown"
+        )
     absent = [name for name in ids if name not in {scene.id for scene in scenes}]
     if absent:
         notes.append(f"not found: {', '.join(absent[:10])}{' ...' if len(absent) > 10 else ''}")
     return kept
+
+
+def summarised(rejected: Sequence[tuple[str, str]]) -> list[str]:
+    """One line per reason for the log, most frequent first: "300 items left out: lacks B05 (S2A_x, S2A_y ...)"."""
+    names: dict[str, list[str]] = {}
+    for name, reason in rejected:
+        names.setdefault(reason, []).append(name)
+    lines = []
+    for reason, found in sorted(names.items(), key=lambda entry: (-len(entry[1]), entry[0])):
+        examples = ", ".join(found[:_EXAMPLES]) + (" ..." if len(found) > _EXAMPLES else "")
+        lines.append(f"{_counted(len(found), 'item')} left out: {reason} ({examples})")
+    return lines
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _from_address(address: str, known: list[Catalog]) -> Catalog:

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.archive.access import Access
 from pipeline.archive.aoi import aoi_from_bbox
-from pipeline.archive.catalog import Catalog, Limits, Patience, known_catalogs, load_catalog, search
+from pipeline.archive.catalog import Catalog, Limits, Patience, known_catalogs, load_catalog, search, summarised
 from pipeline.archive.index_file import write_index
 from pipeline.archive.radiometry import offset_from_rule
 from pipeline.archive.stac import RejectedItem, scene_from_item
@@ -109,7 +109,7 @@ def test_the_sample_is_a_catalogue_without_network():
     (scene,) = search(catalog, europe, None, None, None).scenes
     assert catalog.access().href(scene.hrefs["B02"]) == os.path.realpath(scene.hrefs["B02"])
     assert catalog.licence == "CDLA-Permissive-1.0"
-    assert search(catalog, AOI, None, None, None).notes == ("1 scenes left out: outside the area",)
+    assert search(catalog, AOI, None, None, None).notes == ("1 scene left out: outside the area",)
 
 
 # -- offset rules
@@ -442,6 +442,8 @@ def test_the_users_offset_wins():
     contradictory = make_item(baseline="02.14")
     scene = parse(contradictory, ANYWHERE.with_offset(0))
     assert (scene.offset.offset_dn, scene.offset.evidence) == (0, "set by the user")
+    assert scene.offset.by_user
+    assert not parse(make_item(), ANYWHERE).offset.by_user
     with pytest.raises(UsageError, match="0 or -1000"):
         ANYWHERE.with_offset(-500)
 
@@ -548,8 +550,8 @@ def test_period_cloud_and_place_are_decided_here(archive):
         "2024-08-03",
     ]
     assert result.notes == (
-        *("1 scenes left out: cloudier than 20 %", "1 scenes left out: outside the area"),
-        "1 scenes kept although their cloud cover is unknown",
+        *("1 scene left out: cloudier than 20 %", "1 scene left out: outside the area"),
+        "1 scene kept although its cloud cover is unknown",
     )
 
 
@@ -758,3 +760,12 @@ def test_access_of_a_catalogue_is_no_wider_than_its_hosts():
     assert isinstance(access, Access)
     with pytest.raises(UsageError, match="is not listed"):
         access.href("https://evil.example.org/B02.tif")
+
+
+def test_rejections_are_summed_up_by_reason():
+    rejected = [(f"S2A_{i}", "lacks B05") for i in range(300)] + [("S2B_0", "no datetime")]
+    assert summarised(rejected) == [
+        "300 items left out: lacks B05 (S2A_0, S2A_1, S2A_2 ...)",
+        "1 item left out: no datetime (S2B_0)",
+    ]
+    assert summarised([]) == []
