@@ -36,7 +36,7 @@ MAX_HREF_CHARS = 2048  # real hrefs stay under 400; GDAL itself cuts file names 
 TOKEN_MARGIN_S = 300.0  # a token this close to its end is not handed out any more
 _BLOB_SUFFIX = ".blob.core.windows.net"
 
-ALLOWED_DRIVERS: tuple[str, ...] = ("GTiff", "COG", "JP2OpenJPEG")
+ALLOWED_DRIVERS: tuple[str, ...] = ("GTiff", "JP2OpenJPEG")  # of bands' files; to GDAL a COG is a GTiff
 # Drivers that open other files or addresses named inside a file: a remote VRT reads local files (OSGeo/gdal#12645).
 _INDIRECT_DRIVERS = (
     "VRT,GTI,DERIVED,STACIT,STACTA,Zarr,WMS,WMTS,WCS,OGCAPI,HTTP,PLMOSAIC,DAAS,EEDA,EEDAI,NGW,PostGISRaster,"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.archive.access import ALLOWED_DRIVERS
 from pipeline.archive.radiometry import to_house_dn
 from pipeline.bands import BY_NAME
 from pipeline.errors import ReadError, UsageError
@@ -218,6 +219,8 @@ def _thinned(dataset: DatasetReader) -> NDArray[np.uint16]:
 
 def _disagreement(dataset: DatasetReader, file: BandFile) -> tuple[str, str] | None:
     """(found, expected) of the first contradiction between a file and its record; None when they agree."""
+    if dataset.driver not in ALLOWED_DRIVERS:  # GDAL goes by content, not by name; rasterio.open takes no list
+        return f"a file of format {dataset.driver}", " or ".join(ALLOWED_DRIVERS)
     if dataset.count != 1:
         return f"a file of {dataset.count} bands", "one band per file"
     if dataset.dtypes[0] != file.dtype:

@@ -429,3 +429,19 @@ def test_real_scene_of_fractional_phase_is_read_whole(shared_data):
     for gsd_m in GSDS_M:
         for band, image in zip(pixels.bands[gsd_m], pixels.dn[gsd_m], strict=True):
             np.testing.assert_array_equal(image, stored(scene, band) + 1000)
+
+
+def test_a_file_that_points_to_other_files_is_not_opened_whatever_its_name(tmp_path, local):
+    scene = make_scene(tmp_path, scene_id="a", size_m=SIDE)
+    real = shutil.move(scene.hrefs["B02"], tmp_path / "real.tif")
+    source = f"<SimpleSource><SourceFilename>{real}</SourceFilename><SourceBand>1</SourceBand></SimpleSource>"
+    with open(scene.hrefs["B02"], "w") as file:
+        file.write(
+            f'<VRTDataset rasterXSize="120" rasterYSize="120"><SRS>EPSG:32632</SRS>'
+            f"<GeoTransform>{LEFT},10,0,{TOP},0,-10</GeoTransform>"
+            f'<VRTRasterBand dataType="UInt16" band="1">{source}</VRTRasterBand></VRTDataset>'
+        )
+    with rasterio.open(scene.hrefs["B02"]) as dataset:
+        assert dataset.driver == "VRT"  # this process would open it
+    with pytest.raises(ReadError, match="format VRT"):
+        read_period([scene], "mosaic", grid_over(scene, 0), ("B02",), local)
