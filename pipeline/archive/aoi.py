@@ -25,7 +25,7 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from shapely import Geometry
 
-__all__ = ["Aoi", "aoi_from_bbox", "parse_bbox", "parse_period", "read_aoi", "to_utm", "utm_parts"]
+__all__ = ["Aoi", "aoi_from_bbox", "parse_period", "read_aoi", "to_utm", "utm_parts"]
 
 MAX_AREA_KM2 = 200_000.0  # about the size of Great Britain; larger runs must be meant
 BLOCK_M2 = 3600.0  # one 60 m pixel
@@ -96,19 +96,6 @@ def aoi_from_bbox(west: float, south: float, east: float, north: float, *, max_a
     name = "bbox_" + "_".join(f"{number:g}" for number in numbers)
     shapes = _shapes(reading, Rings("$", [ring]), repair=False, unwrap=False)
     return _finish(reading, shapes, name, max_area_km2)
-
-
-def parse_bbox(text: str) -> tuple[float, float, float, float]:
-    """(west, south, east, north) from "7.6,45.0,7.8,45.2", commas or blanks. UsageError unless four numbers."""
-    words = re.split(r"[,\s]+", text.strip())
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 4:
-        found = f"{len(words)} numbers" if numbers else "text"
-        raise UsageError(f"bounding box {text!r}: {found}", "four numbers: west,south,east,north in degrees")
-    return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
 def _read_bytes(source: str) -> bytes:

@@ -16,7 +16,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.archive.aoi import aoi_from_bbox, parse_bbox, parse_period, read_aoi, to_utm, utm_parts
+from pipeline.archive.aoi import aoi_from_bbox, parse_period, read_aoi, to_utm, utm_parts
 from pipeline.errors import UsageError
 
 SQUARE = [[7.6, 45.0], [7.7, 45.0], [7.7, 45.1], [7.6, 45.1], [7.6, 45.0]]
@@ -266,26 +266,9 @@ def test_41_bad_boxes(bbox, expected):
         aoi_from_bbox(*bbox)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1,2,3", "3 numbers"),
-        ("1,2,3,4,5", "5 numbers"),
-        ("a,b,c,d", "text"),
-        ("", "text"),
-        ("1,,2,3", "3 numbers"),
-        ("1,2,x,4", "text"),
-    ],
-)
-def test_41_box_text_must_be_four_numbers(text, expected):
-    with pytest.raises(UsageError, match=expected):
-        parse_bbox(text)
-
-
 def test_41_boxes_that_cross_the_antimeridian_in_any_spelling():
     boxes = [(179.9, 45, -179.9, 45.1), (179.9, 45, 180.1, 45.1), (-180.0, 45, -179.9, 45.1)]
     first, second, half = (aoi_from_bbox(*numbers) for numbers in boxes)
-    assert parse_bbox(" 179.9 45,-179.9, 45.1") == boxes[0]
     assert first.digest == second.digest
     assert first.geometry["type"] == "MultiPolygon"
     assert first.shape.bounds == (-180.0, 45.0, 180.0, 45.1)
