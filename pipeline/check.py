@@ -17,6 +17,8 @@ from pipeline.terminal import show
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import zarr
+
     from pipeline.execution.plan import Plan, Unit
 
 _SHOWN = 10
@@ -42,6 +44,8 @@ def examine(store: Path, verify: str) -> dict[str, Any]:
         chunks += len(receipt.chunks)
         if faults:
             damaged[unit.id] = faults
+    if verify == "full":
+        damaged.update(_coordinates(plan, store))
     return {
         "store": str(store),
         "status": layout.status(store),
@@ -51,6 +55,45 @@ def examine(store: Path, verify: str) -> dict[str, Any]:
         "chunks": chunks,
         "verify": verify,
     }
+
+
+def _coordinates(plan: Plan, store: Path) -> dict[str, list[str]]:
+    """Compare everything but the images (axes, bands, dates, CRS) with what the plan would write today."""
+    import tempfile
+
+    import zarr
+
+    from pipeline.execution.driver import template
+    from pipeline.store import layout
+
+    damaged = {}
+    for zone in plan.zones:
+        group = plan.group(zone.epsg)
+        with tempfile.TemporaryDirectory() as folder:
+            layout.create(Path(folder), "", template(plan, zone))
+            expected = zarr.open_group(folder, mode="r")
+            try:
+                found = zarr.open_group(str(store / group), mode="r", use_consolidated=False)
+                faults = [name for name, array in expected.arrays() if not _same(array, found.get(name))]
+                if found.attrs.get("plan_digest") != plan.digest:
+                    faults.append("plan_digest")
+            except (OSError, ValueError, RuntimeError, KeyError) as error:
+                faults = [f"metadata ({error})"]
+        if faults:
+            damaged[f"group {group or '/'}"] = [f"{name} is not what the plan says" for name in faults]
+    return damaged
+
+
+def _same(expected: zarr.Array, found: object) -> bool:
+    """Same shape, attributes and, for coordinates, values."""
+    import numpy as np
+    import zarr
+
+    if not isinstance(found, zarr.Array) or found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if dict(found.attrs) != dict(expected.attrs):
+        return False
+    return expected.ndim > 2 or bool(np.array_equal(np.asarray(found[...]), np.asarray(expected[...])))
 
 
 def _decode(plan: Plan, store: Path, unit: Unit) -> list[str]:

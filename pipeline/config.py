@@ -43,6 +43,7 @@ class RunConfig:
     members: int = 1  # draws per pixel; more than one averages them and adds `uncertainty`
     seed: int = 0
     consistency: str = "box"
+    exclude: tuple[str, ...] = ()  # scene ids to leave out
     offset: int | None = None  # BOA_ADD_OFFSET to add to the archive's DN, overriding rules and audit
     clip: bool = False  # mask pixels outside the polygon
     chunk_px: int = 480  # 1.2 km; a multiple of 24
@@ -77,7 +78,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, re-readable by `from_mapping`."""
-        return {**asdict(self), "bands": list(self.bands)}
+        return {**asdict(self), "bands": list(self.bands), "exclude": list(self.exclude)}
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], source: str = "configuration") -> RunConfig:
@@ -89,7 +90,7 @@ class RunConfig:
         default = cls()
         for name, value in values.items():
             _check_type(name, value, getattr(default, name), source)
-        settled: dict[str, Any] = {k: tuple(v) if k == "bands" else v for k, v in values.items()}
+        settled: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return replace(default, **settled)
 
     @classmethod

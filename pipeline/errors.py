@@ -8,7 +8,6 @@ from __future__ import annotations
 EXIT_OK = 0
 EXIT_USAGE = 2
 EXIT_NO_DATA = 3
-EXIT_QUARANTINE = 4
 EXIT_UPSTREAM = 5
 EXIT_STORAGE = 6
 EXIT_INTEGRITY = 7
@@ -57,6 +56,12 @@ class UpstreamError(PipelineError):
 
 class ReadError(UpstreamError):
     """A scene's pixels could not be read: missing, truncated or damaged file. Never becomes nodata."""
+
+
+class Unreachable(ReadError):
+    """An archive does not answer, or answers that it is busy, for longer than one unit's patience. Exit code 75."""
+
+    exit_code = EXIT_RESUMABLE
 
 
 class StorageError(PipelineError):

@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--end", help="last day (today)")
     where.add_argument("--max-cloud", type=float, metavar="PCT", help="of the whole scene (60)")
     where.add_argument("--composite", choices=COMPOSITES, help="how dates become time steps (mosaic)")
+    where.add_argument("--exclude", metavar="ID", action="append", help="leave this scene out (may be repeated)")
     where.add_argument("--offset", type=int, choices=(0, -1000), help="override the archive's BOA offset rule")
     how = p.add_argument_group("how")
     how.add_argument("--bands", help="comma-separated, e.g. B02,B03,B04,B08 (all 12)")
@@ -76,6 +77,8 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
     """Defaults, then the TOML file, then flags."""
     config = RunConfig.from_toml(Path(arguments.config)) if arguments.config else RunConfig()
     given = {name: value for name in config.to_json() if (value := getattr(arguments, name, None)) is not None}
+    if "exclude" in given:
+        given["exclude"] = tuple(given["exclude"])
     if "bands" in given:
         given["bands"] = tuple(band.strip() for band in given["bands"].split(",") if band.strip())
         if not given["bands"]:
@@ -93,6 +96,34 @@ def aoi_of(arguments: argparse.Namespace) -> Aoi:
     if arguments.bbox is not None:
         return aoi_from_bbox(*arguments.bbox, max_area_km2=arguments.max_area_km2)
     return read_aoi(arguments.aoi, max_area_km2=arguments.max_area_km2, repair=arguments.repair)
+
+
+def store_of(arguments: argparse.Namespace, aoi: Aoi) -> Path:
+    """Absolute path of the store, since workers may run in other folders. UsageError for what is no local path."""
+    name = arguments.out or f"{aoi.name}.zarr"
+    if "://" in name:
+        raise UsageError(f"--out {name} is an address", "a local path", "write locally and copy the finished folder")
+    try:
+        store = Path(name).resolve()
+        store.exists()
+    except OSError as error:
+        raise UsageError(f"--out {name[:80]}: {error.strerror}", "a path that this user may reach") from error
+    return store
+
+
+def _picture(plan: Plan, store: Path, *, anew: bool) -> Path | None:
+    """The quicklook; kept when nothing was computed. Its failure is said and does not fail a finished store."""
+    from pipeline.execution.quicklook import write_quicklook
+
+    path = store.with_suffix(".png")
+    if path.is_file() and not anew:
+        return path
+    try:
+        return write_quicklook(plan, store)
+    except Exception as error:
+        cure = f"if bytes are damaged, python -m pipeline.check {store} --verify full finds them"
+        print(f"warning: the store is complete, but its picture failed ({error}); {cure}", file=sys.stderr)
+        return None
 
 
 def existing_plan(store: Path, config: RunConfig, aoi: Aoi) -> Plan | None:
@@ -160,31 +191,32 @@ def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
 def execute(arguments: argparse.Namespace) -> int:
     """Plan and run; prints the outcome. Raises PipelineError."""
     from pipeline.archive.access import restrict_drivers
-    from pipeline.execution.cluster import default_workers
+    from pipeline.execution.cluster import fitting_workers, processors
     from pipeline.execution.driver import prepare, run_plan
     from pipeline.execution.estimate import estimate
     from pipeline.execution.planner import make_plan
-    from pipeline.execution.quicklook import write_quicklook
 
     restrict_drivers()  # before GDAL is first used
     progress = Progress(quiet=arguments.quiet or arguments.json)
     config, aoi = config_of(arguments), aoi_of(arguments)
     for warning in aoi.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    store = Path(arguments.out or f"{aoi.name}.zarr")
-    workers = default_workers() if arguments.workers is None else arguments.workers
+    store = store_of(arguments, aoi)
+    workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")
-    plan = None if arguments.overwrite else existing_plan(store, config, aoi)
+    plan = None if arguments.overwrite or arguments.dry_run else existing_plan(store, config, aoi)
     fresh = plan is None
     if plan is None:
         plan = make_plan(config, aoi, workers=workers, say=progress.say)
+    cost = estimate(plan, workers, timed=arguments.dry_run)
     if arguments.dry_run:
-        cost = estimate(plan, workers)
         progress.clear()
-        words = described_plan(plan, cost, store)
+        words = f"{aoi.describe()}\n{described_plan(plan, cost, store)}"
         show(json.dumps({"plan": plan.to_json(), "estimate": cost.to_json()}) if arguments.json else words)
         return EXIT_OK
+    if arguments.workers is None:
+        workers = fitting_workers(workers, cost.worker_mib)
     if fresh:
         if arguments.overwrite:
             remove_store(store)
@@ -195,7 +227,7 @@ def execute(arguments: argparse.Namespace) -> int:
             plan, store, cluster=cluster, workers=workers, verify=arguments.verify, report=progress.units
         )
         progress.say("drawing the quicklook")
-        picture = write_quicklook(plan, store)
+        picture = _picture(plan, store, anew=summary.computed > 0)
     finally:
         progress.clear()
     words = described_run(plan, summary, store, picture)
@@ -209,6 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return execute(arguments)
     except PipelineError as error:
+        if arguments.json:
+            parts = {"found": error.found, "expected": error.expected, "cure": error.cure}
+            show(json.dumps({"status": "error", "exit_code": error.exit_code, **parts}))
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

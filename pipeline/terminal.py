@@ -150,7 +150,7 @@ def run_json(plan: Plan, summary: Summary, store: Path, picture: Path | None) ->
         "computed": summary.computed,
         "resumed": summary.resumed,
         "valid_fraction": summary.valid_fraction,
-        "clear_fraction": summary.clear_pixels / summary.pixels if summary.clear_pixels is not None else None,
+        "clear_fraction": summary.clear_pixels / summary.pixels if summary.clear_pixels and summary.pixels else None,
         "seconds": round(summary.seconds, 3),
         "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
         "stored_bytes": summary.stored_bytes,

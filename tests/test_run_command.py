@@ -201,6 +201,7 @@ FLAGS = {  # RunConfig field: (arguments, value)
     "end": (["--end", "2024-07"], "2024-07"),
     "max_cloud": (["--max-cloud", "12.5"], 12.5),
     "composite": (["--composite", "median"], "median"),
+    "exclude": (["--exclude", "S2A_ONE", "--exclude", "S2B_TWO"], ("S2A_ONE", "S2B_TWO")),
     "bands": (["--bands", "B02, B03,B04,"], ("B02", "B03", "B04")),
     "sr": (["--sr", "difffusr"], "difffusr"),
     "weights": (["--weights", "w.safetensors"], "w.safetensors"),

@@ -12,7 +12,7 @@ import re
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.errors import PipelineError, ReadError, StorageError, UpstreamError
+from pipeline.errors import PipelineError, ReadError, StorageError, Unreachable, UpstreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +38,12 @@ _TRANSIENT_WORDS = re.compile(
     r"|not recognized as|SlowDown|ServerBusy|RequestTimeout|Read failed|read error|IReadBlock failed"
     r"|TIFFFillTile|TIFFReadEncoded|TIFFReadDirectory|TIFFFetch|Decoding error|inflate|ZSTD|incomplete|truncated"
     r"|Premature|opj_|Error reading Window|Range downloading not supported",
+    re.IGNORECASE,
+)
+# Those of them that speak of the archive as a whole rather than of one damaged file.
+_OUTAGE_WORDS = re.compile(
+    r"CURL error|timed? ?out|reset by peer|Connection (?:refused|aborted|reset)|Temporary failure in name resolution"
+    r"|could not resolve|failed to resolve|Max retries exceeded|SlowDown|ServerBusy|RequestTimeout",
     re.IGNORECASE,
 )
 _WAIT_WORDS = re.compile(r"(?:try|retry) again in (\d+(?:\.\d+)?)", re.IGNORECASE)
@@ -146,6 +152,11 @@ _CURES = {
 }
 
 
+def _speaks_of_an_outage(error: BaseException) -> bool:
+    texts = [str(link) for link in _chain(error)]
+    return any(_OUTAGE_WORDS.search(text) or _status(error, text) in TRANSIENT_STATUS for text in texts)
+
+
 def retrying(
     call: Callable[[], T],
     *,
@@ -160,7 +171,8 @@ def retrying(
 
     Transient errors use every try; 401/403 runs `on_auth` (refresh the token there) once and then has two more
     tries; 404 is looked at once more. Local trouble raises StorageError at once; programming errors pass unchanged;
-    else `raises` with `what` and a redacted text. PipelineErrors pass unchanged: they are already explained.
+    else `raises` with `what` and a redacted text (Unreachable, where a ReadError would be the archive's absence rather
+    than a file's damage). PipelineErrors pass unchanged: they are already explained.
     """
     allowed = {"transient": tries, "auth": min(tries, 4), "gone": min(tries, 2), "permanent": 1}
     refreshed = False
@@ -178,6 +190,8 @@ def retrying(
                 raise StorageError(message, cure="free space or permissions on this machine, then run again") from None
             if attempt >= allowed[kind]:
                 count = f"{attempt} {'try' if attempt == 1 else 'tries'}"
+                if kind == "transient" and raises is ReadError and _speaks_of_an_outage(error):
+                    raise Unreachable(f"{message} (after {count})", cure=_CURES[kind]) from None
                 raise raises(f"{message} ({kind}, after {count})", cure=_CURES[kind]) from None
             if kind == "auth" and on_auth is not None and not refreshed:
                 refreshed = True

@@ -11,7 +11,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from pipeline.errors import Interrupted, UsageError
+from pipeline.errors import Interrupted, PipelineError, UsageError
 from pipeline.execution.unit import process
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Outcome = tuple["Unit", "int", "Receipt | BaseException"]
 _WORKERS_TIMEOUT_S = 120
+_MEMORY_SHARE = 0.7
 _CONNECT_TIMEOUT = "30s"
 # glibc gives memory back to the system after every multi-megabyte array unless both thresholds are raised
 # (measured: 2.4 times the CPU seconds per unit otherwise, with what the nanny sets by itself).
@@ -99,9 +100,21 @@ class DaskPool:
         if future.status == "lost" or self._client.status not in ("running", "connecting"):
             raise Interrupted("the Dask scheduler is gone", cure="run the same command again to continue")
         error = future.exception() if future.status == "error" else None
-        outcome: Receipt | BaseException = future.result() if error is None else error
+        outcome: Receipt | BaseException = future.result() if error is None else _explained(error, unit)
         future.release()
         return unit, attempt, outcome
+
+
+def _explained(error: BaseException, unit: Unit) -> BaseException:
+    """A dead worker in words; other errors as they are."""
+    from distributed import KilledWorker
+
+    if not isinstance(error, KilledWorker):
+        return error
+    return PipelineError(
+        f"unit {unit.id}: its worker process died",
+        cure="if memory ran out, use fewer --workers or a smaller --unit-chunks; --dry-run shows the need",
+    )
 
 
 @contextmanager
@@ -172,7 +185,12 @@ def _local(cluster: str, workers: int) -> Iterator[object]:
 
     with _sigint_ignored():
         local = LocalCluster(
-            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=0,  # the plan sees to it that workers fit; Dask would pause or kill them on a guess
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
         )
     with local:
         yield local
@@ -191,9 +209,16 @@ def _sigint_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def default_workers() -> int:
+def processors() -> int:
     """Processors this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
+
+
+def fitting_workers(wanted: int, worker_mib: float) -> int:
+    """At most `wanted` workers of `worker_mib` that fit in 70 % of the memory limit (cgroups v1 and v2 included)."""
+    from distributed.system import MEMORY_LIMIT
+
+    return max(1, min(wanted, int(_MEMORY_SHARE * MEMORY_LIMIT / 2**20 / max(1.0, worker_mib))))

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import Interrupted, PipelineError, StorageError, UsageError
+from pipeline.errors import Interrupted, PipelineError, StorageError, Unreachable, UsageError
 from pipeline.execution.cluster import Pool, open_pool
-from pipeline.execution.plan import Plan, Unit, plan_path
+from pipeline.execution.plan import Plan, Unit, Zone, plan_path
 from pipeline.execution.unit import plan_has_scl
 from pipeline.store import layout
+from pipeline.store.lease import lease
 from pipeline.store.receipts import Ledger, Receipt, write_atomic
 from pipeline.superres.masks import QUALITY_MEANINGS
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _ATTEMPTS = 3
+_UNANSWERED_PER_WORKER = 3
 _FATAL = (UsageError, StorageError)  # no other unit would fare better
 
 
@@ -73,6 +75,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self.outage = ""  # what an archive said that stays away
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
@@ -106,22 +109,25 @@ def prepare(plan: Plan, store: Path) -> None:
     if "" not in {plan.group(zone.epsg) for zone in plan.zones}:
         layout.create_root(store, {"groups": [plan.group(z.epsg) for z in plan.zones], "plan_digest": plan.digest})
     for zone in plan.zones:
-        group = plan.group(zone.epsg)
-        template = layout.Template(
-            grid=zone.grid,
-            bands=plan.config.band_names,
-            times_utc=tuple(period.datetime_utc for period in zone.periods),
-            chunk_px=plan.config.chunk_px,
-            generated=plan.system.generated_bands,
-            with_scl=plan_has_scl(plan),
-            with_uncertainty=plan.config.members > 1 and bool(plan.system.sr_weights),
-            shard_px=plan.config.chunk_px * plan.config.unit_chunks if plan.config.shard else 0,
-            quality_meanings=QUALITY_MEANINGS,
-            attributes=_provenance(plan, zone.epsg),
-        )
-        layout.create(store, group, template)
+        layout.create(store, plan.group(zone.epsg), template(plan, zone))
     layout.consolidate(store)
     write_atomic(plan_path(store), json.dumps(plan.to_json(), indent=1).encode())
+
+
+def template(plan: Plan, zone: Zone) -> layout.Template:
+    """What a zone's group holds before any pixel is written."""
+    return layout.Template(
+        grid=zone.grid,
+        bands=plan.config.band_names,
+        times_utc=tuple(period.datetime_utc for period in zone.periods),
+        chunk_px=plan.config.chunk_px,
+        generated=plan.system.generated_bands,
+        with_scl=plan_has_scl(plan),
+        with_uncertainty=plan.config.members > 1 and bool(plan.system.sr_weights),
+        shard_px=plan.config.chunk_px * plan.config.unit_chunks if plan.config.shard else 0,
+        quality_meanings=QUALITY_MEANINGS,
+        attributes=_provenance(plan, zone.epsg),
+    )
 
 
 def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
@@ -179,25 +185,36 @@ def run_plan(
 ) -> Summary:
     """Compute what the ledger lacks, then publish. Interrupted when asked to stop; PipelineError when units failed."""
     started = time.perf_counter()
-    Ledger(store, plan.digest).sweep()
-    todo, done = pending(plan, store, verify)
-    summary = Summary(units=len(todo) + len(done), resumed=len(done))
-    for receipt in done:
-        summary.add(receipt)
-    if todo:
-        with _stop_on_signals() as stop, open_pool(cluster, workers, str(store), plan.digest) as pool:
-            failed = _work(pool, todo, summary, report, stop)
-        summary.seconds = time.perf_counter() - started
-        if failed:
-            raise _failure(failed, summary)
-        if stop.asked and summary.computed + summary.resumed < summary.units:
-            left = summary.units - summary.computed - summary.resumed
-            raise Interrupted(
-                f"stopped with {left} of {summary.units} units to do", cure="run the same command again to continue"
-            )
-    _publish(plan, store, summary)
+    with lease(store):
+        Ledger(store, plan.digest).sweep()
+        todo, done = pending(plan, store, verify)
+        summary = Summary(units=len(todo) + len(done), resumed=len(done))
+        for receipt in done:
+            summary.add(receipt)
+        if todo:
+            with _stop_on_signals() as stop, open_pool(cluster, workers, str(store), plan.digest) as pool:
+                failed = _work(pool, todo, summary, report, stop)
+            _raise_unless_whole(failed, stop, summary)
+        if todo or layout.status(store) != layout.STATUS_COMPLETE:
+            _publish(plan, store, summary)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def _raise_unless_whole(failed: dict[Unit, BaseException], stop: Stop, summary: Summary) -> None:
+    """Say why units are left, if any: they failed, the archive is away, or the user asked to stop."""
+    if failed:
+        raise _failure(failed, summary)
+    left = summary.units - summary.computed - summary.resumed
+    if left and stop.outage:
+        raise Interrupted(
+            f"the archive does not answer ({stop.outage}); {left} of {summary.units} units are to do",
+            cure="run the same command again later, it continues where it stopped",
+        )
+    if left:
+        raise Interrupted(
+            f"stopped with {left} of {summary.units} units to do", cure="run the same command again to continue"
+        )
 
 
 def _work(
@@ -208,6 +225,7 @@ def _work(
     running = 0
     failed: dict[Unit, BaseException] = {}
     report(summary, running)
+    unanswered = 0  # failures in a row because an archive is away
     while running or (queue and not stop.asked):
         while queue and running < pool.capacity and not stop.asked:
             pool.submit(*queue.pop())
@@ -218,8 +236,14 @@ def _work(
         if isinstance(outcome, Receipt):
             summary.computed += 1
             summary.add(outcome)
+            unanswered = 0
         elif isinstance(outcome, _FATAL):
             raise outcome
+        elif isinstance(outcome, Unreachable):  # an outage costs time, not units
+            unanswered += 1
+            queue.insert(0, (unit, attempt))
+            if unanswered >= _UNANSWERED_PER_WORKER * pool.capacity:
+                stop.asked, stop.outage = True, outcome.found
         elif attempt < _ATTEMPTS:
             queue.append((unit, attempt + 1))
         else:

@@ -59,7 +59,8 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
     bands = len(plan.config.band_names)
     per_pixel = bands * 2 * (2 if plan.config.members > 1 else 1) + 1
     largest = max((window.ny * window.nx for window in windows), default=0)
-    scenes = max((len(p.scene_ids) for z in plan.zones for p in z.periods), default=1)
+    # a mosaic holds one scene and the result at a time; a median all that lie over one place, rarely more than ten
+    scenes = min(10, len(plan.scenes)) if plan.config.composite == "median" else 2
     per_window = seconds_per_window(plan) if timed else 0.0
     per_member = plan.config.members if plan.system.sr_weights else 1
     return Estimate(

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.scene import OffsetDecision, Scene
-from pipeline.errors import NoDataError, PipelineError, UsageError
+from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
 from pipeline.execution.plan import Plan, Zone
 from pipeline.grid.grid import Grid, Phase
 from pipeline.superres import systems
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _DEFAULT_DAYS = 90
 _AUDIT_THREADS = 8
 _BOW_M = 0.05
+_SLIVER_DEG2 = 1e-9  # about ten square metres
 _STATE_WINDOWS = 64  # windows of 64 x 64 px from which a scene's state is taken
 
 
@@ -52,8 +53,7 @@ def make_plan(
     systems.load(system, "cpu")  # unfit weights are found before anything is asked of an archive
     say("searching")
     found = _search(config, aoi)
-    say("auditing offsets")
-    scenes, notes = _audited(found, config)
+    scenes, notes = _audited(found, config, say)
     zones, zone_notes = _zones(config, aoi, scenes, workers)
     used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
     kept = {scene.id: scene for scene in scenes if scene.id in used}
@@ -67,12 +67,19 @@ def make_plan(
         system=system,
         access=found.access,
         states=_states(system, kept, found.access),
-        notes=(*aoi.warnings, *found.notes, *notes, *zone_notes),
+        notes=(*aoi.warnings, *found.notes, *notes, *zone_notes, *_remarks(config, system)),
         licence=found.catalog.licence,
         credit=found.catalog.credit,
         created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         version=VERSION,
     )
+
+
+def _remarks(config: RunConfig, system: systems.Choice) -> list[str]:
+    """Settings that have no effect, said aloud."""
+    if config.members > 1 and not system.sr_weights:
+        return [f"--members {config.members} has no effect with --sr {system.name}, which draws nothing"]
+    return []
 
 
 def _check_bands(config: RunConfig, system: systems.Choice) -> None:
@@ -86,7 +93,7 @@ def _check_bands(config: RunConfig, system: systems.Choice) -> None:
 
 
 def _search(config: RunConfig, aoi: Aoi) -> _Found:
-    from pipeline.archive.catalog import load_catalog, search
+    from pipeline.archive.catalog import load_catalog, search, summarised
     from pipeline.archive.period import parse_period
 
     catalog = load_catalog(config.catalog)
@@ -97,51 +104,72 @@ def _search(config: RunConfig, aoi: Aoi) -> _Found:
     if config.offset is not None:
         catalog = catalog.with_offset(config.offset)
     result = search(catalog, aoi, start, end, config.max_cloud, bands=config.band_names)
-    notes = [*result.notes, *(f"left out {name}: {reason}" for name, reason in result.rejected)]
-    if not result.scenes:
+    scenes = tuple(scene for scene in result.scenes if scene.id not in config.exclude)
+    notes = [*result.notes, *summarised(result.rejected)]
+    if len(scenes) < len(result.scenes):
+        notes.append(f"left out by --exclude: {', '.join(s.id for s in result.scenes if s.id in config.exclude)}")
+    if not scenes:
         reasons = "; ".join(notes) or "the search came back empty"
         raise NoDataError(
             f"no usable scene of {catalog.name} over {aoi.name} from {start or 'the beginning'} to {end or 'now'} "
             f"with at most {config.max_cloud:g} % cloud ({reasons})",
             cure="check the AOI's place, widen --start/--end or --max-cloud, or choose another --catalog",
         )
-    return _Found(catalog, catalog.access(), result.scenes, tuple(notes))
+    return _Found(catalog, catalog.access(), scenes, tuple(notes))
 
 
-def _audited(found: _Found, config: RunConfig) -> tuple[tuple[Scene, ...], list[str]]:
+def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tuple[tuple[Scene, ...], list[str]]:
     """Scenes whose offset decision stands, with its evidence; the others are left out with both facts."""
     if config.offset is not None:
-        decision = OffsetDecision(config.offset, f"--offset {config.offset}")
+        decision = OffsetDecision(config.offset, f"--offset {config.offset}", by_user=True)
         return tuple(replace(scene, offset=decision) for scene in found.scenes), []
     from pipeline.archive.radiometry import audit_scene
 
-    def audit(scene: Scene) -> tuple[Scene, str, bool]:
-        result = audit_scene(scene, found.access)
-        evidence = f"{scene.offset.evidence}; pixels {result.verdict}: {result.fact}"
-        decided = replace(scene, offset=OffsetDecision(scene.offset.offset_dn, evidence))
-        return decided, result.fact, result.verdict != "contradicts"
+    def audit(scene: Scene) -> tuple[Scene, str]:
+        """The scene with what its pixels say, and why it is left out (empty: it stays)."""
+        if scene.offset.by_user:
+            return scene, ""
+        try:
+            result = audit_scene(scene, found.access)
+        except Unreachable:
+            raise
+        except ReadError as error:
+            return scene, f"left out {scene.id}: {error.found}"
+        evidence = f"{scene.offset.evidence}; pixels: {result.verdict}, {result.fact}"
+        decided = replace(scene, offset=replace(scene.offset, evidence=evidence))
+        if result.verdict != "contradicts":
+            return decided, ""
+        rule = f"offset {scene.offset.offset_dn} by rule ({scene.offset.evidence})"
+        return decided, f"left out {scene.id}: {rule}, but the pixels contradict: {result.fact}"
 
-    with ThreadPoolExecutor(_AUDIT_THREADS) as pool:
-        audited = list(pool.map(audit, found.scenes))
-    kept = tuple(scene for scene, _, stands in audited if stands)
-    faults = [
-        f"left out {scene.id}: offset {scene.offset.offset_dn} by rule, but {scene.offset.evidence}"
-        for scene, _, stands in audited
-        if not stands
-    ]
+    audited = []
+    with ThreadPoolExecutor(max(1, min(_AUDIT_THREADS, found.catalog.limits.connections))) as pool:
+        for done, outcome in enumerate(pool.map(audit, found.scenes), 1):
+            audited.append(outcome)
+            say(f"looking at the scenes' pixels, {done} of {len(found.scenes)}")
+    faults = [fault for _, fault in audited if fault]
+    kept = tuple(scene for scene, fault in audited if not fault)
     if not kept:
-        raise UsageError(
-            "; ".join(faults),
+        raise _none_left(faults)
+    return kept, faults
+
+
+def _none_left(faults: list[str]) -> PipelineError:
+    """Why no scene is left after the audit, as the error that fits: wrong offsets, or files that cannot be read."""
+    text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+    if any("contradict" in fault for fault in faults):
+        return UsageError(
+            text,
             "metadata and pixels that agree on the BOA offset",
             "say which is right with --offset 0 or --offset -1000",
         )
-    return kept, faults
+    return ReadError(text, "at least one scene whose files can be read", "use another catalogue or period")
 
 
 def _zones(config: RunConfig, aoi: Aoi, scenes: tuple[Scene, ...], workers: int) -> tuple[tuple[Zone, ...], list[str]]:
     from pipeline.archive.zones import to_utm, utm_parts
 
-    parts, notes = _assign(utm_parts(aoi), scenes)
+    parts, notes = assign(utm_parts(aoi), scenes)
     zones = []
     for epsg, part in parts.items():
         over = _over(part, [scene for scene in scenes if scene.epsg == epsg])
@@ -159,26 +187,46 @@ def _over(part: Geometry, scenes: list[Scene]) -> tuple[Scene, ...]:
     return tuple(scene for scene in scenes if footprint_shape(scene.footprint).intersects(part))
 
 
-def _assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[int, Geometry], list[str]]:
-    """AOI parts by the zone whose scenes will feed them.
+def assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[int, Geometry], list[str]]:
+    """AOI parts by the zone whose scenes will feed them, in degrees; nothing is ever warped between zones.
 
-    A part stays in its own zone when a scene of that zone reaches it; else it goes to the neighbouring zone whose
-    scenes do, since tiles overlap across zone borders and nothing then has to be warped.
+    Ground stays in its own zone where a scene of that zone covers it; what is left goes to the neighbouring zone whose
+    scenes cover it, since tiles overlap across zone borders. What no scene covers stays at home, as nodata.
     """
     import shapely
 
+    from pipeline.archive.footprints import footprint_shape
+
+    covered = {
+        epsg: shapely.union_all([footprint_shape(scene.footprint) for scene in scenes if scene.epsg == epsg])
+        for epsg in sorted({scene.epsg for scene in scenes})
+    }
     assigned: dict[int, list[Geometry]] = {}
     notes: list[str] = []
     for epsg, part in parts.items():
-        homes = [epsg, *sorted({scene.epsg for scene in scenes} - {epsg}, key=lambda other: (abs(other - epsg), other))]
-        home = next((h for h in homes if _over(part, [s for s in scenes if s.epsg == h])), None)
-        if home is None:
-            notes.append(f"no scene reaches the AOI's part in EPSG:{epsg}; it is left out")
-            continue
-        if home != epsg:
-            notes.append(f"the AOI's part in EPSG:{epsg} is processed in EPSG:{home}, where its scenes are")
-        assigned.setdefault(home, []).append(part)
-    return {epsg: shapely.union_all(pieces) for epsg, pieces in sorted(assigned.items())}, notes
+        left = part
+        for home in [epsg, *sorted(covered.keys() - {epsg}, key=lambda other: (abs(other - epsg), other))]:
+            mine = left.intersection(covered[home]) if home in covered else shapely.Polygon()
+            if mine.area <= _SLIVER_DEG2:
+                continue
+            if home != epsg:
+                notes.append(f"part of the AOI in EPSG:{epsg} is processed in EPSG:{home}, where its scenes are")
+            assigned.setdefault(home, []).append(mine)
+            left = left.difference(mine)
+        if left.area > _SLIVER_DEG2:
+            share = 100 * left.area / part.area
+            notes.append(f"no scene covers {share:.3g} % of the AOI's part in EPSG:{epsg}")
+            if epsg in assigned:
+                assigned[epsg].append(left)
+    return {epsg: _polygons(shapely.union_all(pieces)) for epsg, pieces in sorted(assigned.items())}, notes
+
+
+def _polygons(geometry: Geometry) -> Geometry:
+    """The polygons of a geometry; points and lines that cutting leaves behind are dropped."""
+    import shapely
+
+    flat = shapely.get_parts(shapely.get_parts(geometry))
+    return shapely.union_all([part for part in flat if part.geom_type == "Polygon" and part.area > 0])
 
 
 def _zone(
@@ -191,7 +239,8 @@ def _zone(
     phase, resample, notes = _phase(epsg, scenes)
     left, bottom, right, top = area.bounds
     # edges straight in degrees bow by centimetres in metres: an AOI drawn along 60 m lines keeps to them
-    grid = Grid.covering(epsg, (left + _BOW_M, bottom + _BOW_M, right - _BOW_M, top - _BOW_M), phase)
+    bow_x, bow_y = min(_BOW_M, (right - left) / 4), min(_BOW_M, (top - bottom) / 4)
+    grid = Grid.covering(epsg, (left + bow_x, bottom + bow_y, right - bow_x, top - bow_y), phase)
     ny, nx = (-(-length // config.chunk_px) for length in grid.shape)
     rows, cols = _breaks(ny, nx, config, workers)
     return Zone(epsg, grid, _plain(mapping(area)), periods(scenes, config.composite), rows, cols, resample), notes

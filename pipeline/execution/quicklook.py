@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SIDE_PX = 288  # 720 m: small enough to see single 10 m pixels
 _OVERVIEW_PX = 512
+_OVERVIEW_CHUNKS = 16
 _CANDIDATES = 25
 TRUE_COLOUR, FALSE_COLOUR = ("B04", "B03", "B02"), ("B08", "B04", "B03")
 
@@ -107,20 +108,23 @@ def _input(plan: Plan, zone: Zone, place: Window) -> dict[str, NDArray[np.uint16
 
 
 def _overview(
-    array: zarr.Array,
-    zone: Zone,
-    place: Window,
+    array: zarr.Array, zone: Zone, place: Window
 ) -> tuple[NDArray[np.uint16], tuple[float, float, float, float]]:
-    """The whole zone, decimated, and where `place` lies in it as fractions (left, top, right, bottom)."""
-    grid = zone.grid.window
-    step = max(1, -(-max(grid.shape) // _OVERVIEW_PX))
-    chunk = array.chunks[-1]
-    ny, nx = len(range(0, grid.ny, step)), len(range(0, grid.nx, step))
-    whole = np.zeros((array.shape[1], ny, nx), np.uint16)
-    for top in range(0, grid.ny, chunk):  # chunk rows one at a time: memory stays flat whatever the area
-        rows = range(-(-top // step) * step, min(top + chunk, grid.ny), step)
-        if rows:
-            part = array[0, :, rows.start : rows.stop : step, ::step]
-            whole[:, rows.start // step : rows.start // step + part.shape[1]] = part
-    left, top_px = (place.col - grid.col) / grid.nx, (place.row - grid.row) / grid.ny
-    return whole, (left, top_px, left + place.nx / grid.nx, top_px + place.ny / grid.ny)
+    """The zone around `place`, decimated, and where `place` lies in it as fractions (left, top, right, bottom).
+
+    At most _OVERVIEW_CHUNKS chunks a side are read, so that the picture of a country costs no more than one of a town.
+    """
+    grid, chunk = zone.grid.window, array.chunks[-1]
+    reach = _OVERVIEW_CHUNKS * chunk
+    row = max(0, min(place.row - grid.row - reach // 2, grid.ny - reach)) // chunk * chunk
+    col = max(0, min(place.col - grid.col - reach // 2, grid.nx - reach)) // chunk * chunk
+    around = Window(grid.row + row, grid.col + col, reach, reach).intersect(grid)
+    step = max(1, -(-max(around.shape) // _OVERVIEW_PX))
+    rows, cols = around.slices(grid)
+    parts = []
+    for top in range(rows.start, rows.stop, chunk * step):  # a band of rows at a time keeps memory flat
+        band = array[0, :, top : min(top + chunk * step, rows.stop) : step, cols.start : cols.stop : step]
+        parts.append(np.asarray(band))
+    whole: NDArray[np.uint16] = np.concatenate(parts, axis=1)
+    left, upper = (place.col - around.col) / around.nx, (place.row - around.row) / around.ny
+    return whole, (left, upper, left + place.nx / around.nx, upper + place.ny / around.ny)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from pipeline.archive.scene import Scene
     from pipeline.grid.grid import Window
     from pipeline.superres.systems import SceneState
+
+
+_LAUNCH = date(2015, 6, 23)  # Sentinel-2A
 
 
 def prepare_process(threads: int = 1) -> None:
@@ -89,7 +93,7 @@ def _process(unit: Unit, plan: Plan, store: Path, attempt: int) -> Receipt:
     seconds["read"] = time.perf_counter() - started
 
     native = superres.Native(pixels.grid.window, pixels.dn, pixels.bands, pixels.scl)
-    options = superres.Options(plan.config.seed, _stream(unit), plan.config.members, plan.config.consistency)
+    options = superres.Options(plan.config.seed, _stream(plan, unit), plan.config.members, plan.config.consistency)
     result = superres.super_resolve(native, window, system, plan.config.band_names, options, _state_of(plan, unit))
     seconds.update(result.seconds)
     started = time.perf_counter()
@@ -111,10 +115,20 @@ def _record(store: Path, plan: Plan, receipt: Receipt) -> Receipt:
     return receipt
 
 
-def _stream(unit: Unit) -> int:
-    """Noise stream of a unit's zone and time step: 8 bits of zone and hemisphere, 16 of the step."""
-    zone = unit.epsg % 100 + (100 if unit.epsg // 100 == 327 else 0)
-    return (zone << 16) | (unit.period & 0xFFFF)
+def _stream(plan: Plan, unit: Unit) -> int:
+    """Noise stream of a unit. Composites of several dates have no date of their own and share one stream."""
+    dated = plan.config.composite == "none"
+    return noise_stream(unit.epsg, plan.zone(unit.epsg).periods[unit.period].label if dated else "")
+
+
+def noise_stream(epsg: int, day: str) -> int:
+    """Noise stream of a zone and a date (ISO 8601, or empty): 8 bits of zone and hemisphere, 16 of days since launch.
+
+    The date itself, not its place in the run's list: other dates, found or not, must not change these pixels.
+    """
+    zone = epsg % 100 + (100 if epsg // 100 == 327 else 0)
+    days = (date.fromisoformat(day) - _LAUNCH).days if day else 0
+    return (zone << 16) | (days & 0xFFFF)
 
 
 def _scenes_over(plan: Plan, unit: Unit, window: Window) -> tuple[Scene, ...]:
@@ -179,7 +193,7 @@ def _write(unit: Unit, plan: Plan, store: Path, window: Window, pixels: Pixels, 
         stored.update(writer.write(*chunk.slices(grid.window), part))
         for band, plane in zip(plan.config.band_names, part["reflectance"], strict=True):
             valid[band] += int(np.count_nonzero(plane != NODATA_DN))
-        count += chunk.ny * chunk.nx
+        count += chunk.ny * chunk.nx if inside is None else int(np.count_nonzero(inside[cut]))
         if "scl" in part:
             clear += int(
                 np.count_nonzero(~np.isin(part["scl"], NOT_CLEAR_SCL) & (part["reflectance"] != NODATA_DN).all(0))

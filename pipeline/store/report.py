@@ -79,7 +79,7 @@ def quicklook(path: Path, panels: list[Panel], box: tuple[float, float, float, f
         top = _LABEL_PX + _GAP_PX + i * (_TILE_PX + _LABEL_PX + _GAP_PX)
         limits = stretch_limits(panel.measured)
         images = (panel.overview, panel.measured, panel.resolved)
-        names = (f"{panel.title} ({' '.join(panel.bands)}), whole area", "measured, 10 m", f"{system}, 2.5 m")
+        names = (f"{panel.title} ({' '.join(panel.bands)}), overview", "measured, 10 m", f"{system}, 2.5 m")
         for j, (image, name) in enumerate(zip(images, names, strict=True)):
             left = _GAP_PX + j * (_TILE_PX + _GAP_PX)
             tile = _tile(_to_rgb(image, limits))

@@ -170,9 +170,9 @@ def choose(name: str, sr_weights: str = "", fusion_weights: str = "") -> Choice:
     bands = tuple(dict.fromkeys((*sr.out_bands, *fusion.out_bands)))
     return Choice(
         name,
-        sr_weights or _shipped(spec.sr_weights),
+        _absolute(sr_weights) or _shipped(spec.sr_weights),
         sr.digest,
-        fusion_weights or _shipped(spec.fusion_weights),
+        _absolute(fusion_weights) or _shipped(spec.fusion_weights),
         fusion.digest,
         licence,
         bands,
@@ -181,6 +181,11 @@ def choose(name: str, sr_weights: str = "", fusion_weights: str = "") -> Choice:
 
 def _shipped(file_name: str | None) -> str:
     return _SHIPPED + file_name if file_name else ""
+
+
+def _absolute(path: str) -> str:
+    """Weights are opened by workers that may run in another folder."""
+    return str(Path(path).resolve()) if path else ""
 
 
 def _locate(weights: str) -> Path:

@@ -105,3 +105,36 @@ def test_a_full_disk_stops_the_run_at_once(archive, aoi, tmp_path, monkeypatch, 
     assert len(said.strip().splitlines()) == 1
     monkeypatch.setattr(RegionWriter, "write", real)
     assert main(words) == 0
+
+
+def test_an_archive_that_stays_away_stops_the_run_with_75(archive, aoi, tmp_path, monkeypatch):
+    """An outage costs time, not units: few tries, everything done is kept, and the same run can go on."""
+    from pipeline.errors import Interrupted, Unreachable
+    from pipeline.execution import cluster
+
+    real, asked = cluster.process, []
+
+    def away(unit, store, digest, attempt=1):
+        asked.append(unit)
+        if len(asked) > 2:
+            raise Unreachable("B04 of scene S at https://archive.example: Could not resolve host")
+        return real(unit, store, digest, attempt)
+
+    monkeypatch.setattr(cluster, "process", away)
+    store = tmp_path / "away.zarr"
+    plan = make_plan(config_for(archive, unit_chunks=1), read_aoi(str(aoi)))
+    driver.prepare(plan, store)
+    with pytest.raises(Interrupted, match=r"archive\.example") as caught:
+        driver.run_plan(plan, store, cluster="inline", workers=1)
+    assert caught.value.exit_code == 75
+    assert len(asked) == 5
+    assert len(driver.pending(plan, store)[1]) == 2
+
+
+def test_workers_are_as_many_as_fit_into_memory(monkeypatch):
+    from pipeline.execution.cluster import fitting_workers
+
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 8 * 2**30)
+    assert fitting_workers(16, 1000.0) == 5
+    assert fitting_workers(2, 1000.0) == 2
+    assert fitting_workers(16, 50_000.0) == 1

@@ -288,3 +288,65 @@ def test_a_unit_writes_only_its_own_chunks(archive, aoi, tmp_path):
     assert isinstance(plan.window(unit), Window)
     shutil.rmtree(store)
     assert not zarr.storage.LocalStore(store).root.exists()
+
+
+def test_a_date_is_the_same_whatever_other_dates_the_run_found(archive, aoi, tmp_path):
+    """Noise follows the date, not its place in the list of time steps."""
+    run(config_for(archive, sr="lite", composite="none", unit_chunks=5), aoi, tmp_path / "both.zarr")
+    run(config_for(archive, sr="lite", composite="none", start="2024-06-20"), aoi, tmp_path / "later.zarr")
+    assert values(tmp_path / "later.zarr").shape[0] == 1
+    assert np.array_equal(values(tmp_path / "both.zarr")[1], values(tmp_path / "later.zarr")[0])
+
+
+def test_excluded_scenes_are_left_out_and_said_so(archive, aoi, tmp_path):
+    plan, _ = run(config_for(archive, exclude=("S2A_CLOUDY",)), aoi, tmp_path / "one.zarr")
+    assert set(plan.scenes) == {"S2B_LATER"}
+    assert any("--exclude" in note for note in plan.notes)
+
+
+def test_a_scene_whose_files_are_gone_is_left_out_while_others_remain(tmp_path, aoi):
+    from pathlib import Path
+
+    scenes = [
+        make_scene(tmp_path, scene_id="S2A_GONE", seed=1, size_m=SIZE),
+        make_scene(tmp_path, scene_id="S2B_HERE", seed=1, size_m=SIZE, date="2024-06-22T10:20:31Z"),
+    ]
+    Path(scenes[0].hrefs["B04"]).unlink()
+    plan, summary = run(config_for(make_archive(tmp_path, scenes)), aoi, tmp_path / "x.zarr")
+    assert set(plan.scenes) == {"S2B_HERE"}
+    assert any("S2A_GONE" in note and "B04" in note for note in plan.notes)
+    assert summary.valid_fraction == 1.0
+
+
+def test_ground_that_only_the_neighbouring_zone_covers_is_processed_there(tmp_path):
+    """One scene of zone 31 covers the AOI, which lies in zone 32; a scene of zone 32 covers a corner of it."""
+    import pyproj
+
+    def corner(epsg, lon, lat):
+        x, y = pyproj.Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, lat)
+        return round(x / 60) * 60, round(y / 60) * 60
+
+    x31, y31 = corner(32631, 6.01, 46.0)
+    x32, y32 = corner(32632, 6.01, 46.0)
+    scenes = [
+        make_scene(tmp_path, scene_id="S2A_31", epsg=32631, left_m=x31 - 1500, top_m=y31 + 1500, size_m=3000),
+        make_scene(tmp_path, scene_id="S2A_32", epsg=32632, left_m=x32 - 1500, top_m=y32 + 1500, size_m=(3000, 1200)),
+    ]
+    west, south, east, north = 6.004, 45.997, 6.016, 46.003
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    path = tmp_path / "aoi.geojson"
+    path.write_text(f'{{"type": "Polygon", "coordinates": [{ring}]}}')
+    plan, summary = run(config_for(make_archive(tmp_path, scenes)), path, tmp_path / "x.zarr")
+    assert [zone.epsg for zone in plan.zones] == [32631, 32632]
+    assert any("processed in EPSG:32631" in note for note in plan.notes)
+    tree = pipeline.open_store(tmp_path / "x.zarr")
+    east_of_it = tree["utm31n"]["reflectance"].isel(time=0, band=3).values
+    assert np.isfinite(east_of_it).mean() > 0.8
+    assert summary.valid_fraction > 0.8
+
+
+def test_clip_counts_pixels_inside_the_polygon_only(archive, tmp_path):
+    corners = [(LEFT + 300, TOP - 400), (LEFT + 900, TOP - 400), (LEFT + 600, TOP - 1000)]
+    aoi = write_aoi(tmp_path / "triangle.geojson", corners)
+    _, summary = run(config_for(archive, clip=True), aoi, tmp_path / "clipped.zarr")
+    assert summary.valid_fraction == 1.0

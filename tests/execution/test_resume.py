@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pipeline.check import examine
+from pipeline.check import examine, exit_code
 from pipeline.execution.plan import load_plan
 from pipeline.store import layout
 from tests.execution.conftest import chunk_digests, config_for, run
@@ -213,3 +213,38 @@ def test_check_of_an_unfinished_store_says_75_and_what_is_to_do(archive, aoi, tm
     nothing = subprocess.run([sys.executable, "-m", "pipeline.check", str(tmp_path)], capture_output=True, text=True)
     assert nothing.returncode == 2
     assert "holds no plan" in nothing.stderr
+
+
+def test_two_runs_of_one_store_do_not_meet(archive, aoi, tmp_path):
+    from pipeline.store.lease import lease
+
+    store = tmp_path / "held.zarr"
+    run(config_for(archive, unit_chunks=1), aoi, store)
+    with lease(store):
+        second = subprocess.run(command(archive, aoi, store), capture_output=True, text=True)
+    assert second.returncode == 2
+    assert f"process {os.getpid()}" in second.stderr
+    assert subprocess.run(command(archive, aoi, store), capture_output=True).returncode == 0
+    assert not (store / layout.RUN_FOLDER / "lease.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["x/c/0", "band/c/0", "x/zarr.json", "spatial_ref/zarr.json"])
+def test_full_verification_covers_axes_and_metadata(archive, aoi, tmp_path, damage):
+    store = tmp_path / "axes.zarr"
+    run(config_for(archive, unit_chunks=5), aoi, store)
+    assert exit_code(examine(store, "full")) == 0
+    (store / damage).unlink()
+    report = examine(store, "full")
+    assert exit_code(report) == 7
+    assert any(damage.split("/")[0] in fault for faults in report["damaged"].values() for fault in faults)
+
+
+def test_a_failing_picture_does_not_fail_a_finished_store(archive, aoi, tmp_path):
+    store = tmp_path / "plain.zarr"
+    run(config_for(archive, unit_chunks=1), aoi, store)
+    chunk = next(path for path in sorted(store.rglob("reflectance/c/**/*")) if path.is_file())
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    again = subprocess.run(command(archive, aoi, store), capture_output=True, text=True)
+    assert again.returncode == 0
+    assert "--verify full" in again.stderr
+    assert "Traceback" not in again.stderr
