@@ -1,35 +1,70 @@
 """Several scenes into one time step: which scenes belong together, which pixel of which scene is taken.
 
-In: scenes, or their `Pixels` best scene first. Out: `Period`s, or one composite. Everything is decided within a 60 m
-cell, so a composite does not depend on where the grid ends.
+In: scenes, or their `Step`s (pixels, read when asked for) best scene first. Out: `Period`s, or one `Composite`.
+Everything is decided within a 60 m cell, so a composite does not depend on where the grid ends.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from pipeline.archive.bandfile import UNCLASSIFIED
 from pipeline.archive.scene import Period
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.archive.cube import Pixels
     from pipeline.archive.scene import Scene
-
-    Composite = tuple[dict[int, NDArray[np.uint16]], NDArray[np.uint8] | None]
+    from pipeline.grid.grid import Grid
 
 COMPOSITES: tuple[str, ...] = ("none", "mosaic", "median")
 # SCL classes (Sen2Cor) that hide the ground: nodata, saturated, cloud shadow, medium and high cloud, thin cirrus.
 UNCLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)
 _CELL_M = 20  # pixel of SCL, on which the choice is made
 _FAR = np.int32(1 << 20)  # sorts behind every DN
+
+
+class Step(Protocol):
+    """One scene over a grid. `dn` by GSD in metres: (band, y, x) house DN; looking a GSD up may read files."""
+
+    @property
+    def grid(self) -> Grid:
+        """The 2.5 m grid, edges on multiples of 60 m."""
+        ...
+
+    @property
+    def dn(self) -> Mapping[int, NDArray[np.uint16]]:
+        """By GSD in metres: (band, y, x), 0 is nodata."""
+        ...
+
+    @property
+    def scl(self) -> NDArray[np.uint8] | None:
+        """(y, x) classes at 20 m, None when the scene has none."""
+        ...
+
+    def seen(self, gsd_m: int, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(y, x) at `gsd_m`: True where any band has data; right at least where `needed`, of the same shape."""
+        ...
+
+
+class Composite(NamedTuple):
+    """What became of some steps, by GSD in metres.
+
+    `dn` (band, y, x); `scl` (y, x) at 20 m, 7 for scenes without, 0 where nothing is valid; `clear` (y, x): the pixel
+    is from a step that is clear there; `used`: positions of the steps that supplied a pixel.
+    """
+
+    dn: dict[int, NDArray[np.uint16]]
+    scl: NDArray[np.uint8]
+    clear: dict[int, NDArray[np.bool_]]
+    used: tuple[int, ...]
 
 
 def best_first(scenes: Iterable[Scene]) -> tuple[Scene, ...]:
@@ -54,10 +89,11 @@ def periods(scenes: Sequence[Scene], composite: str) -> tuple[Period, ...]:
 
 def solar_day(scene: Scene) -> str:
     """Date of the local mean solar time (UTC + longitude / 15 h), so that no overpass is split at midnight UTC."""
-    from shapely.geometry import shape
+    import shapely
 
-    footprint = shape(scene.footprint)
-    part = max(footprint.geoms, key=lambda g: g.area) if footprint.geom_type == "MultiPolygon" else footprint
+    from pipeline.archive.footprints import footprint_shape
+
+    part = max(shapely.get_parts(footprint_shape(scene.footprint)), key=lambda piece: float(piece.area))
     return (_utc(scene) + timedelta(hours=part.centroid.x / 15)).date().isoformat()
 
 
@@ -73,64 +109,85 @@ def _period(scenes: Sequence[Scene], composite: str) -> Period:
     return Period(label, earliest.datetime_utc, tuple(s.id for s in best_first(scenes)), composite)
 
 
-def mosaic(steps: Iterable[Pixels]) -> Composite:
-    """Best clear observation per 20 m cell, best scene first; (dn by GSD, scl). Reads no more steps than it needs.
+def mosaic(steps: Iterable[Step]) -> Composite:
+    """Best clear observation per 20 m cell, best scene first. Takes no more steps, and reads no more DN, than it needs.
 
-    10 m pixels follow their cell, 60 m pixels the majority of their nine. Where nothing is clear the first valid
-    observation is taken, where no scene covers a whole cell the first that covers the pixel.
+    SCL and coverage settle the choice before the bands of the chosen scenes are looked up. 10 m pixels follow their
+    cell, 60 m pixels the majority of their nine. Where nothing is clear the first valid observation is taken, where no
+    scene covers a whole cell the first that covers the pixel.
     """
-    taken: list[Pixels] = []
+    taken: list[Step] = []
     choice = np.full((0, 0), -1)
     for order, step in enumerate(steps):
         taken.append(step)
         if order == 0:
             choice = np.full(step.grid.at_gsd(_CELL_M).shape, -1)
-        choice[(choice < 0) & _clear(step) & _whole(step)] = order
+        choice[_whole(step, (choice < 0) & _clear(step))] = order
         if (choice >= 0).all():
             break
-    if len(taken) == 1:
-        return dict(taken[0].dn), taken[0].scl
     for order, step in enumerate(taken):
-        choice[(choice < 0) & _whole(step)] = order
-    return {gsd_m: _assemble(taken, choice, gsd_m) for gsd_m in taken[0].dn}, _assemble_scl(taken, choice)
+        choice[_whole(step, choice < 0)] = order
+    dn, clear, used = {}, {}, set()
+    for gsd_m in taken[0].dn:
+        dn[gsd_m], clear[gsd_m], suppliers = _assemble(taken, choice, gsd_m)
+        used |= suppliers
+    return Composite(dn, _assemble_scl(taken, choice), clear, tuple(sorted(used)))
 
 
-def median(steps: Iterable[Pixels]) -> Composite:
-    """Per pixel and band the median of clear valid DN (mean of the middle two, half up); else what `mosaic` takes."""
+def median(steps: Iterable[Step], days: Sequence[str]) -> Composite:
+    """Per pixel and band the median over days of clear valid DN (mean of the middle two, half up).
+
+    `days` names the day of each step; the steps of one day, which overlap where tiles do, count once, as their mosaic.
+    Where no day is clear, and for SCL, what `mosaic` takes of all steps. `used` are the steps that supplied to a day.
+    """
     taken = list(steps)
-    fallback, scl = mosaic(taken)
-    return {gsd_m: _median(taken, gsd_m, fallback[gsd_m]) for gsd_m in fallback}, scl
+    members: dict[str, list[int]] = defaultdict(list)
+    for order, day in zip(range(len(taken)), days, strict=True):
+        members[day].append(order)
+    fallback = mosaic(taken)
+    daily = {day: mosaic([taken[order] for order in orders]) for day, orders in members.items()}
+    used = {members[day][place] for day, composite in daily.items() for place in composite.used}
+    observed = {gsd_m: _median(list(daily.values()), gsd_m) for gsd_m in fallback.dn}
+    dn = {gsd_m: np.where(found > 0, found, fallback.dn[gsd_m]) for gsd_m, found in observed.items()}
+    clear = {gsd_m: found.any(axis=0) | fallback.clear[gsd_m] for gsd_m, found in observed.items()}
+    return Composite(dn, fallback.scl, clear, tuple(sorted(used)))
 
 
-def _clear(step: Pixels) -> NDArray[np.bool_]:
+def _clear(step: Step) -> NDArray[np.bool_]:
     """(y, x) at 20 m: True where SCL does not hide the ground; everywhere without SCL."""
     if step.scl is None:
         return np.ones(step.grid.at_gsd(_CELL_M).shape, bool)
     return ~np.isin(step.scl, UNCLEAR_SCL)
 
 
-def _covered(step: Pixels, gsd_m: int, *, whole: bool) -> NDArray[np.bool_]:
-    """(y, x) at 20 m: True where the bands of `gsd_m` have data in the whole cell, or anywhere in it.
+def _covered(step: Step, gsd_m: int, cells: NDArray[np.bool_], *, whole: bool) -> NDArray[np.bool_]:
+    """(y, x) at 20 m: True where, within `cells`, the bands of `gsd_m` have data in the whole cell, or anywhere in it.
 
     0 in every band of a group is no data; 0 in one of them is a clipped dark pixel.
     """
-    covered = np.asarray((step.dn[gsd_m] != 0).any(axis=0))
+    if not cells.any():
+        return cells
     if gsd_m >= _CELL_M:
-        return _fine(covered, gsd_m // _CELL_M)
-    blocks = _blocks(covered, _CELL_M // gsd_m)
-    return np.asarray(blocks.all((1, 3)) if whole else blocks.any((1, 3)))
+        n = gsd_m // _CELL_M
+        return cells & _fine(step.seen(gsd_m, np.asarray(_blocks(cells, n).any((1, 3)))), n)
+    n = _CELL_M // gsd_m
+    blocks = _blocks(step.seen(gsd_m, _fine(cells, n)), n)
+    return np.asarray(cells & (blocks.all((1, 3)) if whole else blocks.any((1, 3))))
 
 
-def _whole(step: Pixels) -> NDArray[np.bool_]:
-    """(y, x) at 20 m: True where every band group covers the whole cell."""
-    cells: NDArray[np.bool_] = np.logical_and.reduce([_covered(step, gsd_m, whole=True) for gsd_m in step.dn])
+def _whole(step: Step, cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(y, x) at 20 m: those of `cells` that every band group covers whole."""
+    for gsd_m in step.dn:
+        cells = _covered(step, gsd_m, cells, whole=True)
     return cells
 
 
-def _touched(step: Pixels) -> NDArray[np.bool_]:
-    """(y, x) at 20 m: True where any band group has any pixel in the cell."""
-    cells: NDArray[np.bool_] = np.logical_or.reduce([_covered(step, gsd_m, whole=False) for gsd_m in step.dn])
-    return cells
+def _touched(step: Step, cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(y, x) at 20 m: those of `cells` where any band group has any pixel."""
+    found = np.zeros_like(cells)
+    for gsd_m in step.dn:
+        found |= _covered(step, gsd_m, cells & ~found, whole=False)
+    return found
 
 
 def _blocks(image: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
@@ -159,40 +216,53 @@ def _choice_at(choice: NDArray[np.int_], count: int, gsd_m: int) -> NDArray[np.i
     return np.where(votes.any(axis=0), votes.argmax(axis=0), -1)
 
 
-def _assemble(taken: list[Pixels], choice: NDArray[np.int_], gsd_m: int) -> NDArray[np.uint16]:
-    """(band, y, x): the chosen step per pixel, holes filled by the first clear, then by the first valid step."""
+def _assemble(
+    taken: list[Step], choice: NDArray[np.int_], gsd_m: int
+) -> tuple[NDArray[np.uint16], NDArray[np.bool_], set[int]]:
+    """(band, y, x) DN, (y, x) clear, suppliers: the chosen step per pixel, holes by the first clear, then first valid.
+
+    Only steps that are chosen somewhere, or may fill a hole, are looked up.
+    """
     native = _choice_at(choice, len(taken), gsd_m)
-    out = np.zeros_like(taken[0].dn[gsd_m])
-    for order, step in enumerate(taken):
-        np.copyto(out, step.dn[gsd_m], where=native == order)
-    for step, allowed in [(step, _at(_clear(step), gsd_m)) for step in taken] + [(step, True) for step in taken]:
-        hole = ~out.any(axis=0)
-        if not hole.any():
-            break
-        np.copyto(out, step.dn[gsd_m], where=hole & allowed)
-    return out
+    clears = [_at(_clear(step), gsd_m) for step in taken]
+    passes = [(order, native == order) for order in range(len(taken))]
+    passes += [(order, (native < 0) & clear) for order, clear in enumerate(clears)]
+    passes += [(order, native < 0) for order in range(len(taken))]
+    empty = np.ones(native.shape, bool)
+    clear, used, out = np.zeros(native.shape, bool), set(), None
+    for order, allowed in passes:
+        where = empty & allowed
+        if not where.any():
+            continue
+        dn = taken[order].dn[gsd_m]
+        where &= dn.any(axis=0)
+        if where.all():
+            out = dn  # all of one step: no copy
+        else:
+            out = np.zeros_like(dn) if out is None else out
+            np.copyto(out, dn, where=where)
+        np.copyto(clear, clears[order], where=where)
+        empty &= ~where
+        used |= {order} if where.any() else set()
+    return (np.zeros_like(taken[0].dn[gsd_m]) if out is None else out), clear, used
 
 
-def _assemble_scl(taken: list[Pixels], choice: NDArray[np.int_]) -> NDArray[np.uint8] | None:
+def _assemble_scl(taken: list[Step], choice: NDArray[np.int_]) -> NDArray[np.uint8]:
     """(y, x) classes by the same choice; where there was none, of the first step that has any pixel in the cell."""
-    if taken[0].scl is None:
-        return None
-    out = np.zeros_like(taken[0].scl)
+    out = np.zeros(choice.shape, np.uint8)
     rest = choice.copy()
     for order, step in enumerate(taken):
-        rest[(rest < 0) & _touched(step)] = order
-        if step.scl is not None:
-            np.copyto(out, step.scl, where=rest == order)
+        rest[_touched(step, rest < 0)] = order
+        np.copyto(out, UNCLASSIFIED if step.scl is None else step.scl, where=rest == order)
     return out
 
 
-def _median(taken: list[Pixels], gsd_m: int, fallback: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """(band, y, x) at one GSD; integers throughout."""
-    dn = np.stack([step.dn[gsd_m] for step in taken]).astype(np.int32)
-    clear = np.stack([_at(_clear(step), gsd_m) for step in taken])[:, None]
-    seen = (dn > 0) & clear
+def _median(days: list[Composite], gsd_m: int) -> NDArray[np.uint16]:
+    """(band, y, x) at one GSD, 0 where no day is clear; integers throughout."""
+    dn = np.stack([day.dn[gsd_m] for day in days]).astype(np.int32)
+    seen = (dn > 0) & np.stack([day.clear[gsd_m] for day in days])[:, None]
     count = seen.sum(axis=0)[None]
     ordered = np.sort(np.where(seen, dn, _FAR), axis=0)
     low = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=0)[0]
-    high = np.take_along_axis(ordered, np.minimum(count // 2, len(taken) - 1), axis=0)[0]
-    return np.where(count[0] > 0, (low + high + 1) // 2, fallback).astype(np.uint16)
+    high = np.take_along_axis(ordered, np.minimum(count // 2, len(days) - 1), axis=0)[0]
+    return np.where(count[0] > 0, (low + high + 1) // 2, 0).astype(np.uint16)

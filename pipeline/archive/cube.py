@@ -6,6 +6,7 @@ native 10, 20 and 60 m, or `Pixels`, the same as arrays. All DN are in the house
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.archive.bandfile import SCL, SCL_GSD_M, BandFile, BandReader, gdal_options
-from pipeline.archive.composite import median, mosaic
+from pipeline.archive.composite import median, mosaic, solar_day
 from pipeline.bands import GSDS_M, bands_at
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import xarray as xr
     from numpy.typing import NDArray
 
     from pipeline.archive.access import Access
+    from pipeline.archive.composite import Step
     from pipeline.archive.scene import Scene
     from pipeline.grid.grid import Grid, Window
 
@@ -48,6 +50,66 @@ class Pixels:
     dn: dict[int, NDArray[np.uint16]]
     bands: dict[int, tuple[str, ...]]
     scl: NDArray[np.uint8] | None
+    scenes: tuple[str, ...] = ()  # ids of those that supplied a pixel, best first; () where nobody kept count
+
+    def seen(self, gsd_m: int, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(y, x) at `gsd_m`: True where any band has data."""
+        return np.asarray(self.dn[gsd_m].any(axis=0) & needed)
+
+
+class LazyPixels(Mapping[int, "NDArray[np.uint16]"]):
+    """A scene that is read piece by piece, each file once: SCL, the first band of a GSD, its other bands.
+
+    A mapping from GSD in metres to (band, y, x). `load(gsd_m, bands)` reads a slice of the bands of one GSD.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        bands: Mapping[int, tuple[str, ...]],
+        load: Callable[[int, slice], NDArray[np.uint16]],
+        load_scl: Callable[[], NDArray[np.uint8]] | None,
+    ) -> None:
+        self.grid, self._bands, self._load, self._load_scl = grid, bands, load, load_scl
+        self._parts: dict[int, list[NDArray[np.uint16]]] = {gsd_m: [] for gsd_m in bands}
+        self._scl: NDArray[np.uint8] | None = None
+
+    def __getitem__(self, gsd_m: int) -> NDArray[np.uint16]:
+        parts = self._parts[gsd_m]
+        missing = slice(sum(map(len, parts)), len(self._bands[gsd_m]))
+        if missing.start < missing.stop:
+            parts.append(self._load(gsd_m, missing))
+        if len(parts) > 1:
+            parts[:] = [np.concatenate(parts)]
+        return parts[0]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._bands)
+
+    def __len__(self) -> int:
+        return len(self._bands)
+
+    @property
+    def dn(self) -> Mapping[int, NDArray[np.uint16]]:
+        """Itself: looking a GSD up reads what is missing of it."""
+        return self
+
+    @property
+    def scl(self) -> NDArray[np.uint8] | None:
+        """(y, x) classes at 20 m, read when first asked for; None when the scene has none."""
+        if self._scl is None and self._load_scl is not None:
+            self._scl = self._load_scl()
+        return self._scl
+
+    def seen(self, gsd_m: int, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(y, x) at `gsd_m`: True where any band has data; one band is read, the others where it leaves doubt."""
+        parts = self._parts[gsd_m]
+        if not parts:
+            parts.append(self._load(gsd_m, slice(0, 1)))
+        found = parts[0].any(axis=0)
+        if (needed & ~found).any():
+            found = self[gsd_m].any(axis=0)
+        return np.asarray(found & needed)
 
 
 def open_cube(
@@ -101,17 +163,35 @@ def read_period(
     access: Access,
     *,
     resample: bool = False,
+    with_scl: bool = False,
 ) -> Pixels:
     """The loader: `scenes` (best first) composited ("mosaic" or "median") over `grid`. Errors as `open_cube`, `read`.
 
-    Each file is opened at most once; a mosaic stops reading where the scenes so far are clear everywhere.
+    Each file is opened at most once, those of scenes that are not needed never. `scl` is 7 on valid ground of scenes
+    without SCL and 0 where nothing is valid; None where no scene has SCL, unless `with_scl`. `scenes` names those that
+    supplied a pixel (of a median: to the mosaic of their day).
     """
     if composite not in ("mosaic", "median"):
         raise UsageError(f"composite {composite!r} cannot be read", "mosaic or median")
     cube = open_cube(scenes, grid, bands, access, resample=resample)
-    steps = (read(cube, time=step) for step in range(len(scenes)))
-    dn, scl = mosaic(steps) if composite == "mosaic" else median(steps)
-    return Pixels(grid, dn, {gsd_m: bands_at(gsd_m, bands) for gsd_m in dn}, scl)
+    steps: list[Step] = [read(cube)] if len(scenes) == 1 else [_lazy(cube, i, s) for i, s in enumerate(scenes)]
+    found = mosaic(steps) if composite == "mosaic" else median(steps, [solar_day(scene) for scene in scenes])
+    scl = found.scl if with_scl or cube.scl is not None else None
+    names = {gsd_m: bands_at(gsd_m, bands) for gsd_m in found.dn}
+    return Pixels(grid, found.dn, names, scl, tuple(scenes[order].id for order in found.used))
+
+
+def _lazy(cube: Cube, time: int, scene: Scene) -> LazyPixels:
+    """The scene at `time`; reads in the calling thread, as `read` does."""
+    names = {gsd_m: tuple(map(str, raster.band.values)) for gsd_m, raster in cube.rasters.items()}
+
+    def load(gsd_m: int, bands: slice) -> NDArray[np.uint16]:
+        lazy = cube.rasters[gsd_m].isel(time=time, band=bands)
+        return np.asarray(lazy.data.compute(scheduler="synchronous"))
+
+    classes = None if cube.scl is None or SCL not in scene.hrefs else cube.scl.isel(time=time).data
+    load_scl = None if classes is None else partial(classes.compute, scheduler="synchronous")
+    return LazyPixels(cube.grid, names, load, load_scl)
 
 
 def _check(scenes: Sequence[Scene], grid: Grid, bands: tuple[str, ...]) -> None:

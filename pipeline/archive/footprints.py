@@ -25,7 +25,9 @@ def footprint_shape(geometry: dict[str, Any]) -> Geometry:
     west, _, east, _ = found.bounds
     if east - west > 180:
         found = shapely.make_valid(shapely.transform(shape(geometry), _eastward))
-        east = found.bounds[2]
+        west, east = found.bounds[0], found.bounds[2]
+    if west < -180:
+        found, east = translate(found, xoff=360), east + 360
     if east <= 180:
         return found
     inside = found.intersection(shapely.box(-180, -90, 180, 90))

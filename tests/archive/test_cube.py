@@ -194,6 +194,53 @@ def test_mosaic_reads_no_further_than_it_must(tmp_path, local, opened):
     assert sorted(opened) == sorted(clear.hrefs.values())
 
 
+def test_one_cloudy_cell_in_every_scene_opens_only_scl_of_the_others(tmp_path, local, opened):
+    classes = np.full((SIDE // 20, SIDE // 20), 4)
+    classes[5, 7] = 9
+    scenes = [make_scene(tmp_path, scene_id=f"s{i}", size_m=SIDE, seed=i, scl=classes) for i in range(3)]
+    opened.clear()
+    pixels = read_period(scenes, "mosaic", grid_over(scenes[0], 0), BAND_NAMES, local)
+    assert sorted(opened) == sorted([*scenes[0].hrefs.values(), scenes[1].hrefs[SCL], scenes[2].hrefs[SCL]])
+    assert pixels.scenes == ("s0",)
+    for gsd_m in GSDS_M:
+        alone = read(open_cube(scenes[:1], grid_over(scenes[0], 0), BAND_NAMES, local))
+        np.testing.assert_array_equal(pixels.dn[gsd_m], alone.dn[gsd_m])
+
+
+def test_median_takes_each_day_once(tmp_path, local):
+    days = ["2024-06-01T10:00:00Z", "2024-06-11T10:00:00Z", *["2024-06-21T10:00:00Z"] * 3]
+    scenes = [
+        make_scene(tmp_path, scene_id=f"s{i}", size_m=SIDE, seed=min(i, 2), date=day) for i, day in enumerate(days)
+    ]
+    pixels = read_period(scenes, "median", grid_over(scenes[0], 0), ("B02",), local)
+    want = np.median([stored(scene, "B02") + 1000 for scene in scenes[:3]], axis=0)
+    np.testing.assert_array_equal(pixels.dn[10][0], want)
+    assert pixels.scenes == ("s0", "s1", "s2")
+
+
+@pytest.mark.parametrize("composite", ["mosaic", "median"])
+def test_stored_scl_does_not_depend_on_how_the_area_is_cut(tmp_path, local, composite):
+    bare = make_scene(tmp_path, scene_id="bare", size_m=SIDE, scl=False, nodata_left_m=310)
+    full = make_scene(tmp_path, scene_id="full", size_m=SIDE, left_m=LEFT + 900, seed=1, nodata_left_m=100)
+    grid = Grid.covering(32632, (LEFT - 120, TOP - SIDE, LEFT + 2100, TOP + 120), bare.phase)
+    edge_px = (900 + 120) * 2 // 5
+    window = grid.window
+    left = Window(window.row, window.col, window.ny, edge_px)
+    right = Window(window.row, window.col + edge_px, window.ny, window.nx - edge_px)
+    whole = read_period([bare, full], composite, grid, BAND_NAMES, local, with_scl=True)
+    parts = [
+        read_period(scenes, composite, grid.of(part), BAND_NAMES, local, with_scl=True)
+        for scenes, part in (([bare], left), ([bare, full], right))
+    ]
+    np.testing.assert_array_equal(np.hstack([part.scl for part in parts]), whole.scl)
+    assert set(np.unique(parts[0].scl)) == {0, UNCLASSIFIED}
+    assert set(np.unique(parts[1].scl)) == {0, 4, UNCLASSIFIED}
+    ground = parts[0].dn[20].any(axis=0)
+    assert (parts[0].scl[ground] == UNCLASSIFIED).all()
+    assert read_period([bare], composite, grid.of(left), BAND_NAMES, local).scl is None
+    assert [part.scenes for part in parts] == [("bare",), ("bare", "full")]
+
+
 # --- other phases and zones
 
 
