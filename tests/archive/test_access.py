@@ -22,7 +22,7 @@ from pipeline.archive import access as access_module
 from pipeline.archive.access import Access, redact, restrict_drivers, retrying
 from pipeline.archive.bandfile import gdal_options
 from pipeline.archive.retry import classify
-from pipeline.errors import IntegrityError, ReadError, StorageError, UpstreamError, UsageError
+from pipeline.errors import IntegrityError, ReadError, StorageError, Unreachable, UpstreamError, UsageError
 from tests.archive.stac_server import serving
 
 CANARY = "cAnArY0123456789"
@@ -428,7 +428,7 @@ def test_transient_errors_use_every_try_with_growing_jitter(monkeypatch):
     assert retrying(call, what="B02", sleep=waits.append) == "done"
     assert waits == [0.5, 1.0, 2.0]
     call = Failing(*[http_error(503)] * 9)
-    with pytest.raises(ReadError, match=r"^B02 of S2A: HTTP Error 503: status \(transient, after 4 tries\); cure: "):
+    with pytest.raises(Unreachable, match=r"^B02 of S2A: HTTP Error 503: status \(after 4 tries\); cure: "):
         retrying(call, what="B02 of S2A", sleep=waits.append)
     assert call.calls == 4
 
