@@ -98,6 +98,10 @@ class Access:
         """Raise UsageError when the policy refuses `href`; needs neither network nor credentials."""
         self._admitted(href)
 
+    def lists(self, host: str) -> bool:
+        """True where a host is allowed by its name or a pattern, not only as any public host."""
+        return any(fnmatchcase(host, pattern) for pattern in self.hosts if pattern != ANY_PUBLIC_HOST)
+
     def refresh(self, href: str) -> str:
         """As `href`, with a new token: call it when the archive answered 401 or 403."""
         kind, parts = self._admitted(href)
@@ -186,7 +190,7 @@ class Access:
             raise _refused(href, f"port {port} is not listed", parts.netloc)
         if _is_address(host):
             raise _refused(href, "addresses instead of names must be listed", parts.netloc)
-        if any(fnmatchcase(host, pattern) for pattern in self.hosts if pattern != ANY_PUBLIC_HOST):
+        if self.lists(host):
             return
         if ANY_PUBLIC_HOST not in self.hosts:
             raise _refused(href, f"host {host!r} is not listed", host)

@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from pipeline.archive.scene import Raster
 from pipeline.bands import BY_NAME, DN_SCALE, GSDS_M, NODATA_DN
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 SCL, SCL_GSD_M = "SCL", 20
 _DN_TYPES = ("uint16", "int16")
+# Query parameters of signed addresses, in lower case: AWS (SigV4, SigV2), Google, CloudFront; Azure's only next to sig.
+_SIGNATURE = re.compile(r"x-(amz|goog)-.+|awsaccesskeyid|googleaccessid|signature|expires|policy|key-pair-id")
+_SAS = re.compile(r"sig|s[eiprstv]|spr|srt|sip|sdd|sk[estv]|sk(oid|tid|dutid)|s[au]oid|scid|ses|rsc[cdelt]")
+_SECRET = re.compile(r"(access[-_]?|id[-_]?|auth[-_]?)?token|api[-_]?key|subscription-key|password|authorization")
 _MAX_SIDE_PX = 100_000  # a full granule has 10980 at 10 m
 
 
@@ -75,6 +80,23 @@ def rasters_of(assets: Mapping[str, Asset]) -> tuple[Raster, ...]:
     wanted = {BY_NAME[name].gsd_m for name in assets if name != SCL}
     known = wanted <= set(rasters)
     return tuple(rasters[gsd_m] for gsd_m in GSDS_M if gsd_m in wanted) if known else ()
+
+
+def unsigned(href: str) -> tuple[str, bool]:
+    """(the address without signature, whether it had one). Signatures end within hours, and are secrets until then.
+
+    Paths come back as they are. ValueError when the address carries a lasting secret, which must not be stored.
+    """
+    parts = urlsplit(href)
+    if "://" not in href or not parts.query:
+        return href, False
+    fields = [(unquote(field.partition("=")[0]).lower(), field) for field in parts.query.split("&")]
+    secret = next((name for name, _ in fields if _SECRET.fullmatch(name)), None)
+    if secret:
+        raise ValueError(f"its addresses carry {secret}=...; expected addresses without credentials")
+    sas = any(name == "sig" for name, _ in fields)
+    kept = [field for name, field in fields if not (_SIGNATURE.fullmatch(name) or (sas and _SAS.fullmatch(name)))]
+    return parts._replace(query="&".join(kept)).geturl(), len(kept) < len(fields)
 
 
 def declared_offset(assets: Mapping[str, Asset]) -> float | None:

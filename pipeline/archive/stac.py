@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from pipeline.archive.assets import Asset, band_assets, declared_offset, epsg_number, rasters_of
+from pipeline.archive.assets import Asset, band_assets, declared_offset, epsg_number, rasters_of, unsigned
 from pipeline.archive.radiometry import offset_from_rule
 from pipeline.archive.scene import OffsetDecision, Raster, Scene
 from pipeline.bands import BAND_NAMES, HOUSE_ADD_OFFSET_DN
@@ -75,9 +75,7 @@ def _scene(item: dict[str, Any], catalog: Catalog, access: Access, base: str, ba
     rasters = rasters_of(assets)
     _check_place(item["geometry"], epsg, rasters)
     start = base or _self_href(item)
-    hrefs = {name: _absolute(asset.href, start) for name, asset in assets.items()}
-    for href in hrefs.values():
-        access.check(href)
+    hrefs = {name: _storable(_absolute(asset.href, start), access) for name, asset in assets.items()}
     _check_distinct(hrefs)
     baseline = _baseline(properties, product)
     return Scene(
@@ -196,10 +194,24 @@ def _absolute(href: str, base: str) -> str:
     return os.path.normpath(os.path.join(base, href)) if base else href
 
 
+def _storable(href: str, access: Access) -> str:
+    """The href without signature, allowed by the policy. RejectedItem for Azure where nobody would sign it again."""
+    access.check(href)
+    plain, signed = unsigned(href)
+    host = urlsplit(plain).hostname or ""
+    azure = host.endswith(".blob.core.windows.net") and access.signing != "planetary-computer"
+    if azure and (signed or not access.lists(host)):
+        raise RejectedItem(
+            f"its files on {host} need a fresh signature every hour; cure: --catalog planetary-computer, or a "
+            'catalogue file with signing = "planetary-computer" (or with this host listed, if it is public)'
+        )
+    return plain
+
+
 def _self_href(item: dict[str, Any]) -> str:
     for link in item.get("links", []):
         if isinstance(link, dict) and link.get("rel") == "self" and str(link.get("href", "")).startswith("https://"):
-            return str(link["href"])
+            return unsigned(str(link["href"]))[0]
     return ""
 
 

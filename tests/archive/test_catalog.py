@@ -769,3 +769,48 @@ def test_rejections_are_summed_up_by_reason():
         "1 item left out: no datetime (S2B_0)",
     ]
     assert summarised([]) == []
+
+
+CANARY = "SECRETsecretSECRET"
+SAS = "st=2026-01-01T00%3A00%3A00Z&se=2026-01-02&sp=rl&sv=2025-07-05&sr=c&skoid=a&sktid=b&skt=c&ske=d&sks=b&skv=e"
+
+
+def signed_item(host, query):
+    item = make_item(base=f"https://{host}/s2/", offset=None)
+    for asset in item["assets"].values():
+        asset["href"] += f"?{query}" if query else ""
+    item["links"] = [{"rel": "self", "href": f"https://{host}/items/x.json?{query}"}]
+    return item
+
+
+@pytest.mark.parametrize(
+    ("catalog", "host", "query", "left"),
+    [
+        (load_catalog("planetary-computer"), "sentinel2l2a01.blob.core.windows.net", f"{SAS}&sig={CANARY}%3D", ""),
+        (ANYWHERE, "data.example.org", f"X-Amz-Credential={CANARY}&x-amz-signature={CANARY}&X-Amz-Expires=60", ""),
+        (ANYWHERE, "data.example.org", f"AWSAccessKeyId={CANARY}&Signature={CANARY}&Expires=17", ""),
+        (ANYWHERE, "data.example.org", f"version=3&X%2DGoog%2DSignature={CANARY}&sp=a%20b", "?version=3&sp=a%20b"),
+        (ANYWHERE, "data.example.org", "version=3", "?version=3"),
+    ],
+)
+def test_signatures_are_never_kept(catalog, host, query, left):
+    scene = parse(signed_item(host, query), catalog)
+    assert CANARY not in json.dumps(scene.to_json())
+    assert scene.hrefs["B02"] == f"https://{host}/s2/{scene.id}/B02.tif{left}"
+    assert scene.properties["item"] == f"https://{host}/items/x.json{left}"
+
+
+@pytest.mark.parametrize("query", [f"{SAS}&sig={CANARY}", ""])
+def test_files_that_nobody_would_sign_again_are_rejected_with_the_cure(query):
+    with pytest.raises(RejectedItem, match="--catalog planetary-computer") as caught:
+        parse(signed_item("sentinel2l2a01.blob.core.windows.net", query), ANYWHERE)
+    assert CANARY not in str(caught.value)
+    public = dataclasses.replace(ANYWHERE, hosts=("mine.blob.core.windows.net",))
+    assert parse(signed_item("mine.blob.core.windows.net", ""), public).hrefs["B02"].endswith("B02.tif")
+
+
+@pytest.mark.parametrize("name", ["token", "access_token", "apikey", "api_key", "subscription-key"])
+def test_addresses_with_lasting_secrets_are_rejected(name):
+    with pytest.raises(RejectedItem, match=f"carry {name}=") as caught:
+        parse(signed_item("data.example.org", f"{name}={CANARY}"), ANYWHERE)
+    assert CANARY not in str(caught.value)
