@@ -243,7 +243,8 @@ def _offset(catalog: Catalog, properties: dict[str, Any], assets: dict[str, Asse
         if offset_dn not in (0, HOUSE_ADD_OFFSET_DN):
             raise RejectedItem(f"{OFFSET_KEY} is {offset_dn!r}; expected 0 or {HOUSE_ADD_OFFSET_DN}")
         evidence = str(properties.get(EVIDENCE_KEY, "recorded in the index"))
-        return OffsetDecision(int(offset_dn), evidence, by_user=properties.get(BY_USER_KEY) is True)
+        by_user = catalog.kind == "file" and properties.get(BY_USER_KEY) is True  # an API's word is not the user's
+        return OffsetDecision(int(offset_dn), evidence, by_user)
     flags = [properties[key] for key in _APPLIED_FLAGS if isinstance(properties.get(key), bool)]
     rule = catalog.offset_rule
     shifted = any(_SHIFTED_BUCKET in asset.href for asset in assets.values())

@@ -814,3 +814,11 @@ def test_addresses_with_lasting_secrets_are_rejected(name):
     with pytest.raises(RejectedItem, match=f"carry {name}=") as caught:
         parse(signed_item("data.example.org", f"{name}={CANARY}"), ANYWHERE)
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "by_user"), [("file", True), ("api", False)])
+def test_only_an_index_on_disk_can_say_that_the_user_set_the_offset(kind, by_user):
+    item = make_item()
+    item["properties"] |= {"sen2fine:offset_dn": -1000, "sen2fine:offset_by_user": True}
+    decision = parse(item, dataclasses.replace(ANYWHERE, kind=kind)).offset
+    assert (decision.offset_dn, decision.by_user) == (-1000, by_user)
