@@ -101,7 +101,7 @@ def _process(unit: Unit, plan: Plan, store: Path, attempt: int) -> Receipt:
     seconds["write"] = time.perf_counter() - started
     receipt = replace(
         receipt,
-        scenes=tuple(scene.id for scene in scenes),
+        scenes=pixels.scenes,
         windows=result.windows,
         attempts=attempt,
         seconds={name: round(value, 4) for name, value in seconds.items()},
@@ -155,7 +155,13 @@ def _read(plan: Plan, unit: Unit, scenes: tuple[Scene, ...], window: Window) -> 
     zone = plan.zone(unit.epsg)
     composite = zone.periods[unit.period].composite
     return read_period(
-        scenes, composite, zone.grid.of(window), plan.config.band_names, plan.access, resample=zone.resample
+        scenes,
+        composite,
+        zone.grid.of(window),
+        plan.config.band_names,
+        plan.access,
+        resample=zone.resample,
+        with_scl=plan_has_scl(plan),
     )
 
 
@@ -206,12 +212,9 @@ def _arrays(plan: Plan, window: Window, pixels: Pixels, result: superres.Result)
     arrays: dict[str, NDArray[Any]] = {"reflectance": result.dn, "quality": result.quality}
     if result.spread is not None:
         arrays["uncertainty"] = result.spread
-    if plan_has_scl(plan):
-        scl = np.zeros(window.shape, np.uint8)
-        if pixels.scl is not None:
-            rows, cols = window.coarsen(8).slices(pixels.grid.window.coarsen(8))
-            scl = pixels.scl[rows, cols].repeat(8, 0).repeat(8, 1)
-        arrays["scl"] = scl
+    if plan_has_scl(plan) and pixels.scl is not None:
+        rows, cols = window.coarsen(8).slices(pixels.grid.window.coarsen(8))
+        arrays["scl"] = pixels.scl[rows, cols].repeat(8, 0).repeat(8, 1)
     return arrays
 
 

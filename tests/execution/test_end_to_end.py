@@ -350,3 +350,18 @@ def test_clip_counts_pixels_inside_the_polygon_only(archive, tmp_path):
     aoi = write_aoi(tmp_path / "triangle.geojson", corners)
     _, summary = run(config_for(archive, clip=True), aoi, tmp_path / "clipped.zarr")
     assert summary.valid_fraction == 1.0
+
+
+def test_scl_is_the_same_however_units_are_cut_where_only_one_scene_has_it(tmp_path, aoi):
+    scenes = [
+        make_scene(tmp_path, scene_id="S2A_NO_SCL", seed=1, size_m=SIZE, scl=False, cloud_pct=0.0),
+        make_scene(
+            tmp_path, scene_id="S2B_SCL", seed=1, left_m=LEFT + 900, size_m=SIZE, date="2024-06-22T10:20:31Z",
+            cloud_pct=20.0,
+        ),
+    ]  # fmt: skip
+    index = make_archive(tmp_path, scenes)
+    run(config_for(index, unit_chunks=1), aoi, tmp_path / "small.zarr")
+    run(config_for(index, unit_chunks=9), aoi, tmp_path / "large.zarr")
+    assert np.array_equal(values(tmp_path / "small.zarr", "scl"), values(tmp_path / "large.zarr", "scl"))
+    assert np.array_equal(values(tmp_path / "small.zarr"), values(tmp_path / "large.zarr"))
