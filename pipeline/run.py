@@ -98,16 +98,15 @@ def aoi_of(arguments: argparse.Namespace) -> Aoi:
     return read_aoi(arguments.aoi, max_area_km2=arguments.max_area_km2, repair=arguments.repair)
 
 
-def store_of(arguments: argparse.Namespace, aoi: Aoi) -> Path:
+def absolute(out: Path) -> Path:
     """Absolute path of the store, since workers may run in other folders. UsageError for what is no local path."""
-    name = arguments.out or f"{aoi.name}.zarr"
-    if "://" in name:
-        raise UsageError(f"--out {name} is an address", "a local path", "write locally and copy the finished folder")
+    if ":/" in str(out):
+        raise UsageError(f"--out {out} is an address", "a local path", "write locally and copy the finished folder")
     try:
-        store = Path(name).resolve()
+        store = out.resolve()
         store.exists()
     except OSError as error:
-        raise UsageError(f"--out {name[:80]}: {error.strerror}", "a path that this user may reach") from error
+        raise UsageError(f"--out {str(out)[:80]}: {error.strerror}", "a path that this user may reach") from error
     return store
 
 
@@ -201,7 +200,8 @@ def execute(arguments: argparse.Namespace) -> int:
     config, aoi = config_of(arguments), aoi_of(arguments)
     for warning in aoi.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    store = store_of(arguments, aoi)
+    shown = Path(arguments.out or f"{aoi.name}.zarr")
+    store = absolute(shown)
     workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")
@@ -212,7 +212,7 @@ def execute(arguments: argparse.Namespace) -> int:
     cost = estimate(plan, workers, timed=arguments.dry_run)
     if arguments.dry_run:
         progress.clear()
-        words = f"{aoi.describe()}\n{described_plan(plan, cost, store)}"
+        words = f"{aoi.describe()}\n{described_plan(plan, cost, shown)}"
         show(json.dumps({"plan": plan.to_json(), "estimate": cost.to_json()}) if arguments.json else words)
         return EXIT_OK
     if arguments.workers is None:
@@ -227,11 +227,11 @@ def execute(arguments: argparse.Namespace) -> int:
             plan, store, cluster=cluster, workers=workers, verify=arguments.verify, report=progress.units
         )
         progress.say("drawing the quicklook")
-        picture = _picture(plan, store, anew=summary.computed > 0)
+        picture = _picture(plan, store, anew=summary.computed > 0) and shown.with_suffix(".png")
     finally:
         progress.clear()
-    words = described_run(plan, summary, store, picture)
-    show(json.dumps(run_json(plan, summary, store, picture)) if arguments.json else words)
+    words = described_run(plan, summary, shown, picture)
+    show(json.dumps(run_json(plan, summary, shown, picture)) if arguments.json else words)
     return EXIT_OK
 
 
