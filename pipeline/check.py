@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_INTEGRITY, EXIT_OK, EXIT_RESUMABLE, PipelineError
+from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.terminal import show
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     p = argparse.ArgumentParser("python -m pipeline.check", description="Check a store that pipeline.run wrote.")
     p.add_argument("store", type=Path)
-    p.add_argument("--verify", choices=("none", "size", "full"), default="size", help="how closely (%(default)s)")
+    p.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how closely (%(default)s)")
     p.add_argument("--json", action="store_true", help="one JSON object instead of words")
     arguments = p.parse_args(argv)
     try:

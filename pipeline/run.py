@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.archive.aoi import MAX_AREA_KM2
 from pipeline.config import COMPOSITES, CONSISTENCIES, RunConfig, differences
 from pipeline.errors import EXIT_OK, PipelineError, StorageError, UsageError
+from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.terminal import Progress, described_plan, described_run, run_json, show
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
     from pipeline.archive.aoi import Aoi
     from pipeline.execution.plan import Plan
-
-_MAX_AREA_KM2 = 200_000.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--aoi", metavar="FILE", help="GeoJSON polygon(s) in EPSG:4326; - reads stdin")
     where.add_argument("--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="degrees, instead of --aoi")
     where.add_argument("--repair", action="store_true", help="repair self-crossing polygons")
-    where.add_argument("--max-area-km2", type=float, default=_MAX_AREA_KM2, help="refuse larger AOIs (%(default)g)")
+    where.add_argument("--max-area-km2", type=float, default=MAX_AREA_KM2, help="refuse larger AOIs (%(default)g)")
     where.add_argument("--catalog", help="name, STAC API URL, static catalogue or index file (earth-search)")
     where.add_argument("--start", help="first day, e.g. 2024-06-01 (90 days before --end)")
     where.add_argument("--end", help="last day (today)")
@@ -59,9 +59,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--chunk-px", type=int, help="side of a chunk, a multiple of 24 (480)")
     out.add_argument("--unit-chunks", type=int, help="at most so many chunks per unit and axis (4)")
     out.add_argument("--overwrite", action="store_true", help="delete an existing store first")
-    out.add_argument(
-        "--verify", choices=("none", "size", "full"), default="size", help="how finished units are checked"
-    )
+    out.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how finished units are checked")
     run = p.add_argument_group("running")
     run.add_argument(
         "--cluster", default="auto", help="auto, inline, local, cuda, or a scheduler's address (%(default)s)"

@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SEN2FINE_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+settings.register_profile("shared machines", deadline=None)  # seconds say nothing there; counts and values do
+settings.load_profile("shared machines")
 
 
 def pytest_collection_modifyitems(items):

@@ -101,7 +101,3 @@ class Lattice:
         """Cells that touch `window`, each with the part of `window` that its support covers."""
         for cell in self.cells_touching(window):
             yield cell, self.support(*cell).intersect(window)
-
-    def multiplier(self, window: Window) -> float:
-        """Model pixels computed per pixel of `window`: the price of overlap and of whole windows."""
-        return len(self.cells_touching(window)) * self.window_px**2 / (window.ny * window.nx)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MAX_DN = 65535
-CONSISTENCIES = ("box", "tent", "none")
 
 
 def bicubic_up(image: Tensor, factor: int) -> Tensor:
