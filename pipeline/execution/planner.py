@@ -249,8 +249,8 @@ def _zone(
 def _plain(geometry: dict[str, Any]) -> dict[str, Any]:
     """GeoJSON with lists for tuples, millimetres, as JSON gives it back."""
 
-    def rounded(value: Any) -> Any:  # noqa: ANN401 - nested coordinates
-        return [rounded(v) for v in value] if isinstance(value, list | tuple) else round(float(value), 3)
+    def rounded(value: object) -> object:
+        return [rounded(v) for v in value] if isinstance(value, list | tuple) else round(float(str(value)), 3)
 
     return {"type": geometry["type"], "coordinates": rounded(geometry["coordinates"])}
 

@@ -10,9 +10,12 @@ import pytest
 import zarr
 
 from pipeline.archive.aoi import read_aoi
+from pipeline.archive.cube import read_period
+from pipeline.bands import BY_NAME
 from pipeline.config import RunConfig
 from pipeline.execution.driver import prepare, run_plan
 from pipeline.execution.planner import make_plan
+from pipeline.superres.fuse import factor_of
 from tests.archive.synthetic import make_archive, make_scene
 
 PYTHON = sys.executable
@@ -82,3 +85,16 @@ def chunk_digests(store: Path) -> dict[str, int]:
 
 def values(store: Path, name="reflectance") -> np.ndarray:
     return np.asarray(zarr.open_group(store, mode="r")[name][:])
+
+
+def block_mean_errors(plan, store) -> dict[str, float]:
+    """{band: largest |block mean - composited input DN|} over native pixels with data, first zone and time step."""
+    zone, names = plan.zones[0], plan.config.band_names
+    pixels = read_period(plan.period_scenes(zone.epsg, 0), "mosaic", zone.grid, names, plan.access)
+    dn, errors = values(store)[0], {}
+    for i, name in enumerate(names):
+        factor, gsd = factor_of(name), BY_NAME[name].gsd_m
+        native = pixels.dn[gsd][pixels.bands[gsd].index(name)]
+        means = dn[i].reshape(native.shape[0], factor, native.shape[1], factor).mean((1, 3))
+        errors[name] = float(np.abs(means - native)[native > 0].max())
+    return errors
