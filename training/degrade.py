@@ -26,10 +26,10 @@ class DegradationRange:
     included; the range brackets that, so that a network does not lean on one kernel.
     """
 
-    sigma_px: tuple[float, float] = (1.6, 3.0)
+    sigma_px: tuple[float, float] = (1.7, 2.9)
     anisotropic: float = 0.2  # share of images whose two widths differ
-    bicubic: float = 0.5  # share decimated by an antialiased cubic instead of the block mean
-    noise: tuple[float, float] = (3e-4, 3e-3)  # standard deviation, log-uniform
+    bicubic: float = 0.3  # share decimated by an antialiased cubic instead of the block mean
+    noise: tuple[float, float] = (4e-4, 2e-3)  # standard deviation, log-uniform
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,21 @@ if TYPE_CHECKING:
 
 _LEVELS = np.sqrt(np.concatenate([[1.0], cosine_alpha_bar()]))
 SPREAD_WEIGHT = 0.05
+EXPECTED_FLOOR = 0.03  # of the local reflectance: images with less error than this to expect do not weigh more
 SNR_FLOOR = 0.1  # errors at nearly clean levels count at most 1 / floor as much as at pure noise
 
 
 def regression_loss(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
     """Squared error of the mean, and the likelihood of its spread given that error; the second moves only its head.
 
-    Per image in units of its brightness, so that dark places count too.
+    Each image counts in units of the error expected of it, so that fields weigh as much as towns. The weight follows
+    from the coarse image alone, hence the minimiser is still the conditional mean.
     """
     unit, features = network.unit(lr), network.features(lr)
     error = network.mean(lr, features, unit) - hr
-    squared = error.square().mean((1, 2, 3)) / unit.mean((1, 2, 3)).square()
     spread = network.spread(features.detach(), unit)
+    expected = (spread.square() + (EXPECTED_FLOOR * unit).square()).mean((1, 2, 3)).detach()
+    squared = error.square().mean((1, 2, 3)) / expected
     surprise = (spread / unit).log() + 0.5 * (error.detach() / spread).square()
     return squared.mean() + SPREAD_WEIGHT * surprise.mean()
 
