@@ -3,8 +3,10 @@
 In: integers. Out: float32 standard normals. Imports `grid` only; no I/O, no torch, no dask, no global state.
 
 Generator: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), one call per pixel.
-The four counter words are (row + 2^31, column, step << 16 | member, stream), so that no two pixels, steps, members or
-channel groups ever share a block; the key is the 64-bit seed. Normals follow from Box and Muller (1958) in float64.
+The four counter words are (row + 2^31, column, step << 16 | member // 2, stream), so that no two pixels, steps, pairs of
+members or channel groups ever share a block; the key is the 64-bit seed. Normals follow from Box and Muller (1958) in
+float64. Members come in antithetic pairs: member 2k + 1 has the negated noise of member 2k, a fair draw as well, and
+the mean of a pair is free of all that is odd in the noise (Hammersley and Morton 1956).
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ def normal_field(
         raise ValueError(msg)
     field = np.empty((channels, *window.shape), np.float32)
     columns = (np.arange(window.col, window.col_end, dtype=np.int64) & 0xFFFFFFFF).astype(np.uint64)[None, :]
-    third = np.uint64((step << 16) | member)
+    pair, negated = divmod(member, 2)
+    third = np.uint64((step << 16) | pair)
     for top in range(0, window.ny, _ROWS_AT_ONCE):
         rows = np.arange(window.row + top, min(window.row + top + _ROWS_AT_ONCE, window.row_end), dtype=np.int64)
         row_words = ((rows + 2**31) & 0xFFFFFFFF).astype(np.uint64)[:, None]
@@ -76,4 +79,4 @@ def normal_field(
             words = philox4x32((c0, c1, np.full_like(c0, third), fourth), seed)
             part = _normals(words)[: channels - group]
             field[group : group + len(part), top : top + len(rows)] = part
-    return field
+    return np.negative(field, out=field) if negated else field

@@ -128,31 +128,22 @@ def window_bands(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """Mean over `members` draws of all bands in `order`, (bands, T, T) reflectance, and their spread (or None).
 
-    The spread is the standard deviation over members (ddof 1), streamed by Welford's recurrence.
+    The spread is the standard deviation of one member, as `Ensemble` estimates it; None with fewer than two.
     """
     import torch
 
+    from pipeline.superres.members import Ensemble
+
     with torch.inference_mode():
         plain = interpolated(window, system, consistency) if _needs_plain(window, system) else None
-        mean: Tensor | None = None
-        squares: Tensor | None = None
+        ensemble = Ensemble()
         for member in range(members if system.resolver is not None else 1):
             images = generated(window, system, noise_of(member), state, consistency)
             if plain is not None and window.weight10 is not None:
                 images = _mix(images, plain, window.weight10)
-            draw = torch.cat([images[name] for name in order], 1)[0]
-            if mean is None:
-                mean, squares = draw, torch.zeros_like(draw) if members > 1 else None
-                continue
-            delta = draw - mean
-            mean = mean + delta / (member + 1)
-            if squares is not None:
-                squares = squares + delta * (draw - mean)
-        if mean is None:
-            msg = f"{members} members asked for; expected at least 1"
-            raise ValueError(msg)
-        spread = None if squares is None else torch.sqrt(squares / (members - 1)).cpu().numpy()
-        return mean.cpu().numpy(), spread
+            ensemble.add(torch.cat([images[name] for name in order], 1)[0])
+        spread = ensemble.spread
+        return ensemble.mean.cpu().numpy(), None if spread is None else spread.cpu().numpy()
 
 
 def _needs_plain(window: WindowInput, system: System) -> bool:

@@ -66,3 +66,11 @@ def test_standard_normal_and_white():
 def test_out_of_range_keys_are_refused():
     with pytest.raises(ValueError, match="out of range"):
         normal_field(Window(0, 0, 1, 1), seed=-1, channels=1)
+
+
+def test_members_come_in_pairs_of_opposite_noise():
+    window = Window(0, 0, 24, 24)
+    fields = [normal_field(window, seed=1, channels=3, member=member) for member in range(4)]
+    assert np.array_equal(fields[1], -fields[0])
+    assert np.array_equal(fields[3], -fields[2])
+    assert abs(np.corrcoef(fields[0].ravel(), fields[2].ravel())[0, 1]) < 0.1
