@@ -3,9 +3,9 @@
 In: integers. Out: float32 standard normals. Imports `grid` only; no I/O, no torch, no dask, no global state.
 
 Generator: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), one call per pixel.
-The four counter words are (row + 2^31, column, step << 16 | member // 2, stream), so that no two pixels, steps, pairs of
-members or channel groups ever share a block; the key is the 64-bit seed. Normals follow from Box and Muller (1958) in
-float64. Members come in antithetic pairs: member 2k + 1 has the negated noise of member 2k, a fair draw as well, and
+The four counter words are (row + 2^31, column, step << 16 | member // 2, stream), so that no two pixels, steps, pairs
+of members or channel groups ever share a block; the key is the 64-bit seed. Normals follow from Box and Muller (1958)
+in float64. Members come in antithetic pairs: member 2k + 1 has the negated noise of member 2k, a fair draw as well, and
 the mean of a pair is free of all that is odd in the noise (Hammersley and Morton 1956).
 """
 
