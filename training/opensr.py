@@ -1,0 +1,192 @@
+"""OpenSR-test: is a super-resolved image consistent with its input, and is what it adds right? Seven numbers.
+
+Aybar et al., "A Comprehensive Benchmark for Optical Remote Sensing Image Super-Resolution" (IEEE GRSL 2024), with the
+constants of the authors' package 1.3 (its documentation names others). Written from the definitions; checked against
+numbers that the package returns.
+In: images (C, H, W) in reflectance as tensors. Out: floats. Imports torch, numpy, scipy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import fft, ndimage
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Distance = Callable[[Tensor, Tensor], Tensor]
+
+CONSISTENCY = ("reflectance", "spectral", "spatial")
+CORRECTNESS = ("hallucination", "omission", "improvement")
+NAMES = (*CONSISTENCY, "synthesis", *CORRECTNESS)
+
+BORDER_PX = 16  # of the sharp grid, cropped before anything else
+MAX_SHIFT_PX = 5.0  # larger shifts are taken for failures of the correlation
+SHIFT_STEPS = 50  # per pixel
+PENALTY = 0.05  # lambda of all three scores
+TEMPERATURE = 0.25  # of the softmin over the three
+QUANTILE = 0.75  # of the reference distance: pixels where nothing differs by more tell nothing
+EPSILON = 1e-8
+
+
+def fractional_difference(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over bands of |x - y| / |x + y|, (C, H, W) twice -> (H, W): the package's "nd", its default."""
+    return ((x - y).abs() / (x + y + EPSILON).abs()).nanmean(0)
+
+
+def absolute_difference(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over bands of |x - y|, (C, H, W) twice -> (H, W): the package's "l1"."""
+    return (x - y).abs().mean(0)
+
+
+def spectral_angle(x: Tensor, y: Tensor) -> Tensor:
+    """Angle between spectra in degrees, (C, H, W) twice -> (H, W); NaN where a spectrum is zero."""
+    cosine = (x * y).sum(0) / (x.norm(dim=0) * y.norm(dim=0))
+    return torch.rad2deg(cosine.clamp(-1, 1).acos())
+
+
+def per_patch(distance: Callable[[Tensor, Tensor], float], patch_px: int) -> Distance:
+    """A distance between images as a map that is constant over squares of `patch_px`, for H and W multiples of it."""
+
+    def mapped(x: Tensor, y: Tensor) -> Tensor:
+        rows, columns = (side // patch_px for side in x.shape[-2:])
+        cuts = [
+            (slice(None), slice(i * patch_px, (i + 1) * patch_px), slice(j * patch_px, (j + 1) * patch_px))
+            for i in range(rows)
+            for j in range(columns)
+        ]
+        values = torch.tensor([distance(x[cut], y[cut]) for cut in cuts]).reshape(rows, columns)
+        return values.repeat_interleave(patch_px, 0).repeat_interleave(patch_px, 1)
+
+    return mapped
+
+
+def to_coarse(x: Tensor, scale: int) -> Tensor:
+    """Antialiased bilinear (a tent of two coarse pixels), (C, H, W) -> (C, H/scale, W/scale)."""
+    return functional.interpolate(x[None], scale_factor=1 / scale, mode="bilinear", antialias=True)[0]
+
+
+def to_fine(x: Tensor, scale: int) -> Tensor:
+    """Bilinear, (C, h, w) -> (C, scale*h, scale*w)."""
+    return functional.interpolate(x[None], scale_factor=scale, mode="bilinear")[0]
+
+
+def find_shift(
+    reference: NDArray[np.float32], moving: NDArray[np.float32], steps: int = SHIFT_STEPS
+) -> tuple[float, float]:
+    """Rows and columns by which `moving` (H, W) has to move to lie on `reference`, to 1/`steps` px.
+
+    Phase correlation, refined around its peak by a matrix product instead of a long transform (Guizar-Sicairos et al.
+    2008, Optics Letters 33).
+    """
+    product = fft.fft2(reference) * np.conj(fft.fft2(moving))
+    product /= np.maximum(np.abs(product), 100 * np.finfo(np.float32).eps)
+    peak = np.unravel_index(np.argmax(np.abs(fft.ifft2(product))), product.shape)
+    whole = [p - n if p > n // 2 else p for p, n in zip(peak, product.shape, strict=True)]
+    reach = math.ceil(1.5 * steps) // 2
+    nearby = np.arange(math.ceil(1.5 * steps)) - reach
+    rows, columns = (
+        np.exp(2j * np.pi * np.outer(at + nearby / steps, fft.fftfreq(n)))
+        for at, n in zip(whole, product.shape, strict=True)
+    )
+    fine = np.unravel_index(np.argmax(np.abs(rows @ product @ columns.T)), (len(nearby), len(nearby)))
+    dy, dx = (float(at + nearby[i] / steps) for at, i in zip(whole, fine, strict=True))
+    return dy, dx
+
+
+def shift_between(moving: Tensor, reference: Tensor) -> tuple[float, float] | None:
+    """`find_shift` on band means of (C, H, W); None where it exceeds MAX_SHIFT_PX."""
+    shift = find_shift(reference.mean(0).numpy(), moving.mean(0).numpy())
+    return shift if math.hypot(*shift) <= MAX_SHIFT_PX else None
+
+
+def match_histogram(image: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`image` with the value distribution of `reference`: each value goes where as many of the reference lie below."""
+    flat = image.ravel()
+    below = np.searchsorted(np.sort(flat), flat, side="right") / flat.size
+    values, counts = np.unique(reference, return_counts=True)
+    matched = np.interp(below, np.cumsum(counts) / reference.size, values)
+    return matched.astype(np.float32).reshape(image.shape)
+
+
+def harmonised(sr: Tensor, hr: Tensor) -> Tensor:
+    """`sr` (C, H, W) without what differs from `hr` as a whole: histogram per band, then one shift of the image."""
+    matched = np.stack([match_histogram(a, b) for a, b in zip(sr.numpy(), hr.numpy(), strict=True)])
+    shift = shift_between(torch.from_numpy(matched), hr)
+    if shift is not None and shift != (0.0, 0.0):
+        matched = np.stack([ndimage.shift(band, shift, order=1, mode="nearest") for band in matched])
+    return torch.from_numpy(matched)
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """Input (C, h, w), estimate and truth (C, H, W), cropped, and what the scores are made of."""
+
+    lr: Tensor
+    sr: Tensor
+    hr: Tensor
+    scale: int
+
+    @classmethod
+    def of(cls, lr: Tensor, sr: Tensor, hr: Tensor, border_px: int = BORDER_PX) -> Triplet:
+        """Crop all three by `border_px` of the sharp grid. ValueError where sizes do not nest or nothing is left."""
+        scale, rest = divmod(hr.shape[-1], lr.shape[-1])
+        if rest or hr.shape != sr.shape or min(hr.shape[-2:]) <= 2 * border_px:
+            msg = (
+                f"sizes {tuple(lr.shape)}, {tuple(sr.shape)}, {tuple(hr.shape)}; expected a whole scale and more than "
+            )
+            raise ValueError(msg + f"{2 * border_px} px a side")
+        return cls(_cropped(lr, border_px // scale), _cropped(sr, border_px), _cropped(hr, border_px), scale)
+
+    def consistency(self) -> dict[str, float]:
+        """Reflectance (mean |LR - down(SR)|), spectral (mean angle, degrees), spatial (shift, LR px; NaN over 5)."""
+        coarse = to_coarse(self.sr, self.scale)
+        shift = shift_between(self.lr, coarse)
+        return {
+            "reflectance": float(absolute_difference(self.lr, coarse).nanmean()),
+            "spectral": float(spectral_angle(self.lr, coarse).nanmean()),
+            "spatial": math.nan if shift is None else math.hypot(*shift),
+        }
+
+    def added(self, distance: Distance = fractional_difference) -> dict[str, float]:
+        """Synthesis (mean |up(LR) - SR|) and the shares of hallucination, omission, improvement by `distance`."""
+        up, sr = to_fine(self.lr, self.scale), harmonised(self.sr, self.hr)
+        synthesis = float(absolute_difference(up, sr).nanmean())
+        return {"synthesis": synthesis, **correctness(up, sr, self.hr, distance)}
+
+
+def correctness(up: Tensor, sr: Tensor, hr: Tensor, distance: Distance) -> dict[str, float]:
+    """Shares of hallucination, omission and improvement, which sum to one; images (C, H, W) on the sharp grid.
+
+    With distances relative to that of the interpolated input from the truth, i (estimate to truth) and o (estimate to
+    interpolated input), and h = i + o - 1: improvement scores i + o (1 - exp(-h lambda)), omission
+    o + i (1 - exp(-h lambda)), hallucination exp(-i o lambda); the softmin of the three is averaged over the pixels
+    in which any distance exceeds the third quartile of the reference distance.
+    """
+    reference, to_truth, to_input = distance(up, hr), distance(sr, hr), distance(sr, up)
+    least = reference.flatten().kthvalue(int(QUANTILE * reference.numel())).values
+    told = (reference > least) | (to_truth > least) | (to_input > least)
+    i, o = to_truth[told] / reference[told], to_input[told] / reference[told]
+    excess = 1 - torch.exp(-(i + o - 1) * PENALTY)
+    scores = torch.stack([torch.exp(-i * o * PENALTY), o + i * excess, i + o * excess])
+    shares = torch.softmax(-scores / TEMPERATURE, dim=0).nanmean(1)
+    return dict(zip(CORRECTNESS, shares.tolist(), strict=True))
+
+
+def opensr(lr: Tensor, sr: Tensor, hr: Tensor, distance: Distance = fractional_difference) -> dict[str, float]:
+    """All seven numbers of one image: lr (C, h, w), sr and hr (C, H, W) reflectance, float32 on the CPU."""
+    triplet = Triplet.of(lr, sr, hr)
+    return {**triplet.consistency(), **triplet.added(distance)}
+
+
+def _cropped(x: Tensor, px: int) -> Tensor:
+    return x[..., px : x.shape[-2] - px, px : x.shape[-1] - px].float()
