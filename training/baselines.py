@@ -1,6 +1,7 @@
-"""Classical methods that learned ones have to beat: interpolation, iterative back-projection, GSA, ATPRK-like.
+"""Classical methods that learned ones have to beat: interpolation, back-projection, and sharpening by guides.
 
-In: coarse images (and a sharp guide). Out: sharp images. Imports torch only.
+In: coarse images (and sharp guides). Out: sharp images, by formulas without anything learned from other images.
+Imports torch only.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
+    Sharpener = Callable[[Tensor, Tensor, int], Tensor]  # bands (C, h, w), guides (K, s*h, s*w), s -> (C, s*h, s*w)
+
 IBP_ITERATIONS = 10
+_LEAST = 1e-4  # reflectance, one DN: ratios of images and of variances need something to stand on
 
 
 def nearest(lr: Tensor, scale: int = 4) -> Tensor:
@@ -54,6 +58,39 @@ def regress(targets: Tensor, guides: Tensor) -> Tensor:
     return slopes.float()
 
 
+def interpolation(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
+    """Bicubic as a sharpener that looks at no guide."""
+    del guides
+    return bicubic(ms[None], scale)[0]
+
+
+def gram_schmidt(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
+    """Gram-Schmidt sharpening (Laben and Brower 2000): bands + gain * (pan - mean of bands), pan the guides' mean.
+
+    ms (C, h, w), guides (K, scale*h, scale*w) -> (C, scale*h, scale*w). Gain: cov(band, mean) / var(mean), over the
+    native grid. The pan is given mean and standard deviation of the bands' mean, as the method asks for.
+    """
+    mean, pan = ms.mean(0), guides.mean(0)
+    matched = (pan - pan.mean()) * (mean.std() / pan.std().clamp_min(1e-12)) + mean.mean()
+    return _gram_schmidt(ms, matched, scale)
+
+
+def gram_schmidt_as_published(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
+    """Gram-Schmidt as compared with in DiffFuSR (arXiv 2506.11764, Table IV): pan (R + G + B) / 3, not matched.
+
+    Shapes as `gram_schmidt`. What two sets of bands differ by in level enters as detail: to beat this says little.
+    """
+    return _gram_schmidt(ms, guides[:3].mean(0), scale)
+
+
+def _gram_schmidt(ms: Tensor, pan: Tensor, scale: int) -> Tensor:
+    mean = ms.mean(0)
+    centred = (mean - mean.mean()).double()
+    variance = centred.square().mean()
+    gain = (ms * centred).mean((1, 2)) / variance if variance > _LEAST**2 else torch.zeros(len(ms))
+    return bicubic(ms[None], scale)[0] + gain.float()[:, None, None] * (pan - bicubic(mean[None, None], scale)[0])
+
+
 def gsa(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
     """Gram-Schmidt adaptive (Aiazzi et al. 2007), the pan of each band regressed from the guides.
 
@@ -68,6 +105,21 @@ def gsa(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
     return up + gain[:, None, None] * pans
 
 
+def glp_hpm(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
+    """Generalised Laplacian pyramid with high-pass modulation (Aiazzi et al. 2006): band * pan / low(pan).
+
+    ms (C, h, w), guides (K, scale*h, scale*w) -> (C, scale*h, scale*w). The pan of each band is its regression on the
+    guides, so that level and spread are the band's own. `low` is the block mean, interpolated: it suits coarser bands
+    made by Wald's protocol better than a filter of MTF 0.3 at Nyquist (ERGAS at 20 m x2: 2.31 against 2.87).
+    """
+    low = box(guides[None], scale)[0]
+    slopes = regress(ms, low)
+    level = ms.mean((1, 2)) - slopes @ low.mean((1, 2))
+    pan = torch.einsum("ck,khw->chw", slopes, guides) + level[:, None, None]
+    smooth = bicubic(box(pan[None], scale), scale)[0]
+    return bicubic(ms[None], scale)[0] * pan.clamp_min(_LEAST) / smooth.clamp_min(_LEAST)
+
+
 def atprk_like(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
     """Area-to-point regression kriging (Wang et al. 2015), the kriging of residuals replaced by back-projection.
 
@@ -78,3 +130,13 @@ def atprk_like(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
     trend = torch.einsum("ck,khw->chw", slopes, guides)
     residual = ms - box(trend[None], scale)[0]
     return trend + ibp(residual[None], scale)[0]
+
+
+SHARPENERS: Mapping[str, Sharpener] = {
+    "bicubic": interpolation,
+    "GS as published": gram_schmidt_as_published,
+    "GS": gram_schmidt,
+    "GSA": gsa,
+    "GLP-HPM": glp_hpm,
+    "ATPRK-like": atprk_like,
+}

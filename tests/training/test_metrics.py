@@ -1,14 +1,39 @@
-"""Metrics on cases whose answers are known by hand; baselines on images that they must restore exactly."""
+"""Metrics on cases whose answers are known by hand, and properties that hold for all images."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from training import baselines
-from training.degrade import Degradation, degrade
-from training.metrics import ergas, psnr, sam, ssim, trimmed
+from training.metrics import (
+    average_gradient,
+    band_psnr,
+    block_mean_r2,
+    correlation,
+    cosine,
+    eight_bit,
+    ergas,
+    ergas_table_iv,
+    gradient_ratio,
+    psnr,
+    r_squared,
+    sam,
+    spearman,
+    sre_db,
+    ssim,
+    trimmed,
+)
+
+
+def image(seed, bands=3, side=24):
+    """Random reflectance (bands, side, side) between 0.02 and 0.6."""
+    return 0.02 + 0.58 * torch.rand(bands, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+SEEDS = st.integers(0, 10**6)
 
 
 def test_psnr_of_a_constant_error():
@@ -46,49 +71,100 @@ def test_trimming():
     assert trimmed(torch.zeros(3, 20, 30), 0).shape == (3, 20, 30)
 
 
-def scene(side=64, seed=0):
-    """A smooth random image (1, 3, side, side) with detail at every scale."""
-    generator = torch.Generator().manual_seed(seed)
-    parts = [
-        torch.nn.functional.interpolate(torch.rand(1, 3, n, n, generator=generator), size=(side, side), mode="bilinear")
-        for n in (4, 16, side)
-    ]
-    return 0.1 * (parts[0] + parts[1] + 0.5 * parts[2])
+def test_ssim_is_that_of_the_definition():
+    """One window of 11 px: the five sums written out."""
+    a, b = image(0, 1, 11)[0].double(), image(1, 1, 11)[0].double()
+    r = np.arange(11) - 5
+    g = np.exp(-0.5 * (r / 1.5) ** 2)
+    w = torch.from_numpy(np.outer(g, g) / g.sum() ** 2)
+    mean_a, mean_b = float((w * a).sum()), float((w * b).sum())
+    var_a, var_b = float((w * a * a).sum()) - mean_a**2, float((w * b * b).sum()) - mean_b**2
+    both = float((w * a * b).sum()) - mean_a * mean_b
+    wanted = (2 * mean_a * mean_b + 1e-4) * (2 * both + 9e-4)
+    wanted /= (mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4)
+    assert ssim(a[None].float(), b[None].float()) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_back_projection_agrees_with_the_sensor_it_assumes():
-    lr = baselines.box(scene())
-    before = (baselines.box(baselines.bicubic(lr)) - lr).abs().mean()
-    after = (baselines.box(baselines.ibp(lr)) - lr).abs().mean()
-    assert after < before / 50
+def test_band_psnr_takes_each_bands_peak():
+    truth = torch.stack([torch.full((8, 8), 0.1), torch.full((8, 8), 0.5)])
+    error = torch.tensor([0.01, 0.05])[:, None, None]
+    assert band_psnr(truth + error, truth) == pytest.approx(20.0, rel=1e-4)
 
 
-def test_back_projection_with_the_true_kernel_is_better():
-    hr = scene(128)
-    how = Degradation(noise=0.0)
-    lr = degrade(hr, how)
-    box_kernel, true_kernel = baselines.ibp(lr), baselines.ibp(lr, down=lambda x: degrade(x, how))
-    assert psnr(true_kernel, hr) > psnr(box_kernel, hr)
+def test_table_iv_multiplies_by_the_scale_on_8_bit_values_of_the_product():
+    truth = torch.full((1, 8, 8), 100 / 255)
+    product = torch.full((1, 8, 8), 110.3 / 255)  # stored as 110
+    assert ergas_table_iv(product, truth, 4) == pytest.approx(400 * 10 / 110, rel=1e-6)
+    assert torch.equal(eight_bit(torch.tensor([-0.1, 0.5, 1.2])), torch.tensor([0.0, 128.0, 255.0]).double())
+    assert ergas_table_iv(torch.zeros(1, 8, 8), truth, 4) == math.inf
 
 
-def test_regression_finds_the_slopes():
-    guides = torch.tensor(np.random.default_rng(0).uniform(size=(3, 20, 20)), dtype=torch.float32)
-    slopes = torch.tensor([[0.5, 0.0, 0.2], [-0.3, 1.0, 0.1]])
-    targets = torch.einsum("ck,khw->chw", slopes, guides) + 0.7
-    torch.testing.assert_close(baselines.regress(targets, guides), slopes, atol=1e-5, rtol=0)
+def test_r_squared_and_correlations_of_a_straight_line():
+    truth = image(0)
+    assert r_squared(truth, truth) == 1.0
+    flat = truth.mean((1, 2), keepdim=True).expand_as(truth)
+    assert r_squared(flat, truth) == pytest.approx(0.0, abs=1e-6)
+    assert correlation(0.3 * truth + 0.1, truth) == pytest.approx(1.0)
+    assert correlation(0.5 - 0.3 * truth, truth) == pytest.approx(-1.0)
+    assert cosine(0.3 * truth, truth) == pytest.approx(1.0)
+    x, y = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 1.0]]])
+    assert cosine(x, y) == pytest.approx(math.sqrt(0.5))
 
 
-@pytest.mark.parametrize("method", [baselines.gsa, baselines.atprk_like])
-def test_sharpening_restores_bands_that_are_sums_of_guides(method):
-    guides = scene(48)[0]
-    truth = 0.6 * guides[:1] + 0.2 * guides[2:] + 0.05
-    coarse = baselines.box(truth[None], 2)[0]
-    error = (method(coarse, guides, 2) - truth).abs().mean()
-    assert error < 0.1 * (baselines.bicubic(coarse[None], 2)[0] - truth).abs().mean()
+def test_what_does_not_vary_has_no_correlation():
+    flat = torch.full((1, 4, 4), 0.2)
+    assert math.isnan(correlation(flat, image(0, 1, 4)))
+    assert math.isnan(r_squared(image(0, 1, 4), flat))
+    assert math.isnan(gradient_ratio(image(0, 1, 4), flat))
+    assert math.isnan(spearman(flat, image(0, 1, 4)))
+    assert math.isnan(cosine(torch.zeros(1, 4, 4), flat))
 
 
-def test_atprk_keeps_block_means_nearly():
-    guides = scene(48)[0]
-    coarse = baselines.box(scene(48, seed=5), 2)[0]
-    back = baselines.box(baselines.atprk_like(coarse, guides, 2)[None], 2)[0]
-    torch.testing.assert_close(back, coarse, atol=1e-4, rtol=0)
+def test_sre_is_the_band_mean_over_the_error():
+    truth = torch.stack([torch.full((8, 8), 0.1), torch.full((8, 8), 0.4)])
+    assert sre_db(truth + torch.tensor([0.01, 0.004])[:, None, None], truth) == pytest.approx(30.0, rel=1e-4)
+
+
+def test_average_gradient_of_a_ramp():
+    ramp = 0.01 * torch.arange(10.0).expand(1, 10, 10)
+    assert average_gradient(ramp) == pytest.approx(0.01 / math.sqrt(2), rel=1e-5)
+    both = ramp + 0.01 * torch.arange(10.0)[:, None]
+    assert average_gradient(both) == pytest.approx(0.01, rel=1e-5)
+    assert gradient_ratio(0.5 * both, both) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_block_means_are_compared_with_what_was_measured():
+    fine = image(0, side=32)
+    coarse = torch.nn.functional.avg_pool2d(fine[None], 4)[0]
+    assert block_mean_r2(fine, coarse) == pytest.approx(1.0)
+    assert block_mean_r2(fine + 0.1, coarse) < 0
+
+
+def test_spearman_sees_order_only():
+    x = image(0)
+    assert spearman(x, x**3) == pytest.approx(1.0)
+    assert spearman(x, -x) == pytest.approx(-1.0)
+
+
+@given(SEEDS, st.floats(0.5, 2.0))
+def test_relative_metrics_do_not_know_the_unit(seed, unit):
+    x, truth = image(seed), image(seed + 1)
+    for metric in (sre_db, r_squared, correlation, cosine, gradient_ratio, lambda a, b: ergas(a, b, 4), sam):
+        assert metric(unit * x, unit * truth) == pytest.approx(metric(x, truth), rel=1e-4, abs=1e-4)
+
+
+@given(SEEDS, st.floats(1.1, 4.0))
+def test_more_of_the_same_error_is_worse(seed, factor):
+    truth, error = image(seed), 0.05 * (image(seed + 1) - 0.31)
+    less, more = truth + error, truth + factor * error
+    for metric in (psnr, ssim, sre_db, r_squared, correlation, band_psnr):
+        assert metric(more, truth) < metric(less, truth)
+    for falling in (sam, lambda a, b: ergas(a, b, 4)):
+        assert falling(more, truth) > falling(less, truth)
+
+
+@given(SEEDS)
+def test_turning_both_images_changes_nothing(seed):
+    x, truth = image(seed), image(seed + 1)
+    for metric in (psnr, ssim, sam, sre_db, r_squared, correlation, cosine, spearman):
+        assert metric(x.rot90(1, (1, 2)), truth.rot90(1, (1, 2))) == pytest.approx(metric(x, truth), rel=1e-6)
