@@ -1,80 +1,43 @@
 """The training loop: budget, stages, moving average, checkpoints that resume exactly, one line per interval.
 
-In: a `Task` (network, loss, validation) and a `Preset`. Out: the averaged network. Knows neither images nor sensors.
+In: a `Task` (network, loss, validation) and a `Preset`. Out: the averaged network, a checkpoint, a log. Knows neither
+images nor sensors. Under `torchrun` several processes take the batches in turn and share one gradient.
 """
 
 from __future__ import annotations
 
-import contextlib
+import json
 import math
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
+from pipeline.errors import PipelineError, UsageError
+from training import distributed, log, savepoint
+from training.average import Average
+from training.batches import FOR_LOSS, FOR_STAGE, Draw, Feed
+from training.schedule import rate
+from training.task import HasCompanion, Objective, ShowsSamples
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor, nn
 
     from training.presets import Preset, Stage
+    from training.task import Task
 
-CHECKPOINT = "checkpoint.pt"
-FINAL_RATE = 0.02  # the cosine of the learning rate ends at this share of its start
+__all__ = ["Average", "Budget", "Diverged", "Draw", "Progress", "Run"]
 
-
-@dataclass
-class Draw:
-    """The two seeded sources of chance of a run."""
-
-    rng: np.random.Generator
-    torch: torch.Generator
-
-    @classmethod
-    def seeded(cls, seed: int) -> Draw:
-        """Both from one seed."""
-        return cls(np.random.default_rng(seed), torch.Generator().manual_seed(seed))
-
-    def state(self) -> dict[str, Any]:
-        """What is needed to go on exactly here."""
-        return {"numpy": self.rng.bit_generator.state, "torch": self.torch.get_state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Inverse of `state`."""
-        self.rng.bit_generator.state = state["numpy"]
-        self.torch.set_state(state["torch"])
+CLIP = 1.0  # largest norm of a gradient
+STATISTICS = ("running_mean", "running_var")  # of BatchNorm, which every process sees only its own batches of
 
 
-class Task(Protocol):
-    """What is trained. `network` owns every parameter; all chance comes from `Draw`."""
-
-    @property
-    def network(self) -> nn.Module:
-        """What is trained, in place."""
-        ...
-
-    def batch(self, draw: Draw) -> dict[str, Tensor]:
-        """Fresh data on the CPU in float32; the first axis of every tensor counts images."""
-        ...
-
-    def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Tensor:
-        """What `stage` minimises, on one batch."""
-        ...
-
-    def begin(self, stage: Stage, draw: Draw) -> None:
-        """Called once when a stage begins, with averaged weights in place."""
-        ...
-
-    def finish(self) -> None:
-        """Called once after the last step, with averaged weights in place."""
-        ...
-
-    def validate(self, stage: Stage) -> str:
-        """One line of numbers on held-out places, with the network as it is now."""
-        ...
+class Diverged(PipelineError):
+    """The loss is no longer a number. Exit code 1."""
 
 
 @dataclass(frozen=True)
@@ -92,50 +55,58 @@ class Budget:
 
 @dataclass
 class Progress:
-    """Where a run stands."""
+    """Where a run stands, over all processes and resumes."""
 
     step: int = 0
     stage: int = 0
     stage_step: int = 0
+    batches: int = 0  # drawn so far: the number of the next one
     images: int = 0
     elapsed_s: float = 0.0
-    losses: list[float] = field(default_factory=list)  # since the last line
 
 
-class Average:
-    """Exponential moving average of a network's state (a copy, not a fresh initialisation)."""
+@dataclass
+class Tally:
+    """What happened since the last line, in this process."""
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.count = 0
-        self.state = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    images: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+    steps: int = 0
+    losses: dict[str, Tensor] = field(default_factory=dict)
 
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """One step; young averages forget faster: decay = min(d, (1 + n) / (10 + n))."""
-        decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        self.count += 1
-        for name, value in network.state_dict().items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value, 1 - decay)
+    def add(self, objective: Objective) -> None:
+        """Count one step; sums stay on the device so that nothing waits for them."""
+        self.steps += 1
+        for name, value in {"loss": objective.total, **objective.parts}.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value.detach().float()
 
-    @contextlib.contextmanager
-    def applied(self, network: nn.Module) -> Iterator[None]:
-        """The network carries the average inside the block and its own weights after it."""
-        own = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        network.load_state_dict(self.state)
-        yield
-        network.load_state_dict(own)
+    def means(self) -> dict[str, float]:
+        """Mean of the loss and its parts per step."""
+        return {name: float(value) / max(self.steps, 1) for name, value in self.losses.items()}
 
 
 class Run:
     """One training run of a task by a preset's stages, in a folder of its own."""
 
-    def __init__(self, task: Task, preset: Preset, budget: Budget, folder: Path, seed: int, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        preset: Preset,
+        budget: Budget,
+        folder: Path,
+        seed: int,
+        bf16: bool = False,
+        workers: int = 0,
+    ) -> None:
         self.task, self.preset, self.budget, self.folder = task, preset, budget, folder
-        self.bf16 = bf16
-        self.draw = Draw.seeded(seed)
+        self.seed, self.bf16, self.workers = seed, bf16, workers
+        self.device = next(task.network.parameters()).device
+        self.resumed_from: Path | None = None
+        if isinstance(task, HasCompanion):
+            task.companion.to(self.device)
         self.at = Progress()
+        self.tally = Tally()
         self._begin_stage()
 
     @property
@@ -144,46 +115,68 @@ class Run:
         return self.preset.stages[self.at.stage]
 
     def train(self, say: Callable[[str], None] = print, every_s: float = 60.0, until_images: int | None = None) -> None:
-        """Go on until the budget is spent (or `until_images`); ends with averaged weights in the task's network."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Go on until the budget is spent (or `until_images`); ends with averaged weights in the task's network.
+
+        Process 0 says a line, logs a row and writes a checkpoint every `every_s` seconds. Raises Diverged.
+        """
+        if distributed.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log.begin(self.folder, self.resumed_from, self.at.step)
+        first, step = self.at.batches + distributed.rank(), distributed.world()
+        self.task.network.train()
         last = self.at.elapsed_s
-        while (spent := self._spent()) < 1.0 and (until_images is None or self.at.images < until_images):
-            self._enter(spent)
-            started = time.monotonic()
-            self._step(spent)
-            self.at.elapsed_s += time.monotonic() - started
-            if self.at.elapsed_s - last >= every_s:
-                last = self.at.elapsed_s
-                say(self._line())
-                self.save()
+        with Feed(self.task.batch, self.seed, first, step, self.workers, self.device) as feed:
+            while (spent := self._spent()) < 1.0 and (until_images is None or self.at.images < until_images):
+                self._enter(spent)
+                self._step(feed, spent)
+                if self.at.elapsed_s - last >= every_s:
+                    last = self.at.elapsed_s
+                    self._report(say)
+        self._refuse_nonsense()
         self.save()
         self.task.network.load_state_dict(self.average.state)
         if self._spent() >= 1.0:
             self.task.finish()
 
     def save(self) -> None:
-        """Write the checkpoint, replacing the last one atomically."""
+        """Write the checkpoint, replacing the last one atomically; by process 0 alone."""
+        if distributed.rank() != 0:
+            return
+        companion = self.task.companion.state_dict() if isinstance(self.task, HasCompanion) else {}
         content = {
+            "preset": self.preset.name,
+            "config": json.dumps(savepoint.recipe_of(self.preset)),
+            "seed": self.seed,
             "network": self.task.network.state_dict(),
+            "companion": companion,
             "average": self.average.state,
             "average_count": self.average.count,
             "optimiser": self.optimiser.state_dict(),
-            "draw": self.draw.state(),
-            "at": vars(self.at),
+            "at": asdict(self.at),
         }
-        partial = self.folder / (CHECKPOINT + ".partial")
-        torch.save(content, partial)
-        partial.replace(self.folder / CHECKPOINT)
+        savepoint.write(self.folder, content)
 
     def resume(self, folder: Path) -> None:
-        """Go on from the checkpoint in `folder`, as if it had never stopped."""
-        content = torch.load(folder / CHECKPOINT, weights_only=True)
-        self.at = Progress(**content["at"])
-        self.task.network.load_state_dict(content["network"])
-        self._begin_stage()
-        self.average.state, self.average.count = content["average"], content["average_count"]
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.draw.restore(content["draw"])
+        """Go on from the checkpoint in `folder`, with its seed, as if it had never stopped.
+
+        Raises UsageError where there is none, it cannot be read, or it is of another preset or other settings.
+        """
+        content = savepoint.read(folder, self.preset)
+        try:
+            self.at, self.seed = Progress(**content["at"]), content["seed"]
+            self.task.network.load_state_dict(content["network"])
+            if isinstance(self.task, HasCompanion):
+                self.task.companion.load_state_dict(content["companion"])
+            self._begin_stage()
+            self.average.load(content["average"], content["average_count"])
+            self.optimiser.load_state_dict(content["optimiser"])
+        except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"the checkpoint in {folder} does not fit the network of preset {self.preset.name}",
+                "one that this version wrote",
+                "start anew without --resume",
+            ) from error
+        self.resumed_from = folder
 
     def _spent(self) -> float:
         return self.budget.progress(self.at.elapsed_s, self.at.images)
@@ -200,51 +193,105 @@ class Run:
             self.task.network.load_state_dict(self.average.state)
             self.at.stage, self.at.stage_step, moved = self.at.stage + 1, 0, True
         if moved or self.at.step == 0:
-            self.task.begin(self.stage, self.draw)
+            self.task.begin(self.stage, Draw.seeded(self.seed, FOR_STAGE, self.at.stage))
             self._begin_stage()
 
     def _begin_stage(self) -> None:
         """Fresh optimiser and average over the stage's parameters; all others are frozen."""
-        chosen = []
+        self.trained: list[nn.Parameter] = []
         for name, parameter in self.task.network.named_parameters():
-            trained = not self.stage.trains or name.startswith(self.stage.trains)
-            parameter.requires_grad_(trained)
-            chosen += [parameter] if trained else []
-        self.optimiser = torch.optim.Adam(chosen, lr=self.stage.learning_rate, betas=(0.9, 0.99))
+            parameter.requires_grad_(not self.stage.trains or name.startswith(self.stage.trains))
+            self.trained += [parameter] if parameter.requires_grad else []
+        self.optimiser = torch.optim.Adam(self.trained, lr=self.stage.learning_rate, betas=self.preset.betas)
         self.average = Average(self.task.network, self.preset.ema)
 
     def _rate(self, spent: float) -> float:
-        """Learning rate: linear warm-up, then a cosine over the stage."""
+        """Learning rate now."""
         begin, end = self._bounds()
-        cosine = 0.5 * (1 + math.cos(math.pi * min(max((spent - begin) / (end - begin), 0.0), 1.0)))
-        warm = min(1.0, (self.at.stage_step + 1) / self.preset.warmup_steps)
-        return self.stage.learning_rate * warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+        share = (spent - begin) / (end - begin)
+        factor = rate(self.preset.schedule, share, self.at.stage_step, self.preset.warmup_steps)
+        return self.stage.learning_rate * factor
 
-    def _step(self, spent: float) -> None:
+    def _step(self, feed: Feed, spent: float) -> None:
+        """One batch per process, one step of all."""
+        started, waited = time.monotonic(), feed.waited_s
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate(spent)
-        device = next(self.task.network.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in self.task.batch(self.draw).items()}
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            loss = self.task.loss(self.stage, batch, self.draw)
+        batch = feed.next()
+        draw = Draw.seeded(self.seed, FOR_LOSS, self.at.batches + distributed.rank())
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            loss = self.task.loss(self.stage, batch, draw)
+        objective = loss if isinstance(loss, Objective) else Objective(loss, {})
         self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.autograd.backward(objective.total)
+        self._share()
+        torch.nn.utils.clip_grad_norm_(self.trained, CLIP)
         self.optimiser.step()
         self.average.update(self.task.network)
-        self.at.step, self.at.stage_step = self.at.step + 1, self.at.stage_step + 1
-        self.at.images += len(next(iter(batch.values())))
-        self.at.losses.append(float(loss.detach()))
+        self.tally.add(objective)
+        self._count(len(next(iter(batch.values()))), time.monotonic() - started, feed.waited_s - waited)
 
-    def _line(self) -> str:
-        at, losses = self.at, self.at.losses
-        with self.average.applied(self.task.network):
+    @torch.no_grad()
+    def _share(self) -> None:
+        """Gradients and statistics of BatchNorm become the mean over all processes."""
+        if distributed.world() == 1:
+            return
+        for parameter in self.trained:  # a loss may leave some out, and every process must bring the same list
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        distributed.average_([parameter.grad for parameter in self.trained if parameter.grad is not None])
+        modules = [self.task.network, *([self.task.companion] if isinstance(self.task, HasCompanion) else [])]
+        buffers = [buffer for module in modules for name, buffer in module.named_buffers() if name.endswith(STATISTICS)]
+        distributed.average_(buffers)
+
+    def _count(self, images: int, seconds: float, waited_s: float) -> None:
+        """Book one step; all processes agree on images and time, so that they end and report together."""
+        self.tally.waited_s += waited_s
+        total, spent_s = distributed.totals([images, seconds])
+        self.tally.images, self.tally.seconds = self.tally.images + round(total), self.tally.seconds + seconds
+        at = self.at
+        at.step, at.stage_step, at.batches = at.step + 1, at.stage_step + 1, at.batches + distributed.world()
+        at.images, at.elapsed_s = at.images + round(total), at.elapsed_s + spent_s / distributed.world()
+
+    def _report(self, say: Callable[[str], None]) -> None:
+        """Validate, say and log what happened since the last line, then write the checkpoint; by process 0 alone."""
+        self._refuse_nonsense()
+        tally, self.tally = self.tally, Tally()
+        if distributed.rank() != 0:
+            return
+        network = self.task.network
+        with self.average.applied(network):
+            network.eval()
             measured = self.task.validate(self.stage)
-        loss = sum(losses) / max(len(losses), 1)
-        self.at.losses = []
-        rate = at.images / max(at.elapsed_s, 1e-9)
-        return (
-            f"{at.elapsed_s / 60:6.1f} min  {self.stage.name:<8} step {at.step:6d}  {at.images:8d} images "
-            f"{rate:6.1f}/s  loss {loss:.5f}  {measured}"
+            if isinstance(self.task, ShowsSamples):
+                log.write_samples(self.folder, self.at.step, self.task.samples(self.stage))
+        network.train()
+        row = self._row(tally, measured)
+        say(row.line())
+        log.add(self.folder, row)
+        self.save()
+
+    def _row(self, tally: Tally, measured: str) -> log.Row:
+        means = tally.means()
+        seconds = max(tally.seconds, 1e-9)
+        return log.Row(
+            minutes=self.at.elapsed_s / 60,
+            stage=self.stage.name,
+            step=self.at.step,
+            images=self.at.images,
+            images_per_s=tally.images / seconds,
+            waiting=tally.waited_s / seconds,
+            learning_rate=self.optimiser.param_groups[0]["lr"],
+            loss=means.pop("loss", math.nan),
+            parts=" ".join(f"{name}={value:.4g}" for name, value in means.items()),
+            validation=measured,
         )
+
+    def _refuse_nonsense(self) -> None:
+        """Stop before a checkpoint of broken weights replaces a good one."""
+        means = self.tally.means()
+        if not all(math.isfinite(value) for value in means.values()):
+            raise Diverged(
+                f"the loss is {means['loss']} within the last {self.tally.steps} steps to step {self.at.step}",
+                "a finite number",
+                f"resume from {self.folder} with a lower learning rate or without --bf16",
+            )

@@ -6,7 +6,10 @@ In: nothing. Out: `PRESETS`. Imports nothing heavy.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,13 @@ class Preset:
     architecture: dict[str, Any]
     stages: tuple[Stage, ...]
     minutes: float  # default budget, on one CPU core
+    images: int | None = None  # default budget instead, where the recipe counts images
     batch: int = 16
     crop_px: int = 96  # side of training crops: px of 2.5 m for sr, of the target grid for fusion
     ema: float = 0.999
     warmup_steps: int = 100
+    schedule: Schedule = "cosine"  # of the learning rate within a stage
+    betas: tuple[float, float] = (0.9, 0.99)  # of Adam
     sampler: dict[str, Any] = field(default_factory=dict)
 
 

@@ -1,0 +1,118 @@
+"""Two processes learn what one learns from batches of twice the size."""
+
+import os
+import socket
+
+import pytest
+import torch
+from torch import nn
+
+from training import distributed
+from training.batches import FOR_BATCH, Draw
+from training.loop import Budget, Run
+from training.presets import Preset, Stage
+
+PRESET = Preset("toy", "sr", {}, (Stage("all", 1.0, (), 0.05),), minutes=1, batch=4, ema=0.9, warmup_steps=2)
+STEPS = 5
+
+
+class Toy:
+    """Fits y = 3 x - 2; `unused` never gets a gradient."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.network = nn.ModuleDict({"fit": nn.Sequential(nn.Linear(1, 8), nn.SiLU(), nn.Linear(8, 1))})
+        self.network["norm"], self.network["unused"] = nn.BatchNorm1d(1, affine=False), nn.Linear(1, 1)
+
+    def batch(self, draw):
+        x = torch.from_numpy(draw.rng.normal(size=(PRESET.batch, 1))).float()
+        return {"x": x, "y": 3 * x - 2}
+
+    def begin(self, stage, draw):
+        pass
+
+    def loss(self, stage, batch, draw):
+        self.network["norm"](batch["x"])
+        return (self.network["fit"](batch["x"]) - batch["y"]).square().mean()
+
+    def finish(self):
+        pass
+
+    def validate(self, stage):
+        return "watched"
+
+
+class Doubled(Toy):
+    """The batches that two processes take in one step, as one."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def batch(self, draw):
+        parts = [super(Doubled, self).batch(Draw.seeded(3, FOR_BATCH, self.number + rank)) for rank in range(2)]
+        self.number += 2
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def train_as(rank, port, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    assert distributed.launched()
+    distributed.begin(torch.device("cpu"))
+    rows = distributed.gathered(torch.full((2, 3), float(rank)))
+    assert rows[:, 0].tolist() == [0, 0, 1, 1]
+    task, lines = Toy(), []
+    run = Run(task, PRESET, Budget(images=2 * STEPS * PRESET.batch), folder / "run", seed=3)
+    run.train(say=lines.append, every_s=0.0)
+    torch.save({"at": vars(run.at), "lines": lines, "state": task.network.state_dict()}, folder / f"{rank}.pt")
+    distributed.end()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Two processes have trained: their folder and what each ended with."""
+    folder = tmp_path_factory.mktemp("together")
+    torch.multiprocessing.start_processes(train_as, (free_port(), folder), nprocs=2, start_method="fork")
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(together, tmp_path):
+    alone = Doubled()
+    run = Run(alone, PRESET, Budget(images=2 * STEPS * PRESET.batch), tmp_path, seed=3)
+    run.train(every_s=1e9)
+    for ended in together[1]:
+        assert (ended["at"]["step"], ended["at"]["images"], ended["at"]["batches"]) == (STEPS, 40, 10)
+        for name, value in alone.network["fit"].state_dict().items():
+            torch.testing.assert_close(ended["state"]["fit." + name], value, atol=1e-5, rtol=0)
+    mean = alone.network["norm"].running_mean
+    torch.testing.assert_close(together[1][0]["state"]["norm.running_mean"], mean, atol=1e-5, rtol=0)
+
+
+def test_only_the_first_process_writes_and_speaks(together):
+    folder, (first, second) = together
+    assert len(first["lines"]) == STEPS
+    assert second["lines"] == []
+    assert {path.name for path in (folder / "run").iterdir()} == {"checkpoint.pt", "log.csv"}
+    assert (folder / "run" / "log.csv").read_text().count("\n") == STEPS + 1
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_one(together, tmp_path):
+    run = Run(Toy(), PRESET, Budget(images=48), tmp_path, seed=3)
+    run.resume(together[0] / "run")
+    run.train(every_s=1e9)
+    assert (run.at.images, run.at.batches) == (48, 12)
+
+
+def test_alone_every_exchange_is_the_natural_thing():
+    value = torch.ones(2, 3)
+    distributed.average_([value])
+    assert distributed.totals([1.5, 2]) == [1.5, 2]
+    assert distributed.gathered(value) is value
+    assert (distributed.rank(), distributed.world()) == (0, 1)
+    assert distributed.device_of("cpu") == torch.device("cpu")

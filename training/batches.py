@@ -1,0 +1,104 @@
+"""Batches by number: batch i follows from (seed, i) alone, whichever process makes it, in whichever order.
+
+In: a function that makes a batch of a `Draw`. Out: the batches in order, made in line or by worker processes, and how
+long training waited for them. Imports torch and the errors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    Batch = dict[str, Tensor]
+
+# What chance is for; together with the seed and a number they key a `Draw`.
+FOR_BATCH, FOR_LOSS, FOR_STAGE = 0, 1, 2
+PREFETCH = 2  # batches that each worker keeps ready
+
+
+@dataclass
+class Draw:
+    """Two seeded sources of chance, on the CPU."""
+
+    rng: np.random.Generator
+    torch: torch.Generator
+
+    @classmethod
+    def seeded(cls, seed: int, *key: int) -> Draw:
+        """Both from a seed and the key of what they are for, none negative."""
+        sequence = np.random.SeedSequence(seed, spawn_key=key)
+        word = int(sequence.generate_state(1, np.uint64)[0])
+        return cls(np.random.default_rng(sequence), torch.Generator().manual_seed(word))
+
+
+class Numbered(Dataset["Batch | PipelineError"]):
+    """Batches by number. A failure that has words for the user is handed over as a value: it crosses processes."""
+
+    def __init__(self, make: Callable[[Draw], Batch], seed: int) -> None:
+        self.make, self.seed = make, seed
+
+    def __getitem__(self, number: int) -> Batch | PipelineError:
+        """Batch `number`, float32 on the CPU."""
+        try:
+            return self.make(Draw.seeded(self.seed, FOR_BATCH, number))
+        except PipelineError as error:
+            return error
+
+
+class Feed:
+    """Hands out the batches first, first + step, ... on `device`, and counts the seconds that training waited.
+
+    With `workers` the batches come from as many processes; `make` must then not depend on what training changes. Use it
+    in a `with` block, which ends them: left to the garbage collector they may end in a process forked later.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Draw], Batch],
+        seed: int,
+        first: int = 0,
+        step: int = 1,
+        workers: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        self.device = device or torch.device("cpu")
+        self.waited_s = 0.0
+        loader: DataLoader[Batch | PipelineError] = DataLoader(
+            Numbered(make, seed),
+            batch_size=None,
+            sampler=itertools.count(first, step),
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator().manual_seed(0),  # else the loader would use the global one
+        )
+        self._batches: Iterator[Batch | PipelineError] = iter(loader)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._batches = iter(())  # the loader's iterator ends its workers when nothing holds it
+
+    def next(self) -> Batch:
+        """The next batch. Raises what its making raised."""
+        started = time.monotonic()
+        batch = next(self._batches)
+        if isinstance(batch, PipelineError):
+            raise batch
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        self.waited_s += time.monotonic() - started
+        return moved

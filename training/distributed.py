@@ -1,0 +1,89 @@
+"""Several processes training one network: who they are, and the sums they agree on.
+
+`torchrun` starts the processes and names them in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
+MASTER_PORT). Without it there is one process, and every function here does the natural thing for one. Imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+def launched() -> bool:
+    """Whether a launcher named this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def device_of(name: str) -> torch.device:
+    """The device `name`; for "cuda" under a launcher the one of this process."""
+    if name == "cuda" and launched():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(name)
+
+
+def begin(device: torch.device) -> None:
+    """Join the other processes: gloo between CPUs, NCCL between GPUs."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        distributed.init_process_group("cpu:gloo,cuda:nccl")
+    else:
+        distributed.init_process_group("gloo")
+
+
+def end() -> None:
+    """Leave the other processes, if any."""
+    if _joined():
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, 0 the one that writes."""
+    return distributed.get_rank() if _joined() else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if _joined() else 1
+
+
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors of one dtype by their mean over the processes, in one exchange."""
+    if world() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= world()
+    parts = flat.split_with_sizes([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def totals(values: Sequence[float]) -> list[float]:
+    """Sums of numbers over the processes."""
+    if world() == 1:
+        return list(values)
+    summed = torch.tensor(values, dtype=torch.float64)
+    distributed.all_reduce(summed)
+    return [float(value) for value in summed]
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """Rows (B, ...) of all processes in the order of their ranks, (B * world, ...); B is the same for all."""
+    if world() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world())]
+    distributed.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def _joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

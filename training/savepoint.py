@@ -1,0 +1,94 @@
+"""Checkpoints of a run: written whole or not at all, read only when they belong to the run that asks.
+
+In: a folder, a preset, tensors. Out: one file that `torch.load(weights_only=True)` opens. Imports torch and the errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from training.presets import Preset
+
+CHECKPOINT = "checkpoint.pt"
+FORMAT_VERSION = 2
+KEYS = {
+    "format_version",
+    "preset",
+    "config",
+    "seed",
+    "network",
+    "companion",
+    "average",
+    "average_count",
+    "optimiser",
+    "at",
+}
+_BUDGET = ("minutes", "images")  # of a preset: how long to train may change between resumes, what is trained may not
+_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError)
+
+
+def recipe_of(preset: Preset) -> dict[str, Any]:
+    """What a checkpoint records of its preset, as JSON would give it back."""
+    described = {name: value for name, value in asdict(preset).items() if name not in _BUDGET}
+    recipe: dict[str, Any] = json.loads(json.dumps(described, sort_keys=True))
+    return recipe
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """Put `content` in the folder's checkpoint, replacing the last one in one move. Raises StorageError."""
+    partial = folder / (CHECKPOINT + ".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save({"format_version": FORMAT_VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / CHECKPOINT)
+    except (OSError, RuntimeError) as error:
+        raise StorageError(
+            f"checkpoint {folder / CHECKPOINT} cannot be written ({error})", "a writable disk"
+        ) from error
+
+
+def read(folder: Path, preset: Preset) -> dict[str, Any]:
+    """The folder's checkpoint of a run by `preset`. Raises UsageError where there is none or it is of another run."""
+    path = folder / CHECKPOINT
+    expected = f"a checkpoint of preset {preset.name}"
+    if not path.is_file():
+        raise UsageError(f"no {CHECKPOINT} in {folder}", "the folder of a run", "give another with --resume")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        found = f"{path} is no readable checkpoint ({_first_line(error)})"
+        raise UsageError(found, expected, "start anew without --resume") from error
+    if not isinstance(content, dict) or not content.keys() >= KEYS or content["format_version"] != FORMAT_VERSION:
+        raise UsageError(f"{path} is no checkpoint of this version", expected, "start anew without --resume")
+    if content["preset"] != preset.name:
+        raise UsageError(f"{path} is of preset {content['preset']}", expected, f"--preset {content['preset']}")
+    _check_recipe(path, json.loads(content["config"]), recipe_of(preset))
+    return content
+
+
+def _check_recipe(path: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [name for name in sorted(now.keys() | stored.keys()) if now.get(name) != stored.get(name)]
+    if changed:
+        raise UsageError(
+            f"{path} was trained with {changed[0]} = {stored.get(changed[0])}",
+            f"{changed[0]} = {now.get(changed[0])} as now",
+            "give the same options as before, or start anew without --resume",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
