@@ -20,10 +20,11 @@ from pipeline.models.bundle import load_bundle
 from pipeline.models.lite import LiteSuperResolver
 from pipeline.models.lite_fusion import LiteFusion
 from training import baselines, wald
-from training.data import GAMMA_MEDIAN, default_data, harmonise, load_chips
+from training.data import GAMMA_MEDIAN, default_data, harmonise
 from training.degrade import Decimator, Degradation, degrade
 from training.metrics import psnr, trimmed
 from training.sentinel2 import read_dsen2_scene
+from training.sources import load_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -166,7 +167,7 @@ def sr_report(path: Path, root: Path, decimator: Decimator) -> str:
     return (
         f"PSNR in dB, data range 1 reflectance, {BORDER_PX} px border left out. Degradation: {how}.\n"
         f"One window of 480 px: {seconds:.2f} core-seconds.\n\n"
-        + sr_table(system, load_chips(root / "hr", "held-out"), how)
+        + sr_table(system, load_data(root).held_out_chips(), how)
     )
 
 

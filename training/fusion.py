@@ -27,19 +27,18 @@ from pipeline.models.lite_fusion import (
 )
 from training import wald
 from training.degrade import Degradation, degrade
-from training.sentinel2 import Tile, load_tiles, read_dsen2_scene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from training.loop import Draw
     from training.presets import Preset, Stage
+    from training.sentinel2 import Tile
+    from training.sources import TrainingData
 
-WATCHED = ("majortom_native/282D_485L_3_3",)  # kept from training to watch it; decisions are made on it
 CROP_60M = 16  # side of a crop: 960 m, 96 px of 10 m
 SHARPEN_FACTOR = 2  # 10 -> 20, 20 -> 40, 60 -> 120 m
 SENSOR_SIGMA = (0.0, 0.5)  # blur before the block mean, in coarse px: what the next coarser sensor would add
@@ -112,14 +111,13 @@ def _scale(trunk: Trunk, learned: Sequence[Tensor], share: float) -> None:
 class Fusion:
     """Task of the lite fusion."""
 
-    def __init__(self, preset: Preset, root: Path) -> None:
-        self.preset = preset
+    def __init__(self, preset: Preset, data: TrainingData) -> None:
+        self.preset, self.data = preset, data
         self.network = FusionNetwork(**preset.architecture)
-        tiles = [tile for tile in load_tiles(root / "s2_l2a") if tile.split == "train"]
-        self.tiles = [tile for tile in tiles if tile.place not in WATCHED]
-        self.watched = {tile.place: tile.rho for tile in tiles if tile.place in WATCHED}
-        self.sampler = TileSampler(self.tiles)
-        self.test = read_dsen2_scene(root / "s2_l1c" / wald.TEST_SCENE)
+        self.sampler = TileSampler(data.tiles("train"))
+        self.watched = {tile.place: tile.rho for tile in data.watched_tiles()}
+        judged = [tile for tile in data.tiles("held-out") if tile.evaluated]
+        self.judged = {**self.watched, **{tile.place: tile.rho for tile in judged}}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
         """Nothing to prepare."""
@@ -174,9 +172,9 @@ class Fusion:
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> str:
-        """ERGAS beside ATPRK-like, 20 m x2 and NIR x4: on the watched place, then on the test scene."""
+        """ERGAS beside ATPRK-like, 20 m x2 and NIR x4: on the watched places, then on held-out ones."""
         parts = []
-        for name, rho in {**self.watched, "T33UUB": self.test}.items():
+        for name, rho in self.judged.items():
             rows = wald.measure(self.network, rho, sixty=False)
             scores = (f"{row.task} {row.ergas['lite']:.3f} ({row.ergas['ATPRK-like']:.3f})" for row in rows)
             parts.append(f"{name.split('/')[-1]}: " + ", ".join(scores))
@@ -184,7 +182,7 @@ class Fusion:
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data."""
-        return {"data": sorted({tile.place for tile in self.tiles}), "tiles": len(self.tiles), "protocol": "Wald"}
+        return {**self.data.describe(), "protocol": "Wald"}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
         """The bundle of the network as it is now."""

@@ -1,43 +1,42 @@
-"""Sentinel-2 tiles for training and Wald tests, read by the pipeline's own loaders.
+"""Sentinel-2 scenes for training and Wald tests, read by the pipeline's own loaders.
 
-In: folders of scenes. Out: `Tile`s: every band at its native resolution, as reflectance. A crop of a tile starts and
-ends on 60 m pixels, so that all resolutions nest.
+In: sources of role "sentinel2". Out: `Tile`s, every band at its native resolution as reflectance; and their RGB as
+`Image`s. A crop of a tile starts and ends on 60 m pixels, so that all resolutions nest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
-from training.data import open_raster, split_of
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, RGB
+from pipeline.grid.grid import Grid, Window
+from training.data import open_raster
+from training.images import Header, Image, Values, file_images, files_of, make_image, named_place, read_header
+from training.places import split_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from pipeline.archive.access import Access
     from pipeline.archive.scene import Scene
-    from training.data import Split
+    from training.images import Stored
+    from training.places import Split
+    from training.training_file import Source
 
 BANDS: dict[int, tuple[str, ...]] = {
     10: ("B04", "B03", "B02", "B08"),
     20: ("B05", "B06", "B07", "B8A", "B11", "B12"),
     60: ("B01", "B09"),
 }
-# Folders of scenes, and the BOA offset of those whose files do not tell (None: as the archive room decides).
-SCENE_FOLDERS: tuple[tuple[str, int | None], ...] = (
-    ("bigearthnet", None),
-    ("majortom_native", None),
-    ("majortom_native/433D_629L_3_1", -1000),  # still carries the offset: every band's minimum is above 969
-    ("argentina_pampas_32720", None),
-)
-RGBN_STACK = "ftw_vienna_rgbn/inference-img.tif"
 UNDATED = "2018-01-01T00:00:00Z"  # stands in where a folder gives no date
 MIN_SIDE_60M = 16  # smaller tiles hold no crop
+DSEN2_SUFFIX = ".mat"
 
 
 @dataclass(frozen=True)
@@ -51,48 +50,127 @@ class Tile:
     rho: dict[int, NDArray[np.float32]]
     valid: NDArray[np.bool_]
     present: tuple[str, ...]
+    source: str = ""
+    split: Split = "train"
+    weight: float = 1.0
+    watched: bool = False
+    evaluated: bool = True
+
+
+@dataclass(frozen=True)
+class SceneReader:
+    """RGB of a scene at 10 m, in DN of the house convention, through the loader of inference."""
+
+    scene: Scene
+    grid: Grid  # 2.5 m, of the whole scene
+    access: Access
 
     @property
-    def split(self) -> Split:
-        """The split of its place."""
-        return split_of(self.place)
+    def shape(self) -> tuple[int, int]:
+        """(ny, nx) at 10 m."""
+        return self.grid.at_gsd(10).shape
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per DN."""
+        return 2
+
+    def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
+        """DN (3, ny, nx) of a window; whole 60 m pixels are read around it."""
+        from pipeline.archive.cube import read_period
+
+        whole = self.grid.window
+        window = Window(whole.row + 4 * y, whole.col + 4 * x, 4 * ny, 4 * nx)
+        part = window.snap_out(24)
+        pixels = read_period([self.scene], "mosaic", self.grid.of(part), RGB, self.access)
+        rows, cols = window.coarsen(4).slices(part.coarsen(4))
+        order = [pixels.bands[10].index(name) for name in RGB]
+        return pixels.dn[10][order, rows, cols]
 
 
-def load_tiles(root: Path) -> list[Tile]:
-    """All Sentinel-2 Level-2A tiles below `root` that carry 10 and 20 m bands at their native resolution."""
+def scenes_of(source: Source) -> tuple[list[Scene], Access, tuple[str, ...]]:
+    """(scenes, how to reach their files, notes) of a folder."""
+    from pipeline.archive.access import Access
     from pipeline.archive.local import scan
 
-    tiles: list[Tile] = []
-    for name, offset_dn in SCENE_FOLDERS:
-        if not (root / name).is_dir():
-            continue
-        scenes, _ = scan(root / name, datetime_utc=UNDATED, offset_dn=offset_dn)
-        tiles += [tile for scene in scenes if (tile := tile_of(scene, root, name.split("/")[0])) is not None]
-    stack = root / "theia_bouconne_7dates" / "2018_3A_Theia_Bouconne.tif"
-    return tiles + (theia_tiles(stack) if stack.is_file() else [])
+    folder = Path(source.path)
+    scenes, notes = scan(folder, datetime_utc=UNDATED, offset_dn=source.offset_dn)
+    return list(scenes), Access(roots=(str(folder.resolve()),)), notes
 
 
-def tile_of(scene: Scene, root: Path, name: str) -> Tile | None:
-    """Read a scene whole, through the loader of inference; None when it holds no crop."""
-    from pipeline.archive.access import Access
-    from pipeline.archive.cube import read_period
-    from pipeline.grid.grid import Grid
-
+def grid_of(scene: Scene) -> Grid:
+    """The 2.5 m grid of a scene's 10 m raster, on whole 60 m pixels."""
     finest = {raster.gsd_m: raster for raster in scene.rasters}[10]
-    bounds = (
-        finest.left_m,
-        finest.top_m - finest.ny * finest.gsd_m,
-        finest.left_m + finest.nx * finest.gsd_m,
-        finest.top_m,
+    right_m, bottom_m = finest.left_m + finest.nx * 10, finest.top_m - finest.ny * 10
+    return Grid.covering(scene.epsg, (finest.left_m, bottom_m, right_m, finest.top_m), scene.phase)
+
+
+def is_stack(source: Source) -> bool:
+    """True for files that hold all bands of a scene, on the 10 m grid."""
+    return bool(source.bands)
+
+
+def is_dsen2(source: Source) -> bool:
+    """True for the test data of DSen2."""
+    return source.path.endswith(DSEN2_SUFFIX)
+
+
+def rgb_images(source: Source) -> list[Image]:
+    """The scenes of a source as images of 10 m."""
+    if is_dsen2(source):
+        return []  # Level-1C: only for Wald's protocol
+    if is_stack(source):
+        return file_images(replace(source, values="reflectance", gsd_m=source.gsd_m or 10.0))
+    scenes, access, _ = scenes_of(source)
+    images = []
+    for scene in scenes:
+        grid = grid_of(scene)
+        ten = grid.at_gsd(10)
+        header = Header(ten.shape, 3, "uint16", NODATA_DN, f"EPSG:{scene.epsg}", ten.transform)
+        values = replace(source, values="reflectance", scale=DN_SCALE, offset=DN_OFFSET, gsd_m=10.0)
+        images.append(make_image(values, scene.id, Path(scene.id), header, SceneReader(scene, grid, access)))
+    return images
+
+
+def tiles_of(source: Source) -> list[Tile]:
+    """All tiles of a source that carry 10 and 20 m bands at their native resolution."""
+    if is_dsen2(source):
+        rho = read_dsen2_scene(Path(source.path))
+        valid = np.ones(rho[60].shape[1:], bool)
+        return [_used(source, source.name, Tile(source.name, rho, valid, tuple(name for name in BY_NAME)))]
+    if is_stack(source):
+        stacked = [tile for path in files_of(source) for tile in _stack_tiles(source, path)]
+        return [tile for tile in stacked if set(tile.present) & set(BANDS[20])]
+    scenes, access, _ = scenes_of(source)
+    found = ((scene, tile_of(scene, access)) for scene in scenes)
+    return [_used(source, scene.id, tile) for scene, tile in found if tile is not None]
+
+
+def _used(source: Source, name: str, tile: Tile) -> Tile:
+    """The tile with its place and what the source says of its use."""
+    place = named_place(source, name) if source.place else f"{source.family or source.name}/{name}"
+    split = split_of(place) if source.split == "by-place" else source.split
+    return replace(
+        tile,
+        place=place,
+        source=source.name,
+        split=split,
+        weight=source.weight,
+        watched=source.watched,
+        evaluated=source.evaluated,
     )
-    grid = Grid.covering(scene.epsg, bounds, scene.phase)
+
+
+def tile_of(scene: Scene, access: Access) -> Tile | None:
+    """Read a scene whole, through the loader of inference; None when it holds no crop."""
+    from pipeline.archive.cube import read_period
+
+    grid = grid_of(scene)
     present = tuple(band for band in BY_NAME if band in scene.hrefs)
-    pixels = read_period([scene], "mosaic", grid, present, Access(roots=(str(root.resolve()),)))
+    pixels = read_period([scene], "mosaic", grid, present, access)
     dn = {gsd_m: _in_order(pixels.dn, pixels.bands, gsd_m, grid.at_gsd(60).shape) for gsd_m in BANDS}
     measured = (dn[10] != NODATA_DN).any(axis=0)
-    return make_tile(
-        f"{name}/{scene.id}", {gsd: to_reflectance(values) for gsd, values in dn.items()}, measured, present
-    )
+    return make_tile(scene.id, {gsd: to_reflectance(values) for gsd, values in dn.items()}, measured, present)
 
 
 def _in_order(
@@ -131,30 +209,25 @@ def _times(part: slice, factor: int) -> slice:
     return slice(part.start * factor, part.stop * factor)
 
 
-def theia_tiles(path: Path) -> list[Tile]:
-    """Seven dates of one place in one file: 10 bands per date, those of 20 m replicated 2x2 and here undone."""
-    order = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12")
-    stack = open_raster(path).astype("float32").data.compute(scheduler="synchronous") * np.float32(DN_SCALE)
+def _stack_tiles(source: Source, path: Path) -> list[Tile]:
+    """The dates of one file, every band on its 10 m grid; those of 20 and 60 m were repeated, and are undone here."""
+    header = read_header(str(path), source.label)
+    per_date = header.bands // source.dates
+    numbers = {name: int(number) for name, number in source.bands}
+    stack = open_raster(path).astype("float32").data.compute(scheduler="synchronous")
     ny, nx = stack.shape[1] // 6 * 6, stack.shape[2] // 6 * 6
     tiles = []
-    for date in stack[:, :ny, :nx].reshape(-1, len(order), ny, nx):
-        rho = {
-            10: np.stack([date[order.index(name)] for name in BANDS[10]]),
-            20: np.stack([date[order.index(name)][::2, ::2] for name in BANDS[20]]),
-            60: np.zeros((2, ny // 6, nx // 6), np.float32),
-        }
-        tile = make_tile("theia_bouconne_7dates/31TCJ", rho, (date > 0).any(axis=0), order)
-        tiles += [tile] if tile is not None else []
+    for date in stack[:, :ny, :nx].reshape(-1, per_date, ny, nx)[: source.dates]:
+        values = Values(False, source.scale, source.offset, header.nodata).decode(date)
+        rho = {gsd: np.zeros((len(names), ny * 10 // gsd, nx * 10 // gsd), np.float32) for gsd, names in BANDS.items()}
+        for gsd, names in BANDS.items():
+            step = gsd // 10
+            for row, name in enumerate(names):
+                if name in numbers:
+                    rho[gsd][row] = values[numbers[name] - 1, ::step, ::step]
+        tile = make_tile(path.stem, rho, (date > 0).any(axis=0), tuple(numbers))
+        tiles += [_used(source, path.name, tile)] if tile is not None else []
     return tiles
-
-
-def load_rgbn_dates(root: Path) -> list[tuple[str, NDArray[np.float32]]]:
-    """Place and RGB reflectance (3, h, w) of each date in the one stack that has no 20 m bands (B04 B03 B02 B08)."""
-    path = root / RGBN_STACK
-    if not path.is_file():
-        return []
-    stack = open_raster(path).astype("float32").data.compute(scheduler="synchronous") * np.float32(DN_SCALE)
-    return [("ftw_vienna_rgbn/33UUP", stack[first : first + 3]) for first in range(0, len(stack), len(BANDS[10]))]
 
 
 def read_dsen2_scene(path: Path) -> dict[int, NDArray[np.float32]]:

@@ -1,6 +1,6 @@
 """The task of the lite super-resolver: RGB crops near 2.5 m, degraded x4, regression first and diffusion second.
 
-In: the data root and a preset. Out: losses, validation lines, the bundle. Imports the pipeline's networks.
+In: training data and a preset. Out: losses, validation lines, the bundle. Imports the pipeline's networks.
 """
 
 from __future__ import annotations
@@ -12,42 +12,27 @@ import torch
 from pipeline.models.bundle import Bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
 from training import losses
-from training.data import Chip, ChipSampler, load_chips, split_of
 from training.degrade import Degradation, DegradationRange, degrade_randomly
 from training.evaluate import average, held_out_pairs, ibp_scores, members_mean, per_set_mean, score
-from training.sentinel2 import load_rgbn_dates, load_tiles
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from training.loop import Draw
     from training.presets import Preset, Stage
+    from training.sources import TrainingData
 
-BRACKET_WEIGHT = 0.4  # of Sentinel-2's own RGB, 10 -> 40 m: the right sensor at the wrong scale
 HELD_OUT_PER_SET = 6  # images validated at every line; `training.evaluate` takes all
-
-
-def bracket_chips(root: Path) -> list[Chip]:
-    """Training places of Sentinel-2 as images to learn from: true radiometry, and a scale from the other side."""
-    tiles = [(tile.place, tile.rho[10][:3]) for tile in load_tiles(root)] + load_rgbn_dates(root)
-    return [
-        Chip("sentinel2", place, 10.0, rgb, encoded=False, weight=BRACKET_WEIGHT)
-        for place, rgb in tiles
-        if split_of(place) == "train"
-    ]
 
 
 class SuperResolution:
     """Task of the lite super-resolver: first the mean, then the diffusion of what it leaves open."""
 
-    def __init__(self, preset: Preset, root: Path) -> None:
-        self.preset = preset
+    def __init__(self, preset: Preset, data: TrainingData) -> None:
+        self.preset, self.data = preset, data
         self.network = LiteNetwork(**preset.architecture)
-        self.chips = [*load_chips(root / "hr", "train"), *bracket_chips(root / "s2_l2a")]
-        self.sampler = ChipSampler(self.chips, preset.crop_px)
-        self.pairs = held_out_pairs(load_chips(root / "hr", "held-out"), Degradation(), per_set=HELD_OUT_PER_SET)
+        self.sampler = data.hr_sampler("train", preset.crop_px)
+        self.pairs = held_out_pairs(data.held_out_chips(), Degradation(), per_set=HELD_OUT_PER_SET)
         self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
@@ -87,8 +72,7 @@ class SuperResolution:
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data."""
-        sources = sorted({chip.source for chip in self.chips})
-        return {"data": sources, "chips": len(self.chips), "degradation": repr(DegradationRange())}
+        return {**self.data.describe(), "degradation": repr(DegradationRange())}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
         """The bundle of the network as it is now."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import PipelineError
 from training.data import default_data
 from training.presets import PRESETS
 
@@ -16,21 +17,22 @@ if TYPE_CHECKING:
     from training.fusion import Fusion
     from training.loop import Run
     from training.presets import Preset
+    from training.sources import TrainingData
     from training.super_resolution import SuperResolution
 
 LICENCE = "MIT"
-CREDITS = (
-    "Contains modified Copernicus Sentinel data 2017-2025; NAIP imagery USDA, public domain; "
-    "Dubai imagery MBRSC, CC0; Estonian Land Board; Connecticut state orthophotography; NGI South Africa; "
-    "BigEarthNet (CDLA-Permissive-1.0); TerraMesh (CC BY-SA 4.0); Theia, CNES (Etalab 2.0)"
-)
 
 
 def parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
     p = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     p.add_argument("--preset", required=True, choices=sorted(PRESETS))
-    p.add_argument("--data", type=Path, default=default_data(), help="root of the imagery (default: %(default)s)")
+    p.add_argument(
+        "--data",
+        type=Path,
+        default=default_data(),
+        help="training file (TOML), or the root of the imagery of the shipped weights (default: %(default)s)",
+    )
     p.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="training time over all resumes (default: the preset's)")
@@ -47,15 +49,15 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def make_task(preset: Preset, root: Path) -> SuperResolution | Fusion:
-    """The task that a preset names, with its data loaded."""
+def make_task(preset: Preset, data: TrainingData) -> SuperResolution | Fusion:
+    """The task that a preset names. UsageError where the data hold nothing for it."""
     if preset.task == "fusion":
         from training.fusion import Fusion
 
-        return Fusion(preset, root)
+        return Fusion(preset, data)
     from training.super_resolution import SuperResolution
 
-    return SuperResolution(preset, root)
+    return SuperResolution(preset, data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,15 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from pipeline.models.bundle import load_bundle, load_into
     from training.loop import Budget, Run
+    from training.sources import load_data
 
     args = parser().parse_args(arguments)
     preset = PRESETS[args.preset]
-    if not args.data.is_dir():
-        print(f"no imagery at {args.data}; expected the data root; cure: --data or SEN2FINE_DATA", file=sys.stderr)
-        return 2
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
-    task = make_task(preset, args.data)
+    try:
+        task = make_task(preset, load_data(args.data))
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     if args.init:
         load_into(task.network, load_bundle(args.init))
     task.network.to(args.device)
@@ -102,7 +106,7 @@ def write_bundle(run: Run, task: SuperResolution | Fusion, args: argparse.Namesp
         "steps": run.at.step,
         "minutes": round(run.at.elapsed_s / 60, 1),
         "held_out": task.validate(run.stage),
-        "credits": CREDITS,
+        "credits": task.data.licence,
     }
     path = args.out / f"{args.preset}.safetensors"
     digest = save_bundle(path, task.bundle(provenance, LICENCE), task.network.state_dict())

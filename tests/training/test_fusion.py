@@ -12,7 +12,8 @@ from training import wald
 from training.fusion import Crop, Fusion, TileSampler, coarser, disturbed, relative_loss
 from training.loop import Draw
 from training.presets import Preset, Stage
-from training.sentinel2 import BANDS, Tile, load_tiles, make_tile, read_dsen2_scene, to_reflectance
+from training.sentinel2 import BANDS, Tile, make_tile, read_dsen2_scene, to_reflectance
+from training.sources import shipped_data
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights" / "lite-fusion.safetensors"
 PRESET = Preset(
@@ -115,7 +116,7 @@ def test_projection_is_exact():
 
 @pytest.mark.shared_data
 def test_the_pipelines_loader_feeds_training(shared_data):
-    tiles = load_tiles(shared_data / "s2_l2a")
+    tiles = [*shipped_data(shared_data).tiles("train"), *shipped_data(shared_data).watched_tiles()]
     by_place = {tile.place: tile for tile in tiles}
     assert len(by_place) == 14
     assert not any("T33UUB" in place for place in by_place)
@@ -131,7 +132,7 @@ def test_the_pipelines_loader_feeds_training(shared_data):
 
 @pytest.mark.shared_data
 def test_a_step_of_training_moves_every_parameter(shared_data):
-    task = Fusion(PRESET, shared_data)
+    task = Fusion(PRESET, shipped_data(shared_data))
     draw = Draw.seeded(0)
     for _ in range(2):  # the last convolutions start at zero, so the first step reaches only them
         loss = task.loss(PRESET.stages[0], task.batch(draw), draw)

@@ -1,5 +1,6 @@
 """The commands: a tiny run from files to a bundle that predicts, its resumption, and the report on shipped weights."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from PIL import Image
 from pipeline.models.bundle import load_bundle
 from pipeline.models.lite import LiteSuperResolver
 from training import evaluate, train
-from training.data import SOURCES, load_chips, split_of
 from training.degrade import Degradation
 from training.loop import Budget, Run
+from training.places import split_of
 from training.presets import PRESETS, Preset, Stage
+from training.sources import load_training_file, shipped_data
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights"
 TINY = Preset(
@@ -27,19 +29,33 @@ TINY = Preset(
     sampler={"name": "ddim", "steps": 2},
 )
 
+TOML = r"""
+name = "towns"
+licence = "the town"
+
+[[source]]
+name = "dubai_1m"
+role = "hr"
+path = "dubai_1m/*.jpg"
+gsd_m = 1.0
+place = '(tile\d+)'
+"""
+
 
 @pytest.fixture
 def imagery(tmp_path, monkeypatch) -> Path:
-    """Two places of one set, one in each split, and the tiny preset."""
+    """A training file of two places, one in each split, and the tiny preset."""
     monkeypatch.setitem(PRESETS, TINY.name, TINY)
     rng = np.random.default_rng(0)
-    folder = tmp_path / "data" / "hr" / "dubai_1m"
+    folder = tmp_path / "dubai_1m"
     folder.mkdir(parents=True)
     for tile in (1, 2):
         blocks = rng.integers(40, 200, (26, 26, 3)).astype(np.uint8)
         Image.fromarray(np.kron(blocks, np.ones((10, 10, 1), np.uint8))).save(folder / f"tile{tile}_part_001.jpg")
     assert {split_of("dubai_1m/tile1"), split_of("dubai_1m/tile2")} == {"train", "held-out"}
-    return tmp_path / "data"
+    file = tmp_path / "mine.toml"
+    file.write_text(TOML)
+    return file
 
 
 def arguments(imagery, out, *more):
@@ -52,8 +68,10 @@ def test_a_run_ends_with_a_bundle_that_says_where_it_comes_from(imagery, tmp_pat
     assert bundle.digest in capsys.readouterr().out
     assert bundle.provenance["images"] >= 24
     assert bundle.provenance["seed"] == 7
-    assert "dubai_1m" in bundle.provenance["data"]
-    assert "Copernicus" in bundle.provenance["credits"]
+    assert bundle.provenance["data"] == "towns"
+    assert bundle.provenance["sources"] == {"dubai_1m": {"train": 1, "held-out": 1}}
+    assert bundle.provenance["data_digest"] == hashlib.sha256(imagery.read_bytes()).hexdigest()
+    assert bundle.provenance["credits"] == "the town"
     system = LiteSuperResolver.from_bundle(bundle)
     assert bool((system.network.spread_head.weight != 0).any())
     assert torch.isfinite(system.sample(torch.full((1, 3, 12, 12), 0.1), torch.zeros(1, 3, 48, 48))).all()
@@ -62,7 +80,7 @@ def test_a_run_ends_with_a_bundle_that_says_where_it_comes_from(imagery, tmp_pat
 def test_resuming_gives_the_same_weights(imagery, tmp_path):
     train.main(arguments(imagery, tmp_path / "whole", "--images", "24"))
     torch.manual_seed(0)
-    task = train.make_task(TINY, imagery)
+    task = train.make_task(TINY, load_training_file(imagery))
     Run(task, TINY, Budget(images=24), tmp_path / "part", seed=0).train(until_images=14, every_s=1e9)
     train.main(arguments(imagery, tmp_path / "part", "--images", "24", "--resume", str(tmp_path / "part")))
     bundles = [load_bundle(tmp_path / run / "tiny-sr.safetensors") for run in ("whole", "part")]
@@ -110,8 +128,9 @@ def test_the_report_puts_all_methods_on_the_same_pixels(imagery, tmp_path, capsy
 def test_shipped_super_resolver_beats_back_projection_on_held_out_places(shared_data):
     """A few places of every kind; the model card has them all."""
     system = LiteSuperResolver.from_bundle(load_bundle(WEIGHTS / "lite-sr.safetensors"))
-    chosen = [source for source in SOURCES if source.name in ("naip_2m", "naip_midwest_1m", "naip_iowa_1m")]
-    pairs = evaluate.held_out_pairs(load_chips(shared_data / "hr", "held-out", chosen), Degradation(), per_set=2)
+    chosen = ("naip_2m", "naip_midwest_1m", "naip_iowa_1m")
+    chips = [chip for chip in shipped_data(shared_data).held_out_chips() if chip.source in chosen]
+    pairs = evaluate.held_out_pairs(chips, Degradation(), per_set=2)
     with torch.inference_mode():
         gains = [
             evaluate.score(evaluate.members_mean(system, pair, 8), pair) - ibp

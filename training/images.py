@@ -1,0 +1,291 @@
+"""Images to learn super-resolution from: RGB rasters, lazily, with their ground, their numbers and their split.
+
+In: rasters named by a `Source`. Out: `Image`s. Headers are read when they are listed, pixels when a patch asks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from pipeline.bands import RGB
+from pipeline.errors import UsageError
+from training.data import open_raster
+from training.places import Georeference, SplitMap, split_map, split_of
+from training.training_file import glob_root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from xarray import DataArray
+
+    from training.places import Split
+    from training.training_file import Source
+
+    Stored = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16] | NDArray[np.float32]
+
+SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg")  # of images in a folder
+COARSER_BY = 1.01  # a GSD this much above its target is the target: 2.0 m files say 2.0000004
+OPEN_FILES = 256  # per process
+_METRES_PER_DEGREE = 111_320.0
+_MERCATOR_RADIUS_M = 6_378_137.0
+
+
+class Reader(Protocol):
+    """Where an image's stored values come from. Pickles; opens its file in the process that reads."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(ny, nx)."""
+        ...
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per stored value."""
+        ...
+
+    def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
+        """Stored values (3, ny, nx), red green blue, of a window that lies inside."""
+        ...
+
+
+@dataclass(frozen=True)
+class Values:
+    """What stored numbers mean. `encoded`: 8-bit brightness, to be harmonised; else reflectance by scale and offset."""
+
+    encoded: bool
+    scale: float = 1.0
+    offset: float = 0.0
+    nodata: float | None = None
+
+    def decode(self, stored: Stored) -> NDArray[np.float32]:
+        """Brightness 0..1 or reflectance, (3, h, w) float32; nodata is 0 in all bands, as a black border is."""
+        if self.encoded:
+            pixels = stored.astype(np.float32) / np.float32(255.0)
+        else:
+            pixels = stored.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
+        if self.nodata is not None:
+            pixels[:, (stored == self.nodata).all(axis=0)] = 0
+        return np.nan_to_num(pixels, copy=False, nan=0.0) if stored.dtype.kind == "f" else pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One RGB image. Its split is that of its place, or varies over its ground by `ground`."""
+
+    source: str
+    label: str
+    place: str
+    split: Split | None  # None: by `ground`
+    ground: SplitMap | None
+    reader: Reader
+    values: Values
+    gsd_m: tuple[float, float]  # (y, x), of stored pixels
+    target_gsd_m: tuple[float, float]
+    evaluate_gsd_m: float
+    weight: float
+
+    @property
+    def extent_m(self) -> tuple[float, float]:
+        """Height and width on the ground."""
+        (ny, nx), (gsd_y, gsd_x) = self.reader.shape, self.gsd_m
+        return ny * gsd_y, nx * gsd_x
+
+    def share(self, split: Split) -> float:
+        """Share of the image that lies in `split`."""
+        if self.ground is not None and self.split is None:
+            return self.ground.share(split)
+        return float(self.split == split)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a raster's header says."""
+
+    shape: tuple[int, int]
+    bands: int
+    dtype: str
+    nodata: float | None
+    crs: str  # WKT; "" without georeferencing
+    affine: tuple[float, float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Three bands (1-based) of a raster file on this machine."""
+
+    path: str
+    bands: tuple[int, int, int]
+    shape: tuple[int, int]
+    itemsize: int
+
+    def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
+        """As `Reader.read`."""
+        lazy = _opened(self.path).isel(band=[band - 1 for band in self.bands], y=slice(y, y + ny), x=slice(x, x + nx))
+        stored: Stored = lazy.data.compute(scheduler="synchronous")
+        return stored
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _opened(path: str) -> DataArray:
+    return open_raster(Path(path))
+
+
+def read_header(path: str, label: str) -> Header:
+    """Header of a file. UsageError when it is no raster."""
+    import warnings
+
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as dataset:
+                crs = dataset.crs.to_wkt() if dataset.crs and not dataset.transform.is_identity else ""
+                affine = tuple(dataset.transform)[:6]
+                return Header(dataset.shape, dataset.count, dataset.dtypes[0], dataset.nodata, crs, affine)
+    except RasterioIOError as error:
+        raise UsageError(f"{label}: {path} cannot be opened ({error})", "an image that GDAL reads") from None
+
+
+def ground_gsd_m(header: Header) -> tuple[float, float]:
+    """Ground sampling distance (y, x) in metres of a georeferenced raster: geographic, Web Mercator or metric CRS."""
+    from pyproj import CRS
+
+    a, b, _, d, e, top = header.affine
+    dy, dx = float(np.hypot(b, e)), float(np.hypot(a, d))
+    crs = CRS.from_user_input(header.crs)
+    y = top + d * header.shape[1] / 2 + e * header.shape[0] / 2  # of the centre
+    if crs.is_geographic:
+        return dy * _METRES_PER_DEGREE, dx * _METRES_PER_DEGREE * float(np.cos(np.radians(y)))
+    if crs.to_epsg() == 3857:
+        shrink = float(1 / np.cosh(y / _MERCATOR_RADIUS_M))  # cos(latitude) from Mercator northing
+        return dy * shrink, dx * shrink
+    unit_m = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
+    return dy * unit_m, dx * unit_m
+
+
+def files_of(source: Source) -> list[Path]:
+    """Raster files of a source, sorted by path: those a glob matches, one file, or all images below a folder."""
+    path = Path(source.path)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise source.fault(f"{path} holds no image", f"files such as {', '.join(SUFFIXES)}")
+        return found
+    root = glob_root(path)
+    return sorted(p for p in root.glob(str(path.relative_to(root))) if p.is_file())
+
+
+def file_images(source: Source) -> list[Image]:
+    """Images of a source's files. UsageError for missing bands, unknown GSD, images coarser than their target."""
+    return [
+        image
+        for path in files_of(source)
+        for image in header_images(source, str(path), path, read_header(str(path), source.label))
+    ]
+
+
+def header_images(source: Source, label: str, path: Path, header: Header) -> list[Image]:
+    """One image per date of a file whose header is known."""
+    per_date = header.bands // source.dates
+    stated = dict(source.bands) or {band: index for index, band in enumerate(RGB, 1)}
+    wanted = [stated[band] for band in RGB if band in stated]
+    if len(wanted) < len(RGB):
+        raise source.fault(f"bands lacks {', '.join(b for b in RGB if b not in stated)}", f"{', '.join(RGB)}")
+    if not all(isinstance(band, int) for band in wanted):
+        raise source.fault(f"bands by name for {label}", "1-based numbers of its bands")
+    absent = [band for band in wanted if not 1 <= int(band) <= per_date]
+    if absent:
+        held = f"{header.bands} bands" + (f", {per_date} per date" if source.dates > 1 else "")
+        raise source.fault(f"band {absent[0]} of {label}, which holds {held}", f"1 to {per_date}", "correct bands")
+    images = []
+    for date in range(source.dates):
+        red, green, blue = (int(band) + date * per_date for band in wanted)
+        reader = FileReader(str(path), (red, green, blue), header.shape, np.dtype(header.dtype).itemsize)
+        images.append(make_image(source, label, path, header, reader))
+    return images
+
+
+def make_image(source: Source, label: str, path: Path, header: Header, reader: Reader) -> Image:
+    """The image of a reader, checked against what the source says. UsageError names the image."""
+    values = _values(source, label, header)
+    gsd_m = _gsd(source, label, header)
+    low, high = source.target_gsd_m
+    native = max(gsd_m)
+    if source.role == "hr" and native > low * COARSER_BY:
+        if source.target_stated:
+            raise source.fault(
+                f"{label} has pixels of {native:.3g} m and target_gsd_m = [{low:g}, {high:g}]",
+                f"images at least as fine as {low:g} m",
+                f"target_gsd_m = [{native:.3g}, {max(high, native):.3g}], or leave it out",
+            )
+        low, high = native, max(high, native)
+    evaluate = min(max(source.evaluate_gsd_m, native), max(high, native))
+    place, split, ground = _placed(source, path, header, native)
+    targets = (max(low, native), max(high, native))
+    return Image(source.name, label, place, split, ground, reader, values, gsd_m, targets, evaluate, source.weight)
+
+
+def _values(source: Source, label: str, header: Header) -> Values:
+    if source.role == "hr" and source.values == "8-bit":
+        if header.dtype != "uint8":
+            raise source.fault(
+                f"{label} holds {header.dtype} and values = '8-bit'", "uint8", 'values = "reflectance" with its scale'
+            )
+        return Values(encoded=True, nodata=header.nodata)
+    return Values(False, source.scale, source.offset, header.nodata)
+
+
+def _gsd(source: Source, label: str, header: Header) -> tuple[float, float]:
+    if source.gsd_m is not None:
+        return source.gsd_m, source.gsd_m
+    if not header.crs:
+        raise source.fault(f"{label} is not georeferenced and gsd_m is not given", "gsd_m = metres per pixel")
+    return ground_gsd_m(header)
+
+
+def _placed(source: Source, path: Path, header: Header, gsd_m: float) -> tuple[str, Split | None, SplitMap | None]:
+    """(place, split, map of splits): by the name, else by the ground, else by the file."""
+    forced: Split | None = None if source.split == "by-place" else source.split
+    if source.place:
+        place = named_place(source, path)
+        return place, forced or split_of(place), None
+    if header.crs and forced is None:
+        ground = split_map(Georeference(header.crs, header.affine, header.shape), gsd_m)
+        if len(ground.places) == 1:
+            return ground.places[0], split_of(ground.places[0]), None
+        return "", None, ground
+    place = f"{source.family or source.name}/{_short_name(source, path)}"
+    return place, forced or split_of(place), None
+
+
+def named_place(source: Source, path: Path | str) -> str:
+    """Place by the source's regex, in the file's name, or in its whole path where the regex has a slash."""
+    text = str(path) if "/" in source.place else os.path.basename(str(path))
+    found = re.search(source.place, text)
+    if found is None or found[1] is None:
+        raise source.fault(f"{text} names no place", f"a match of {source.place!r}", "correct place")
+    return f"{source.family or source.name}/{found[1]}"
+
+
+def _short_name(source: Source, path: Path) -> str:
+    """The file's path below what the source names, without suffix."""
+    root = glob_root(Path(source.path)) if source.path else path.parent
+    inside = path.relative_to(root) if path.is_relative_to(root) and path != root else Path(path.name)
+    return str(inside.with_suffix(""))
+
+
+def split_images(images: Sequence[Image], split: Split) -> list[Image]:
+    """Images of which some part lies in `split`."""
+    return [image for image in images if image.share(split) > 0]

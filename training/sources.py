@@ -1,0 +1,126 @@
+"""The data of a training run: what a training file names, ready to be drawn from and to be judged on.
+
+In: a training file (`training.training_file`). Out: `TrainingData`: patches for super-resolution, tiles for fusion,
+held-out images, and what provenance says of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UsageError
+from training.images import file_images
+from training.patches import CACHE_BYTES, PatchSampler, held_out_chips
+from training.places import SPLIT_RULE, SPLITS
+from training.sentinel2 import rgb_images, tiles_of
+from training.training_file import Source, TrainingFile, read_training_file
+
+if TYPE_CHECKING:
+    from training.data import Chip
+    from training.images import Image
+    from training.places import Split
+    from training.sentinel2 import Tile
+
+__all__ = ["SHIPPED", "Source", "TrainingData", "load_data", "load_training_file", "shipped_data"]
+
+SHIPPED = Path(__file__).with_name("shipped_weights.toml")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Sources of a training file, opened. Images and scenes are listed once, when first asked for."""
+
+    file: TrainingFile
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """In the order of the file."""
+        return self.file.sources
+
+    @property
+    def licence(self) -> str:
+        """Credits of all sources, as the file states them."""
+        return self.file.licence
+
+    def of_role(self, role: str) -> list[Source]:
+        """Sources of one role."""
+        return [source for source in self.sources if source.role == role]
+
+    @cached_property
+    def images(self) -> tuple[Image, ...]:
+        """High-resolution images, all splits; their headers are read, their pixels not."""
+        return tuple(image for source in self.of_role("hr") for image in file_images(source))
+
+    @cached_property
+    def bracket(self) -> tuple[Image, ...]:
+        """Sentinel-2's own RGB: the right sensor at the wrong scale (10 -> 40 m)."""
+        return tuple(image for source in self.of_role("sentinel2") for image in rgb_images(source))
+
+    @cached_property
+    def all_tiles(self) -> tuple[Tile, ...]:
+        """Sentinel-2 scenes with 10 and 20 m bands, all splits."""
+        return tuple(tile for source in self.of_role("sentinel2") for tile in tiles_of(source))
+
+    def hr_sampler(
+        self, split: Split = "train", crop_px: int = 96, small_px: int = 64, cache_bytes: int = CACHE_BYTES
+    ) -> PatchSampler:
+        """Random patches of one split. UsageError when the sources hold none."""
+        try:
+            return PatchSampler((*self.images, *self.bracket), split, crop_px, small_px, cache_bytes=cache_bytes)
+        except UsageError as error:
+            raise UsageError(f"{self.file.path}: {error.found}", error.expected, error.cure) from None
+
+    def held_out_chips(self) -> list[Chip]:
+        """Held-out images of the evaluated sources at their evaluation GSD, in the order of sources and files."""
+        evaluated = {source.name for source in self.sources if source.evaluated}
+        return [
+            chip
+            for image in self.images
+            if image.source in evaluated and image.share("held-out") > 0
+            for chip in held_out_chips(image)
+        ]
+
+    def tiles(self, split: Split) -> list[Tile]:
+        """Sentinel-2 scenes of one split, for fusion; without those it is watched by."""
+        return [tile for tile in self.all_tiles if tile.split == split and not tile.watched]
+
+    def watched_tiles(self) -> list[Tile]:
+        """Scenes by which fusion decides: those marked so, else the held-out ones."""
+        return [tile for tile in self.all_tiles if tile.watched] or self.tiles("held-out")
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: sources with their images per split, the digest of the file, how splits were decided."""
+        counts = Counter((image.source, split) for image in self.images for split in SPLITS if image.share(split) > 0)
+        listed = {
+            source.name: {split: counts[source.name, split] for split in SPLITS} if source.role == "hr" else {}
+            for source in self.sources
+        }
+        return {
+            "data": self.file.name,
+            "data_digest": self.file.digest,
+            "sources": listed,
+            "split_rule": SPLIT_RULE,
+            "licence_of_data": self.file.licence,
+        }
+
+
+def load_training_file(path: Path, root: Path | None = None) -> TrainingData:
+    """Data of a training file; `root` stands for ${SEN2FINE_DATA}. UsageError in one line for what does not fit."""
+    data = TrainingData(read_training_file(path, root))
+    if data.images or data.of_role("sentinel2"):
+        return data
+    raise UsageError(f"{path} names no image", "at least one")
+
+
+def shipped_data(root: Path | None = None) -> TrainingData:
+    """The data of the weights that come with the project, below `root` (default: `training.data.default_data`)."""
+    return load_training_file(SHIPPED, root)
+
+
+def load_data(path: Path) -> TrainingData:
+    """Data of a training file, or of the shipped weights below a folder. UsageError for what does not fit."""
+    return shipped_data(path) if path.is_dir() else load_training_file(path)
