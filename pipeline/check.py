@@ -1,6 +1,8 @@
 """`python -m pipeline.check`: whether a store is complete, and its bytes are what was written.
 
-In: a store. Out: words or JSON, and an exit code: 0 complete and sound, 75 to be continued, 7 damaged, 2 not ours.
+In: a store. Out: words or JSON, and an exit code: 0 complete and sound, 4 but for quarantined units, 75 to be
+continued, 7 damaged, 2 not ours. With --repair, exactly the units that are damaged, missing or quarantined are computed
+again.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import EXIT_INTEGRITY, EXIT_OK, EXIT_RESUMABLE, PipelineError
+from pipeline.errors import EXIT_INTEGRITY, EXIT_OK, EXIT_QUARANTINE, EXIT_RESUMABLE, PipelineError
 from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.terminal import show
 
@@ -23,19 +25,24 @@ if TYPE_CHECKING:
     from pipeline.execution.plan import Plan, Unit
 
 _SHOWN = 10
+FINISHED = ("complete", "complete_with_quarantine")
 
 
 def examine(store: Path, verify: str) -> dict[str, Any]:
     """Status of a store and of each unit. `verify` full compares checksums and decodes every chunk."""
     from pipeline.execution.plan import load_plan
+    from pipeline.execution.quarantine import Quarantine
     from pipeline.store import layout
     from pipeline.store.receipts import Ledger
 
     plan = load_plan(store)
-    ledger = Ledger(store, plan.digest)
-    missing, damaged, chunks = [], {}, 0
+    ledger, aside = Ledger(store, plan.digest), Quarantine(store, plan.digest).read()
+    missing, damaged, quarantined, chunks = [], {}, {}, 0
     for unit in plan.units():
         receipt = ledger.read(unit.id)
+        if receipt is None and unit.id in aside:
+            quarantined[unit.id] = {"error": aside[unit.id].error, "reproduce": aside[unit.id].reproduce}
+            continue
         if receipt is None:
             missing.append(unit.id)
             continue
@@ -53,6 +60,7 @@ def examine(store: Path, verify: str) -> dict[str, Any]:
         "units": sum(1 for _ in plan.units()),
         "missing": missing,
         "damaged": damaged,
+        "quarantined": quarantined,
         "chunks": chunks,
         "verify": verify,
     }
@@ -116,16 +124,31 @@ def _decode(plan: Plan, store: Path, unit: Unit) -> list[str]:
     return faults
 
 
+def repair(store: Path, verify: str, workers: int) -> None:
+    """Compute again exactly the units that fail `verify` or were set aside, and publish. PipelineError as in a run."""
+    from pipeline.execution.driver import run_plan
+    from pipeline.execution.plan import load_plan
+    from pipeline.execution.quarantine import Quarantine
+
+    plan = load_plan(store)
+    quarantine = Quarantine(store, plan.digest)
+    for unit in quarantine.read():
+        quarantine.release(unit)
+    run_plan(plan, store, cluster="inline" if workers == 1 else "local", workers=workers, verify=verify)
+
+
 def exit_code(report: dict[str, Any]) -> int:
     """Exit code for what `examine` found."""
     if report["damaged"]:
         return EXIT_INTEGRITY
-    return EXIT_RESUMABLE if report["missing"] or report["status"] != "complete" else EXIT_OK
+    if report["missing"] or report["status"] not in FINISHED:
+        return EXIT_RESUMABLE
+    return EXIT_QUARANTINE if report["quarantined"] else EXIT_OK
 
 
 def in_words(report: dict[str, Any]) -> str:
     """What `examine` found, for people."""
-    done = report["units"] - len(report["missing"]) - len(report["damaged"])
+    done = report["units"] - len(report["missing"]) - len(report["damaged"]) - len(report["quarantined"])
     how = {"none": "receipts", "size": "receipts and sizes", "full": "every byte, read back and decoded"}
     checked = f"{how[report['verify']]}, {report['chunks']} chunks"
     lines = [f"{report['store']}: {report['status']}; {done} of {report['units']} units sound ({checked})"]
@@ -133,11 +156,13 @@ def in_words(report: dict[str, Any]) -> str:
     lines += [
         f"  damaged  {unit}: {'; '.join(faults[:2])}" for unit, faults in list(report["damaged"].items())[:_SHOWN]
     ]
+    for unit, why in list(report["quarantined"].items())[:_SHOWN]:
+        lines += [f"  set aside {unit}: {why['error']}", f"           see it fail: {why['reproduce']}"]
     hidden = max(0, len(report["missing"]) - _SHOWN) + max(0, len(report["damaged"]) - _SHOWN)
     if hidden:
         lines.append(f"  and {hidden} more")
-    if report["missing"] or report["damaged"]:
-        lines.append("  run the same pipeline.run command again (with --verify full) to compute them")
+    if report["missing"] or report["damaged"] or report["quarantined"]:
+        lines.append(f"  python -m pipeline.check {report['store']} --verify {report['verify']} --repair computes them")
     return "\n".join(lines)
 
 
@@ -146,9 +171,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser("python -m pipeline.check", description="Check a store that pipeline.run wrote.")
     p.add_argument("store", type=Path)
     p.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how closely (%(default)s)")
+    p.add_argument("--repair", action="store_true", help="compute damaged, missing and quarantined units again")
+    p.add_argument("--workers", type=int, default=1, help="local worker processes for --repair (%(default)s)")
     p.add_argument("--json", action="store_true", help="one JSON object instead of words")
     arguments = p.parse_args(argv)
     try:
+        if arguments.repair:
+            repair(arguments.store.resolve(), arguments.verify, arguments.workers)
         report = examine(arguments.store, arguments.verify)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 EXIT_OK = 0
 EXIT_USAGE = 2
 EXIT_NO_DATA = 3
+EXIT_QUARANTINE = 4  # complete but for units that were set aside
 EXIT_UPSTREAM = 5
 EXIT_STORAGE = 6
 EXIT_INTEGRITY = 7

@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING
 
 from pipeline.archive.aoi import MAX_AREA_KM2
 from pipeline.config import COMPOSITES, CONSISTENCIES, RunConfig, differences
-from pipeline.errors import EXIT_OK, PipelineError, StorageError, UsageError
+from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, PipelineError, StorageError, UsageError
 from pipeline.store.receipts import VERIFY_LEVELS
-from pipeline.terminal import Progress, described_plan, described_run, run_json, show
+from pipeline.terminal import (
+    Progress,
+    described_plan,
+    described_run,
+    described_shard,
+    frozen_plan,
+    plan_json,
+    run_json,
+    shard_json,
+    show,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +70,11 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--unit-chunks", type=int, help="at most so many chunks per unit and axis (4)")
     out.add_argument("--overwrite", action="store_true", help="delete an existing store first")
     out.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how finished units are checked")
+    parts = p.add_argument_group("in parts, for job arrays")
+    parts.add_argument("--plan-only", action="store_true", help="freeze the plan into --out and stop")
+    parts.add_argument("--plan", metavar="STORE", help="go on with the frozen plan of this store")
+    parts.add_argument("--shard-of", metavar="J/N", help="with --plan: compute part J of N, J from 1, and stop")
+    parts.add_argument("--finalise", action="store_true", help="with --plan: check that all parts are done, publish")
     run = p.add_argument_group("running")
     run.add_argument(
         "--cluster", default="auto", help="auto, inline, local, cuda, or a scheduler's address (%(default)s)"
@@ -187,9 +202,11 @@ def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Plan and run; prints the outcome. Raises PipelineError."""
+    if arguments.shard_of or arguments.finalise:
+        raise UsageError("--shard-of or --finalise without --plan", "--plan STORE, after a run with --plan-only")
     from pipeline.archive.access import restrict_drivers
     from pipeline.execution.cluster import fitting_workers, processors
-    from pipeline.execution.driver import prepare, run_plan
+    from pipeline.execution.driver import prepare
     from pipeline.execution.estimate import estimate
     from pipeline.execution.planner import make_plan
 
@@ -213,31 +230,86 @@ def execute(arguments: argparse.Namespace) -> int:
         words = f"{aoi.describe()}\n{described_plan(plan, cost, shown)}"
         show(json.dumps({"plan": plan.to_json(), "estimate": cost.to_json()}) if arguments.json else words)
         return EXIT_OK
-    if arguments.workers is None:
-        workers = fitting_workers(workers, cost.worker_mib)
     if fresh:
         if arguments.overwrite:
             remove_store(store)
         prepare(plan, store)
-    cluster = _cluster_of(arguments, sum(1 for _ in plan.units()), workers)
+    if arguments.plan_only:
+        progress.clear()
+        show(json.dumps(plan_json(plan, shown)) if arguments.json else frozen_plan(plan, shown))
+        return EXIT_OK
+    if arguments.workers is None:
+        workers = fitting_workers(workers, cost.worker_mib)
+    return compute(plan, store, shown, arguments, workers, progress)
+
+
+def go_on(arguments: argparse.Namespace) -> int:
+    """Work on the frozen plan of a store: all of it, one shard, or its publication. Raises PipelineError."""
+    from pipeline.archive.access import restrict_drivers
+    from pipeline.execution.cluster import fitting_workers, processors
+    from pipeline.execution.estimate import estimate
+    from pipeline.execution.plan import load_plan
+
+    restrict_drivers()
+    decided = [name for name in RunConfig().to_json() if getattr(arguments, name, None) is not None]
+    decided += [name for name in ("aoi", "bbox", "out", "config") if getattr(arguments, name) is not None]
+    if decided:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in decided)
+        raise UsageError(f"{flags} given with --plan", "no setting that the frozen plan already holds", "leave it out")
+    if arguments.finalise and arguments.shard_of:
+        raise UsageError("--finalise and --shard-of given", "one of them")
+    shown = Path(arguments.plan)
+    store = absolute(shown)
+    plan = load_plan(store)
+    workers = arguments.workers or fitting_workers(processors(), estimate(plan, processors()).worker_mib)
+    return compute(plan, store, shown, arguments, workers, Progress(quiet=arguments.quiet or arguments.json))
+
+
+def compute(
+    plan: Plan, store: Path, shown: Path, arguments: argparse.Namespace, workers: int, progress: Progress
+) -> int:
+    """Run what the arguments ask of a plan whose store exists, and say how it went; returns the exit code."""
+    from pipeline.execution.driver import finalise, run_plan
+    from pipeline.execution.shards import Shard
+
+    shard = Shard.parse(arguments.shard_of) if arguments.shard_of else None
+    units = len(shard.units(plan)) if shard else sum(1 for _ in plan.units())
+    cluster = _cluster_of(arguments, units, workers)
+    picture = None
     try:
-        summary = run_plan(
-            plan, store, cluster=cluster, workers=workers, verify=arguments.verify, report=progress.units
-        )
-        progress.say("drawing the quicklook")
-        picture = _picture(plan, store, anew=summary.computed > 0) and shown.with_suffix(".png")
+        if arguments.finalise:
+            summary = finalise(plan, store, arguments.verify)
+        else:
+            summary = run_plan(
+                plan,
+                store,
+                cluster=cluster,
+                workers=workers,
+                verify=arguments.verify,
+                shard=shard,
+                report=progress.units,
+            )
+        if shard is None:
+            progress.say("drawing the quicklook")
+            anew = summary.computed > 0 or arguments.finalise
+            picture = _picture(plan, store, anew=anew) and shown.with_suffix(".png")
     finally:
         progress.clear()
+    if shard is not None:
+        show(
+            json.dumps(shard_json(shard, summary, shown)) if arguments.json else described_shard(shard, summary, shown)
+        )
+        return EXIT_OK
     words = described_run(plan, summary, shown, picture)
     show(json.dumps(run_json(plan, summary, shown, picture)) if arguments.json else words)
-    return EXIT_OK
+    return EXIT_QUARANTINE if summary.quarantined else EXIT_OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = parser().parse_args(argv)
     try:
-        return execute(arguments)
+        return go_on(arguments) if arguments.plan else execute(arguments)
     except PipelineError as error:
         if arguments.json:
             parts = {"found": error.found, "expected": error.expected, "cure": error.cure}

@@ -12,9 +12,10 @@ from pipeline.bands import TARGET_GSD_M
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.execution.driver import Summary
     from pipeline.execution.estimate import Estimate
     from pipeline.execution.plan import Plan
+    from pipeline.execution.shards import Shard
+    from pipeline.execution.work import Summary
 
 _WIDTH = 100
 _STAGE_NAMES = {
@@ -122,7 +123,8 @@ def described_run(plan: Plan, summary: Summary, store: Path, picture: Path | Non
     if summary.clear_pixels is not None and summary.pixels:
         clear = f"{100 * summary.clear_pixels / summary.pixels:.1f} %"
     lines = [
-        f"{store} is complete: {len(plan.config.band_names)} bands at 2.5 m, {zones}, by {plan.system.name}",
+        f"{store} is complete{_but(summary)}: {len(plan.config.band_names)} bands at 2.5 m, {zones}, "
+        f"by {plan.system.name}",
         f"  scenes    {len(summary.scenes)} used",
         *(f"            {plan.scenes[name].datetime_utc[:10]}  {name}" for name in summary.scenes[:8]),
         *([f"            and {len(summary.scenes) - 8} more"] if len(summary.scenes) > 8 else []),
@@ -132,17 +134,68 @@ def described_run(plan: Plan, summary: Summary, store: Path, picture: Path | Non
         f"  time      {summary.seconds:.1f} s in all; worker seconds: {stages}",
         f"  size      {summary.stored_bytes / 2**20:.1f} MiB; largest worker {summary.peak_worker_mib:.0f} MiB",
     ]
+    if summary.quarantined:
+        lines.append(f"  set aside {', '.join(summary.quarantined)}; python -m pipeline.check {store} tells why")
     if picture is not None:
         lines.append(f"  picture   {picture}")
     lines.append(f'  open      import pipeline; ds = pipeline.open_store("{store}")')
     return "\n".join(lines)
 
 
+def _but(summary: Summary) -> str:
+    """What a complete store lacks."""
+    return f" but for {counted(len(summary.quarantined), 'quarantined unit')}" if summary.quarantined else ""
+
+
+def frozen_plan(plan: Plan, store: Path) -> str:
+    """A plan that was frozen for others to run, in words."""
+    units = sum(1 for _ in plan.units())
+    return (
+        f"{store} holds the plan: {counted(units, 'unit')}, digest {plan.digest[:12]}\n"
+        f"  part      python -m pipeline.run --plan {store} --shard-of J/N\n"
+        f"  publish   python -m pipeline.run --plan {store} --finalise"
+    )
+
+
+def plan_json(plan: Plan, store: Path) -> dict[str, Any]:
+    """A frozen plan as one JSON object."""
+    return {
+        "status": "planned",
+        "store": str(store),
+        "plan_digest": plan.digest,
+        "units": sum(1 for _ in plan.units()),
+    }
+
+
+def described_shard(shard: Shard, summary: Summary, store: Path) -> str:
+    """A finished shard in words."""
+    aside = f", {len(summary.quarantined)} set aside" if summary.quarantined else ""
+    return (
+        f"part {shard.number} of {shard.of} of {store}: {counted(summary.units, 'unit')}, {summary.computed} computed, "
+        f"{summary.resumed} found done{aside}, {summary.seconds:.1f} s"
+    )
+
+
+def shard_json(shard: Shard, summary: Summary, store: Path) -> dict[str, Any]:
+    """A finished shard as one JSON object."""
+    return {
+        "status": "part",
+        "store": str(store),
+        "shard": f"{shard.number}/{shard.of}",
+        "units": summary.units,
+        "computed": summary.computed,
+        "resumed": summary.resumed,
+        "quarantined": list(summary.quarantined),
+        "seconds": round(summary.seconds, 3),
+    }
+
+
 def run_json(plan: Plan, summary: Summary, store: Path, picture: Path | None) -> dict[str, Any]:
     """A finished run as one JSON object."""
     return {
-        "status": "complete",
+        "status": "complete_with_quarantine" if summary.quarantined else "complete",
         "store": str(store),
+        "quarantined": list(summary.quarantined),
         "picture": str(picture) if picture else None,
         "plan_digest": plan.digest,
         "scenes": list(summary.scenes),

@@ -21,7 +21,7 @@ from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
 from pipeline.errors import StorageError
 from pipeline.execution import driver
-from pipeline.execution.driver import Summary
+from pipeline.execution.work import Summary
 from pipeline.execution.plan import Plan
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
 from pipeline.store.receipts import write_atomic
@@ -198,6 +198,7 @@ class TestRun:
         seen.pop("report")
         assert seen == {
             "cluster": "tcp://x:1", "workers": 3, "verify": "full", "store": Path("kept.zarr").resolve(), "seed": 11,
+            "shard": None,
         }  # fmt: skip
 
 
@@ -606,7 +607,7 @@ class TestCheck:
         assert code == 75
         assert "3 of 4 units sound" in out
         assert "to do    z32632-r0-c0-t0" in out
-        assert "pipeline.run command again" in out
+        assert "--repair computes them" in out
 
     def test_damaged(self, call, store):
         chunk = sorted(path for path in store.glob("reflectance/c/**/*") if path.is_file())[0]

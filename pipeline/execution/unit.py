@@ -2,10 +2,12 @@
 
 In: a unit's address, the store with its frozen plan. Out: chunks in the store and a `Receipt`. The only place, with
 plan and cluster, where the three stations meet. Everything runs in the calling thread of the calling process.
+`python -m pipeline.execution.unit STORE UNIT` computes one unit alone: what quarantine does, and how to see a failure.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from dataclasses import replace
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.bands import NODATA_DN
-from pipeline.errors import PipelineError
+from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.execution.plan import Plan, Unit, load_plan
 from pipeline.store.layout import RegionWriter
 from pipeline.store.receipts import Ledger, Receipt
@@ -25,7 +27,7 @@ from pipeline.superres import superres, systems
 from pipeline.superres.masks import NOT_CLEAR_SCL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -250,3 +252,28 @@ def peak_rss_mib() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compute one unit of a store and say how it went; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m pipeline.execution.unit", description="Compute one unit of a store alone."
+    )
+    parser.add_argument("store", type=Path)
+    parser.add_argument("unit", help="its id, such as z32631-r2-c0-t0")
+    arguments = parser.parse_args(argv)
+    try:
+        plan = load_plan(arguments.store)
+        unit = next((unit for unit in plan.units() if unit.id == arguments.unit), None)
+        if unit is None:
+            raise UsageError(f"{arguments.store} has no unit {arguments.unit}", "an id as pipeline.check lists them")
+        receipt = process(unit, str(arguments.store.resolve()), plan.digest)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{unit.id}: {receipt.status}, {receipt.windows} windows, {sum(receipt.seconds.values()):.1f} s")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

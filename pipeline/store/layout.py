@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 RUN_FOLDER = "_run"  # plan, receipts and completion mark, inside the store and ignored by Zarr readers
 STATUS_INCOMPLETE, STATUS_COMPLETE = "incomplete", "complete"
+STATUS_QUARANTINE = "complete_with_quarantine"
 _ZSTD_LEVEL = 1
 _DIMS = {
     "reflectance": ("time", "band", "y", "x"),
@@ -295,17 +296,17 @@ def verify_chunks(folder: Path, facts: Mapping[str, list[int]], *, full: bool) -
     return faults
 
 
-def finish(store: Path, groups: list[str], attributes: Mapping[str, Any]) -> None:
-    """Consolidate metadata and flip every group to complete, the root last. Raises StorageError."""
+def finish(store: Path, groups: list[str], attributes: Mapping[str, Any], status: str = STATUS_COMPLETE) -> None:
+    """Consolidate metadata and flip every group to `status`, the root last. Raises StorageError."""
     import zarr
 
     try:
         for group in sorted(groups, key=len, reverse=True):
             folder = zarr.open_group(store=str(store / group), mode="r+", zarr_format=3)
-            folder.attrs.update({**attributes, "status": STATUS_COMPLETE})
+            folder.attrs.update({**attributes, "status": status})
         if "" not in groups:
             root = zarr.open_group(store=str(store), mode="r+", zarr_format=3)
-            root.attrs.update({**attributes, "status": STATUS_COMPLETE})
+            root.attrs.update({**attributes, "status": status})
         consolidate(store)
     except OSError as error:
         raise storage_error(error, store) from error

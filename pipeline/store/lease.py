@@ -25,21 +25,27 @@ if TYPE_CHECKING:
 _LEASE_S = 600.0  # a holder elsewhere that has not touched its lease for so long is gone
 
 
-@contextmanager
-def lease(store: Path) -> Iterator[None]:
-    """Hold a store for one run. UsageError when another run holds it and is alive.
+_WHOLE = "lease.json"
 
-    A holder on this machine is asked for by its process; one elsewhere is alive while it touches the file.
+
+@contextmanager
+def lease(store: Path, shard: str = "") -> Iterator[None]:
+    """Hold a store for one run, or one shard of it. UsageError when another run holds the same and is alive.
+
+    Different shards live side by side; a whole run and a shard do not. A holder on this machine is asked for by its
+    process; one elsewhere is alive while it touches the file.
     """
-    path = store / RUN_FOLDER / "lease.json"
+    folder = store / RUN_FOLDER
+    path = folder / (f"lease-{shard}.json" if shard else _WHOLE)
     mine = {"host": socket.gethostname(), "pid": os.getpid()}
-    held = _holder(path)
-    if held is not None and held != mine and _alive(held, path):
-        raise UsageError(
-            f"{store} is being written by process {held['pid']} on {held['host']}",
-            "one run per store at a time",
-            f"wait for it, or delete {path} if that run is gone",
-        )
+    for other in [path, folder / _WHOLE] if shard else sorted({path, *folder.glob("lease*.json")}):
+        held = _holder(other)
+        if held is not None and held != mine and _alive(held, other):
+            raise UsageError(
+                f"{store} is being written by process {held['pid']} on {held['host']}",
+                "one run per store at a time",
+                f"wait for it, or delete {other} if that run is gone",
+            )
     write_atomic(path, json.dumps(mine).encode())
     done = threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(path, done), daemon=True)

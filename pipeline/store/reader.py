@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN
 from pipeline.errors import UsageError
-from pipeline.store.layout import STATUS_COMPLETE
+from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +35,10 @@ def open_store(path: str | Path) -> xr.Dataset | xr.DataTree:
     root = zarr.open_group(location, mode="r")
     if "plan_digest" not in root.attrs:
         raise UsageError(f"{location} was not written by this pipeline", "a group with the attribute plan_digest")
-    if root.attrs.get("status") != STATUS_COMPLETE:
+    if root.attrs.get("status") == STATUS_QUARANTINE:
+        aside = ", ".join(map(str, root.attrs.get("quarantined", [])))
+        warnings.warn(f"{location} lacks units that were set aside ({aside}); they read as NaN", stacklevel=2)
+    elif root.attrs.get("status") != STATUS_COMPLETE:
         warnings.warn(f"{location} is not complete; missing units read as NaN", stacklevel=2)
     groups = root.attrs.get("groups", [""])
     opened = {str(group): _decoded(location, str(group)) for group in groups}

@@ -1,6 +1,6 @@
 """The super-resolution systems by name: what each implements, and how one is loaded.
 
-In: a name and weights bundles. Out: a `System` ready to run. Imports models and grid; no I/O but the bundles.
+In: a name and weights bundles. Out: a `System` ready to run. Imports models, grid and hub; no I/O but the bundles.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import UsageError
 from pipeline.grid.lattice import Lattice
+from pipeline.superres import hub
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,7 +133,8 @@ SYSTEMS: dict[str, Spec] = {
 class Choice:
     """A system with its weights settled: where they are and their sha256, which is what a plan records. JSON-able.
 
-    Weights that ship with the package are named "shipped:FILE", so that a plan made here runs on another machine.
+    Weights that ship with the package are named "shipped:FILE", those of the hub by their address with its commit, so
+    that a plan made here runs on another machine.
     """
 
     name: str
@@ -164,31 +166,31 @@ def choose(name: str, sr_weights: str = "", fusion_weights: str = "") -> Choice:
         if sr_weights or fusion_weights:
             raise UsageError(f"--sr {name} takes no weights", cure="drop --weights, or choose --sr lite or difffusr")
         return Choice(name)
-    sr = _described(sr_weights or _shipped(spec.sr_weights), (spec.sr_system,), name, "--weights")
-    fusion = _described(fusion_weights or _shipped(spec.fusion_weights), spec.fusion_systems, name, "--fusion-weights")
+    sr_weights = _settled(sr_weights, spec.sr_weights)
+    fusion_weights = _settled(fusion_weights, spec.fusion_weights)
+    sr = _described(sr_weights, (spec.sr_system,), name, "--weights")
+    fusion = _described(fusion_weights, spec.fusion_systems, name, "--fusion-weights")
     licence = "; ".join(dict.fromkeys(text for text in (sr.licence, fusion.licence) if text))
     bands = tuple(dict.fromkeys((*sr.out_bands, *fusion.out_bands)))
-    return Choice(
-        name,
-        _absolute(sr_weights) or _shipped(spec.sr_weights),
-        sr.digest,
-        _absolute(fusion_weights) or _shipped(spec.fusion_weights),
-        fusion.digest,
-        licence,
-        bands,
-    )
+    return Choice(name, sr_weights, sr.digest, fusion_weights, fusion.digest, licence, bands)
 
 
-def _shipped(file_name: str | None) -> str:
-    return _SHIPPED + file_name if file_name else ""
+def _settled(given: str, shipped: str | None) -> str:
+    """What a plan records: an address with its commit, an absolute path (workers may run elsewhere), or a shipped file.
+
+    Asks the hub where an address is given.
+    """
+    if hub.is_address(given):
+        return hub.settle(given)[0]
+    if given:
+        return str(Path(given).resolve())
+    return _SHIPPED + shipped if shipped else ""
 
 
-def _absolute(path: str) -> str:
-    """Weights are opened by workers that may run in another folder."""
-    return str(Path(path).resolve()) if path else ""
-
-
-def _locate(weights: str) -> Path:
+def locate(weights: str) -> Path:
+    """The file of weights that a plan names, on this machine; those of the hub are fetched again where they lack."""
+    if hub.is_address(weights):
+        return hub.located(weights)
     return WEIGHTS / weights.removeprefix(_SHIPPED) if weights.startswith(_SHIPPED) else Path(weights)
 
 
@@ -200,7 +202,7 @@ def _described(path: str, systems: tuple[str, ...], name: str, flag: str) -> Bun
             f"--sr {name} needs weights", "a converted bundle (.safetensors)", f"give one with {flag} FILE"
         )
     try:
-        bundle = load_bundle(_locate(path))
+        bundle = load_bundle(locate(path))
     except BundleError as error:
         raise UsageError(str(error), "a bundle written by this project", f"give another file with {flag}") from error
     if bundle.system not in systems:
@@ -219,8 +221,8 @@ def load(choice: Choice, device_name: str) -> System:
     from pipeline.models.bundle import BundleError, load_bundle
 
     try:
-        sr_bundle = load_bundle(_locate(choice.sr_weights), choice.sr_digest)
-        fusion_bundle = load_bundle(_locate(choice.fusion_weights), choice.fusion_digest)
+        sr_bundle = load_bundle(locate(choice.sr_weights), choice.sr_digest)
+        fusion_bundle = load_bundle(locate(choice.fusion_weights), choice.fusion_digest)
         resolver = _resolver(sr_bundle).to(device)
         fuser = _fuser(fusion_bundle).to(device)
     except BundleError as error:
@@ -236,7 +238,7 @@ def lattice_of(choice: Choice) -> Lattice:
         return DEFAULT_LATTICE
     from pipeline.models.bundle import load_bundle
 
-    return _lattice(load_bundle(_locate(choice.sr_weights)))
+    return _lattice(load_bundle(locate(choice.sr_weights)))
 
 
 def _lattice(bundle: Bundle) -> Lattice:

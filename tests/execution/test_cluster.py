@@ -55,34 +55,6 @@ def test_a_failing_unit_is_tried_again_and_the_others_are_done(archive, aoi, tmp
     assert summary.computed == summary.units
 
 
-def test_a_unit_that_always_fails_leaves_the_others_done_and_the_store_incomplete(archive, aoi, tmp_path, monkeypatch):
-    from pipeline.errors import PipelineError
-    from pipeline.execution import cluster
-    from pipeline.store import layout
-
-    real = cluster.process
-
-    def broken(unit, store, digest, attempt=1):
-        if unit.row == 0 and unit.col == 0:
-            msg = "broken for good"
-            raise RuntimeError(msg)
-        return real(unit, store, digest, attempt)
-
-    monkeypatch.setattr(cluster, "process", broken)
-    store = tmp_path / "broken.zarr"
-    plan = make_plan(config_for(archive), read_aoi(str(aoi)))
-    driver.prepare(plan, store)
-    with pytest.raises(PipelineError, match="broken for good") as caught:
-        driver.run_plan(plan, store, cluster="inline", workers=1)
-    assert "tried 3 times" in str(caught.value)
-    todo, done = driver.pending(plan, store)
-    assert len(todo) == 1
-    assert len(done) == sum(1 for _ in plan.units()) - 1
-    assert layout.status(store) == layout.STATUS_INCOMPLETE
-    monkeypatch.setattr(cluster, "process", real)
-    assert driver.run_plan(plan, store, cluster="inline", workers=1).computed == 1
-
-
 def test_a_full_disk_stops_the_run_at_once(archive, aoi, tmp_path, monkeypatch, capsys):
     """ENOSPC is nobody's bad unit: exit 6, and with space again the run goes on."""
     import errno

@@ -1,0 +1,103 @@
+"""Units that fail for reasons of their own: tried alone once more, then set aside so that the rest can finish.
+
+In: a unit and its error. Out: one JSON file per quarantined unit under `_run/quarantine`, with the command that shows
+the failure again. Imports plan, receipts and errors.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.archive.retry import redact
+from pipeline.errors import PipelineError, ReadError
+from pipeline.store.layout import RUN_FOLDER
+from pipeline.store.receipts import write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.execution.plan import Unit
+
+ALLOWED_SHARE = 0.01  # of a run's units; more have one cause, which no quarantine cures
+_ISOLATION_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """One unit set aside: why, after how many tries, and how to see it fail again."""
+
+    unit: str
+    plan_digest: str
+    error: str
+    attempts: int
+    reproduce: str
+
+
+def allowed(units: int) -> int:
+    """How many of `units` a run may set aside: 1 %, and one in small runs."""
+    return max(1, int(units * ALLOWED_SHARE))
+
+
+def command(unit: Unit, store: Path) -> list[str]:
+    """The command that computes one unit alone."""
+    return [sys.executable, "-m", "pipeline.execution.unit", str(store), unit.id]
+
+
+def worth_isolating(error: BaseException) -> bool:
+    """False for a file that cannot be read: that is known by now, and no other process reads it better."""
+    return not isinstance(error, ReadError)
+
+
+def isolated(unit: Unit, store: Path) -> PipelineError | None:
+    """Compute a unit in a process of its own; None when it succeeds (its receipt is then written), else why not."""
+    try:
+        done = subprocess.run(
+            command(unit, store), capture_output=True, text=True, timeout=_ISOLATION_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return PipelineError(f"unit {unit.id}: still at work alone after {_ISOLATION_TIMEOUT_S:.0f} s")
+    if done.returncode == 0:
+        return None
+    if done.returncode < 0:
+        return PipelineError(
+            f"unit {unit.id}: its process was killed by signal {-done.returncode} even when alone",
+            cure="if memory ran out, use a smaller --unit-chunks",
+        )
+    words = done.stderr.strip().splitlines()
+    return PipelineError(f"unit {unit.id}: {words[-1] if words else f'exit code {done.returncode}'}")
+
+
+class Quarantine:
+    """The units that one plan has set aside."""
+
+    def __init__(self, store: Path, plan_digest: str) -> None:
+        self._store, self._digest = store, plan_digest
+        self._folder = store / RUN_FOLDER / "quarantine"
+
+    def add(self, unit: Unit, error: BaseException, attempts: int) -> None:
+        """Set a unit aside."""
+        record = Quarantined(
+            unit.id, self._digest, redact(str(error)), attempts, shlex.join(["python", *command(unit, self._store)[1:]])
+        )
+        write_atomic(self._folder / f"{unit.id}.json", json.dumps(asdict(record), indent=1).encode())
+
+    def read(self) -> dict[str, Quarantined]:
+        """{unit id: record} of all units set aside by this plan; damaged records are as good as none."""
+        found = {}
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                record = Quarantined(**json.loads(path.read_bytes()))
+            except (OSError, ValueError, TypeError):
+                continue
+            if record.plan_digest == self._digest:
+                found[record.unit] = record
+        return found
+
+    def release(self, unit: str) -> None:
+        """Take a unit out, to be tried again."""
+        (self._folder / f"{unit}.json").unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""Parts of a frozen plan for job arrays: part J of N, contiguous in the plan's order, known without asking anyone.
+
+In: "3/64" and a plan. Out: the units of that part. Imports plan and errors.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.execution.plan import Plan, Unit
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` (from 1) of `of`.
+
+    >>> Shard.parse("3/64").label
+    '3-of-64'
+    """
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From "J/N" with 1 <= J <= N. UsageError otherwise."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise UsageError(f"--shard-of {text}", "J/N with 1 <= J <= N, such as 3/64")
+        return cls(int(found[1]), int(found[2]))
+
+    @property
+    def label(self) -> str:
+        """Name that is safe in file names."""
+        return f"{self.number}-of-{self.of}"
+
+    def units(self, plan: Plan) -> list[Unit]:
+        """Units of this part: neighbours on the ground as far as the plan's row order has them; may be none."""
+        units = list(plan.units())
+        return units[len(units) * (self.number - 1) // self.of : len(units) * self.number // self.of]

@@ -1,0 +1,198 @@
+"""Working through units: a sliding window over a pool, tries counted, failures set aside, stops heeded.
+
+In: units, a pool, a `Summary` to fill. Out: receipts counted in, units that failed for good. Imports cluster,
+quarantine and errors; holds addresses and receipts, never arrays.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.errors import Interrupted, PipelineError, StorageError, Unreachable, UsageError
+from pipeline.execution.quarantine import Quarantine, allowed, isolated, worth_isolating
+from pipeline.store.receipts import Ledger, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import FrameType
+
+    from pipeline.execution.cluster import Pool
+    from pipeline.execution.plan import Unit
+
+    Report = Callable[["Summary", int], None]
+
+ATTEMPTS = 3
+_UNANSWERED_PER_WORKER = 3
+_FATAL = (UsageError, StorageError)  # no other unit would fare better
+
+
+@dataclass
+class Summary:
+    """How a run went. Counts of units; seconds are wall time of the driver and, per stage, summed over workers."""
+
+    units: int = 0
+    resumed: int = 0  # units found done at the start
+    computed: int = 0
+    seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    pixels: int = 0
+    clear_pixels: int | None = None  # None where no scene carries SCL
+    valid: dict[str, int] = field(default_factory=dict)
+    scenes: tuple[str, ...] = ()
+    stored_bytes: int = 0
+    peak_worker_mib: float = 0.0
+    quarantined: tuple[str, ...] = ()  # units set aside
+
+    @property
+    def valid_fraction(self) -> float:
+        """Share of output pixels that were measured, mean over bands."""
+        return sum(self.valid.values()) / (len(self.valid) * self.pixels) if self.valid and self.pixels else 0.0
+
+    @property
+    def left(self) -> int:
+        """Units that are neither done nor set aside."""
+        return self.units - self.computed - self.resumed - len(self.quarantined)
+
+    def add(self, receipt: Receipt) -> None:
+        """Count one receipt in."""
+        for stage, seconds in receipt.seconds.items():
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+        for band, count in receipt.valid.items():
+            self.valid[band] = self.valid.get(band, 0) + count
+        self.pixels += receipt.pixels
+        if receipt.clear is not None:
+            self.clear_pixels = (self.clear_pixels or 0) + receipt.clear
+        self.scenes = tuple(sorted({*self.scenes, *receipt.scenes}))
+        self.stored_bytes += sum(size for size, _ in receipt.chunks.values())
+        self.peak_worker_mib = max(self.peak_worker_mib, receipt.peak_rss_mib)
+
+
+class Stop:
+    """Remembers that the user asked to stop; a second request stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.outage = ""  # what an archive said that stays away
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        del frame
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """SIGINT, SIGTERM and SIGUSR1 (Slurm's warning before its time limit) ask for a stop; main thread only."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Work:
+    """One pass over the units that are to do."""
+
+    def __init__(self, pool: Pool, summary: Summary, report: Report, stop: Stop, store: Path, plan_digest: str) -> None:
+        self._pool, self._summary, self._report, self._stop = pool, summary, report, stop
+        self._store = store
+        self._ledger, self._quarantine = Ledger(store, plan_digest), Quarantine(store, plan_digest)
+        self._queue: list[tuple[Unit, int]] = []
+        self._running = 0
+        self._unanswered = 0  # failures in a row because an archive is away
+        self._failed: dict[Unit, BaseException] = {}
+
+    def through(self, todo: list[Unit]) -> None:
+        """Keep the pool busy until all units ended or a stop was asked for, then say why units are left, if any.
+
+        Interrupted when stopped or the archive is away, PipelineError when too many units failed for good.
+        """
+        self._queue = [(unit, 1) for unit in reversed(todo)]
+        self._report(self._summary, self._running)
+        while self._running or (self._queue and not self._stop.asked):
+            while self._queue and self._running < self._pool.capacity and not self._stop.asked:
+                self._pool.submit(*self._queue.pop())
+                self._running += 1
+            self._report(self._summary, self._running)
+            unit, attempt, outcome = self._pool.next()
+            self._running -= 1
+            self._take(unit, attempt, outcome)
+            self._report(self._summary, self._running)
+        self._raise_unless_whole()
+
+    def _take(self, unit: Unit, attempt: int, outcome: Receipt | BaseException) -> None:
+        if isinstance(outcome, Receipt):
+            self._count(outcome)
+        elif isinstance(outcome, _FATAL):
+            raise outcome
+        elif isinstance(outcome, Unreachable):  # an outage costs time, not units
+            self._unanswered += 1
+            self._queue.insert(0, (unit, attempt))
+            if self._unanswered >= _UNANSWERED_PER_WORKER * self._pool.capacity:
+                self._stop.asked, self._stop.outage = True, outcome.found
+        elif attempt < ATTEMPTS:
+            self._queue.append((unit, attempt + 1))
+        else:
+            self._give_up(unit, outcome)
+
+    def _count(self, receipt: Receipt) -> None:
+        self._summary.computed += 1
+        self._summary.add(receipt)
+        self._unanswered = 0
+
+    def _give_up(self, unit: Unit, error: BaseException) -> None:
+        """A last try in a process of its own, where it may help; then the unit is set aside."""
+        if worth_isolating(error):
+            again = isolated(unit, self._store)
+            receipt = self._ledger.read(unit.id) if again is None else None
+            if receipt is not None:
+                self._count(receipt)
+                return
+            error = again or error
+        self._failed[unit] = error
+        if len(self._failed) > allowed(self._summary.units):
+            self._stop.asked = True
+
+    def _raise_unless_whole(self) -> None:
+        summary = self._summary
+        done = summary.computed + summary.resumed
+        if self._failed and (len(self._failed) > allowed(summary.units) or not done):
+            raise _failure(self._failed, summary)
+        for unit, error in self._failed.items():
+            self._quarantine.add(unit, error, ATTEMPTS)
+        summary.quarantined = tuple(sorted({*summary.quarantined, *(unit.id for unit in self._failed)}))
+        if summary.left and self._stop.outage:
+            raise Interrupted(
+                f"the archive does not answer ({self._stop.outage}); {summary.left} of {summary.units} units are to do",
+                cure="run the same command again later, it continues where it stopped",
+            )
+        if summary.left:
+            raise Interrupted(
+                f"stopped with {summary.left} of {summary.units} units to do",
+                cure="run the same command again to continue",
+            )
+
+
+def _failure(failed: dict[Unit, BaseException], summary: Summary) -> PipelineError:
+    unit, error = next(iter(failed.items()))
+    if not isinstance(error, PipelineError):
+        error = PipelineError(f"unit {unit.id}: {type(error).__name__}: {error}")
+    others = f", and {len(failed) - 1} more units" if len(failed) > 1 else ""
+    done = f"{summary.computed + summary.resumed} of {summary.units} units are done"
+    cure = "mend the cause and run the same command again; finished units are kept"
+    failure = type(error)(f"{error.found}{others} (tried {ATTEMPTS} times; {done})", error.expected, cure)
+    failure.__cause__ = error
+    return failure
