@@ -21,8 +21,8 @@ from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
 from pipeline.errors import StorageError
 from pipeline.execution import driver
-from pipeline.execution.work import Summary
 from pipeline.execution.plan import Plan
+from pipeline.execution.work import Summary
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
 from pipeline.store.receipts import write_atomic
 from pipeline.superres.systems import SYSTEMS, WEIGHTS
