@@ -71,11 +71,15 @@ def compose(blur: Tensor, scale: int, decimator: Decimator) -> Tensor:
 
 
 def apply_kernels(sharp: Tensor, kernels: Tensor, scale: int) -> Tensor:
-    """Filter (B, C, H, W) with one kernel per image (B, k, k) at stride `scale`, reflecting at the borders."""
+    """Filter (B, C, H, W) at stride `scale`, reflecting at the borders.
+
+    One kernel per image (B, k, k), or per image and channel (B, C, k, k); k - scale is even.
+    """
     b, c, h, w = sharp.shape
     pad = (kernels.shape[-1] - scale) // 2
     padded = functional.pad(sharp, (pad, pad, pad, pad), mode="reflect").reshape(1, b * c, h + 2 * pad, w + 2 * pad)
-    weight = kernels.repeat_interleave(c, dim=0)[:, None].to(sharp.dtype)
+    per_channel = kernels if kernels.dim() == 4 else kernels[:, None].expand(-1, c, -1, -1)
+    weight = per_channel.flatten(0, 1)[:, None].to(sharp.dtype)
     out = functional.conv2d(padded, weight, stride=scale, groups=b * c)
     return out.reshape(b, c, *out.shape[-2:])
 
