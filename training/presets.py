@@ -5,7 +5,7 @@ In: nothing. Out: `PRESETS`. Imports nothing heavy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ class Preset:
     schedule: Schedule = "cosine"  # of the learning rate within a stage
     betas: tuple[float, float] = (0.9, 0.99)  # of Adam
     sampler: dict[str, Any] = field(default_factory=dict)
+
+
+def table() -> str:
+    """All presets as plain text, one setting a line."""
+    lines = []
+    for preset in PRESETS.values():
+        lines += [preset.name, *(f"  {f.name} = {getattr(preset, f.name)!r}" for f in fields(preset)[1:])]
+    return "\n".join(lines)
 
 
 PRESETS: dict[str, Preset] = {

@@ -1,4 +1,7 @@
-"""`python -m training.train --preset lite-sr --data ROOT --out runs/a`: train a network and write its bundle."""
+"""`python -m training.train --preset lite-sr --data ROOT --out runs/a`: train a network and write its bundle.
+
+On several GPUs, or CPUs: `torchrun --nproc-per-node N -m training.train ... --device cuda`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
+from pipeline.terminal import show
 from training.data import default_data
-from training.presets import PRESETS
+from training.presets import PRESETS, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from training.fusion import Fusion
-    from training.loop import Run
+    from training.loop import Budget, Run
     from training.presets import Preset
     from training.sources import TrainingData
     from training.super_resolution import SuperResolution
@@ -23,10 +27,28 @@ if TYPE_CHECKING:
 LICENCE = "MIT"
 
 
+class ListPresets(argparse.Action):
+    """Prints the presets and ends, like --help."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        """Called when the flag is met."""
+        show(table())
+        parser.exit()
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; expected 0 or more")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
     p = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     p.add_argument("--preset", required=True, choices=sorted(PRESETS))
+    p.add_argument("--list", action=ListPresets, nargs=0, help="print all presets and stop")
     p.add_argument(
         "--data",
         type=Path,
@@ -40,9 +62,10 @@ def parser() -> argparse.ArgumentParser:
     start = p.add_mutually_exclusive_group()
     start.add_argument("--resume", type=Path, help="folder of the run to go on from")
     start.add_argument("--init", type=Path, help="bundle whose weights a new run starts from")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=natural, default=0, help="of all chance; a resumed run keeps its own")
     p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--device", default="cpu")
+    p.add_argument("--workers", type=natural, default=0, help="processes that make batches (default: none, in line)")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
     p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions; twice as fast where the CPU has them")
     p.add_argument("--every", type=float, default=60.0, help="seconds between lines and checkpoints")
     p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
@@ -62,35 +85,56 @@ def make_task(preset: Preset, data: TrainingData) -> SuperResolution | Fusion:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    import torch
-
-    from pipeline.models.bundle import load_bundle, load_into
-    from training.loop import Budget, Run
-    from training.sources import load_data
+    from training import distributed
 
     args = parser().parse_args(arguments)
-    preset = PRESETS[args.preset]
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)  # initial weights
     try:
-        task = make_task(preset, load_data(args.data))
+        train(args, PRESETS[args.preset])
     except PipelineError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    finally:
+        distributed.end()
+    return 0
+
+
+def train(args: argparse.Namespace, preset: Preset) -> None:
+    """Train `preset` as the arguments say and write its bundle; process 0 speaks and writes. Raises PipelineError."""
+    import torch
+
+    from pipeline.models.bundle import load_bundle, load_into
+    from training import distributed
+    from training.loop import Run
+    from training.sources import load_data
+
+    device = distributed.device_of(args.device)
+    if distributed.launched() and not args.dry_run:
+        distributed.begin(device)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)  # initial weights
+    task = make_task(preset, load_data(args.data))
     if args.init:
         load_into(task.network, load_bundle(args.init))
-    task.network.to(args.device)
-    minutes = None if args.images else (args.minutes or preset.minutes)
+    task.network.to(device)
     weights = sum(p.numel() for p in task.network.parameters())
-    print(f"{preset.name}: {weights / 1e6:.2f} M parameters, {task.describe()}", flush=True)
+    if distributed.rank() == 0:
+        show(f"{preset.name}: {weights / 1e6:.2f} M parameters, {task.describe()}")
     if args.dry_run:
-        return 0
-    run = Run(task, preset, Budget(minutes, args.images), args.out, args.seed, args.bf16)
+        return
+    run = Run(task, preset, budget_of(args, preset), args.out, args.seed, args.bf16, args.workers)
     if args.resume:
         run.resume(args.resume)
-    run.train(say=lambda line: print(line, flush=True), every_s=args.every)
-    print(write_bundle(run, task, args), flush=True)
-    return 0
+    run.train(say=show, every_s=args.every)
+    if distributed.rank() == 0:
+        show(write_bundle(run, task, args))
+
+
+def budget_of(args: argparse.Namespace, preset: Preset) -> Budget:
+    """What the user gave, else the preset's images, else its minutes."""
+    from training.loop import Budget
+
+    images = args.images or (None if args.minutes else preset.images)
+    return Budget(None if images else args.minutes or preset.minutes, images)
 
 
 def write_bundle(run: Run, task: SuperResolution | Fusion, args: argparse.Namespace) -> str:
@@ -100,7 +144,7 @@ def write_bundle(run: Run, task: SuperResolution | Fusion, args: argparse.Namesp
     provenance: dict[str, Any] = {
         **task.describe(),
         "preset": args.preset,
-        "seed": args.seed,
+        "seed": run.seed,
         "started_from": load_bundle(args.init).digest if args.init else "",
         "images": run.at.images,
         "steps": run.at.step,

@@ -88,6 +88,43 @@ def test_resuming_gives_the_same_weights(imagery, tmp_path):
     assert all(torch.equal(systems[0][name], systems[1][name]) for name in systems[0])
 
 
+def test_worker_processes_change_nothing(imagery, tmp_path):
+    bundles = []
+    for workers in "02":
+        train.main(arguments(imagery, tmp_path / workers, "--images", "16", "--workers", workers))
+        bundles.append(load_bundle(tmp_path / workers / "tiny-sr.safetensors"))
+    systems = [LiteSuperResolver.from_bundle(bundle).network.state_dict() for bundle in bundles]
+    assert all(torch.equal(systems[0][name], systems[1][name]) for name in systems[0])
+
+
+def test_a_resumed_run_keeps_its_seed_and_a_foreign_checkpoint_is_refused(imagery, tmp_path, capsys):
+    run = tmp_path / "run"
+    train.main(arguments(imagery, run, "--images", "8", "--seed", "7"))
+    assert train.main(arguments(imagery, run, "--images", "16", "--resume", str(run))) == 0
+    assert load_bundle(run / "tiny-sr.safetensors").provenance["seed"] == 7
+    (run / "checkpoint.pt").write_bytes(b"no checkpoint")
+    capsys.readouterr()
+    assert train.main(arguments(imagery, run, "--images", "16", "--resume", str(run))) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "is no readable checkpoint" in said
+
+
+def test_the_list_shows_every_preset_and_needs_nothing_else(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--list"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert {line for line in shown if not line.startswith(" ")} == set(PRESETS)
+    assert any(line.startswith("  batch = ") for line in shown)
+
+
+def test_a_negative_seed_is_refused(imagery, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train.main(arguments(imagery, tmp_path / "run", "--seed", "-1"))
+    assert "-1 is negative" in capsys.readouterr().err
+
+
 def test_dry_run_trains_nothing(imagery, tmp_path, capsys):
     assert train.main(arguments(imagery, tmp_path / "run", "--dry-run")) == 0
     assert "M parameters" in capsys.readouterr().out
