@@ -5,6 +5,7 @@ In: raster files and arrays. Out: lazy arrays, `Chip`s (RGB, near 2.5 m), reflec
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # opensr-degradation, `gamma_multivariate_normal` (mean and covariance); the medians are those of DiffFuSR's recipe.
 GAMMA_MEAN = np.array([0.33213, 0.32609, 0.35347])
 GAMMA_COVARIANCE = np.array([[0.00592, 0.00508, 0.00445], [0.00508, 0.00494, 0.00446], [0.00445, 0.00446, 0.00486]])
+_GAMMA_FACTOR = np.linalg.cholesky(GAMMA_COVARIANCE)
 GAMMA_MEDIAN = np.array([0.3521, 0.3361, 0.3535])
 GAMMA_RANGE = (0.15, 0.6)
 
@@ -53,21 +55,27 @@ def open_raster(path: Path) -> DataArray:
     return array
 
 
-def area_weights(n_in: int, ratio: float) -> NDArray[np.float32]:
-    """Exact area averaging of `n_in` pixels into pixels `ratio` times as wide: (floor(n_in / ratio), n_in)."""
+def area_taps(n_in: int, ratio: float) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Exact area averaging of `n_in` pixels into floor(n_in / ratio): pixels and their weights, both (n_out, taps)."""
     n_out = int(n_in / ratio + 1e-6)
     edges = np.arange(n_out + 1) * ratio
-    lower = np.maximum(edges[:-1, None], np.arange(n_in)[None])
-    upper = np.minimum(edges[1:, None], np.arange(1, n_in + 1)[None])
-    weights: NDArray[np.float32] = (np.clip(upper - lower, 0, None) / ratio).astype(np.float32)
-    return weights
+    pixels = np.floor(edges[:-1, None] + 1e-9).astype(np.intp) + np.arange(math.ceil(ratio) + 1)
+    shares = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.minimum(pixels, n_in - 1), (np.clip(shares, 0, None) / ratio).astype(np.float32)
 
 
-def area_average(pixels: NDArray[np.float32], ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
+def area_average(pixels: NDArray[np.generic], ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
     """(C, H, W) -> (C, H/ratio_y, W/ratio_x) by area; ratios of at least 1, in input pixels per output pixel."""
-    rows = area_weights(pixels.shape[1], ratio_y)
-    columns = area_weights(pixels.shape[2], ratio_x)
-    return np.ascontiguousarray(np.einsum("yh,chw,xw->cyx", rows, pixels, columns, optimize=True))
+    taken, weights = area_taps(pixels.shape[1], ratio_y)
+    rows = np.take(pixels, taken[:, 0], axis=1) * weights[:, :1]
+    for tap in range(1, taken.shape[1]):  # few taps per row: cheaper than a matrix that is mostly zero
+        rows += np.take(pixels, taken[:, tap], axis=1) * weights[:, tap : tap + 1]
+    taken, weights = area_taps(pixels.shape[2], ratio_x)
+    columns = np.zeros((pixels.shape[2], len(taken)), np.float32)
+    for tap in range(taken.shape[1]):
+        columns[taken[:, tap], np.arange(len(taken))] += weights[:, tap]
+    averages: NDArray[np.float32] = rows @ columns
+    return averages
 
 
 def harmonise(pixels: NDArray[np.float32], gamma: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -78,5 +86,5 @@ def harmonise(pixels: NDArray[np.float32], gamma: NDArray[np.float64]) -> NDArra
 
 def sample_gamma(rng: np.random.Generator) -> NDArray[np.float64]:
     """Gammas (3,) for one image from the published distribution."""
-    drawn = rng.multivariate_normal(GAMMA_MEAN, GAMMA_COVARIANCE)
+    drawn = GAMMA_MEAN + _GAMMA_FACTOR @ rng.standard_normal(3)
     return drawn.clip(GAMMA_RANGE[0], GAMMA_RANGE[1])

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.bands import RGB
 from pipeline.errors import UsageError
-from training.data import open_raster
+from training.data import area_average, open_raster
 from training.places import Georeference, SplitMap, split_map, split_of
 from training.training_file import glob_root
 
@@ -67,13 +67,23 @@ class Values:
 
     def decode(self, stored: Stored) -> NDArray[np.float32]:
         """Brightness 0..1 or reflectance, (3, h, w) float32; nodata is 0 in all bands, as a black border is."""
-        if self.encoded:
-            pixels = stored.astype(np.float32) / np.float32(255.0)
-        else:
-            pixels = stored.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
+        pixels = self._scaled(stored.astype(np.float32))
         if self.nodata is not None:
             pixels[:, (stored == self.nodata).all(axis=0)] = 0
         return np.nan_to_num(pixels, copy=False, nan=0.0) if stored.dtype.kind == "f" else pixels
+
+    def averaged(self, stored: Stored, ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
+        """`decode`, averaged by area; where no value stands for nodata the fewer averages are decoded."""
+        if ratio_y == ratio_x == 1:
+            return self.decode(stored)
+        if self.nodata is None and stored.dtype.kind != "f":
+            return self._scaled(area_average(stored, ratio_y, ratio_x))
+        return area_average(self.decode(stored), ratio_y, ratio_x)
+
+    def _scaled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.encoded:
+            return pixels / np.float32(255.0)
+        return pixels * np.float32(self.scale) + np.float32(self.offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +253,7 @@ def _values(source: Source, label: str, header: Header) -> Values:
             raise source.fault(
                 f"{label} holds {header.dtype} and values = '8-bit'", "uint8", 'values = "reflectance" with its scale'
             )
-        return Values(encoded=True, nodata=header.nodata)
+        return Values(encoded=True, nodata=header.nodata or None)  # 0 is black already
     return Values(False, source.scale, source.offset, header.nodata)
 
 

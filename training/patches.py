@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import UsageError
-from training.data import Chip, area_average, harmonise, sample_gamma
+from training.data import Chip, harmonise, sample_gamma
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,9 +160,7 @@ class PatchSampler:
         ny, nx = _window(image, address.side_px, address.gsd_m)
         stored = self.cache.window(address.image, image, address.y, address.x, ny, nx)
         ratio_y, ratio_x = (address.gsd_m / native for native in image.gsd_m)
-        pixels = image.values.decode(stored)
-        if ratio_y > 1 or ratio_x > 1:
-            pixels = area_average(pixels, ratio_y, ratio_x)
+        pixels = image.values.averaged(stored, ratio_y, ratio_x)
         return pixels[:, : address.side_px, : address.side_px]
 
     def _patches(self, size: int, views: int, rng: np.random.Generator) -> list[NDArray[np.float32]]:
@@ -239,6 +237,6 @@ def held_out_chips(image: Image) -> list[Chip]:
     for place, top, left, ny, nx in windows:
         y, x = top + max(ny - limits[0], 0) // 2, left + max(nx - limits[1], 0) // 2
         stored = image.reader.read(y, x, min(ny, limits[0]), min(nx, limits[1]))
-        pixels = area_average(image.values.decode(stored), *ratios)
+        pixels = image.values.averaged(stored, *ratios)
         chips.append(Chip(image.source, place, image.evaluate_gsd_m, pixels, image.values.encoded, image.weight))
     return chips
