@@ -56,6 +56,19 @@ def test_back_projection_converges_on_box_and_tent(factor):
         assert errors[0] > errors[1] > errors[2] > errors[3]
 
 
+@pytest.mark.parametrize("factor", [4, 8, 24])
+def test_one_iteration_of_the_tent_leaves_little_even_of_unrelated_detail(factor):
+    """Worst case: white noise against white noise. There is no exact step after it, as there is for the box."""
+    rng = torch.Generator().manual_seed(0)
+    native = 0.5 * torch.rand((1, 1, 20, 20), generator=rng)
+    image = 0.5 * torch.rand((1, 1, 20 * factor, 20 * factor), generator=rng)
+    before = (tent_mean(image, factor) - native).abs().mean()
+    once = back_project(image, native, factor, consistency="tent")
+    assert (tent_mean(once, factor) - native).abs().mean() < before / 10
+    often = back_project(image, native, factor, consistency="tent", iterations=10)
+    assert (tent_mean(often, factor) - native).abs().mean() < before / 1000
+
+
 def test_no_consistency_changes_nothing():
     image = torch.rand((1, 1, 8, 8))
     assert back_project(image, torch.zeros((1, 1, 2, 2)), 4, consistency="none") is image
