@@ -54,22 +54,6 @@ def spectral_angle(x: Tensor, y: Tensor) -> Tensor:
     return torch.rad2deg(cosine.clamp(-1, 1).acos())
 
 
-def per_patch(distance: Callable[[Tensor, Tensor], float], patch_px: int) -> Distance:
-    """A distance between images as a map that is constant over squares of `patch_px`, for H and W multiples of it."""
-
-    def mapped(x: Tensor, y: Tensor) -> Tensor:
-        rows, columns = (side // patch_px for side in x.shape[-2:])
-        cuts = [
-            (slice(None), slice(i * patch_px, (i + 1) * patch_px), slice(j * patch_px, (j + 1) * patch_px))
-            for i in range(rows)
-            for j in range(columns)
-        ]
-        values = torch.tensor([distance(x[cut], y[cut]) for cut in cuts]).reshape(rows, columns)
-        return values.repeat_interleave(patch_px, 0).repeat_interleave(patch_px, 1)
-
-    return mapped
-
-
 def to_coarse(x: Tensor, scale: int) -> Tensor:
     """Antialiased bilinear (a tent of two coarse pixels), (C, H, W) -> (C, H/scale, W/scale)."""
     return functional.interpolate(x[None], scale_factor=1 / scale, mode="bilinear", antialias=True)[0]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training import opensr
-from training.opensr import NAMES, Triplet, find_shift, match_histogram, per_patch
+from training.opensr import NAMES, Triplet, find_shift, match_histogram
 
 GOLDEN = "reference_vectors/opensr_test_golden.json"
 THEIR_NAMES = ("reflectance", "spectral", "spatial", "synthesis", "ha_metric", "om_metric", "im_metric")
@@ -139,14 +139,6 @@ def test_matched_images_have_the_values_of_the_reference_in_their_own_order(seed
     matched = match_histogram(image, reference)
     np.testing.assert_allclose(np.sort(matched, axis=None), np.sort(reference, axis=None), rtol=1e-5)
     np.testing.assert_array_equal(np.argsort(matched, axis=None), np.argsort(image, axis=None))
-
-
-def test_distances_per_patch_are_constant_over_it():
-    x, y = torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)
-    y[:, :4, 4:] = 1.0
-    mapped = per_patch(lambda a, b: float((a - b).abs().mean()), 4)(x, y)
-    assert mapped.shape == (8, 8)
-    np.testing.assert_array_equal(mapped.numpy(), y[0].numpy())
 
 
 def test_images_that_do_not_nest_are_refused():
