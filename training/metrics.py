@@ -1,16 +1,22 @@
 """Image quality against a reference, one number per image.
 
 In: tensors (C, H, W), or (B, C, H, W) where that is said, in reflectance. Out: floats, computed in float64. Imports
-torch only. What a metric cannot say of an image (no spectrum, no variance) is NaN, never zero.
+torch, numpy, scipy. What a metric cannot say of an image (no spectrum, no variance) is NaN, never zero.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from scipy import ndimage, stats
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PAPER_STEPS = 255  # 8-bit values per unit of reflectance in DiffFuSR's Table IV
 
@@ -38,15 +44,16 @@ def ssim(x: Tensor, reference: Tensor, data_range: float = 1.0) -> float:
 
     (C, H, W) or (B, C, H, W) of at least 11 px a side; the 5 px where the window does not fit are left out.
     """
-    r = torch.arange(11, dtype=torch.float64) - 5
-    g = torch.exp(-0.5 * (r / 1.5) ** 2)
-    g = g / g.sum()
+    r = np.arange(11) - 5
+    g = np.exp(-0.5 * (r / 1.5) ** 2)
+    g /= g.sum()
 
-    def smooth(z: Tensor) -> Tensor:
-        return functional.conv2d(functional.conv2d(z, g[None, None, :, None]), g[None, None, None])
+    def smooth(z: NDArray[np.float64]) -> NDArray[np.float64]:
+        rows = ndimage.correlate1d(z, g, axis=-2)[..., 5:-5, :]
+        both: NDArray[np.float64] = ndimage.correlate1d(rows, g, axis=-1)[..., 5:-5]
+        return both
 
-    a = x.double().reshape(-1, 1, *x.shape[-2:])
-    b = reference.double().reshape(-1, 1, *reference.shape[-2:])
+    a, b = x.double().numpy(), reference.double().numpy()
     mean_a, mean_b = smooth(a), smooth(b)
     var_a, var_b = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2
     covariance = smooth(a * b) - mean_a * mean_b
@@ -150,8 +157,6 @@ def block_mean_r2(x: Tensor, coarse: Tensor) -> float:
 
 def spearman(x: Tensor, y: Tensor) -> float:
     """Rank correlation over all values of two images; NaN where one of them does not vary."""
-    from scipy import stats
-
     if any(bool(image.min() == image.max()) for image in (x, y)):
         return math.nan
     return float(stats.spearmanr(x.flatten().numpy(), y.flatten().numpy()).statistic)

@@ -1,13 +1,13 @@
-"""Wald tests of fusion on the scene that no training sees: measured bands made coarser, sharpened, compared.
+"""Wald tests of fusion: measured bands made coarser, sharpened, compared with what was measured.
 
-In: a fusion network and the scene's reflectance by GSD. Out: ERGAS and PSNR by method. The coarser bands follow DSen2
-(Lanaras et al. 2018): Gaussian of 1/s coarse-to-fine px, then block means.
+In: a fusion network and a scene's reflectance by GSD. Out: scores by task and method. The coarser bands follow DSen2
+(Lanaras et al. 2018): Gaussian of 1/s coarse-to-fine px, then block means. Imports baselines and metrics.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +16,11 @@ from torch.nn import functional
 from pipeline.models.lite_fusion import BANDS_20M, BANDS_60M, OUT_BANDS
 from training import baselines
 from training.degrade import Degradation, degrade
-from training.metrics import ergas, trimmed
+from training.metrics import band_psnr, correlation, ergas, sam, sre_db, ssim, trimmed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -27,16 +29,76 @@ if TYPE_CHECKING:
 
 TEST_SCENE = "S2A_MSIL1C_20170527_T33UUB.mat"  # MGRS tile T33UUB, Level-1C: never in training
 BORDER_PX = 6  # of the target grid, left out of every score
+LEARNED = "lite"
+LEARNED_KEPT = "lite, block means kept between its stages"
+SSIM_LEAST_PX = 11
+_EIGHT = 8  # 20 m -> 2.5 m is 8; so is 160 m -> 20 m
+_LEAST_COARSE = 10  # coarse pixels a side below which a task says nothing of its scale
 
 
 @dataclass(frozen=True)
 class Row:
-    """One task: scores by method. `projected` is after the block means were made those of the input."""
+    """One task: `scores` by method and metric. `projected` is ERGAS after the block means were made the input's."""
 
     task: str
-    ergas: dict[str, float]
-    psnr: dict[str, float]
-    projected: dict[str, float]  # ERGAS
+    scores: Mapping[str, Mapping[str, float]]
+    bands: tuple[str, ...] = ()
+
+    def by(self, metric: str) -> dict[str, float]:
+        """One metric by method."""
+        return {method: values[metric] for method, values in self.scores.items()}
+
+    @property
+    def ergas(self) -> dict[str, float]:
+        """ERGAS by method."""
+        return self.by("ERGAS")
+
+    @property
+    def projected(self) -> dict[str, float]:
+        """ERGAS after projection by method."""
+        return self.by("ERGAS, projected")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Coarse bands (C, h, w), guides (K, s*h, s*w), the measured bands (C, s*h, s*w) and what networks make of them."""
+
+    name: str
+    scale: int
+    coarse: Tensor
+    guides: Tensor
+    truth: Tensor
+    learned: Mapping[str, Tensor]
+    bands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Reflectance by GSD (bands, h, w) in the order of the fusion's inputs, and which of its outputs it carries."""
+
+    rho: Mapping[int, Tensor]
+    present: tuple[str, ...] = OUT_BANDS
+    mask: Tensor = field(init=False)  # (1, 9, 1, 1), order of OUT_BANDS
+
+    def __post_init__(self) -> None:
+        held = torch.tensor([float(name in self.present) for name in OUT_BANDS])
+        object.__setattr__(self, "mask", held[None, :, None, None])
+
+    def held(self, bands: Sequence[str]) -> list[int]:
+        """Places of those of `bands` that the scene carries."""
+        return [i for i, name in enumerate(bands) if name in self.present]
+
+    def cut(self, multiple_60m: int) -> Scene | None:
+        """The part whose sides are multiples of so many pixels of 60 m; None where nothing is left."""
+        rows, columns = (side // multiple_60m * multiple_60m for side in self.rho[60].shape[1:])
+        if not min(rows, columns):
+            return None
+        parts = {g: values[:, : rows * 60 // g, : columns * 60 // g] for g, values in self.rho.items()}
+        return Scene(parts, self.present)
+
+    def coarser(self, factor: int, blur: bool = True) -> dict[int, Tensor]:
+        """All bands coarser by one factor."""
+        return {gsd: wald_coarser(values, factor, blur) for gsd, values in self.rho.items()}
 
 
 def wald_coarser(rho: Tensor, factor: int, blur: bool = True) -> Tensor:
@@ -56,78 +118,113 @@ def project(fine: Tensor, coarse: Tensor, factor: int) -> Tensor:
     return fine + baselines.nearest((coarse - baselines.box(fine[None], factor)[0])[None], factor)[0]
 
 
-def band_psnr(x: Tensor, truth: Tensor) -> float:
-    """Mean over bands of the PSNR in dB whose peak is the band's maximum."""
-    mse = (x - truth).double().square().mean((1, 2))
-    peak = truth.double().amax((1, 2))
-    return float((10 * (peak**2 / mse).log10()).mean())
+def measure(
+    network: FusionNetwork,
+    rho: Mapping[int, NDArray[np.float32]],
+    *,
+    sixty: bool = True,
+    present: tuple[str, ...] = OUT_BANDS,
+) -> list[Row]:
+    """Scores of `baselines.SHARPENERS`, local regression alone and `network` on every task that the scene allows.
+
+    `sixty=False` leaves it at 20 m x2 and NIR x4.
+    """
+    scene = Scene({gsd: torch.from_numpy(values.copy()) for gsd, values in rho.items()}, present).cut(2)
+    return [] if scene is None else [row_of(network, task) for task in tasks(network, scene, sixty)]
 
 
-def measure(network: FusionNetwork, rho: dict[int, NDArray[np.float32]], *, sixty: bool = True) -> list[Row]:
-    """Scores of bicubic, GSA, ATPRK-like, local regression alone and `network` on every task the scene allows."""
-    rows, columns = (side // 2 * 2 for side in rho[60].shape[1:])  # so that every band can be halved
-    bands = {
-        gsd: torch.from_numpy(values[:, : rows * 60 // gsd, : columns * 60 // gsd].copy())
-        for gsd, values in rho.items()
-    }
-    more = [twenty(network, bands, blur=False), sixty_m(network, bands)] if sixty else []
-    return [twenty(network, bands), *more, nir(network, bands)]
+def tasks(network: FusionNetwork, scene: Scene, every: bool = True) -> Iterator[Task]:
+    """The tasks in the order of the table."""
+    if scene.held(BANDS_20M):
+        yield twenty(network, scene)
+        if every:
+            yield twenty(network, scene, blur=False)
+            yield from eight(network, scene)
+    if every and scene.held(BANDS_60M):
+        yield from sixty_m(network, scene)
+    if "B08" in scene.present:
+        yield nir(network, scene)
 
 
-def twenty(network: FusionNetwork, bands: dict[int, Tensor], blur: bool = True) -> Row:
+def twenty(network: FusionNetwork, scene: Scene, blur: bool = True) -> Task:
     """20 m x2: bands of 40 m sharpened by four guides at 20 m, judged against the measured 20 m."""
-    coarse = {gsd: wald_coarser(values, 2, blur) for gsd, values in bands.items()}
-    out = _sharpen(network, coarse)
-    return _row(
-        "20 m x2" if blur else "20 m x2, block means only",
-        coarse[20],
-        coarse[10],
-        bands[20],
-        2,
-        out[: len(BANDS_20M)],
-        network,
-    )
+    coarse, held = scene.coarser(2, blur), scene.held(BANDS_20M)
+    out = _sharpen(network, scene, coarse)[: len(BANDS_20M)]
+    name = "20 m x2" if blur else "20 m x2, block means only"
+    learned = {LEARNED: out[held]}
+    return Task(name, 2, coarse[20][held], coarse[10], scene.rho[20][held], learned, _named(BANDS_20M, held))
 
 
-def sixty_m(network: FusionNetwork, bands: dict[int, Tensor]) -> Row:
-    """60 m x6: bands of 360 m sharpened by four guides at 60 m, judged against the measured 60 m."""
-    side = min(bands[60].shape[1:]) // 6 * 6
-    cut = {gsd: values[:, : side * 60 // gsd, : side * 60 // gsd] for gsd, values in bands.items()}
-    coarse = {gsd: wald_coarser(values, 6) for gsd, values in cut.items()}
-    out = _sharpen(network, coarse)
-    return _row("60 m x6", coarse[60], coarse[10], cut[60], 6, out[len(BANDS_20M) :], network)
+def eight(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
+    """20 m x8: bands of 160 m sharpened by RGB at 20 m: DiffFuSR's task, 20 m -> 2.5 m, on ground whose truth is known.
 
-
-def nir(network: FusionNetwork, bands: dict[int, Tensor]) -> Row:
-    """NIR x4: B08 of 40 m sharpened by RGB at 10 m, judged against the measured 10 m."""
-    coarse = wald_coarser(bands[10][3:], 4)
-    at40 = torch.cat([coarse, wald_coarser(bands[20], 2), resampled(bands[60][None], coarse)[0]])
-    ones = torch.ones(1, len(OUT_BANDS), 1, 1)
-    out = network.detail(bands[10][None, :3], at40[None], ones)[0, :1]
-    return _row("NIR x4", coarse, bands[10][:3], bands[10][3:], 4, out, network)
-
-
-def _sharpen(network: FusionNetwork, coarse: dict[int, Tensor]) -> Tensor:
-    mask = torch.ones(1, len(BANDS_20M) + len(BANDS_60M), 1, 1)
-    return network.sharpen(coarse[10][None], coarse[20][None], coarse[60][None], mask)[0]
-
-
-def _row(
-    task: str, coarse: Tensor, guides: Tensor, truth: Tensor, scale: int, out: Tensor, network: FusionNetwork
-) -> Row:
-    up = baselines.bicubic(coarse[None], scale)[0]
-    methods = {
-        "bicubic": up,
-        "GSA": baselines.gsa(coarse, guides, scale),
-        "ATPRK-like": baselines.atprk_like(coarse, guides, scale),
-        "local regression": up + network.regression(coarse[None], guides[None], scale)[0],
-        "lite": out,
+    The network goes the pipeline's way: `sharpen` x2 by the four bands that are then measured at 80 m, `detail` x4 by
+    RGB. Other methods have no use for measured bands between the two scales. Once more with block means kept between.
+    """
+    part, held = scene.cut(_EIGHT), scene.held(BANDS_20M)
+    if part is None or min(part.rho[20].shape[1:]) < _LEAST_COARSE * _EIGHT:
+        return
+    coarse, guides = part.coarser(_EIGHT), wald_coarser(part.rho[10][:3], 2)
+    at80 = _sharpen(network, part, coarse)
+    kept = torch.cat([project(at80[: len(BANDS_20M)], coarse[20], 2), at80[len(BANDS_20M) :]])
+    learned = {
+        name: network.detail(guides[None], torch.cat([coarse[10][3:], sharp])[None], part.mask)[0, 1:][held]
+        for name, sharp in ((LEARNED, at80), (LEARNED_KEPT, kept))
     }
-    border = min(BORDER_PX, math.ceil(truth.shape[1] / 16))
-    kept = trimmed(truth, border)
-    return Row(
-        task,
-        {name: ergas(trimmed(x, border), kept, scale) for name, x in methods.items()},
-        {name: band_psnr(trimmed(x, border), kept) for name, x in methods.items()},
-        {name: ergas(trimmed(project(x, coarse, scale), border), kept, scale) for name, x in methods.items()},
-    )
+    truth = part.rho[20][held]
+    yield Task("20 m x8, RGB guide", _EIGHT, coarse[20][held], guides, truth, learned, _named(BANDS_20M, held))
+
+
+def sixty_m(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
+    """60 m x6: bands of 360 m sharpened by four guides at 60 m, judged against the measured 60 m."""
+    side = min(scene.rho[60].shape[1:]) // 6 * 6
+    if side < 6 * _LEAST_COARSE:
+        return
+    part = Scene({gsd: values[:, : side * 60 // gsd, : side * 60 // gsd] for gsd, values in scene.rho.items()})
+    coarse, held = part.coarser(6), scene.held(BANDS_60M)
+    out = _sharpen(network, scene, coarse)[len(BANDS_20M) :]
+    learned = {LEARNED: out[held]}
+    yield Task("60 m x6", 6, coarse[60][held], coarse[10], part.rho[60][held], learned, _named(BANDS_60M, held))
+
+
+def nir(network: FusionNetwork, scene: Scene) -> Task:
+    """NIR x4: B08 of 40 m sharpened by RGB at 10 m, judged against the measured 10 m."""
+    coarse = wald_coarser(scene.rho[10][3:], 4)
+    at40 = torch.cat([coarse, wald_coarser(scene.rho[20], 2), resampled(scene.rho[60][None], coarse)[0]])
+    out = network.detail(scene.rho[10][None, :3], at40[None], scene.mask)[0, :1]
+    return Task("NIR x4", 4, coarse, scene.rho[10][:3], scene.rho[10][3:], {LEARNED: out}, ("B08",))
+
+
+def _named(bands: Sequence[str], held: Sequence[int]) -> tuple[str, ...]:
+    return tuple(bands[i] for i in held)
+
+
+def _sharpen(network: FusionNetwork, scene: Scene, coarse: Mapping[int, Tensor]) -> Tensor:
+    return network.sharpen(coarse[10][None], coarse[20][None], coarse[60][None], scene.mask[:, 1:])[0]
+
+
+def row_of(network: FusionNetwork, task: Task) -> Row:
+    """All methods on one task."""
+    up = baselines.bicubic(task.coarse[None], task.scale)[0]
+    regression = network.regression(task.coarse[None], task.guides[None], task.scale)[0]
+    estimates = {
+        **{name: method(task.coarse, task.guides, task.scale) for name, method in baselines.SHARPENERS.items()},
+        "local regression": up + regression,
+        **task.learned,
+    }
+    return Row(task.name, {name: _scores(task, x) for name, x in estimates.items()}, task.bands)
+
+
+def _scores(task: Task, estimate: Tensor) -> dict[str, float]:
+    border = min(BORDER_PX, math.ceil(task.truth.shape[1] / 16))
+    x, truth = trimmed(estimate, border), trimmed(task.truth, border)
+    small = min(truth.shape[1:]) < SSIM_LEAST_PX
+    return {
+        "ERGAS": ergas(x, truth, task.scale),
+        "ERGAS, projected": ergas(trimmed(project(estimate, task.coarse, task.scale), border), truth, task.scale),
+        "PSNR": band_psnr(x, truth),
+        "SSIM": math.nan if small else ssim(x, truth),
+        "SAM": sam(x, truth),
+        "CC": correlation(x, truth),
+        "SRE": sre_db(x, truth),
+    }
