@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "bundle"
+_CONVERT = (
+    "convert other formats to safetensors once: python -m training.convert --from difffusr FILE --out NAME.safetensors"
+)
 
 
 class BundleError(UsageError):
@@ -96,16 +99,23 @@ def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
         with safe_open(path, framework="pt") as weights:
             metadata = weights.metadata() or {}
     except (SafetensorError, OSError) as error:
-        msg = f"weights {path} are not a readable safetensors file ({error}); convert other formats to safetensors once"
-        raise BundleError(msg) from error
+        found = f"weights {path} are not a readable safetensors file ({error})"
+        cure = _CONVERT if _is_pickle(path) else f"copy or download it again, or {_CONVERT}"
+        raise BundleError(found, "a bundle of this project", cure) from error
     if _METADATA_KEY not in metadata:
-        msg = f"weights {path} carry no bundle description; expected metadata key {_METADATA_KEY!r}"
-        raise BundleError(msg)
+        found = f"weights {path} carry no bundle description"
+        raise BundleError(found, f"metadata key {_METADATA_KEY!r}", _CONVERT)
     try:
         return _parse(json.loads(metadata[_METADATA_KEY]), digest, path)
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         msg = f"weights {path} describe themselves wrongly ({error!r})"
         raise BundleError(msg) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether the file begins as those that torch saves: a zip archive, or a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _parse(described: dict[str, Any], digest: str, path: Path) -> Bundle:
