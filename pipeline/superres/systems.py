@@ -167,24 +167,30 @@ def choose(name: str, sr_weights: str = "", fusion_weights: str = "") -> Choice:
             raise UsageError(f"--sr {name} takes no weights", cure="drop --weights, or choose --sr lite or difffusr")
         return Choice(name)
     sr_weights = _settled(sr_weights, spec.sr_weights)
-    fusion_weights = _settled(fusion_weights, spec.fusion_weights)
     sr = _described(sr_weights, (spec.sr_system,), name, "--weights")
+    fusion_weights = _settled(fusion_weights, spec.fusion_weights)
     fusion = _described(fusion_weights, spec.fusion_systems, name, "--fusion-weights")
     licence = "; ".join(dict.fromkeys(text for text in (sr.licence, fusion.licence) if text))
     bands = tuple(dict.fromkeys((*sr.out_bands, *fusion.out_bands)))
-    return Choice(name, sr_weights, sr.digest, fusion_weights, fusion.digest, licence, bands)
+    where = _absolute(sr_weights), _absolute(fusion_weights)
+    return Choice(name, where[0], sr.digest, where[1], fusion.digest, licence, bands)
 
 
 def _settled(given: str, shipped: str | None) -> str:
-    """What a plan records: an address with its commit, an absolute path (workers may run elsewhere), or a shipped file.
-
-    Asks the hub where an address is given.
-    """
+    """The weights meant: an address of the hub with its commit (the hub is asked here), a path, or a shipped file."""
     if hub.is_address(given):
         return hub.settle(given)[0]
-    if given:
-        return str(Path(given).resolve())
-    return _SHIPPED + shipped if shipped else ""
+    return given or (_SHIPPED + shipped if shipped else "")
+
+
+def _absolute(weights: str) -> str:
+    """Paths as workers need them, who may run in another folder; other names as they are."""
+    return weights if hub.is_address(weights) or weights.startswith(_SHIPPED) else str(Path(weights).resolve())
+
+
+def shown(weights: str) -> str:
+    """Weights as a published store names them: a path without its folder, which is nobody's business."""
+    return weights if hub.is_address(weights) or weights.startswith(_SHIPPED) else Path(weights).name
 
 
 def locate(weights: str) -> Path:
@@ -199,12 +205,15 @@ def _described(path: str, systems: tuple[str, ...], name: str, flag: str) -> Bun
 
     if not path:
         raise UsageError(
-            f"--sr {name} needs weights", "a converted bundle (.safetensors)", f"give one with {flag} FILE"
+            f"--sr {name} needs weights",
+            "a converted bundle (.safetensors)",
+            f"make one with python -m training.convert and give it with {flag} FILE",
         )
     try:
         bundle = load_bundle(locate(path))
     except BundleError as error:
-        raise UsageError(str(error), "a bundle written by this project", f"give another file with {flag}") from error
+        expected, cure = error.expected or "a bundle written by this project", error.cure
+        raise UsageError(error.found, expected, cure or f"give another file with {flag}") from error
     if bundle.system not in systems:
         raise UsageError(f"weights {path} are for {bundle.system!r}", " or ".join(systems), f"give another with {flag}")
     return bundle
@@ -227,7 +236,9 @@ def load(choice: Choice, device_name: str) -> System:
         fuser = _fuser(fusion_bundle).to(device)
     except BundleError as error:
         raise UsageError(
-            str(error), "weights that fit, the same as when the plan was made", "restore them or start a new store"
+            error.found,
+            "weights that fit, the same as when the plan was made",
+            "restore them (delete a file of the hub's cache, it is fetched anew), or start a new store",
         ) from error
     return System(choice.name, _lattice(sr_bundle), resolver, fuser, device)
 
