@@ -21,6 +21,7 @@ from pipeline.execution.work import Summary, Work, stop_on_signals
 from pipeline.store import layout
 from pipeline.store.lease import lease
 from pipeline.store.receipts import Ledger, Receipt, write_atomic
+from pipeline.superres import systems
 from pipeline.superres.masks import QUALITY_MEANINGS
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         },
         "periods": [{"label": p.label, "composite": p.composite, "scenes": list(p.scene_ids)} for p in zone.periods],
         "super_resolution": plan.system.name,
+        "sr_weights": systems.shown(plan.system.sr_weights),
+        "fusion_weights": systems.shown(plan.system.fusion_weights),
         "sr_weights_sha256": plan.system.sr_digest,
         "fusion_weights_sha256": plan.system.fusion_digest,
         "generated_bands": list(plan.system.generated_bands),
