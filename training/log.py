@@ -80,11 +80,12 @@ def add(folder: Path, row: Row) -> None:
 def sheet(rows: Sequence[Mapping[str, Tensor]]) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
     """Images side by side, (height, width, 3): a row per place, a column per label.
 
-    Every image is (3, H, W) reflectance, all of one size; each row is stretched by its last image (the truth).
+    Every image is (3, H, W) reflectance, cut to the smallest; each row is stretched by its last image (the truth).
     """
+    height, width = (min(image.shape[axis] for row in rows for image in row.values()) for axis in (1, 2))
     drawn = []
     for row in rows:
-        images = [image.detach().float().cpu().numpy() for image in row.values()]
+        images = [image[:, :height, :width].detach().float().cpu().numpy() for image in row.values()]
         low, high = np.quantile(images[-1], STRETCH)
         shown = [np.clip((image - low) / max(high - low, 1e-6), 0, 1) ** DISPLAY_GAMMA for image in images]
         padded = [np.pad(image, ((0, 0), (0, GAP_PX), (0, GAP_PX)), constant_values=1) for image in shown]

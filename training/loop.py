@@ -262,8 +262,8 @@ class Run:
         with self.average.applied(network):
             network.eval()
             measured = self.task.validate(self.stage)
-            if isinstance(self.task, ShowsSamples):
-                log.write_samples(self.folder, self.at.step, self.task.samples(self.stage))
+            if isinstance(self.task, ShowsSamples) and (rows := self.task.samples(self.stage)):
+                log.write_samples(self.folder, self.at.step, rows)
         network.train()
         row = self._row(tally, measured)
         say(row.line())

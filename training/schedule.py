@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from typing import Literal
 
-Schedule = Literal["cosine", "step"]
+Schedule = Literal["cosine", "step", "constant"]
 FINAL_RATE = 0.02  # the cosine ends at this share of its start
 # DiffFuSR (arXiv 2506.11764) halves its rate after epochs 200, 400, 600 and 800 of 1000: as shares of all images.
 HALVED_AT = (0.2, 0.4, 0.6, 0.8)
@@ -15,6 +15,8 @@ HALVED_AT = (0.2, 0.4, 0.6, 0.8)
 def rate(schedule: Schedule, spent: float, step: int, warmup_steps: int) -> float:
     """Factor after the share `spent` (0 to 1) of a stage at its step `step` (from 0): linear warm-up, then a fall."""
     warm = min(1.0, (step + 1) / max(warmup_steps, 1))
+    if schedule == "constant":
+        return warm
     return warm * (_cosine(spent) if schedule == "cosine" else 0.5 ** bisect_right(HALVED_AT, spent))
 
 

@@ -6,15 +6,17 @@ In: nothing. Out: protocols. Imports nothing heavy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
+    from pipeline.models.bundle import Bundle
     from training.batches import Draw
     from training.presets import Stage
+    from training.sources import TrainingData
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,23 @@ class Task(Protocol):
 
     def validate(self, stage: Stage) -> str:
         """One line of numbers on held-out places, with the network as it is now, in eval mode."""
+        ...
+
+
+class Trainable(Task, Protocol):
+    """A task whose network becomes a bundle."""
+
+    @property
+    def data(self) -> TrainingData:
+        """What it learns from."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What the provenance of the weights says of data and recipe."""
+        ...
+
+    def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
+        """The bundle of the network as it is now."""
         ...
 
 

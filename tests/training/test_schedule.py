@@ -19,3 +19,8 @@ def test_the_cosine_falls_from_one_to_its_final_share():
 def test_the_published_rate_halves_after_a_fifth_and_each_fifth_after():
     shares = [0, 0.199, 0.2, 0.399, 0.4, 0.6, 0.8, 1.0]
     assert [rate("step", share, 10, 1) for share in shares] == [1, 1, 0.5, 0.5, 0.25, 0.125, 0.0625, 0.0625]
+
+
+def test_a_constant_rate_only_warms_up():
+    assert [rate("constant", share, 10, 1) for share in (0, 0.5, 1)] == [1, 1, 1]
+    assert rate("constant", 0.0, 0, 2) == 0.5
