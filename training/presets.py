@@ -27,10 +27,10 @@ class Preset:
     """One recipe: network, batches, stages, budget."""
 
     name: str
-    task: Literal["sr", "fusion"]
+    task: Literal["sr", "fusion", "difffusr-sr", "difffusr-fusion"]
     architecture: dict[str, Any]
     stages: tuple[Stage, ...]
-    minutes: float  # default budget, on one CPU core
+    minutes: float = 0.0  # default budget, on one CPU core
     images: int | None = None  # default budget instead, where the recipe counts images
     batch: int = 16
     crop_px: int = 96  # side of training crops: px of 2.5 m for sr, of the target grid for fusion
@@ -39,6 +39,8 @@ class Preset:
     schedule: Schedule = "cosine"  # of the learning rate within a stage
     betas: tuple[float, float] = (0.9, 0.99)  # of Adam
     sampler: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)  # settings of the task; `--recipe` changes them
+    published: tuple[str, ...] = ()  # departures of the released code, `training.published`
 
 
 def table() -> str:
@@ -48,6 +50,19 @@ def table() -> str:
         lines += [preset.name, *(f"  {f.name} = {getattr(preset, f.name)!r}" for f in fields(preset)[1:])]
     return "\n".join(lines)
 
+
+# Weights of DiffFuSR's eq. 8, its momentum contrast, and the blur: "blind" kernels, or "sentinel2" for the sensor's.
+BLIND: dict[str, Any] = {
+    "aux": 1.0,
+    "contrast": 0.05,
+    "queue": 8192,
+    "momentum": 0.999,
+    "temperature": 0.07,
+    "psf": "blind",
+}
+# Mean and spread of bands from the training "tiles" or as "released"; dropout of the guide's features; whether guides
+# are softened, sharpened and shifted, so that their radiometry is not trusted.
+WALD: dict[str, Any] = {"statistics": "tiles", "dropout": 0.2, "disturb_guide": True}
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -70,6 +85,79 @@ PRESETS: dict[str, Preset] = {
             stages=(Stage("wald", 1.0, (), 3e-4),),
             minutes=10,
             batch=8,
+        ),
+        Preset(  # arXiv 2506.11764 and the authors' configuration: 1000 epochs of 256 images
+            name="difffusr-sr",
+            task="difffusr-sr",
+            architecture={
+                "base": 64,
+                "mults": [1, 2, 2, 4, 8],
+                "res_blocks": 5,
+                "fold": 2,
+                "groups": 32,
+                "attention_strides": [16],
+                "block2_norm": False,
+                "features": 64,
+                "growth": 32,
+                "encoder_blocks": 23,
+                "degradation_base": 64,
+            },
+            stages=(Stage("all", 1.0, (), 1e-4),),
+            images=256_000,
+            batch=8,
+            crop_px=256,
+            warmup_steps=0,
+            schedule="step",
+            betas=(0.9, 0.999),
+            sampler={"name": "ddim", "steps": 20, "spacing": "published", "denoise_last": False},
+            recipe={**BLIND, "small_px": 128},
+        ),
+        Preset(  # the same recipe at a ninth of the size, for a CPU
+            name="difffusr-sr-small",
+            task="difffusr-sr",
+            architecture={
+                "base": 64,
+                "mults": [1, 2, 2, 2],
+                "res_blocks": 2,
+                "fold": 2,
+                "groups": 32,
+                "attention_strides": [],
+                "block2_norm": True,
+                "features": 64,
+                "growth": 32,
+                "encoder_blocks": 8,
+                "degradation_base": 64,
+            },
+            stages=(Stage("all", 1.0, (), 1e-4),),
+            minutes=120,
+            batch=8,
+            crop_px=96,
+            schedule="step",
+            betas=(0.9, 0.999),
+            sampler={"name": "ddim", "steps": 4, "spacing": "trailing"},
+            recipe={**BLIND, "small_px": 64},
+        ),
+        Preset(
+            name="difffusr-fusion",
+            task="difffusr-fusion",
+            architecture={"channels": 64, "growth": 32, "blocks": 5, "reduction": 4},
+            stages=(Stage("wald", 1.0, (), 1e-4),),
+            images=64_000,
+            batch=4,
+            warmup_steps=0,
+            schedule="constant",
+            betas=(0.9, 0.999),
+            recipe=dict(WALD),
+        ),
+        Preset(
+            name="difffusr-fusion-small",
+            task="difffusr-fusion",
+            architecture={"channels": 32, "growth": 16, "blocks": 1, "reduction": 4},
+            stages=(Stage("wald", 1.0, (), 3e-4),),
+            minutes=60,
+            batch=4,
+            betas=(0.9, 0.999),
+            recipe=dict(WALD),
         ),
     )
 }

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.terminal import show
 from training.data import default_data
 from training.presets import PRESETS, table
+from training.published import SWITCHES, AsPublished
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from training.fusion import Fusion
     from training.loop import Budget, Run
     from training.presets import Preset
     from training.sources import TrainingData
-    from training.super_resolution import SuperResolution
+    from training.task import Trainable
 
 LICENCE = "MIT"
 
@@ -68,12 +69,52 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
     p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions; twice as fast where the CPU has them")
     p.add_argument("--every", type=float, default=60.0, help="seconds between lines and checkpoints")
+    p.add_argument("--recipe", action="append", metavar="NAME=VALUE", help="change a setting of the preset's recipe")
+    p.add_argument(
+        "--as-published",
+        nargs="*",
+        metavar="NAME",
+        help=f"do as DiffFuSR's released code where it departs from its paper: in all, or in {', '.join(SWITCHES)}",
+    )
     p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
     return p
 
 
-def make_task(preset: Preset, data: TrainingData) -> SuperResolution | Fusion:
+def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
+    """The preset with the recipe's settings and the published departures that the arguments ask for."""
+    recipe = dict(preset.recipe)
+    for text in args.recipe or ():
+        name, _, value = text.partition("=")
+        if name not in recipe:
+            raise UsageError(f"--recipe {text}: {preset.name} has no {name}", ", ".join(recipe) or "no --recipe at all")
+        recipe[name] = parsed(text, value, recipe[name])
+    switches = preset.published
+    if args.as_published is not None:
+        if preset.task != "difffusr-sr":
+            raise UsageError(f"--as-published with {preset.name}", "a preset of DiffFuSR's super-resolution")
+        switches = tuple(args.as_published or SWITCHES)
+        AsPublished.of(switches)
+    return replace(preset, recipe=recipe, published=switches)
+
+
+def parsed(text: str, value: str, like: float | str) -> float | str:
+    """A setting given as text, of the type of the one it replaces. UsageError where it is none."""
+    try:
+        return {"true": True, "false": False}[value] if isinstance(like, bool) else type(like)(value)
+    except (KeyError, ValueError):
+        raise UsageError(f"--recipe {text}", f"a value like {str(like).lower()}") from None
+
+
+def make_task(preset: Preset, data: TrainingData) -> Trainable:
     """The task that a preset names. UsageError where the data hold nothing for it."""
+    if preset.task == "difffusr-sr":
+        from training.difffusr_sr import DiffFuSRSuperResolution
+
+        return DiffFuSRSuperResolution(preset, data)
+    if preset.task == "difffusr-fusion":
+        from training.difffusr_fusion import DiffFuSRFusionTask
+
+        return DiffFuSRFusionTask(preset, data)
     if preset.task == "fusion":
         from training.fusion import Fusion
 
@@ -89,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     args = parser().parse_args(arguments)
     try:
-        train(args, PRESETS[args.preset])
+        train(args, adapted(args, PRESETS[args.preset]))
     except PipelineError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -137,7 +178,7 @@ def budget_of(args: argparse.Namespace, preset: Preset) -> Budget:
     return Budget(None if images else args.minutes or preset.minutes, images)
 
 
-def write_bundle(run: Run, task: SuperResolution | Fusion, args: argparse.Namespace) -> str:
+def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
     """Write the averaged network as `<out>/<preset>.safetensors`; returns a line with its digest."""
     from pipeline.models.bundle import load_bundle, save_bundle
 
