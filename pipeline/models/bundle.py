@@ -71,7 +71,10 @@ def save_bundle(path: Path, bundle: Bundle, tensors: Mapping[str, Tensor]) -> st
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(path.suffix + ".partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # what the user's umask gives; safetensors makes files that others cannot read
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
+        partial.chmod(mode)
         digest = _sha256(partial)
         partial.replace(path)
     finally:

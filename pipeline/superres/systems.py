@@ -180,6 +180,8 @@ def _settled(given: str, shipped: str | None) -> str:
     """The weights meant: an address of the hub with its commit (the hub is asked here), a path, or a shipped file."""
     if hub.is_address(given):
         return hub.settle(given)[0]
+    if "://" in given:
+        raise UsageError(f"weights {given} are no path", f"a path, or {hub.GRAMMAR}")
     return given or (_SHIPPED + shipped if shipped else "")
 
 

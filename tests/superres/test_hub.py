@@ -316,6 +316,12 @@ def test_the_weights_must_still_fit_the_system(server, weights):
         systems.choose("difffusr", f"hf://{REPO}/x.safetensors")
 
 
+@pytest.mark.parametrize("address", [f"https://huggingface.co/{REPO}/resolve/main/{FILE}", f"HF://{REPO}/{FILE}"])
+def test_other_addresses_are_not_taken_for_paths(address):
+    with pytest.raises(UsageError, match="hf://OWNER/REPO"):
+        systems.choose("difffusr", address)
+
+
 def test_a_lacking_super_resolver_is_said_before_anything_is_fetched(server):
     with pytest.raises(UsageError, match="training.convert"):
         systems.choose("difffusr", "", ADDRESS)

@@ -432,6 +432,11 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(command, tmp_path):
     refused(command(released(small_weights()), "difffusr", *GROUPS), "cannot write", code=6)
 
 
+def test_the_bundle_is_as_readable_as_other_files(command, tmp_path):
+    *_, out = command(released(small_weights()), "difffusr", *GROUPS)
+    assert out.stat().st_mode == (tmp_path / "last.ckpt").stat().st_mode
+
+
 def test_a_missing_licence_is_said(command):
     code, _, complaint, _ = command(released(small_weights()), "difffusr", *GROUPS)
     assert code == 0
