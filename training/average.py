@@ -22,19 +22,21 @@ class Average:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.count = 0
-        self.averaged = [name for name, _ in network.named_parameters()]
-        self.state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        own = network.state_dict()
+        self.state = {name: value.detach().clone() for name, value in own.items()}
+        averaged = {name for name, _ in network.named_parameters()}
+        # (average, own): what is loaded into a network is copied into the same tensors, so these stay its own
+        self.averaged = [(self.state[name], value) for name, value in own.items() if name in averaged]
+        self.copied = [(self.state[name], value) for name, value in own.items() if name not in averaged]
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """One step; young averages forget faster: decay = min(d, (1 + n) / (10 + n))."""
+    def update(self) -> None:
+        """One step of the network; young averages forget faster: decay = min(d, (1 + n) / (10 + n))."""
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         self.count += 1
-        own = network.state_dict()
-        for name in self.averaged:
-            self.state[name].lerp_(own.pop(name), 1 - decay)
-        for name, value in own.items():
-            self.state[name].copy_(value)
+        torch._foreach_lerp_([average for average, _ in self.averaged], [own for _, own in self.averaged], 1 - decay)
+        for average, own in self.copied:
+            average.copy_(own)
 
     def load(self, state: Mapping[str, Tensor], count: int) -> None:
         """Go on from a stored average of the same network. Raises KeyError or RuntimeError where it does not fit."""

@@ -77,12 +77,17 @@ def totals(values: Sequence[float]) -> list[float]:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """Rows (B, ...) of all processes in the order of their ranks, (B * world, ...); B is the same for all."""
+    """Rows (B, ...) of all processes in the order of their ranks, (sum of B, ...); each has its own B."""
     if world() == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(world())]
-    distributed.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    mine = [0] * world()
+    mine[rank()] = len(rows)
+    counts = [round(count) for count in totals(mine)]
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def _joined() -> bool:

@@ -227,7 +227,7 @@ class Run:
         self._share()
         torch.nn.utils.clip_grad_norm_(self.trained, CLIP)
         self.optimiser.step()
-        self.average.update(self.task.network)
+        self.average.update()
         self.tally.add(objective)
         self._count(len(next(iter(batch.values()))), time.monotonic() - started, feed.waited_s - waited)
 

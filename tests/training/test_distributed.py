@@ -59,8 +59,8 @@ def train_as(rank, port, folder):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     assert distributed.launched()
     distributed.begin(torch.device("cpu"))
-    rows = distributed.gathered(torch.full((2, 3), float(rank)))
-    assert rows[:, 0].tolist() == [0, 0, 1, 1]
+    rows = distributed.gathered(torch.full((2 + rank, 3), float(rank)))
+    assert rows[:, 0].tolist() == [0, 0, 1, 1, 1]
     task, lines = Toy(), []
     run = Run(task, PRESET, Budget(images=2 * STEPS * PRESET.batch), folder / "run", seed=3)
     run.train(say=lines.append, every_s=0.0)
