@@ -168,7 +168,7 @@ def search(
 
         scenes = list(sample_scenes())
     else:
-        items = _items(catalog, aoi, start, end, ids, patience or Patience(), notes)
+        items = items_of(catalog, aoi, start, end, ids, patience or Patience(), notes)
         scenes = _parsed(items, catalog, bands, rejected)
     scenes = _wanted(scenes, aoi, (start, end), max_cloud, ids, notes)
     kept, superseded = drop_superseded(scenes)
@@ -176,7 +176,7 @@ def search(
     return SearchResult(tuple(ordered), tuple(notes), tuple(rejected) + tuple(superseded))
 
 
-def _items(
+def items_of(
     catalog: Catalog,
     aoi: Aoi,
     start: str | None,

@@ -15,10 +15,13 @@ FIRST_DAY = datetime(2015, 6, 23, tzinfo=UTC)  # launch of Sentinel-2A
 _FORMS = "2024-06-17, 2024-06, 2024 or 2024-06-17T10:30:00Z"
 
 
-def parse_period(start: str | None, end: str | None, *, now: datetime | None = None) -> tuple[str | None, str | None]:
+def parse_period(
+    start: str | None, end: str | None, *, now: datetime | None = None, since: datetime | None = FIRST_DAY
+) -> tuple[str | None, str | None]:
     """(start, end) as "2024-06-01T00:00:00Z"; a day, month or year as end means its last second; None is open.
 
-    UsageError for empty or unreadable text, an end before the start, a start in the future, an end before launch.
+    UsageError for empty or unreadable text, an end before the start, a start in the future, an end before launch
+    (`since`; None for images of other origin).
     """
     first = None if start is None else _moment("start", start, last=False)
     final = None if end is None else _moment("end", end, last=True)
@@ -26,8 +29,8 @@ def parse_period(start: str | None, end: str | None, *, now: datetime | None = N
         raise UsageError(f"end {end} is before start {start}", "start <= end", "swap the two")
     if first and first > (now or datetime.now(UTC)):
         raise UsageError(f"start {start} is in the future", "dates of scenes that exist")
-    if final and final < FIRST_DAY:
-        raise UsageError(f"end {end} is before Sentinel-2 flew", f"{FIRST_DAY:%Y-%m-%d} or later")
+    if final and since and final < since:
+        raise UsageError(f"end {end} is before Sentinel-2 flew", f"{since:%Y-%m-%d} or later")
     return _iso(first) if first else None, _iso(final) if final else None
 
 

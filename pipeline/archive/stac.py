@@ -74,13 +74,13 @@ def _scene(item: dict[str, Any], catalog: Catalog, access: Access, base: str, ba
     epsg = _epsg(properties, assets)
     rasters = rasters_of(assets)
     _check_place(item["geometry"], epsg, rasters)
-    start = base or _self_href(item)
-    hrefs = {name: _storable(_absolute(asset.href, start), access) for name, asset in assets.items()}
+    start = base or self_href(item)
+    hrefs = {name: storable_href(absolute_href(asset.href, start), access) for name, asset in assets.items()}
     _check_distinct(hrefs)
     baseline = _baseline(properties, product)
     return Scene(
         id=item["id"],
-        datetime_utc=_utc(properties),
+        datetime_utc=item_utc(properties),
         epsg=epsg,
         footprint=item["geometry"],
         hrefs=hrefs,
@@ -128,7 +128,7 @@ def _product(item: dict[str, Any], properties: dict[str, Any]) -> dict[str, str]
     return {}
 
 
-def _utc(properties: dict[str, Any]) -> str:
+def item_utc(properties: dict[str, Any]) -> str:
     """Acquisition time, ISO 8601 with Z; `start_datetime` where `datetime` is null."""
     text = properties.get("datetime") or properties.get("start_datetime")
     if not isinstance(text, str):
@@ -185,7 +185,7 @@ def _check_place(geometry: dict[str, Any], epsg: int, rasters: tuple[Raster, ...
         raise RejectedItem(f"its pixels lie at {lon:.2f} {lat:.2f} (lon lat), far from its footprint")
 
 
-def _absolute(href: str, base: str) -> str:
+def absolute_href(href: str, base: str) -> str:
     """The href itself when absolute, else relative to the address or folder `base`."""
     if not href or urlsplit(href).scheme or href.startswith("/"):
         return href
@@ -194,7 +194,7 @@ def _absolute(href: str, base: str) -> str:
     return os.path.normpath(os.path.join(base, href)) if base else href
 
 
-def _storable(href: str, access: Access) -> str:
+def storable_href(href: str, access: Access) -> str:
     """The href without signature, allowed by the policy. RejectedItem for Azure where nobody would sign it again."""
     access.check(href)
     plain, signed = unsigned(href)
@@ -208,7 +208,8 @@ def _storable(href: str, access: Access) -> str:
     return plain
 
 
-def _self_href(item: dict[str, Any]) -> str:
+def self_href(item: dict[str, Any]) -> str:
+    """Address of the item itself, unsigned, from which relative hrefs start; "" when it does not say."""
     for link in item.get("links", []):
         if isinstance(link, dict) and link.get("rel") == "self" and str(link.get("href", "")).startswith("https://"):
             return unsigned(str(link["href"]))[0]
@@ -293,6 +294,6 @@ def _provenance(item: dict[str, Any], properties: dict[str, Any], product: dict[
         "relative_orbit": int(orbit) if orbit is not None else None,
         "sensing_start": datatake[0] if datatake else product.get("sensed"),
         "generated": generated,
-        "item": _self_href(item) or None,
+        "item": self_href(item) or None,
     }
     return {key: value for key, value in found.items() if value is not None}
