@@ -44,7 +44,7 @@ class Chip:
     weight: float = 1.0
 
 
-def open_raster(path: Path) -> DataArray:
+def open_raster(path: Path | str) -> DataArray:
     """Any raster file as a lazy chunked array (band, y, x) in its own dtype. Nothing is read but the header."""
     import rioxarray
     from rasterio.errors import NotGeoreferencedWarning

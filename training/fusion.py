@@ -6,6 +6,7 @@ tiles and a preset. Out: losses, validation lines, the bundle.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from pipeline.errors import UsageError
 from pipeline.models.bundle import Bundle
 from pipeline.models.lite_fusion import (
     BANDS_20M,
@@ -36,9 +38,12 @@ if TYPE_CHECKING:
 
     from training.loop import Draw
     from training.presets import Preset, Stage
-    from training.sentinel2 import Tile
     from training.sources import TrainingData
+    from training.tiles import Tile
 
+TILES_TRIED, PLACES_TRIED = 100, 8  # until a crop shows ground that was measured
+MEASURED = 0.95  # at least this share of it
+WATCHED_TILES, JUDGED_TILES = 4, 4  # at most so many are decided by, and reported at every line
 CROP_60M = 16  # side of a crop: 960 m, 96 px of 10 m
 SHARPEN_FACTOR = 2  # 10 -> 20, 20 -> 40, 60 -> 120 m
 SENSOR_SIGMA = (0.0, 0.5)  # blur before the block mean, in coarse px: what the next coarser sensor would add
@@ -61,22 +66,30 @@ class TileSampler:
 
     def __init__(self, tiles: Sequence[Tile]) -> None:
         self.tiles = tiles
-        sizes = np.array([np.sqrt(tile.valid.sum()) for tile in tiles])
+        sizes = np.array([tile.weight * math.sqrt(tile.shape[0] * tile.shape[1]) for tile in tiles])
         self.odds = sizes / sizes.sum()
 
     def batch(self, rng: np.random.Generator, count: int) -> Crop:
-        """`count` crops of 960 m."""
-        crops = [self._crop(self.tiles[i], rng) for i in rng.choice(len(self.tiles), size=count, p=self.odds)]
+        """`count` crops of 960 m. UsageError where no tile shows that much measured ground."""
+        crops = [self._measured(rng) for _ in range(count)]
         rho = {gsd: torch.from_numpy(np.stack([rho[gsd] for rho, _ in crops])) for gsd in (10, 20, 60)}
         return Crop(rho, torch.tensor([mask for _, mask in crops])[:, :, None, None])
 
-    def _crop(self, tile: Tile, rng: np.random.Generator) -> tuple[dict[int, np.ndarray[Any, Any]], list[float]]:
-        """One crop by GSD, and its mask."""
-        ny, nx = tile.valid.shape
-        for _ in range(8):
-            y, x = int(rng.integers(ny - CROP_60M + 1)), int(rng.integers(nx - CROP_60M + 1))
-            if tile.valid[y : y + CROP_60M, x : x + CROP_60M].mean() > 0.95:
-                break
+    def _measured(self, rng: np.random.Generator) -> tuple[dict[int, NDArray[np.float32]], list[float]]:
+        """One crop from one of the tiles."""
+        for _ in range(TILES_TRIED):
+            tile = self.tiles[int(rng.choice(len(self.tiles), p=self.odds))]
+            ny, nx = tile.shape
+            for _ in range(PLACES_TRIED):
+                y, x = int(rng.integers(ny - CROP_60M + 1)), int(rng.integers(nx - CROP_60M + 1))
+                if tile.valid[y : y + CROP_60M, x : x + CROP_60M].mean() > MEASURED:
+                    return self._crop(tile, y, x, rng)
+        raise UsageError(f"{TILES_TRIED} tiles show no {CROP_60M * 60} m of measured ground", "scenes with fewer gaps")
+
+    def _crop(
+        self, tile: Tile, y: int, x: int, rng: np.random.Generator
+    ) -> tuple[dict[int, NDArray[np.float32]], list[float]]:
+        """The crop by GSD from 60 m pixel (y, x) on, and its mask."""
         turns, flip = int(rng.integers(4)), rng.random() < 0.5
         present = set(tile.present)
         for chance, names in DROPS:
@@ -114,10 +127,18 @@ class Fusion:
     def __init__(self, preset: Preset, data: TrainingData) -> None:
         self.preset, self.data = preset, data
         self.network = FusionNetwork(**preset.architecture)
-        self.sampler = TileSampler(data.tiles("train"))
-        self.watched = {tile.place: tile.rho for tile in data.watched_tiles()}
+        tiles = data.tiles("train")
+        if not tiles:
+            raise UsageError(f"{data.file.path}: no Sentinel-2 scene to train on", 'a source of role "sentinel2"')
+        self.sampler = TileSampler(tiles)
+        self.watched = whole(data.watched_tiles(), WATCHED_TILES)
+        if not self.watched:
+            raise UsageError(
+                f"{data.file.path}: no Sentinel-2 scene is held out of training, to decide by",
+                'a source with watched = true or split = "held-out", or more places',
+            )
         judged = [tile for tile in data.tiles("held-out") if tile.evaluated]
-        self.judged = {**self.watched, **{tile.place: tile.rho for tile in judged}}
+        self.judged = {**self.watched, **whole(judged, JUDGED_TILES)}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
         """Nothing to prepare."""
@@ -197,6 +218,12 @@ class Fusion:
             provenance=provenance or {},
             licence=licence,
         )
+
+
+def whole(tiles: Sequence[Tile], count: int) -> dict[str, dict[int, NDArray[np.float32]]]:
+    """{place: reflectance by GSD} of at most `count` tiles, evenly spaced in their order, without empty borders."""
+    chosen = [tiles[len(tiles) * i // count] for i in range(count)] if len(tiles) > count else tiles
+    return {tile.place: cut.rho for tile in chosen if (cut := tile.whole.trimmed()) is not None}
 
 
 def coarser(rho: Tensor, factor: int, sigma: float) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pipeline.bands import RGB
-from pipeline.errors import UsageError
 from training.data import area_average, open_raster
 from training.places import Georeference, SplitMap, split_map, split_of
 from training.training_file import glob_root
@@ -125,6 +125,7 @@ class Header:
     nodata: float | None
     crs: str  # WKT; "" without georeferencing
     affine: tuple[float, float, float, float, float, float]
+    driver: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,32 +139,48 @@ class FileReader:
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
         """As `Reader.read`."""
-        lazy = _opened(self.path).isel(band=[band - 1 for band in self.bands], y=slice(y, y + ny), x=slice(x, x + nx))
+        lazy = opened(self.path).isel(band=[band - 1 for band in self.bands], y=slice(y, y + ny), x=slice(x, x + nx))
         stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored
 
 
+def opened(path: str) -> DataArray:
+    """A file or address as lazy array (band, y, x), opened once per process."""
+    return _opened(path, os.getpid())
+
+
 @lru_cache(maxsize=OPEN_FILES)
-def _opened(path: str) -> DataArray:
-    return open_raster(Path(path))
+def _opened(path: str, pid: int) -> DataArray:
+    """Keyed by process: a file opened before a fork shares its position with the parent's."""
+    return open_raster(path)
 
 
-def read_header(path: str, label: str) -> Header:
-    """Header of a file. UsageError when it is no raster."""
-    import warnings
+def close_files() -> None:
+    """Let go of all files of this process: what failed is opened afresh."""
+    _opened.cache_clear()
 
+
+def read_header(path: str) -> Header:
+    """Header of a file, or of an address as GDAL takes it. RasterioIOError when it is no raster."""
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            crs = dataset.crs.to_wkt() if dataset.crs and not dataset.transform.is_identity else ""
+            affine = tuple(dataset.transform)[:6]
+            return Header(dataset.shape, dataset.count, dataset.dtypes[0], dataset.nodata, crs, affine, dataset.driver)
+
+
+def local_header(source: Source, path: Path) -> Header:
+    """Header of a source's file. UsageError when it is no raster."""
+    from rasterio.errors import RasterioIOError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as dataset:
-                crs = dataset.crs.to_wkt() if dataset.crs and not dataset.transform.is_identity else ""
-                affine = tuple(dataset.transform)[:6]
-                return Header(dataset.shape, dataset.count, dataset.dtypes[0], dataset.nodata, crs, affine)
+        return read_header(str(path))
     except RasterioIOError as error:
-        raise UsageError(f"{label}: {path} cannot be opened ({error})", "an image that GDAL reads") from None
+        raise source.fault(f"{path} cannot be opened ({error})", "an image that GDAL reads") from None
 
 
 def ground_gsd_m(header: Header) -> tuple[float, float]:
@@ -202,12 +219,21 @@ def file_images(source: Source) -> list[Image]:
     return [
         image
         for path in files_of(source)
-        for image in header_images(source, str(path), path, read_header(str(path), source.label))
+        for image in header_images(source, str(path), path, local_header(source, path))
     ]
 
 
 def header_images(source: Source, label: str, path: Path, header: Header) -> list[Image]:
-    """One image per date of a file whose header is known."""
+    """One image per date of a file on this machine whose header is known."""
+    itemsize = np.dtype(header.dtype).itemsize
+    return [
+        make_image(source, label, path, header, FileReader(str(path), bands, header.shape, itemsize))
+        for bands in rgb_bands(source, label, header)
+    ]
+
+
+def rgb_bands(source: Source, label: str, header: Header) -> list[tuple[int, int, int]]:
+    """Red, green and blue (1-based) of each date. UsageError where the file holds fewer bands than the source says."""
     per_date = header.bands // source.dates
     stated = dict(source.bands) or {band: index for index, band in enumerate(RGB, 1)}
     wanted = [stated[band] for band in RGB if band in stated]
@@ -219,17 +245,13 @@ def header_images(source: Source, label: str, path: Path, header: Header) -> lis
     if absent:
         held = f"{header.bands} bands" + (f", {per_date} per date" if source.dates > 1 else "")
         raise source.fault(f"band {absent[0]} of {label}, which holds {held}", f"1 to {per_date}", "correct bands")
-    images = []
-    for date in range(source.dates):
-        red, green, blue = (int(band) + date * per_date for band in wanted)
-        reader = FileReader(str(path), (red, green, blue), header.shape, np.dtype(header.dtype).itemsize)
-        images.append(make_image(source, label, path, header, reader))
-    return images
+    red, green, blue = (int(band) for band in wanted)
+    return [(red + n * per_date, green + n * per_date, blue + n * per_date) for n in range(source.dates)]
 
 
 def make_image(source: Source, label: str, path: Path, header: Header, reader: Reader) -> Image:
     """The image of a reader, checked against what the source says. UsageError names the image."""
-    values = _values(source, label, header)
+    values = values_of(source, label, header)
     gsd_m = _gsd(source, label, header)
     low, high = source.target_gsd_m
     native = max(gsd_m)
@@ -247,7 +269,8 @@ def make_image(source: Source, label: str, path: Path, header: Header, reader: R
     return Image(source.name, label, place, split, ground, reader, values, gsd_m, targets, evaluate, source.weight)
 
 
-def _values(source: Source, label: str, header: Header) -> Values:
+def values_of(source: Source, label: str, header: Header) -> Values:
+    """What the numbers of an image mean. UsageError where they are not what the source says."""
     if source.role == "hr" and source.values == "8-bit":
         if header.dtype != "uint8":
             raise source.fault(

@@ -114,19 +114,16 @@ class PatchSampler:
     ) -> None:
         self.images, self.split, self.crop_px, self.small_px = tuple(images), split, crop_px, small_px
         self.cache = ChunkCache(cache_bytes)
-        large = [i for i, image in enumerate(self.images) if _fits(image, crop_px) and image.share(split) > 0]
-        small = [
-            i
-            for i, image in enumerate(self.images)
-            if i not in set(large) and _fits(image, small_px) and image.share(split) > 0
-        ]
-        self.pools = {crop_px: large, small_px: small if small_px < crop_px else []}
+        usable = [i for i, image in enumerate(self.images) if image.share(split) > 0]
+        large = [i for i in usable if _fits(self.images[i], crop_px)]
+        small = [i for i in usable if _fits(self.images[i], small_px) and not _fits(self.images[i], crop_px)]
+        self.pools = {small_px: small, crop_px: large}
         if not any(self.pools.values()):
             raise UsageError(
                 f"no {split} image holds {min(crop_px, small_px)} px at its target_gsd_m, among {len(images)}",
                 "larger images, or more places",
             )
-        self.small_share = 1.0 if not large else small_share if self.pools[small_px] else 0.0
+        self.small_share = 1.0 if not large else small_share if small else 0.0
         self._odds = {size: self._odds_of(pool) for size, pool in self.pools.items() if pool}
 
     def batch(self, rng: np.random.Generator, images: int, views: int = 1) -> NDArray[np.float32]:

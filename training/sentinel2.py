@@ -1,60 +1,59 @@
-"""Sentinel-2 scenes for training and Wald tests, read by the pipeline's own loaders.
+"""Sentinel-2 sources: folders of scenes, archives, stacks of bands; as tiles for fusion and as images of 10 m.
 
-In: sources of role "sentinel2". Out: `Tile`s, every band at its native resolution as reflectance; and their RGB as
-`Image`s. A crop of a tile starts and ends on 60 m pixels, so that all resolutions nest.
+In: sources of role "sentinel2". Out: `Tile`s and `Image`s, read by the pipeline's own loaders.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, RGB
+from pipeline.bands import BAND_NAMES, DN_OFFSET, DN_SCALE, NODATA_DN, RGB
 from pipeline.grid.grid import Grid, Window
-from training.data import open_raster
-from training.images import Header, Image, Values, file_images, files_of, make_image, named_place, read_header
-from training.places import split_of
+from training.images import Header, file_images, files_of, local_header, make_image, named_place, opened, values_of
+from training.places import Georeference, split_of
+from training.tiles import (
+    BANDS,
+    GSD_M,
+    MIN_SIDE_PX,
+    Nested,
+    SceneGround,
+    StackGround,
+    Tile,
+    ground_pieces,
+    named_pieces,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+    from xarray import DataArray
 
     from pipeline.archive.access import Access
+    from pipeline.archive.aoi import Aoi
     from pipeline.archive.scene import Scene
-    from training.images import Stored
-    from training.places import Split
+    from training.images import Image, Stored
+    from training.tiles import Ground
     from training.training_file import Source
 
-BANDS: dict[int, tuple[str, ...]] = {
-    10: ("B04", "B03", "B02", "B08"),
-    20: ("B05", "B06", "B07", "B8A", "B11", "B12"),
-    60: ("B01", "B09"),
-}
+__all__ = [
+    "BANDS",
+    "SceneReader",
+    "Tile",
+    "dsen2_ground",
+    "read_dsen2_scene",
+    "rgb_images",
+    "scene_grounds",
+    "tiles_of",
+]
+
 UNDATED = "2018-01-01T00:00:00Z"  # stands in where a folder gives no date
-MIN_SIDE_60M = 16  # smaller tiles hold no crop
 DSEN2_SUFFIX = ".mat"
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One scene: `rho` by GSD in metres (bands, h, w) float32 reflectance in the order of `BANDS`; absent bands are 0.
-
-    `valid` (h, w) at 60 m is True where every 10 m pixel was measured.
-    """
-
-    place: str
-    rho: dict[int, NDArray[np.float32]]
-    valid: NDArray[np.bool_]
-    present: tuple[str, ...]
-    source: str = ""
-    split: Split = "train"
-    weight: float = 1.0
-    watched: bool = False
-    evaluated: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class SceneReader:
     """RGB of a scene at 10 m, in DN of the house convention, through the loader of inference."""
 
     scene: Scene
-    grid: Grid  # 2.5 m, of the whole scene
+    grid: Grid  # 2.5 m, edges on whole 60 m pixels
     access: Access
 
     @property
@@ -88,150 +87,152 @@ class SceneReader:
         return pixels.dn[10][order, rows, cols]
 
 
-def scenes_of(source: Source) -> tuple[list[Scene], Access, tuple[str, ...]]:
-    """(scenes, how to reach their files, notes) of a folder."""
+def scene_grounds(source: Source) -> list[SceneGround]:
+    """The scenes of a folder or an archive, as far as they lie in the source's area. UsageError when there is none."""
+    if source.catalog:
+        from training.remote import remote_scenes
+
+        scenes, access, aoi = remote_scenes(source)
+        grounds = [(scene, _grid(scene, aoi)) for scene in scenes]
+        return [SceneGround(scene, grid, access) for scene, grid in grounds if grid is not None]
     from pipeline.archive.access import Access
     from pipeline.archive.local import scan
+    from pipeline.errors import UsageError
 
     folder = Path(source.path)
-    scenes, notes = scan(folder, datetime_utc=UNDATED, offset_dn=source.offset_dn)
-    return list(scenes), Access(roots=(str(folder.resolve()),)), notes
+    try:
+        found, _ = scan(folder, datetime_utc=UNDATED, offset_dn=source.offset_dn)
+    except UsageError as error:
+        raise source.fault(error.found, error.expected, error.cure) from None
+    access = Access(roots=(str(folder.resolve()),))
+    return [SceneGround(scene, grid, access) for scene in found if (grid := _grid(scene, None)) is not None]
 
 
-def grid_of(scene: Scene) -> Grid:
-    """The 2.5 m grid of a scene's 10 m raster, on whole 60 m pixels."""
-    finest = {raster.gsd_m: raster for raster in scene.rasters}[10]
-    right_m, bottom_m = finest.left_m + finest.nx * 10, finest.top_m - finest.ny * 10
-    return Grid.covering(scene.epsg, (finest.left_m, bottom_m, right_m, finest.top_m), scene.phase)
+def _grid(scene: Scene, aoi: Aoi | None) -> Grid | None:
+    """2.5 m grid of a scene's 10 m raster on whole 60 m pixels, within the AOI's box; None where nothing is left."""
+    finest = next((raster for raster in scene.rasters if raster.gsd_m == 10), None)
+    if finest is None:
+        return None
+    left_m, top_m = finest.left_m, finest.top_m
+    right_m, bottom_m = left_m + finest.nx * 10, top_m - finest.ny * 10
+    if aoi is not None:
+        from pipeline.archive.aoi import to_utm
 
-
-def is_stack(source: Source) -> bool:
-    """True for files that hold all bands of a scene, on the 10 m grid."""
-    return bool(source.bands)
-
-
-def is_dsen2(source: Source) -> bool:
-    """True for the test data of DSen2."""
-    return source.path.endswith(DSEN2_SUFFIX)
+        west, south, east, north = to_utm(aoi.shape, scene.epsg).bounds
+        left_m, bottom_m = max(left_m, west), max(bottom_m, south)
+        right_m, top_m = min(right_m, east), min(top_m, north)
+    if not (left_m < right_m and bottom_m < top_m):
+        return None
+    return Grid.covering(scene.epsg, (left_m, bottom_m, right_m, top_m), scene.phase)
 
 
 def rgb_images(source: Source) -> list[Image]:
     """The scenes of a source as images of 10 m."""
-    if is_dsen2(source):
+    if source.path.endswith(DSEN2_SUFFIX):
         return []  # Level-1C: only for Wald's protocol
-    if is_stack(source):
-        return file_images(replace(source, values="reflectance", gsd_m=source.gsd_m or 10.0))
-    scenes, access, _ = scenes_of(source)
+    if source.zarr or (source.bands and not source.catalog):
+        stacked = replace(source, values="reflectance", gsd_m=source.gsd_m or 10.0)
+        if source.zarr:
+            from training.stores import store_images
+
+            return store_images(stacked)
+        return file_images(stacked)
+    house = replace(source, values="reflectance", scale=DN_SCALE, offset=DN_OFFSET, gsd_m=10.0)
     images = []
-    for scene in scenes:
-        grid = grid_of(scene)
-        ten = grid.at_gsd(10)
-        header = Header(ten.shape, 3, "uint16", NODATA_DN, f"EPSG:{scene.epsg}", ten.transform)
-        values = replace(source, values="reflectance", scale=DN_SCALE, offset=DN_OFFSET, gsd_m=10.0)
-        images.append(make_image(values, scene.id, Path(scene.id), header, SceneReader(scene, grid, access)))
+    for ground in scene_grounds(source):
+        ten, name = ground.grid.at_gsd(10), ground.scene.id
+        header = Header(ten.shape, 3, "uint16", NODATA_DN, f"EPSG:{ground.scene.epsg}", ten.transform)
+        reader = SceneReader(ground.scene, ground.grid, ground.access)
+        images.append(make_image(house, name, Path(name), header, reader))
     return images
 
 
 def tiles_of(source: Source) -> list[Tile]:
-    """All tiles of a source that carry 10 and 20 m bands at their native resolution."""
-    if is_dsen2(source):
-        rho = read_dsen2_scene(Path(source.path))
-        valid = np.ones(rho[60].shape[1:], bool)
-        return [_used(source, source.name, Tile(source.name, rho, valid, tuple(name for name in BY_NAME)))]
-    if is_stack(source):
-        stacked = [tile for path in files_of(source) for tile in _stack_tiles(source, path)]
-        return [tile for tile in stacked if set(tile.present) & set(BANDS[20])]
-    scenes, access, _ = scenes_of(source)
-    found = ((scene, tile_of(scene, access)) for scene in scenes)
-    return [_used(source, scene.id, tile) for scene, tile in found if tile is not None]
+    """Tiles of a source that carry RGB and 20 m bands, each in one split."""
+    if source.path.endswith(DSEN2_SUFFIX):
+        return list(_cut(source, source.name, dsen2_ground(Path(source.path)), BAND_NAMES, None))
+    if source.zarr or (source.bands and not source.catalog):
+        return [tile for name, ground, header in _stacks(source) for tile in _stack_tiles(source, name, ground, header)]
+    tiles: list[Tile] = []
+    for ground in scene_grounds(source):
+        sixty = ground.grid.at_gsd(GSD_M)
+        raster = Georeference(f"EPSG:{sixty.epsg}", sixty.transform, sixty.shape)
+        tiles += _cut(source, ground.scene.id, ground, ground.present, raster)
+    return tiles
 
 
-def _used(source: Source, name: str, tile: Tile) -> Tile:
-    """The tile with its place and what the source says of its use."""
-    place = named_place(source, name) if source.place else f"{source.family or source.name}/{name}"
-    split = split_of(place) if source.split == "by-place" else source.split
-    return replace(
-        tile,
-        place=place,
+def _cut(
+    source: Source, name: str, ground: Ground, present: tuple[str, ...], raster: Georeference | None
+) -> Iterator[Tile]:
+    """Tiles of one ground, along cells where neither the name nor the source decides its split."""
+    if not (set(RGB) <= set(present) and set(present) & set(BANDS[20])):
+        return
+    tile = partial(
+        Tile,
+        present=present,
         source=source.name,
-        split=split,
         weight=source.weight,
         watched=source.watched,
         evaluated=source.evaluated,
     )
+    if raster is not None and not source.place and source.split == "by-place":
+        for window, place, split in ground_pieces(raster):
+            yield tile(place, ground, window, split=split)
+        return
+    place = named_place(source, name) if source.place else f"{source.family or source.name}/{name}"
+    split = split_of(place) if source.split == "by-place" else source.split
+    for window in named_pieces(ground.shape):
+        yield tile(place, ground, window, split=split)
 
 
-def tile_of(scene: Scene, access: Access) -> Tile | None:
-    """Read a scene whole, through the loader of inference; None when it holds no crop."""
-    from pipeline.archive.cube import read_period
+def _stacks(source: Source) -> Iterator[tuple[str, StackGround, Header]]:
+    """The dates of a source's files or store, each with all bands on its 10 m grid."""
+    names = {name: where for name, where in source.bands}
+    if source.zarr:
+        from training.stores import band_indices, layer_header, layers_of
 
-    grid = grid_of(scene)
-    present = tuple(band for band in BY_NAME if band in scene.hrefs)
-    pixels = read_period([scene], "mosaic", grid, present, access)
-    dn = {gsd_m: _in_order(pixels.dn, pixels.bands, gsd_m, grid.at_gsd(60).shape) for gsd_m in BANDS}
-    measured = (dn[10] != NODATA_DN).any(axis=0)
-    return make_tile(scene.id, {gsd: to_reflectance(values) for gsd, values in dn.items()}, measured, present)
-
-
-def _in_order(
-    dn: dict[int, NDArray[np.uint16]], bands: dict[int, tuple[str, ...]], gsd_m: int, shape_60m: tuple[int, int]
-) -> NDArray[np.uint16]:
-    """The bands of one GSD in the order of `BANDS`, absent ones as nodata."""
-    ny, nx = (side * 60 // gsd_m for side in shape_60m)
-    empty = np.full((ny, nx), NODATA_DN, np.uint16)
-    held = bands.get(gsd_m, ())
-    return np.stack([dn[gsd_m][held.index(name)] if name in held else empty for name in BANDS[gsd_m]])
-
-
-def to_reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """House DN to reflectance; nodata becomes 0, which is also what products clipped there meant."""
-    rho = dn.astype(np.float32) * np.float32(DN_SCALE) + np.float32(DN_OFFSET)
-    return np.where(dn == NODATA_DN, np.float32(0), rho)
+        for layer in layers_of(source):
+            found = band_indices(source, layer, BAND_NAMES)
+            yield (
+                Path(source.zarr).name,
+                _ground(source, layer.array, found, header := layer_header(layer, source)),
+                header,
+            )
+        return
+    for path in files_of(source):
+        header = local_header(source, path)
+        per_date = header.bands // source.dates
+        outside = [where for where in names.values() if not isinstance(where, int) or not 1 <= where <= per_date]
+        if outside:
+            raise source.fault(f"band {outside[0]!r} of {path}, which holds {header.bands} bands", f"1 to {per_date}")
+        for date in range(source.dates):
+            found = {name: int(where) - 1 + date * per_date for name, where in names.items()}
+            yield path.name, _ground(source, partial(opened, str(path)), found, header), header
 
 
-def make_tile(
-    place: str, rho: dict[int, NDArray[np.float32]], measured: NDArray[np.bool_], present: Sequence[str]
-) -> Tile | None:
-    """Tile of nested rasters, cut to the rows and columns of 60 m in which something was measured."""
-    ny, nx = measured.shape[0] // 6, measured.shape[1] // 6
-    valid: NDArray[np.bool_] = np.all(measured[: ny * 6, : nx * 6].reshape(ny, 6, nx, 6), axis=(1, 3))
-    if not valid.any():
-        return None
-    rows, cols = (np.flatnonzero(np.any(valid, axis=axis)) for axis in (1, 0))
-    y, x = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
-    cut = {gsd: values[:, _times(y, 60 // gsd), _times(x, 60 // gsd)] for gsd, values in rho.items()}
-    if min(y.stop - y.start, x.stop - x.start) < MIN_SIDE_60M:
-        return None
-    return Tile(place, cut, valid[y, x], tuple(present))
+def _ground(source: Source, array: Callable[[], DataArray], bands: dict[str, int], header: Header) -> StackGround:
+    shape = header.shape[0] // 6, header.shape[1] // 6
+    return StackGround(array, tuple(bands.items()), values_of(replace(source, values="reflectance"), "", header), shape)
 
 
-def _times(part: slice, factor: int) -> slice:
-    return slice(part.start * factor, part.stop * factor)
+def _stack_tiles(source: Source, name: str, ground: StackGround, header: Header) -> list[Tile]:
+    raster = None
+    if header.crs:
+        a, b, c, d, e, f = header.affine
+        raster = Georeference(header.crs, (6 * a, b, c, d, 6 * e, f), ground.shape)
+    if min(ground.shape) < MIN_SIDE_PX:
+        return []
+    return list(_cut(source, name, ground, tuple(band for band, _ in ground.bands), raster))
 
 
-def _stack_tiles(source: Source, path: Path) -> list[Tile]:
-    """The dates of one file, every band on its 10 m grid; those of 20 and 60 m were repeated, and are undone here."""
-    header = read_header(str(path), source.label)
-    per_date = header.bands // source.dates
-    numbers = {name: int(number) for name, number in source.bands}
-    stack = open_raster(path).astype("float32").data.compute(scheduler="synchronous")
-    ny, nx = stack.shape[1] // 6 * 6, stack.shape[2] // 6 * 6
-    tiles = []
-    for date in stack[:, :ny, :nx].reshape(-1, per_date, ny, nx)[: source.dates]:
-        values = Values(False, source.scale, source.offset, header.nodata).decode(date)
-        rho = {gsd: np.zeros((len(names), ny * 10 // gsd, nx * 10 // gsd), np.float32) for gsd, names in BANDS.items()}
-        for gsd, names in BANDS.items():
-            step = gsd // 10
-            for row, name in enumerate(names):
-                if name in numbers:
-                    rho[gsd][row] = values[numbers[name] - 1, ::step, ::step]
-        tile = make_tile(path.stem, rho, (date > 0).any(axis=0), tuple(numbers))
-        tiles += [_used(source, path.name, tile)] if tile is not None else []
-    return tiles
+def dsen2_ground(path: Path) -> Nested:
+    """The L1C scene of DSen2 (HDF5, axes band, x, y), in the order of `BANDS`."""
+    rho = read_dsen2_scene(path)
+    return Nested(rho, np.ones(rho[60].shape[1:], bool))
 
 
 def read_dsen2_scene(path: Path) -> dict[int, NDArray[np.float32]]:
-    """The L1C scene of DSen2 (HDF5, axes band, x, y): reflectance by GSD (bands, h, w), in the order of `BANDS`."""
+    """Reflectance by GSD (bands, h, w) of `dsen2_ground`'s file."""
     import h5py
 
     with h5py.File(path) as file:

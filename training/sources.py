@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from training.data import Chip
     from training.images import Image
     from training.places import Split
-    from training.sentinel2 import Tile
+    from training.tiles import Tile
 
 __all__ = ["SHIPPED", "Source", "TrainingData", "load_data", "load_training_file", "shipped_data"]
 
@@ -53,7 +53,7 @@ class TrainingData:
     @cached_property
     def images(self) -> tuple[Image, ...]:
         """High-resolution images, all splits; their headers are read, their pixels not."""
-        return tuple(image for source in self.of_role("hr") for image in file_images(source))
+        return tuple(image for source in self.of_role("hr") for image in _images(source))
 
     @cached_property
     def bracket(self) -> tuple[Image, ...]:
@@ -106,6 +106,19 @@ class TrainingData:
             "split_rule": SPLIT_RULE,
             "licence_of_data": self.file.licence,
         }
+
+
+def _images(source: Source) -> list[Image]:
+    """Images of a source of role "hr", wherever it is."""
+    if source.catalog:
+        from training.remote import remote_images
+
+        return remote_images(source)
+    if source.zarr:
+        from training.stores import store_images
+
+        return store_images(source)
+    return file_images(source)
 
 
 def load_training_file(path: Path, root: Path | None = None) -> TrainingData:

@@ -109,7 +109,9 @@ def read_training_file(path: Path, root: Path | None = None) -> TrainingFile:
         if key not in top:
             raise UsageError(f"{path}: unknown key {key!r}", f"{', '.join(top)}", _nearest(key, list(top)))
         if not isinstance(value, top[key]):
-            raise UsageError(f"{path}: {key} = {value!r:.60}", f"a {top[key].__name__}")
+            raise UsageError(
+                f"{path}: {key} = {value!r:.60}", "[[source]] tables" if key == "source" else "a text in quotes"
+            )
     tables = content.get("source", [])
     if not tables or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"{path} names no source", "at least one [[source]]")
@@ -293,9 +295,8 @@ def _with_scales(label: str, values: dict[str, Any]) -> Source:
     values["target_stated"], values["label"] = stated, label
     if values["role"] == "sentinel2":
         if stated or "evaluate_gsd_m" in values or "values" in values:
-            raise UsageError(
-                f"{label}: target_gsd_m, evaluate_gsd_m and values are for role hr", "role sentinel2 without"
-            )
+            found = "target_gsd_m, evaluate_gsd_m and values say nothing of role sentinel2"
+            raise UsageError(f"{label}: {found}", "them for role hr only")
         values["target_gsd_m"], values["evaluate_gsd_m"] = (SENTINEL2_GSD_M, SENTINEL2_GSD_M), SENTINEL2_GSD_M
     low, high = values.setdefault("target_gsd_m", TARGET_GSD_M)
     gsd_m = values.get("gsd_m")

@@ -12,8 +12,9 @@ from training import wald
 from training.fusion import Crop, Fusion, TileSampler, coarser, disturbed, relative_loss
 from training.loop import Draw
 from training.presets import Preset, Stage
-from training.sentinel2 import BANDS, Tile, make_tile, read_dsen2_scene, to_reflectance
+from training.sentinel2 import read_dsen2_scene
 from training.sources import shipped_data
+from training.tiles import BANDS, Nested, Tile, to_reflectance, whole_blocks
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights" / "lite-fusion.safetensors"
 PRESET = Preset(
@@ -32,7 +33,7 @@ def tile(seed=0, present=OUT_BANDS, side=20) -> Tile:
         gsd: rng.uniform(0.05, 0.4, (len(names), side * 60 // gsd, side * 60 // gsd)) for gsd, names in BANDS.items()
     }
     rho = {gsd: values.astype(np.float32) for gsd, values in rho.items()}
-    return Tile("a/1", rho, np.ones((side, side), bool), tuple(present))
+    return Tile.of("a/1", rho, np.ones((side, side), bool), tuple(present))
 
 
 def test_nodata_becomes_zero_reflectance():
@@ -45,11 +46,11 @@ def test_tiles_are_cut_to_whole_measured_60m_pixels():
     rho[10][0, 12:, 6:] = 1
     measured = np.zeros((180, 180), bool)
     measured[7:, 6:] = True
-    cut = make_tile("a/1", rho, measured, OUT_BANDS)
+    cut = Nested(rho, whole_blocks(measured)).trimmed()
     assert cut is not None
     assert {gsd: values.shape[1:] for gsd, values in cut.rho.items()} == {10: (168, 174), 20: (84, 87), 60: (28, 29)}
     assert cut.rho[10].all()
-    assert make_tile("a/1", rho, np.zeros((180, 180), bool), OUT_BANDS) is None
+    assert Nested(rho, np.zeros((30, 30), bool)).trimmed() is None
 
 
 def test_crops_nest_and_drop_what_the_product_lacks():
@@ -74,7 +75,7 @@ def test_crops_keep_bands_on_the_same_ground():
     fine = np.stack([rows + 0 * columns, columns + 0 * rows, rows + columns, rows - columns]) / 300
     twenty = fine.reshape(4, 60, 2, 60, 2).mean((2, 4))
     rho = {10: fine, 20: np.concatenate([twenty, twenty[:2]]), 60: np.zeros((2, 20, 20), np.float32)}
-    made = Tile("a/1", rho, np.ones((20, 20), bool), OUT_BANDS)
+    made = Tile.of("a/1", rho, np.ones((20, 20), bool), OUT_BANDS)
     rng = np.random.default_rng(1)
     for _ in range(6):
         crop = TileSampler([made]).batch(rng, 1)

@@ -1,0 +1,43 @@
+"""Small images for tests of training data: written as users have them, with values that tell where they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+from rasterio.transform import from_origin
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+UTM = "EPSG:32632"
+
+
+def write_raster(path: Path, pixels: np.ndarray, **profile: object) -> Path:
+    """`pixels` (bands, y, x) as a raster file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = pixels.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": pixels.dtype}
+    with rasterio.open(path, "w", **{"driver": "GTiff", **shape, **profile}) as file:
+        file.write(pixels)
+    return path
+
+
+def placed(left_m: float, top_m: float, gsd_m: float, crs: str = UTM) -> dict[str, object]:
+    """Georeferencing for `write_raster`."""
+    return {"crs": crs, "transform": from_origin(left_m, top_m, gsd_m, gsd_m)}
+
+
+def texture(height: int, width: int, seed: int = 0, bands: int = 3) -> np.ndarray:
+    """8-bit blocks of 4 px (bands, height, width): bright, never black, never flat."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(30, 220, (bands, -(-height // 4), -(-width // 4)))
+    return np.kron(blocks, np.ones((1, 4, 4), int))[:, :height, :width].astype(np.uint8)
+
+
+def write_toml(folder: Path, text: str) -> Path:
+    """A training file."""
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
