@@ -77,9 +77,12 @@ def parser() -> argparse.ArgumentParser:
     parts.add_argument("--finalise", action="store_true", help="with --plan: check that all parts are done, publish")
     run = p.add_argument_group("running")
     run.add_argument(
-        "--cluster", default="auto", help="auto, inline, local, cuda, or a scheduler's address (%(default)s)"
+        "--cluster", default="auto", help="auto, inline, local, cuda, slurm or a scheduler's address (%(default)s)"
     )
     run.add_argument("--workers", type=int, help="local worker processes (one per processor)")
+    run.add_argument(
+        "--max-outage", type=float, default=30, metavar="MIN", help="sit out an archive's outage so long (%(default)g)"
+    )
     run.add_argument("--dry-run", action="store_true", help="print scenes, units and cost; write nothing")
     run.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
     run.add_argument("--quiet", action="store_true", help="no progress line")
@@ -205,7 +208,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.shard_of or arguments.finalise:
         raise UsageError("--shard-of or --finalise without --plan", "--plan STORE, after a run with --plan-only")
     from pipeline.archive.access import restrict_drivers
-    from pipeline.execution.cluster import fitting_workers, processors
+    from pipeline.execution.cluster import processors
     from pipeline.execution.driver import prepare
     from pipeline.execution.estimate import estimate
     from pipeline.execution.planner import make_plan
@@ -238,15 +241,14 @@ def execute(arguments: argparse.Namespace) -> int:
         progress.clear()
         show(json.dumps(plan_json(plan, shown)) if arguments.json else frozen_plan(plan, shown))
         return EXIT_OK
-    if arguments.workers is None:
-        workers = fitting_workers(workers, cost.worker_mib)
+    workers = _affordable(arguments, workers, cost.worker_mib)
     return compute(plan, store, shown, arguments, workers, progress)
 
 
 def go_on(arguments: argparse.Namespace) -> int:
     """Work on the frozen plan of a store: all of it, one shard, or its publication. Raises PipelineError."""
     from pipeline.archive.access import restrict_drivers
-    from pipeline.execution.cluster import fitting_workers, processors
+    from pipeline.execution.cluster import processors
     from pipeline.execution.estimate import estimate
     from pipeline.execution.plan import load_plan
 
@@ -261,8 +263,23 @@ def go_on(arguments: argparse.Namespace) -> int:
     shown = Path(arguments.plan)
     store = absolute(shown)
     plan = load_plan(store)
-    workers = arguments.workers or fitting_workers(processors(), estimate(plan, processors()).worker_mib)
+    wanted = arguments.workers or processors()
+    workers = (
+        wanted if arguments.finalise else _affordable(arguments, wanted, estimate(plan, wanted, timed=False).worker_mib)
+    )
     return compute(plan, store, shown, arguments, workers, Progress(quiet=arguments.quiet or arguments.json))
+
+
+def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) -> int:
+    """As many local workers as memory allows; UsageError where the user asked for more. Other machines know better."""
+    from pipeline.execution.cluster import fitting_workers, require_memory
+
+    if arguments.cluster not in ("auto", "inline", "local"):
+        return workers
+    if arguments.workers is None:
+        workers = fitting_workers(workers, worker_mib)
+    require_memory(1 if arguments.cluster == "inline" else workers, worker_mib)
+    return workers
 
 
 def compute(
@@ -271,6 +288,7 @@ def compute(
     """Run what the arguments ask of a plan whose store exists, and say how it went; returns the exit code."""
     from pipeline.execution.driver import finalise, run_plan
     from pipeline.execution.shards import Shard
+    from pipeline.execution.work import Patience
 
     shard = Shard.parse(arguments.shard_of) if arguments.shard_of else None
     units = len(shard.units(plan)) if shard else sum(1 for _ in plan.units())
@@ -287,6 +305,7 @@ def compute(
                 workers=workers,
                 verify=arguments.verify,
                 shard=shard,
+                patience=Patience(max_outage_s=60 * arguments.max_outage),
                 report=progress.units,
             )
         if shard is None:

@@ -195,6 +195,7 @@ class TestRun:
         )
         assert code == 130
         assert "run the same command again" in err
+        assert seen.pop("patience").max_outage_s == 1800
         seen.pop("report")
         assert seen == {
             "cluster": "tcp://x:1", "workers": 3, "verify": "full", "store": Path("kept.zarr").resolve(), "seed": 11,

@@ -5,9 +5,11 @@ In: units. Out: receipts or errors, in the order in which they finish. Imports u
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,6 +28,9 @@ Outcome = tuple["Unit", "int", "Receipt | BaseException"]
 _WORKERS_TIMEOUT_S = 120
 _MEMORY_SHARE = 0.7
 _CONNECT_TIMEOUT = "30s"
+_POLL_S = 0.02
+_ASK_EVERY_S = 5.0
+_SILENCE_S = 60.0  # a scheduler that cannot be reached for so long is gone
 # glibc gives memory back to the system after every multi-megabyte array unless both thresholds are raised
 # (measured: 2.4 times the CPU seconds per unit otherwise, with what the nanny sets by itself).
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268435456"}
@@ -43,8 +48,8 @@ class Pool(Protocol):
         """Start a unit."""
         ...
 
-    def next(self) -> Outcome:
-        """Wait for the next unit to end: (unit, attempt, receipt or error)."""
+    def next(self, timeout_s: float) -> Outcome | None:
+        """Wait for the next unit to end: (unit, attempt, receipt or error); None when none did in time."""
         ...
 
 
@@ -61,8 +66,9 @@ class InlinePool:
         """Queue a unit; it runs when its result is asked for."""
         self._waiting.append((unit, attempt))
 
-    def next(self) -> Outcome:
-        """Run the oldest queued unit."""
+    def next(self, timeout_s: float) -> Outcome | None:
+        """Run the oldest queued unit, however long it takes."""
+        del timeout_s
         unit, attempt = self._waiting.pop(0)
         try:
             return unit, attempt, process(unit, self._store, self._digest, attempt)
@@ -79,6 +85,8 @@ class DaskPool:
         self._client, self._store, self._digest = client, store, digest
         self._done = as_completed(raise_errors=False)
         self._units: dict[str, tuple[Unit, int]] = {}
+        self._heard = self._manned = time.monotonic()  # when the scheduler last answered, and last had a worker
+        self._asked = 0.0
 
     @property
     def capacity(self) -> int:
@@ -93,16 +101,51 @@ class DaskPool:
         future = self._client.submit(process, unit, self._store, self._digest, attempt, key=key, pure=False, retries=0)
         self._done.add(future)
 
-    def next(self) -> Outcome:
-        """Wait for any unit. Interrupted when the scheduler is gone."""
+    def next(self, timeout_s: float) -> Outcome | None:
+        """Wait for any unit. Interrupted when the scheduler is gone, or has had no worker for minutes."""
+        until = time.monotonic() + timeout_s
+        while not self._done.has_ready():
+            self._check()
+            if time.monotonic() >= until:
+                return None
+            time.sleep(_POLL_S)
         future = next(self._done)
         unit, attempt = self._units.pop(future.key)
-        if future.status == "lost" or self._client.status not in ("running", "connecting"):
-            raise Interrupted("the Dask scheduler is gone", cure="run the same command again to continue")
-        error = future.exception() if future.status == "error" else None
-        outcome: Receipt | BaseException = future.result() if error is None else _explained(error, unit)
+        if future.status in ("lost", "cancelled"):
+            raise self._gone()
+        try:
+            error = future.exception() if future.status == "error" else None
+            outcome: Receipt | BaseException = future.result() if error is None else _explained(error, unit)
+        except (OSError, asyncio.CancelledError) as error:  # it died between the end of the task and this question
+            raise self._gone() from error
         future.release()
         return unit, attempt, outcome
+
+    def _gone(self) -> Interrupted:
+        return Interrupted("the Dask scheduler is gone", cure="run the same command again to continue")
+
+    def _check(self) -> None:
+        """A scheduler that is gone never answers, and one without workers never finishes: both are found out here."""
+        now = time.monotonic()
+        if self._client.status != "running":
+            if now - self._heard > _SILENCE_S or self._client.status in ("closed", "closing"):
+                raise self._gone()
+            return
+        if now - self._asked < _ASK_EVERY_S:
+            return
+        self._asked = now
+        try:
+            threads = self._client.nthreads()
+        except (OSError, TimeoutError) as error:
+            raise self._gone() from error
+        self._heard = now
+        if threads:
+            self._manned = now
+        elif now - self._manned > _WORKERS_TIMEOUT_S:
+            raise Interrupted(
+                f"the Dask cluster has had no worker for {_WORKERS_TIMEOUT_S} s",
+                cure="start workers, then run the same command again to continue",
+            )
 
 
 def _explained(error: BaseException, unit: Unit) -> BaseException:
@@ -119,7 +162,7 @@ def _explained(error: BaseException, unit: Unit) -> BaseException:
 
 @contextmanager
 def open_pool(cluster: str, workers: int, store: str, digest: str) -> Iterator[Pool]:
-    """A pool for `cluster`: "inline", "local", "cuda", or the address of a Dask scheduler."""
+    """A pool for `cluster`: "inline", "local", "cuda", "slurm", or the address of a Dask scheduler."""
     if cluster == "inline":
         yield InlinePool(store, digest)
         return
@@ -140,8 +183,8 @@ def _client(cluster: str, workers: int) -> Iterator[Client]:
         "distributed.logging": {"distributed": "error", "distributed.nanny": "critical"},
     }
     with dask.config.set(settings):
-        if cluster in ("local", "cuda"):
-            with _local(cluster, workers) as local, Client(local) as client:
+        if cluster in _STARTED:
+            with _STARTED[cluster](workers) as started, Client(started) as client:
                 yield client
             return
         with _existing(cluster) as client:
@@ -166,21 +209,25 @@ def _existing(address: str) -> Iterator[Client]:
 
 
 @contextmanager
-def _local(cluster: str, workers: int) -> Iterator[object]:
-    if cluster == "cuda":
-        import torch
+def _cuda(workers: int) -> Iterator[object]:
+    """One worker per GPU; their number is the machine's, not the caller's."""
+    import torch
 
-        if not torch.cuda.is_available():
-            raise UsageError("--cluster cuda, but torch sees no GPU", "a CUDA build of torch and a driver", "use local")
-        try:
-            from dask_cuda import LocalCUDACluster
-        except Exception as error:
-            raise UsageError(f"dask-cuda cannot be used ({error})", cure='pip install "sen2fine[cuda]"') from error
-        with _sigint_ignored():
-            gpus = LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, dashboard_address="127.0.0.1:0")
-        with gpus:
-            yield gpus
-        return
+    del workers
+    if not torch.cuda.is_available():
+        raise UsageError("--cluster cuda, but torch sees no GPU", "a CUDA build of torch and a driver", "use local")
+    try:
+        from dask_cuda import LocalCUDACluster
+    except Exception as error:
+        raise UsageError(f"dask-cuda cannot be used ({error})", cure='pip install "sen2fine[cuda]"') from error
+    with _sigint_ignored():
+        gpus = LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, dashboard_address="127.0.0.1:0")
+    with gpus:
+        yield gpus
+
+
+@contextmanager
+def _local(workers: int) -> Iterator[object]:
     from distributed import LocalCluster
 
     with _sigint_ignored():
@@ -194,6 +241,30 @@ def _local(cluster: str, workers: int) -> Iterator[object]:
         )
     with local:
         yield local
+
+
+@contextmanager
+def _slurm(workers: int) -> Iterator[object]:
+    """Workers as SLURM jobs, at most `workers`; cores, memory, partition and GPUs come from Dask's own settings.
+
+    Those are `jobqueue.slurm` in ~/.config/dask/jobqueue.yaml. Workers come and go with the work (adaptive scaling).
+    """
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        raise UsageError("--cluster slurm needs dask-jobqueue", cure='pip install "sen2fine[hpc]"') from error
+    try:
+        cluster = SLURMCluster()
+    except (ValueError, TypeError, OSError) as error:
+        raise UsageError(
+            f"no SLURM cluster can be described ({error})", "cores and memory under jobqueue.slurm in Dask's settings"
+        ) from error
+    with cluster:
+        cluster.adapt(minimum=1, maximum=workers)
+        yield cluster
+
+
+_STARTED = {"local": _local, "cuda": _cuda, "slurm": _slurm}
 
 
 @contextmanager
@@ -222,3 +293,19 @@ def fitting_workers(wanted: int, worker_mib: float) -> int:
     from distributed.system import MEMORY_LIMIT
 
     return max(1, min(wanted, int(_MEMORY_SHARE * MEMORY_LIMIT / 2**20 / max(1.0, worker_mib))))
+
+
+def require_memory(workers: int, worker_mib: float) -> None:
+    """UsageError, with the numbers, when `workers` of `worker_mib` need more than 70 % of the memory limit."""
+    from distributed.system import MEMORY_LIMIT
+
+    limit_mib = MEMORY_LIMIT / 2**20
+    if workers * worker_mib <= _MEMORY_SHARE * limit_mib:
+        return
+    fitting = int(_MEMORY_SHARE * limit_mib / worker_mib)
+    cure = f"--workers {fitting}" if fitting else "a smaller --unit-chunks, or a machine with more memory"
+    raise UsageError(
+        f"{workers} workers of about {worker_mib:.0f} MiB need {workers * worker_mib:.0f} MiB",
+        f"at most {_MEMORY_SHARE:.0%} of this machine's limit of {limit_mib:.0f} MiB",
+        cure,
+    )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.execution.shards import Shard
-    from pipeline.execution.work import Report
+    from pipeline.execution.work import Patience, Report
 
 _SHOWN = 10
 
@@ -130,6 +130,7 @@ def run_plan(
     workers: int,
     verify: str = "size",
     shard: Shard | None = None,
+    patience: Patience | None = None,
     report: Report = lambda _summary, _running: None,
 ) -> Summary:
     """Compute what the ledger lacks, then publish; a shard computes its part alone and leaves publishing to `finalise`.
@@ -143,7 +144,7 @@ def run_plan(
         todo, summary = survey(plan, store, verify, shard)
         if todo:
             with stop_on_signals() as stop, open_pool(cluster, workers, str(store), plan.digest) as pool:
-                Work(pool, summary, report, stop, store, plan.digest).through(todo)
+                Work(pool, summary, report, stop, store, plan.digest, patience).through(todo)
         if shard is None:
             _publish(plan, store, summary, changed=bool(todo))
     summary.seconds = time.perf_counter() - started

@@ -7,7 +7,9 @@ quarantine and errors; holds addresses and receipts, never arrays.
 from __future__ import annotations
 
 import signal
+import statistics
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     Report = Callable[["Summary", int], None]
 
 ATTEMPTS = 3
-_UNANSWERED_PER_WORKER = 3
+_TICK_S = 1.0  # how often a waiting driver looks at the clock
+_STRAGGLER_TIMES = 3.0  # a last unit that takes so many times the median is given to another worker as well
+_STRAGGLER_AFTER = 10  # units that must have ended to know a median
 _FATAL = (UsageError, StorageError)  # no other unit would fare better
 
 
@@ -103,16 +107,72 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How an outage of an archive is sat out: seconds between tries, doubling, and seconds until the run gives up."""
+
+    first_pause_s: float = 60.0
+    longest_pause_s: float = 600.0
+    max_outage_s: float = 1800.0
+
+
+class Breaker:
+    """Pauses the submission of units while an archive is away."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._since: float | None = None
+        self._unanswered = 0
+        self._pause_s = patience.first_pause_s
+        self._until = 0.0
+
+    def answered(self) -> None:
+        """The archive is there."""
+        self._since, self._unanswered, self._pause_s, self._until = None, 0, self._patience.first_pause_s, 0.0
+
+    def unanswered(self, capacity: int) -> bool:
+        """One more unit got no answer; True when the outage has lasted too long.
+
+        Pauses begin when as many units in a row as there are workers went without an answer.
+        """
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        self._unanswered += 1
+        if self._unanswered < capacity or now < self._until:
+            return False
+        if now - self._since >= self._patience.max_outage_s:
+            return True
+        self._until = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, self._patience.longest_pause_s)
+        return False
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the next try."""
+        return max(0.0, self._until - time.monotonic())
+
+
 class Work:
     """One pass over the units that are to do."""
 
-    def __init__(self, pool: Pool, summary: Summary, report: Report, stop: Stop, store: Path, plan_digest: str) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        summary: Summary,
+        report: Report,
+        stop: Stop,
+        store: Path,
+        plan_digest: str,
+        patience: Patience | None = None,
+    ) -> None:
         self._pool, self._summary, self._report, self._stop = pool, summary, report, stop
         self._store = store
         self._ledger, self._quarantine = Ledger(store, plan_digest), Quarantine(store, plan_digest)
         self._queue: list[tuple[Unit, int]] = []
-        self._running = 0
-        self._unanswered = 0  # failures in a row because an archive is away
+        self._running: dict[tuple[Unit, int], float] = {}  # unit and attempt -> when it was submitted
+        self._ended: set[Unit] = set()
+        self._seconds: list[float] = []  # from submission to receipt
+        self._breaker = Breaker(patience or Patience())
         self._failed: dict[Unit, BaseException] = {}
 
     def through(self, todo: list[Unit]) -> None:
@@ -121,37 +181,73 @@ class Work:
         Interrupted when stopped or the archive is away, PipelineError when too many units failed for good.
         """
         self._queue = [(unit, 1) for unit in reversed(todo)]
-        self._report(self._summary, self._running)
-        while self._running or (self._queue and not self._stop.asked):
-            while self._queue and self._running < self._pool.capacity and not self._stop.asked:
-                self._pool.submit(*self._queue.pop())
-                self._running += 1
-            self._report(self._summary, self._running)
-            unit, attempt, outcome = self._pool.next()
-            self._running -= 1
-            self._take(unit, attempt, outcome)
-            self._report(self._summary, self._running)
+        self._report(self._summary, 0)
+        while self._left(todo):
+            self._submit()
+            self._report(self._summary, len(self._running))
+            if not self._running:
+                time.sleep(min(_TICK_S, self._breaker.left_s))
+                continue
+            ended = self._pool.next(_TICK_S)
+            if ended is not None:
+                self._take(*ended)
+                self._report(self._summary, len(self._running))
         self._raise_unless_whole()
 
+    def _left(self, todo: list[Unit]) -> bool:
+        """Whether to go on: not when all units ended, though a straggler's twin may still be at work."""
+        if len(self._ended) == len(todo):
+            return False
+        return bool(self._running) or (bool(self._queue) and not self._stop.asked)
+
+    def _submit(self) -> None:
+        while self._queue and not self._stop.asked and not self._breaker.left_s:
+            if len(self._running) >= self._pool.capacity:
+                return
+            self._start(*self._queue.pop())
+        if not self._queue and not self._stop.asked and len(self._running) < self._pool.capacity:
+            self._reissue()
+
+    def _start(self, unit: Unit, attempt: int) -> None:
+        self._running[unit, attempt] = time.monotonic()
+        self._pool.submit(unit, attempt)
+
+    def _reissue(self) -> None:
+        """Give a unit that lags far behind to an idle worker too; units are idempotent, the first receipt counts."""
+        if len(self._seconds) < _STRAGGLER_AFTER:
+            return
+        late = time.monotonic() - _STRAGGLER_TIMES * statistics.median(self._seconds)
+        units = [unit for unit, _ in self._running]
+        for (unit, attempt), since in list(self._running.items()):
+            if since < late and units.count(unit) == 1:
+                self._start(unit, attempt + ATTEMPTS)
+                return
+
     def _take(self, unit: Unit, attempt: int, outcome: Receipt | BaseException) -> None:
+        since = self._running.pop((unit, attempt))
+        if unit in self._ended:  # its twin was faster
+            return
         if isinstance(outcome, Receipt):
-            self._count(outcome)
+            self._seconds.append(time.monotonic() - since)
+            self._count(unit, outcome)
         elif isinstance(outcome, _FATAL):
             raise outcome
+        elif any(other == unit for other, _ in self._running):  # its twin may still succeed
+            return
         elif isinstance(outcome, Unreachable):  # an outage costs time, not units
-            self._unanswered += 1
             self._queue.insert(0, (unit, attempt))
-            if self._unanswered >= _UNANSWERED_PER_WORKER * self._pool.capacity:
+            if self._breaker.unanswered(self._pool.capacity):
                 self._stop.asked, self._stop.outage = True, outcome.found
         elif attempt < ATTEMPTS:
             self._queue.append((unit, attempt + 1))
         else:
             self._give_up(unit, outcome)
 
-    def _count(self, receipt: Receipt) -> None:
+    def _count(self, unit: Unit, receipt: Receipt) -> None:
+        self._ended.add(unit)
         self._summary.computed += 1
         self._summary.add(receipt)
-        self._unanswered = 0
+        self._breaker.answered()
 
     def _give_up(self, unit: Unit, error: BaseException) -> None:
         """A last try in a process of its own, where it may help; then the unit is set aside."""
@@ -159,10 +255,11 @@ class Work:
             again = isolated(unit, self._store)
             receipt = self._ledger.read(unit.id) if again is None else None
             if receipt is not None:
-                self._count(receipt)
+                self._count(unit, receipt)
                 return
             error = again or error
         self._failed[unit] = error
+        self._ended.add(unit)
         if len(self._failed) > allowed(self._summary.units):
             self._stop.asked = True
 

@@ -83,6 +83,7 @@ def test_an_archive_that_stays_away_stops_the_run_with_75(archive, aoi, tmp_path
     """An outage costs time, not units: few tries, everything done is kept, and the same run can go on."""
     from pipeline.errors import Interrupted, Unreachable
     from pipeline.execution import cluster
+    from pipeline.execution.work import Patience
 
     real, asked = cluster.process, []
 
@@ -97,9 +98,9 @@ def test_an_archive_that_stays_away_stops_the_run_with_75(archive, aoi, tmp_path
     plan = make_plan(config_for(archive, unit_chunks=1), read_aoi(str(aoi)))
     driver.prepare(plan, store)
     with pytest.raises(Interrupted, match=r"archive\.example") as caught:
-        driver.run_plan(plan, store, cluster="inline", workers=1)
+        driver.run_plan(plan, store, cluster="inline", workers=1, patience=Patience(0.01, 0.02, 0.05))
     assert caught.value.exit_code == 75
-    assert len(asked) == 5
+    assert 5 <= len(asked) <= 9
     assert len(driver.pending(plan, store)[1]) == 2
 
 
@@ -110,3 +111,62 @@ def test_workers_are_as_many_as_fit_into_memory(monkeypatch):
     assert fitting_workers(16, 1000.0) == 5
     assert fitting_workers(2, 1000.0) == 2
     assert fitting_workers(16, 50_000.0) == 1
+
+
+def test_more_workers_than_memory_are_refused_with_the_numbers(archive, aoi, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 3 * 2**30)
+    words = ["--aoi", str(aoi), "--catalog", str(archive), "--sr", "bicubic", "--max-cloud", "100"]
+    store = tmp_path / "large.zarr"
+    assert main([*words, "--out", str(store), "--workers", "8"]) == 2
+    said = capsys.readouterr().err
+    assert "8 workers" in said
+    assert "limit of 3072 MiB" in said
+    assert "--workers 2" in said or "--workers 3" in said
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 2**28)
+    assert main([*words, "--out", str(store)]) == 2
+    assert "--unit-chunks" in capsys.readouterr().err
+
+
+def test_a_scheduler_that_dies_ends_the_driver_with_75(archive, aoi, tmp_path):
+    """Never a hang: the driver notices within its silence, keeps what is done, and the store can be continued."""
+    import re
+    import signal
+    import subprocess
+    import time
+
+    from tests.execution.conftest import PYTHON
+
+    log = (tmp_path / "scheduler.log").open("w+")
+    scheduler = subprocess.Popen(
+        [PYTHON, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+        stdout=log, stderr=log,
+    )  # fmt: skip
+    address = None
+    while address is None:
+        assert scheduler.poll() is None
+        time.sleep(0.1)
+        found = re.search(r"tcp://127\.0\.0\.1:\d+", (tmp_path / "scheduler.log").read_text())
+        address = found and found[0]
+    worker = subprocess.Popen(
+        [PYTHON, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"],
+        stdout=log, stderr=log,
+    )  # fmt: skip
+    store = tmp_path / "dies.zarr"
+    run = subprocess.Popen(
+        [PYTHON, "-m", "pipeline.run", "--aoi", str(aoi), "--catalog", str(archive), "--sr", "lite", "--chunk-px",
+         "120", "--unit-chunks", "1", "--max-cloud", "100", "--out", str(store), "--cluster", address],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while not list(store.glob("_run/receipts/*.json")):
+            assert run.poll() is None
+            time.sleep(0.05)
+        scheduler.send_signal(signal.SIGKILL)
+        said = run.communicate(timeout=120)[1]
+    finally:
+        for process in (scheduler, worker, run):
+            process.kill()
+            process.wait()
+        log.close()
+    assert run.returncode == 75, said
+    assert "scheduler is gone" in said.strip().splitlines()[-1]
