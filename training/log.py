@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from training.savepoint import storing
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -54,7 +56,7 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def begin(folder: Path, resumed_from: Path | None = None, step: int = 0) -> None:
-    """Start `log.csv` in `folder`: empty, or with the rows up to `step` of the run that goes on."""
+    """Start `log.csv` in `folder`: empty, or with the rows up to `step` of the run that goes on. StorageError."""
     old = resumed_from / LOG if resumed_from else None
     kept: list[dict[str, str]] = []
     if old is not None and old.is_file():
@@ -63,17 +65,19 @@ def begin(folder: Path, resumed_from: Path | None = None, step: int = 0) -> None
                 row for row in csv.DictReader(file) if (row.get("step") or "").isdigit() and int(row["step"]) <= step
             ]
     partial = folder / (LOG + ".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(kept)
-    partial.replace(folder / LOG)
+    with storing(folder / LOG):
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+        partial.replace(folder / LOG)
 
 
 def add(folder: Path, row: Row) -> None:
-    """Append one row."""
+    """Append one row. Raises StorageError."""
     rounded = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
-    with (folder / LOG).open("a", newline="") as file:
+    with storing(folder / LOG), (folder / LOG).open("a", newline="") as file:
         csv.DictWriter(file, COLUMNS).writerow(rounded)
 
 
@@ -95,7 +99,7 @@ def sheet(rows: Sequence[Mapping[str, Tensor]]) -> np.ndarray[tuple[int, int, in
 
 
 def write_samples(folder: Path, step: int, rows: Sequence[Mapping[str, Tensor]]) -> Path:
-    """Write the sheet as `samples/<step>.png`, labelled; returns its path."""
+    """Write the sheet as `samples/<step>.png`, labelled; returns its path. Raises StorageError."""
     from PIL import Image, ImageDraw
 
     pixels = sheet(rows)
@@ -104,6 +108,7 @@ def write_samples(folder: Path, step: int, rows: Sequence[Mapping[str, Tensor]])
     for column, label in enumerate(labels):
         ImageDraw.Draw(image).text((2 + column * (pixels.shape[1] // len(labels)), 0), label, fill=(0, 0, 0))
     path = folder / SAMPLES / f"{step:07d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
     return path

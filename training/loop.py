@@ -120,7 +120,6 @@ class Run:
         Process 0 says a line, logs a row and writes a checkpoint every `every_s` seconds. Raises Diverged.
         """
         if distributed.rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
             log.begin(self.folder, self.resumed_from, self.at.step)
         first, step = self.at.batches + distributed.rank(), distributed.world()
         self.task.network.train()

@@ -5,6 +5,7 @@ In: a folder, a preset, tensors. Out: one file that `torch.load(weights_only=Tru
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ import torch
 from pipeline.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from training.presets import Preset
@@ -45,20 +47,26 @@ def recipe_of(preset: Preset) -> dict[str, Any]:
     return recipe
 
 
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """What cannot be written inside the block becomes a StorageError that names `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch raises the latter
+        found = f"{path} cannot be written ({_first_line(error)})"
+        raise StorageError(found, "a folder on a writable disk with room", "another --out, or make room") from error
+
+
 def write(folder: Path, content: dict[str, Any]) -> None:
     """Put `content` in the folder's checkpoint, replacing the last one in one move. Raises StorageError."""
     partial = folder / (CHECKPOINT + ".partial")
-    try:
+    with storing(folder / CHECKPOINT):
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             torch.save({"format_version": FORMAT_VERSION, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(folder / CHECKPOINT)
-    except (OSError, RuntimeError) as error:
-        raise StorageError(
-            f"checkpoint {folder / CHECKPOINT} cannot be written ({error})", "a writable disk"
-        ) from error
 
 
 def read(folder: Path, preset: Preset) -> dict[str, Any]:
