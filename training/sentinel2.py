@@ -29,7 +29,7 @@ from training.tiles import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from xarray import DataArray
@@ -87,8 +87,15 @@ class SceneReader:
         return pixels.dn[10][order, rows, cols]
 
 
+def is_stack(source: Source) -> bool:
+    """True where one file or store holds all bands of a scene on its 10 m grid."""
+    return bool(source.zarr or (source.bands and not source.catalog))
+
+
 def scene_grounds(source: Source) -> list[SceneGround]:
     """The scenes of a folder or an archive, as far as they lie in the source's area. UsageError when there is none."""
+    if is_stack(source) or source.path.endswith(DSEN2_SUFFIX):
+        return []
     if source.catalog:
         from training.remote import remote_scenes
 
@@ -103,7 +110,7 @@ def scene_grounds(source: Source) -> list[SceneGround]:
     try:
         found, _ = scan(folder, datetime_utc=UNDATED, offset_dn=source.offset_dn)
     except UsageError as error:
-        raise source.fault(error.found, error.expected, error.cure) from None
+        raise source.fault(error.found, error.expected or "Sentinel-2 L2A scenes", error.cure) from None
     access = Access(roots=(str(folder.resolve()),))
     return [SceneGround(scene, grid, access) for scene in found if (grid := _grid(scene, None)) is not None]
 
@@ -126,11 +133,9 @@ def _grid(scene: Scene, aoi: Aoi | None) -> Grid | None:
     return Grid.covering(scene.epsg, (left_m, bottom_m, right_m, top_m), scene.phase)
 
 
-def rgb_images(source: Source) -> list[Image]:
-    """The scenes of a source as images of 10 m."""
-    if source.path.endswith(DSEN2_SUFFIX):
-        return []  # Level-1C: only for Wald's protocol
-    if source.zarr or (source.bands and not source.catalog):
+def rgb_images(source: Source, scenes: Sequence[SceneGround]) -> list[Image]:
+    """A source as images of 10 m; `scenes` are its `scene_grounds`. Level-1C is left to Wald's protocol."""
+    if is_stack(source):
         stacked = replace(source, values="reflectance", gsd_m=source.gsd_m or 10.0)
         if source.zarr:
             from training.stores import store_images
@@ -139,7 +144,7 @@ def rgb_images(source: Source) -> list[Image]:
         return file_images(stacked)
     house = replace(source, values="reflectance", scale=DN_SCALE, offset=DN_OFFSET, gsd_m=10.0)
     images = []
-    for ground in scene_grounds(source):
+    for ground in scenes:
         ten, name = ground.grid.at_gsd(10), ground.scene.id
         header = Header(ten.shape, 3, "uint16", NODATA_DN, f"EPSG:{ground.scene.epsg}", ten.transform)
         reader = SceneReader(ground.scene, ground.grid, ground.access)
@@ -147,14 +152,14 @@ def rgb_images(source: Source) -> list[Image]:
     return images
 
 
-def tiles_of(source: Source) -> list[Tile]:
-    """Tiles of a source that carry RGB and 20 m bands, each in one split."""
+def tiles_of(source: Source, scenes: Sequence[SceneGround]) -> list[Tile]:
+    """Tiles of a source that carry RGB and 20 m bands, each in one split; `scenes` are its `scene_grounds`."""
     if source.path.endswith(DSEN2_SUFFIX):
         return list(_cut(source, source.name, dsen2_ground(Path(source.path)), BAND_NAMES, None))
-    if source.zarr or (source.bands and not source.catalog):
+    if is_stack(source):
         return [tile for name, ground, header in _stacks(source) for tile in _stack_tiles(source, name, ground, header)]
     tiles: list[Tile] = []
-    for ground in scene_grounds(source):
+    for ground in scenes:
         sixty = ground.grid.at_gsd(GSD_M)
         raster = Georeference(f"EPSG:{sixty.epsg}", sixty.transform, sixty.shape)
         tiles += _cut(source, ground.scene.id, ground, ground.present, raster)

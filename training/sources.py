@@ -16,14 +16,14 @@ from pipeline.errors import UsageError
 from training.images import file_images
 from training.patches import CACHE_BYTES, PatchSampler, held_out_chips
 from training.places import SPLIT_RULE, SPLITS
-from training.sentinel2 import rgb_images, tiles_of
+from training.sentinel2 import rgb_images, scene_grounds, tiles_of
 from training.training_file import Source, TrainingFile, read_training_file
 
 if TYPE_CHECKING:
     from training.data import Chip
     from training.images import Image
     from training.places import Split
-    from training.tiles import Tile
+    from training.tiles import SceneGround, Tile
 
 __all__ = ["SHIPPED", "Source", "TrainingData", "load_data", "load_training_file", "shipped_data"]
 
@@ -56,21 +56,29 @@ class TrainingData:
         return tuple(image for source in self.of_role("hr") for image in _images(source))
 
     @cached_property
+    def scenes(self) -> dict[str, list[SceneGround]]:
+        """Sentinel-2 scenes by source; their offsets are audited, else their pixels are not read."""
+        return {source.name: scene_grounds(source) for source in self.of_role("sentinel2")}
+
+    @cached_property
     def bracket(self) -> tuple[Image, ...]:
         """Sentinel-2's own RGB: the right sensor at the wrong scale (10 -> 40 m)."""
-        return tuple(image for source in self.of_role("sentinel2") for image in rgb_images(source))
+        found = (rgb_images(source, self.scenes[source.name]) for source in self.of_role("sentinel2"))
+        return tuple(image for images in found for image in images)
 
     @cached_property
     def all_tiles(self) -> tuple[Tile, ...]:
         """Sentinel-2 scenes with 10 and 20 m bands, all splits."""
-        return tuple(tile for source in self.of_role("sentinel2") for tile in tiles_of(source))
+        found = (tiles_of(source, self.scenes[source.name]) for source in self.of_role("sentinel2"))
+        return tuple(tile for tiles in found for tile in tiles)
 
     def hr_sampler(
         self, split: Split = "train", crop_px: int = 96, small_px: int = 64, cache_bytes: int = CACHE_BYTES
     ) -> PatchSampler:
         """Random patches of one split. UsageError when the sources hold none."""
+        images = (*self.images, *self.bracket)
         try:
-            return PatchSampler((*self.images, *self.bracket), split, crop_px, small_px, cache_bytes=cache_bytes)
+            return PatchSampler(images, split, crop_px, small_px, cache_bytes=cache_bytes)
         except UsageError as error:
             raise UsageError(f"{self.file.path}: {error.found}", error.expected, error.cure) from None
 
@@ -94,11 +102,9 @@ class TrainingData:
 
     def describe(self) -> dict[str, Any]:
         """Provenance: sources with their images per split, the digest of the file, how splits were decided."""
-        counts = Counter((image.source, split) for image in self.images for split in SPLITS if image.share(split) > 0)
-        listed = {
-            source.name: {split: counts[source.name, split] for split in SPLITS} if source.role == "hr" else {}
-            for source in self.sources
-        }
+        images = (*self.images, *self.bracket)
+        counts = Counter((image.source, split) for image in images for split in SPLITS if image.share(split) > 0)
+        listed = {source.name: {split: counts[source.name, split] for split in SPLITS} for source in self.sources}
         return {
             "data": self.file.name,
             "data_digest": self.file.digest,

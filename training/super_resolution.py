@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.errors import UsageError
 from pipeline.models.bundle import Bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
 from training import losses
@@ -33,6 +34,12 @@ class SuperResolution:
         self.network = LiteNetwork(**preset.architecture)
         self.sampler = data.hr_sampler("train", preset.crop_px)
         self.pairs = held_out_pairs(data.held_out_chips(), Degradation(), per_set=HELD_OUT_PER_SET)
+        if not self.pairs:
+            raise UsageError(
+                f"{data.file.path}: no held-out image shows anything",
+                "at least one, to watch training by",
+                'more places, or a source with split = "held-out"',
+            )
         self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:

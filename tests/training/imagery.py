@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
 from rasterio.transform import from_origin
+
+from training.places import CELL_M, cell_split
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,3 +44,10 @@ def write_toml(folder: Path, text: str) -> Path:
     path = folder / "mine.toml"
     path.write_text(text)
     return path
+
+
+def corner_in(split: str, skip: int = 0) -> tuple[float, float]:
+    """Upper-left corner of a cell of one split, in metres of EPSG:32632; the `skip`-th one."""
+    cells = ((row, col) for row in range(-660, -640) for col in range(60, 80) if cell_split(32632, row, col) == split)
+    row, col = next(islice(cells, skip, None))
+    return col * CELL_M, -row * CELL_M
