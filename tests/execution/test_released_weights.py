@@ -188,8 +188,17 @@ def test_a_checkpoint_as_weights_names_the_converter(command, converted, tmp_pat
     code, _, complaint, store = command(*by_path(converted), flag, tmp_path / "last.ckpt")
     assert code == 2
     assert len(complaint.splitlines()) == 1
+    assert "cure: convert other formats" in complaint
     assert "python -m training.convert --from difffusr FILE --out" in complaint
     assert not store.exists()
+
+
+def test_a_truncated_bundle_is_to_be_copied_again(command, converted, tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes((converted / "sr.safetensors").read_bytes()[:-5])
+    code, _, complaint, _ = command("--weights", tmp_path / "cut.safetensors")
+    assert code == 2
+    assert "cure: copy or download it again" in complaint
+    assert len(complaint.splitlines()) == 1
 
 
 def test_an_address_of_another_format_names_the_converter(command):

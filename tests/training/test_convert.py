@@ -7,6 +7,7 @@ import os
 import pickle
 from collections import OrderedDict
 from dataclasses import asdict
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -201,7 +202,9 @@ def test_without_second_norms_the_result_is_that_of_unused_ones(command):
         lr = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         outputs.append(run(resolver, lr, Noise(torch.ones(1, 3, 32, 32))))
     assert torch.equal(*outputs)
-    assert "second_norms" in load_bundle(out).provenance
+    assert "ones and zeros" in load_bundle(out).provenance["second_norms"]
+    filled = {n: t for n, t in load_tensors(load_bundle(out)).items() if ".block2.block.0." in n}
+    assert all(bool((tensor == name.endswith("weight")).all()) for name, tensor in filled.items())
 
 
 def test_second_norms_in_use_must_be_said_and_be_there(command):
@@ -342,8 +345,9 @@ def test_a_pickle_that_torch_did_not_write_is_never_run(command, tmp_path, proto
 
 
 def test_the_class_of_hyper_parameters_is_named_and_the_cure_works(command, tmp_path):
-    content = released(small_weights(), hyper_parameters=argparse.Namespace(scale=4))
-    complaint = refused(command(content, "difffusr", *GROUPS), "argparse.Namespace")
+    settings = {"hyper_parameters": argparse.Namespace(scale=4), "datamodule": PurePosixPath("data")}
+    content = released(small_weights(), **settings)
+    complaint = refused(command(content, "difffusr", *GROUPS), "argparse.Namespace, pathlib.PurePosixPath,")
     cure = complaint.split("installed: ")[1].split(", then convert")[0]
     scope = {"torch": torch, "FILE": tmp_path / "last.ckpt"}
     exec(cure.replace("'plain.ckpt'", "PLAIN"), scope | {"PLAIN": tmp_path / "plain.ckpt"})
