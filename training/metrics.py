@@ -93,7 +93,12 @@ def ergas_table_iv(x: Tensor, reference: Tensor, scale: float) -> float:
 
 
 def sam(x: Tensor, reference: Tensor) -> float:
-    """Mean spectral angle in degrees over pixels (C, H, W) whose spectra are not zero (Kruse et al. 1993)."""
+    """Mean spectral angle in degrees over pixels (C, H, W) whose spectra are not zero (Kruse et al. 1993).
+
+    NaN for a single band, which has no spectrum.
+    """
+    if len(x) < 2:
+        return math.nan
     a, b = x.double().flatten(-2), reference.double().flatten(-2)
     norms = a.norm(dim=-2) * b.norm(dim=-2)
     cosine = ((a * b).sum(-2)[norms > 0] / norms[norms > 0]).clamp(-1, 1)
@@ -148,6 +153,16 @@ def gradient_ratio(x: Tensor, reference: Tensor) -> float:
     """Average gradient over that of the reference: 1 is as sharp as the truth, less is softer. NaN for a flat one."""
     below = average_gradient(reference)
     return average_gradient(x) / below if below > 0 else math.nan
+
+
+def band_correlation(x: Tensor) -> float:
+    """Mean correlation of one band (C, H, W) with the next: of what ground adds near 1, of coloured noise near 0."""
+    return correlation(x[:-1], x[1:])
+
+
+def neighbour_correlation(x: Tensor) -> float:
+    """Correlation of (C, H, W) with itself one pixel on, mean of both axes and all bands: near 0 for plain noise."""
+    return (correlation(x[..., :-1, :], x[..., 1:, :]) + correlation(x[..., :-1], x[..., 1:])) / 2
 
 
 def block_mean_r2(x: Tensor, coarse: Tensor) -> float:

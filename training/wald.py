@@ -10,9 +10,11 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.nn import functional
 
+from pipeline.bands import RGB
 from pipeline.models.lite_fusion import BANDS_20M, BANDS_60M, OUT_BANDS
 from training import baselines
 from training.degrade import Degradation, degrade
@@ -21,11 +23,11 @@ from training.metrics import band_psnr, correlation, ergas, sam, sre_db, ssim, t
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
     from pipeline.models.lite_fusion import FusionNetwork
+    from pipeline.superres.systems import Fuser
 
 TEST_SCENE = "S2A_MSIL1C_20170527_T33UUB.mat"  # MGRS tile T33UUB, Level-1C: never in training
 BORDER_PX = 6  # of the target grid, left out of every score
@@ -118,6 +120,29 @@ def project(fine: Tensor, coarse: Tensor, factor: int) -> Tensor:
     return fine + baselines.nearest((coarse - baselines.box(fine[None], factor)[0])[None], factor)[0]
 
 
+def largest_measured(
+    rho: Mapping[int, NDArray[np.float32]], valid: NDArray[np.bool_]
+) -> dict[int, NDArray[np.float32]] | None:
+    """The largest rectangle of a scene in which all of `valid` (h, w) at 60 m is True; None where nothing is.
+
+    Every row in turn is the bottom of columns of measured pixels; the widest run at least as high as each column
+    gives a rectangle.
+    """
+    heights = np.zeros(valid.shape[1], int)
+    best, corners = 0, (0, 0, 0, 0)
+    for row, measured in enumerate(valid):
+        heights = np.where(measured, heights + 1, 0)
+        for height in np.unique(heights[heights > 0]):
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], heights >= height, [0]]).astype(int)))
+            left, right = max(zip(edges[::2], edges[1::2], strict=True), key=lambda run: run[1] - run[0])
+            if height * (right - left) > best:
+                best, corners = height * (right - left), (row + 1 - height, row + 1, left, right)
+    top, bottom, left, right = (int(corner) for corner in corners)
+    if not best:
+        return None
+    return {g: v[:, top * 60 // g : bottom * 60 // g, left * 60 // g : right * 60 // g] for g, v in rho.items()}
+
+
 def measure(
     network: FusionNetwork,
     rho: Mapping[int, NDArray[np.float32]],
@@ -130,7 +155,22 @@ def measure(
     `sixty=False` leaves it at 20 m x2 and NIR x4.
     """
     scene = Scene({gsd: torch.from_numpy(values.copy()) for gsd, values in rho.items()}, present).cut(2)
-    return [] if scene is None else [row_of(network, task) for task in tasks(network, scene, sixty)]
+    return [] if scene is None else [row_of(task, network) for task in tasks(network, scene, sixty)]
+
+
+def measure_by_predict(
+    fuser: Fuser, rho: Mapping[int, NDArray[np.float32]], name: str, present: tuple[str, ...] = OUT_BANDS
+) -> list[Row]:
+    """20 m x8 by any fusion of the pipeline, which does it as it does 20 m -> 2.5 m: everything eight times coarser."""
+    scene = Scene({gsd: torch.from_numpy(values.copy()) for gsd, values in rho.items()}, present)
+    rows = []
+    for part in eighths(scene):
+        coarse, guides, held = part.coarser(_EIGHT), wald_coarser(part.rho[10][:3], 2), part.held(BANDS_20M)
+        given = {gsd: values[None] for gsd, values in coarse.items()}
+        out = fuser.predict(guides[None], given, (*RGB, *present))[0]
+        learned = {name: out[[fuser.out_bands.index(band) for band in _named(BANDS_20M, held)]]}
+        rows.append(row_of(_of_eight(part, coarse, guides, learned)))
+    return rows
 
 
 def tasks(network: FusionNetwork, scene: Scene, every: bool = True) -> Iterator[Task]:
@@ -161,18 +201,29 @@ def eight(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
     The network goes the pipeline's way: `sharpen` x2 by the four bands that are then measured at 80 m, `detail` x4 by
     RGB. Other methods have no use for measured bands between the two scales. Once more with block means kept between.
     """
-    part, held = scene.cut(_EIGHT), scene.held(BANDS_20M)
-    if part is None or min(part.rho[20].shape[1:]) < _LEAST_COARSE * _EIGHT:
-        return
-    coarse, guides = part.coarser(_EIGHT), wald_coarser(part.rho[10][:3], 2)
-    at80 = _sharpen(network, part, coarse)
-    kept = torch.cat([project(at80[: len(BANDS_20M)], coarse[20], 2), at80[len(BANDS_20M) :]])
-    learned = {
-        name: network.detail(guides[None], torch.cat([coarse[10][3:], sharp])[None], part.mask)[0, 1:][held]
-        for name, sharp in ((LEARNED, at80), (LEARNED_KEPT, kept))
-    }
+    for part in eighths(scene):
+        coarse, guides = part.coarser(_EIGHT), wald_coarser(part.rho[10][:3], 2)
+        at80 = _sharpen(network, part, coarse)
+        kept = torch.cat([project(at80[: len(BANDS_20M)], coarse[20], 2), at80[len(BANDS_20M) :]])
+        learned = {
+            name: network.detail(guides[None], torch.cat([coarse[10][3:], sharp])[None], part.mask)[0, 1:]
+            for name, sharp in ((LEARNED, at80), (LEARNED_KEPT, kept))
+        }
+        held = part.held(BANDS_20M)
+        yield _of_eight(part, coarse, guides, {name: out[held] for name, out in learned.items()})
+
+
+def eighths(scene: Scene) -> Iterator[Scene]:
+    """The scene cut to what 20 m x8 needs; nothing where it is too small or has no band of 20 m."""
+    part = scene.cut(_EIGHT)
+    if part is not None and part.held(BANDS_20M) and min(part.rho[20].shape[1:]) >= _LEAST_COARSE * _EIGHT:
+        yield part
+
+
+def _of_eight(part: Scene, coarse: Mapping[int, Tensor], guides: Tensor, learned: Mapping[str, Tensor]) -> Task:
+    held = part.held(BANDS_20M)
     truth = part.rho[20][held]
-    yield Task("20 m x8, RGB guide", _EIGHT, coarse[20][held], guides, truth, learned, _named(BANDS_20M, held))
+    return Task("20 m x8, RGB guide", _EIGHT, coarse[20][held], guides, truth, learned, _named(BANDS_20M, held))
 
 
 def sixty_m(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
@@ -180,7 +231,8 @@ def sixty_m(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
     side = min(scene.rho[60].shape[1:]) // 6 * 6
     if side < 6 * _LEAST_COARSE:
         return
-    part = Scene({gsd: values[:, : side * 60 // gsd, : side * 60 // gsd] for gsd, values in scene.rho.items()})
+    cut = {gsd: values[:, : side * 60 // gsd, : side * 60 // gsd] for gsd, values in scene.rho.items()}
+    part = Scene(cut, scene.present)
     coarse, held = part.coarser(6), scene.held(BANDS_60M)
     out = _sharpen(network, scene, coarse)[len(BANDS_20M) :]
     learned = {LEARNED: out[held]}
@@ -203,15 +255,13 @@ def _sharpen(network: FusionNetwork, scene: Scene, coarse: Mapping[int, Tensor])
     return network.sharpen(coarse[10][None], coarse[20][None], coarse[60][None], scene.mask[:, 1:])[0]
 
 
-def row_of(network: FusionNetwork, task: Task) -> Row:
-    """All methods on one task."""
-    up = baselines.bicubic(task.coarse[None], task.scale)[0]
-    regression = network.regression(task.coarse[None], task.guides[None], task.scale)[0]
-    estimates = {
-        **{name: method(task.coarse, task.guides, task.scale) for name, method in baselines.SHARPENERS.items()},
-        "local regression": up + regression,
-        **task.learned,
-    }
+def row_of(task: Task, network: FusionNetwork | None = None) -> Row:
+    """All methods on one task; with a lite network also the local regression that it starts from."""
+    estimates = {name: method(task.coarse, task.guides, task.scale) for name, method in baselines.SHARPENERS.items()}
+    if network is not None:
+        regression = network.regression(task.coarse[None], task.guides[None], task.scale)[0]
+        estimates["local regression"] = baselines.bicubic(task.coarse[None], task.scale)[0] + regression
+    estimates |= task.learned
     return Row(task.name, {name: _scores(task, x) for name, x in estimates.items()}, task.bands)
 
 

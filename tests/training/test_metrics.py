@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from training.metrics import (
     average_gradient,
+    band_correlation,
     band_psnr,
     block_mean_r2,
     correlation,
@@ -18,6 +19,7 @@ from training.metrics import (
     ergas,
     ergas_table_iv,
     gradient_ratio,
+    neighbour_correlation,
     psnr,
     r_squared,
     sam,
@@ -144,6 +146,19 @@ def test_spearman_sees_order_only():
     x = image(0)
     assert spearman(x, x**3) == pytest.approx(1.0)
     assert spearman(x, -x) == pytest.approx(-1.0)
+
+
+def test_coloured_noise_is_alike_neither_between_bands_nor_between_neighbours():
+    noise = torch.randn(3, 96, 96, generator=torch.Generator().manual_seed(0))
+    assert abs(band_correlation(noise)) < 0.05
+    assert abs(neighbour_correlation(noise)) < 0.05
+    assert band_correlation(noise[:1].expand(3, -1, -1)) == pytest.approx(1.0)
+    smooth = torch.nn.functional.avg_pool2d(noise[None], 3, 1)[0]  # one pixel on, two thirds of a window are the same
+    assert neighbour_correlation(smooth) == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_one_band_has_no_spectral_angle():
+    assert math.isnan(sam(image(0, 1), image(1, 1)))
 
 
 @given(SEEDS, st.floats(0.5, 2.0))
