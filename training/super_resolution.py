@@ -14,7 +14,7 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
 from training import losses
 from training.degrade import Degradation, DegradationRange, degrade_randomly
-from training.evaluate import average, held_out_pairs, ibp_scores, members_mean, per_set_mean, score
+from training.pairs import average, held_out_pairs, ibp_scores, members_mean, per_set_mean, score
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.models.bundle import load_bundle
 from pipeline.models.lite import LiteSuperResolver
-from training import evaluate, train
+from training import evaluate, pairs, train
 from training.degrade import Degradation
 from training.loop import Budget, Run
 from training.places import split_of
@@ -153,8 +153,7 @@ def test_the_report_puts_all_methods_on_the_same_pixels(imagery, tmp_path, capsy
     train.main(arguments(imagery, tmp_path / "run", "--images", "8"))
     capsys.readouterr()
     out = tmp_path / "report.md"
-    command = ["--sr", str(tmp_path / "run" / "tiny-sr.safetensors"), "--data", str(imagery), "--out", str(out)]
-    assert evaluate.main(command) == 0
+    assert evaluate.main([str(tmp_path / "run"), "--on", str(imagery), "--out", str(out)]) == 0
     report = out.read_text()
     assert report.strip() == capsys.readouterr().out.strip()
     assert "| dubai_1m (1) |" in report
@@ -167,15 +166,14 @@ def test_shipped_super_resolver_beats_back_projection_on_held_out_places(shared_
     system = LiteSuperResolver.from_bundle(load_bundle(WEIGHTS / "lite-sr.safetensors"))
     chosen = ("naip_2m", "naip_midwest_1m", "naip_iowa_1m")
     chips = [chip for chip in shipped_data(shared_data).held_out_chips() if chip.source in chosen]
-    pairs = evaluate.held_out_pairs(chips, Degradation(), per_set=2)
-    with torch.inference_mode():
-        gains = [
-            evaluate.score(evaluate.members_mean(system, pair, 8), pair) - ibp
-            for pair, ibp in zip(pairs, evaluate.ibp_scores(pairs), strict=True)
-        ]
-    per_set = evaluate.per_set_mean(pairs, gains)
+    held_out = pairs.held_out_pairs(chips, Degradation(), per_set=2)
+    gains = [
+        pairs.score(pairs.members_mean(system, pair, 8), pair) - ibp
+        for pair, ibp in zip(held_out, pairs.ibp_scores(held_out), strict=True)
+    ]
+    per_set = pairs.per_set_mean(held_out, gains)
     assert min(per_set.values()) > 0
-    assert evaluate.average(per_set) > 0.8
+    assert pairs.average(per_set) > 0.8
 
 
 def test_shipped_weights_are_small():

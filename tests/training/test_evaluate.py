@@ -1,0 +1,145 @@
+"""The command: which bundles it takes, what it writes, and what it says when it cannot."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.models import difffusr, difffusr_fusion
+from pipeline.models.bundle import Bundle, save_bundle
+from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork
+from training import evaluate, judge
+from training.places import split_of
+
+LITE = {"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1}
+DIFFFUSR = {
+    "base": 8,
+    "mults": [1, 2],
+    "res_blocks": 1,
+    "groups": 4,
+    "attention_strides": [2],
+    "features": 8,
+    "growth": 4,
+    "encoder_blocks": 1,
+    "degradation_base": 4,
+}
+TOML = r"""
+name = "towns"
+licence = "the town"
+
+[[source]]
+name = "dubai_1m"
+role = "hr"
+path = "images/*.png"
+gsd_m = 1.0
+place = '(tile\d+)'
+"""
+
+
+@pytest.fixture
+def towns(tmp_path, monkeypatch):
+    """A training file with one held-out image, and windows small enough to be timed at once."""
+    monkeypatch.setattr(judge, "WINDOW_PX", 64)
+    assert split_of("dubai_1m/tile2") == "held-out"
+    blocks = np.random.default_rng(0).integers(40, 200, (17, 17, 3)).astype(np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.kron(blocks, np.ones((10, 10, 1), np.uint8))).save(tmp_path / "images" / "tile2_part_1.png")
+    (tmp_path / "mine.toml").write_text(TOML)
+    return tmp_path / "mine.toml"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run with a lite bundle of two steps."""
+    torch.manual_seed(0)
+    sampler = {"name": "dpm++2m", "steps": 2}
+    bundle = Bundle(SYSTEM, LITE, RGB_BANDS, RGB_BANDS, 4, LATTICE, NORMALISATION, sampler=sampler)
+    save_bundle(tmp_path / "run" / "tiny-sr.safetensors", bundle, LiteNetwork(**LITE).state_dict())
+    return tmp_path / "run"
+
+
+def test_a_run_is_measured_and_every_score_is_written(towns, run, tmp_path, capsys):
+    out = tmp_path / "new" / "table.md"
+    command = [str(run), "--on", str(towns), "--out", str(out), "--picture", str(tmp_path / "sheets")]
+    assert evaluate.main(command) == 0
+    report = out.read_text()
+    assert report.strip() == capsys.readouterr().out.strip()
+    assert "| dubai_1m (1) |" in report
+    for said in ("lite, mean of 8", "hallucination", "2 steps of dpm++2m", "sigma_px=2.2", "`null` in LPIPS: "):
+        assert said in report
+    assert "no scene of the data holds a whole window" in report
+    rows = list(csv.DictReader((tmp_path / "new" / "table.csv").open()))
+    assert {row["table"] for row in rows} == {"quality", "spread", "sigma 1.8 px", "sigma 2.2 px", "sigma 2.8 px"}
+    assert {row["statistic"] for row in rows} == {"value", "mean", "sd"}
+    assert all(row["LPIPS"] == "null" for row in rows if row["table"] == "quality")
+    assert len({row["digest"] for row in rows}) == 1
+    assert len(list((tmp_path / "sheets").glob("lite-dubai_1m-*.png"))) == 1
+
+
+def test_steps_are_compared(towns, run, capsys):
+    assert (
+        evaluate.main([str(run / "tiny-sr.safetensors"), "--on", str(towns), "--steps", "1,3", "--per-set", "1"]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert "\n| 1 |" in shown
+    assert "\n| 3 |" in shown
+    assert "against the truth" not in shown
+
+
+def test_difffusr_is_measured_through_predict(towns, tmp_path, capsys):
+    torch.manual_seed(0)
+    bundle = difffusr.difffusr_bundle(DIFFFUSR, sampler={"name": "ddim", "steps": 2, "spacing": "trailing"})
+    path = tmp_path / "difffusr.safetensors"
+    save_bundle(path, bundle, difffusr.Networks(**bundle.architecture).state_dict())
+    assert evaluate.main([str(path), "--on", str(towns), "--steps", "2"]) == 0
+    assert "difffusr-sr sha256" in capsys.readouterr().out
+
+
+def test_a_fusion_without_held_out_scenes_says_so(towns, tmp_path, capsys):
+    bundle = difffusr_fusion.difffusr_fusion_bundle({"channels": 8, "growth": 4, "blocks": 1})
+    path = tmp_path / "fusion.safetensors"
+    save_bundle(path, bundle, difffusr_fusion.FusionNetworks(**bundle.architecture).state_dict())
+    assert evaluate.main([str(path), "--on", str(towns)]) == 0
+    assert "no Sentinel-2 scene of the data is held out" in capsys.readouterr().out
+
+
+def test_without_arguments_the_shipped_weights_are_meant():
+    assert {bundle.system for bundle in evaluate.bundles_of([])} == {"lite-sr", "lite-fusion"}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["{empty}"], "no weights in"),
+        (["{run}/none.safetensors"], "no weights at"),
+        (["{run}", "--on", "{empty}/none.toml"], "is no file"),
+        (["{run}", "--on", "{towns}", "--steps", "99"], "99 sampling steps"),
+        (["{run}", "--on", "{towns}", "--out", "{towns}/table.md"], "cannot be written"),
+    ],
+)
+def test_failures_are_one_line_and_leave_nothing(command, said, towns, run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    named = {"empty": tmp_path / "empty", "run": run, "towns": towns}
+    before = sorted(tmp_path.rglob("*"))
+    assert evaluate.main([part.format(**named) for part in command]) in (2, 6)
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+    assert not shown.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "1,x"], "'x' is no whole number"),
+        (["--out", "a.csv"], "is for the tables"),
+        (["--per-set", "0"], "'0'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(arguments)
+    assert said in capsys.readouterr().err
