@@ -16,6 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from scipy.sparse import csr_array
     from xarray import DataArray
 
 # 8-bit aerial imagery to Sentinel-2-like reflectance: rho = (x / 255)^(1 / gamma_c), per channel R, G, B.
@@ -55,27 +56,30 @@ def open_raster(path: Path | str) -> DataArray:
     return array
 
 
-def area_taps(n_in: int, ratio: float) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Exact area averaging of `n_in` pixels into floor(n_in / ratio): pixels and their weights, both (n_out, taps)."""
+def area_matrix(n_in: int, ratio: float) -> csr_array:
+    """Exact area averaging of `n_in` pixels into floor(n_in / ratio), as a sparse matrix: few taps per pixel."""
+    from scipy.sparse import csr_array
+
     n_out = int(n_in / ratio + 1e-6)
     edges = np.arange(n_out + 1) * ratio
-    pixels = np.floor(edges[:-1, None] + 1e-9).astype(np.intp) + np.arange(math.ceil(ratio) + 1)
+    taps = math.ceil(ratio) + 1
+    pixels = np.floor(edges[:-1, None] + 1e-9).astype(np.int32) + np.arange(taps, dtype=np.int32)
     shares = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return np.minimum(pixels, n_in - 1), (np.clip(shares, 0, None) / ratio).astype(np.float32)
+    weights = (np.clip(shares, 0, None) / ratio).astype(np.float32)
+    starts = np.arange(0, weights.size + 1, taps, dtype=np.int32)
+    return csr_array((weights.ravel(), np.minimum(pixels, n_in - 1).ravel(), starts), shape=(n_out, n_in))
 
 
 def area_average(pixels: NDArray[np.generic], ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
     """(C, H, W) -> (C, H/ratio_y, W/ratio_x) by area; ratios of at least 1, in input pixels per output pixel."""
-    taken, weights = area_taps(pixels.shape[1], ratio_y)
-    rows = np.take(pixels, taken[:, 0], axis=1) * weights[:, :1]
-    for tap in range(1, taken.shape[1]):  # few taps per row: cheaper than a matrix that is mostly zero
-        rows += np.take(pixels, taken[:, tap], axis=1) * weights[:, tap : tap + 1]
-    taken, weights = area_taps(pixels.shape[2], ratio_x)
-    columns = np.zeros((pixels.shape[2], len(taken)), np.float32)
-    for tap in range(taken.shape[1]):
-        columns[taken[:, tap], np.arange(len(taken))] += weights[:, tap]
-    averages: NDArray[np.float32] = rows @ columns
-    return averages
+    bands, height, width = pixels.shape
+    lines = pixels.transpose(1, 0, 2).astype(np.float32).reshape(height, bands * width)
+    down = area_matrix(height, ratio_y)
+    across = down if (height, ratio_y) == (width, ratio_x) else area_matrix(width, ratio_x)
+    rows = down @ lines
+    columns = rows.reshape(-1, bands, width).transpose(2, 1, 0).reshape(width, -1)
+    averages: NDArray[np.float32] = across @ columns
+    return np.ascontiguousarray(averages.T).reshape(bands, len(rows), -1)
 
 
 def harmonise(pixels: NDArray[np.float32], gamma: NDArray[np.float64]) -> NDArray[np.float32]:
