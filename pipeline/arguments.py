@@ -1,0 +1,97 @@
+"""The arguments of a run, for the commands that take them: flags -> configuration and area.
+
+In: command-line arguments. Out: `RunConfig`, `Aoi`. Imports config, archive's AOI, receipts' verify levels, errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.archive.aoi import MAX_AREA_KM2
+from pipeline.config import COMPOSITES, CONSISTENCIES, RunConfig
+from pipeline.errors import UsageError
+from pipeline.store.receipts import VERIFY_LEVELS
+
+if TYPE_CHECKING:
+    from pipeline.archive.aoi import Aoi
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags; those that decide pixels default to None, so that a TOML file can speak first."""
+    p = argparse.ArgumentParser(
+        "python -m pipeline.run", description="Sentinel-2 L2A at 2.5 m, from AOI to Zarr store."
+    )
+    where = p.add_argument_group("where and when")
+    where.add_argument("--aoi", metavar="FILE", help="GeoJSON polygon(s) in EPSG:4326; - reads stdin")
+    where.add_argument("--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="degrees, instead of --aoi")
+    where.add_argument("--repair", action="store_true", help="repair self-crossing polygons")
+    where.add_argument("--max-area-km2", type=float, default=MAX_AREA_KM2, help="refuse larger AOIs (%(default)g)")
+    where.add_argument("--catalog", help="name, STAC API URL, static catalogue or index file (earth-search)")
+    where.add_argument("--start", help="first day, e.g. 2024-06-01 (90 days before --end)")
+    where.add_argument("--end", help="last day (today)")
+    where.add_argument("--max-cloud", type=float, metavar="PCT", help="of the whole scene (60)")
+    where.add_argument("--composite", choices=COMPOSITES, help="how dates become time steps (mosaic)")
+    where.add_argument("--exclude", metavar="ID", action="append", help="leave this scene out (may be repeated)")
+    where.add_argument("--offset", type=int, choices=(0, -1000), help="override the archive's BOA offset rule")
+    how = p.add_argument_group("how")
+    how.add_argument("--bands", help="comma-separated, e.g. B02,B03,B04,B08 (all 12)")
+    how.add_argument("--sr", help="system: lite, difffusr or bicubic (lite)")
+    how.add_argument("--weights", metavar="FILE", help="super-resolver bundle: .safetensors, or hf://OWNER/REPO/FILE")
+    how.add_argument("--fusion-weights", metavar="FILE", help="fusion bundle, likewise")
+    how.add_argument("--members", type=int, metavar="N", help="draws to average; more than 1 adds uncertainty (1)")
+    how.add_argument("--seed", type=int, help="of the generated detail (0)")
+    how.add_argument("--consistency", choices=CONSISTENCIES, help="block means equal the input (box)")
+    how.add_argument("--config", metavar="TOML", help="file of these settings; flags win")
+    out = p.add_argument_group("output")
+    out.add_argument("--out", metavar="STORE", help="Zarr store to write or continue (AOI's name + .zarr)")
+    out.add_argument("--clip", action="store_true", default=None, help="mask pixels outside the polygon")
+    out.add_argument("--shard", action="store_true", default=None, help="one Zarr shard per unit")
+    out.add_argument("--chunk-px", type=int, help="side of a chunk, a multiple of 24 (480)")
+    out.add_argument("--unit-chunks", type=int, help="at most so many chunks per unit and axis (4)")
+    out.add_argument("--overwrite", action="store_true", help="delete an existing store first")
+    out.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how finished units are checked")
+    parts = p.add_argument_group("in parts, for job arrays")
+    parts.add_argument("--plan-only", action="store_true", help="freeze the plan into --out and stop")
+    parts.add_argument("--plan", metavar="STORE", help="go on with the frozen plan of this store")
+    parts.add_argument("--shard-of", metavar="J/N", help="with --plan: compute part J of N, J from 1, and stop")
+    parts.add_argument("--finalise", action="store_true", help="with --plan: check that all parts are done, publish")
+    run = p.add_argument_group("running")
+    run.add_argument(
+        "--cluster", default="auto", help="auto, inline, local, cuda, slurm or a scheduler's address (%(default)s)"
+    )
+    run.add_argument("--workers", type=int, help="local worker processes (one per processor)")
+    run.add_argument(
+        "--max-outage", type=float, default=30, metavar="MIN", help="sit out an archive's outage so long (%(default)g)"
+    )
+    run.add_argument("--dry-run", action="store_true", help="print scenes, units and cost; write nothing")
+    run.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
+    run.add_argument("--quiet", action="store_true", help="no progress line")
+    return p
+
+
+def config_of(arguments: argparse.Namespace) -> RunConfig:
+    """Defaults, then the TOML file, then flags."""
+    config = RunConfig.from_toml(Path(arguments.config)) if arguments.config else RunConfig()
+    given = {name: value for name in config.to_json() if (value := getattr(arguments, name, None)) is not None}
+    if "exclude" in given:
+        given["exclude"] = tuple(given["exclude"])
+    if "bands" in given:
+        given["bands"] = tuple(band.strip() for band in given["bands"].split(",") if band.strip())
+        if not given["bands"]:
+            raise UsageError("--bands names no band", "for example B02,B03,B04,B08", "leave --bands out to get all 12")
+    return replace(config, **given)
+
+
+def aoi_of(arguments: argparse.Namespace) -> Aoi:
+    """The AOI from --aoi or --bbox. UsageError unless exactly one is given."""
+    from pipeline.archive.aoi import aoi_from_bbox, read_aoi
+
+    if (arguments.aoi is None) == (arguments.bbox is None):
+        found = "no area" if arguments.aoi is None else "two areas"
+        raise UsageError(f"{found} given", "either --aoi FILE or --bbox W S E N")
+    if arguments.bbox is not None:
+        return aoi_from_bbox(*arguments.bbox, max_area_km2=arguments.max_area_km2)
+    return read_aoi(arguments.aoi, max_area_km2=arguments.max_area_km2, repair=arguments.repair)
