@@ -28,6 +28,7 @@ CACHE_BYTES = 1_000_000_000  # of stored values, per process
 WHOLE_BYTES = 32_000_000  # images up to this size are read whole, as compressed formats force anyway
 CHUNK_PX = 1024  # larger ones in squares of this side
 CHIP_PX = 1024  # at most this much of an image is evaluated, from its middle
+MIN_CHIP_PX = 32  # what borders leave of smaller ones says nothing
 CHIPS_PER_IMAGE = 4  # where cells split an image
 TRIES = 8  # places tried within one image before another is drawn
 IMAGES_TRIED = 100  # before the set is called flat
@@ -235,5 +236,7 @@ def held_out_chips(image: Image) -> list[Chip]:
         y, x = top + max(ny - limits[0], 0) // 2, left + max(nx - limits[1], 0) // 2
         stored = image.reader.read(y, x, min(ny, limits[0]), min(nx, limits[1]))
         pixels = image.values.averaged(stored, *ratios)
+        if min(pixels.shape[1:]) < MIN_CHIP_PX:
+            continue
         chips.append(Chip(image.source, place, image.evaluate_gsd_m, pixels, image.values.encoded, image.weight))
     return chips

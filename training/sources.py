@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UsageError
 from training.images import file_images
 from training.patches import CACHE_BYTES, PatchSampler, held_out_chips
-from training.places import SPLIT_RULE, SPLITS
+from training.places import SPLIT_RULE, SPLITS, split_of
 from training.sentinel2 import rgb_images, scene_grounds, tiles_of
 from training.training_file import Source, TrainingFile, read_training_file
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SHIPPED", "Source", "TrainingData", "load_data", "load_training_file", "shipped_data"]
 
+PLACES_LISTED = 1000  # in provenance
 SHIPPED = Path(__file__).with_name("shipped_weights.toml")
 
 
@@ -100,6 +101,21 @@ class TrainingData:
         """Scenes by which fusion decides: those marked so, else the held-out ones."""
         return [tile for tile in self.all_tiles if tile.watched] or self.tiles("held-out")
 
+    def held_out_places(self) -> list[str]:
+        """Names of all places kept from training, sorted."""
+        places: set[str] = set()
+        for image in (*self.images, *self.bracket):
+            if image.ground is not None and image.split is None:
+                places |= {place for place in image.ground.places if split_of(place) == "held-out"}
+            elif image.split == "held-out":
+                places.add(image.place)
+        return sorted(places)
+
+    def summary(self) -> list[str]:
+        """A line per source for the log."""
+        said = self.describe()["sources"]
+        return [f"{name}: {count['train']} to train on, {count['held-out']} held out" for name, count in said.items()]
+
     def describe(self) -> dict[str, Any]:
         """Provenance: sources with their images per split, the digest of the file, how splits were decided."""
         images = (*self.images, *self.bracket)
@@ -110,6 +126,7 @@ class TrainingData:
             "data_digest": self.file.digest,
             "sources": listed,
             "split_rule": SPLIT_RULE,
+            "held_out_places": self.held_out_places()[:PLACES_LISTED],
             "licence_of_data": self.file.licence,
         }
 

@@ -159,7 +159,7 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
     task.network.to(device)
     weights = sum(p.numel() for p in task.network.parameters())
     if distributed.rank() == 0:
-        show(f"{preset.name}: {weights / 1e6:.2f} M parameters, {task.describe()}")
+        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary()]))
     if args.dry_run:
         return
     run = Run(task, preset, budget_of(args, preset), args.out, args.seed, args.bf16, args.workers)

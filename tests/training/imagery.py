@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from training.places import CELL_M, cell_split
@@ -22,8 +24,10 @@ def write_raster(path: Path, pixels: np.ndarray, **profile: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = pixels.shape
     shape = {"count": count, "height": height, "width": width, "dtype": pixels.dtype}
-    with rasterio.open(path, "w", **{"driver": "GTiff", **shape, **profile}) as file:
-        file.write(pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", **{"driver": "GTiff", **shape, **profile}) as file:
+            file.write(pixels)
     return path
 
 

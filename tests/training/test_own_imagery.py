@@ -11,6 +11,7 @@ from pipeline.models.lite import LiteSuperResolver
 from tests.archive.synthetic import make_scene
 from tests.training.imagery import corner_in, placed, texture, write_raster, write_toml
 from training import train
+from training.places import split_of
 from training.presets import PRESETS, Preset, Stage
 
 TINY_SR = Preset(
@@ -75,6 +76,7 @@ def test_one_file_and_one_command_make_a_bundle(own, tmp_path, capsys):
     }
     assert bundle.provenance["credits"] == "city of Example, CC BY 4.0"
     assert "7.68 km" in bundle.provenance["split_rule"]
+    assert [split_of(place) for place in bundle.provenance["held_out_places"]] == ["held-out"]
     assert LiteSuperResolver.from_bundle(bundle).network is not None
 
 

@@ -196,12 +196,13 @@ def test_averages_of_stored_values_are_those_of_decoded_ones(nodata, encoded):
 
 
 def test_held_out_chips_are_the_middle_at_the_evaluation_gsd(monkeypatch):
-    monkeypatch.setattr(patches, "CHIP_PX", 20)
-    image = image_of(noise(100, 80))
+    monkeypatch.setattr(patches, "CHIP_PX", 40)
+    image = image_of(noise(200, 160))
     (chip,) = held_out_chips(image)
-    assert (chip.pixels.shape, chip.gsd_m, chip.place) == ((3, 20, 20), 2.5, "a/1")
-    middle = image.reader.pixels[:, 25:75, 15:65]
+    assert (chip.pixels.shape, chip.gsd_m, chip.place) == ((3, 40, 40), 2.5, "a/1")
+    middle = image.reader.pixels[:, 50:150, 30:130]
     np.testing.assert_allclose(chip.pixels.mean(), middle.mean(), rtol=1e-5)
+    assert held_out_chips(image_of(noise(200, 70))) == []  # 28 px of 2.5 m: what borders leave says nothing
 
 
 def source_of(tmp_path, **keys) -> Source:

@@ -1,6 +1,7 @@
 """Sentinel-2 as training data: the loader of inference, tiles along the cells that decide splits, stacks undone."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -160,3 +161,4 @@ def test_tiles_are_read_once_while_held(tmp_path, monkeypatch):
         assert tile.rho[20].shape == (6, 90, 90)
         assert tile.valid.shape == tile.shape
     assert loads == [tile.window]
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(tile)).rho[10], tile.rho[10])

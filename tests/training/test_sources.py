@@ -201,6 +201,8 @@ def test_provenance_names_sources_counts_and_the_rule(tmp_path):
     assert counts["train"] + counts["held-out"] == 12
     assert said["data_digest"] == hashlib.sha256((tmp_path / "mine.toml").read_bytes()).hexdigest()
     assert "place-1" in said["split_rule"]
+    assert said["held_out_places"] == [image.place for image in data.images if image.split == "held-out"]
+    assert data.summary() == [f"a: {counts['train']} to train on, {counts['held-out']} held out"]
     assert json.loads(json.dumps(said)) == said
 
 
@@ -215,7 +217,7 @@ def zarr_store(path, *, names=("red", "green", "blue"), crs=True, step=1.0, **va
     array = xr.DataArray(pixels, dims=("band", "y", "x"), coords=coords)
     importlib.import_module("rioxarray")
     dataset = xr.Dataset({"photo": array, **variables})
-    (dataset.rio.write_crs("EPSG:32632") if crs else dataset).to_zarr(path, zarr_format=3)
+    (dataset.rio.write_crs("EPSG:32632") if crs else dataset).to_zarr(path, zarr_format=3, consolidated=False)
     return pixels
 
 
