@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg")  # of images in a folder
 COARSER_BY = 1.01  # a GSD this much above its target is the target: 2.0 m files say 2.0000004
 OPEN_FILES = 256  # per process
+GDAL_CACHE_BYTES = 64_000_000  # per process; its default is 5 % of memory, and what was read is kept by `patches`
 _METRES_PER_DEGREE = 111_320.0
 _MERCATOR_RADIUS_M = 6_378_137.0
 
@@ -139,6 +140,13 @@ class FileReader:
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
         """As `Reader.read`."""
+        import rasterio
+
+        with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
+            return self.read_here(y, x, ny, nx)
+
+    def read_here(self, y: int, x: int, ny: int, nx: int) -> Stored:
+        """`read` in the caller's rasterio.Env."""
         lazy = opened(self.path).isel(band=[band - 1 for band in self.bands], y=slice(y, y + ny), x=slice(x, x + nx))
         stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored

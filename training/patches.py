@@ -221,7 +221,7 @@ def _window(image: Image, size: int, gsd_m: float) -> tuple[int, int]:
 
 
 def held_out_chips(image: Image) -> list[Chip]:
-    """What an image is evaluated on: its middle; where cells split it, the middles of the largest held-out squares."""
+    """What an image is evaluated on: its middle; where cells split it, of the largest held-out squares."""
     (height, width), ratios = image.reader.shape, tuple(image.evaluate_gsd_m / native for native in image.gsd_m)
     limits = min(height, int(CHIP_PX * ratios[0])), min(width, int(CHIP_PX * ratios[1]))
     windows = [(image.place, 0, 0, height, width)]

@@ -100,7 +100,7 @@ class SplitMap:
         return bool((touched == _BIT[split]).all())
 
     def squares(self, split: Split, count: int) -> list[tuple[str, int, int, int]]:
-        """Up to `count` largest separate squares of blocks in `split`: (place, row, column, side), largest first."""
+        """The largest squares of blocks in `split`, one per place, up to `count`: (place, row, column, side)."""
         free = self.masks == _BIT[split]
         found: list[tuple[str, int, int, int]] = []
         while len(found) < count and free.any():
@@ -108,8 +108,10 @@ class SplitMap:
             row, col = (int(i) for i in np.unravel_index(int(reach.argmax()), reach.shape))
             side = int(reach[row, col])
             row, col = row - side + 1, col - side + 1
-            found.append((self.places[self.cells[row + side // 2, col + side // 2]], row, col, side))
+            place = int(self.cells[row + side // 2, col + side // 2])
+            found.append((self.places[place], row, col, side))
             free[row : row + side, col : col + side] = False
+            free &= self.cells != place
         return found
 
 

@@ -46,7 +46,7 @@ class RemoteReader:
             self.access,
             self.item,
             self.href,
-            lambda path: FileReader(path, self.bands, self.shape, self.itemsize).read(y, x, ny, nx),
+            lambda path: FileReader(path, self.bands, self.shape, self.itemsize).read_here(y, x, ny, nx),
         )
 
 
