@@ -307,20 +307,20 @@ def _placed(source: Source, path: Path, header: Header, gsd_m: float) -> tuple[s
         if len(ground.places) == 1:
             return ground.places[0], split_of(ground.places[0]), None
         return "", None, ground
-    place = f"{source.family or source.name}/{_short_name(source, path)}"
+    place = f"{source.family or source.name}/{short_name(source, path)}"
     return place, forced or split_of(place), None
 
 
-def named_place(source: Source, path: Path | str) -> str:
+def named_place(source: Source, path: Path) -> str:
     """Place by the source's regex, in the file's name, or in its whole path where the regex has a slash."""
-    text = str(path) if "/" in source.place else os.path.basename(str(path))
+    text = str(path) if "/" in source.place else path.name
     found = re.search(source.place, text)
     if found is None or found[1] is None:
         raise source.fault(f"{text} names no place", f"a match of {source.place!r}", "correct place")
     return f"{source.family or source.name}/{found[1]}"
 
 
-def _short_name(source: Source, path: Path) -> str:
+def short_name(source: Source, path: Path) -> str:
     """The file's path below what the source names, without suffix."""
     root = glob_root(Path(source.path)) if source.path else path.parent
     inside = path.relative_to(root) if path.is_relative_to(root) and path != root else Path(path.name)

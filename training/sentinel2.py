@@ -14,7 +14,17 @@ import numpy as np
 
 from pipeline.bands import BAND_NAMES, DN_OFFSET, DN_SCALE, NODATA_DN, RGB
 from pipeline.grid.grid import Grid, Window
-from training.images import Header, file_images, files_of, local_header, make_image, named_place, opened, values_of
+from training.images import (
+    Header,
+    files_of,
+    ground_gsd_m,
+    local_header,
+    make_image,
+    named_place,
+    opened,
+    short_name,
+    values_of,
+)
 from training.places import Georeference, split_of
 from training.tiles import (
     BANDS,
@@ -38,6 +48,7 @@ if TYPE_CHECKING:
     from pipeline.archive.aoi import Aoi
     from pipeline.archive.scene import Scene
     from training.images import Image, Stored
+    from training.places import Split
     from training.tiles import Ground
     from training.training_file import Source
 
@@ -54,6 +65,7 @@ __all__ = [
 
 UNDATED = "2018-01-01T00:00:00Z"  # stands in where a folder gives no date
 DSEN2_SUFFIX = ".mat"
+BANDS_GSD_M = 10  # of stacks
 
 
 @dataclass(frozen=True)
@@ -92,9 +104,14 @@ def is_stack(source: Source) -> bool:
     return bool(source.zarr or (source.bands and not source.catalog))
 
 
+def is_dsen2(source: Source) -> bool:
+    """True for the Level-1C test data of DSen2."""
+    return source.path.endswith(DSEN2_SUFFIX)
+
+
 def scene_grounds(source: Source) -> list[SceneGround]:
     """The scenes of a folder or an archive, as far as they lie in the source's area. UsageError when there is none."""
-    if is_stack(source) or source.path.endswith(DSEN2_SUFFIX):
+    if is_stack(source) or is_dsen2(source):
         return []
     if source.catalog:
         from training.remote import remote_scenes
@@ -136,12 +153,12 @@ def _grid(scene: Scene, aoi: Aoi | None) -> Grid | None:
 def rgb_images(source: Source, scenes: Sequence[SceneGround]) -> list[Image]:
     """A source as images of 10 m; `scenes` are its `scene_grounds`. Level-1C is left to Wald's protocol."""
     if is_stack(source):
-        stacked = replace(source, values="reflectance", gsd_m=source.gsd_m or 10.0)
-        if source.zarr:
-            from training.stores import store_images
-
-            return store_images(stacked)
-        return file_images(stacked)
+        stacked = replace(source, values="reflectance", gsd_m=float(BANDS_GSD_M))
+        return [
+            make_image(stacked, str(path), path, header, ground.reader(RGB))
+            for path, ground, header in _stacks(source)
+            if set(RGB) <= set(dict(ground.bands))
+        ]
     house = replace(source, values="reflectance", scale=DN_SCALE, offset=DN_OFFSET, gsd_m=10.0)
     images = []
     for ground in scenes:
@@ -154,20 +171,20 @@ def rgb_images(source: Source, scenes: Sequence[SceneGround]) -> list[Image]:
 
 def tiles_of(source: Source, scenes: Sequence[SceneGround]) -> list[Tile]:
     """Tiles of a source that carry RGB and 20 m bands, each in one split; `scenes` are its `scene_grounds`."""
-    if source.path.endswith(DSEN2_SUFFIX):
-        return list(_cut(source, source.name, dsen2_ground(Path(source.path)), BAND_NAMES, None))
+    if is_dsen2(source):
+        return list(_cut(source, Path(source.name), dsen2_ground(Path(source.path)), BAND_NAMES, None))
     if is_stack(source):
-        return [tile for name, ground, header in _stacks(source) for tile in _stack_tiles(source, name, ground, header)]
+        return [tile for path, ground, header in _stacks(source) for tile in _stack_tiles(source, path, ground, header)]
     tiles: list[Tile] = []
     for ground in scenes:
         sixty = ground.grid.at_gsd(GSD_M)
         raster = Georeference(f"EPSG:{sixty.epsg}", sixty.transform, sixty.shape)
-        tiles += _cut(source, ground.scene.id, ground, ground.present, raster)
+        tiles += _cut(source, Path(ground.scene.id), ground, ground.present, raster)
     return tiles
 
 
 def _cut(
-    source: Source, name: str, ground: Ground, present: tuple[str, ...], raster: Georeference | None
+    source: Source, path: Path, ground: Ground, present: tuple[str, ...], raster: Georeference | None
 ) -> Iterator[Tile]:
     """Tiles of one ground, along cells where neither the name nor the source decides its split."""
     if not (set(RGB) <= set(present) and set(present) & set(BANDS[20])):
@@ -184,50 +201,58 @@ def _cut(
         for window, place, split in ground_pieces(raster):
             yield tile(place, ground, window, split=split)
         return
-    place = named_place(source, name) if source.place else f"{source.family or source.name}/{name}"
-    split = split_of(place) if source.split == "by-place" else source.split
+    place, split = named_split(source, path)
     for window in named_pieces(ground.shape):
         yield tile(place, ground, window, split=split)
 
 
-def _stacks(source: Source) -> Iterator[tuple[str, StackGround, Header]]:
-    """The dates of a source's files or store, each with all bands on its 10 m grid."""
-    names = {name: where for name, where in source.bands}
+def named_split(source: Source, path: Path) -> tuple[str, Split]:
+    """Place and split of ground that is known by a name."""
+    place = named_place(source, path) if source.place else f"{source.family or source.name}/{short_name(source, path)}"
+    return place, split_of(place) if source.split == "by-place" else source.split
+
+
+def _stacks(source: Source) -> Iterator[tuple[Path, StackGround, Header]]:
+    """The dates of a source's files or store, each with all bands on its 10 m grid. UsageError for another grid."""
     if source.zarr:
         from training.stores import band_indices, layer_header, layers_of
 
         for layer in layers_of(source):
             found = band_indices(source, layer, BAND_NAMES)
-            yield (
-                Path(source.zarr).name,
-                _ground(source, layer.array, found, header := layer_header(layer, source)),
-                header,
-            )
+            header = layer_header(layer, source)
+            yield Path(source.zarr), _stack(source, source.zarr, layer.array, found, header), header
         return
     for path in files_of(source):
         header = local_header(source, path)
         per_date = header.bands // source.dates
-        outside = [where for where in names.values() if not isinstance(where, int) or not 1 <= where <= per_date]
+        outside = [where for _, where in source.bands if not isinstance(where, int) or not 1 <= where <= per_date]
         if outside:
             raise source.fault(f"band {outside[0]!r} of {path}, which holds {header.bands} bands", f"1 to {per_date}")
         for date in range(source.dates):
-            found = {name: int(where) - 1 + date * per_date for name, where in names.items()}
-            yield path.name, _ground(source, partial(opened, str(path)), found, header), header
+            found = {name: int(where) - 1 + date * per_date for name, where in source.bands}
+            yield path, _stack(source, str(path), partial(opened, str(path)), found, header), header
 
 
-def _ground(source: Source, array: Callable[[], DataArray], bands: dict[str, int], header: Header) -> StackGround:
+def _stack(
+    source: Source, label: str, array: Callable[[], DataArray], bands: dict[str, int], header: Header
+) -> StackGround:
+    """One date of a stack."""
+    gsd_m = max(ground_gsd_m(header)) if header.crs else source.gsd_m or BANDS_GSD_M
+    if abs(gsd_m - BANDS_GSD_M) > 0.01 * BANDS_GSD_M:
+        raise source.fault(f"{label} has pixels of {gsd_m:.3g} m", f"a stack on the {BANDS_GSD_M} m grid")
     shape = header.shape[0] // 6, header.shape[1] // 6
-    return StackGround(array, tuple(bands.items()), values_of(replace(source, values="reflectance"), "", header), shape)
+    values = values_of(replace(source, values="reflectance"), label, header)
+    return StackGround(array, tuple(bands.items()), values, shape, np.dtype(header.dtype).itemsize)
 
 
-def _stack_tiles(source: Source, name: str, ground: StackGround, header: Header) -> list[Tile]:
+def _stack_tiles(source: Source, path: Path, ground: StackGround, header: Header) -> list[Tile]:
+    if min(ground.shape) < MIN_SIDE_PX:
+        return []
     raster = None
     if header.crs:
         a, b, c, d, e, f = header.affine
-        raster = Georeference(header.crs, (6 * a, b, c, d, 6 * e, f), ground.shape)
-    if min(ground.shape) < MIN_SIDE_PX:
-        return []
-    return list(_cut(source, name, ground, tuple(band for band, _ in ground.bands), raster))
+        raster = Georeference(header.crs, (6 * a, 6 * b, c, 6 * d, 6 * e, f), ground.shape)
+    return list(_cut(source, path, ground, tuple(band for band, _ in ground.bands), raster))
 
 
 def dsen2_ground(path: Path) -> Nested:

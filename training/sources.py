@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from training.images import file_images
 from training.patches import CACHE_BYTES, PatchSampler, held_out_chips
 from training.places import SPLIT_RULE, SPLITS, split_of
-from training.sentinel2 import rgb_images, scene_grounds, tiles_of
+from training.sentinel2 import is_dsen2, named_split, rgb_images, scene_grounds, tiles_of
 from training.training_file import Source, TrainingFile, read_training_file
 
 if TYPE_CHECKING:
@@ -120,6 +120,8 @@ class TrainingData:
         """Provenance: sources with their images per split, the digest of the file, how splits were decided."""
         images = (*self.images, *self.bracket)
         counts = Counter((image.source, split) for image in images for split in SPLITS if image.share(split) > 0)
+        for source in filter(is_dsen2, self.sources):
+            counts[source.name, named_split(source, Path(source.name))[1]] += 1
         listed = {source.name: {split: counts[source.name, split] for split in SPLITS} for source in self.sources}
         return {
             "data": self.file.name,

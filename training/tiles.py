@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.archive.access import Access
     from pipeline.archive.scene import Scene
     from pipeline.grid.grid import Grid
-    from training.images import Values
+    from training.images import Stored, Values
     from training.places import Split
 
 BANDS: dict[int, tuple[str, ...]] = {
@@ -118,6 +118,22 @@ class SceneGround:
 
 
 @dataclass(frozen=True, eq=False)
+class StackReader:
+    """Bands (from 0) of a stack at 10 m, as far as they cover whole 60 m pixels."""
+
+    open: Callable[[], DataArray]
+    bands: tuple[int, ...]
+    shape: tuple[int, int]
+    itemsize: int
+
+    def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
+        """Stored values (bands, ny, nx) of a window."""
+        lazy = self.open().isel(band=list(self.bands), y=slice(y, y + ny), x=slice(x, x + nx))
+        stored: Stored = lazy.data.compute(scheduler="synchronous")
+        return stored
+
+
+@dataclass(frozen=True, eq=False)
 class StackGround:
     """One date of a stack: all bands on its 10 m grid, those of 20 and 60 m repeated, which is undone here."""
 
@@ -125,12 +141,20 @@ class StackGround:
     bands: tuple[tuple[str, int], ...]  # name, index from 0
     values: Values
     shape: tuple[int, int]
+    itemsize: int
+
+    def reader(self, names: tuple[str, ...]) -> StackReader:
+        """Some of its bands as an image at 10 m."""
+        indices = dict(self.bands)
+        shape = self.shape[0] * 6, self.shape[1] * 6
+        return StackReader(self.open, tuple(indices[name] for name in names), shape, self.itemsize)
 
     def load(self, window: Window) -> Nested:
         """As `Ground.load`."""
         rows, cols = _slices(window, 10)
         indices = [index for _, index in self.bands]
-        stored = self.open().isel(band=indices, y=rows, x=cols).data.compute(scheduler="synchronous")
+        reader = StackReader(self.open, tuple(indices), self.shape, self.itemsize)
+        stored = reader.read(rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
         names = [name for name, _ in self.bands]
         rho = {}
         for gsd, wanted in BANDS.items():

@@ -5,9 +5,11 @@ import pickle
 
 import numpy as np
 import pytest
+import xarray as xr
 from pyproj import Transformer
 
 from pipeline.bands import BAND_NAMES, BY_NAME, DN_SCALE, RGB
+from pipeline.errors import UsageError
 from pipeline.grid.grid import Window
 from tests.archive.synthetic import coordinate_dn, make_archive, make_scene
 from tests.training.imagery import corner_in, placed, write_raster, write_toml
@@ -145,7 +147,7 @@ def test_scenes_of_an_archive_are_read_within_the_area(tmp_path):
     assert 0.01 < tile.rho[10].mean() < 0.5  # the offset was applied
     assert data.bracket[0].reader.shape == (tile.shape[0] * 6, tile.shape[1] * 6)
     with pytest.raises(
-        Exception, match=r"source 'a': no scene in .*area.geojson \(1 scene left out: outside the period\)"
+        UsageError, match=r"source 'a': no scene in .*area.geojson \(1 scene left out: outside the period\)"
     ):
         _ = data_of(tmp_path, **{**keys, "period": '"2023"'}).scenes
 
@@ -162,3 +164,36 @@ def test_tiles_are_read_once_while_held(tmp_path, monkeypatch):
         assert tile.valid.shape == tile.shape
     assert loads == [tile.window]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(tile)).rho[10], tile.rho[10])
+
+
+def test_a_stack_on_another_grid_is_refused(tmp_path):
+    path = write_raster(tmp_path / "stack.tif", np.ones((4, 120, 120), np.uint16), **placed(600_000, 5_000_000, 20.0))
+    keys = {"path": '"stack.tif"', "bands": "{ B04 = 1, B03 = 2, B02 = 3, B05 = 4 }", "scale": "1e-4"}
+    with pytest.raises(UsageError) as error:
+        data_of(tmp_path, **keys).tiles("train")
+    assert str(error.value) == (
+        f"{tmp_path / 'mine.toml'}: source 'a': {path} has pixels of 20 m; expected a stack on the 10 m grid"
+    )
+    keys["bands"] = "{ B04 = 1, B03 = 2, B02 = 3, B05 = 5 }"
+    with pytest.raises(UsageError, match=r"band 5 of .*stack.tif, which holds 4 bands; expected 1 to 4"):
+        data_of(tmp_path, **keys).tiles("train")
+
+
+def test_a_store_may_hold_the_stack(tmp_path):
+    """As a folder of dates: (time, band, y, x) with Sentinel-2's own names of bands."""
+    names = ["B02", "B03", "B04", "B08", "B05"]
+    values = np.random.default_rng(0).uniform(0, 0.3, (2, 5, 120, 120)).astype(np.float32)
+    left, top = (metres + 60 for metres in corner_in("train"))
+    coords = {
+        "band": np.array(names, object),
+        "x": left + 5 + 10.0 * np.arange(120),
+        "y": top - 65 - 10.0 * np.arange(120),
+    }
+    array = xr.DataArray(values, dims=("time", "band", "y", "x"), coords=coords)
+    array.to_dataset(name="boa").to_zarr(tmp_path / "s.zarr", zarr_format=3, consolidated=False)
+    data = data_of(tmp_path, path=None, zarr='"s.zarr"', variable='"boa"', split='"train"')
+    first, second = data.tiles("train")
+    np.testing.assert_array_equal(second.rho[10][:3], values[1, [2, 1, 0]])
+    np.testing.assert_array_equal(first.rho[20][0], values[0, 4, ::2, ::2])
+    assert first.present == ("B02", "B03", "B04", "B05", "B08")
+    np.testing.assert_array_equal(data.bracket[0].reader.read(3, 4, 5, 6), values[0, [2, 1, 0], 3:8, 4:10])
