@@ -50,7 +50,6 @@ PAIR_METRICS: Mapping[str, Quick] = {
     "R2": metrics.r_squared,
     "gradient": metrics.gradient_ratio,
 }
-SHIFT_REASON = f"the correlation found a shift above {opensr.MAX_SHIFT_PX:g} LR px"
 SPREAD_METRICS = (
     "Spearman",
     "spread / error",
@@ -152,9 +151,7 @@ def scores(
     values |= {name: metric(x, truth) for name, metric in PAIR_METRICS.items()}
     values["block R2"] = metrics.block_mean_r2(estimate[0], pair.lr[0])
     values |= opensr.opensr(pair.lr[0], estimate[0], pair.hr[0])
-    why = {}
-    if values["spatial"] != values["spatial"]:  # NaN
-        values["spatial"], why["spatial"] = None, SHIFT_REASON
+    values, why = opensr.explained(values)
     for name, found in perceptual.items():
         values[name] = found.distance(x, truth) if found.distance else None
         why |= {} if found.distance else {name: found.reason}

@@ -36,6 +36,7 @@ PENALTY = 0.05  # lambda of all three scores
 TEMPERATURE = 0.25  # of the softmin over the three
 QUANTILE = 0.75  # of the reference distance: pixels where nothing differs by more tell nothing
 EPSILON = 1e-8
+SHIFT_REASON = f"the correlation found a shift above {MAX_SHIFT_PX:g} LR px, which is taken for its failure"
 
 
 def fractional_difference(x: Tensor, y: Tensor) -> Tensor:
@@ -170,6 +171,14 @@ def opensr(lr: Tensor, sr: Tensor, hr: Tensor, distance: Distance = fractional_d
     """All seven numbers of one image: lr (C, h, w), sr and hr (C, H, W) reflectance, float32 on the CPU."""
     triplet = Triplet.of(lr, sr, hr)
     return {**triplet.consistency(), **triplet.added(distance)}
+
+
+def explained(values: dict[str, float | None]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """`values` with None for a shift that was not measured, and the reason by name."""
+    shift = values["spatial"]
+    if shift is None or math.isnan(shift):
+        return {**values, "spatial": None}, {"spatial": SHIFT_REASON}
+    return values, {}
 
 
 def _cropped(x: Tensor, px: int) -> Tensor:

@@ -16,7 +16,7 @@ from pipeline.bands import DN_OFFSET, DN_SCALE, NODATA_DN, RGB
 from pipeline.superres import fuse, masks
 from pipeline.superres.superres import Native, Options, super_resolve
 from training import metrics
-from training.opensr import Triplet, to_coarse
+from training.opensr import Triplet, explained, to_coarse
 from training.pairs import state_windows
 from training.tables import Record
 
@@ -115,6 +115,6 @@ def judge(system: System, plain: System, tiles: Iterable[Tile], seed: int = 0) -
             for consistency in ("none", "box", "tent"):
                 lr, sr = product(replace(under_test, lattice=system.lattice), rgb, consistency, seed)
                 method = f"{name}, {consistency}"
-                values = {**scores(lr, sr), BRIGHTEST: float(rgb.max())}
-                records.append(Record("real", tile.source or "L2A", tile.place, index, method, values))
+                values, why = explained({**scores(lr, sr), BRIGHTEST: float(rgb.max())})
+                records.append(Record("real", tile.source or "L2A", tile.place, index, method, values, why))
     return records

@@ -116,7 +116,7 @@ def reasons(records: Iterable[Record], metrics: Iterable[str]) -> str:
     """Why values of these metrics are missing, one line each, after an empty one; nothing where none is."""
     wanted = set(metrics)
     found = {(name, text): None for record in records for name, text in record.why.items() if name in wanted}
-    return "".join(f"\n\n`{NULL}` in {name}: {text}." for name, text in found)
+    return "".join(f"\n\n`{NULL}`, or left out of an average, in {name}: {text}." for name, text in found)
 
 
 def csv_text(sections: Sequence[Section]) -> str:

@@ -67,7 +67,7 @@ def test_a_run_is_measured_and_every_score_is_written(towns, run, tmp_path, caps
     report = out.read_text()
     assert report.strip() == capsys.readouterr().out.strip()
     assert "| dubai_1m (1) |" in report
-    for said in ("lite, mean of 8", "hallucination", "2 steps of dpm++2m", "sigma_px=2.2", "`null` in LPIPS: "):
+    for said in ("lite, mean of 8", "hallucination", "2 steps of dpm++2m", "sigma_px=2.2", "in LPIPS: package"):
         assert said in report
     assert "no scene of the data holds a whole window" in report
     rows = list(csv.DictReader((tmp_path / "new" / "table.csv").open()))

@@ -121,7 +121,12 @@ def test_shifts_beyond_five_pixels_are_no_measurement(cases):
     assert opensr.shift_between(torch.roll(hr, 3, 1), hr) == pytest.approx((-3, 0), abs=0.03)
     assert opensr.shift_between(torch.roll(hr, 7, 1), hr) is None
     lr = torch.nn.functional.avg_pool2d(hr, 4)
-    assert math.isnan(Triplet.of(lr, torch.roll(hr, 24, 2), hr).consistency()["spatial"])
+    found = Triplet.of(lr, torch.roll(hr, 24, 2), hr).consistency()
+    assert math.isnan(found["spatial"])
+    values, why = opensr.explained({**found})
+    assert values["spatial"] is None
+    assert "above 5 LR px" in why["spatial"]
+    assert opensr.explained({"spatial": 0.02}) == ({"spatial": 0.02}, {})
 
 
 def test_harmonising_undoes_a_curve_and_a_shift(cases):
