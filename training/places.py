@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -91,7 +91,11 @@ class SplitMap:
 
     def blocks(self, split: Split) -> NDArray[np.int64]:
         """Blocks (n, 2) as (row, column) that lie in `split` alone."""
-        return np.argwhere(self.masks == _BIT[split])
+        return self._blocks[split]
+
+    @cached_property
+    def _blocks(self) -> dict[Split, NDArray[np.int64]]:
+        return {split: np.argwhere(self.masks == _BIT[split]) for split in SPLITS}
 
     def holds(self, split: Split, y: int, x: int, ny: int, nx: int) -> bool:
         """True when no pixel of the window [y, y + ny) x [x, x + nx) lies outside `split`."""
