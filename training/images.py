@@ -21,8 +21,6 @@ from training.places import Georeference, SplitMap, split_map, split_of
 from training.training_file import glob_root
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
     from xarray import DataArray
 
@@ -242,7 +240,7 @@ def header_images(source: Source, label: str, path: Path, header: Header) -> lis
 
 def rgb_bands(source: Source, label: str, header: Header) -> list[tuple[int, int, int]]:
     """Red, green and blue (1-based) of each date. UsageError where the file holds fewer bands than the source says."""
-    per_date = header.bands // source.dates
+    per_date = bands_per_date(source, label, header)
     stated = dict(source.bands) or {band: index for index, band in enumerate(RGB, 1)}
     wanted = [stated[band] for band in RGB if band in stated]
     if len(wanted) < len(RGB):
@@ -255,6 +253,14 @@ def rgb_bands(source: Source, label: str, header: Header) -> list[tuple[int, int
         raise source.fault(f"band {absent[0]} of {label}, which holds {held}", f"1 to {per_date}", "correct bands")
     red, green, blue = (int(band) for band in wanted)
     return [(red + n * per_date, green + n * per_date, blue + n * per_date) for n in range(source.dates)]
+
+
+def bands_per_date(source: Source, label: str, header: Header) -> int:
+    """How many bands each date of a file has. UsageError where they do not come out even."""
+    if header.bands % source.dates:
+        found = f"{label} holds {header.bands} bands and dates = {source.dates}"
+        raise source.fault(found, "as many bands for each date")
+    return header.bands // source.dates
 
 
 def make_image(source: Source, label: str, path: Path, header: Header, reader: Reader) -> Image:
@@ -271,7 +277,7 @@ def make_image(source: Source, label: str, path: Path, header: Header, reader: R
                 f"target_gsd_m = [{native:.3g}, {max(high, native):.3g}], or leave it out",
             )
         low, high = native, max(high, native)
-    evaluate = min(max(source.evaluate_gsd_m, native), max(high, native))
+    evaluate = max(source.evaluate_gsd_m, native)
     place, split, ground = _placed(source, path, header, native)
     targets = (max(low, native), max(high, native))
     return Image(source.name, label, place, split, ground, reader, values, gsd_m, targets, evaluate, source.weight)
@@ -325,8 +331,3 @@ def short_name(source: Source, path: Path) -> str:
     root = glob_root(Path(source.path)) if source.path else path.parent
     inside = path.relative_to(root) if path.is_relative_to(root) and path != root else Path(path.name)
     return str(inside.with_suffix(""))
-
-
-def split_images(images: Sequence[Image], split: Split) -> list[Image]:
-    """Images of which some part lies in `split`."""
-    return [image for image in images if image.share(split) > 0]

@@ -16,6 +16,7 @@ from pipeline.bands import BAND_NAMES, DN_OFFSET, DN_SCALE, NODATA_DN, RGB
 from pipeline.grid.grid import Grid, Window
 from training.images import (
     Header,
+    bands_per_date,
     files_of,
     ground_gsd_m,
     local_header,
@@ -224,7 +225,7 @@ def _stacks(source: Source) -> Iterator[tuple[Path, StackGround, Header]]:
         return
     for path in files_of(source):
         header = local_header(source, path)
-        per_date = header.bands // source.dates
+        per_date = bands_per_date(source, str(path), header)
         outside = [where for _, where in source.bands if not isinstance(where, int) or not 1 <= where <= per_date]
         if outside:
             raise source.fault(f"band {outside[0]!r} of {path}, which holds {header.bands} bands", f"1 to {per_date}")

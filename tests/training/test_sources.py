@@ -173,7 +173,10 @@ def test_what_images_are_is_checked_before_anything_runs(tmp_path):
     assert (
         refusal(tmp_path, place="'(town)'") == "a.tif names no place; expected a match of '(town)'; cure: correct place"
     )
-    assert data_of(tmp_path).images[0].target_gsd_m == (2.6, 3.2)  # the default gives way
+    assert refusal(tmp_path, dates="2") == (f"{path} holds 3 bands and dates = 2; expected as many bands for each date")
+    image = data_of(tmp_path).images[0]
+    assert (image.target_gsd_m, image.evaluate_gsd_m) == ((2.6, 3.2), 2.6)  # the default gives way
+    assert data_of(tmp_path, evaluate_gsd_m="4.0").images[0].evaluate_gsd_m == 4.0
 
 
 def test_files_that_do_not_say_what_is_needed_are_refused(tmp_path):
