@@ -130,6 +130,7 @@ def described_run(plan: Plan, summary: Summary, store: Path, picture: Path | Non
         *([f"            and {len(summary.scenes) - 8} more"] if len(summary.scenes) > 8 else []),
         f"  measured  {100 * summary.valid_fraction:.1f} % of pixels; clear {clear}",
         *(f"  note      {note}" for note in plan.notes),
+        *([f"  note      {_holes(summary)}"] if summary.holes else []),
         f"  units     {summary.computed} computed, {summary.resumed} found done",
         f"  time      {summary.seconds:.1f} s in all; worker seconds: {stages}",
         f"  size      {summary.stored_bytes / 2**20:.1f} MiB; largest worker {summary.peak_worker_mib:.0f} MiB",
@@ -145,6 +146,12 @@ def described_run(plan: Plan, summary: Summary, store: Path, picture: Path | Non
 def _but(summary: Summary) -> str:
     """What a complete store lacks."""
     return f" but for {counted(len(summary.quarantined), 'quarantined unit')}" if summary.quarantined else ""
+
+
+def _holes(summary: Summary) -> str:
+    """What zeros under a clear sky may mean."""
+    counts = ", ".join(f"{band} {count}" for band, count in sorted(summary.holes.items()))
+    return f"0 where the classification says clear ({counts} px): a damaged file, or a product clipped at 0; left empty"
 
 
 def frozen_plan(plan: Plan, store: Path) -> str:
@@ -208,5 +215,6 @@ def run_json(plan: Plan, summary: Summary, store: Path, picture: Path | None) ->
         "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
         "stored_bytes": summary.stored_bytes,
         "peak_worker_mib": summary.peak_worker_mib,
+        "holes": summary.holes,
         "notes": list(plan.notes),
     }

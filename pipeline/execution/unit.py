@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.superres.systems import SceneState
 
 
+_UNCLASSIFIED_SCL = 7  # says nothing; stands also where a scene has no classification
 _LAUNCH = date(2015, 6, 23)  # Sentinel-2A
 
 
@@ -108,6 +109,7 @@ def _process(unit: Unit, plan: Plan, store: Path, attempt: int) -> Receipt:
         attempts=attempt,
         seconds={name: round(value, 4) for name, value in seconds.items()},
         peak_rss_mib=peak_rss_mib(),
+        holes=holes(pixels),
     )
     return _record(store, plan, receipt)
 
@@ -208,6 +210,25 @@ def _write(unit: Unit, plan: Plan, store: Path, window: Window, pixels: Pixels, 
             )
     status = "done" if any(valid.values()) else "empty"
     return Receipt(unit.id, plan.digest, status, group, stored, valid, count, clear if "scl" in arrays else None, ())
+
+
+def holes(pixels: Pixels) -> dict[str, int]:
+    """{band: native pixels of 10 and 20 m that are nodata where the scene classification says clear}.
+
+    Damage to an uncompressed file passes GDAL without an error; zeros that the classification contradicts are its
+    trace. So are dark pixels that a product clipped to 0, hence this is told and not refused.
+    """
+    if pixels.scl is None:
+        return {}
+    clear = ~np.isin(pixels.scl, (*NOT_CLEAR_SCL, _UNCLASSIFIED_SCL))
+    found = {}
+    for gsd, repeat in ((10, 2), (20, 1)):
+        for name, raster in zip(pixels.bands.get(gsd, ()), pixels.dn.get(gsd, ()), strict=True):
+            seen = clear.repeat(repeat, 0).repeat(repeat, 1)
+            count = int(np.count_nonzero(seen & (raster == NODATA_DN)))
+            if count:
+                found[name] = count
+    return found
 
 
 def _arrays(plan: Plan, window: Window, pixels: Pixels, result: superres.Result) -> dict[str, NDArray[Any]]:

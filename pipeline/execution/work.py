@@ -51,6 +51,7 @@ class Summary:
     stored_bytes: int = 0
     peak_worker_mib: float = 0.0
     quarantined: tuple[str, ...] = ()  # units set aside
+    holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
 
     @property
     def valid_fraction(self) -> float:
@@ -68,6 +69,8 @@ class Summary:
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
         for band, count in receipt.valid.items():
             self.valid[band] = self.valid.get(band, 0) + count
+        for band, count in receipt.holes.items():
+            self.holes[band] = self.holes.get(band, 0) + count
         self.pixels += receipt.pixels
         if receipt.clear is not None:
             self.clear_pixels = (self.clear_pixels or 0) + receipt.clear

@@ -41,6 +41,7 @@ class Receipt:
     attempts: int = 1
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
     peak_rss_mib: float = 0.0
+    holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, RGB, SCALE_10M, TARGET_GSD_M
+from pipeline.errors import PipelineError
 from pipeline.grid.noise import normal_field
 from pipeline.superres import fuse, masks
 from pipeline.superres.consistency import project_to_dn, round_to_dn
@@ -186,7 +187,14 @@ def _finish(
     spread: NDArray[np.float32] | None,
     detail: NDArray[np.float32],
 ) -> Result:
-    """Project each band onto its native block means, quantise, and classify."""
+    """Project each band onto its native block means, quantise, and classify. PipelineError on values that are none."""
+    broken = [name for name, image in zip(order, blended, strict=True) if not np.isfinite(image).all()]
+    if broken:
+        raise PipelineError(
+            f"the networks gave NaN or infinity in {', '.join(broken)}",
+            "finite reflectance",
+            "check the weights and, on a GPU, its memory; --sr bicubic runs without networks",
+        )
     to_dn = project_to_dn if options.consistency == "box" else round_to_dn
     dn = np.empty(blended.shape, np.uint16)
     blended -= np.float32(DN_OFFSET)
