@@ -1,0 +1,184 @@
+"""A frozen plan as SLURM jobs: an array that computes its parts, and a job that publishes what they wrote.
+
+In: a planned store, what a task may use. Out: sbatch command lines, and the ids of submitted jobs. The scripts are
+deploy/slurm/array.sbatch and finalise.sbatch; everything they need goes to them by environment variables.
+Imports planned, task, layout, errors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.execution.task import Task, clock, deploy_folder
+from pipeline.store.layout import storage_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.execution.planned import Planned
+
+_PROGRAMS = ("sbatch", "squeue", "scancel")
+_FINALISE_MIB = 4096
+_TIMEOUT_S = 120.0
+# What submit decides itself; in --sbatch they would tear array, log and publication apart.
+_OURS = ("--array", "--cpus-per-task", "--dependency", "--export", "--help", "--job-name", "--mem", "--output",
+         "--parsable", "--test-only", "--time", "--usage", "--version", "--wait", "--wrap")  # fmt: skip
+
+
+def job_name(digest: str) -> str:
+    """Name of all jobs of a plan, whenever they are submitted."""
+    return f"sen2fine-{digest[:12]}"
+
+
+@dataclass(frozen=True)
+class Array:
+    """The parts of a plan that are to do as array tasks, `parallel` at a time (0: no limit)."""
+
+    plan: Planned
+    task: Task
+    parallel: int = 0
+    extra: tuple[str, ...] = ()  # further options of sbatch, for both jobs
+    options: str = ""  # further flags of pipeline.run, for every part
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the jobs' logs, beside the store."""
+        return self.plan.store.with_name(f"{self.plan.store.name}.slurm")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the scripts read."""
+        return {
+            "SEN2FINE_STORE": str(self.plan.store),
+            "SEN2FINE_PARTS": str(self.plan.parts),
+            "SEN2FINE_PYTHON": sys.executable,
+            "SEN2FINE_WORKERS": str(self.task.workers),
+            "SEN2FINE_OPTIONS": self.options,
+        }
+
+    def commands(self, after: str) -> list[list[str]]:
+        """All sbatch command lines; `after`: the array's job id."""
+        return [self.array_command(), self.finalise_command(after)] if self.plan.todo else [self.finalise_command("")]
+
+    def array_command(self) -> list[str]:
+        """The sbatch command line of the array."""
+        task, limit = self.task, f"%{self.parallel}" if self.parallel else ""
+        return [
+            *("sbatch", "--parsable", *self.extra, "--export=ALL", f"--job-name={job_name(self.plan.digest)}"),
+            *(f"--array={spans(self.plan.todo)}{limit}", f"--cpus-per-task={task.cpus}", f"--mem={task.memory_mib}M"),
+            *([f"--time={clock(task.limit_s)}"] if task.limit_s else []),
+            *([f"--gres=gpu:{task.gpus}"] if task.gpus and not _of_gpus(self.extra) else []),
+            *(f"--output={self.logs}/part-%a.log", str(deploy_folder("slurm") / "array.sbatch")),
+        ]
+
+    def finalise_command(self, after: str) -> list[str]:
+        """The sbatch command line of the publication; `after`: the array's job id, empty when no part is to do."""
+        extra = [word for word in self.extra if not _of_gpus([word])]
+        return [
+            *("sbatch", "--parsable", *extra, "--export=ALL", f"--job-name={job_name(self.plan.digest)}"),
+            *([f"--dependency=afterany:{after}"] if after else []),
+            *("--cpus-per-task=1", f"--mem={_FINALISE_MIB}M", f"--output={self.logs}/finalise.log"),
+            str(deploy_folder("slurm") / "finalise.sbatch"),
+        ]
+
+
+def sbatch_options(text: str) -> tuple[str, ...]:
+    """Words of --sbatch. UsageError unless each is one option of its own, and none that submit decides."""
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--sbatch {text!r} ({error})", "options in quotes") from error
+    for word in words:
+        if not word.startswith("--") or word == "--":
+            raise UsageError(f"--sbatch holds {word!r}", "long options with =, such as --partition=gpu")
+        if (name := word.split("=")[0]) in _OURS:
+            raise UsageError(f"--sbatch holds {name}", "options that submit does not set itself")
+    return words
+
+
+def _of_gpus(words: Sequence[str]) -> bool:
+    """Whether options of sbatch ask for GPUs, of a certain kind perhaps."""
+    return any(word.startswith(("--gres=", "--gpus")) for word in words)
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers as SLURM writes them.
+
+    >>> spans([1, 2, 3, 7, 9, 10])
+    '1-3,7,9-10'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
+
+
+def require_slurm() -> None:
+    """UsageError where SLURM's commands are not installed."""
+    absent = [name for name in _PROGRAMS if shutil.which(name) is None]
+    if absent:
+        raise UsageError(
+            f"--target slurm, but there is no {absent[0]} on the PATH", "a login node of the cluster", "submit there"
+        )
+
+
+def require_idle(digest: str, store: Path | str) -> None:
+    """UsageError while jobs of an earlier submission of the same plan are in the queue."""
+    ids = sorted(set(_said(["squeue", "--me", "--noheader", "--format=%F", f"--name={job_name(digest)}"]).split()))
+    if ids:
+        raise UsageError(
+            f"{store} has jobs in the queue: {', '.join(ids)}",
+            "one submission at a time",
+            f"wait for them, or scancel {' '.join(ids)} and submit again",
+        )
+
+
+def submit(array: Array) -> tuple[str, str]:
+    """Submit both jobs; (id of the array or "" when no part is to do, id of the publication).
+
+    PipelineError with SLURM's own words when it refuses; an array without its publication is taken back.
+    """
+    try:
+        array.logs.mkdir(exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, array.logs) from error
+    first = _submitted(array.array_command(), array) if array.plan.todo else ""
+    try:
+        return first, _submitted(array.finalise_command(first), array)
+    except PipelineError:
+        if first:
+            _said(["scancel", first])
+        raise
+
+
+def _submitted(command: list[str], array: Array) -> str:
+    said = _said(command, array.environment)
+    found = re.match(r"(\d+)(;|\s|$)", said)  # "id" or "id;cluster"
+    if not found:
+        raise PipelineError(f"sbatch said {said.strip()[:80]!r}", "the id of a job")
+    return found[1]
+
+
+def _said(command: list[str], environment: dict[str, str] | None = None) -> str:
+    """Standard output of one of SLURM's commands. PipelineError with the last line of what it complains of."""
+    variables = {**os.environ, **(environment or {})}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, env=variables)
+    except subprocess.TimeoutExpired as error:
+        raise PipelineError(f"{command[0]} has not answered for {_TIMEOUT_S:.0f} s", cure="submit again") from error
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UsageError(f"SLURM refuses: {words[-1]}", cure="--sbatch holds what your cluster asks for")
+    return done.stdout

@@ -1,0 +1,310 @@
+"""`python -m pipeline.submit`: a run as a job array: plan -> parts -> publication, on SLURM or Kubernetes.
+
+In: the flags of pipeline.run, and what a task may use. Out: submitted jobs, or manifests; words or JSON; an exit code.
+Submitting again continues: units that are done are not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pipeline import arguments as run_arguments
+from pipeline.errors import EXIT_OK, PipelineError, UsageError
+from pipeline.execution.task import MEMORY_SHARE, Task, limit_s, memory_mib
+from pipeline.terminal import counted, show
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.execution.manifests import Manifests
+    from pipeline.execution.planned import Planned
+    from pipeline.execution.slurm import Array
+
+_PARTS = 16
+_MAX_PARTS = 100_000  # of an Indexed Job; SLURM's own limit is MaxArraySize
+_WORKER_MIB = 2048.0  # where no plan tells
+_REFUSED = {
+    "--plan-only": "submit plans and runs",
+    "--shard-of": "--array N",
+    "--finalise": "submit publishes by itself",
+    "--cluster": "tasks find their processors and GPUs themselves",
+    "--workers": "--cpus, one worker for each",
+}
+
+
+class _OneLine(argparse.ArgumentParser):
+    """Complains in one line, as errors of the pipeline do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(message, cure="python -m pipeline.submit --help lists all flags")
+
+
+def _own_flags(p: argparse.ArgumentParser) -> None:
+    """Flags that pipeline.run does not know."""
+    jobs = p.add_argument_group("jobs")
+    jobs.add_argument("--target", choices=("slurm", "kubernetes"), required=True, help="who runs the jobs")
+    jobs.add_argument(
+        "--array", type=int, default=_PARTS, metavar="N", help="parts, at most one per unit (%(default)s)"
+    )
+    jobs.add_argument("--parallel", type=int, default=0, metavar="K", help="at most so many parts at a time (all)")
+    jobs.add_argument("--gpus", type=int, default=0, help="GPUs per part (%(default)s)")
+    jobs.add_argument("--cpus", type=int, default=1, help="processors per part, one worker each (%(default)s)")
+    jobs.add_argument("--memory", metavar="SIZE", help="main memory per part, such as 8G (what the plan needs)")
+    jobs.add_argument("--time", metavar="[D-]HH:MM:SS", help="wall time per part; unfinished parts go on (no limit)")
+    slurm = p.add_argument_group("SLURM")
+    slurm.add_argument(
+        "--sbatch", metavar="OPTIONS", default="", help='further ones, such as "--partition=gpu --qos=low"'
+    )
+    kubernetes = p.add_argument_group("Kubernetes")
+    kubernetes.add_argument("--manifest", metavar="DIR", help="write the manifests into this folder")
+    kubernetes.add_argument("--apply", action="store_true", help="hand them to kubectl, too")
+    kubernetes.add_argument("--image", help="image of deploy/docker (sen2fine:cpu, with --gpus sen2fine:cuda)")
+    kubernetes.add_argument("--claim", default="sen2fine", help="persistent volume claim, /data in pods (%(default)s)")
+    kubernetes.add_argument("--namespace", default="", help="of everything (kubectl's)")
+    kubernetes.add_argument("--secret", default="", help="secret with archive keys as environment variables")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags, those of pipeline.run included."""
+    p = _OneLine(
+        "python -m pipeline.submit",
+        description="A run as a job array; takes all flags of pipeline.run as well.",
+        parents=[run_arguments.parser()],
+        conflict_handler="resolve",
+        allow_abbrev=False,
+    )
+    _own_flags(p)
+    return p
+
+
+def plan_flags(words: Sequence[str]) -> tuple[str, ...]:
+    """Of a command line: the flags that only the planning run takes; area, TOML file and store are handled apart."""
+    p = _OneLine(add_help=False, allow_abbrev=False)
+    _own_flags(p)
+    for flag in ("--aoi", "--config", "--out", "--plan", "--verify", "--max-outage"):
+        p.add_argument(flag)
+    for flag in ("--dry-run", "--json", "--quiet"):
+        p.add_argument(flag, action="store_true")
+    return tuple(p.parse_known_args(words)[1])
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """--sbatch and its value as one word, since argparse takes a value that begins with -- for a flag."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] == "--sbatch":
+            words[-1] = f"--sbatch={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def task_of(arguments: argparse.Namespace) -> Task:
+    """What one part may use. UsageError for what cannot be."""
+    for name, least in (("array", 1), ("parallel", 0), ("gpus", 0), ("cpus", 1)):
+        if getattr(arguments, name) < least:
+            raise UsageError(f"--{name} {getattr(arguments, name)}", f"at least {least}")
+    if arguments.array > _MAX_PARTS:
+        raise UsageError(f"--array {arguments.array}", f"at most {_MAX_PARTS}")
+    memory = memory_mib(arguments.memory) if arguments.memory else 0
+    return Task(arguments.cpus, arguments.gpus, memory, limit_s(arguments.time) if arguments.time else 0)
+
+
+def _with_memory(task: Task, worker_mib: float) -> Task:
+    """The task with memory for its workers. UsageError when --memory is less than a part would accept."""
+    needed = task.needed_mib(worker_mib)
+    if not task.memory_mib:
+        return Task(task.cpus, task.gpus, needed, task.limit_s)
+    if MEMORY_SHARE * task.memory_mib < task.workers * worker_mib:
+        raise UsageError(
+            f"--memory of {task.memory_mib} MiB for {counted(task.workers, 'worker')} of about {worker_mib:.0f} MiB",
+            f"{needed} MiB",
+            "more --memory, fewer --cpus, or a smaller --unit-chunks",
+        )
+    return task
+
+
+def _part_options(arguments: argparse.Namespace) -> str:
+    """Flags that every part takes over."""
+    return f"--verify {arguments.verify} --max-outage {arguments.max_outage:g}"
+
+
+def planned(arguments: argparse.Namespace, flags: tuple[str, ...], task: Task) -> Planned:
+    """Freeze the plan into its store, or take the one that is there; with --dry-run nothing is written."""
+    from pipeline.execution.planned import frozen, known, previewed
+
+    named = {"--aoi": arguments.aoi, "--config": arguments.config, "--out": arguments.out}
+    words = [word for flag, value in named.items() if value is not None for word in (flag, value)] + list(flags)
+    if arguments.plan:
+        if words:
+            raise UsageError(f"--plan given with {words[0]}", "the frozen plan as it is", "leave one out")
+        return known(Path(arguments.plan), arguments.array)
+    words += ["--workers", str(arguments.array * task.workers)]
+    if arguments.dry_run:
+        return previewed(words, arguments.out, arguments.array)
+    return frozen(words, arguments.array)
+
+
+def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
+    """Plan here, then submit the array and the publication. Raises PipelineError."""
+    from pipeline.execution import slurm
+    from pipeline.execution.plan import load_plan, plan_path
+
+    wrong = [f"--{name}" for name in ("manifest", "apply", "image", "namespace", "secret") if getattr(arguments, name)]
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)} given with --target slurm", "--target kubernetes")
+    if arguments.overwrite and not arguments.out:
+        raise UsageError("--overwrite without --out", "--out STORE, the store to begin anew")
+    extra, task = slurm.sbatch_options(arguments.sbatch), task_of(arguments)
+    if not arguments.dry_run:
+        slurm.require_slurm()
+        if arguments.overwrite and plan_path(Path(arguments.out)).is_file():
+            slurm.require_idle(load_plan(arguments.out).digest, arguments.out)
+    plan = planned(arguments, flags, task)
+    array = slurm.Array(plan, _with_memory(task, plan.worker_mib), arguments.parallel, extra, _part_options(arguments))
+    first = last = ""
+    if not arguments.dry_run and not plan.finished:
+        slurm.require_idle(plan.digest, plan.store)
+        first, last = slurm.submit(array)
+    words = _dry_words(array) if arguments.dry_run else _slurm_words(array, first, last)
+    show(json.dumps(_slurm_json(array, first, last)) if arguments.json else words)
+    return EXIT_OK
+
+
+def _dry_words(array: Array) -> str:
+    plan = array.plan
+    return "\n".join([
+        f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}, {len(plan.todo)} to do; "
+        "nothing was written or submitted",
+        *(f"  export {name}={shlex.quote(value)}" for name, value in array.environment.items()),
+        *(f"  {shlex.join(command)}" for command in array.commands("ARRAY_JOB_ID")),
+    ])  # fmt: skip
+
+
+def _slurm_words(array: Array, first: str, last: str) -> str:
+    plan = array.plan
+    if not last:
+        return f"{plan.store} is complete; nothing to submit"
+    done = f", {plan.parts - len(plan.todo)} done already" if len(plan.todo) < plan.parts else ""
+    return "\n".join([
+        f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}{done}",
+        *([f"  array     {first}"] if first else []),
+        f"  publish   {last}{', when the array has ended' if first else ''}",
+        f"  logs      {array.logs}",
+        "  watch     squeue --me",
+        f"  cancel    scancel {' '.join(filter(None, (first, last)))}; submitting again goes on",
+    ])  # fmt: skip
+
+
+def _slurm_json(array: Array, first: str, last: str) -> dict[str, Any]:
+    plan = array.plan
+    return {
+        "status": "submitted" if last else "complete" if plan.finished else "dry-run",
+        "store": str(plan.store),
+        "plan_digest": plan.digest,
+        "units": plan.units,
+        "parts": plan.parts,
+        "parts_to_do": list(plan.todo),
+        "array_job": first,
+        "finalise_job": last,
+        "environment": array.environment,
+        "commands": array.commands(first or "ARRAY_JOB_ID"),
+        "logs": str(array.logs),
+    }
+
+
+def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
+    """Write the manifests, and apply them if asked. Raises PipelineError."""
+    from pipeline.execution import manifests
+
+    if arguments.sbatch:
+        raise UsageError("--sbatch given with --target kubernetes", "--target slurm")
+    if arguments.plan or arguments.overwrite:
+        flag = "--plan" if arguments.plan else "--overwrite"
+        raise UsageError(f"{flag} with --target kubernetes", "the flags of the run; a store on the claim is continued")
+    if not arguments.manifest and not arguments.dry_run:
+        raise UsageError("--target kubernetes without --manifest", "--manifest DIR, where the manifests are written")
+    if arguments.apply and not arguments.dry_run:
+        manifests.require_kubectl()
+    filled = _manifests(arguments, flags)
+    folder = Path(arguments.manifest or "manifests")
+    if arguments.dry_run:
+        show("---\n".join(manifests.as_yaml(documents) for documents in filled.files().values()))
+        return EXIT_OK
+    files = manifests.write(filled, folder)
+    if arguments.apply:
+        manifests.apply(filled, files)
+    if arguments.json:
+        status = "submitted" if arguments.apply else "written"
+        show(json.dumps({"status": status, "store": filled.store, "name": filled.name, "parts": filled.parts,
+                         "manifests": [str(path) for path in files]}))  # fmt: skip
+        return EXIT_OK
+    commands = [shlex.join(command) for command in manifests.apply_commands(filled, files)]
+    begin = ["submitted"] if arguments.apply else ["submit with", *(f"  {command}" for command in commands)]
+    watch = f"watch with kubectl get pods --selector={filled.selector}"
+    show("\n".join([f"{counted(len(files), 'manifest')} in {folder}", *begin, watch]))
+    return EXIT_OK
+
+
+def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifests:
+    """The run as manifests; everything that can be checked without the cluster is."""
+    from pipeline.execution.manifests import MOUNT, Manifests
+
+    config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
+    for name in ("catalog", "weights", "fusion_weights"):
+        value = str(getattr(config, name))
+        if value and not value.startswith(f"{MOUNT}/") and Path(value).exists():
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} {value} is a file here", f"one that pods see, below {MOUNT}", "copy it there")
+    out = str(arguments.out or f"{area.name}.zarr")
+    store = out if out.startswith("/") else f"{MOUNT}/{out}"
+    if not store.startswith(f"{MOUNT}/") or ".." in store.split("/"):
+        raise UsageError(f"--out {out}", f"a path below {MOUNT}, where pods see the claim")
+    for warning in area.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return Manifests(
+        store=store,
+        flags=flags,
+        area=None if arguments.aoi is None else area.geometry,
+        area_name=area.name,
+        toml=Path(arguments.config).read_text() if arguments.config else "",
+        task=_with_memory(task_of(arguments), _WORKER_MIB),
+        parts=arguments.array,
+        parallel=arguments.parallel,
+        image=arguments.image or f"sen2fine:{'cuda' if arguments.gpus else 'cpu'}",
+        claim=arguments.claim,
+        namespace=arguments.namespace,
+        secret=arguments.secret,
+        options=_part_options(arguments),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    words = _joined(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = parser().parse_args(words)
+        for word in words:
+            if (flag := word.split("=")[0]) in _REFUSED:
+                raise UsageError(f"{flag} given to submit", _REFUSED[flag])
+        act = to_slurm if arguments.target == "slurm" else to_kubernetes
+        return act(arguments, plan_flags(words))
+    except PipelineError as error:
+        if "--json" in words:
+            parts = {"found": error.found, "expected": error.expected, "cure": error.cure}
+            show(json.dumps({"status": "error", "exit_code": error.exit_code, **parts}))
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; run the same command again", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
