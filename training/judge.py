@@ -16,7 +16,7 @@ import torch
 from pipeline.errors import UsageError
 from pipeline.models.difffusr import DiffFuSR
 from pipeline.models.lite import SCALE, LiteSuperResolver
-from pipeline.superres.consistency import back_project
+from pipeline.superres.consistency import approach
 from pipeline.superres.members import Ensemble
 from training import baselines, metrics, opensr
 from training.degrade import degrade
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     Quick = Callable[[Tensor, Tensor], float]
 
 MEMBERS = 8
-GUIDE_ITERATIONS = 2  # of back-projection, before the exact step; as `pipeline.superres.fuse` does for RGB
 WINDOW_PX = 480  # one window of the lattice, at 2.5 m
 PAIR_METRICS: Mapping[str, Quick] = {
     "SSIM": metrics.ssim,
@@ -138,7 +137,7 @@ def stored(image: Tensor, lr: Tensor) -> Tensor:
 
     That a sensor sees block means is not quite true; the promise to keep them costs what the tables show.
     """
-    smooth = back_project(image, lr, SCALE, iterations=GUIDE_ITERATIONS)
+    smooth = approach(image, lr, SCALE, "box", "network")
     return smooth + baselines.nearest(lr - baselines.box(smooth))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.bands import BY_NAME, RGB, TARGET_GSD_M
-from pipeline.superres.consistency import back_project, bicubic_up
+from pipeline.superres.consistency import approach, bicubic_up
 from pipeline.superres.systems import FUSION_INPUTS
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from pipeline.superres.systems import SceneState, System
 
 CONTEXT_PX = 48  # two pixels of 60 m: the reach of bicubic interpolation on the coarsest native grid
-_GUIDE_ITERATIONS = 2
-_BAND_ITERATIONS = 1
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,7 @@ def interpolated(window: WindowInput, system: System, consistency: str) -> dict[
     images = {}
     for name, native in _with_context(window, system).items():
         factor = factor_of(name)
-        up = back_project(
-            bicubic_up(native, factor), native, factor, consistency=consistency, iterations=_BAND_ITERATIONS
-        )
+        up = approach(bicubic_up(native, factor), native, factor, consistency)
         images[name] = _crop(up, CONTEXT_PX)
     return images
 
@@ -91,7 +87,7 @@ def generated(
     lr = torch.cat([natives[name] for name in system.resolver.in_bands], 1)
     valid = torch.from_numpy(window.valid10)[None, None].to(system.device)
     sr = system.resolver.predict(lr, {}, valid, noise, state)
-    guide = back_project(sr, lr, 4, consistency=consistency, iterations=_GUIDE_ITERATIONS)
+    guide = approach(sr, lr, 4, consistency, "network")
     images = {name: guide[:, i : i + 1] for i, name in enumerate(system.resolver.out_bands)}
     rgb = torch.cat([images[name] for name in RGB], 1)
     others = [name for name in system.fuser.out_bands if name in natives and name not in images]
@@ -99,9 +95,7 @@ def generated(
         fused = system.fuser.predict(rgb, _fusion_inputs(natives, lr), tuple(natives))
         for name in others:
             i, factor = system.fuser.out_bands.index(name), factor_of(name)
-            images[name] = back_project(
-                fused[:, i : i + 1], natives[name], factor, consistency=consistency, iterations=_BAND_ITERATIONS
-            )
+            images[name] = approach(fused[:, i : i + 1], natives[name], factor, consistency)
     return images
 
 

@@ -6,7 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.superres.consistency import back_project, bicubic_up, block_mean, project_to_dn, round_to_dn, tent_mean
+from pipeline.superres.consistency import (
+    approach,
+    back_project,
+    bicubic_up,
+    block_mean,
+    project_to_dn,
+    round_to_dn,
+    tent_mean,
+)
 
 
 def block_means(dn, factor):
@@ -50,28 +58,28 @@ def test_back_projection_converges_on_box_and_tent(factor):
     image = bicubic_up(native, factor) * 0.9 + 0.02
     for name, down in (("box", block_mean), ("tent", tent_mean)):
         errors = [
-            (down(back_project(image, native, factor, consistency=name, iterations=n), factor) - native).abs().mean()
+            (down(back_project(image, native, factor, kernel=name, rounds=n), factor) - native).abs().mean()
             for n in (0, 1, 3, 6)
         ]
         assert errors[0] > errors[1] > errors[2] > errors[3]
 
 
 @pytest.mark.parametrize("factor", [4, 8, 24])
-def test_one_iteration_of_the_tent_leaves_little_even_of_unrelated_detail(factor):
+def test_the_rounds_of_the_tent_leave_little_even_of_unrelated_detail(factor):
     """Worst case: white noise against white noise. There is no exact step after it, as there is for the box."""
     rng = torch.Generator().manual_seed(0)
     native = 0.5 * torch.rand((1, 1, 20, 20), generator=rng)
     image = 0.5 * torch.rand((1, 1, 20 * factor, 20 * factor), generator=rng)
     before = (tent_mean(image, factor) - native).abs().mean()
-    once = back_project(image, native, factor, consistency="tent")
+    once = approach(image, native, factor, "tent")
     assert (tent_mean(once, factor) - native).abs().mean() < before / 10
-    often = back_project(image, native, factor, consistency="tent", iterations=10)
+    often = back_project(image, native, factor, kernel="tent", rounds=40)
     assert (tent_mean(often, factor) - native).abs().mean() < before / 1000
 
 
 def test_no_consistency_changes_nothing():
     image = torch.rand((1, 1, 8, 8))
-    assert back_project(image, torch.zeros((1, 1, 2, 2)), 4, consistency="none") is image
+    assert approach(image, torch.zeros((1, 1, 2, 2)), 4, "none") is image
 
 
 def test_bicubic_does_not_shift():
