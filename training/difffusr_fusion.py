@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from pipeline.errors import UsageError
 from pipeline.models.difffusr_fusion import INPUTS, FusionNetworks, difffusr_fusion_bundle, name_of
+from training import placement
 from training.fusion import disturbed
 from training.metrics import ergas
 from training.task import Objective
@@ -179,9 +180,8 @@ class DiffFuSRFusionTask:
 
     def _fused(self, example: Example, gsd: int) -> Tensor:
         """The network's bands in reflectance, on the CPU (1, bands, n, n)."""
-        device = next(self.network.parameters()).device
-        z = self._z_scores(example, gsd)
-        out: Tensor = self.network.get_submodule(name_of(gsd))(z.guide.to(device), z.seen.to(device)).cpu().float()
+        z, network = self._z_scores(example, gsd), self.network.get_submodule(name_of(gsd))
+        out = placement.run(placement.device_of(network), network, z.guide, z.seen).float()
         mean, sd = self._scale(INPUTS[gsd], out)
         return out * sd + mean
 

@@ -16,20 +16,20 @@ from torch import nn
 
 from pipeline.errors import UsageError
 from pipeline.models.difffusr import RGB_BANDS, SCALE, DiffFuSR, Networks, difffusr_bundle, to_network
-from training import baselines
+from training import baselines, placement
 from training.blind import degrade_blind, eight_bit, range_of
 from training.contrast import MOMENTUM, QUEUE, TEMPERATURE, MomentumContrast
 from training.degrade import Degradation
 from training.losses import Eq8, degradation_encoder, eq8_losses
-from training.pairs import Pair, average, held_out_pairs, members, per_set_mean, score
+from training.pairs import Pair, average, held_out_pairs, members, per_set_mean, score, side_by_side
 from training.published import AsPublished
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from pipeline.models.bundle import Bundle, NoiseSource
+    from pipeline.models.bundle import Bundle
     from training.batches import Draw
     from training.presets import Preset, Stage
     from training.sources import TrainingData
@@ -59,26 +59,6 @@ class Recipe:
         for name, side in (("crop_px", crop_px), ("small_px", self.small_px)):
             if side % multiple:
                 raise UsageError(f"{name}={side}", f"a multiple of {multiple} px, which this U-Net needs")
-
-
-class OnDevice(DiffFuSR):
-    """The system for images on the CPU, wherever its networks are."""
-
-    def predict(
-        self,
-        lr: Tensor,
-        conditions: Mapping[str, Tensor],
-        valid: Tensor,
-        noise: NoiseSource,
-        state: Mapping[str, Sequence[float]] | None,
-    ) -> Tensor:
-        """As `DiffFuSR.predict`, in and out on the CPU."""
-        device = next(self.networks.parameters()).device
-
-        def moved(step: int, channels: int) -> Tensor:
-            return noise(step=step, channels=channels).to(device)
-
-        return super().predict(lr.to(device), conditions, valid, moved, state).cpu()
 
 
 class DiffFuSRSuperResolution:
@@ -129,12 +109,9 @@ class DiffFuSRSuperResolution:
         return f"PSNR over bicubic {self.baseline:.2f} dB: one {gain:+.2f}"
 
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
-        """Bicubic, one member and the truth of a few held-out places."""
-        shown = self.pairs[:SAMPLES]
-        return [
-            {"bicubic": baselines.bicubic(pair.lr)[0], "ours": ours[0], "truth": pair.hr[0]}
-            for pair, ours in zip(shown, self._members(SAMPLES), strict=True)
-        ]
+        """Input, bicubic, one member and the truth of a few held-out places."""
+        shown = zip(self.pairs[:SAMPLES], self._members(SAMPLES), strict=True)
+        return [side_by_side(pair, ours) for pair, ours in shown]
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data and recipe."""
@@ -152,7 +129,8 @@ class DiffFuSRSuperResolution:
     def _members(self, count: int | None = None) -> list[Tensor]:
         """One sample (1, 3, H, W) of each of the first `count` held-out images."""
         with self._system() as system:
-            return [members(system, pair, 1) for pair in self.pairs[:count]]
+            device = placement.device_of(self.network)
+            return [members(system, pair, 1, device=device) for pair in self.pairs[:count]]
 
     def _per_set(self, estimates: Sequence[Tensor]) -> dict[str, float]:
         scores = [score(estimate, pair) for estimate, pair in zip(estimates, self.pairs, strict=True)]
@@ -162,7 +140,7 @@ class DiffFuSRSuperResolution:
     def _system(self) -> Iterator[DiffFuSR]:
         """The networks as the pipeline runs them, which freezes them inside the block."""
         trained = [parameter.requires_grad for parameter in self.network.parameters()]
-        yield OnDevice(self.network, self.bundle())
+        yield DiffFuSR(self.network, self.bundle())
         for parameter, before in zip(self.network.parameters(), trained, strict=True):
             parameter.requires_grad_(before)
 

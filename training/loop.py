@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.errors import PipelineError, UsageError
-from training import distributed, log, savepoint
+from training import distributed, log, placement, savepoint
 from training.average import Average
 from training.batches import FOR_LOSS, FOR_STAGE, Draw, Feed
 from training.schedule import rate
@@ -101,7 +101,7 @@ class Run:
     ) -> None:
         self.task, self.preset, self.budget, self.folder = task, preset, budget, folder
         self.seed, self.bf16, self.workers = seed, bf16, workers
-        self.device = next(task.network.parameters()).device
+        self.device = placement.device_of(task.network)
         self.resumed_from: Path | None = None
         if isinstance(task, HasCompanion):
             task.companion.to(self.device)

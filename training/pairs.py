@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from training import baselines
+from training import baselines, placement
 from training.data import GAMMA_MEDIAN, harmonise
 from training.degrade import Degradation, degrade
 from training.metrics import psnr, trimmed
@@ -32,6 +32,7 @@ BATCH_PX = 2**17  # output pixels per pass of a network: bounds memory
 STATE_PX = 64  # side of the windows from which a scene's state is made
 # LR pixels of which some networks need multiples; images are mirrored to them and cropped again.
 MULTIPLE_PX: Mapping[str, int] = {"difffusr-sr": 8}
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,13 @@ def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None 
         lr = degrade(hr, how, torch.Generator().manual_seed(index))
         pairs.append(Pair(chip.source, index, hr, lr, chip.place))
     return pairs
+
+
+def from_many_sets(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """At most `count` pairs of as many sets as there are: the first of each, then the second of each ..."""
+    sources = [pair.source for pair in pairs]
+    rank = {id(pair): sources[:place].count(pair.source) for place, pair in enumerate(pairs)}
+    return sorted(pairs, key=lambda pair: rank[id(pair)])[:count]
 
 
 def score(estimate: Tensor, pair: Pair) -> float:
@@ -100,8 +108,11 @@ def noise_of(pair: Pair, member: int, seed: int = 0) -> Tensor:
 
 
 @torch.inference_mode()
-def members(resolver: SuperResolver, pair: Pair, count: int, seed: int = 0) -> Tensor:
-    """The first `count` samples of one image, (count, 3, H, W) reflectance, several per pass of the network."""
+def members(resolver: SuperResolver, pair: Pair, count: int, seed: int = 0, device: torch.device = CPU) -> Tensor:
+    """The first `count` samples of one image, (count, 3, H, W) reflectance, several per pass of the network.
+
+    `device` is where the resolver's weights are; noise is drawn, and what it gives returned, on the CPU.
+    """
     lr, (height, width) = _mirrored(pair.lr, MULTIPLE_PX.get(resolver.bundle.system, 1)), pair.hr.shape[-2:]
     size = (lr.shape[-2] * resolver.scale, lr.shape[-1] * resolver.scale)
     state = resolver.scene_state(state_windows(pair.lr)) if resolver.needs_state else None
@@ -111,18 +122,28 @@ def members(resolver: SuperResolver, pair: Pair, count: int, seed: int = 0) -> T
         noise = torch.cat([noise_of(pair, member, seed) for member in range(first, min(first + at_once, count))])
         padded = functional.pad(noise, (0, size[1] - width, 0, size[0] - height))
 
-        def given(step: int, channels: int, noise: Tensor = padded) -> Tensor:
-            return noise
+        def predicted(many: Tensor, valid: Tensor, noise: Tensor) -> Tensor:
+            return resolver.predict(many, {}, valid, lambda step, channels: noise, state)
 
         many = lr.expand(len(noise), -1, -1, -1)
-        out = resolver.predict(many, {}, torch.ones_like(many[:, :1], dtype=torch.bool), given, state)
+        out = placement.run(device, predicted, many, torch.ones_like(many[:, :1], dtype=torch.bool), padded)
         parts.append(out[..., :height, :width])
     return torch.cat(parts)
 
 
-def members_mean(resolver: SuperResolver, pair: Pair, count: int) -> Tensor:
+def members_mean(resolver: SuperResolver, pair: Pair, count: int, device: torch.device = CPU) -> Tensor:
     """Mean of the first `count` samples, (1, 3, H, W)."""
-    return members(resolver, pair, count).mean(0, keepdim=True)
+    return members(resolver, pair, count, device=device).mean(0, keepdim=True)
+
+
+def side_by_side(pair: Pair, estimate: Tensor) -> dict[str, Tensor]:
+    """What a sheet of samples shows of a pair and its estimate (1, 3, H, W): labelled images (3, H, W)."""
+    return {
+        "input": baselines.nearest(pair.lr)[0],
+        "bicubic": baselines.bicubic(pair.lr)[0],
+        "ours": estimate[0],
+        "truth": pair.hr[0],
+    }
 
 
 def state_windows(lr: Tensor) -> Tensor:

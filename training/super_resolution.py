@@ -12,9 +12,19 @@ import torch
 from pipeline.errors import UsageError
 from pipeline.models.bundle import Bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
-from training import losses
+from training import losses, placement
 from training.degrade import Degradation, DegradationRange, degrade_randomly
-from training.pairs import average, held_out_pairs, ibp_scores, members_mean, per_set_mean, score
+from training.pairs import (
+    average,
+    from_many_sets,
+    held_out_pairs,
+    ibp_scores,
+    members,
+    members_mean,
+    per_set_mean,
+    score,
+    side_by_side,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     from training.sources import TrainingData
 
 HELD_OUT_PER_SET = 6  # images validated at every line; `training.evaluate` takes all
+SAMPLES = 4  # of them are drawn
 
 
 class SuperResolution:
@@ -62,13 +73,13 @@ class SuperResolution:
     @torch.no_grad()
     def validate(self, stage: Stage) -> str:
         """PSNR over IBP of the mean head and, in the diffusion stage, of one member and the mean of four."""
-        system = LiteSuperResolver(self.network, self.bundle())
+        system, device = LiteSuperResolver(self.network, self.bundle()), placement.device_of(self.network)
         means, singles, fours = [], [], []
         for pair in self.pairs:
-            means.append(score(system.mean(pair.lr), pair))
+            means.append(score(placement.run(device, system.mean, pair.lr), pair))
             if stage.name == "detail":
-                singles.append(score(members_mean(system, pair, 1), pair))
-                fours.append(score(members_mean(system, pair, 4), pair))
+                singles.append(score(members(system, pair, 1, device=device), pair))
+                fours.append(score(members_mean(system, pair, 4, device), pair))
         named = {"mean": means, "one": singles, "of 4": fours}
         gains = [
             f"{name} {average(per_set_mean(self.pairs, values)) - self.baseline:+.2f}"
@@ -76,6 +87,19 @@ class SuperResolution:
             if values
         ]
         return f"PSNR over IBP {self.baseline:.2f} dB: " + "  ".join(gains)
+
+    @torch.no_grad()
+    def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
+        """Input, bicubic, ours (the mean head's estimate, later one member) and the truth of a few held-out places."""
+        system, device = LiteSuperResolver(self.network, self.bundle()), placement.device_of(self.network)
+        rows = []
+        for pair in from_many_sets(self.pairs, SAMPLES):
+            if stage.name == "detail":
+                ours = members(system, pair, 1, device=device)
+            else:
+                ours = placement.run(device, system.mean, pair.lr)
+            rows.append(side_by_side(pair, ours))
+        return rows
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data."""

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from pipeline.bands import RGB
 from pipeline.models.lite_fusion import BANDS_20M, BANDS_60M, OUT_BANDS
-from training import baselines
+from training import baselines, placement
 from training.degrade import Degradation, degrade
 from training.metrics import band_psnr, correlation, ergas, sam, sre_db, ssim, trimmed
 
@@ -206,7 +206,7 @@ def eight(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
         at80 = _sharpen(network, part, coarse)
         kept = torch.cat([project(at80[: len(BANDS_20M)], coarse[20], 2), at80[len(BANDS_20M) :]])
         learned = {
-            name: network.detail(guides[None], torch.cat([coarse[10][3:], sharp])[None], part.mask)[0, 1:]
+            name: _detail(network, part, guides, torch.cat([coarse[10][3:], sharp]))[1:]
             for name, sharp in ((LEARNED, at80), (LEARNED_KEPT, kept))
         }
         held = part.held(BANDS_20M)
@@ -243,7 +243,7 @@ def nir(network: FusionNetwork, scene: Scene) -> Task:
     """NIR x4: B08 of 40 m sharpened by RGB at 10 m, judged against the measured 10 m."""
     coarse = wald_coarser(scene.rho[10][3:], 4)
     at40 = torch.cat([coarse, wald_coarser(scene.rho[20], 2), resampled(scene.rho[60][None], coarse)[0]])
-    out = network.detail(scene.rho[10][None, :3], at40[None], scene.mask)[0, :1]
+    out = _detail(network, scene, scene.rho[10][:3], at40)[:1]
     return Task("NIR x4", 4, coarse, scene.rho[10][:3], scene.rho[10][3:], {LEARNED: out}, ("B08",))
 
 
@@ -252,14 +252,20 @@ def _named(bands: Sequence[str], held: Sequence[int]) -> tuple[str, ...]:
 
 
 def _sharpen(network: FusionNetwork, scene: Scene, coarse: Mapping[int, Tensor]) -> Tensor:
-    return network.sharpen(coarse[10][None], coarse[20][None], coarse[60][None], scene.mask[:, 1:])[0]
+    given = (coarse[10][None], coarse[20][None], coarse[60][None], scene.mask[:, 1:])
+    return placement.run(placement.device_of(network), network.sharpen, *given)[0]
+
+
+def _detail(network: FusionNetwork, scene: Scene, rgb: Tensor, bands: Tensor) -> Tensor:
+    return placement.run(placement.device_of(network), network.detail, rgb[None], bands[None], scene.mask)[0]
 
 
 def row_of(task: Task, network: FusionNetwork | None = None) -> Row:
     """All methods on one task; with a lite network also the local regression that it starts from."""
     estimates = {name: method(task.coarse, task.guides, task.scale) for name, method in baselines.SHARPENERS.items()}
     if network is not None:
-        regression = network.regression(task.coarse[None], task.guides[None], task.scale)[0]
+        given = (task.coarse[None], task.guides[None], task.scale)
+        regression = placement.run(placement.device_of(network), network.regression, *given)[0]
         estimates["local regression"] = baselines.bicubic(task.coarse[None], task.scale)[0] + regression
     estimates |= task.learned
     return Row(task.name, {name: _scores(task, x) for name, x in estimates.items()}, task.bands)

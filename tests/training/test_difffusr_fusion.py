@@ -197,6 +197,13 @@ def test_samples_and_scores_are_of_the_watched_tiles(large):
     assert task.validate(TINY.stages[0]).count("m ") == 3
 
 
+def test_networks_on_another_device_are_validated_and_shown(large, far):
+    task = task_of(large)
+    task.network.to(far)
+    assert task.validate(TINY.stages[0]).startswith("ERGAS (bilinear) 10 m ")
+    assert all(image.device == torch.device("cpu") for row in task.samples(TINY.stages[0]) for image in row.values())
+
+
 def test_the_bundle_runs_in_the_pipeline_beside_a_super_resolver(large, tmp_path):
     task = task_of(large)
     Run(task, TINY, Budget(images=4), tmp_path, seed=1).train(every_s=1e9)

@@ -9,10 +9,10 @@ from PIL import Image
 
 from pipeline.errors import UsageError
 from pipeline.models.bundle import load_bundle, load_tensors
-from pipeline.models.difffusr import ARCHITECTURE, DiffFuSR
+from pipeline.models.difffusr import ARCHITECTURE
 from pipeline.superres import systems
 from training import train
-from training.difffusr_sr import DiffFuSRSuperResolution, OnDevice, middle, orthogonal_
+from training.difffusr_sr import DiffFuSRSuperResolution, middle, orthogonal_
 from training.loop import Budget, Draw, Run
 from training.pairs import Pair
 from training.places import split_of
@@ -182,21 +182,16 @@ def test_validation_and_samples_leave_the_networks_trainable(data):
     assert said.startswith("PSNR over bicubic ")
     assert all(parameter.requires_grad for parameter in task.network.parameters())
     (row,) = task.samples(TINY.stages[0])
-    assert list(row) == ["bicubic", "ours", "truth"]
+    assert list(row) == ["input", "bicubic", "ours", "truth"]
     assert all(image.shape == (3, 64, 64) for image in row.values())
 
 
-def test_the_validating_system_is_the_pipelines(data):
+def test_networks_on_another_device_are_validated_and_shown(data, far):
     task = task_of(data)
-    lr = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-    def noise(step, channels):
-        return torch.randn(1, channels, 64, 64, generator=torch.Generator().manual_seed(1))
-
-    state = {"degradation": [0.1] * 8}
-    valid = torch.ones(1, 1, 16, 16, dtype=torch.bool)
-    outs = [kind(task.network, task.bundle()).predict(lr, {}, valid, noise, state) for kind in (OnDevice, DiffFuSR)]
-    assert torch.equal(*outs)
+    task.network.to(far)
+    assert task.validate(TINY.stages[0]).startswith("PSNR over bicubic ")
+    (row,) = task.samples(TINY.stages[0])
+    assert all(image.device == torch.device("cpu") for image in row.values())
 
 
 def test_the_middle_of_a_pair_stays_a_pair():

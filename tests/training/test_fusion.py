@@ -173,6 +173,16 @@ def test_crop_type_holds_what_the_loss_needs():
     assert torch.isfinite(task.loss(PRESET.stages[0], batch, draw))
 
 
+def test_a_network_on_another_device_is_validated_and_finished(far):
+    task = Fusion.__new__(Fusion)
+    task.preset, task.network = PRESET, FusionNetwork(**PRESET.architecture).to(far)
+    task.watched = task.judged = {"a/1": tile(side=16).rho}
+    task.finish()
+    said = task.validate(PRESET.stages[0])
+    assert said.startswith("ERGAS lite (ATPRK-like) 1: 20 m x2 ")
+    assert next(task.network.parameters()).device == far
+
+
 def test_finishing_keeps_the_share_of_the_learned_residual_that_serves_the_watched_place():
     """A residual that makes everything worse is shrunk to nothing."""
     task = Fusion.__new__(Fusion)
