@@ -6,11 +6,13 @@ In: units. Out: receipts or errors, in the order in which they finish. Imports u
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
@@ -34,6 +36,7 @@ _SILENCE_S = 60.0  # a scheduler that cannot be reached for so long is gone
 # glibc gives memory back to the system after every multi-megabyte array unless both thresholds are raised
 # (measured: 2.4 times the CPU seconds per unit otherwise, with what the nanny sets by itself).
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268435456"}
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **_MALLOC}
 
 
 class Pool(Protocol):
@@ -79,9 +82,10 @@ class InlinePool:
 class DaskPool:
     """Runs units as one Dask task each; tasks return receipts of a few hundred bytes, never arrays."""
 
-    def __init__(self, client: Client, store: str, digest: str) -> None:
+    def __init__(self, client: Client, store: str, digest: str, unmanned_s: float = _WORKERS_TIMEOUT_S) -> None:
         from distributed import as_completed
 
+        self._unmanned_s = unmanned_s  # so long it may be without any worker
         self._client, self._store, self._digest = client, store, digest
         self._done = as_completed(raise_errors=False)
         self._units: dict[str, tuple[Unit, int]] = {}
@@ -141,9 +145,9 @@ class DaskPool:
         self._heard = now
         if threads:
             self._manned = now
-        elif now - self._manned > _WORKERS_TIMEOUT_S:
+        elif now - self._manned > self._unmanned_s:
             raise Interrupted(
-                f"the Dask cluster has had no worker for {_WORKERS_TIMEOUT_S} s",
+                f"the Dask cluster has had no worker for {self._unmanned_s:.0f} s",
                 cure="start workers, then run the same command again to continue",
             )
 
@@ -166,17 +170,18 @@ def open_pool(cluster: str, workers: int, store: str, digest: str) -> Iterator[P
     if cluster == "inline":
         yield InlinePool(store, digest)
         return
-    with _client(cluster, workers) as client:
-        yield DaskPool(client, store, digest)
+    with _client(cluster, workers, Path(store)) as client:
+        # a queue may keep workers waiting for hours; elsewhere nobody would bring them any more
+        yield DaskPool(client, store, digest, math.inf if cluster == "slurm" else _WORKERS_TIMEOUT_S)
 
 
 @contextmanager
-def _client(cluster: str, workers: int) -> Iterator[Client]:
+def _client(cluster: str, workers: int, store: Path) -> Iterator[Client]:
     import dask
     from distributed import Client
 
     settings = {
-        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **_MALLOC},
+        "distributed.nanny.pre-spawn-environ": _ENVIRONMENT,
         "distributed.scheduler.allowed-failures": 0,  # attempts are counted by the driver, which can tell why
         "distributed.worker.preload": ["pipeline.execution.worker_setup"],
         "distributed.comm.timeouts.connect": "30s",
@@ -184,7 +189,7 @@ def _client(cluster: str, workers: int) -> Iterator[Client]:
     }
     with dask.config.set(settings):
         if cluster in _STARTED:
-            with _STARTED[cluster](workers) as started, Client(started) as client:
+            with _STARTED[cluster](workers, store) as started, Client(started) as client:
                 yield client
             return
         with _existing(cluster) as client:
@@ -209,11 +214,11 @@ def _existing(address: str) -> Iterator[Client]:
 
 
 @contextmanager
-def _cuda(workers: int) -> Iterator[object]:
+def _cuda(workers: int, store: Path) -> Iterator[object]:
     """One worker per GPU; their number is the machine's, not the caller's."""
     import torch
 
-    del workers
+    del workers, store
     if not torch.cuda.is_available():
         raise UsageError("--cluster cuda, but torch sees no GPU", "a CUDA build of torch and a driver", "use local")
     try:
@@ -227,9 +232,10 @@ def _cuda(workers: int) -> Iterator[object]:
 
 
 @contextmanager
-def _local(workers: int) -> Iterator[object]:
+def _local(workers: int, store: Path) -> Iterator[object]:
     from distributed import LocalCluster
 
+    del store
     with _sigint_ignored():
         local = LocalCluster(
             n_workers=workers,
@@ -244,24 +250,11 @@ def _local(workers: int) -> Iterator[object]:
 
 
 @contextmanager
-def _slurm(workers: int) -> Iterator[object]:
-    """Workers as SLURM jobs, at most `workers`; cores, memory, partition and GPUs come from Dask's own settings.
+def _slurm(workers: int, store: Path) -> Iterator[object]:
+    from pipeline.execution.slurm_workers import slurm_workers
 
-    Those are `jobqueue.slurm` in ~/.config/dask/jobqueue.yaml. Workers come and go with the work (adaptive scaling).
-    """
-    try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError as error:
-        raise UsageError("--cluster slurm needs dask-jobqueue", cure='pip install "sen2fine[hpc]"') from error
-    try:
-        cluster = SLURMCluster()
-    except (ValueError, TypeError, OSError) as error:
-        raise UsageError(
-            f"no SLURM cluster can be described ({error})", "cores and memory under jobqueue.slurm in Dask's settings"
-        ) from error
-    with cluster:
-        cluster.adapt(minimum=1, maximum=workers)
-        yield cluster
+    with slurm_workers(workers, store, _ENVIRONMENT) as jobs:
+        yield jobs
 
 
 _STARTED = {"local": _local, "cuda": _cuda, "slurm": _slurm}

@@ -143,7 +143,10 @@ def run_plan(
             Ledger(store, plan.digest).sweep()
         todo, summary = survey(plan, store, verify, shard)
         if todo:
-            with stop_on_signals() as stop, open_pool(cluster, workers, str(store), plan.digest) as pool:
+            with (
+                stop_on_signals() as stop,
+                open_pool(cluster, min(workers, len(todo)), str(store), plan.digest) as pool,
+            ):
                 Work(pool, summary, report, stop, store, plan.digest, patience).through(todo)
         if shard is None:
             _publish(plan, store, summary, changed=bool(todo))

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from pipeline import submit
+from pipeline.errors import UsageError
 from pipeline.execution.plan import load_plan
 from pipeline.execution.shards import Shard
 from pipeline.store import layout
@@ -85,4 +86,36 @@ def test_an_array_with_a_killed_and_a_warned_task_equals_one_run(slurm, archive,
     assert chunk_digests(store) == chunk_digests(sound)
 
     assert submitted(capsys, "--plan", str(store))["status"] == "complete"
+    assert queued() == []
+
+
+def jobqueue(**settings):
+    """Settings of dask-jobqueue for the loopback cluster."""
+    import dask
+
+    return dask.config.set({"jobqueue.slurm": {**dask.config.get("jobqueue.slurm"), "interface": "lo", **settings}})
+
+
+def test_dask_workers_as_jobs_give_the_same_store(slurm, archive, aoi, tmp_path):
+    """Encrypted, several workers at once, and nothing of theirs left behind."""
+    pytest.importorskip("dask_jobqueue")
+    sound, store = tmp_path / "sound.zarr", tmp_path / "workers.zarr"
+    run(config_for(archive), aoi, sound)
+    with jobqueue(cores=2, memory="2GB"):
+        _, summary = run(config_for(archive), aoi, store, cluster="slurm", workers=2)
+    assert summary.computed == summary.units
+    assert chunk_digests(store) == chunk_digests(sound)
+    wait_until(lambda: not queued(), "workers were left")
+    (log,) = (tmp_path / "workers.zarr.slurm").glob("*.err")
+    assert "tls://127.0.0.1" in log.read_text()
+    assert log.read_text().count("Registered to") == 2
+    assert not list((store / "_run").glob("tls*"))
+
+
+def test_a_refused_workers_job_is_one_line(slurm, archive, aoi, tmp_path):
+    pytest.importorskip("dask_jobqueue")
+    for settings, words in (({"queue": "nowhere", "cores": 1, "memory": "1GB"}, "artition"), ({}, "cores and memory")):
+        with jobqueue(**settings), pytest.raises(UsageError, match=words) as caught:
+            run(config_for(archive), aoi, tmp_path / f"{len(settings)}.zarr", cluster="slurm", workers=2)
+        assert "\n" not in str(caught.value)
     assert queued() == []
