@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
                 Stage("detail", 0.4, ("denoiser.",), 1e-3),
             ),
             minutes=60,
-            sampler={"name": "dpm++2m", "steps": 4},
+            sampler={"name": "dpm++2m", "steps": 3},
         ),
         Preset(
             name="lite-fusion",
