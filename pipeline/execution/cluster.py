@@ -30,7 +30,7 @@ Outcome = tuple["Unit", "int", "Receipt | BaseException"]
 _WORKERS_TIMEOUT_S = 120
 _MEMORY_SHARE = 0.7
 _CONNECT_TIMEOUT = "30s"
-_POLL_S = 0.02
+_POLL_S = (0.0005, 0.05)  # pauses between looks at the cluster, growing
 _ASK_EVERY_S = 5.0
 _SILENCE_S = 60.0  # a scheduler that cannot be reached for so long is gone
 # glibc gives memory back to the system after every multi-megabyte array unless both thresholds are raised
@@ -107,12 +107,13 @@ class DaskPool:
 
     def next(self, timeout_s: float) -> Outcome | None:
         """Wait for any unit. Interrupted when the scheduler is gone, or has had no worker for minutes."""
-        until = time.monotonic() + timeout_s
+        until, pause_s = time.monotonic() + timeout_s, _POLL_S[0]
         while not self._done.has_ready():
             self._check()
             if time.monotonic() >= until:
                 return None
-            time.sleep(_POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _POLL_S[1])
         future = next(self._done)
         unit, attempt = self._units.pop(future.key)
         if future.status in ("lost", "cancelled"):

@@ -1,7 +1,8 @@
 """`python -m tests.benchmarks`: seconds, memory and stage shares, written as a Markdown table.
 
-Cases: importing, planning 10 000 units, one model window, the embedded sample from command to verified store, 25 km2 of
-real tiles repeated into one scene (synthetic land where the real imagery is absent), and memory over growing areas.
+Cases: importing; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a cluster; one model window;
+seams; the embedded sample from command to verified store; 25 km2 of real tiles repeated into one scene (synthetic land
+where the real imagery is absent); memory over growing areas.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
@@ -17,9 +18,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.benchmarks.scene import area_geojson, repeated_scene
 from tests.conftest import DATA, REPOSITORY
+
+if TYPE_CHECKING:
+    from pipeline.execution.plan import Plan
 
 PYTHON = sys.executable
 Row = tuple[str, str, str]
@@ -63,28 +68,47 @@ def importing(folder: Path, workers: int) -> list[Row]:
     return [("import pipeline", "median seconds over a bare interpreter", f"{sorted(runs)[2] - sorted(bare)[2]:.3f}")]
 
 
-def planning(folder: Path, workers: int) -> list[Row]:
-    """A 250 km square at 10 000 units: one unit is 2.4 km."""
+def _wide_plan(folder: Path, chunk_px: int, unit_chunks: int) -> Plan:
+    """A square of 240 km over one small scene that claims to cover it."""
+    import dataclasses
+
     from pipeline.archive.aoi import read_aoi
+    from pipeline.archive.local import footprint_of
     from pipeline.config import RunConfig
     from pipeline.execution.planner import make_plan
     from tests.archive.synthetic import make_archive, make_scene
 
-    del workers
+    side_m = 240_000
     scene = make_scene(folder, scene_id="S2A_BENCH", size_m=1200)
-    import dataclasses
-
-    from pipeline.archive.local import footprint_of
-
-    side = 240_000
     wide = dataclasses.replace(scene, footprint=footprint_of(32632, (400_000, 4_900_000, 640_000, 5_140_000)))
     index = make_archive(folder, [wide])
-    aoi = area_geojson(folder / "aoi.geojson", 32632, 400_500, 4_900_500, side - 1000)
-    config = RunConfig(catalog=str(index), sr="bicubic", chunk_px=240, unit_chunks=4, offset=0)
-    started = time.process_time()
-    plan = make_plan(config, read_aoi(str(aoi)), workers=1)
-    units = sum(1 for _ in plan.units())
-    return [("planning", f"CPU seconds for {units:,} units", f"{time.process_time() - started:.2f}")]
+    aoi = area_geojson(folder / "aoi.geojson", 32632, 400_500, 4_900_500, side_m - 1000)
+    config = RunConfig(catalog=str(index), sr="bicubic", chunk_px=chunk_px, unit_chunks=unit_chunks, offset=0)
+    return make_plan(config, read_aoi(str(aoi), max_area_km2=1e6), workers=1)
+
+
+def planning(folder: Path, workers: int) -> list[Row]:
+    """Ten thousand units of 2.4 km, and a hundred thousand of 0.7 km."""
+    del workers
+    rows = []
+    for chunk_px, unit_chunks in ((240, 4), (288, 1)):
+        started = time.process_time()
+        units = sum(1 for _ in _wide_plan(folder, chunk_px, unit_chunks).units())
+        rows.append(("planning", f"CPU seconds for {units:,} units", f"{time.process_time() - started:.2f}"))
+    return rows
+
+
+def scheduling(folder: Path, workers: int) -> list[Row]:
+    """Ten thousand units that do nothing, through a local cluster."""
+    from tests.benchmarks.scheduling import run_idle_units
+
+    count = 10_000
+    seconds, memory = run_idle_units(_wide_plan(folder, 240, 4), folder, workers, count)
+    return [
+        ("scheduling", f"units per second, {count:,} units that do nothing", f"{count / seconds:.0f}"),
+        ("scheduling", "driver's memory in MiB at its start, middle and end",
+         f"{memory[0]:.0f}, {memory[len(memory) // 2]:.0f}, {memory[-1]:.0f}"),
+    ]  # fmt: skip
 
 
 def window(folder: Path, workers: int) -> list[Row]:
@@ -221,6 +245,7 @@ def memory(folder: Path, workers: int) -> list[Row]:
 CASES = {
     "importing": importing,
     "planning": planning,
+    "scheduling": scheduling,
     "window": window,
     "seams": seams,
     "sample": sample,

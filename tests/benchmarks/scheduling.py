@@ -1,0 +1,49 @@
+"""What the driver and Dask cost by themselves: units that do nothing, through a local cluster.
+
+In: a plan. Out: seconds, tasks per second and the driver's memory. `process` stands in for the work of a unit and is
+imported by the workers.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import psutil
+
+from pipeline.execution import cluster
+from pipeline.execution.work import Stop, Summary, Work
+from pipeline.store.receipts import Receipt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.execution.plan import Plan, Unit
+
+
+def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
+    """A receipt as large as a real one, and nothing else."""
+    del store
+    chunks = {f"reflectance/c/0/0/{unit.row}/{unit.col + k}": [1_000_000, 2**31] for k in range(16)}
+    return Receipt(unit.id, digest, "done", "", chunks, {}, 1, None, ("S2A_BENCH",), attempts=attempt)
+
+
+def run_idle_units(plan: Plan, folder: Path, workers: int, count: int) -> tuple[float, list[float]]:
+    """Seconds for `count` units, and the driver's memory in MiB at ten moments of the run."""
+    todo = list(islice(plan.units(), count))
+    memory: list[float] = []
+
+    def watch(summary: Summary, running: int) -> None:
+        del running
+        if summary.computed >= len(memory) * count // 10:
+            memory.append(psutil.Process().memory_info().rss / 2**20)
+
+    real, cluster.process = cluster.process, process
+    try:
+        with cluster.open_pool("local", workers, str(folder), plan.digest) as pool:
+            started = time.perf_counter()
+            Work(pool, Summary(units=count), watch, Stop(), folder, plan.digest).through(todo)
+            return time.perf_counter() - started, memory
+    finally:
+        cluster.process = real
