@@ -1,6 +1,6 @@
 """What images are made of: lazy rasters, averages by area, 8-bit brightness brought to reflectance.
 
-In: raster files and arrays. Out: lazy arrays, `Chip`s (RGB, near 2.5 m), reflectance. Imports nothing of the project.
+In: raster files and arrays. Out: lazy arrays, `Chip`s (RGB, near 2.5 m), reflectance. Imports the errors.
 """
 
 from __future__ import annotations
@@ -8,13 +8,18 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.errors import ReadError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
     from xarray import DataArray
@@ -26,6 +31,7 @@ GAMMA_COVARIANCE = np.array([[0.00592, 0.00508, 0.00445], [0.00508, 0.00494, 0.0
 _GAMMA_FACTOR = np.linalg.cholesky(GAMMA_COVARIANCE)
 GAMMA_MEDIAN = np.array([0.3521, 0.3361, 0.3535])
 GAMMA_RANGE = (0.15, 0.6)
+WORDS_SHOWN = 160  # of a library's message
 
 
 def default_data() -> Path:
@@ -43,6 +49,17 @@ class Chip:
     pixels: NDArray[np.float32]
     encoded: bool
     weight: float = 1.0
+
+
+@contextmanager
+def reading(label: str) -> Iterator[None]:
+    """What fails to be read inside the block becomes a ReadError that names it, with the reader's own words."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        words = " ".join(str(error.__cause__ or error).split())
+        cure = "copy or download it again, or leave it out of the training file"
+        raise ReadError(f"{label} cannot be read ({words[:WORDS_SHOWN]})", "a file that is whole", cure) from error
 
 
 def open_raster(path: Path | str) -> DataArray:

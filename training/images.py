@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pipeline.bands import RGB
-from training.data import area_average, open_raster
+from training.data import area_average, open_raster, reading
 from training.places import Georeference, SplitMap, split_map, split_of
 from training.training_file import glob_root
 
@@ -137,10 +137,10 @@ class FileReader:
     itemsize: int
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """As `Reader.read`."""
+        """As `Reader.read`; ReadError for a damaged file."""
         import rasterio
 
-        with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
+        with reading(self.path), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
             return self.read_here(y, x, ny, nx)
 
     def read_here(self, y: int, x: int, ny: int, nx: int) -> Stored:
@@ -276,7 +276,13 @@ def make_image(source: Source, label: str, path: Path, header: Header, reader: R
                 f"images at least as fine as {low:g} m",
                 f"target_gsd_m = [{native:.3g}, {max(high, native):.3g}], or leave it out",
             )
-        low, high = native, max(high, native)
+        if native > high * COARSER_BY:
+            raise source.fault(
+                f"{label} has pixels of {native:.3g} m",
+                f"at most {high:g} m, to learn 2.5 m from",
+                f"leave it out, or state target_gsd_m = {native:.3g} to learn from that scale too",
+            )
+        low = native
     evaluate = max(source.evaluate_gsd_m, native)
     place, split, ground = _placed(source, path, header, native)
     targets = (max(low, native), max(high, native))

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.bands import BAND_NAMES, DN_OFFSET, DN_SCALE, NODATA_DN, RGB
 from pipeline.grid.grid import Grid, Window
+from training.data import reading
 from training.images import (
     Header,
     bands_per_date,
@@ -243,7 +244,7 @@ def _stack(
         raise source.fault(f"{label} has pixels of {gsd_m:.3g} m", f"a stack on the {BANDS_GSD_M} m grid")
     shape = header.shape[0] // 6, header.shape[1] // 6
     values = values_of(replace(source, values="reflectance"), label, header)
-    return StackGround(array, tuple(bands.items()), values, shape, np.dtype(header.dtype).itemsize)
+    return StackGround(array, tuple(bands.items()), values, shape, np.dtype(header.dtype).itemsize, label)
 
 
 def _stack_tiles(source: Source, path: Path, ground: StackGround, header: Header) -> list[Tile]:
@@ -263,10 +264,10 @@ def dsen2_ground(path: Path) -> Nested:
 
 
 def read_dsen2_scene(path: Path) -> dict[int, NDArray[np.float32]]:
-    """Reflectance by GSD (bands, h, w) of `dsen2_ground`'s file."""
+    """Reflectance by GSD (bands, h, w) of `dsen2_ground`'s file. ReadError for a damaged one."""
     import h5py
 
-    with h5py.File(path) as file:
+    with reading(str(path)), h5py.File(path) as file:
         return {
             gsd: np.ascontiguousarray(np.array(file[f"im{gsd}"]).transpose(0, 2, 1), np.float32) * np.float32(DN_SCALE)
             for gsd in BANDS

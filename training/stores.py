@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.bands import RGB
+from training.data import reading
 from training.images import Header, make_image
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ class StoreReader:
     itemsize: int
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """As `Reader.read`."""
-        lazy = self.layer.array().isel(band=list(self.bands), y=slice(y, y + ny), x=slice(x, x + nx))
-        stored: Stored = lazy.data.compute(scheduler="synchronous")
+        """As `Reader.read`; ReadError for a damaged store."""
+        with reading(self.layer.store):
+            lazy = self.layer.array().isel(band=list(self.bands), y=slice(y, y + ny), x=slice(x, x + nx))
+            stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored.astype(np.float32) if stored.dtype == np.float64 else stored
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
 from pipeline.grid.grid import Window
+from training.data import reading
 from training.places import CELL_M, Georeference, split_map, split_of
 
 if TYPE_CHECKING:
@@ -125,11 +126,13 @@ class StackReader:
     bands: tuple[int, ...]
     shape: tuple[int, int]
     itemsize: int
+    label: str
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """Stored values (bands, ny, nx) of a window."""
-        lazy = self.open().isel(band=list(self.bands), y=slice(y, y + ny), x=slice(x, x + nx))
-        stored: Stored = lazy.data.compute(scheduler="synchronous")
+        """Stored values (bands, ny, nx) of a window. ReadError for a damaged file or store."""
+        with reading(self.label):
+            lazy = self.open().isel(band=list(self.bands), y=slice(y, y + ny), x=slice(x, x + nx))
+            stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored
 
 
@@ -142,18 +145,19 @@ class StackGround:
     values: Values
     shape: tuple[int, int]
     itemsize: int
+    label: str  # file or store
 
     def reader(self, names: tuple[str, ...]) -> StackReader:
         """Some of its bands as an image at 10 m."""
         indices = dict(self.bands)
         shape = self.shape[0] * 6, self.shape[1] * 6
-        return StackReader(self.open, tuple(indices[name] for name in names), shape, self.itemsize)
+        return StackReader(self.open, tuple(indices[name] for name in names), shape, self.itemsize, self.label)
 
     def load(self, window: Window) -> Nested:
         """As `Ground.load`."""
         rows, cols = _slices(window, 10)
         indices = [index for _, index in self.bands]
-        reader = StackReader(self.open, tuple(indices), self.shape, self.itemsize)
+        reader = StackReader(self.open, tuple(indices), self.shape, self.itemsize, self.label)
         stored = reader.read(rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
         names = [name for name, _ in self.bands]
         rho = {}

@@ -174,6 +174,13 @@ def test_what_images_are_is_checked_before_anything_runs(tmp_path):
         refusal(tmp_path, place="'(town)'") == "a.tif names no place; expected a match of '(town)'; cure: correct place"
     )
     assert refusal(tmp_path, dates="2") == (f"{path} holds 3 bands and dates = 2; expected as many bands for each date")
+    write_raster(path, texture(40, 40, bands=3), **placed(*WHERE, 10))
+    assert refusal(tmp_path) == (
+        f"{path} has pixels of 10 m; expected at most 3.2 m, to learn 2.5 m from; "
+        "cure: leave it out, or state target_gsd_m = 10 to learn from that scale too"
+    )
+    assert data_of(tmp_path, target_gsd_m="10").images[0].target_gsd_m == (10, 10)
+    write_raster(path, texture(40, 40, bands=3), **placed(*WHERE, 2.6))
     image = data_of(tmp_path).images[0]
     assert (image.target_gsd_m, image.evaluate_gsd_m) == ((2.6, 3.2), 2.6)  # the default gives way
     assert data_of(tmp_path, evaluate_gsd_m="4.0").images[0].evaluate_gsd_m == 4.0
@@ -373,3 +380,35 @@ def test_an_area_without_photographs_says_so(tmp_path):
     assert refusal(tmp_path, **{**REMOTE, "period": '"2021/2019"'}) == (
         "end 2019 is before start 2021; expected start <= end; cure: swap the two"
     )
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_damaged_image_is_named_in_one_line_when_it_is_read(tmp_path):
+    path = write_raster(tmp_path / "images" / "a.tif", texture(400, 400), **placed(*WHERE, 2.5))
+    cut_short(path)
+    data = data_of(tmp_path, split='"train"')
+    with pytest.raises(ReadError) as error:
+        data.hr_sampler("train", 64).batch(np.random.default_rng(0), 1)
+    assert str(error.value).startswith(f"{path} cannot be read (")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ReadError, match=r"a\.tif cannot be read"):
+        data_of(tmp_path, split='"held-out"').held_out_chips()
+
+
+def test_a_damaged_stack_and_a_damaged_store_are_named_in_one_line(tmp_path):
+    path = write_raster(tmp_path / "stack.tif", texture(400, 400, bands=10), **placed(*WHERE, 10))
+    cut_short(path)
+    bands = "{ B02 = 1, B03 = 2, B04 = 3, B08 = 4, B05 = 5, B06 = 6, B07 = 7, B8A = 8, B11 = 9, B12 = 10 }"
+    stack = {"role": '"sentinel2"', "path": '"stack.tif"', "split": '"train"', "scale": "1e-4", "bands": bands}
+    with pytest.raises(ReadError, match=r"stack\.tif cannot be read"):
+        _ = data_of(tmp_path, **stack).tiles("train")[0].rho
+    values = xr.DataArray(texture(64, 64).astype(np.uint8), dims=("band", "y", "x"))
+    values.to_dataset(name="image").to_zarr(tmp_path / "store.zarr", consolidated=False)
+    chunk = next(p for p in sorted((tmp_path / "store.zarr" / "image").rglob("c/0/0/0")))
+    chunk.write_bytes(b"no chunk")
+    store = data_of(tmp_path, path=None, zarr='"store.zarr"', variable='"image"', gsd_m="2.5", split='"held-out"')
+    with pytest.raises(ReadError, match=r"store\.zarr cannot be read"):
+        store.held_out_chips()
