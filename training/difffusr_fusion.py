@@ -62,10 +62,12 @@ class DiffFuSRFusionTask:
         self.recipe.check()
         self.network = FusionNetworks(**preset.architecture)
         tiles = data.tiles("train")
+        if not tiles:
+            raise UsageError(f"{data.file.path}: no Sentinel-2 scene to train on", 'a source of role "sentinel2"')
         found = {gsd: group_of(gsd, tiles, preset.crop_px) for gsd in INPUTS}
         self.groups = {gsd: group for gsd, group in found.items() if group is not None}
         if not self.groups:
-            raise UsageError(f"{len(tiles)} Sentinel-2 tiles, none large enough", "tiles of 120 m or more")
+            raise UsageError(f"{data.file.path}: no Sentinel-2 tile is large enough", "tiles of 120 m or more")
         self.watched = data.watched_tiles()[:WATCHED]
         self.normalisation = self._normalisation(statistics(tiles) if self.recipe.statistics == "tiles" else {})
         for gsd in INPUTS.keys() - self.groups.keys():

@@ -1,7 +1,8 @@
 """Several processes training one network: who they are, and the sums they agree on.
 
 `torchrun` starts the processes and names them in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
-MASTER_PORT). Without it there is one process, and every function here does the natural thing for one. Imports torch.
+MASTER_PORT). Without it there is one process, and every function here does the natural thing for one. Imports torch and
+the errors.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed
+
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +27,20 @@ def launched() -> bool:
 
 
 def device_of(name: str) -> torch.device:
-    """The device `name`; for "cuda" under a launcher the one of this process."""
+    """The device `name`; for "cuda" under a launcher the one of this process. UsageError where it is not there."""
     if name == "cuda" and launched():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device(name)
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}", "cpu, cuda, cuda:1 ...") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}", "cpu, cuda, cuda:1 ...")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        seen = f"PyTorch {torch.__version__} sees {gpus or 'no'} GPU{'s' if gpus > 1 else ''}"
+        raise UsageError(f"--device {name}: {seen}", cure="--device cpu, fewer processes, or a PyTorch built for CUDA")
+    return device
 
 
 def begin(device: torch.device) -> None:

@@ -6,6 +6,7 @@ On several GPUs, or CPUs: `torchrun --nproc-per-node N -m training.train ... --d
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,22 @@ def natural(text: str) -> int:
     return number
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def duration(text: str) -> float:
+    """A finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
     p = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
@@ -58,13 +75,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
     budget = p.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, help="training time over all resumes (default: the preset's)")
-    budget.add_argument("--images", type=int, help="train on this many images instead: reproducible")
+    budget.add_argument("--minutes", type=duration, help="training time over all resumes (default: the preset's)")
+    budget.add_argument("--images", type=positive, help="train on this many images instead: reproducible")
     start = p.add_mutually_exclusive_group()
     start.add_argument("--resume", type=Path, help="folder of the run to go on from")
     start.add_argument("--init", type=Path, help="bundle whose weights a new run starts from")
     p.add_argument("--seed", type=natural, default=0, help="of all chance; a resumed run keeps its own")
-    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--threads", type=positive, default=1)
     p.add_argument("--workers", type=natural, default=0, help="processes that make batches (default: none, in line)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
     p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions; twice as fast where the CPU has them")

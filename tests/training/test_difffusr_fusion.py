@@ -1,6 +1,7 @@
 """DiffFuSR's fusion, tiny: Wald's examples, groups that fit, what is learned, and the bundle in the pipeline."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ class Data:
     """Tiles in place of a training file."""
 
     licence = "nobody"
+    file = SimpleNamespace(path="mine.toml")
 
     def __init__(self, *tiles):
         self._tiles = list(tiles)
@@ -150,6 +152,11 @@ def test_dropout_falls_on_the_guide_while_training_only():
     assert torch.equal(layer(ones), ones)
 
 
+def test_a_file_without_scenes_is_refused_by_name():
+    with pytest.raises(UsageError, match=r"mine\.toml: no Sentinel-2 scene to train on; expected a source of role"):
+        task_of()
+
+
 def test_the_loss_is_the_sum_over_groups_and_trains_all_three(large):
     task = task_of(large, recipe={**WALD, "dropout": 0.0})
     batch = task.batch(Draw.seeded(0))
@@ -170,7 +177,7 @@ def test_a_group_without_room_is_left_out_says_so_and_stays_silent():
     out = silent(torch.rand(1, 3, 24, 24), torch.rand(1, 12, 24, 24))
     assert not out.detach().any()
     assert not any(name.endswith("60") for name in task.batch(Draw.seeded(0)))
-    with pytest.raises(UsageError, match="none large enough"):
+    with pytest.raises(UsageError, match="no Sentinel-2 tile is large enough"):
         task_of(tile_of(16, present=("B04", "B03", "B02")))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.errors import UsageError
 from training import distributed
 from training.batches import FOR_BATCH, Draw
 from training.loop import Budget, Run
@@ -116,3 +117,19 @@ def test_alone_every_exchange_is_the_natural_thing():
     assert distributed.gathered(value) is value
     assert (distributed.rank(), distributed.world()) == (0, 1)
     assert distributed.device_of("cpu") == torch.device("cpu")
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert distributed.device_of("cuda:1") == torch.device("cuda", 1)
+    for name in ("banana", "meta", "cuda:2"):
+        with pytest.raises(UsageError, match=f"--device {name}"):
+            distributed.device_of(name)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert distributed.device_of("cuda") == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="--device cuda:1: PyTorch .* sees no GPU; cure: --device cpu"):
+        distributed.device_of("cuda")

@@ -125,6 +125,30 @@ def test_a_negative_seed_is_refused(imagery, tmp_path, capsys):
     assert "-1 is negative" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--images", "0"),
+        ("--images", "-5"),
+        ("--minutes", "0"),
+        ("--minutes", "nan"),
+        ("--minutes", "inf"),
+        ("--threads", "0"),
+    ],
+)
+def test_budgets_that_are_none_are_refused(imagery, tmp_path, capsys, options):
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--preset", "tiny-sr", "--data", str(imagery), "--out", str(tmp_path / "run"), *options])
+    assert ended.value.code == 2
+    assert f"argument {options[0]}: {options[1]} is " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_not_there_is_said_in_one_line(imagery, tmp_path, capsys):
+    assert train.main(arguments(imagery, tmp_path / "run", "--device", "banana")) == 2
+    assert capsys.readouterr().err == "--device banana; expected cpu, cuda, cuda:1 ...\n"
+
+
 def test_dry_run_trains_nothing(imagery, tmp_path, capsys):
     assert train.main(arguments(imagery, tmp_path / "run", "--dry-run")) == 0
     assert "M parameters" in capsys.readouterr().out
