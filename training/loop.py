@@ -117,7 +117,8 @@ class Run:
     def train(self, say: Callable[[str], None] = print, every_s: float = 60.0, until_images: int | None = None) -> None:
         """Go on until the budget is spent (or `until_images`); ends with averaged weights in the task's network.
 
-        Process 0 says a line, logs a row and writes a checkpoint every `every_s` seconds. Raises Diverged.
+        Process 0 says a line, logs a row and writes a checkpoint every `every_s` seconds and at the end. Raises
+        Diverged.
         """
         if distributed.rank() == 0:
             log.begin(self.folder, self.resumed_from, self.at.step)
@@ -131,8 +132,10 @@ class Run:
                 if self.at.elapsed_s - last >= every_s:
                     last = self.at.elapsed_s
                     self._report(say)
-        self._refuse_nonsense()
-        self.save()
+        if self.tally.steps:
+            self._report(say)
+        else:
+            self.save()
         self.task.network.load_state_dict(self.average.state)
         if self._spent() >= 1.0:
             self.task.finish()

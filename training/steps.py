@@ -59,7 +59,8 @@ def section(
     for count, variant in variants.items():
         started = time.process_time()
         found = measure(variant, pairs, f"{count} steps")
-        say(f"{candidate.name}: {count} steps took {time.process_time() - started:.0f} core-seconds")
+        words = "step" if count == 1 else "steps"
+        say(f"{candidate.name}: {count} {words}, {time.process_time() - started:.1f} core-seconds")
         cells = [number(over_sets(found, f"{count} steps", name), digits) for name, digits in DIGITS.items()]
         rows.append([str(count), *cells, f"{variant.window_seconds():.2f}"])
         records += found

@@ -196,9 +196,10 @@ def budget_of(args: argparse.Namespace, preset: Preset) -> Budget:
 
 
 def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
-    """Write the averaged network as `<out>/<preset>.safetensors`; returns a line with its digest."""
+    """Write the averaged network as `<out>/<preset>.safetensors`; returns what it scores, and its digest."""
     from pipeline.models.bundle import load_bundle, save_bundle
 
+    task.network.eval()
     provenance: dict[str, Any] = {
         **task.describe(),
         "preset": args.preset,
@@ -212,7 +213,7 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
     }
     path = args.out / f"{args.preset}.safetensors"
     digest = save_bundle(path, task.bundle(provenance, LICENCE), task.network.state_dict())
-    return f"wrote {path} sha256 {digest}"
+    return f"held out: {provenance['held_out']}\nwrote {path} sha256 {digest}"
 
 
 if __name__ == "__main__":

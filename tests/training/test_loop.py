@@ -156,6 +156,15 @@ def test_training_reduces_the_loss_and_reports(tmp_path):
     assert "% waiting" in lines[-1]
 
 
+def test_a_run_shorter_than_an_interval_reports_when_it_ends(tmp_path):
+    lines = []
+    run_of(tmp_path, 80, Rich()).train(say=lines.append, every_s=1e9)
+    (line,) = lines
+    assert "step     20        80 images" in line
+    assert [row["images"] for row in rows_of(tmp_path)] == ["80"]
+    assert [path.name for path in (tmp_path / SAMPLES).iterdir()] == ["0000020.png"]
+
+
 def test_the_log_has_a_row_per_line_and_goes_on_after_an_interruption(tmp_path):
     said = []
     run_of(tmp_path, 80, Rich()).train(say=said.append, every_s=0.0, until_images=24)

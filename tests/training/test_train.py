@@ -65,7 +65,10 @@ def arguments(imagery, out, *more):
 def test_a_run_ends_with_a_bundle_that_says_where_it_comes_from(imagery, tmp_path, capsys):
     assert train.main(arguments(imagery, tmp_path / "run", "--images", "24", "--seed", "7")) == 0
     bundle = load_bundle(tmp_path / "run" / "tiny-sr.safetensors")
-    assert bundle.digest in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert bundle.digest in said
+    assert f"held out: {bundle.provenance['held_out']}\n" in said
+    assert (tmp_path / "run" / "samples").is_dir()
     assert bundle.provenance["images"] >= 24
     assert bundle.provenance["seed"] == 7
     assert bundle.provenance["data"] == "towns"
