@@ -36,13 +36,15 @@ KEYS = {
     "optimiser",
     "at",
 }
-_BUDGET = ("minutes", "images")  # of a preset: how long to train may change between resumes, what is trained may not
+# Of a preset: how long to train, and how to sample afterwards, may change between resumes; what is trained may not.
+_FREE = ("minutes", "images", "sampler")
+_SHOWN = 160  # characters of a library's message
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError)
 
 
 def recipe_of(preset: Preset) -> dict[str, Any]:
     """What a checkpoint records of its preset, as JSON would give it back."""
-    described = {name: value for name, value in asdict(preset).items() if name not in _BUDGET}
+    described = {name: value for name, value in asdict(preset).items() if name not in _FREE}
     recipe: dict[str, Any] = json.loads(json.dumps(described, sort_keys=True))
     return recipe
 
@@ -89,7 +91,8 @@ def read(folder: Path, preset: Preset) -> dict[str, Any]:
 
 
 def _check_recipe(path: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [name for name in sorted(now.keys() | stored.keys()) if now.get(name) != stored.get(name)]
+    names = sorted((now.keys() | stored.keys()).difference(_FREE))
+    changed = [name for name in names if now.get(name) != stored.get(name)]
     if changed:
         raise UsageError(
             f"{path} was trained with {changed[0]} = {stored.get(changed[0])}",
@@ -99,4 +102,4 @@ def _check_recipe(path: Path, stored: dict[str, Any], now: dict[str, Any]) -> No
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:_SHOWN]

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         default=default_data(),
         help="training file (TOML), or the root of the imagery of the shipped weights (default: %(default)s)",
     )
-    p.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
+    p.add_argument("--out", type=Path, help="folder for checkpoint, log and weights (default: that of --resume)")
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=duration, help="training time over all resumes (default: the preset's)")
     budget.add_argument("--images", type=positive, help="train on this many images instead: reproducible")
@@ -146,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from training import distributed
 
     args = parser().parse_args(arguments)
+    args.out = args.out or args.resume
     try:
         train(args, adapted(args, PRESETS[args.preset]))
     except PipelineError as error:
@@ -165,6 +166,8 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
     from training.loop import Run
     from training.sources import load_data
 
+    if not args.dry_run:
+        check_out(args.out, args.resume)
     device = distributed.device_of(args.device)
     if distributed.launched() and not args.dry_run:
         distributed.begin(device)
@@ -185,6 +188,16 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
     run.train(say=show, every_s=args.every)
     if distributed.rank() == 0:
         show(write_bundle(run, task, args))
+
+
+def check_out(out: Path | None, resume: Path | None) -> None:
+    """UsageError without a folder to write to, or where that would replace another run."""
+    from training.savepoint import CHECKPOINT
+
+    if out is None:
+        raise UsageError("no --out", "a folder for checkpoint, log and weights")
+    if (out / CHECKPOINT).exists() and (resume is None or resume.resolve() != out.resolve()):
+        raise UsageError(f"{out} holds a run already", "a new folder", f"--resume {out} to go on, or another --out")
 
 
 def budget_of(args: argparse.Namespace, preset: Preset) -> Budget:

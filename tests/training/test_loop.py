@@ -227,6 +227,7 @@ def test_checkpoints_that_do_not_belong_here_are_refused_in_one_line(tmp_path):
     assert "ema = 0.9;" in refused(tmp_path, replace(PRESET, ema=0.5))
     run_of(tmp_path, 80).resume(tmp_path)
     Run(Toy(), replace(PRESET, minutes=5), Budget(minutes=5), tmp_path, seed=3).resume(tmp_path)  # longer: fine
+    Run(Toy(), replace(PRESET, sampler={"steps": 3}), Budget(images=80), tmp_path, seed=3).resume(tmp_path)  # later
     content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     content["network"]["a.weight"] = torch.zeros(7, 7)
     torch.save(content, tmp_path / CHECKPOINT)

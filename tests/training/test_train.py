@@ -147,6 +147,29 @@ def test_budgets_that_are_none_are_refused(imagery, tmp_path, capsys, options):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_is_not_replaced_by_another(imagery, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train.main(arguments(imagery, run, "--images", "8")) == 0
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    capsys.readouterr()
+    train.main(arguments(imagery, tmp_path / "other", "--images", "8"))
+    for more in ((), ("--resume", str(tmp_path / "other"))):
+        assert train.main(arguments(imagery, run, "--images", "16", *more)) == 2
+        assert f"{run} holds a run already" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_a_resumed_run_stays_in_its_folder_and_a_dry_run_needs_none(imagery, tmp_path, capsys):
+    run = tmp_path / "run"
+    train.main(arguments(imagery, run, "--images", "8"))
+    command = ["--preset", "tiny-sr", "--data", str(imagery)]
+    assert train.main([*command, "--images", "16", "--resume", str(run)]) == 0
+    assert load_bundle(run / "tiny-sr.safetensors").provenance["images"] >= 16
+    assert train.main([*command, "--dry-run"]) == 0
+    assert train.main([*command, "--images", "8"]) == 2
+    assert "no --out; expected a folder" in capsys.readouterr().err
+
+
 def test_a_device_that_is_not_there_is_said_in_one_line(imagery, tmp_path, capsys):
     assert train.main(arguments(imagery, tmp_path / "run", "--device", "banana")) == 2
     assert capsys.readouterr().err == "--device banana; expected cpu, cuda, cuda:1 ...\n"
