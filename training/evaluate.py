@@ -92,6 +92,8 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     from training.sources import load_data, shipped_data
 
     bundles = bundles_of(args.targets)
+    if args.steps and all(bundle.system in FUSIONS for bundle in bundles):
+        raise UsageError("--steps: a fusion has no sampling steps", "weights of a super-resolver")
     systems = [None if bundle.system in FUSIONS else system_of(bundle) for bundle in bundles]
     data = load_data(args.on) if args.on else shipped_data()
     sections: list[Section] = []

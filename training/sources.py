@@ -114,7 +114,9 @@ class TrainingData:
     def summary(self) -> list[str]:
         """A line per source for the log."""
         said = self.describe()["sources"]
-        return [f"{name}: {count['train']} to train on, {count['held-out']} held out" for name, count in said.items()]
+        return [
+            f"{name}: {count['train']} images to train on, {count['held-out']} held out" for name, count in said.items()
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Provenance: sources with their images per split, the digest of the file, how splits were decided."""

@@ -103,6 +103,9 @@ def test_a_fusion_without_held_out_scenes_says_so(towns, tmp_path, capsys):
     save_bundle(path, bundle, difffusr_fusion.FusionNetworks(**bundle.architecture).state_dict())
     assert evaluate.main([str(path), "--on", str(towns)]) == 0
     assert "no Sentinel-2 scene of the data is held out" in capsys.readouterr().out
+    capsys.readouterr()
+    assert evaluate.main([str(path), "--on", str(towns), "--steps", "1,2"]) == 2
+    assert "--steps: a fusion has no sampling steps" in capsys.readouterr().err
 
 
 def test_without_arguments_the_shipped_weights_are_meant():

@@ -212,7 +212,7 @@ def test_provenance_names_sources_counts_and_the_rule(tmp_path):
     assert said["data_digest"] == hashlib.sha256((tmp_path / "mine.toml").read_bytes()).hexdigest()
     assert "place-1" in said["split_rule"]
     assert said["held_out_places"] == [image.place for image in data.images if image.split == "held-out"]
-    assert data.summary() == [f"a: {counts['train']} to train on, {counts['held-out']} held out"]
+    assert data.summary() == [f"a: {counts['train']} images to train on, {counts['held-out']} held out"]
     assert json.loads(json.dumps(said)) == said
 
 
