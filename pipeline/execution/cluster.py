@@ -204,7 +204,13 @@ def _existing(address: str) -> Iterator[Client]:
     try:
         client = Client(address, timeout=_CONNECT_TIMEOUT)
         client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)
-    except (OSError, TimeoutError, ValueError) as error:
+    except (TypeError, RuntimeError) as error:  # tls:// without certificates, or tcp:// where encryption is required
+        raise UsageError(
+            f"{address} and Dask's settings disagree ({str(error)[:120]})",
+            "certificates under distributed.comm.tls for a tls:// address, and only for one",
+            "deploy/README.md shows the settings",
+        ) from error
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"no Dask scheduler with workers at {address} ({error})",
             "an address such as tcp://host:8786",
