@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--consistency", choices=CONSISTENCIES, help="block means equal the input (box)")
     how.add_argument("--config", metavar="TOML", help="file of these settings; flags win")
     out = p.add_argument_group("output")
-    out.add_argument("--out", metavar="STORE", help="Zarr store to write or continue (AOI's name + .zarr)")
+    out.add_argument("--out", metavar="STORE", help="folder or s3://... to write or continue (AOI's name + .zarr)")
     out.add_argument("--clip", action="store_true", default=None, help="mask pixels outside the polygon")
     out.add_argument("--shard", action="store_true", default=None, help="one Zarr shard per unit")
     out.add_argument("--chunk-px", type=int, help="side of a chunk, a multiple of 24 (480)")
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--workers", type=int, help="local worker processes (one per processor)")
     run.add_argument(
-        "--max-outage", type=float, default=30, metavar="MIN", help="sit out an archive's outage so long (%(default)g)"
+        "--max-outage", type=float, default=30, metavar="MIN", help="sit out outages so long (%(default)g)"
     )
     run.add_argument("--dry-run", action="store_true", help="print scenes, units and cost; write nothing")
     run.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")

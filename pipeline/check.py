@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_INTEGRITY, EXIT_OK, EXIT_QUARANTINE, EXIT_RESUMABLE, PipelineError
+from pipeline.store.place import place_of
 from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.terminal import show
 
@@ -23,41 +23,43 @@ if TYPE_CHECKING:
     import zarr
 
     from pipeline.execution.plan import Plan, Unit
+    from pipeline.store.place import Place, Where
 
 _SHOWN = 10
 FINISHED = ("complete", "complete_with_quarantine")
 
 
-def examine(store: Path, verify: str) -> dict[str, Any]:
+def examine(store: Where, verify: str) -> dict[str, Any]:
     """Status of a store and of each unit. `verify` full compares checksums and decodes every chunk."""
     from pipeline.execution.plan import load_plan
     from pipeline.execution.quarantine import Quarantine
     from pipeline.store import layout
     from pipeline.store.receipts import Ledger
 
+    place = place_of(store)
     plan = load_plan(store)
     ledger, aside = Ledger(store, plan.digest), Quarantine(store, plan.digest).read()
     missing, damaged, quarantined, chunks = [], {}, {}, 0
-    for unit in plan.units():
-        receipt = ledger.read(unit.id)
+    units = list(plan.units())
+    found = ledger.survey([unit.id for unit in units], verify)
+    for unit, (receipt, faults) in zip(units, found, strict=True):
         if receipt is None and unit.id in aside:
             quarantined[unit.id] = {"error": aside[unit.id].error, "reproduce": aside[unit.id].reproduce}
             continue
         if receipt is None:
             missing.append(unit.id)
             continue
-        faults = ledger.faults(unit.id, verify)
         if verify == "full" and not faults:
-            faults = _decode(plan, store, unit)
+            faults = _decode(plan, place, unit)
         chunks += len(receipt.chunks)
         if faults:
             damaged[unit.id] = faults
     if verify == "full":
-        damaged.update(_coordinates(plan, store))
+        damaged.update(_coordinates(plan, place))
     return {
         "store": str(store),
         "status": layout.status(store),
-        "units": sum(1 for _ in plan.units()),
+        "units": len(units),
         "missing": missing,
         "damaged": damaged,
         "quarantined": quarantined,
@@ -66,7 +68,7 @@ def examine(store: Path, verify: str) -> dict[str, Any]:
     }
 
 
-def _coordinates(plan: Plan, store: Path) -> dict[str, list[str]]:
+def _coordinates(plan: Plan, place: Place) -> dict[str, list[str]]:
     """Compare everything but the images (axes, bands, dates, CRS) with what the plan would write today."""
     import tempfile
 
@@ -79,11 +81,12 @@ def _coordinates(plan: Plan, store: Path) -> dict[str, list[str]]:
     for zone in plan.zones:
         group = plan.group(zone.epsg)
         with tempfile.TemporaryDirectory() as folder:
-            layout.create(Path(folder), "", template(plan, zone))
+            layout.create(folder, "", template(plan, zone))
             expected = zarr.open_group(folder, mode="r")
             try:
-                found = zarr.open_group(str(store / group), mode="r", use_consolidated=False)
-                faults = [name for name, array in expected.arrays() if not _same(array, found.get(name))]
+                with place.reading():
+                    found = zarr.open_group(place.zarr_store(group), mode="r", use_consolidated=False)
+                    faults = [name for name, array in expected.arrays() if not _same(array, found.get(name))]
                 if found.attrs.get("plan_digest") != plan.digest:
                     faults.append("plan_digest")
             except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -105,26 +108,27 @@ def _same(expected: zarr.Array, found: object) -> bool:
     return expected.ndim > 2 or bool(np.array_equal(np.asarray(found[...]), np.asarray(expected[...])))
 
 
-def _decode(plan: Plan, store: Path, unit: Unit) -> list[str]:
+def _decode(plan: Plan, place: Place, unit: Unit) -> list[str]:
     """Read a unit's chunks back through the codecs; their checksums raise on damaged bytes."""
     import zarr
 
-    group = zarr.open_group(str(store / plan.group(unit.epsg)), mode="r")
+    with place.reading():
+        group = zarr.open_group(place.zarr_store(plan.group(unit.epsg)), mode="r")
+        arrays = [(name, array) for name, array in group.arrays() if array.ndim >= 3]
     grid = plan.zone(unit.epsg).grid.window
     faults = []
     for chunk in plan.chunks(unit):
         rows, cols = chunk.slices(grid)
-        for name, array in group.arrays():
-            if array.ndim < 3:
-                continue
+        for name, array in arrays:
             try:
-                array[(unit.period, ..., rows, cols)]
+                with place.reading():
+                    array[(unit.period, ..., rows, cols)]
             except (RuntimeError, ValueError, OSError) as error:
                 faults.append(f"{name} at rows {rows.start}.., columns {cols.start}.. cannot be decoded ({error})")
     return faults
 
 
-def repair(store: Path, verify: str, workers: int) -> None:
+def repair(store: Where, verify: str, workers: int) -> None:
     """Compute again exactly the units that fail `verify` or were set aside, and publish. PipelineError as in a run."""
     from pipeline.execution.driver import run_plan
     from pipeline.execution.plan import load_plan
@@ -169,7 +173,7 @@ def in_words(report: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     p = argparse.ArgumentParser("python -m pipeline.check", description="Check a store that pipeline.run wrote.")
-    p.add_argument("store", type=Path)
+    p.add_argument("store", help="folder or URL")
     p.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how closely (%(default)s)")
     p.add_argument("--repair", action="store_true", help="compute damaged, missing and quarantined units again")
     p.add_argument("--workers", type=int, default=1, help="local worker processes for --repair (%(default)s)")
@@ -177,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = p.parse_args(argv)
     try:
         if arguments.repair:
-            repair(arguments.store.resolve(), arguments.verify, arguments.workers)
+            repair(place_of(arguments.store).absolute(), arguments.verify, arguments.workers)
         report = examine(arguments.store, arguments.verify)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)

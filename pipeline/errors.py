@@ -71,6 +71,12 @@ class StorageError(PipelineError):
     exit_code = EXIT_STORAGE
 
 
+class StoreUnreachable(StorageError):
+    """An object store that holds the output does not answer for longer than one request's patience. Exit code 75."""
+
+    exit_code = EXIT_RESUMABLE
+
+
 class IntegrityError(PipelineError):
     """Stored bytes are not what was written. Exit code 7."""
 

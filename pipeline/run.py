@@ -6,14 +6,14 @@ In: command-line arguments. Out: a store, a picture, a summary, an exit code (pi
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.arguments import aoi_of, config_of, parser
 from pipeline.config import RunConfig, differences
-from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, PipelineError, StorageError, UsageError
+from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, PipelineError, UsageError
+from pipeline.store.place import place_of
 from pipeline.terminal import (
     Progress,
     described_plan,
@@ -32,25 +32,26 @@ if TYPE_CHECKING:
 
     from pipeline.archive.aoi import Aoi
     from pipeline.execution.plan import Plan
+    from pipeline.store.place import Place
 
 
-def absolute(out: Path) -> Path:
-    """Absolute path of the store, since workers may run in other folders. UsageError for what is no local path."""
-    if ":/" in str(out):
-        raise UsageError(f"--out {out} is an address", "a local path", "write locally and copy the finished folder")
+def absolute(out: Place) -> Place:
+    """The store, whatever the working folder of workers. UsageError for what cannot be reached or only be read."""
+    if str(out).startswith(("http://", "https://")):
+        raise UsageError(f"--out {out} can only be read", "a folder, s3://BUCKET/NAME, gs://BUCKET/NAME or az://...")
     try:
-        store = out.resolve()
+        store = out.absolute()
         store.exists()
     except OSError as error:
         raise UsageError(f"--out {str(out)[:80]}: {error.strerror}", "a path that this user may reach") from error
     return store
 
 
-def _picture(plan: Plan, store: Path, *, anew: bool) -> Path | None:
+def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
     """The quicklook; kept when nothing was computed. Its failure is said and does not fail a finished store."""
     from pipeline.execution.quicklook import write_quicklook
 
-    path = store.with_suffix(".png")
+    path = store.picture
     if path.is_file() and not anew:
         return path
     try:
@@ -61,13 +62,13 @@ def _picture(plan: Plan, store: Path, *, anew: bool) -> Path | None:
         return None
 
 
-def existing_plan(store: Path, config: RunConfig, aoi: Aoi) -> Plan | None:
+def existing_plan(store: Place, config: RunConfig, aoi: Aoi) -> Plan | None:
     """Plan of a store to continue; None when there is none. UsageError when it is another run's, or not ours."""
-    from pipeline.execution.plan import load_plan, plan_path
+    from pipeline.execution.plan import PLAN_KEY, load_plan
 
     if not store.exists():
         return None
-    if not plan_path(store).is_file():
+    if store.size(PLAN_KEY) is None:
         if _ours(store):
             return None
         raise UsageError(f"{store} exists and is not a store of this pipeline", "a new path", "choose another --out")
@@ -84,30 +85,24 @@ def existing_plan(store: Path, config: RunConfig, aoi: Aoi) -> Plan | None:
     return plan
 
 
-def _ours(store: Path) -> bool:
+def _ours(store: Place) -> bool:
     """True for a store that a run began; a folder with anything else in it is never touched."""
-    if store.is_dir() and not any(store.iterdir()):
+    if store.empty():
         return True
     try:
-        attributes = json.loads((store / "zarr.json").read_text()).get("attributes", {})
+        attributes = json.loads(store.read("zarr.json") or b"").get("attributes", {})
     except (OSError, ValueError):
         return False
     return "plan_digest" in attributes
 
 
-def remove_store(store: Path) -> None:
-    """Delete a store of ours: renamed first, so that a kill leaves no half store under its name."""
+def remove_store(store: Place) -> None:
+    """Delete a store of ours, and nothing else."""
     if not store.exists():
         return
     if not _ours(store):
         raise UsageError(f"{store} is not a store of this pipeline", "one of ours to overwrite", "choose another --out")
-    doomed = store.with_name(store.name + ".deleting")
-    try:
-        shutil.rmtree(doomed, ignore_errors=True)
-        store.rename(doomed)
-        shutil.rmtree(doomed)
-    except OSError as error:
-        raise StorageError(f"cannot delete {store}: {error.strerror}", cure="delete it by hand") from error
+    store.remove()
 
 
 def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
@@ -138,7 +133,7 @@ def execute(arguments: argparse.Namespace) -> int:
     config, aoi = config_of(arguments), aoi_of(arguments)
     for warning in aoi.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    shown = Path(arguments.out or f"{aoi.name}.zarr")
+    shown = place_of(arguments.out or f"{aoi.name}.zarr")
     store = absolute(shown)
     workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
@@ -180,7 +175,7 @@ def go_on(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{flags} given with --plan", "no setting that the frozen plan already holds", "leave it out")
     if arguments.finalise and arguments.shard_of:
         raise UsageError("--finalise and --shard-of given", "one of them")
-    shown = Path(arguments.plan)
+    shown = place_of(arguments.plan)
     store = absolute(shown)
     plan = load_plan(store)
     wanted = arguments.workers or processors()
@@ -203,7 +198,7 @@ def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) 
 
 
 def compute(
-    plan: Plan, store: Path, shown: Path, arguments: argparse.Namespace, workers: int, progress: Progress
+    plan: Plan, store: Place, shown: Place, arguments: argparse.Namespace, workers: int, progress: Progress
 ) -> int:
     """Run what the arguments ask of a plan whose store exists, and say how it went; returns the exit code."""
     from pipeline.execution.driver import finalise, run_plan
@@ -231,7 +226,7 @@ def compute(
         if shard is None:
             progress.say("drawing the quicklook")
             anew = summary.computed > 0 or arguments.finalise
-            picture = _picture(plan, store, anew=anew) and shown.with_suffix(".png")
+            picture = _picture(plan, store, anew=anew) and shown.picture
     finally:
         progress.clear()
     if shard is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.execution.plan import Plan
     from pipeline.execution.shards import Shard
     from pipeline.execution.work import Summary
+    from pipeline.store.place import Place
 
 _WIDTH = 100
 _STAGE_NAMES = {
@@ -82,7 +83,7 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def described_plan(plan: Plan, cost: Estimate, store: Path) -> str:
+def described_plan(plan: Plan, cost: Estimate, store: Place) -> str:
     """A plan in words: scenes with dates and offsets, zones, units, cost."""
     lines = [
         f"plan for {plan.aoi_name}: {plan.system.name}, {len(plan.config.band_names)} bands, {store} (not written)"
@@ -111,7 +112,7 @@ def described_plan(plan: Plan, cost: Estimate, store: Path) -> str:
     return "\n".join(lines)
 
 
-def described_run(plan: Plan, summary: Summary, store: Path, picture: Path | None) -> str:
+def described_run(plan: Plan, summary: Summary, store: Place, picture: Path | None) -> str:
     """A finished run in words: where the store is, what it rests on, where the time went, how to open it."""
     zones = ", ".join(f"EPSG:{z.epsg} {z.grid.shape[1]} x {z.grid.shape[0]} px" for z in plan.zones)
     stages = ", ".join(
@@ -138,7 +139,8 @@ def described_run(plan: Plan, summary: Summary, store: Path, picture: Path | Non
     if summary.quarantined:
         lines.append(f"  set aside {', '.join(summary.quarantined)}; python -m pipeline.check {store} tells why")
     if picture is not None:
-        lines.append(f"  picture   {picture}")
+        where = " (in this folder, since the store is remote)" if "://" in str(store) else ""
+        lines.append(f"  picture   {picture}{where}")
     lines.append(f'  open      import pipeline; ds = pipeline.open_store("{store}")')
     return "\n".join(lines)
 
@@ -154,7 +156,7 @@ def _holes(summary: Summary) -> str:
     return f"0 where the classification says clear ({counts} px): a damaged file, or a product clipped at 0; left empty"
 
 
-def frozen_plan(plan: Plan, store: Path) -> str:
+def frozen_plan(plan: Plan, store: Place) -> str:
     """A plan that was frozen for others to run, in words."""
     units = sum(1 for _ in plan.units())
     return (
@@ -164,7 +166,7 @@ def frozen_plan(plan: Plan, store: Path) -> str:
     )
 
 
-def plan_json(plan: Plan, store: Path) -> dict[str, Any]:
+def plan_json(plan: Plan, store: Place) -> dict[str, Any]:
     """A frozen plan as one JSON object."""
     return {
         "status": "planned",
@@ -174,7 +176,7 @@ def plan_json(plan: Plan, store: Path) -> dict[str, Any]:
     }
 
 
-def described_shard(shard: Shard, summary: Summary, store: Path) -> str:
+def described_shard(shard: Shard, summary: Summary, store: Place) -> str:
     """A finished shard in words."""
     aside = f", {len(summary.quarantined)} set aside" if summary.quarantined else ""
     return (
@@ -183,7 +185,7 @@ def described_shard(shard: Shard, summary: Summary, store: Path) -> str:
     )
 
 
-def shard_json(shard: Shard, summary: Summary, store: Path) -> dict[str, Any]:
+def shard_json(shard: Shard, summary: Summary, store: Place) -> dict[str, Any]:
     """A finished shard as one JSON object."""
     return {
         "status": "part",
@@ -197,7 +199,7 @@ def shard_json(shard: Shard, summary: Summary, store: Path) -> dict[str, Any]:
     }
 
 
-def run_json(plan: Plan, summary: Summary, store: Path, picture: Path | None) -> dict[str, Any]:
+def run_json(plan: Plan, summary: Summary, store: Place, picture: Path | None) -> dict[str, Any]:
     """A finished run as one JSON object."""
     return {
         "status": "complete_with_quarantine" if summary.quarantined else "complete",

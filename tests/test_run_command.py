@@ -24,7 +24,7 @@ from pipeline.execution import driver
 from pipeline.execution.plan import Plan
 from pipeline.execution.work import Summary
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
-from pipeline.store.receipts import write_atomic
+from pipeline.store.place import place_of, write_atomic
 from pipeline.superres.systems import SYSTEMS, WEIGHTS
 from pipeline.terminal import Progress, counted, duration
 from tests.archive.synthetic import make_archive, make_scene
@@ -198,8 +198,8 @@ class TestRun:
         assert seen.pop("patience").max_outage_s == 1800
         seen.pop("report")
         assert seen == {
-            "cluster": "tcp://x:1", "workers": 3, "verify": "full", "store": Path("kept.zarr").resolve(), "seed": 11,
-            "shard": None,
+            "cluster": "tcp://x:1", "workers": 3, "verify": "full", "store": place_of(Path("kept.zarr").resolve()),
+            "seed": 11, "shard": None,
         }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Driving a plan to its end: template, sliding window of units, receipts, publish.
 
-In: a `Plan` and a store path. Out: a `Summary`, and a store that is complete or can be continued. Imports every room.
+In: a `Plan` and where its store is. Out: a `Summary`, and a store that is complete or can be continued. Imports every
+room.
 
 The driver holds addresses and receipts, never arrays. At most as many units are in flight as there are workers, so that
 stopping means waiting for those alone.
@@ -14,28 +15,29 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Interrupted, UpstreamError
 from pipeline.execution.cluster import open_pool
-from pipeline.execution.plan import Plan, Unit, Zone, plan_path
+from pipeline.execution.plan import PLAN_KEY, Plan, Unit, Zone
 from pipeline.execution.quarantine import Quarantine, allowed
 from pipeline.execution.unit import plan_has_scl
 from pipeline.execution.work import Summary, Work, stop_on_signals
 from pipeline.store import layout
 from pipeline.store.lease import lease
-from pipeline.store.receipts import Ledger, Receipt, write_atomic
+from pipeline.store.place import place_of
+from pipeline.store.receipts import Ledger, Receipt
 from pipeline.superres import systems
 from pipeline.superres.masks import QUALITY_MEANINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from pipeline.execution.shards import Shard
     from pipeline.execution.work import Patience, Report
+    from pipeline.store.place import Where
 
 _SHOWN = 10
 
 
-def prepare(plan: Plan, store: Path) -> None:
-    """Write the frozen plan and the store's template. The store's folder must not exist, or be empty.
+def prepare(plan: Plan, store: Where) -> None:
+    """Write the frozen plan and the store's template. The store must not exist, or be empty.
 
     The plan comes last: a store without one was never begun, and is made anew.
     """
@@ -44,7 +46,7 @@ def prepare(plan: Plan, store: Path) -> None:
     for zone in plan.zones:
         layout.create(store, plan.group(zone.epsg), template(plan, zone))
     layout.consolidate(store)
-    write_atomic(plan_path(store), json.dumps(plan.to_json(), indent=1).encode())
+    place_of(store).write(PLAN_KEY, json.dumps(plan.to_json(), indent=1).encode())
 
 
 def template(plan: Plan, zone: Zone) -> layout.Template:
@@ -97,21 +99,21 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
 
 
 def pending(
-    plan: Plan, store: Path, verify: str = "size", units: Iterable[Unit] | None = None
+    plan: Plan, store: Where, verify: str = "size", units: Iterable[Unit] | None = None
 ) -> tuple[list[Unit], list[Receipt]]:
     """Of `units` (all of the plan's): those still to do, and receipts of those that are done."""
-    ledger = Ledger(store, plan.digest)
+    asked = list(plan.units() if units is None else units)
     todo, done = [], []
-    for unit in plan.units() if units is None else units:
-        receipt = None if ledger.faults(unit.id, verify) else ledger.read(unit.id)
-        if receipt is None:
+    found = Ledger(store, plan.digest).survey([unit.id for unit in asked], verify)
+    for unit, (receipt, faults) in zip(asked, found, strict=True):
+        if receipt is None or faults:
             todo.append(unit)
         else:
             done.append(receipt)
     return todo, done
 
 
-def survey(plan: Plan, store: Path, verify: str, shard: Shard | None = None) -> tuple[list[Unit], Summary]:
+def survey(plan: Plan, store: Where, verify: str, shard: Shard | None = None) -> tuple[list[Unit], Summary]:
     """Units to do, and a summary that counts in what is done and what is set aside."""
     todo, done = pending(plan, store, verify, None if shard is None else shard.units(plan))
     aside = Quarantine(store, plan.digest).read()
@@ -124,7 +126,7 @@ def survey(plan: Plan, store: Path, verify: str, shard: Shard | None = None) -> 
 
 def run_plan(
     plan: Plan,
-    store: Path,
+    store: Where,
     *,
     cluster: str,
     workers: int,
@@ -154,7 +156,7 @@ def run_plan(
     return summary
 
 
-def finalise(plan: Plan, store: Path, verify: str = "size") -> Summary:
+def finalise(plan: Plan, store: Where, verify: str = "size") -> Summary:
     """Publish a store whose shards are all done. Interrupted with the list of units that are missing."""
     started = time.perf_counter()
     with lease(store):
@@ -172,7 +174,7 @@ def finalise(plan: Plan, store: Path, verify: str = "size") -> Summary:
     return summary
 
 
-def _publish(plan: Plan, store: Path, summary: Summary, *, changed: bool) -> None:
+def _publish(plan: Plan, store: Where, summary: Summary, *, changed: bool) -> None:
     """Flip the store to complete, last of all. UpstreamError when more units are set aside than a store may lack."""
     status = layout.STATUS_QUARANTINE if summary.quarantined else layout.STATUS_COMPLETE
     if not changed and layout.status(store) == status:
@@ -191,4 +193,5 @@ def _publish(plan: Plan, store: Path, summary: Summary, *, changed: bool) -> Non
     }
     layout.finish(store, [plan.group(zone.epsg) for zone in plan.zones], attributes, status)
     mark = {"plan_digest": plan.digest, "units": summary.units, **attributes}
-    write_atomic(store / layout.RUN_FOLDER / "COMPLETE.json", json.dumps(mark, indent=1, sort_keys=True).encode())
+    content = json.dumps(mark, indent=1, sort_keys=True).encode()
+    place_of(store).write(f"{layout.RUN_FOLDER}/COMPLETE.json", content)

@@ -12,7 +12,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Grid, Phase, Window
 from pipeline.store.layout import RUN_FOLDER, group_name
+from pipeline.store.place import place_of
 from pipeline.superres.systems import Choice
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.archive.cube import Cube
+    from pipeline.store.place import Where
 
 FORMAT_VERSION = 1
-PLAN_FILE = "plan.json"
+PLAN_KEY = f"{RUN_FOLDER}/plan.json"  # within the store
 
 
 @dataclass(frozen=True, order=True)
@@ -224,21 +225,17 @@ def _zone(record: dict[str, Any]) -> Zone:
     )
 
 
-def plan_path(store: Path) -> Path:
-    """Where a store keeps its plan."""
-    return store / RUN_FOLDER / PLAN_FILE
-
-
-def load_plan(store: str | Path) -> Plan:
+def load_plan(store: Where) -> Plan:
     """The frozen plan of a store. UsageError when there is none, IntegrityError when it cannot be read."""
-    path = plan_path(Path(store))
-    if not path.is_file():
-        raise UsageError(f"{store} holds no plan ({RUN_FOLDER}/{PLAN_FILE})", "a store written by this pipeline")
+    place = place_of(store)
+    content = place.read(PLAN_KEY)
+    if content is None:
+        raise UsageError(f"{store} holds no plan ({PLAN_KEY})", "a store written by this pipeline")
     try:
-        content = json.loads(path.read_bytes())
-        return Plan.from_json(content)
+        return Plan.from_json(json.loads(content))
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"the plan {path} cannot be read ({error})", cure="start a new store") from error
+        found = f"the plan {place.shown(PLAN_KEY)} cannot be read ({error})"
+        raise IntegrityError(found, cure="start a new store") from error
 
 
 def open_cube(plan: Plan, *, epsg: int | None = None, period: int = 0) -> Cube:

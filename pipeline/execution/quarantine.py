@@ -1,7 +1,7 @@
 """Units that fail for reasons of their own: tried alone once more, then set aside so that the rest can finish.
 
 In: a unit and its error. Out: one JSON file per quarantined unit under `_run/quarantine`, with the command that shows
-the failure again. Imports plan, receipts and errors.
+the failure again. Imports plan, place and errors.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 from pipeline.archive.retry import redact
 from pipeline.errors import PipelineError, ReadError
 from pipeline.store.layout import RUN_FOLDER
-from pipeline.store.receipts import write_atomic
+from pipeline.store.place import place_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.execution.plan import Unit
+    from pipeline.store.place import Where
 
 ALLOWED_SHARE = 0.01  # of a run's units; more have one cause, which no quarantine cures
 _ISOLATION_TIMEOUT_S = 3600.0
@@ -43,7 +42,7 @@ def allowed(units: int) -> int:
     return max(1, int(units * ALLOWED_SHARE))
 
 
-def command(unit: Unit, store: Path) -> list[str]:
+def command(unit: Unit, store: Where) -> list[str]:
     """The command that computes one unit alone."""
     return [sys.executable, "-m", "pipeline.execution.unit", str(store), unit.id]
 
@@ -53,7 +52,7 @@ def worth_isolating(error: BaseException) -> bool:
     return not isinstance(error, ReadError)
 
 
-def isolated(unit: Unit, store: Path) -> PipelineError | None:
+def isolated(unit: Unit, store: Where) -> PipelineError | None:
     """Compute a unit in a process of its own; None when it succeeds (its receipt is then written), else why not."""
     try:
         done = subprocess.run(
@@ -75,23 +74,23 @@ def isolated(unit: Unit, store: Path) -> PipelineError | None:
 class Quarantine:
     """The units that one plan has set aside."""
 
-    def __init__(self, store: Path, plan_digest: str) -> None:
-        self._store, self._digest = store, plan_digest
-        self._folder = store / RUN_FOLDER / "quarantine"
+    def __init__(self, store: Where, plan_digest: str) -> None:
+        self._place, self._digest = place_of(store), plan_digest
+        self._folder = f"{RUN_FOLDER}/quarantine"
 
     def add(self, unit: Unit, error: BaseException, attempts: int) -> None:
         """Set a unit aside."""
         record = Quarantined(
-            unit.id, self._digest, redact(str(error)), attempts, shlex.join(["python", *command(unit, self._store)[1:]])
+            unit.id, self._digest, redact(str(error)), attempts, shlex.join(["python", *command(unit, self._place)[1:]])
         )
-        write_atomic(self._folder / f"{unit.id}.json", json.dumps(asdict(record), indent=1).encode())
+        self._place.write(f"{self._folder}/{unit.id}.json", json.dumps(asdict(record), indent=1).encode())
 
     def read(self) -> dict[str, Quarantined]:
         """{unit id: record} of all units set aside by this plan; damaged records are as good as none."""
         found = {}
-        for path in sorted(self._folder.glob("*.json")):
+        for key in self._place.names(self._folder):
             try:
-                record = Quarantined(**json.loads(path.read_bytes()))
+                record = Quarantined(**json.loads(self._place.read(key) or b""))
             except (OSError, ValueError, TypeError):
                 continue
             if record.plan_digest == self._digest:
@@ -100,4 +99,4 @@ class Quarantine:
 
     def release(self, unit: str) -> None:
         """Take a unit out, to be tried again."""
-        (self._folder / f"{unit}.json").unlink(missing_ok=True)
+        self._place.delete(f"{self._folder}/{unit}.json")

@@ -1,7 +1,8 @@
 """The picture beside the store: 10 m input and 2.5 m output of one place, true and false colour, and where it lies.
 
 In: a finished store and its plan. Out: arrays for `store.report.quicklook`. Reads the true input again through the
-archive, so that the picture shows what was measured, not what the output averages to.
+archive, so that the picture shows what was measured, not what the output averages to. The picture of a remote store is
+written into the working folder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from pipeline.bands import BLOCK_60M, NODATA_DN
 from pipeline.grid.grid import Window
+from pipeline.store.place import place_of
 from pipeline.superres.masks import reflectance
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.execution.plan import Plan, Zone
+    from pipeline.store.place import Place, Where
 
 _SIDE_PX = 288  # 720 m: small enough to see single 10 m pixels
 _OVERVIEW_PX = 512
@@ -29,7 +32,7 @@ _CANDIDATES = 25
 TRUE_COLOUR, FALSE_COLOUR = ("B04", "B03", "B02"), ("B08", "B04", "B03")
 
 
-def write_quicklook(plan: Plan, store: Path) -> Path | None:
+def write_quicklook(plan: Plan, store: Where) -> Path | None:
     """Draw the picture for the first zone and time step; None when nothing was measured or RGB is not in the store."""
     from pipeline.store.report import Panel, quicklook
 
@@ -37,20 +40,21 @@ def write_quicklook(plan: Plan, store: Path) -> Path | None:
     rows = [(title, names) for title, names in _ROWS if set(names) <= set(bands)]
     if not rows:
         return None
-    zone = plan.zones[0]
-    array = _reflectance_array(plan, store, zone)
-    place = _place(array, zone, bands.index(rows[0][1][1]))
-    if place is None:
-        return None
-    fine = _output(array, zone, place)
+    zone, home = plan.zones[0], place_of(store)
+    with home.reading():
+        array = _reflectance_array(plan, home, zone)
+        place = _place(array, zone, bands.index(rows[0][1][1]))
+        if place is None:
+            return None
+        fine = _output(array, zone, place)
+        whole, box = _overview(array, zone, place)
     coarse = _input(plan, zone, place)
-    whole, box = _overview(array, zone, place)
     panels = []
     for title, names in rows:
         index = [bands.index(name) for name in names]
         measured = np.stack([coarse[name] for name in names])
         panels.append(Panel(title, names, reflectance(whole[index]), reflectance(measured), reflectance(fine[index])))
-    path = store.with_suffix(".png")
+    path = home.picture
     system = plan.system.name
     quicklook(path, panels, box, f"{plan.aoi_name} · {zone.periods[0].label}", system)
     return path
@@ -59,10 +63,10 @@ def write_quicklook(plan: Plan, store: Path) -> Path | None:
 _ROWS = (("true colour", TRUE_COLOUR), ("false colour", FALSE_COLOUR))
 
 
-def _reflectance_array(plan: Plan, store: Path, zone: Zone) -> zarr.Array:
+def _reflectance_array(plan: Plan, store: Place, zone: Zone) -> zarr.Array:
     import zarr
 
-    return zarr.open_array(str(store / plan.group(zone.epsg) / "reflectance"), mode="r")
+    return zarr.open_array(store.zarr_store(plan.group(zone.epsg)), path="reflectance", mode="r")
 
 
 def _place(array: zarr.Array, zone: Zone, band: int) -> Window | None:

@@ -13,7 +13,6 @@ import time
 from dataclasses import replace
 from datetime import date
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipeline.bands import NODATA_DN
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.execution.plan import Plan, Unit, load_plan
 from pipeline.store.layout import RegionWriter
+from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.superres import superres, systems
 from pipeline.superres.masks import NOT_CLEAR_SCL
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.archive.cube import Pixels
     from pipeline.archive.scene import Scene
     from pipeline.grid.grid import Window
+    from pipeline.store.place import Place
     from pipeline.superres.systems import SceneState
 
 
@@ -73,14 +74,14 @@ def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
     prepare_process()
     plan = _plan(store, digest)
     try:
-        return _process(unit, plan, Path(store), attempt)
+        return _process(unit, plan, place_of(store), attempt)
     except PipelineError as error:
         error.found = f"unit {unit.id}: {error.found}"
         error.args = (f"unit {unit.id}: {error.args[0]}",)
         raise
 
 
-def _process(unit: Unit, plan: Plan, store: Path, attempt: int) -> Receipt:
+def _process(unit: Unit, plan: Plan, store: Place, attempt: int) -> Receipt:
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     system = systems.load(plan.system, device_name())
@@ -114,7 +115,7 @@ def _process(unit: Unit, plan: Plan, store: Path, attempt: int) -> Receipt:
     return _record(store, plan, receipt)
 
 
-def _record(store: Path, plan: Plan, receipt: Receipt) -> Receipt:
+def _record(store: Place, plan: Plan, receipt: Receipt) -> Receipt:
     Ledger(store, plan.digest).record(receipt)
     return receipt
 
@@ -185,7 +186,7 @@ def _state_of(plan: Plan, unit: Unit) -> Callable[[Window], SceneState | None]:
     return state
 
 
-def _write(unit: Unit, plan: Plan, store: Path, window: Window, pixels: Pixels, result: superres.Result) -> Receipt:
+def _write(unit: Unit, plan: Plan, store: Place, window: Window, pixels: Pixels, result: superres.Result) -> Receipt:
     """Write the active chunks of a unit; the receipt holds what was stored."""
     group = plan.group(unit.epsg)
     writer = RegionWriter(store, group, unit.period)
@@ -280,15 +281,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m pipeline.execution.unit", description="Compute one unit of a store alone."
     )
-    parser.add_argument("store", type=Path)
+    parser.add_argument("store", help="folder or URL")
     parser.add_argument("unit", help="its id, such as z32631-r2-c0-t0")
     arguments = parser.parse_args(argv)
     try:
+        place = place_of(arguments.store).absolute()
         plan = load_plan(arguments.store)
         unit = next((unit for unit in plan.units() if unit.id == arguments.unit), None)
         if unit is None:
             raise UsageError(f"{arguments.store} has no unit {arguments.unit}", "an id as pipeline.check lists them")
-        receipt = process(unit, str(arguments.store.resolve()), plan.digest)
+        receipt = process(unit, str(place), plan.digest)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.errors import Interrupted, PipelineError, StorageError, Unreachable, UsageError
+from pipeline.errors import Interrupted, PipelineError, StorageError, StoreUnreachable, Unreachable, UsageError
 from pipeline.execution.quarantine import Quarantine, allowed, isolated, worth_isolating
 from pipeline.store.receipts import Ledger, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from types import FrameType
 
     from pipeline.execution.cluster import Pool
     from pipeline.execution.plan import Unit
+    from pipeline.store.place import Where
 
     Report = Callable[["Summary", int], None]
 
@@ -84,7 +84,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
-        self.outage = ""  # what an archive said that stays away
+        self.outage = ""  # who stays away, and what was last heard
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
@@ -112,7 +112,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @dataclass(frozen=True)
 class Patience:
-    """How an outage of an archive is sat out: seconds between tries, doubling, and seconds until the run gives up."""
+    """How an outage is sat out: seconds between tries, doubling, and seconds until the run gives up."""
 
     first_pause_s: float = 60.0
     longest_pause_s: float = 600.0
@@ -120,7 +120,7 @@ class Patience:
 
 
 class Breaker:
-    """Pauses the submission of units while an archive is away."""
+    """Pauses the submission of units while an archive or the object store is away."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -164,7 +164,7 @@ class Work:
         summary: Summary,
         report: Report,
         stop: Stop,
-        store: Path,
+        store: Where,
         plan_digest: str,
         patience: Patience | None = None,
     ) -> None:
@@ -233,14 +233,15 @@ class Work:
         if isinstance(outcome, Receipt):
             self._seconds.append(time.monotonic() - since)
             self._count(unit, outcome)
-        elif isinstance(outcome, _FATAL):
+        elif isinstance(outcome, _FATAL) and not isinstance(outcome, StoreUnreachable):
             raise outcome
         elif any(other == unit for other, _ in self._running):  # its twin may still succeed
             return
-        elif isinstance(outcome, Unreachable):  # an outage costs time, not units
+        elif isinstance(outcome, Unreachable | StoreUnreachable):  # an outage costs time, not units
             self._queue.insert(0, (unit, attempt))
             if self._breaker.unanswered(self._pool.capacity):
-                self._stop.asked, self._stop.outage = True, outcome.found
+                who = "archive" if isinstance(outcome, Unreachable) else "object store"
+                self._stop.asked, self._stop.outage = True, f"the {who} does not answer ({outcome.found})"
         elif attempt < ATTEMPTS:
             self._queue.append((unit, attempt + 1))
         else:
@@ -276,7 +277,7 @@ class Work:
         summary.quarantined = tuple(sorted({*summary.quarantined, *(unit.id for unit in self._failed)}))
         if summary.left and self._stop.outage:
             raise Interrupted(
-                f"the archive does not answer ({self._stop.outage}); {summary.left} of {summary.units} units are to do",
+                f"{self._stop.outage}; {summary.left} of {summary.units} units are to do",
                 cure="run the same command again later, it continues where it stopped",
             )
         if summary.left:

@@ -1,7 +1,7 @@
 """The Zarr store: its arrays and attributes, written once as a template, then filled by aligned regions.
 
 In: a `Template` (grid, bands, times, attributes), then DN per region. Out: a Zarr v3 group that a plain
-`xarray.open_zarr` opens with CRS, band names and dates. Imports grid, bands, errors; nothing of the other stations.
+`xarray.open_zarr` opens with CRS, band names and dates. Imports grid, bands, errors and place.
 
 Every chunk carries zstd's own content checksum, so damaged bytes raise instead of being read. All-nodata chunks are
 not written: whether a piece is done is the ledger's business (receipts.py), never the chunks'.
@@ -9,7 +9,6 @@ not written: whether a piece is done is the ledger's business (receipts.py), nev
 
 from __future__ import annotations
 
-import errno
 import json
 import warnings
 import zlib
@@ -19,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
-from pipeline.errors import IntegrityError, StorageError
+from pipeline.errors import IntegrityError
+from pipeline.store.place import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import zarr
     from numpy.typing import NDArray
 
     from pipeline.grid.grid import Grid
+    from pipeline.store.place import Place, Where
 
 RUN_FOLDER = "_run"  # plan, receipts and completion mark, inside the store and ignored by Zarr readers
 STATUS_INCOMPLETE, STATUS_COMPLETE = "incomplete", "complete"
@@ -67,30 +67,27 @@ def group_name(epsg: int, zones: int) -> str:
     return "" if zones == 1 else f"utm{epsg % 100:02d}{'n' if epsg // 100 == 326 else 's'}"
 
 
-def create(store: Path, group: str, template: Template) -> None:
+def create(store: Where, group: str, template: Template) -> None:
     """Write metadata and coordinates of one group; no data chunk. Raises StorageError."""
     import zarr
 
-    try:
+    place = place_of(store)
+    with place.writing():
         # attributes go with the group's first write: a killed start is still recognised as ours
         attributes = {"status": STATUS_INCOMPLETE, **_conventions(template), **template.attributes}
-        root = zarr.create_group(store=str(store / group), attributes=attributes, overwrite=True, zarr_format=3)
+        root = zarr.create_group(store=place.zarr_store(group), attributes=attributes, overwrite=True, zarr_format=3)
         _coordinates(root, template)
         for name in _data_arrays(template):
             _data_array(root, name, template)
-    except OSError as error:
-        raise storage_error(error, store) from error
 
 
-def create_root(store: Path, attributes: Mapping[str, Any]) -> None:
+def create_root(store: Where, attributes: Mapping[str, Any]) -> None:
     """Write the root group above several zones' groups; it holds attributes only. Raises StorageError."""
     import zarr
 
-    stated = {"status": STATUS_INCOMPLETE, **attributes}
-    try:
-        zarr.create_group(store=str(store), attributes=stated, overwrite=True, zarr_format=3)
-    except OSError as error:
-        raise storage_error(error, store) from error
+    place, stated = place_of(store), {"status": STATUS_INCOMPLETE, **attributes}
+    with place.writing():
+        zarr.create_group(store=place.zarr_store(), attributes=stated, overwrite=True, zarr_format=3)
 
 
 def _conventions(template: Template) -> dict[str, Any]:
@@ -214,27 +211,15 @@ def _vector(
     array[:] = values
 
 
-def storage_error(error: OSError, store: Path) -> StorageError:
-    """Put an operating system's refusal into words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"no space left while writing {store}", cure="free space and run the same command again")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(f"may not write to {store}", cure="choose another --out, or fix its permissions")
-    return StorageError(
-        f"writing {store} failed: {error.strerror or error}",
-        cure="mend it or choose another --out, and run the command again",
-    )
-
-
 class RegionWriter:
     """Writes whole chunks of one time step of one group; refuses regions that would touch a neighbour's chunk."""
 
-    def __init__(self, store: Path, group: str, time_index: int) -> None:
+    def __init__(self, store: Where, group: str, time_index: int) -> None:
         import zarr
 
-        self._store = store
-        self._folder = store / group
-        self._group = zarr.open_group(store=str(self._folder), mode="r+", zarr_format=3)
+        self._place, self._prefix = place_of(store), f"{group}/" if group else ""
+        with self._place.reading():
+            self._group = zarr.open_group(store=self._place.zarr_store(group), mode="r+", zarr_format=3)
         self._time = time_index
 
     def write(self, rows: slice, cols: slice, arrays: Mapping[str, NDArray[Any]]) -> dict[str, list[int]]:
@@ -244,14 +229,13 @@ class RegionWriter:
         """
         stored: dict[str, list[int]] = {}
         for name, values in arrays.items():
-            array = self._group[name]
+            with self._place.reading():
+                array = self._group[name]
             self._check(array, rows, cols)
             lead = (self._time,) if values.ndim == 2 else (self._time, slice(None))
-            try:
+            with self._place.writing():
                 array[(*lead, rows, cols)] = values
-            except OSError as error:
-                raise storage_error(error, self._store) from error
-            stored.update(chunk_facts(self._folder, name, self._keys(array, rows, cols, values.ndim)))
+            stored.update(_chunk_facts(self._place, self._prefix, name, self._keys(array, rows, cols, values.ndim)))
         return stored
 
     def _check(self, array: zarr.Array, rows: slice, cols: slice) -> None:
@@ -271,65 +255,66 @@ class RegionWriter:
         ]
 
 
-def chunk_facts(folder: Path, array: str, keys: list[str]) -> dict[str, list[int]]:
-    """{"array/key": [bytes, crc32]} of the chunks that exist; all-nodata chunks do not and are left out."""
+def _chunk_facts(place: Place, prefix: str, array: str, keys: list[str]) -> dict[str, list[int]]:
+    """{"array/key": [bytes, crc32]} of the chunks that exist; all-nodata chunks do not and are left out.
+
+    They are read back, so that what a receipt says was seen in the store.
+    """
     facts = {}
     for key in keys:
-        path = folder / array / key
-        if path.is_file():
-            content = path.read_bytes()
+        content = place.read(f"{prefix}{array}/{key}")
+        if content is not None:
             facts[f"{array}/{key}"] = [len(content), zlib.crc32(content)]
     return facts
 
 
-def verify_chunks(folder: Path, facts: Mapping[str, list[int]], *, full: bool) -> list[str]:
+def verify_chunks(store: Where, facts: Mapping[str, list[int]], *, full: bool, group: str = "") -> list[str]:
     """Each recorded chunk that is missing, has the wrong size, or (full) holds other bytes; empty when all is right."""
+    place, prefix = place_of(store), f"{group}/" if group else ""
     faults = []
     for key, (size, crc) in facts.items():
-        path = folder / key
-        if not path.is_file():
+        content = place.read(prefix + key) if full else None
+        found = len(content) if content is not None else None if full else place.size(prefix + key)
+        if found is None:
             faults.append(f"{key} is missing")
-        elif path.stat().st_size != size:
-            faults.append(f"{key} has {path.stat().st_size} bytes, expected {size}")
-        elif full and zlib.crc32(path.read_bytes()) != crc:
+        elif found != size:
+            faults.append(f"{key} has {found} bytes, expected {size}")
+        elif content is not None and zlib.crc32(content) != crc:
             faults.append(f"{key} has other bytes than were written")
     return faults
 
 
-def finish(store: Path, groups: list[str], attributes: Mapping[str, Any], status: str = STATUS_COMPLETE) -> None:
+def finish(store: Where, groups: list[str], attributes: Mapping[str, Any], status: str = STATUS_COMPLETE) -> None:
     """Consolidate metadata and flip every group to `status`, the root last. Raises StorageError."""
     import zarr
 
-    try:
+    place = place_of(store)
+    with place.writing():
         for group in sorted(groups, key=len, reverse=True):
-            folder = zarr.open_group(store=str(store / group), mode="r+", zarr_format=3)
+            folder = zarr.open_group(store=place.zarr_store(group), mode="r+", zarr_format=3)
             folder.attrs.update({**attributes, "status": status})
         if "" not in groups:
-            root = zarr.open_group(store=str(store), mode="r+", zarr_format=3)
+            root = zarr.open_group(store=place.zarr_store(), mode="r+", zarr_format=3)
             root.attrs.update({**attributes, "status": status})
-        consolidate(store)
-    except OSError as error:
-        raise storage_error(error, store) from error
+        consolidate(place)
 
 
-def consolidate(store: Path) -> None:
+def consolidate(store: Where) -> None:
     """Write consolidated metadata, so that one request opens the store. Raises StorageError."""
     import zarr
     from zarr.errors import ZarrUserWarning
 
-    with warnings.catch_warnings():
+    place = place_of(store)
+    with warnings.catch_warnings(), place.writing():
         # v3 has consolidated metadata by convention only, and the run folder is not a Zarr node: both are known here
         warnings.simplefilter("ignore", ZarrUserWarning)
-        try:
-            zarr.consolidate_metadata(str(store))
-        except OSError as error:
-            raise storage_error(error, store) from error
+        zarr.consolidate_metadata(place.zarr_store())
 
 
-def status(store: Path) -> str:
+def status(store: Where) -> str:
     """Status word of a store. IntegrityError when there is no readable group."""
     try:
-        attributes = json.loads((store / "zarr.json").read_text())["attributes"]
-    except (OSError, ValueError, KeyError) as error:
+        attributes = json.loads(place_of(store).read("zarr.json") or b"")["attributes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{store} has no readable zarr.json", "a store written by this pipeline") from error
     return str(attributes.get("status", ""))

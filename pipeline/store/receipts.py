@@ -1,25 +1,28 @@
 """The ledger: one receipt per unit, written after its data, read back on resume.
 
-In: receipts. Out: small JSON files under `_run/receipts`. Imports errors and layout; nothing of the other stations.
+In: receipts. Out: small JSON files under `_run/receipts`. Imports errors, layout and place.
 
 A unit counts as done when its receipt names this plan and its chunks are still what the receipt says. Receipts are
-put in place by rename after the data, so a kill at any moment leaves either no receipt (the unit is redone, writing
+put in place whole after the data, so a kill at any moment leaves either no receipt (the unit is redone, writing
 the same bytes) or a true one.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StorageError
-from pipeline.store.layout import RUN_FOLDER, storage_error, verify_chunks
+from pipeline.store.layout import RUN_FOLDER, verify_chunks
+from pipeline.store.place import place_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
+
+    from pipeline.store.place import Where
 
 VERIFY_LEVELS = ("none", "size", "full")
 
@@ -44,44 +47,27 @@ class Receipt:
     holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at `path` whole or not at all. Raises StorageError."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed either
-            partial.unlink()
-        raise storage_error(error, path) from error
-
-
 class Ledger:
     """Receipts of one store."""
 
-    def __init__(self, store: Path, plan_digest: str) -> None:
-        self._store = store
-        self._folder = store / RUN_FOLDER / "receipts"
+    def __init__(self, store: Where, plan_digest: str) -> None:
+        self._place = place_of(store)
         self._digest = plan_digest
 
-    def _path(self, unit: str) -> Path:
-        return self._folder / f"{unit}.json"
+    def _key(self, unit: str) -> str:
+        return f"{RUN_FOLDER}/receipts/{unit}.json"
 
     def record(self, receipt: Receipt) -> None:
         """Write a receipt; the unit's data must already be in place."""
         if receipt.plan_digest != self._digest:
             raise StorageError(f"receipt of {receipt.unit} names plan {receipt.plan_digest[:12]}", self._digest[:12])
         content: dict[str, Any] = asdict(receipt)
-        write_atomic(self._path(receipt.unit), json.dumps(content, sort_keys=True).encode())
+        self._place.write(self._key(receipt.unit), json.dumps(content, sort_keys=True).encode())
 
     def read(self, unit: str) -> Receipt | None:
         """The receipt of `unit`, or None when there is none, it is damaged, or it belongs to another plan."""
         try:
-            content = json.loads(self._path(unit).read_bytes())
+            content = json.loads(self._place.read(self._key(unit)) or b"")
             receipt = Receipt(**{**content, "scenes": tuple(content["scenes"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -89,16 +75,24 @@ class Ledger:
 
     def faults(self, unit: str, verify: str = "size") -> list[str]:
         """Why `unit` does not count as done; empty when it does. `verify` is none, size or full."""
+        return self._look(unit, verify)[1]
+
+    def _look(self, unit: str, verify: str) -> tuple[Receipt | None, list[str]]:
         receipt = self.read(unit)
         if receipt is None:
-            return ["no valid receipt"]
+            return None, ["no valid receipt"]
         if verify == "none":
-            return []
-        return verify_chunks(self._store / receipt.group, receipt.chunks, full=verify == "full")
+            return receipt, []
+        return receipt, verify_chunks(self._place, receipt.chunks, full=verify == "full", group=receipt.group)
+
+    def survey(self, units: Iterable[str], verify: str) -> Iterator[tuple[Receipt | None, list[str]]]:
+        """Receipt and faults of each unit, in order; many at once where each question travels far."""
+        if self._place.hands == 1:
+            yield from (self._look(unit, verify) for unit in units)
+            return
+        with ThreadPoolExecutor(self._place.hands) as pool:
+            yield from pool.map(self._look, units, repeat(verify))
 
     def sweep(self) -> int:
         """Remove temporary files that a killed process left in the store; returns how many. Only with no run alive."""
-        leftovers = [path for path in self._store.rglob("*.partial") if path.is_file()]
-        for path in leftovers:
-            path.unlink(missing_ok=True)
-        return len(leftovers)
+        return self._place.sweep()

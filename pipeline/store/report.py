@@ -1,4 +1,4 @@
-"""Pictures of a store: the quicklook PNG. In: reflectance arrays. Out: files. Imports receipts only; no archive."""
+"""Pictures of a store: the quicklook PNG. In: reflectance arrays. Out: files. Imports place only; no archive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.store.receipts import write_atomic
+from pipeline.store.place import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
