@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.arguments import aoi_of, config_of, parser
@@ -29,6 +28,7 @@ from pipeline.terminal import (
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from pathlib import Path
 
     from pipeline.archive.aoi import Aoi
     from pipeline.execution.plan import Plan

@@ -24,7 +24,8 @@ from pipeline.execution import driver
 from pipeline.execution.plan import Plan
 from pipeline.execution.work import Summary
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
-from pipeline.store.place import place_of, write_atomic
+from pipeline.store.place import place_of
+from pipeline.store.receipts import write_atomic
 from pipeline.superres.systems import SYSTEMS, WEIGHTS
 from pipeline.terminal import Progress, counted, duration
 from tests.archive.synthetic import make_archive, make_scene

@@ -27,6 +27,7 @@ from pipeline.superres.systems import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -223,6 +224,11 @@ def _zone(record: dict[str, Any]) -> Zone:
             "col_breaks": tuple(record["col_breaks"]),
         }
     )
+
+
+def plan_path(store: Path) -> Path:
+    """Where a local store keeps its plan."""
+    return store / PLAN_KEY
 
 
 def load_plan(store: Where) -> Plan:

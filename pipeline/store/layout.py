@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
 from pipeline.errors import IntegrityError
 from pipeline.store.place import place_of
+from pipeline.store.place import storage_error as storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import StorageError
 from pipeline.store.layout import RUN_FOLDER, verify_chunks
 from pipeline.store.place import place_of
+from pipeline.store.place import write_atomic as write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -64,7 +64,7 @@ def test_a_full_disk_stops_the_run_at_once(archive, aoi, tmp_path, monkeypatch, 
     real = RegionWriter.write
 
     def full(self, rows, cols, arrays):
-        from pipeline.store.place import storage_error
+        from pipeline.store.layout import storage_error
 
         raise storage_error(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
 

@@ -21,7 +21,7 @@ from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.execution import planner
-from pipeline.execution.plan import PLAN_KEY, Plan, Unit, load_plan
+from pipeline.execution.plan import Plan, Unit, load_plan, plan_path
 from pipeline.execution.planner import make_plan
 from pipeline.execution.unit import noise_stream
 from pipeline.grid.grid import Phase, Window
@@ -76,7 +76,7 @@ class TestJson:
         assert list(again.units()) == list(plan.units())
 
     def test_from_a_store(self, plan, tmp_path):
-        path = tmp_path / "x.zarr" / PLAN_KEY
+        path = plan_path(tmp_path / "x.zarr")
         with pytest.raises(UsageError, match="holds no plan"):
             load_plan(tmp_path / "x.zarr")
         path.parent.mkdir(parents=True)
@@ -88,7 +88,7 @@ class TestJson:
 
     @pytest.mark.parametrize("cut", [0, 1, 100, -2])
     def test_damaged(self, plan, tmp_path, cut):
-        path = tmp_path / "x.zarr" / PLAN_KEY
+        path = plan_path(tmp_path / "x.zarr")
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(plan.to_json())[:cut])
         with pytest.raises(IntegrityError, match=r"plan\.json"):
