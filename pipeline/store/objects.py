@@ -11,6 +11,7 @@ so whoever creates looks at what is there, and content unique to its writer tell
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from contextlib import contextmanager, suppress
@@ -47,7 +48,7 @@ _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist")
 _FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull|NoSpace")
-_METADATA = re.compile(r"//169\.254\.\d+\.\d+|//metadata\.google|MissingAccount|[Mm]issing.{0,20}[Cc]redential")
+_METADATA = re.compile(r"//169\.254\.|/latest/(?:api|meta-data)|computeMetadata|metadata/identity|MissingAccount")
 _PLAIN_HTTP = re.compile(r"BadScheme|URL scheme is not allowed")
 _CURE = "run the same command again later, it continues where it stopped"
 
@@ -243,7 +244,7 @@ def _patience_s() -> float:
         seconds = float(text or _PATIENCE_S)
     except ValueError:
         seconds = 0.0
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         raise UsageError(f"{PATIENCE_ENV}={text}", "seconds, more than 0, such as 180")
     return seconds
 
@@ -308,7 +309,7 @@ def _explained(error: Exception, store: str) -> PipelineError:
         return StorageError(f"no space left while writing {store} ({said})", cure="free space and run again")
     if code == "RequestTimeTooSkewed":
         return StorageError(f"{store}: {host} refuses this machine's clock ({said})", cure="set the clock")
-    if status in ("401", "403"):
+    if status in ("401", "403") or code in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired"):
         return StorageError(f"{store}: {host} denies access ({said})", keys, "check them and the bucket's policy")
     if "configured region" in text or status.startswith("3"):
         return StorageError(f"{store}: the bucket is elsewhere", cure="set AWS_REGION to the bucket's region")
