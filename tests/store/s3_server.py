@@ -83,6 +83,8 @@ class Server:
 
 class Proxy(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
+    wbufsize = -1
     server: ThreadingHTTPServer
 
     def log_message(self, *_args):
@@ -171,7 +173,7 @@ def s3_server():
             "AWS_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": KEY_ID,
             "AWS_SECRET_ACCESS_KEY": SECRET,
-            "SEN2FINE_STORE_PATIENCE_S": "1.5",
+            "SEN2FINE_STORE_PATIENCE_S": "1",
         }.items():
             patch.setenv(name, value)
         upstream = http.client.HTTPConnection(rig.direct.removeprefix("http://"), timeout=30)

@@ -222,7 +222,8 @@ class TestFaults:
         assert not far.create("lease", b"mine")
         assert far.read("lease") == b"another's"
 
-    def test_a_server_without_conditional_puts_lets_the_last_win(self, server, far):
+    def test_a_server_without_conditional_puts_lets_the_last_win(self, server, far, monkeypatch):
+        monkeypatch.setenv("SEN2FINE_STORE_PATIENCE_S", "0.2")
         server.faults[:] = [Fault("PUT", "lease", 501, times=99)]
         with pytest.raises(StoreUnreachable):
             far.create("lease", b"mine")
@@ -256,7 +257,8 @@ class TestFaults:
             assert "SignatureDoesNotMatch" in str(caught.value)
             assert not [word for word in (KEY_ID, SECRET) if word in str(caught.value)]
 
-    def test_a_full_store_is_full(self, server, far):
+    def test_a_full_store_is_full(self, server, far, monkeypatch):
+        monkeypatch.setenv("SEN2FINE_STORE_PATIENCE_S", "0.2")
         server.faults[:] = [Fault("PUT", "a", 507, times=99)]
         with pytest.raises(StorageError, match="no space left"):
             far.write("a", b"x")
