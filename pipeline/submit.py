@@ -293,6 +293,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for word in words:
             if (flag := word.split("=")[0]) in _REFUSED:
                 raise UsageError(f"{flag} given to submit", _REFUSED[flag])
+        for flag, where in (("--out", arguments.out), ("--plan", arguments.plan)):
+            if where and "://" in where:
+                cure = "pipeline.run --plan-only there, and --plan with --shard-of in jobs of your own"
+                raise UsageError(f"{flag} {where} is an address", "a path that all jobs see", cure)
         act = to_slurm if arguments.target == "slurm" else to_kubernetes
         return act(arguments, plan_flags(words))
     except PipelineError as error:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from zarr.storage import ObjectStore
 
 PATIENCE_ENV = "SEN2FINE_STORE_PATIENCE_S"
-_PATIENCE_S = 180.0  # of one request, over all its tries
+_PATIENCE_S = 90.0  # of one request, over all its tries; less than the grace of a job that is asked to stop
 _TRIES = 3  # of a conditional PUT, each with its own patience
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 15.0
 _SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
@@ -245,7 +245,7 @@ def _patience_s() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < math.inf:
-        raise UsageError(f"{PATIENCE_ENV}={text}", "seconds, more than 0, such as 180")
+        raise UsageError(f"{PATIENCE_ENV}={text}", "seconds, more than 0, such as 90")
     return seconds
 
 

@@ -8,6 +8,7 @@ E2E, RESUME, CLUSTER = "execution/test_end_to_end.py", "execution/test_resume.py
 QUARANTINE, WORK, SHARDS = "execution/test_quarantine.py", "execution/test_work.py", "execution/test_shards.py"
 CATALOG, ACCESS, AOI, CUBE = (f"archive/test_{name}.py" for name in ("catalog", "access", "aoi", "cube"))
 LAYOUT, COMMAND, RELEASED = "store/test_layout.py", "test_run_command.py", "execution/test_released_weights.py"
+PLACE, OBJECTS = "store/test_place.py", "execution/test_object_store.py"
 FILES, DRIVER = "faults/test_archive_files.py", "faults/test_driver_faults.py"
 PASSES = f"{FILES}::test_a_fault_that_passes_leaves_no_trace"
 STAYS = f"{FILES}::test_a_fault_that_stays_is_never_nodata"
@@ -81,6 +82,15 @@ ROWS = (
         (f"{CLUSTER}::test_a_full_disk_stops_the_run_at_once",)),
     Row("output refused", "a file, a foreign folder, no permission", "exit 2 or 6, nothing touched",
         (f"{COMMAND}::TestOutput", f"{RESUME}::test_what_is_not_ours_is_never_touched")),
+    Row("object store stumbles", "503 SlowDown, 500, 429, lost answers, latency on PUT and GET", "same bytes",
+        (f"{OBJECTS}::test_what_a_server_may_do_changes_no_byte", f"{PLACE}::TestFaults")),
+    Row("object store away", "no answer, in mid-run and at the start", "sat out, then exit 75 with the host",
+        (f"{OBJECTS}::test_an_outage_that_passes_is_sat_out",
+         f"{OBJECTS}::test_an_outage_ends_with_75_names_the_host_and_costs_no_unit")),
+    Row("object store refuses", "403, no bucket, no credentials, 507", "exit 6, nothing of the answer repeated",
+        (f"{PLACE}::TestFaults", f"{OBJECTS}::test_bad_addresses_are_one_clear_line")),
+    Row("run into an object store killed", "kill -9, a second run beside it", "same bytes; the second exits 2",
+        (f"{OBJECTS}::test_kill_9_then_the_same_command_and_a_second_run_beside_it",)),
     Row("stored bytes change", "bit flips, truncation, deletion", "found by full verification, repaired to same bytes",
         (f"{RESUME}::test_damage_is_found_and_mended",
          f"{LAYOUT}::test_every_flipped_bit_raises_on_read_and_shows_in_full_verification")),
