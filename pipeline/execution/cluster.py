@@ -171,6 +171,11 @@ def open_pool(cluster: str, workers: int, store: str, digest: str) -> Iterator[P
     if cluster == "inline":
         yield InlinePool(store, digest)
         return
+    if cluster == "slurm" and "://" in store:
+        found = f"--cluster slurm with the store {store}"
+        raise UsageError(
+            found, "a folder that all nodes see, for keys and logs", "--plan-only, then --shard-of in jobs"
+        )
     with _client(cluster, workers, Path(store)) as client:
         # a queue may keep workers waiting for hours; elsewhere nobody would bring them any more
         yield DaskPool(client, store, digest, math.inf if cluster == "slurm" else _WORKERS_TIMEOUT_S)

@@ -252,11 +252,9 @@ def _patience_s() -> float:
 @lru_cache(maxsize=16)
 def _client(url: str, store: str, environment: frozenset[tuple[str, str]], patience_s: float) -> Client:
     """The client of one prefix, kept for its connections. `environment` tells when another one is needed."""
-    try:
-        import obstore
-        from obstore.exceptions import BaseError
-    except ImportError as error:
-        raise UsageError(f"{url} needs the package obstore", cure='pip install "sen2fine[s3]"') from error
+    import obstore
+    from obstore.exceptions import BaseError
+
     names = {name for name, _ in environment}
     try:
         if not names.intersection(_OWN_CREDENTIALS):

@@ -13,6 +13,7 @@ import shutil
 import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
@@ -136,6 +137,8 @@ def place_of(where: Where) -> Place:
         )
     if not parts.netloc or not parts.path.strip("/"):
         raise UsageError(f"{url} names no store", f"a name below the bucket, such as {scheme}://BUCKET/region.zarr")
+    if find_spec("obstore") is None:
+        raise UsageError(f"{url} needs the package obstore", cure='pip install "sen2fine[s3]"')
     from pipeline.store.objects import ObjectPlace
 
     return ObjectPlace(url)

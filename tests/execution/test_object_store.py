@@ -14,6 +14,8 @@ import pytest
 
 import pipeline
 from pipeline import check
+from pipeline.errors import UsageError
+from pipeline.execution.cluster import open_pool
 from pipeline.run import main
 from pipeline.store import layout
 from pipeline.store.place import place_of
@@ -258,3 +260,11 @@ def test_bad_addresses_are_one_clear_line(archive, aoi, call, server, tmp_path, 
     code, _, err = call("s3://bucket/none.zarr", program=check.main)
     assert code == 2
     assert "holds no plan" in err
+
+
+def test_workers_as_slurm_jobs_need_a_folder(server):
+    with (
+        pytest.raises(UsageError, match="a folder that all nodes see"),
+        open_pool("slurm", 1, "s3://bucket/run.zarr", "d"),
+    ):
+        pass

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -189,6 +190,12 @@ class TestNames:
         with pytest.raises(UsageError) as caught:
             place_of(text)
         assert SECRET not in str(caught.value)
+
+    def test_need_a_package_for_addresses_only(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "obstore", None)
+        assert str(place_of("run.zarr")) == "run.zarr"
+        with pytest.raises(UsageError, match=r"sen2fine\[s3\]"):
+            place_of("s3://b/run.zarr")
 
     def test_of_other_kinds_of_stores_reach_their_library(self):
         with pytest.raises(StorageError, match="az://c/run.zarr"):
