@@ -95,7 +95,10 @@ class DaskPool:
     @property
     def capacity(self) -> int:
         """Threads of all workers: GPU and CPU workers here have one each."""
-        threads: dict[str, int] = self._client.nthreads()
+        try:
+            threads: dict[str, int] = self._client.nthreads()
+        except (OSError, TimeoutError) as error:
+            raise self._gone() from error
         return max(1, sum(threads.values()))
 
     def submit(self, unit: Unit, attempt: int) -> None:
