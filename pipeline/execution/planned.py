@@ -40,11 +40,13 @@ class Planned:
 
 
 class PlanningFailed(PipelineError):
-    """Pipeline.run refused; message and exit code are its own."""
+    """The planning run refused; words and exit code are its own."""
 
-    def __init__(self, line: str, code: int) -> None:
-        super().__init__(line.removeprefix("error: "))
-        self.exit_code = code
+    def __init__(
+        self, found: str, expected: str = "", cure: str = "", exit_code: int = PipelineError.exit_code
+    ) -> None:
+        super().__init__(found, expected, cure)
+        self.exit_code = exit_code
 
 
 def frozen(flags: Sequence[str], parts: int) -> Planned:
@@ -76,7 +78,8 @@ def _to_do(plan: Plan, store: Path, of: int) -> tuple[int, ...]:
     """Parts with units that have no valid receipt and are not set aside."""
     aside = Quarantine(store, plan.digest).read()
     todo = {unit for unit in pending(plan, store)[0] if unit.id not in aside}
-    return tuple(number for number in range(1, of + 1) if todo.intersection(Shard(number, of).units(plan)))
+    units = list(plan.units())
+    return tuple(number for number in range(1, of + 1) if not todo.isdisjoint(Shard(number, of).cut(units)))
 
 
 def _said(words: Sequence[str]) -> dict[str, Any]:
@@ -86,8 +89,17 @@ def _said(words: Sequence[str]) -> dict[str, Any]:
     )
     lines = done.stderr.strip().splitlines()
     if done.returncode != EXIT_OK:
-        raise PlanningFailed(lines[-1] if lines else f"planning ended with {done.returncode}", done.returncode)
+        raise _failure(done.stdout, lines, done.returncode)
     for line in lines:
         print(line, file=sys.stderr)
     said: dict[str, Any] = json.loads(done.stdout)
     return said
+
+
+def _failure(stdout: str, lines: list[str], code: int) -> PlanningFailed:
+    """The refusal in its three parts; of a run that died, the last that it said."""
+    try:
+        said = json.loads(stdout)
+        return PlanningFailed(said["found"], said["expected"], said["cure"], code)
+    except (ValueError, KeyError, TypeError):
+        return PlanningFailed(lines[-1] if lines else f"planning ended with {code}", exit_code=code)

@@ -41,5 +41,8 @@ class Shard:
 
     def units(self, plan: Plan) -> list[Unit]:
         """Units of this part: neighbours on the ground as far as the plan's row order has them; may be none."""
-        units = list(plan.units())
+        return self.cut(list(plan.units()))
+
+    def cut(self, units: list[Unit]) -> list[Unit]:
+        """Of all units of a plan, in its order, those of this part."""
         return units[len(units) * (self.number - 1) // self.of : len(units) * self.number // self.of]

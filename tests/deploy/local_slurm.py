@@ -68,7 +68,7 @@ def missing() -> str:
 @contextmanager
 def local_slurm() -> Iterator[Path]:
     """Start the cluster and point SLURM_CONF at it; yields its folder, which holds the daemons' logs."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # short: a socket's path has at most 107 bytes
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))  # not pytest's: a socket's path has at most 107 bytes
     folder.chmod(0o755)
     for name in ("state", "spool"):
         (folder / name).mkdir()

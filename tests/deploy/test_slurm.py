@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from pipeline import submit
+from pipeline.archive.aoi import read_aoi
 from pipeline.errors import UsageError
+from pipeline.execution.driver import prepare
 from pipeline.execution.plan import load_plan
+from pipeline.execution.planner import make_plan
 from pipeline.execution.shards import Shard
 from pipeline.store import layout
 from tests.deploy.local_slurm import local_slurm, missing, queued
@@ -30,11 +35,19 @@ def slurm():
         yield folder
 
 
-def wait_until(true, what):
+def wait_until(true, what, every_s=0.1):
     until = time.monotonic() + LIMIT_S
     while not true():
         assert time.monotonic() < until, f"{what}; in the queue: {queued()}"
-        time.sleep(0.05)
+        time.sleep(every_s)
+
+
+def has_pending(pid, number):
+    """Whether a signal waits to be taken up by a (stopped) process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return any(
+        int(mask, 16) >> (number - 1) & 1 for mask in re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)", status, re.MULTILINE)
+    )
 
 
 def submitted(capsys, *words):
@@ -48,12 +61,11 @@ def submitted(capsys, *words):
 
 def test_an_array_with_a_killed_and_a_warned_task_equals_one_run(slurm, archive, aoi, tmp_path, capsys):
     sound, store = tmp_path / "sound.zarr", tmp_path / "jobs.zarr"
-    run(config_for(archive, unit_chunks=1), aoi, sound)
+    config = config_for(archive, unit_chunks=1, bands=("B02", "B03", "B04", "B11"))
+    run(config, aoi, sound)
+    prepare(make_plan(config, read_aoi(str(aoi))), store)
     lease, receipts = store / "_run" / "lease-3-of-4.json", store / "_run" / "receipts"
-    said = submitted(
-        capsys, "--aoi", str(aoi), "--catalog", str(archive), "--sr", "bicubic", "--chunk-px", "120",
-        "--unit-chunks", "1", "--max-cloud", "100", "--out", str(store), "--array", "4",
-    )  # fmt: skip
+    said = submitted(capsys, "--plan", str(store), "--array", "4")
     assert said["parts_to_do"] == [1, 2, 3, 4]
 
     part3 = [unit.id for unit in Shard(3, 4).units(load_plan(store))]
@@ -61,7 +73,7 @@ def test_an_array_with_a_killed_and_a_warned_task_equals_one_run(slurm, archive,
     def done():
         return [unit for unit in part3 if (receipts / f"{unit}.json").exists()]
 
-    wait_until(done, "part 3 has not begun")
+    wait_until(done, "part 3 has not begun", every_s=0.005)
     os.kill(json.loads(lease.read_text())["pid"], signal.SIGKILL)
     assert submit.main(["--plan", str(store), "--target", "slurm"]) == 2
     assert "has jobs in the queue" in capsys.readouterr().err
@@ -74,10 +86,15 @@ def test_an_array_with_a_killed_and_a_warned_task_equals_one_run(slurm, archive,
 
     said = submitted(capsys, "--plan", str(store), "--array", "4")
     assert said["parts_to_do"] == [3]
-    wait_until(lease.exists, "part 3 has not begun again")
+    wait_until(lease.exists, "part 3 has not begun again", every_s=0.005)
+    pid = json.loads(lease.read_text())["pid"]
+    os.kill(pid, signal.SIGSTOP)  # so that it is not done before SLURM's warning comes
     subprocess.run(["scancel", "--signal=USR1", "--batch", f"{said['array_job']}_3"], check=True)
+    wait_until(lambda: has_pending(pid, signal.SIGUSR1), "the warning was not handed on")
+    os.kill(pid, signal.SIGCONT)
     wait_until(lambda: f"{said['array_job']}_3 PENDING" in queued(), "part 3 was not requeued")
     assert any("PENDING" in job for job in queued() if job.startswith(said["finalise_job"]))
+    time.sleep(2)  # SLURM refuses to start a job in the second in which it was requeued, hence its two minutes
     subprocess.run(["scontrol", "update", f"JobId={said['array_job']}_3", "StartTime=now"], check=True)
     wait_until(lambda: not queued(), "the jobs have not ended")
     log = (tmp_path / "jobs.zarr.slurm" / "part-3.log").read_text()

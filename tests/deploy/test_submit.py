@@ -287,7 +287,10 @@ def test_the_planning_runs_own_refusal_is_ours(wanted, tmp_path, capsys):
     """A catalogue with no scene in the period: exit 3, in pipeline.run's words."""
     code, out, err = go(capsys, *wanted, "--end", "2019-02-01", "--target", "slurm", "--json")
     assert code == 3
-    assert json.loads(out)["exit_code"] == 3
+    said = json.loads(out)
+    assert said["exit_code"] == 3
+    assert said["found"]
+    assert said["found"] != err.removeprefix("error: ").strip()  # in its parts
     assert len(err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
