@@ -1,76 +1,13 @@
 """The main job as users run it: a STAC API, files over HTTP by ranges, one command. All on loopback."""
 
-import json
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from pipeline.archive.index_file import to_item
-from pipeline.bands import BAND_NAMES
-from pipeline.run import main
 from pipeline.store import layout
-from tests.archive.stac_server import serving, stac_server
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import SIZE, config_for, run, values
-
-NAMES = (*BAND_NAMES, "SCL")
-
-
-def ranges_of(folder, gone):
-    """Handler that serves `folder` by ranges, and 404 for names in `gone`."""
-
-    class Files(BaseHTTPRequestHandler):
-        def log_message(self, *_args):
-            pass
-
-        def do_HEAD(self):
-            self.do_GET()
-
-        def do_GET(self):
-            path = folder / self.path.split("?")[0].lstrip("/")
-            if path.name in gone or not path.is_file():
-                self.send_error(404)
-                return
-            content = path.read_bytes()
-            first, last = 0, len(content) - 1
-            asked = self.headers.get("Range")
-            if asked:
-                low, _, high = asked.removeprefix("bytes=").partition("-")
-                first, last = int(low), min(int(high or last), last)
-            self.send_response(206 if asked else 200)
-            self.send_header("Accept-Ranges", "bytes")
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-            self.send_header("Content-Length", str(last - first + 1))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content[first : last + 1])
-
-    return Files
-
-
-@contextmanager
-def archive_online(folder, scenes, gone=()):
-    """A STAC API over `scenes` with their files on a second server; yields the catalogue's TOML."""
-    with serving(ranges_of(folder, gone)) as files:
-        items = []
-        for scene in scenes:
-            item = to_item(scene)
-            item["collection"] = "sentinel-2-l2a"
-            item["properties"]["constellation"] = "sentinel-2"
-            for asset in item["assets"].values():
-                asset["href"] = f"{files}/{Path(asset['href']).relative_to(folder)}"
-            items.append(json.loads(json.dumps(item)))
-        with stac_server(items) as api:
-            bands = "\n".join(f'{name} = ["{name}"]' for name in BAND_NAMES)
-            toml = folder / "loopback.toml"
-            toml.write_text(
-                f'name = "loopback"\nurl = "{api.url}"\ncollection = "sentinel-2-l2a"\nscl = ["SCL"]\n'
-                f'hosts = ["{files.removeprefix("http://")}"]\noffset_rule = "baseline"\n\n[bands]\n{bands}\n'
-            )
-            yield toml
+from tests.faults.conftest import call, online
+from tests.faults.files import always
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +19,10 @@ def scenes(tmp_path_factory):
     ]
 
 
-def call(toml, aoi, store, *more):
-    words = [
-        *("--aoi", aoi, "--catalog", toml, "--out", store, "--start", "2024-06-01", "--end", "2024-06-30"),
-        *("--sr", "bicubic", "--max-cloud", "100", "--chunk-px", "240", "--unit-chunks", "2", "--cluster", "inline"),
-        *more,
-    ]
-    return main([str(word) for word in words])
-
-
 def test_one_command_from_api_to_store_equals_the_local_run(scenes, aoi, tmp_path, capsys):
     folder, records = scenes
     run(config_for(make_archive(tmp_path, records), chunk_px=240), aoi, tmp_path / "local.zarr")
-    with archive_online(folder, records) as toml:
+    with online((folder, records), lambda *_: None) as (toml, _):
         assert call(toml, aoi, tmp_path / "online.zarr") == 0, capsys.readouterr().err
     assert "2 used" in capsys.readouterr().out
     for name in ("reflectance", "scl", "quality"):
@@ -104,7 +32,7 @@ def test_one_command_from_api_to_store_equals_the_local_run(scenes, aoi, tmp_pat
 def test_a_file_that_answers_404_ends_the_run_with_5_and_no_pixel_of_it(scenes, aoi, tmp_path, capsys):
     folder, records = scenes
     store = tmp_path / "gone.zarr"
-    with archive_online(folder, records[1:], gone=("S2B_MSIL2A_TWO_B11.tif",)) as toml:
+    with online((folder, records[1:]), always("404", "S2B_MSIL2A_TWO_B11")) as (toml, _):
         assert call(toml, aoi, store) == 5
         said = capsys.readouterr().err
         assert "B11" in said
