@@ -13,8 +13,8 @@ from pipeline.errors import ReadError, UsageError
 from pipeline.grid.grid import Grid
 from pipeline.store import layout
 from pipeline.store.layout import RegionWriter, Template
-from tests.archive.stac_server import serving, stac_server
-from tests.execution.test_remote import ranges_of
+from tests.archive.stac_server import stac_server
+from tests.faults.files import Faults, file_server
 from tests.training.imagery import placed, texture, write_raster, write_toml
 from training.images import ground_gsd_m, read_header
 from training.places import split_of
@@ -343,7 +343,7 @@ def test_photographs_of_a_stac_file_are_a_source(tmp_path):
 
 def test_photographs_of_an_api_are_read_over_http_by_range(tmp_path):
     """Search, host rules and reading are the archive room's: the server sees ranges, and a foreign host is refused."""
-    with serving(ranges_of(tmp_path, ())) as files:
+    with file_server(tmp_path, Faults()) as files:
         items = photographs(tmp_path, href=files + "/{name}.tif")
         foreign = {**items[0], "id": "foreign", "assets": {"image": {"href": "https://evil.example.org/a.tif"}}}
         with stac_server([*items, foreign]) as api:
