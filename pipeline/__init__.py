@@ -2,6 +2,7 @@
 
 >>> import pipeline
 >>> ds = pipeline.open_store("lyon.zarr")        # decoded, lazy                        # doctest: +SKIP
+>>> ndvi = pipeline.indices(ds, "ndvi")           # and pipeline.true_color(ds)          # doctest: +SKIP
 >>> cube = pipeline.open_cube(pipeline.load_plan("lyon.zarr"))  # what went in, lazy    # doctest: +SKIP
 """
 
@@ -13,13 +14,18 @@ from pipeline.version import VERSION
 
 if TYPE_CHECKING:
     from pipeline.execution.plan import load_plan, open_cube
+    from pipeline.store.color import false_color, true_color
+    from pipeline.store.indices import indices
     from pipeline.store.reader import open_store
 
 __version__ = VERSION
-__all__ = ["__version__", "load_plan", "open_cube", "open_store"]
+__all__ = ["__version__", "false_color", "indices", "load_plan", "open_cube", "open_store", "true_color"]
 
 _HOMES = {
     "open_store": "pipeline.store.reader",
+    "indices": "pipeline.store.indices",
+    "true_color": "pipeline.store.color",
+    "false_color": "pipeline.store.color",
     "load_plan": "pipeline.execution.plan",
     "open_cube": "pipeline.execution.plan",
 }
