@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMPOSITES = ("mosaic", "median", "none")
+COMPOSITES = ("mosaic", "median", "none", "monthly")
 CONSISTENCIES = ("box", "tent", "none")
 _MAX_TOML_BYTES = 1_000_000
 _EXAMPLES = {  # of values whose default shows no form

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from pipeline.archive.scene import Scene
     from pipeline.grid.grid import Grid
 
-COMPOSITES: tuple[str, ...] = ("none", "mosaic", "median")
+COMPOSITES: tuple[str, ...] = ("none", "mosaic", "median", "monthly")
 # SCL classes (Sen2Cor) that hide the ground: nodata, saturated, cloud shadow, medium and high cloud, thin cirrus.
 UNCLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)
+_YEAR_MONTH = len("2024-06")
 _CELL_M = 20  # pixel of SCL, on which the choice is made
 _FAR = np.int32(1 << 20)  # sorts behind every DN
 
@@ -73,18 +74,23 @@ def best_first(scenes: Iterable[Scene]) -> tuple[Scene, ...]:
 
 
 def periods(scenes: Sequence[Scene], composite: str) -> tuple[Period, ...]:
-    """Time steps for `composite`: "none" makes one per solar day, "mosaic" and "median" one of everything.
+    """Time steps for `composite`: "none" one per solar day, "monthly" one per month, else one of everything.
 
-    Periods come in order of time and name their scenes best first; their time is that of their earliest scene.
+    "mosaic" and "median" name how the scenes of a step are combined; a month is combined by its median, a day by its
+    mosaic. Steps come in order of time and name their scenes best first. Their time is that of their earliest scene,
+    that of a month its first day at 00:00 UTC: the same in every store, as pandas and xarray resample to "MS", and
+    `sel(time="2024-06")` finds it. Months without a scene are left out.
     """
     if composite not in COMPOSITES:
         raise UsageError(f"composite {composite!r} is unknown", f"one of {', '.join(COMPOSITES)}")
-    if composite != "none":
+    if composite in ("mosaic", "median"):
         return (_period(scenes, composite),) if scenes else ()
-    days: dict[str, list[Scene]] = defaultdict(list)
+    monthly = composite == "monthly"
+    steps: dict[str, list[Scene]] = defaultdict(list)
     for scene in scenes:
-        days[solar_day(scene)].append(scene)
-    return tuple(_period(days[day], "mosaic") for day in sorted(days))
+        day = solar_day(scene)
+        steps[day[:_YEAR_MONTH] if monthly else day].append(scene)
+    return tuple(_month(steps[at], at) if monthly else _period(steps[at], "mosaic") for at in sorted(steps))
 
 
 def solar_day(scene: Scene) -> str:
@@ -107,6 +113,10 @@ def _period(scenes: Sequence[Scene], composite: str) -> Period:
     label = days[0] if len(days) == 1 else f"{days[0]}/{days[-1]}"
     earliest = min(scenes, key=lambda s: (_utc(s), s.id))
     return Period(label, earliest.datetime_utc, tuple(s.id for s in best_first(scenes)), composite)
+
+
+def _month(scenes: Sequence[Scene], month: str) -> Period:
+    return Period(month, f"{month}-01T00:00:00Z", tuple(s.id for s in best_first(scenes)), "median")
 
 
 def mosaic(steps: Iterable[Step]) -> Composite:

@@ -77,7 +77,7 @@ class Scene:
 class Period:
     """One time step of the output: which scenes feed it, best first, and how they are combined."""
 
-    label: str  # "2024-06-17" or "2024-06-01/2024-08-31"
+    label: str  # "2024-06-17", "2024-06-01/2024-08-31" or "2024-06", a month
     datetime_utc: str  # ISO 8601 with Z, value of the time coordinate
     scene_ids: tuple[str, ...]
     composite: str  # "mosaic" or "median"

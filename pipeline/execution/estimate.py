@@ -60,7 +60,8 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
     per_pixel = bands * 2 * (2 if plan.config.members > 1 else 1) + 1
     largest = max((window.ny * window.nx for window in windows), default=0)
     # a mosaic holds one scene and the result at a time; a median all that lie over one place, rarely more than ten
-    scenes = min(10, len(plan.scenes)) if plan.config.composite == "median" else 2
+    medians = [len(p.scene_ids) for zone in plan.zones for p in zone.periods if p.composite == "median"]
+    scenes = max(2, min(10, max(medians, default=0)))
     per_window = seconds_per_window(plan) if timed else 0.0
     per_member = plan.config.members if plan.system.sr_weights else 1
     return Estimate(

@@ -329,7 +329,40 @@ def test_mosaic_and_median_are_one_period_over_everything():
         assert step.datetime_utc == "2024-06-01T10:00:00Z"
 
 
+def test_monthly_is_one_median_per_calendar_month_in_order():
+    scenes = [
+        scene("july", "2024-07-01T10:00:00Z"),
+        scene("june cloudy", "2024-06-02T10:00:00Z", cloud=40),
+        scene("june clear", "2024-06-28T10:00:00Z", cloud=1),
+        scene("last year", "2023-06-15T10:00:00Z"),
+    ]
+    steps = periods(scenes, "monthly")
+    assert [step.label for step in steps] == ["2023-06", "2024-06", "2024-07"]
+    assert [step.datetime_utc for step in steps] == [f"{step.label}-01T00:00:00Z" for step in steps]
+    assert [step.scene_ids for step in steps] == [("last year",), ("june clear", "june cloudy"), ("july",)]
+    assert {step.composite for step in steps} == {"median"}
+
+
+def test_a_month_begins_with_the_solar_day_not_at_midnight_utc():
+    """An overpass around midnight UTC stays whole, in the month of its local date."""
+    before = scene("before", "2024-06-30T23:59:50Z", longitude=178.0)
+    after = scene("after", "2024-07-01T00:00:05Z", longitude=178.5)
+    (step,) = periods([before, after], "monthly")
+    assert step.label == "2024-07"
+    assert step.scene_ids == ("after", "before")
+
+
+def test_months_agree_with_pandas():
+    """Time of a month is what resampling to month starts gives, so that series can be joined."""
+    import pandas as pd
+
+    days = ("2024-02-29", "2024-12-31", "2025-01-01")
+    scenes = [scene(day, f"{day}T10:00:00Z") for day in days]
+    stamps = [pd.Timestamp(step.datetime_utc).tz_localize(None) for step in periods(scenes, "monthly")]
+    assert stamps == list(pd.to_datetime(days).to_period("M").to_timestamp())
+
+
 def test_no_scenes_no_periods_and_unknown_composites_are_refused():
-    assert periods([], "none") == periods([], "median") == ()
+    assert periods([], "none") == periods([], "median") == periods([], "monthly") == ()
     with pytest.raises(UsageError, match="mean"):
         periods([scene("a")], "mean")
