@@ -1,0 +1,147 @@
+"""`python -m pipeline.export`: a finished store -> cloud-optimised GeoTIFFs, for whatever does not read Zarr.
+
+In: command-line arguments. Out: files in a folder, their names on stdout, an exit code (pipeline/errors.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.bands import BAND_NAMES
+from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError
+from pipeline.terminal import Progress, counted, show
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.store.selection import Request
+
+_VARIABLES = "reflectance, quality, scl, uncertainty"
+_SHOWN = 12
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags."""
+    p = argparse.ArgumentParser("python -m pipeline.export", description="Export a finished store as GeoTIFFs.")
+    p.add_argument("store", help="folder or URL")
+    p.add_argument("--to", choices=("cog",), default="cog", help="cloud-optimised GeoTIFF (%(default)s)")
+    p.add_argument("--out", metavar="FOLDER", help="where to (the store's name + _tifs)")
+    p.add_argument("--bands", metavar="B04,B08", help="in this order (all of the store)")
+    p.add_argument("--bbox", nargs="+", metavar="DEGREES", help="W,S,E,N or W S E N: only this box (all)")
+    p.add_argument("--time", default="all", help="2024-06-17, 2024-06, an index from 0, or all (%(default)s)")
+    p.add_argument("--variable", default="reflectance", metavar="NAMES", help=f"of {_VARIABLES} (%(default)s)")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument(
+        "--per-band", dest="single_file", action="store_false", default=False, help="a file per band (this)"
+    )
+    how.add_argument("--single-file", action="store_true", help="all bands of a time step in one file")
+    p.add_argument("--compress", choices=("deflate", "zstd"), default="deflate", help="(%(default)s)")
+    p.add_argument("--overwrite", action="store_true", help="replace files of the same names")
+    p.add_argument("--allow-incomplete", action="store_true", help="export what an unfinished store holds")
+    p.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
+    p.add_argument("--quiet", action="store_true", help="no progress line")
+    return p
+
+
+def request_of(arguments: argparse.Namespace) -> Request:
+    """What the flags ask for. UsageError for lists that are none."""
+    from pipeline.store.selection import Request
+
+    bands = (
+        _listed(arguments.bands, "--bands", f"some of {','.join(BAND_NAMES)}") if arguments.bands is not None else ()
+    )
+    variables = _listed(arguments.variable, "--variable", f"some of {_VARIABLES}")
+    return Request(bands, _box(arguments.bbox), arguments.time, variables)
+
+
+def _listed(text: str, flag: str, expected: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise UsageError(f"{flag} names nothing", expected)
+    return names
+
+
+def _box(words: Sequence[str] | None) -> tuple[float, float, float, float] | None:
+    if words is None:
+        return None
+    try:
+        west, south, east, north = (float(word) for word in ",".join(words).split(",") if word.strip())
+    except ValueError as error:
+        raise UsageError(
+            f"--bbox {' '.join(words)}", "four degrees, W,S,E,N", "e.g. --bbox 4.8,45.7,4.9,45.8"
+        ) from error
+    return west, south, east, north
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--bbox -1.5,44,...` as one word: argparse takes a word that begins with a minus for a flag."""
+    words = list(argv)
+    for i in range(len(words) - 1, 0, -1):
+        if words[i - 1] == "--bbox" and "," in words[i]:
+            words[i - 1 : i + 1] = [f"--bbox={words[i]}"]
+    return words
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    if arguments.out is None:
+        name = arguments.store.rstrip("/").rsplit("/", 1)[-1]
+        return Path(f"{name.removesuffix('.zarr')}_tifs")
+    if "://" in arguments.out:
+        raise UsageError(
+            f"--out {arguments.out} is not a folder", "a local folder", "export, then copy the files there"
+        )
+    return Path(arguments.out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    from pipeline.store.cog import export_cogs
+
+    arguments = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+    progress = Progress(quiet=arguments.quiet)
+    try:
+        made = export_cogs(
+            arguments.store,
+            _folder(arguments),
+            request_of(arguments),
+            single_file=arguments.single_file,
+            compress=arguments.compress,
+            overwrite=arguments.overwrite,
+            allow_incomplete=arguments.allow_incomplete,
+            report=progress.say,
+        )
+    except PipelineError as error:
+        progress.clear()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        progress.clear()
+        print("stopped; files that are there are whole", file=sys.stderr)
+        return EXIT_RESUMABLE
+    progress.clear()
+    for note in made.notes:
+        print(f"note: {note}", file=sys.stderr)
+    show(json.dumps(as_json(made.files, made.notes)) if arguments.json else in_words(made.files))
+    return EXIT_OK
+
+
+def as_json(files: Sequence[Path], notes: Sequence[str]) -> dict[str, object]:
+    """What was written, for programs."""
+    return {"files": [{"path": str(path), "bytes": path.stat().st_size} for path in files], "notes": list(notes)}
+
+
+def in_words(files: Sequence[Path]) -> str:
+    """What was written, for people."""
+    total_mib = sum(path.stat().st_size for path in files) / 2**20
+    lines = [f"  {path.name}  {path.stat().st_size / 2**20:.1f} MiB" for path in files[:_SHOWN]]
+    if len(files) > _SHOWN:
+        lines.append(f"  and {len(files) - _SHOWN} more")
+    return "\n".join([f"{counted(len(files), 'file')} in {files[0].parent}, {total_mib:.1f} MiB", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""Cloud-optimised GeoTIFFs of a finished store, in memory that does not grow with it.
+
+In: a store, a `Request`, a folder. Out: one GeoTIFF per zone, time step, variable and band, or one for all bands.
+Imports errors, geotiff, layout, place, receipts and selection; rasterio and zarr inside functions.
+
+Chunks are read one after the other into a tiled, compressed working file on the chunk lattice, all bands of a chunk at
+once. GDAL's COG driver then cuts the window out, makes the overviews and puts everything in order. A file appears
+under its name whole, after its sums were compared with those of what was read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import IntegrityError, PipelineError, StorageError, UsageError
+from pipeline.grid.grid import Window
+from pipeline.store.geotiff import dtype_of, vrt
+from pipeline.store.layout import RUN_FOLDER
+from pipeline.store.place import place_of, storage_error
+from pipeline.store.receipts import Ledger
+from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import zarr
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetWriter
+
+    from pipeline.store.place import Place, Where
+
+COMPRESSIONS = ("deflate", "zstd")
+_BLOCK_PX = 512  # of the finished files
+_TIFF_STEP_PX = 16  # tiles of a TIFF are multiples of it
+_CACHE_MIB = 128  # of GDAL, over all files of a process
+_WORKING = {"driver": "GTiff", "tiled": True, "compress": "deflate", "zlevel": 1, "interleave": "band",
+            "bigtiff": "if_safer", "sparse_ok": True}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cog:
+    """One file to write: `bands` of a slab, none for classes."""
+
+    path: Path
+    slab: Slab
+    bands: tuple[str, ...]
+
+    @property
+    def planes(self) -> list[int]:
+        """Indices of the bands in the store."""
+        where = dict(zip(self.slab.bands, self.slab.band_indices, strict=True))
+        return [where[name] for name in self.bands]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and what the user should know of it."""
+
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def export_cogs(
+    store: Where,
+    out: Path,
+    request: Request,
+    *,
+    single_file: bool = False,
+    compress: str = COMPRESSIONS[0],
+    overwrite: bool = False,
+    allow_incomplete: bool = False,
+    report: Callable[[str], None] = lambda _text: None,
+) -> Export:
+    """Write the COGs of a request into the folder `out`.
+
+    Raises UsageError where the store does not hold what is asked for or files stand in the way, IntegrityError for
+    damaged chunks, StorageError when the disk refuses. Files are put in place whole, those of one slab together.
+    """
+    place = place_of(store)
+    attributes = root_attributes(place)
+    notes = require_finished(place, attributes, allow_incomplete=allow_incomplete)
+    slabs = select(place, attributes, request)
+    wanted = [_cogs(slab, out, name, single_file) for slab, name in zip(slabs, _names(place, slabs), strict=True)]
+    _require_free([cog.path for cogs in wanted for cog in cogs], overwrite=overwrite)
+    stored = _Stored(place, str(attributes["plan_digest"]))
+    made = not out.exists()
+    with _gdal(), _folder(out):
+        try:
+            for number, cogs in enumerate(wanted, start=1):
+                report(f"{cogs[0].slab.variable} {cogs[0].slab.zone} {cogs[0].slab.date} ({number}/{len(wanted)})")
+                with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as working:
+                    _write_slab(stored, cogs, Path(working), compress)
+        finally:
+            if made:
+                with suppress(OSError):  # it holds files
+                    out.rmdir()
+    return Export(tuple(cog.path for cogs in wanted for cog in cogs), tuple(notes))
+
+
+def _names(place: Place, slabs: list[Slab]) -> list[str]:
+    """Names of slabs without their variable: store, zone and day; with the time of day where days repeat."""
+    store = PurePosixPath(str(place).replace("\\", "/").rstrip("/")).name.removesuffix(".zarr")
+    days = Counter((slab.zone, slab.variable, slab.date) for slab in slabs)
+    moments = [
+        slab.date if days[slab.zone, slab.variable, slab.date] == 1 else slab.time_utc.replace(":", "")
+        for slab in slabs
+    ]
+    return [f"{store}_{slab.zone}_{moment}" for slab, moment in zip(slabs, moments, strict=True)]
+
+
+def _cogs(slab: Slab, out: Path, name: str, single_file: bool) -> list[Cog]:
+    if single_file or not slab.bands:
+        return [Cog(out / f"{name}_{slab.variable}.tif", slab, slab.bands)]
+    suffix = "" if slab.variable == "reflectance" else f"_{slab.variable}"
+    return [Cog(out / f"{name}_{band}{suffix}.tif", slab, (band,)) for band in slab.bands]
+
+
+def _require_free(paths: list[Path], *, overwrite: bool) -> None:
+    taken = [path for path in paths if path.exists()]
+    if taken and not overwrite:
+        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        raise UsageError(f"{taken[0]} exists{more}", "a folder without files of these names", "--overwrite")
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """The folder exists; what the system or GDAL refuses to write is a StorageError."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except FileExistsError as error:
+        raise StorageError(f"{out} is a file", "a folder, which may be new", "choose another --out") from error
+    except (RasterioError, CPLE_BaseError) as error:
+        raise StorageError(f"writing into {out} failed: {error}", cure="free space or choose another --out") from error
+    except OSError as error:
+        raise storage_error(error, out) from error
+
+
+@contextmanager
+def _gdal() -> Iterator[None]:
+    import rasterio
+
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_MIB, GDAL_PAM_ENABLED="NO", GDAL_NUM_THREADS="ALL_CPUS"):
+        yield
+
+
+class _Stored:
+    """Reads blocks of a store's arrays, and knows from its receipts which chunks must be there."""
+
+    def __init__(self, place: Place, plan_digest: str) -> None:
+        self.place = place
+        ledger = Ledger(place, plan_digest)
+        units = [PurePosixPath(key).stem for key in place.names(f"{RUN_FOLDER}/receipts")]
+        self._chunks = {
+            f"{receipt.group}/{key}" if receipt.group else key
+            for receipt, _ in ledger.survey(units, "none")
+            if receipt is not None
+            for key in receipt.chunks
+        }
+
+    def array(self, slab: Slab) -> zarr.Array:
+        """The slab's array."""
+        import zarr
+
+        with self.place.reading():
+            group = zarr.open_group(self.place.zarr_store(slab.group), mode="r")
+            array = group[slab.variable]
+        if not isinstance(array, zarr.Array):
+            raise IntegrityError(f"{slab.variable} of {self.place} is not an array", "a store as a run wrote it")
+        return array
+
+    def read(self, array: zarr.Array, slab: Slab, rows: slice, cols: slice) -> NDArray[np.generic]:
+        """Values (band, y, x) of all bands. IntegrityError when a chunk is damaged, or missing against its receipt."""
+        try:
+            with self.place.reading():
+                values = np.asarray(array[(slab.time_index, ..., rows, cols)])
+        except PipelineError:
+            raise
+        except (RuntimeError, ValueError, OSError) as error:
+            raise self._damaged(slab, rows, cols, f"cannot be decoded ({error})") from error
+        if not values.any():
+            self._require_absent(array, slab, rows, cols)
+        return values if values.ndim == 3 else values[np.newaxis]
+
+    def _require_absent(self, array: zarr.Array, slab: Slab, rows: slice, cols: slice) -> None:
+        """Chunks without any value are not stored; one that a receipt lists was lost since."""
+        step = (array.shards or array.chunks)[-1]
+        lead = f"{slab.group}/" if slab.group else ""
+        middle = "0/" if array.ndim == 4 else ""
+        for row in range(rows.start // step, -(-rows.stop // step)):
+            for col in range(cols.start // step, -(-cols.stop // step)):
+                key = f"{lead}{slab.variable}/c/{slab.time_index}/{middle}{row}/{col}"
+                if key in self._chunks and self.place.size(key) is None:
+                    raise self._damaged(slab, rows, cols, f"is lost: {key} is missing")
+
+    def _damaged(self, slab: Slab, rows: slice, cols: slice, what: str) -> IntegrityError:
+        return IntegrityError(
+            f"{slab.variable} of {self.place}, {slab.date}, rows {rows.start}.., columns {cols.start}.. {what}",
+            "bytes as they were written",
+            f"python -m pipeline.check {self.place} --verify full --repair",
+        )
+
+
+def _write_slab(stored: _Stored, cogs: list[Cog], working: Path, compress: str) -> None:
+    """Write the files of one slab, and put them in place together."""
+    slab, array = cogs[0].slab, stored.array(cogs[0].slab)
+    step = array.chunks[-1] * (1 if array.chunks[-1] % _TIFF_STEP_PX == 0 else 2)  # chunks are multiples of 24 px
+    frame = slab.window.snap_out(step).intersect(Window(0, 0, *array.shape[-2:]))
+    raws = [working / f"{number}.raw.tif" for number in range(len(cogs))]
+    sums = _stream(stored, array, cogs, raws, frame, step)
+    flags = _flags(array) if slab.variable in CLASSES else {}
+    for cog, raw, expected in zip(cogs, raws, sums, strict=True):
+        finished = working / cog.path.name
+        _translate(vrt(slab, cog.bands, raw, (frame.row, frame.col), flags), finished, slab.variable, compress)
+        raw.unlink()
+        if _sums(finished) != expected:
+            raise StorageError(f"{cog.path} was not written as it should be", "the sums of what was read", "try again")
+    for cog in cogs:
+        (working / cog.path.name).replace(cog.path)
+
+
+def _stream(
+    stored: _Stored, array: zarr.Array, cogs: list[Cog], raws: list[Path], frame: Window, step: int
+) -> list[list[int]]:
+    """Copy `frame` of the array into the working files, block by block; per file and band the sum within the window."""
+    import rasterio
+    from rasterio.windows import Window as TiffWindow
+
+    slab = cogs[0].slab
+    where = {"crs": f"EPSG:{slab.epsg}", "transform": rasterio.Affine(*slab.transform_at(frame.row, frame.col))}
+    sums = [[0] * max(1, len(cog.bands)) for cog in cogs]
+    with ExitStack() as stack:
+        files: list[DatasetWriter] = []
+        for cog, raw in zip(cogs, raws, strict=True):
+            shape = {"count": max(1, len(cog.bands)), "height": frame.ny, "width": frame.nx}
+            tiles = {"blockxsize": step, "blockysize": step, "dtype": dtype_of(slab.variable)}
+            files.append(stack.enter_context(rasterio.open(raw, "w", **where, **shape, **tiles, **_WORKING)))
+        for row in range(frame.row, frame.row_end, step):
+            for col in range(frame.col, frame.col_end, step):
+                block = Window(row, col, step, step).intersect(frame)
+                rows, cols = slice(row, block.row_end), slice(col, block.col_end)
+                values = stored.read(array, slab, rows, cols)
+                inner = block.intersect(slab.window)
+                inside = inner.slices(block)
+                place = TiffWindow(col - frame.col, row - frame.row, block.nx, block.ny)
+                for file, cog, total in zip(files, cogs, sums, strict=True):
+                    planes = values[cog.planes] if cog.bands else values
+                    file.write(planes, window=place)
+                    for number, plane in enumerate(planes):
+                        total[number] += int(plane[inside].sum(dtype=np.uint64))
+    return sums
+
+
+def _flags(array: zarr.Array) -> dict[str, str]:
+    """Classes in words: "class_4": "vegetation"."""
+    stated = dict(array.attrs)
+    meanings = str(stated.get("flag_meanings", "")).split()
+    named = {f"class_{value}": meaning for value, meaning in zip(stated.get("flag_values", []), meanings, strict=True)}
+    return {"long_name": str(stated.get("long_name", "")), **named}
+
+
+def _translate(description: str, finished: Path, variable: str, compress: str) -> None:
+    import rasterio
+    import rasterio.shutil
+
+    with rasterio.open(description) as source:
+        rasterio.shutil.copy(
+            source, finished, driver="COG", compress=compress, predictor="YES", blocksize=_BLOCK_PX,
+            overview_resampling="MODE" if variable in CLASSES else "AVERAGE", overviews="IGNORE_EXISTING",
+            bigtiff="IF_SAFER", num_threads="ALL_CPUS",
+        )  # fmt: skip
+
+
+def _sums(path: Path) -> list[int]:
+    """Sum of DN per band, read block by block."""
+    import rasterio
+
+    with rasterio.open(path) as file:
+        return [
+            sum(int(file.read(n, window=block).sum(dtype=np.uint64)) for _, block in file.block_windows(n))
+            for n in file.indexes
+        ]

@@ -1,0 +1,227 @@
+"""What of a store is asked for: zones, time steps, variables, bands and a window, checked before anything is read.
+
+In: a store's place and a `Request`. Out: `Slab`s, one per zone, time step and variable. Imports grid, errors,
+layout and place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import IntegrityError, UsageError
+from pipeline.grid.grid import Window
+from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import zarr
+
+    from pipeline.store.place import Place
+
+PER_BAND = ("reflectance", "uncertainty")  # variables (time, band, y, x)
+CLASSES = ("quality", "scl")  # variables (time, y, x)
+VARIABLES = (*PER_BAND, *CLASSES)
+_MAX_INDEX_DIGITS = 3  # more digits are a year
+_ON_EDGE_PX = 1e-6  # a box that ends on a pixel's edge, but for rounding, does not ask for the next pixel
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for; empty stands for everything."""
+
+    bands: tuple[str, ...] = ()
+    bbox: tuple[float, float, float, float] | None = None  # west, south, east, north, degrees
+    time: str = "all"  # "all", an index, or how the ISO 8601 time begins: 2024, 2024-06, 2024-06-17
+    variables: tuple[str, ...] = ("reflectance",)
+
+
+@dataclass(frozen=True)
+class Slab:
+    """One variable of one time step of one zone, within a window."""
+
+    group: str  # path of the zone's group in the store
+    epsg: int
+    variable: str
+    time_index: int
+    time_utc: str  # ISO 8601 with Z
+    bands: tuple[str, ...]  # in the order asked for; empty for classes
+    band_indices: tuple[int, ...]  # of `bands` in the store
+    window: Window  # pixels from the upper left of the group's grid
+    transform: tuple[float, float, float, float, float, float]  # affine a..f of the window
+    generated: frozenset[str]  # bands with generated detail
+    attributes: dict[str, Any]  # the group's
+
+    @property
+    def zone(self) -> str:
+        """UTM zone as in names of groups and files: "utm32n"."""
+        return f"utm{self.epsg % 100:02d}{'n' if self.epsg // 100 == 326 else 's'}"
+
+    def transform_at(self, row: int, col: int) -> tuple[float, float, float, float, float, float]:
+        """Affine coefficients with pixel (row, col) of the group's grid in the upper left."""
+        a, b, c, d, e, f = self.transform
+        return a, b, c + (col - self.window.col) * a, d, e, f + (row - self.window.row) * e
+
+    @property
+    def date(self) -> str:
+        """Day of the time step, UTC."""
+        return self.time_utc[:10]
+
+
+def root_attributes(place: Place) -> dict[str, Any]:
+    """Attributes of a store's root. UsageError when there is no store, or none of ours; IntegrityError when damaged."""
+    content = place.read("zarr.json")
+    if content is None:
+        raise UsageError(f"{place} is not a Zarr store", "the folder or URL that a run wrote, such as region.zarr")
+    try:
+        attributes = json.loads(content)["attributes"]
+        ours = "plan_digest" in attributes
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{place.shown('zarr.json')} cannot be read ({error})", "a store's metadata") from error
+    if not ours:
+        raise UsageError(f"{place} was not written by this pipeline", "a group with the attribute plan_digest")
+    return dict(attributes)
+
+
+def require_finished(place: Place, attributes: dict[str, Any], *, allow_incomplete: bool) -> list[str]:
+    """Notes on what the store lacks. UsageError when it is not finished, unless allowed."""
+    status = attributes.get("status")
+    if status == STATUS_QUARANTINE:
+        aside = ", ".join(map(str, attributes.get("quarantined", [])))
+        return [f"{place} lacks units that were set aside ({aside}); they are nodata"]
+    if status == STATUS_COMPLETE:
+        return []
+    if allow_incomplete:
+        return [f"{place} is not complete; units that are missing are nodata"]
+    raise UsageError(
+        f"{place} is {status}",
+        "a finished store",
+        f"finish it with python -m pipeline.run --plan {place}, or export what there is with --allow-incomplete",
+    )
+
+
+def select(place: Place, attributes: dict[str, Any], request: Request) -> list[Slab]:
+    """Slabs of a request, zone by zone. UsageError when the store does not hold what is asked for."""
+    import zarr
+
+    if request.bbox is not None:
+        _check_bbox(request.bbox)
+    found: list[Slab] = []
+    for group in map(str, attributes.get("groups", [""])):
+        try:
+            with place.reading():
+                opened = zarr.open_group(place.zarr_store(group), mode="r")
+            window = _window(opened, request.bbox)
+            if not window.empty:
+                found += _of_zone(place, group, opened, window, request)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise IntegrityError(
+                f"the metadata of {place}, group {group or '/'} cannot be read ({error})",
+                cure=f"python -m pipeline.check {place} --verify full",
+            ) from error
+    if not found:
+        box = ", ".join(f"{value:g}" for value in request.bbox or ())
+        raise UsageError(f"the box {box} does not meet {place}", f"degrees within {_extent(place, attributes)}")
+    return found
+
+
+def _of_zone(place: Place, group: str, opened: zarr.Group, window: Window, request: Request) -> list[Slab]:
+    with place.reading():
+        bands = [str(name) for name in opened["band"][:]]
+        flags = opened["generated"][:]
+        seconds = [int(value) for value in opened["time"][:]]
+    a, _, c, _, e, f = (float(value) for value in opened.attrs["spatial:transform"])
+    chosen = request.bands or tuple(bands)
+    _require(place, "band", [name for name in chosen if name not in bands], bands)
+    present = [name for name in VARIABLES if name in opened]
+    absent = [name for name in request.variables if name not in present]
+    hint = "uncertainty is written by runs with --members 2 or more" if "uncertainty" in absent else ""
+    _require(place, "variable", absent, present, hint)
+    times = [_iso(value) for value in seconds]
+    return [
+        Slab(
+            group=group,
+            epsg=int(str(opened.attrs["proj:code"]).removeprefix("EPSG:")),
+            variable=variable,
+            time_index=index,
+            time_utc=times[index],
+            bands=chosen if variable in PER_BAND else (),
+            band_indices=tuple(bands.index(name) for name in chosen) if variable in PER_BAND else (),
+            window=window,
+            transform=(a, 0.0, c + window.col * a, 0.0, e, f + window.row * e),
+            generated=frozenset(name for name, flag in zip(bands, flags, strict=True) if flag),
+            attributes=dict(opened.attrs),
+        )
+        for index in _times(place, times, request.time)
+        for variable in request.variables
+    ]
+
+
+def _require(place: Place, kind: str, absent: Sequence[str], present: Sequence[str], cure: str = "") -> None:
+    if absent:
+        raise UsageError(f"{place} holds no {kind} {', '.join(absent)}", f"of {', '.join(present)}", cure)
+
+
+def _iso(seconds: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _times(place: Place, times: list[str], asked: str) -> list[int]:
+    """Indices of the time steps asked for. UsageError when there is none."""
+    if asked == "all":
+        return list(range(len(times)))
+    digits = asked.removeprefix("-")
+    if digits.isdecimal() and len(digits) <= _MAX_INDEX_DIGITS:
+        index = int(asked)
+        if -len(times) <= index < len(times):
+            return [index % len(times)]
+    else:
+        found = [i for i, moment in enumerate(times) if asked and moment.startswith(asked)]
+        if found:
+            return found
+    shown = ", ".join(moment[:10] for moment in times[:8]) + (", ..." if len(times) > 8 else "")
+    raise UsageError(f"{place} holds no time step {asked!r}", f"all, 0 to {len(times) - 1}, or one of {shown}")
+
+
+def _check_bbox(bbox: tuple[float, float, float, float]) -> None:
+    west, south, east, north = bbox
+    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+        shown = ",".join(f"{value:g}" for value in bbox)
+        raise UsageError(f"the box {shown} is none", "west,south,east,north in degrees, west < east and south < north")
+
+
+def _window(opened: zarr.Group, bbox: tuple[float, float, float, float] | None) -> Window:
+    """Pixels of the group that a box touches, all of them without one; empty when there are none."""
+    ny, nx = (int(value) for value in opened.attrs["spatial:shape"])
+    whole = Window(0, 0, ny, nx)
+    if bbox is None:
+        return whole
+    from pyproj import Transformer
+
+    a, _, c, _, e, f = (float(value) for value in opened.attrs["spatial:transform"])
+    to_metres = Transformer.from_crs(4326, str(opened.attrs["proj:code"]), always_xy=True)
+    left, bottom, right, top = to_metres.transform_bounds(*bbox, densify_pts=21)
+    if not all(map(math.isfinite, (left, bottom, right, top))):
+        return Window(0, 0, 0, 0)
+    col, row = (math.floor(value + _ON_EDGE_PX) for value in ((left - c) / a, (top - f) / e))
+    col_end, row_end = (math.ceil(value - _ON_EDGE_PX) for value in ((right - c) / a, (bottom - f) / e))
+    return Window(row, col, row_end - row, col_end - col).intersect(whole)
+
+
+def _extent(place: Place, attributes: dict[str, Any]) -> str:
+    """Where a store lies, "w,s,e,n" in degrees, one per zone."""
+    import zarr
+    from pyproj import Transformer
+
+    boxes = []
+    for group in map(str, attributes.get("groups", [""])):
+        with place.reading():
+            stated = zarr.open_group(place.zarr_store(group), mode="r").attrs
+        to_degrees = Transformer.from_crs(str(stated["proj:code"]), 4326, always_xy=True)
+        boxes.append(",".join(f"{v:.4f}" for v in to_degrees.transform_bounds(*stated["spatial:bbox"], densify_pts=21)))
+    return " or ".join(boxes)
