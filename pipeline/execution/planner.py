@@ -5,12 +5,14 @@ In: `RunConfig`, an AOI. Out: a frozen `Plan`. Imports every room but writes not
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.scene import OffsetDecision, Scene
+from pipeline.bands import BAND_NAMES
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
 from pipeline.execution.plan import Plan, Zone
 from pipeline.grid.grid import Grid, Phase
@@ -18,7 +20,7 @@ from pipeline.superres import systems
 from pipeline.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from shapely import Geometry
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_DAYS = 90
 _AUDIT_THREADS = 8
+_LACKING = re.compile(r"bands (.+) are missing")  # the catalogue's word for an item that lacks some
 _BOW_M = 0.05
 _SLIVER_DEG2 = 1e-9  # about ten square metres
 _STATE_WINDOWS = 64  # windows of 64 x 64 px from which a scene's state is taken
@@ -67,7 +70,7 @@ def make_plan(
         system=system,
         access=found.access,
         states=_states(system, kept, found.access),
-        notes=(*aoi.warnings, *found.notes, *notes, *zone_notes, *_remarks(config, system)),
+        notes=(*aoi.warnings, *found.notes, *notes, *zone_notes, *_remarks(config, system, kept)),
         licence=found.catalog.licence,
         credit=found.catalog.credit,
         created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -75,11 +78,15 @@ def make_plan(
     )
 
 
-def _remarks(config: RunConfig, system: systems.Choice) -> list[str]:
-    """Settings that have no effect, said aloud."""
+def _remarks(config: RunConfig, system: systems.Choice, scenes: Mapping[str, Scene]) -> list[str]:
+    """Settings that have no effect, and bands that there are not, said aloud."""
+    remarks = []
     if config.members > 1 and not system.sr_weights:
-        return [f"--members {config.members} has no effect with --sr {system.name}, which draws nothing"]
-    return []
+        remarks.append(f"--members {config.members} has no effect with --sr {system.name}, which draws nothing")
+    absent = [band for band, why in absent_bands(config.band_names, scenes).items() if "scene" in why]
+    if absent:
+        remarks.append(f"the store is without {', '.join(absent)}: no scene has them")
+    return remarks
 
 
 def _check_bands(config: RunConfig, system: systems.Choice) -> None:
@@ -113,9 +120,33 @@ def _search(config: RunConfig, aoi: Aoi) -> _Found:
         raise NoDataError(
             f"no usable scene of {catalog.name} over {aoi.name} from {start or 'the beginning'} to {end or 'now'} "
             f"with at most {config.max_cloud:g} % cloud ({reasons})",
-            cure="check the AOI's place, widen --start/--end or --max-cloud, or choose another --catalog",
+            cure=_without(config.band_names, [] if result.scenes else [reason for _, reason in result.rejected])
+            or "check the AOI's place, widen --start/--end or --max-cloud, or choose another --catalog",
         )
     return _Found(catalog, catalog.access(), scenes, tuple(notes))
+
+
+def _without(asked: tuple[str, ...], reasons: list[str]) -> str:
+    """The cure where every item lacks bands: to ask for the others. Empty where items were refused for other reasons.
+
+    >>> _without(BAND_NAMES[:3], ["bands B01 are missing"])
+    'ask for the bands there are: --bands B02,B03'
+    """
+    lacking = [_LACKING.fullmatch(reason) for reason in reasons]
+    absent = {name for found in lacking if found for name in found[1].split(", ")}
+    others = [name for name in asked if name not in absent]
+    return f"ask for the bands there are: --bands {','.join(others)}" if all(lacking) and absent and others else ""
+
+
+def absent_bands(names: tuple[str, ...], scenes: Mapping[str, Scene]) -> dict[str, str]:
+    """{band that a store of `names` does not hold: why}, in the order of the instrument.
+
+    >>> absent_bands(BAND_NAMES[1:], {})
+    {'B01': 'no scene has it'}
+    """
+    there = {band for scene in scenes.values() for band in scene.hrefs}
+    missing = (band for band in BAND_NAMES if band not in names)
+    return {band: "left out by --bands" if band in there else "no scene has it" for band in missing}
 
 
 def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tuple[tuple[Scene, ...], list[str]]:
