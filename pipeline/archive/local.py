@@ -167,7 +167,7 @@ def _stacked(path: Path) -> list[str]:
         return [str(error)]
     if count == 1 or re.search(r"TCI|visual|thumbnail|PVI", path.stem, re.IGNORECASE):
         return []
-    return [f"{path} holds {count} bands in one file; split it (python -m pipeline.archive.stack) into one file per band"]
+    return [f"{path} holds {count} bands; split it (python -m pipeline.archive.stack) into one file per band"]
 
 
 def _header(path: Path) -> _File:
