@@ -167,7 +167,8 @@ def _stacked(path: Path) -> list[str]:
         return [str(error)]
     if count == 1 or re.search(r"TCI|visual|thumbnail|PVI", path.stem, re.IGNORECASE):
         return []
-    return [f"{path} holds {count} bands; split it (python -m pipeline.archive.stack) into one file per band"]
+    cure = "split it into one file per band (python -m pipeline.archive.stack)"
+    return [f"{path} holds {count} bands in one file; {cure}"]
 
 
 def _header(path: Path) -> _File:
