@@ -54,7 +54,6 @@ def _reached(access: Access, item: str, href: str, use: Callable[[str], T]) -> T
     """What `use` makes of the file as GDAL takes it, retried as the archive room retries. ReadError."""
     import rasterio
 
-    from pipeline.archive.access import redact, retrying
     from pipeline.archive.bandfile import gdal_options
 
     def attempt() -> T:
@@ -65,7 +64,7 @@ def _reached(access: Access, item: str, href: str, use: Callable[[str], T]) -> T
             close_files()
             raise
 
-    return retrying(attempt, what=f"{item} at {redact(href)}", on_auth=lambda: access.refresh(href))
+    return access.reading(href, attempt, what=item)
 
 
 def remote_images(source: Source) -> list[Image]:

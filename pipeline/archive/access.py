@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from pipeline.archive.retry import redact, retrying
+from pipeline.archive.politeness import Visit, asked_to_wait_s, host_of
+from pipeline.archive.redaction import redact
+from pipeline.archive.retry import retrying
 from pipeline.errors import UpstreamError, UsageError
 
 if TYPE_CHECKING:
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ALLOWED_DRIVERS", "SIGNINGS", "Access", "redact", "restrict_drivers", "retrying"]
 
+T = TypeVar("T")
+
 SIGNINGS: tuple[str, ...] = ("none", "planetary-computer", "cdse-s3", "s3-env")
 PLANETARY_TOKEN_URL = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 CDSE_S3_ENDPOINT = "eodata.dataspace.copernicus.eu"
 ANY_PUBLIC_HOST = "*"
 MAX_HREF_CHARS = 2048  # real hrefs stay under 400; GDAL itself cuts file names at 2048
+READ_TRIES = 6  # of a file whose host does not answer or is busy
 TOKEN_MARGIN_S = 300.0  # a token this close to its end is not handed out any more
 _BLOB_SUFFIX = ".blob.core.windows.net"
 
@@ -66,7 +71,8 @@ class Access:
     """How the files of one archive may be reached.
 
     `hosts`: allowed "host", "*.suffix", "127.0.0.1:8080" (also over http), "s3://bucket", or "*" (any public https
-    host). `roots`: folders under which plain paths may lie.
+    host). `roots`: folders under which plain paths may lie. `connections`: how many a host grants to all our processes
+    together.
     """
 
     signing: str = "none"
@@ -74,12 +80,15 @@ class Access:
     roots: tuple[str, ...] = ()
     token_url: str = PLANETARY_TOKEN_URL
     s3_endpoint: str = CDSE_S3_ENDPOINT  # only for cdse-s3
+    connections: int = 8
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hosts", tuple(self.hosts))  # lists where it comes from JSON
         object.__setattr__(self, "roots", tuple(self.roots))
         if self.signing not in SIGNINGS:
             raise UsageError(f"signing {self.signing!r} is unknown", f"one of {', '.join(SIGNINGS)}")
+        if type(self.connections) is not int or self.connections < 1:
+            raise UsageError(f"limits.connections = {self.connections!r}", "a number of connections, at least 1")
 
     def href(self, href: str) -> str:
         """Path that GDAL may open, signed where the archive wants it. UsageError when the policy refuses `href`."""
@@ -110,6 +119,26 @@ class Access:
                 _tokens.pop(self._token_key(parts), None)
         return self.href(href)
 
+    def reading(self, href: str, call: Callable[[], T], *, what: str) -> T:
+        """Result of `call`, which reads the file at `href`: in its turn, tried again, signed anew once if refused.
+
+        ReadError, or Unreachable, with `what` and the file in the message.
+        """
+        visit = self._visit(href)
+        return retrying(
+            call, what=f"{what} at {redact(href)}", tries=READ_TRIES, on_auth=lambda: self.refresh(href), visit=visit
+        )
+
+    def _visit(self, href: str) -> Visit | None:
+        """Turns at the host of `href`; None for a path."""
+        kind, parts = self._admitted(href)
+        if kind == "path":
+            return None
+        if kind == "s3":
+            return Visit(host_of(parts.netloc), self.connections)
+        host = host_of(parts.netloc.lower())
+        return Visit(host, self.connections, lambda: asked_to_wait_s(self.href(href).removeprefix("/vsicurl/")))
+
     def gdal_env(self) -> dict[str, str]:
         """GDAL options as environment variables (reasons: each line).
 
@@ -117,15 +146,16 @@ class Access:
         is here for the environment of new processes; see `restrict_drivers` for the present one.
         """
         env = {
-            "GDAL_HTTP_MAX_RETRY": "5",  # GDAL's default is not to retry at all
+            "GDAL_HTTP_MAX_RETRY": "1",  # a hiccup in a long read; beyond that, `retrying` knows more
             "GDAL_HTTP_RETRY_DELAY": "1",
-            "GDAL_HTTP_RETRY_CODES": "408,429,500,502,503,504",  # GDAL >= 3.10; 408 is not in its own list
+            # GDAL >= 3.10. 408 is not in its own list; 429 and 503 make all reads of the host wait, not this one alone.
+            "GDAL_HTTP_RETRY_CODES": "408,500,502,504",
             "GDAL_HTTP_CONNECTTIMEOUT": "10",
             "GDAL_HTTP_TIMEOUT": "60",
             "GDAL_HTTP_LOW_SPEED_TIME": "30",  # give up on a connection that delivers less than
             "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",  # 1000 bytes/s for 30 s
             "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-            "GDAL_HTTP_MULTIRANGE": "YES",
+            "GDAL_HTTP_MULTIRANGE": "SERIAL",  # one read, one connection; YES opens one for each row of blocks
             "GDAL_HTTP_VERSION": "2",
             "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing, no side-car files
             "GDAL_INGESTED_BYTES_AT_OPEN": "32768",  # the header of a COG in one request

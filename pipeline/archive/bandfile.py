@@ -124,16 +124,14 @@ class BandReader:
 
     def read(self, window: FileWindow, **_unused: object) -> NDArray[np.uint16] | NDArray[np.uint8]:
         """(ny, nx) house DN or SCL classes of `window` of the cube's grid. ReadError after retries."""
-        from pipeline.archive.access import redact, retrying
-
         file, target = self._file, self._target(window)
         if not file.href:
             return np.full((target.ny, target.nx), UNCLASSIFIED, file.dtype)
         if _misses(file, target):
             return np.zeros((target.ny, target.nx), file.dtype)
-        what = f"{file.band} of scene {file.scene_id} at {redact(file.href)}"
+        what = f"{file.band} of scene {file.scene_id}"
         with self._lock:
-            stored = retrying(lambda: self._attempt(target), what=what, on_auth=lambda: self._access.refresh(file.href))
+            stored = self._access.reading(file.href, lambda: self._attempt(target), what=what)
         return stored if file.band == SCL else to_house_dn(stored, file.offset_dn)
 
     def close(self) -> None:
@@ -195,14 +193,11 @@ def glance(file: BandFile, access: Access) -> NDArray[np.uint16]:
     """Stored values of a thinned-out file, any shape, about 512 x 512 px at most. ReadError after retries."""
     import rasterio
 
-    from pipeline.archive.access import redact, retrying
-
     def attempt() -> NDArray[np.uint16]:
         with rasterio.Env(**gdal_options(access)), open_checked(file, access) as dataset:
             return _thinned(dataset)
 
-    what = f"{file.band} of scene {file.scene_id} at {redact(file.href)}"
-    return retrying(attempt, what=what, on_auth=lambda: access.refresh(file.href))
+    return access.reading(file.href, attempt, what=f"{file.band} of scene {file.scene_id}")
 
 
 def _thinned(dataset: DatasetReader) -> NDArray[np.uint16]:

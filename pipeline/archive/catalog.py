@@ -47,7 +47,7 @@ GENERIC_SCL = ("SCL", "scl", "SCL_20m")
 class Limits:
     """What an archive asks of its users, and where we stop believing it.
 
-    `connections`: files looked at in parallel while planning. Workers read one file at a time each.
+    `connections`: files read at a time from one host, by all processes of a run together (pipeline.archive.politeness).
     """
 
     page_items: int = 100
@@ -89,7 +89,7 @@ class Catalog:
     def access(self) -> Access:
         """How workers may reach the files of this archive."""
         if self.kind != SAMPLE:
-            return Access(self.signing, self.hosts, self.roots)
+            return Access(self.signing, self.hosts, self.roots, connections=self.limits.connections)
         from pipeline.archive.local import sample_scenes
 
         folders = {str(Path(href).parent) for scene in sample_scenes() for href in scene.hrefs.values()}

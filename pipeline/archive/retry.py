@@ -6,21 +6,24 @@ In: a call that reads something far away. Out: its result, or one explained erro
 from __future__ import annotations
 
 import errno
-import os
 import random
 import re
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.archive.politeness import MAX_RETRY_AFTER_S, retry_after_s
+from pipeline.archive.redaction import redact
 from pipeline.errors import PipelineError, ReadError, StorageError, Unreachable, UpstreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pipeline.archive.politeness import Visit
+
 T = TypeVar("T")
 
 MAX_WAIT_S = 60.0  # of our own backoff
-MAX_RETRY_AFTER_S = 300.0  # of what a server asks for
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LOCAL_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENFILE})
 
@@ -46,32 +49,9 @@ _OUTAGE_WORDS = re.compile(
     r"|could not resolve|failed to resolve|Max retries exceeded|SlowDown|ServerBusy|RequestTimeout",
     re.IGNORECASE,
 )
+_BUSY_STATUS = frozenset({429, 503})  # a host that says so is left alone by everybody here
+_BUSY_WORDS = re.compile(r"SlowDown|ServerBusy", re.IGNORECASE)
 _WAIT_WORDS = re.compile(r"(?:try|retry) again in (\d+(?:\.\d+)?)", re.IGNORECASE)
-
-_SECRET_NAMES = (
-    r"sig|signature|skoid|sktid|ske|sks|skv|skt|access_?token|refresh_?token|token|x-amz-[a-z-]+|awsaccesskeyid"
-    r"|aws_secret_access_key|aws_access_key_id|aws_session_token|access_?key|secret(?:_?key)?|password|api_?key"
-    r"|subscription[-_]key|ocp-apim-subscription-key"
-)
-_SECRET_ENV = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "PC_SDK_SUBSCRIPTION_KEY")
-_USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
-_QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?(?!\[redacted\])[^\s'\"<>)\]}]*")
-_SAS = re.compile(r"[\w-]+=[^\s&'\"]*(?:&[\w-]+=[^\s&'\"]*)*&?\bsig=[^\s'\"<>)\]}]*", re.IGNORECASE)
-_HEADER = re.compile(r"(authorization['\"]?\s*[=:])(?!\s*['\"]?\[redacted\])\s*['\"]?[^'\"\n]+", re.IGNORECASE)
-_PAIR = re.compile(rf"(\b(?:{_SECRET_NAMES})\b['\"]?\s*[=:]\s*['\"]?)(?!\[redacted)[^\s&'\",;)\]}}]+", re.IGNORECASE)
-
-
-def redact(text: str) -> str:
-    """The text without query strings, user names in URLs, tokens, keys, and values of secret environment variables."""
-    for name in _SECRET_ENV:
-        value = os.environ.get(name, "")
-        if len(value) >= 8:  # shorter ones would blank out ordinary words
-            text = text.replace(value, "[redacted]")
-    text = _USERINFO.sub("[redacted]@", text)
-    text = _QUERY.sub(r"\1?[redacted]", text)
-    text = _SAS.sub("[redacted]", text)
-    text = _HEADER.sub(r"\1 [redacted]", text)
-    return _PAIR.sub(r"\1[redacted]", text)
 
 
 def classify(error: BaseException) -> str:
@@ -133,14 +113,15 @@ def _classify_status(status: int) -> str:
     return "gone" if status in (404, 410) else "permanent"
 
 
-def _retry_after_s(error: BaseException) -> float:
+def _asked_s(error: BaseException) -> float:
     """Seconds that the server asked us to wait, 0 when it did not say; at most MAX_RETRY_AFTER_S."""
     for link in _chain(error):
         headers = getattr(link, "headers", None)
-        value = headers.get("Retry-After", "") if headers is not None and hasattr(headers, "get") else ""
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", str(value)) or _WAIT_WORDS.search(str(link))
-        if found:
-            return min(float(found[1]), MAX_RETRY_AFTER_S)
+        words = _WAIT_WORDS.search(str(link))
+        if headers is not None and hasattr(headers, "get") and (stated_s := retry_after_s(headers)):
+            return stated_s
+        if words:
+            return min(float(words[1]), MAX_RETRY_AFTER_S)
     return 0.0
 
 
@@ -152,9 +133,16 @@ _CURES = {
 }
 
 
+_TRIES = {"transient": 4, "auth": 4, "gone": 2, "permanent": 1}  # at most, where the host itself is there
+
+
 def _speaks_of_an_outage(error: BaseException) -> bool:
     texts = [str(link) for link in _chain(error)]
     return any(_OUTAGE_WORDS.search(text) or _status(error, text) in TRANSIENT_STATUS for text in texts)
+
+
+def _says_busy(error: BaseException) -> bool:
+    return any(_BUSY_WORDS.search(str(link)) or _status(link, str(link)) in _BUSY_STATUS for link in _chain(error))
 
 
 def retrying(
@@ -166,19 +154,22 @@ def retrying(
     sleep: Callable[[float], object] = time.sleep,
     on_auth: Callable[[], object] | None = None,
     raises: type[UpstreamError] = ReadError,
+    visit: Visit | None = None,
 ) -> T:
     """Result of `call`, tried up to `tries` times with full jitter (base_s, base_s*2, ... up to 60 s).
 
-    Transient errors use every try; 401/403 runs `on_auth` (refresh the token there) once and then has two more
-    tries; 404 is looked at once more. Local trouble raises StorageError at once; programming errors pass unchanged;
-    else `raises` with `what` and a redacted text (Unreachable, where a ReadError would be the archive's absence rather
-    than a file's damage). PipelineErrors pass unchanged: they are already explained.
+    Transient errors use every try, those of one damaged file four; 401/403 runs `on_auth` (refresh the token there)
+    once and then has two more tries; 404 is looked at once more. Local trouble raises StorageError at once;
+    programming errors pass unchanged; else `raises` with `what` and a redacted text (Unreachable, where a ReadError
+    would be the archive's absence rather than a file's damage). PipelineErrors pass unchanged: they are explained.
+    With a `visit`, each try waits for its turn, a host that says it is busy is left alone by all of this process, and
+    one that has cost too many retries counts as away.
     """
-    allowed = {"transient": tries, "auth": min(tries, 4), "gone": min(tries, 2), "permanent": 1}
     refreshed = False
     for attempt in range(1, tries + 1):
         try:
-            return call()
+            with visit.turn() if visit else nullcontext():
+                return call()
         except PipelineError:
             raise
         except Exception as error:
@@ -188,14 +179,24 @@ def retrying(
             message = redact(f"{what}: {error}".replace("\n", " "))
             if kind == "local":
                 raise StorageError(message, cure="free space or permissions on this machine, then run again") from None
-            if attempt >= allowed[kind]:
-                count = f"{attempt} {'try' if attempt == 1 else 'tries'}"
-                if kind == "transient" and raises is ReadError and _speaks_of_an_outage(error):
-                    raise Unreachable(f"{message} (after {count})", cure=_CURES[kind]) from None
-                raise raises(f"{message} ({kind}, after {count})", cure=_CURES[kind]) from None
+            outage = kind == "transient" and _speaks_of_an_outage(error)
+            allowed = tries if outage else min(tries, _TRIES[kind])
+            if attempt >= allowed or (outage and visit is not None and not visit.may_retry()):
+                raise _final(message, kind, attempt, raises, outage) from None
             if kind == "auth" and on_auth is not None and not refreshed:
                 refreshed = True
                 on_auth()
                 continue
-            sleep(max(random.uniform(0, min(MAX_WAIT_S, base_s * 2 ** (attempt - 1))), _retry_after_s(error)))
+            wait_s = max(random.uniform(0, min(MAX_WAIT_S, base_s * 2 ** (attempt - 1))), _asked_s(error))
+            if visit is not None and _says_busy(error):
+                visit.pause(wait_s)
+            else:
+                sleep(wait_s)
     raise raises(f"{what}: no try was allowed (tries={tries})")
+
+
+def _final(message: str, kind: str, attempt: int, raises: type[UpstreamError], outage: bool) -> UpstreamError:
+    count = f"{attempt} {'try' if attempt == 1 else 'tries'}"
+    if outage and raises is ReadError:
+        return Unreachable(f"{message} (after {count})", cure=_CURES[kind])
+    return raises(f"{message} ({kind}, after {count})", cure=_CURES[kind])

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urljoin, urlsplit
 
 from pipeline.archive.period import FIRST_DAY
-from pipeline.archive.retry import TRANSIENT_STATUS, classify, redact
+from pipeline.archive.redaction import redact
+from pipeline.archive.retry import TRANSIENT_STATUS, classify
 from pipeline.errors import Interrupted, PipelineError, UpstreamError, UsageError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.archive.retry import redact
+from pipeline.archive.redaction import redact
 from pipeline.errors import PipelineError, ReadError
 from pipeline.store.layout import RUN_FOLDER
 from pipeline.store.place import place_of

@@ -413,6 +413,11 @@ class _Gone(http.server.BaseHTTPRequestHandler):
 class _Signing:
     """Access whose addresses carry a secret, as signed ones do."""
 
+    reading = Access.reading
+
+    def _visit(self, _href):
+        return None
+
     def __init__(self, port):
         self.port, self.signed = port, 0
 

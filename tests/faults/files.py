@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import socket
+import struct
 import threading
 import time
 from contextlib import contextmanager
@@ -14,7 +16,8 @@ from tests.archive.stac_server import serving
 class Faults:
     """What the server does wrong. `rule(name, count, request)` returns a mode, or None to serve rightly.
 
-    `count` is how often this file was asked for before; modes are the methods `do_*` of the handler below.
+    `count` is how often this file was asked for before. Modes: a status such as "503", or "429/30" with a Retry-After;
+    "reset", "truncated", "corrupt". `peak` is how many requests were at work at once.
     """
 
     def __init__(self, rule=lambda name, count, request: None):
@@ -22,13 +25,25 @@ class Faults:
         self.requests = []
         self.counts = {}
         self.lock = threading.Lock()
+        self.running = self.peak = 0
+
+    @contextmanager
+    def at_work(self):
+        with self.lock:
+            self.running += 1
+            self.peak = max(self.peak, self.running)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.running -= 1
 
     def mode(self, request, name):
         with self.lock:
             count = self.counts.get(name, 0)
             self.counts[name] = count + 1
             self.requests.append((time.monotonic(), request.command, request.path))
-            return self.rule(name, count, request)
+        return self.rule(name, count, request)
 
 
 def once(mode, name_part, times=1):
@@ -41,7 +56,7 @@ def always(mode, name_part):
     return lambda name, _count, _request: mode if name_part in name else None
 
 
-def chaos(seed, errors=0.05, short=0.01, latency_s=0.02):
+def chaos(seed, errors=0.05, short=0.01, latency_s=0.005):
     """Rule: latency on all, and seeded shares of 503 and of truncated answers."""
     rng, lock = random.Random(seed), threading.Lock()
 
@@ -59,6 +74,7 @@ def handler_of(folder, faults):
 
     class Files(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else every answer waits 40 ms for the acknowledgement of its headers
 
         def log_message(self, *_args):
             pass
@@ -67,19 +83,32 @@ def handler_of(folder, faults):
             self.do_GET()
 
         def do_GET(self):
+            with faults.at_work():
+                self._answer()
+
+        def _answer(self):
             path = folder / self.path.split("?")[0].lstrip("/")
             mode = faults.mode(self, path.name)
-            if mode and mode.isdigit():
-                self._refuse(int(mode))
+            if mode and mode[0].isdigit():
+                self._refuse(*mode.split("/"))
             elif not path.is_file():
-                self._refuse(404)
+                self._refuse("404")
             elif mode == "reset":
-                self.connection.close()
+                self._reset()
             else:
                 self._serve(path.read_bytes(), mode)
 
-        def _refuse(self, code):
-            self.send_response(code)
+        def _reset(self):
+            """RST instead of an answer; closing alone would leave the reader waiting for its own time-out."""
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.rfile.close()  # it holds the socket open
+            self.connection.close()
+
+        def _refuse(self, code, retry_after=None):
+            self.send_response(int(code))
+            if retry_after:
+                self.send_header("Retry-After", retry_after)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

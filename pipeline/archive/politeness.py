@@ -1,0 +1,199 @@
+"""Politeness towards hosts of files: how many are read at once, pauses that hold for all, and a budget of retries.
+
+In: the name of a host and how many connections it grants. Out: turns to read, and a word on whether to try again.
+One `Host` per name and process; threads share it.
+
+Processes beside this one share what a host grants: `share` tells how many there are. A process gets a whole number of
+connections, at least one, so that more processes than connections exceed what is granted; a pause still slows them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    class Headers(Protocol):
+        """Headers of an answer, by name in any case."""
+
+        def get(self, name: str, default: str, /) -> str:
+            """Value, or the default."""
+            ...
+
+
+PROCESSES_VARIABLE = "SEN2FINE_PROCESSES"  # how many processes read beside each other, where no pool can tell
+MAX_RETRY_AFTER_S = 300.0  # a host that asks for more is not waited for any longer
+_ASK_TIMEOUT_S = 10.0
+BUDGET_RETRIES = 100  # a host may cost so many retries,
+BUDGET_SHARE = 0.1  # and so many more per read
+
+clock = time.monotonic
+sleep = time.sleep
+
+_hosts: dict[str, Host] = {}
+_hosts_lock = threading.Lock()
+_processes: list[int] = []  # empty until `share` was called
+
+
+def share(processes: int) -> None:
+    """Say of how many processes that read from the same hosts the present one is."""
+    _processes[:] = [max(1, processes)]
+
+
+def connections_here(granted: int) -> int:
+    """Of the connections that a host grants: those of this process.
+
+    >>> share(3), connections_here(8), connections_here(2)
+    (None, 2, 1)
+    """
+    processes = _processes[0] if _processes else _processes_by_environment()
+    return max(1, granted // processes)
+
+
+def _processes_by_environment() -> int:
+    value = os.environ.get(PROCESSES_VARIABLE, "1")
+    if not value.isdigit() or int(value) < 1:
+        raise UsageError(f"{PROCESSES_VARIABLE}={value!a}", "a number of processes, at least 1")
+    return int(value)
+
+
+class Host:
+    """What this process does at one host. Safe for threads."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._condition = threading.Condition()
+        self._reading = 0
+        self._until = 0.0  # on `clock`; nobody reads before
+        self._asking = False
+        self._reads = self._retries = 0
+
+    @contextmanager
+    def turn(self, granted: int) -> Iterator[None]:
+        """One read: waits until the host's pause is over and a connection of this process is free."""
+        self._begin(granted)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._reading -= 1
+                self._condition.notify_all()
+
+    def _begin(self, granted: int) -> None:
+        while True:
+            while (left_s := self._until - clock()) > 0:
+                sleep(left_s)
+            with self._condition:
+                if self._until > clock():
+                    continue
+                if not self._asking and self._reading < connections_here(granted):
+                    self._reading += 1
+                    self._reads += 1
+                    return
+                self._condition.wait()
+
+    def pause(self, ask: Callable[[], float]) -> None:
+        """The host is busy: nobody here reads from it for `ask()` seconds. It is asked once, whoever else was refused.
+
+        `ask` may take its time and may itself ask the host; meanwhile others who were refused wait for its answer.
+        """
+        with self._condition:
+            while self._asking:
+                self._condition.wait()
+                if self._until > clock():
+                    return
+            if self._until > clock():
+                return
+            self._asking = True
+        wait_s = 0.0
+        try:
+            wait_s = ask()
+        finally:
+            with self._condition:
+                self._asking = False
+                self._until = max(self._until, clock() + wait_s)
+                self._condition.notify_all()
+
+    def may_retry(self) -> bool:
+        """Count one retry; False when the budget, 100 and a tenth of all reads, is spent."""
+        with self._condition:
+            if self._retries >= BUDGET_RETRIES + int(BUDGET_SHARE * self._reads):
+                return False
+            self._retries += 1
+            return True
+
+
+class Visit:
+    """Reads of one file at its host, which grants so many connections; `ask` asks it how long it is busy, in s."""
+
+    def __init__(self, host: Host, granted: int, ask: Callable[[], float] = lambda: 0.0) -> None:
+        self._host, self._granted, self._ask = host, granted, ask
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Context of one read."""
+        return self._host.turn(self._granted)
+
+    def pause(self, least_s: float) -> None:
+        """The host said it was busy: no read begins there for as long as it asks, and `least_s` at least."""
+        self._host.pause(lambda: max(least_s, self._ask()))
+
+    def may_retry(self) -> bool:
+        """As `Host.may_retry`."""
+        return self._host.may_retry()
+
+
+def retry_after_s(headers: Headers) -> float:
+    """Seconds of a Retry-After header, in either form (RFC 9110, 10.2.3), 0 without one; at most MAX_RETRY_AFTER_S."""
+    value = str(headers.get("Retry-After", "")).strip()
+    try:
+        asked_s = float(value)
+    except ValueError:
+        try:
+            asked_s = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):  # no date either; one without a zone cannot be compared
+            return 0.0
+    return min(asked_s, MAX_RETRY_AFTER_S) if asked_s > 0 else 0.0  # NaN is not
+
+
+def asked_to_wait_s(url: str) -> float:
+    """Seconds that a busy host asks us to wait, from one request for one byte: GDAL shows no headers of its answers.
+
+    0 when it does not say, or is not busy any more. Follows no redirect: those have not been admitted.
+    """
+    from urllib.error import HTTPError
+    from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+    class Stay(HTTPRedirectHandler):
+        def redirect_request(self, *_: object) -> None:
+            return None
+
+    try:
+        with build_opener(Stay).open(Request(url, headers={"Range": "bytes=0-0"}), timeout=_ASK_TIMEOUT_S):
+            return 0.0
+    except HTTPError as error:
+        return retry_after_s(error.headers)
+    except (OSError, ValueError):
+        return 0.0
+
+
+def host_of(name: str) -> Host:
+    """The host of that name, the same for all threads of this process."""
+    with _hosts_lock:
+        return _hosts.setdefault(name, Host(name))
+
+
+def forget() -> None:
+    """Forget all hosts and shares, as a new process would have it."""
+    with _hosts_lock:
+        _hosts.clear()
+    _processes.clear()
