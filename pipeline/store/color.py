@@ -16,50 +16,55 @@ if TYPE_CHECKING:
     import xarray as xr
     from xarray import DataArray
 
+    High = float | tuple[float, float, float]  # of all three bands, or of each
+
 TRUE_COLOR: tuple[str, ...] = ("B04", "B03", "B02")
 FALSE_COLOR: tuple[str, ...] = ("B08", "B04", "B03")  # vegetation red, as on colour-infrared film
-TRUE_COLOR_HIGH, FALSE_COLOR_HIGH = 0.3, 0.5  # reflectance shown as 255; near infrared of crops reaches 0.5
+# Reflectance shown as 255, and gamma. Land is dark in the visible, 0.03 to 0.15, and crops reach 0.6 in near infrared.
+TRUE_COLOR_HIGH, TRUE_COLOR_GAMMA = 0.3, 1.5
+FALSE_COLOR_HIGH, FALSE_COLOR_GAMMA = (0.6, 0.3, 0.3), 1.0
 
 
 @overload
 def true_color(
-    ds: xr.Dataset, *, low: float = ..., high: float = ..., gamma: float = ..., alpha: bool = ...
+    ds: xr.Dataset, *, low: float = ..., high: High = ..., gamma: float = ..., alpha: bool = ...
 ) -> xr.DataArray: ...
 @overload
 def true_color(
-    ds: xr.DataTree, *, low: float = ..., high: float = ..., gamma: float = ..., alpha: bool = ...
+    ds: xr.DataTree, *, low: float = ..., high: High = ..., gamma: float = ..., alpha: bool = ...
 ) -> xr.DataTree: ...
 def true_color(
     ds: xr.Dataset | xr.DataTree,
     *,
     low: float = 0.0,
-    high: float = TRUE_COLOR_HIGH,
-    gamma: float = 1.0,
+    high: High = TRUE_COLOR_HIGH,
+    gamma: float = TRUE_COLOR_GAMMA,
     alpha: bool = False,
 ) -> xr.DataArray | xr.DataTree:
     """B04 B03 B02 as a picture: lazy uint8 (time, y, x, rgb), or (y, x, rgb) of one date, as `plot.imshow` takes it.
 
-    Reflectance `low` becomes 1 and `high` 255, the same for all bands, dates and places, so that pictures compare;
-    beyond it is cut off; `gamma` above 1 lightens what is dark. 0 0 0 is nodata in any of the three and nothing else;
-    with `alpha` a fourth value says so: 0 there, else 255. UsageError for a band that `ds` lacks, or no stretch.
+    Reflectance `low` becomes 1 and `high` (one number, or one per band) 255, whatever the date and place, so that
+    pictures compare; beyond it is cut off; `gamma` above 1 lightens what is dark. 0 0 0 is nodata in any of the three
+    bands and nothing else; with `alpha` a fourth value says so: 0 there, else 255. UsageError for a band that `ds`
+    lacks, or no stretch.
     """
     return _color(ds, TRUE_COLOR, "true_color", (low, high, gamma), alpha=alpha)
 
 
 @overload
 def false_color(
-    ds: xr.Dataset, *, low: float = ..., high: float = ..., gamma: float = ..., alpha: bool = ...
+    ds: xr.Dataset, *, low: float = ..., high: High = ..., gamma: float = ..., alpha: bool = ...
 ) -> xr.DataArray: ...
 @overload
 def false_color(
-    ds: xr.DataTree, *, low: float = ..., high: float = ..., gamma: float = ..., alpha: bool = ...
+    ds: xr.DataTree, *, low: float = ..., high: High = ..., gamma: float = ..., alpha: bool = ...
 ) -> xr.DataTree: ...
 def false_color(
     ds: xr.Dataset | xr.DataTree,
     *,
     low: float = 0.0,
-    high: float = FALSE_COLOR_HIGH,
-    gamma: float = 1.0,
+    high: High = FALSE_COLOR_HIGH,
+    gamma: float = FALSE_COLOR_GAMMA,
     alpha: bool = False,
 ) -> xr.DataArray | xr.DataTree:
     """B08 B04 B03 as a picture, in which vegetation is red; otherwise as `true_color`."""
@@ -70,15 +75,15 @@ def _color(
     ds: xr.Dataset | xr.DataTree,
     bands: tuple[str, ...],
     name: str,
-    stretch: tuple[float, float, float],
+    stretch: tuple[float, High, float],
     *,
     alpha: bool,
 ) -> xr.DataArray | xr.DataTree:
     import xarray as xr
 
     low, high, gamma = stretch
-    if not (low < high and gamma > 0):
-        raise UsageError(f"stretch from {low:g} to {high:g}, gamma {gamma:g}", "low < high and gamma > 0")
+    if not (np.size(high) in (1, len(bands)) and np.all(np.asarray(high) > low) and gamma > 0):
+        raise UsageError(f"stretch from {low} to {high}, gamma {gamma}", "low < high, one or one per band, gamma > 0")
 
     def of(zone: xr.Dataset) -> xr.Dataset:
         return zone.drop_vars(zone.data_vars).assign({name: _picture(zone, bands, name, stretch, alpha=alpha)})
@@ -88,14 +93,15 @@ def _color(
 
 
 def _picture(
-    zone: xr.Dataset, bands: tuple[str, ...], name: str, stretch: tuple[float, float, float], *, alpha: bool
+    zone: xr.Dataset, bands: tuple[str, ...], name: str, stretch: tuple[float, High, float], *, alpha: bool
 ) -> DataArray:
     import xarray as xr
 
     low, high, gamma = stretch
     layers = xr.concat(bands_of(zone, bands, name), "rgb").transpose(..., "rgb")
     measured = layers.notnull().all("rgb")
-    scaled = ((layers - low) / (high - low)).clip(0, 1) ** (1 / gamma)
+    span = xr.DataArray(np.broadcast_to(np.asarray(high, np.float32) - np.float32(low), len(bands)), dims="rgb")
+    scaled = ((layers - low) / span).clip(0, 1) ** (1 / gamma)
     # an empty picture is not all black: 0 is kept for nodata, as in ESA's true-colour images
     shown = (1 + 254 * scaled).round().where(measured, 0).astype(np.uint8)
     channels = ["red", "green", "blue"]

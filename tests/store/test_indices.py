@@ -149,15 +149,15 @@ def test_true_color_by_hand():
     assert picture.dims == ("time", "y", "x", "rgb")
     assert picture.dtype == np.uint8
     assert picture.chunks is not None
-    # 0 to 0.3: 0.15 is the middle of 1 to 255; all that is measured is at least 1
-    assert picture.values[0, 0].tolist() == [[1, 1, 1], [128, 128, 128], [255, 255, 255], [1, 1, 1], [0, 0, 0]]
+    # 0 to 0.3, gamma 1.5: 0.5 ** (1 / 1.5) = 0.62996; 1 + 254 * 0.62996 = 161.01; all that is measured is at least 1
+    assert picture.values[0, 0].tolist() == [[1, 1, 1], [161, 161, 161], [255, 255, 255], [1, 1, 1], [0, 0, 0]]
     assert picture.rgb.values.tolist() == ["red", "green", "blue"]
 
 
 def test_false_color_by_hand_and_order_of_bands():
     picture = pipeline.false_color(colors())
-    # 0 to 0.5: B08 0.25 -> 128; B04 and B03 0.15 -> 1 + 254 * 0.3 = 77.2
-    assert picture.values[0, 0, 1].tolist() == [128, 77, 77]
+    # B08 0 to 0.6: 1 + 254 * 0.25 / 0.6 = 106.8; B04 and B03 0 to 0.3: 0.15 is the middle of 1 to 255
+    assert picture.values[0, 0, 1].tolist() == [107, 128, 128]
     ds = colors()
     ds["reflectance"] = ds.reflectance.where(ds.band != "B04", 0.3)
     assert pipeline.true_color(ds).values[0, 0, 0].tolist() == [255, 1, 1]
@@ -170,8 +170,8 @@ def test_stretch_gamma_and_alpha():
     assert picture.values[0, 0, 4].tolist() == [0, 0, 0, 0]
     assert picture.dtype == np.uint8
     assert picture.attrs["gamma"] == 2.0
-    for wrong in ({"low": 0.3}, {"gamma": 0}):
-        with pytest.raises(UsageError, match="low < high and gamma > 0"):
+    for wrong in ({"low": 0.3}, {"gamma": 0}, {"high": (0.3, 0.3)}, {"high": (0.3, 0.3, -0.1)}):
+        with pytest.raises(UsageError, match="low < high, one or one per band, gamma > 0"):
             pipeline.true_color(colors(), **wrong)
 
 
