@@ -1,0 +1,303 @@
+"""The report page of a store: one HTML file with its pictures, numbers and tables inside, and no need of a network.
+
+In: a store. Out: the page as bytes. The files under web/ are put together here; everything that is text from outside is
+escaped, and a policy inside the page forbids every request. Imports bands, grid, page_check, page_facts, page_images,
+page_source, page_tables and page_words; pyproj inside functions.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.bands import BY_NAME, TARGET_GSD_M, bands_at
+from pipeline.store import page_tables as tables
+from pipeline.store.page_check import residuals
+from pipeline.store.page_facts import read_facts, require_chunks
+from pipeline.store.page_images import Plane, Set, encode_classes, encode_set, stretch
+from pipeline.store.page_source import (
+    WHOLE_PX,
+    Context,
+    Part,
+    Zone,
+    choose_window,
+    factor_of,
+    labels,
+    open_zone,
+    read_context,
+    read_part,
+)
+from pipeline.store.page_words import honesty_section
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.store.page_check import Residual
+    from pipeline.store.page_facts import Facts
+    from pipeline.store.place import Where
+
+GENERATOR = "sen2fine report page"  # by which a page of ours is known and may be replaced
+LIMIT_BYTES = 15_000_000
+_IMAGE_BYTES = 10_300_000  # before base64, which makes four bytes of three; the rest of the page takes 0.4 MB
+_CONTEXT_BYTES = 1_500_000
+_UNCERTAINTY_SHARE = 0.2
+_MEASURED_BYTES = 3_500_000
+_STYLES = ("leaflet/leaflet.css", "page.css")
+_SCRIPTS = ("leaflet/leaflet.js", "planes.js", "picture.js", "map.js", "spectrum.js", "page.js")
+_COMPOSITES = (
+    ("True colour", ("B04", "B03", "B02")),
+    ("False colour (near infrared)", ("B08", "B04", "B03")),
+    ("Short-wave infrared", ("B12", "B8A", "B04")),
+)
+_LONLAT_NODES = 9
+
+
+@dataclass
+class Payload:
+    """Parts of the page that are bytes: each becomes one block of base64 with an id."""
+
+    blocks: list[bytes] = field(default_factory=list)
+
+    def add(self, content: bytes) -> str | None:
+        """Id of a block; None for no bytes. Equal blocks are kept once."""
+        if not content:
+            return None
+        if content not in self.blocks:
+            self.blocks.append(content)
+        return f"block-{self.blocks.index(content)}"
+
+    def html(self) -> str:
+        """The blocks as elements that a browser neither runs nor shows."""
+        return "\n".join(
+            f'<script type="text/plain" id="block-{i}">{base64.b64encode(block).decode()}</script>'
+            for i, block in enumerate(self.blocks)
+        )
+
+
+@dataclass(frozen=True)
+class Page:
+    """A finished page, and what to tell about it."""
+
+    content: bytes
+    label: str  # of the time step
+    shown_km2: float
+    whole: bool  # False: a part of the store at 2.5 m, the rest as an overview
+    context_gsd_m: int | None
+    exact: bool
+    largest_residual_dn: float | None  # None: the store keeps no input to compare with
+
+
+def make_page(
+    where: Where, zone: str | None = None, time: str | None = None, at: tuple[float, float] | None = None
+) -> Page:
+    """The report page of one zone and time of a store.
+
+    `at` is the place (longitude, latitude) to show of a store too large to be shown whole. Raises UsageError when there
+    is no such store, zone, time or place, NoDataError when nothing is measured, IntegrityError when bytes are damaged.
+    """
+    source = open_zone(where, zone, time)
+    facts = read_facts(source)
+    window = choose_window(source, at)
+    require_chunks(source, facts, window)
+    part = read_part(source, window)
+    whole = window == source.whole
+    context = None if whole else read_context(source)
+    checked = residuals(part, source.bands)
+    images = _Images.of(source, part, context)
+    content = _filled(source, facts, part, context, checked, images).encode()
+    left, bottom, right, top = source.bounds_m(window)
+    largest = [one.largest_dn for one in checked if one.largest_dn is not None]
+    return Page(
+        content,
+        labels(source.attributes, source.times)[source.time],
+        (right - left) * (top - bottom) / 1e6,
+        whole,
+        context.gsd_m if context else None,
+        images.output.exact,
+        max(largest) if largest else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """All images of a page, written."""
+
+    output: Set
+    measured: dict[int, Set]
+    quality: Plane
+    uncertainty: Set | None
+    context: Set | None
+
+    @classmethod
+    def of(cls, zone: Zone, part: Part, context: Context | None) -> _Images:
+        """Written so that all of them fit the page: small ones first, the output gets the room that is left."""
+        bands, room = zone.bands, _IMAGE_BYTES
+        quality = encode_classes(part.quality)
+        pixels = sum(dn.size for dn in part.measured.values())
+        measured = {
+            gsd: encode_set(bands_at(gsd, bands), dn, int(_MEASURED_BYTES * dn.size / pixels))
+            for gsd, dn in part.measured.items()
+        }
+        around = encode_set(bands, context.dn, _CONTEXT_BYTES) if context else None
+        room -= quality.size + sum(planes.size for planes in measured.values()) + (around.size if around else 0)
+        spread = None
+        if part.uncertainty is not None:
+            # 0 means "no spread" here, not "nodata": one more DN in the page, taken away again by the reader
+            raised = np.minimum(part.uncertainty, 65534) + np.uint16(1)
+            spread = encode_set(bands, raised, int(room * _UNCERTAINTY_SHARE))
+        output = encode_set(bands, part.dn, room - (spread.size if spread else 0))
+        return cls(output, measured, quality, spread, around)
+
+
+def _filled(
+    zone: Zone, facts: Facts, part: Part, context: Context | None, checked: list[Residual], images: _Images
+) -> str:
+    """The template with everything in it."""
+    payload = Payload()
+    about = _about_images(zone, facts, part, context, images, payload)
+    scripts = [_web(name) for name in _SCRIPTS]
+    styles = [_web(name) for name in _STYLES]
+    kinds = [("output values", images.output), *((f"measured {g} m values", s) for g, s in images.measured.items())]
+    kinds += [("uncertainty values", images.uncertainty)] if images.uncertainty else []
+    kinds += [("overview values", images.context)] if images.context else []
+    label = labels(zone.attributes, zone.times)[zone.time]
+    return Template(_web("page.html")).substitute(
+        policy=_policy(scripts, styles),
+        generator=escape(f"{GENERATOR}, {facts.attributes.get('software', '')}"),
+        title=escape(f"{facts.aoi_name} · {label}"),
+        name=escape(facts.aoi_name),
+        summary=_summary(zone, facts, part, label),
+        banner=tables.banner(facts, zone),
+        shown=escape(_shown(zone, part, context)),
+        left_label="measured" if part.measured_kept else "block means of the output",
+        honesty=honesty_section(zone, part),
+        check=tables.check_section(checked, part, str(facts.attributes.get("consistency", ""))),
+        scenes=tables.scenes_section(facts, zone),
+        run=tables.run_section(facts),
+        aside=tables.aside_section(facts),
+        settings=tables.settings_section(facts, zone),
+        precision=tables.precision_section(zone, images.output, kinds),
+        credit=escape(str(facts.attributes.get("credit", ""))),
+        leaflet_licence=escape(_web("leaflet/LICENSE")),
+        facts=_json(about),
+        payload=payload.html(),
+        styles="\n".join(f"<style>{style}</style>" for style in styles),
+        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+    )
+
+
+def _web(name: str) -> str:
+    """A file of the page's, without the address of a source map, which a browser's tools would ask for."""
+    text = files("pipeline.store").joinpath("web", *name.split("/")).read_text(encoding="utf-8")
+    return text.partition("\n//# sourceMappingURL=")[0]
+
+
+def _policy(scripts: list[str], styles: list[str]) -> str:
+    """A Content-Security-Policy that lets this page's own scripts and styles work, by their digests, and nothing else."""
+    def digests(texts: list[str]) -> str:
+        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(t.encode()).digest()).decode()}'" for t in texts)
+
+    return f"default-src 'none'; script-src {digests(scripts)}; style-src {digests(styles)}; base-uri 'none'; form-action 'none'"
+
+
+def _json(about: Mapping[str, Any]) -> str:
+    """JSON that cannot end the element it stands in."""
+    return json.dumps(about, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _summary(zone: Zone, facts: Facts, part: Part, label: str) -> str:
+    """One line below the title."""
+    names = zone.bands
+    system = facts.attributes.get("super_resolution", "")
+    ny, nx = zone.ny, zone.nx
+    km = f"{nx * TARGET_GSD_M / 1000:.3g} × {ny * TARGET_GSD_M / 1000:.3g} km"
+    members = facts.attributes.get("members")
+    draws = f", mean of {members} members" if isinstance(members, int) and members > 1 else ""
+    said = [f"Sentinel-2 L2A, {label}", f"{len(names)} bands at 2.5 m by {system}{draws}", km, f"EPSG:{zone.epsg}"]
+    return " · ".join(f"<span>{escape(item)}</span>" for item in said)
+
+
+def _shown(zone: Zone, part: Part, context: Context | None) -> str:
+    """Which part of the store is shown at which GSD."""
+    if part.window == zone.whole:
+        return "The whole store is shown: output at 2.5 m, measured bands at their own 10, 20 or 60 m."
+    side = f"{part.window.nx * TARGET_GSD_M / 1000:.3g} × {part.window.ny * TARGET_GSD_M / 1000:.3g} km"
+    limit = f"{WHOLE_PX * TARGET_GSD_M**2 / 1e6:.0f} km²"
+    words = (
+        f"This store is larger than a page can hold at full resolution ({limit}). Inside the frame ({side}) the map "
+        "shows the output at 2.5 m and the measured bands at their own 10, 20 or 60 m; choose another place with --at "
+        "LON LAT. "
+    )
+    if context is None:
+        return words + "Outside the frame nothing is shown, because the store has no overview that is small enough."
+    return words + (
+        f"Outside the frame both sides show the store's overview at {context.gsd_m} m: means over that size are the same "
+        "for input and output." if context.gsd_m >= 10 else
+        f"Outside the frame both sides show the store's overview of the output at {context.gsd_m} m."
+    )  # fmt: skip
+
+
+def _about_images(
+    zone: Zone, facts: Facts, part: Part, context: Context | None, images: _Images, payload: Payload
+) -> dict[str, Any]:
+    """What the page's scripts need: bands, grids, and where each image's bytes are."""
+    left, _, _, top = zone.bounds_m(part.window)
+    bands = [
+        {"name": name, "nm": BY_NAME[name].wavelength_nm, "gsd": BY_NAME[name].gsd_m,
+         "generated": name in zone.generated, "stretch": stretch(_native(part, zone.bands, name))}
+        for name in zone.bands
+    ]  # fmt: skip
+
+    def grid(gsd_m: float, planes: Mapping[str, Plane], corner: tuple[float, float] = (left, top)) -> dict[str, Any]:
+        first = next(iter(planes.values()))
+        return {"gsd": gsd_m, "left": corner[0], "top": corner[1], "ny": first.ny, "nx": first.nx,
+                "planes": {name: _plane(plane, payload) for name, plane in planes.items()}}  # fmt: skip
+
+    return {
+        "system": str(facts.attributes.get("super_resolution", "")),
+        "bands": bands,
+        "composites": [{"name": n, "bands": b} for n, b in _COMPOSITES if set(b) <= set(zone.bands)],
+        "frame": zone.bounds_m(zone.whole),
+        "part": zone.bounds_m(part.window),
+        "measuredKept": part.measured_kept,
+        "output": grid(TARGET_GSD_M, images.output.planes),
+        "measured": [grid(gsd, planes.planes) for gsd, planes in images.measured.items()],
+        "uncertainty": grid(TARGET_GSD_M, images.uncertainty.planes) if images.uncertainty else None,
+        "quality": grid(TARGET_GSD_M, {"quality": images.quality}),
+        "context": grid(context.gsd_m, images.context.planes, (zone.left_m, zone.top_m))
+        if context and images.context
+        else None,
+        "lonlat": _lonlat(zone),
+    }
+
+
+def _native(part: Part, bands: tuple[str, ...], name: str) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    gsd = BY_NAME[name].gsd_m
+    return part.measured[gsd][bands_at(gsd, bands).index(name)]
+
+
+def _plane(plane: Plane, payload: Payload) -> dict[str, Any]:
+    about: dict[str, Any] = {"codec": plane.codec, "content": payload.add(plane.content), "error": plane.max_error_dn}
+    if plane.codec == "jpeg":
+        about |= {"table": plane.table, "fixes": payload.add(plane.fixes), "fixed": plane.fixes_count, "bound": plane.bound_dn,
+                  "mask": payload.add(plane.mask)}  # fmt: skip
+    return about
+
+
+def _lonlat(zone: Zone) -> dict[str, Any]:
+    """Longitude and latitude at nodes of a coarse mesh over the zone, between which the page interpolates."""
+    import pyproj
+
+    left, bottom, right, top = zone.bounds_m(zone.whole)
+    xs, ys = np.linspace(left, right, _LONLAT_NODES), np.linspace(top, bottom, _LONLAT_NODES)
+    turn = pyproj.Transformer.from_crs(zone.epsg, 4326, always_xy=True)
+    lon, lat = turn.transform(*np.meshgrid(xs, ys))
+    return {"nodes": _LONLAT_NODES, "lon": np.round(lon, 7).tolist(), "lat": np.round(lat, 7).tolist()}

@@ -1,0 +1,176 @@
+"""What the report page says about a run: the plan, its receipts, and the units that were set aside.
+
+In: a `Zone`. Out: `Facts`. Reads the run's small JSON files; the store's attributes speak where they are missing.
+Imports errors, layout, page_source, place and receipts.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import IntegrityError
+from pipeline.store.layout import RUN_FOLDER, STATUS_COMPLETE, STATUS_QUARANTINE, verify_chunks
+from pipeline.store.receipts import Ledger, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.grid.grid import Window
+    from pipeline.store.page_source import Zone
+
+_SHOWN_FAULTS = 3
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A unit that was set aside: why, and the command that shows the failure again."""
+
+    unit: str
+    error: str
+    attempts: int
+    reproduce: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """About one run. Receipts are of all zones and times; `scenes` are of the shown zone and time."""
+
+    status: str
+    aoi_name: str
+    created_utc: str
+    config: Mapping[str, Any]
+    attributes: Mapping[str, Any]  # of the zone's group
+    scenes: tuple[tuple[str, Mapping[str, Any]], ...]
+    receipts: tuple[Receipt, ...]
+    units: int | None  # of the plan; None where neither plan nor store says
+    aside: tuple[Aside, ...]
+
+    @property
+    def complete(self) -> bool:
+        """True when every unit is there, or set aside by name."""
+        return self.status in (STATUS_COMPLETE, STATUS_QUARANTINE)
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Worker seconds by stage over all units."""
+        total: dict[str, float] = {}
+        for receipt in self.receipts:
+            for name, seconds in receipt.seconds.items():
+                total[name] = total.get(name, 0.0) + seconds
+        return total
+
+    @property
+    def peak_mib(self) -> float:
+        """Largest resident set of a worker."""
+        return max((receipt.peak_rss_mib for receipt in self.receipts), default=0.0)
+
+
+def read_facts(zone: Zone) -> Facts:
+    """All that is known about the run behind `zone`."""
+    plan = _json(zone, f"{RUN_FOLDER}/plan.json")
+    attributes = zone.attributes
+    digest = str(attributes.get("plan_digest", ""))
+    units = attributes.get("units")
+    return Facts(
+        status=str(attributes.get("status", "")),
+        aoi_name=str(plan.get("aoi_name") or _place_name(str(attributes.get("title", "")))),
+        created_utc=str(plan.get("created_utc", "")),
+        config=plan.get("config") if isinstance(plan.get("config"), dict) else {},
+        attributes=attributes,
+        scenes=_scenes(zone),
+        receipts=_receipts(zone, digest),
+        units=units if isinstance(units, int) else None,
+        aside=_aside(zone, digest),
+    )
+
+
+def _place_name(title: str) -> str:
+    return title.partition(" over ")[2] or title or "store"
+
+
+def _json(zone: Zone, key: str) -> dict[str, Any]:
+    """A small JSON file of the run; empty where there is none or it is damaged: `pipeline.check` is there for that."""
+    try:
+        content = json.loads(zone.place.read(key) or b"{}")
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _scenes(zone: Zone) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """Scenes of the shown time step, in the order of the plan: best first."""
+    known = zone.attributes.get("scenes")
+    scenes = known if isinstance(known, dict) else {}
+    periods = zone.attributes.get("periods")
+    names = list(scenes)
+    if isinstance(periods, list) and zone.time < len(periods):
+        names = [str(name) for name in periods[zone.time].get("scenes", [])]
+    return tuple((name, scenes.get(name, {})) for name in names)
+
+
+def _receipts(zone: Zone, digest: str) -> tuple[Receipt, ...]:
+    ledger = Ledger(zone.place, digest)
+    folder = f"{RUN_FOLDER}/receipts"
+    names = [
+        key.removeprefix(f"{folder}/").removesuffix(".json")
+        for key in zone.place.names(folder)
+        if key.endswith(".json")
+    ]
+    if zone.place.hands == 1:
+        found = [ledger.read(name) for name in names]
+    else:
+        with ThreadPoolExecutor(zone.place.hands) as pool:
+            found = list(pool.map(ledger.read, names))
+    return tuple(receipt for receipt in found if receipt is not None)
+
+
+def _aside(zone: Zone, digest: str) -> tuple[Aside, ...]:
+    named = zone.attributes.get("quarantined")
+    kept: dict[str, Aside] = {
+        str(unit): Aside(str(unit), "the reason was not kept", 0, "") for unit in (named if named else [])
+    }
+    for key in zone.place.names(f"{RUN_FOLDER}/quarantine"):
+        record = _json(zone, key)
+        unit = str(record.get("unit", ""))
+        if record.get("plan_digest") == digest and (named is None or unit in kept):
+            attempts = record.get("attempts")
+            kept[unit] = Aside(
+                unit,
+                str(record.get("error", "")),
+                attempts if isinstance(attempts, int) else 0,
+                str(record.get("reproduce", "")),
+            )
+    return tuple(kept[unit] for unit in sorted(kept))
+
+
+def require_chunks(zone: Zone, facts: Facts, window: Window) -> None:
+    """IntegrityError when a chunk that a receipt names within `window` is missing or has another size.
+
+    A missing chunk reads as nodata, and damage must not pass as a place where nothing was measured.
+    """
+    arrays = {name: array.shards or array.chunks for name, array in zone.group.arrays() if array.ndim > 2}
+    faults = []
+    for receipt in facts.receipts:
+        if receipt.group == zone.name:
+            shown = {key: facts for key, facts in receipt.chunks.items() if _within(key, arrays, zone.time, window)}
+            faults += verify_chunks(zone.place, shown, full=False, group=receipt.group)
+    if faults:
+        more = f" and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
+        raise IntegrityError(
+            f"{zone.place}: {', '.join(faults[:_SHOWN_FAULTS])}{more}",
+            "what the receipts name",
+            f"python -m pipeline.check {zone.place} --verify full --repair",
+        )
+
+
+def _within(key: str, arrays: Mapping[str, tuple[int, ...]], time: int, window: Window) -> bool:
+    """Whether the chunk "name/c/time/[band/]row/col" of a 2.5 m array meets `window`."""
+    name, *parts = key.split("/")
+    if name not in arrays or int(parts[1]) != time:
+        return False
+    step = arrays[name][-1]
+    row, col = int(parts[-2]) * step, int(parts[-1]) * step
+    return row < window.row_end and row + step > window.row and col < window.col_end and col + step > window.col

@@ -1,0 +1,233 @@
+"""The report page's tables and words as HTML. Everything from outside (scene ids, names, notes, errors) is escaped.
+
+In: facts, residuals, planes. Out: HTML text. Imports bands, page_check, page_facts and page_source.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from pipeline.bands import BY_NAME, DN_SCALE
+from pipeline.store.page_check import PROMISE_DN
+from pipeline.store.page_source import labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pipeline.store.page_check import Residual
+    from pipeline.store.page_facts import Facts
+    from pipeline.store.page_images import Set
+    from pipeline.store.page_source import Part, Zone
+
+_STAGES = {
+    "load": "load weights", "read": "read scenes", "superres": "super-resolve and fuse", "blend": "blend windows",
+    "project": "project onto block means", "write": "write", "overviews": "overviews",
+}  # fmt: skip
+_SHOWN_UNITS = 50
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """An HTML table of plain text; `numbers` are the columns that hold numbers."""
+    def cell(tag: str, column: int, text: str) -> str:
+        kind = ' class="number"' if column in numbers else ""
+        scope = ' scope="col"' if tag == "th" else ""
+        return f"<{tag}{scope}{kind}>{escape(text)}</{tag}>"
+
+    lines = ["".join(cell("th", i, text) for i, text in enumerate(head))]
+    body = "".join(f"<tr>{''.join(cell('td', i, text) for i, text in enumerate(row))}</tr>\n" for row in rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table><caption>{escape(caption)}'
+        f"</caption><thead><tr>{lines[0]}</tr></thead><tbody>\n{body}</tbody></table></div>"
+    )
+
+
+def pairs(rows: Iterable[tuple[str, str]]) -> str:
+    """A list of names and values."""
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in rows if value)}</dl>"
+
+
+def banner(facts: Facts, zone: Zone) -> str:
+    """What a reader must know before looking: an unfinished store, units set aside, other zones and times."""
+    notices = []
+    if not facts.complete:
+        done = len(facts.receipts)
+        of = f" {done} of {facts.units} units are there." if facts.units else f" {done} units are there so far."
+        notices.append(("bad", f"This store is not complete (status: {facts.status or 'none'}).{of} "
+                               "What is missing shows as nodata."))  # fmt: skip
+    if facts.aside:
+        names = ", ".join(aside.unit for aside in facts.aside[:5])
+        notices.append(("bad", f"{_counted(len(facts.aside), 'unit')} could not be computed and "
+                               f"{'was' if len(facts.aside) == 1 else 'were'} set aside: {names}. "
+                               "Reasons are below; the places show as nodata."))  # fmt: skip
+    if len(zone.names) > 1:
+        others = ", ".join(name for name in zone.names if name != zone.name)
+        notices.append(("", f"This page shows the UTM zone {zone.name}. The store also holds {others}: "
+                            "make their pages with --zone."))  # fmt: skip
+    if len(zone.times) > 1:
+        named = labels(zone.attributes, zone.times)
+        others = [label for i, label in enumerate(named) if i != zone.time]
+        shown = ", ".join(others[:12]) + (f" and {len(others) - 12} more" if len(others) > 12 else "")
+        notices.append(("", f"This page shows {named[zone.time]}. The store also holds {shown}: "
+                            "make their pages with --time."))  # fmt: skip
+    return "".join(f'<p class="notice {kind}">{escape(text)}</p>' for kind, text in notices)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def check_section(found: Sequence[Residual], part: Part, consistency: str) -> str:
+    """Block means of the output against the measured pixels, band by band."""
+    if not part.measured_kept:
+        return (
+            "<p>This store does not keep its measured input, so there is nothing here to check the output against. "
+            "The left side of the map shows block means of the output, which equal the input by construction.</p>"
+        )
+    words = {
+        "box": f"For every band and every native pixel, the mean of the output over that pixel should be the measured "
+               f"value to within {PROMISE_DN:g} DN (half a rounding step).",
+        "tent": "This store was made with consistency “tent”: the output agrees with the input under a wider kernel, "
+                "and plain block means may differ.",
+        "none": "This store was made with consistency “none”: nothing ties block means to the input.",
+    }  # fmt: skip
+    verdict = ""
+    if consistency == "box":
+        fine = all(one.kept for one in found if one.compared)
+        text = "Holds in every band." if fine else "Does NOT hold in every band: see the table."
+        verdict = f' <strong class="{"good" if fine else "bad"}">{text}</strong>'
+    rows = [
+        (one.band, f"{one.gsd_m} m", f"{one.compared:,}", _number(one.largest_dn), _number(one.mean_dn),
+         f"{one.left_out:,}" if one.left_out else "–")
+        for one in found
+    ]  # fmt: skip
+    head = ("Band", "Native GSD", "Native pixels compared", "Largest |residual|, DN", "Mean |residual|, DN", "Left out")
+    return (
+        f"<p>{escape(words.get(consistency, words['none']))}{verdict} Computed from the stored numbers of the part "
+        "shown above when this page was made; not from the page's images. 1 DN is 0.0001 of reflectance. “Left out” "
+        "counts measured pixels over which part of the output is nodata.</p>"
+        + table("Radiometric check, block means of the output minus measured pixels", head, rows, (1, 2, 3, 4, 5))
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def scenes_section(facts: Facts, zone: Zone) -> str:
+    """Scenes of the shown time step."""
+    rows = []
+    for name, scene in facts.scenes:
+        cloud = scene.get("cloud_pct")
+        rows.append((
+            str(scene.get("datetime", "")).replace("T", " ").removesuffix("Z"), name,
+            f"{cloud:.1f} %" if isinstance(cloud, int | float) else "unknown", str(scene.get("baseline") or "unknown"),
+            str(scene.get("offset_dn", "")), str(scene.get("offset_evidence", "")),
+        ))  # fmt: skip
+    periods = zone.attributes.get("periods")
+    composite = str(periods[zone.time].get("composite", "")) if isinstance(periods, list) and periods else ""
+    how = {
+        "mosaic": "At each place the first scene that is clear there is used, in this order.",
+        "median": "At each place the median of the clear scenes is used.",
+        "none": "One date is one time step.",
+    }.get(composite, "")
+    head = ("Acquired, UTC", "Scene", "Cloud", "Baseline", "Offset, DN", "Why this offset")
+    return f"<p>{escape(how)}</p>" + table("Scenes of this time step", head, rows, (2, 3, 4))
+
+
+def run_section(facts: Facts) -> str:
+    """Stage times, memory and units."""
+    seconds, total = facts.stage_seconds, sum(facts.stage_seconds.values())
+    known = [name for name in _STAGES if name in seconds] + sorted(set(seconds) - set(_STAGES))
+    rows = [
+        (_STAGES.get(name, name), f"{seconds[name]:,.1f}", f"{100 * seconds[name] / total:.1f} %" if total else "–")
+        for name in known
+    ]
+    rows.append(("in all", f"{total:,.1f}", "100 %" if total else "–"))
+    empty = sum(receipt.status == "empty" for receipt in facts.receipts)
+    again = sum(receipt.attempts > 1 for receipt in facts.receipts)
+    stored = sum(size for receipt in facts.receipts for size, _ in receipt.chunks.values())
+    of = f" of {facts.units:,}" if facts.units else ""
+    about = [
+        ("Units", f"{len(facts.receipts):,}{of} computed; {empty:,} of them hold no measured pixel"),
+        ("Tried more than once", _counted(again, "unit") if again else ""),
+        ("Model windows", f"{sum(receipt.windows for receipt in facts.receipts):,}"),
+        ("Largest worker", f"{facts.peak_mib:,.0f} MiB" if facts.peak_mib else ""),
+        ("Stored", f"{stored / 2**20:,.1f} MiB in {sum(len(r.chunks) for r in facts.receipts):,} chunks"),
+    ]
+    return pairs(about) + table("Worker seconds by stage, all units", ("Stage", "Seconds", "Share"), rows, (1, 2))
+
+
+def aside_section(facts: Facts) -> str:
+    """Units that were set aside, with the reason and the command that shows it again."""
+    if not facts.aside:
+        return "<p>No unit was set aside.</p>"
+    items = "".join(
+        f"<li><strong>{escape(aside.unit)}</strong>"
+        + (f", tried {_counted(aside.attempts, 'time')}" if aside.attempts else "")
+        + f": {escape(aside.error)}"
+        + (f"<br>See it fail: <code>{escape(aside.reproduce)}</code>" if aside.reproduce else "")
+        + "</li>\n"
+        for aside in facts.aside[:_SHOWN_UNITS]
+    )
+    more = len(facts.aside) - _SHOWN_UNITS
+    return f"<ul>{items}</ul>" + (f"<p>And {more:,} more.</p>" if more > 0 else "")
+
+
+def settings_section(facts: Facts, zone: Zone) -> str:
+    """What decided the pixels."""
+    said = zone.attributes
+    generated = ", ".join(zone.generated)
+    rows = [
+        ("System", str(said.get("super_resolution", ""))),
+        ("Weights", _weights(said, "sr_weights")),
+        ("Fusion weights", _weights(said, "fusion_weights")),
+        ("Bands with generated detail", generated or "none"),
+        ("Members", str(said.get("members", ""))),
+        ("Seed", str(said.get("seed", ""))),
+        ("Consistency", str(said.get("consistency", ""))),
+        ("Catalogue", str(facts.config.get("catalog", ""))),
+        ("Period", " to ".join(filter(None, (str(facts.config.get(k) or "") for k in ("start", "end"))))),
+        ("Clipped to the polygon", "yes" if facts.config.get("clip") else ""),
+        ("Plan", str(said.get("plan_digest", ""))),
+        ("Planned", facts.created_utc.replace("T", " ").replace("Z", " UTC")),
+        ("Software", str(said.get("software", ""))),
+        ("Licence of the imagery", str(said.get("license", ""))),
+        ("Licence of the weights", str(said.get("weights_license", ""))),
+        ("Credit", str(said.get("credit", ""))),
+    ]
+    notes = said.get("notes")
+    listed = "".join(f"<li>{escape(str(note))}</li>" for note in notes) if isinstance(notes, list) else ""
+    return pairs(rows) + (f"<h3>Notes of the run</h3><ul>{listed}</ul>" if listed else "")
+
+
+def _weights(said: Mapping[str, object], name: str) -> str:
+    digest = str(said.get(f"{name}_sha256") or "")
+    return f"{said.get(name)} (sha256 {digest})" if said.get(name) and digest else str(said.get(name) or "")
+
+
+def precision_section(zone: Zone, output: Set, kinds: Sequence[tuple[str, Set]]) -> str:
+    """How far the page's numbers may be from the store's."""
+    if all(planes.exact for _, planes in kinds):
+        return "<p>All numbers on this page are the store's own, without loss.</p>"
+    lossy = [name for name, planes in kinds if not planes.exact]
+    rows = [
+        (name, str(plane.max_error_dn), f"{plane.rms_error_dn:g}", f"{plane.max_error_dn * DN_SCALE:.4f}",
+         f"{BY_NAME[name].wavelength_nm:g}")
+        for name, plane in output.planes.items()
+    ]  # fmt: skip
+    exact = [name for name, planes in kinds if planes.exact]
+    said = f"{_joined(lossy)} are kept as 8-bit images to keep this file small"
+    kept = f"; {_joined(exact)} are exact" if exact else ""
+    head = ("Band", "At most off by, DN", "Typically (RMS), DN", "At most, reflectance", "Wavelength, nm")
+    words = (
+        f"{said}{kept}. Numbers on this page that come from them may differ from the store by what the table says, "
+        "measured when the page was made. The store itself holds 16-bit numbers; open it for analysis."
+    )
+    return f"<p>{escape(words[0].upper() + words[1:])}</p>" + table(
+        "Precision of the output on this page", head, rows, (1, 2, 3, 4)
+    )
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,90 @@
+"""The report page's section "What is measured, what is invented", for readers who have not read the README.
+
+In: facts. Out: HTML text. Imports page_facts and page_source.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.store.page_source import Part, Zone
+
+
+def honesty_section(zone: Zone, part: Part) -> str:
+    """What to believe, in plain words, as it applies to this store."""
+    system = str(zone.attributes.get("super_resolution", "the system"))
+    paragraphs = [_measured(), _invented(zone, system), _means(str(zone.attributes.get("consistency", ""))), _quality()]
+    if part.uncertainty is not None:
+        paragraphs.append(_spread(zone))
+    paragraphs.append(
+        ("Do not", "use detail finer than a native pixel to find, count or measure objects: cars, boats, single trees, "
+                   "the exact line of a field's edge. Use the output where a value per 2.5 m pixel is handy and only "
+                   "sums or means over several native pixels matter, and to see what the place may look like.")
+    )  # fmt: skip
+    return "".join(f"<p><strong>{escape(head)}</strong> {escape(text)}</p>" for head, text in paragraphs)
+
+
+def _measured() -> tuple[str, str]:
+    return (
+        "Measured",
+        "is what the satellite recorded: one number per band and native pixel, 10 m wide for B02, B03, B04 and B08, "
+        "20 m for B05, B06, B07, B8A, B11 and B12, 60 m for B01 and B09. The left side of the map shows these numbers "
+        "and nothing else.",
+    )
+
+
+def _invented(zone: Zone, system: str) -> tuple[str, str]:
+    if not zone.generated:
+        return (
+            "Nothing is invented here.",
+            f"This store was made by {system}: the output is interpolated between measured pixels. It looks smoother, "
+            "and it knows nothing that the input does not.",
+        )
+    some = "" if set(zone.generated) >= set(zone.bands) else f" ({', '.join(zone.generated)})"
+    return (
+        "Invented",
+        f"is all detail finer than those pixels{some}. A network ({system}) wrote it, having learned what land seen "
+        "from above usually looks like. It is plausible, and it differs from the truth: edges may lie a few metres off, "
+        "small objects may be missing, and some may never have been there.",
+    )
+
+
+def _means(consistency: str) -> tuple[str, str]:
+    if consistency == "box":
+        return (
+            "What is guaranteed",
+            "is the total: over each native pixel, the mean of the output is the measured number, for every band. The "
+            "network may only share that number out among the small pixels, never change it. The table “Radiometric "
+            "check” below shows that this holds.",
+        )
+    if consistency == "tent":
+        return (
+            "What is guaranteed",
+            "is the total under a kernel wider than a pixel (consistency “tent”): plain means over native pixels come "
+            "close to the measured numbers but are not equal to them.",
+        )
+    return (
+        "Nothing is guaranteed:",
+        "this store was made with consistency “none”, so that means over native pixels may differ from what was "
+        "measured.",
+    )
+
+
+def _quality() -> tuple[str, str]:
+    return (
+        "The quality overlay",
+        "says what a pixel's red, green and blue rest on. Under clouds, in saturated or very bright places and beside "
+        "nodata no detail is generated: the output there is the measurement, interpolated.",
+    )
+
+
+def _spread(zone: Zone) -> tuple[str, str]:
+    return (
+        "The uncertainty",
+        f"is the standard deviation over {zone.attributes.get('members', 'several')} draws of the generated detail. All "
+        "draws have the same block means by construction, so it says nothing about errors of the measurement (haze, "
+        "the atmosphere, misplacement). It says how freely the network could share a pixel's total out: large along "
+        "edges and in towns, small in even fields. A small value means that the draws agree, not that they are right.",
+    )

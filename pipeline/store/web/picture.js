@@ -1,0 +1,108 @@
+"use strict";
+// From DN to colours: one, or three, bands on a canvas of as many pixels as the finest of them has.
+
+const NODATA_GREY = 96;
+
+// Brightness (0..255) of every DN of a band. The same table serves both sides of the map.
+function stretchTable(band, contrast, brightness) {
+  const [low, high] = band.stretch;
+  const table = new Uint8ClampedArray(65536);
+  for (let dn = 0; dn < 65536; dn++) {
+    const level = ((dn - low) / (high - low) - 0.5) * contrast + 0.5 + brightness;
+    table[dn] = level <= 0 ? 0 : 255 * Math.min(1, level) ** 0.8;
+  }
+  return table;
+}
+
+// The grid that a canvas of some bands takes: the finest among them.
+const finest = (grids) => grids.reduce((best, grid) => (grid.gsd < best.gsd ? grid : best));
+
+// For each column (or row) of a fine grid, the column (or row) of a coarser one over the same ground.
+const coarser = (count, ratio) => Uint32Array.from({ length: count }, (_, i) => Math.floor(i / ratio));
+
+async function paint(canvas, grids, names, look) {
+  const grid = finest(grids);
+  const planes = await Promise.all(names.map((name, k) => planeOf(grids[k], name)));
+  const tables = names.map((name) => stretchTable(bandOf(name), look.contrast, look.brightness));
+  const shown = names.length === 1 ? [0, 0, 0] : [0, 1, 2];
+  const columns = grids.map((other) => coarser(grid.nx, other.gsd / grid.gsd));
+  canvas.width = grid.nx;
+  canvas.height = grid.ny;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(grid.nx, grid.ny);
+  const pixels = new Uint32Array(image.data.buffer); // little endian, as every browser's machine is: A B G R
+  const nodata = (255 << 24) | (NODATA_GREY << 16) | (NODATA_GREY << 8) | NODATA_GREY;
+  const [r, g, b] = shown;
+  for (let y = 0, i = 0; y < grid.ny; y++) {
+    const rows = grids.map((other) => Math.floor((y * grid.gsd) / other.gsd) * other.nx);
+    for (let x = 0; x < grid.nx; x++, i++) {
+      const red = planes[r][rows[r] + columns[r][x]];
+      const green = planes[g][rows[g] + columns[g][x]];
+      const blue = planes[b][rows[b] + columns[b][x]];
+      pixels[i] = red && green && blue
+        ? (255 << 24) | (tables[b][blue] << 16) | (tables[g][green] << 8) | tables[r][red]
+        : nodata;
+    }
+  }
+  context.putImageData(image, 0, 0);
+  return grid;
+}
+
+// Overlays ---------------------------------------------------------------------------------------------------------
+
+const QUALITY = [
+  { colour: [120, 120, 120, 200], text: "nodata" },
+  { colour: [230, 97, 1, 170], text: "no generated detail (cloud, saturated, very bright, beside nodata)" },
+  { colour: [253, 200, 80, 150], text: "partly generated" },
+  { colour: [0, 0, 0, 0], text: "generated detail (not coloured)" },
+];
+
+// Colours of the uncertainty, from none to the 98th percentile: dark violet to yellow, after matplotlib's "plasma".
+const RAMP = [[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]];
+
+function rampColour(level) {
+  const at = Math.min(0.9999, Math.max(0, level)) * (RAMP.length - 1);
+  const k = Math.floor(at);
+  return RAMP[k].map((low, c) => Math.round(low + (RAMP[k + 1][c] - low) * (at - k)));
+}
+
+async function paintQuality(canvas) {
+  const grid = facts.quality;
+  const classes = await planeOf(grid, "quality");
+  canvas.width = grid.nx;
+  canvas.height = grid.ny;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(grid.nx, grid.ny);
+  for (let i = 0; i < classes.length; i++) image.data.set(QUALITY[classes[i]]?.colour ?? [255, 0, 0, 255], 4 * i);
+  context.putImageData(image, 0, 0);
+  return classes;
+}
+
+// Root mean square of the shown bands' uncertainty (DN), and its 98th percentile.
+async function paintUncertainty(canvas, names) {
+  const grid = facts.uncertainty;
+  const planes = await Promise.all(names.map((name) => planeOf(grid, name)));
+  const spread = new Float32Array(grid.nx * grid.ny);
+  for (const plane of planes) for (let i = 0; i < spread.length; i++) spread[i] += Math.max(0, plane[i] - 1) ** 2;
+  const step = Math.max(1, Math.floor(spread.length / 50000));
+  const sample = [];
+  for (let i = 0; i < spread.length; i++) {
+    spread[i] = Math.sqrt(spread[i] / planes.length);
+    if (i % step === 0) sample.push(spread[i]);
+  }
+  const top = Math.max(1, sample.sort((a, b) => a - b)[Math.floor(0.98 * (sample.length - 1))]);
+  canvas.width = grid.nx;
+  canvas.height = grid.ny;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(grid.nx, grid.ny);
+  const colours = Array.from({ length: 256 }, (_, i) => rampColour(i / 255));
+  for (let i = 0; i < spread.length; i++) {
+    const [r, g, b] = colours[Math.min(255, Math.round((255 * spread[i]) / top))];
+    image.data[4 * i] = r;
+    image.data[4 * i + 1] = g;
+    image.data[4 * i + 2] = b;
+    image.data[4 * i + 3] = 190;
+  }
+  context.putImageData(image, 0, 0);
+  return top;
+}

@@ -1,0 +1,99 @@
+"""`python -m pipeline.view`: a store as one self-contained HTML page, to look at and to pass on.
+
+In: a store. Out: an HTML file beside it, and a line about it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import EXIT_OK, PipelineError, UsageError
+from pipeline.terminal import show
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.store.page import Page
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags."""
+    p = argparse.ArgumentParser(
+        "python -m pipeline.view", description="Make a report page of a store: one HTML file that needs no network."
+    )
+    p.add_argument("store", help="folder or URL")
+    p.add_argument("--out", metavar="FILE", help="page to write (the store's name + .html, beside it)")
+    p.add_argument("--time", metavar="DATE", help="time step to show, e.g. 2024-06-17 (the first)")
+    p.add_argument("--zone", help="UTM zone to show, e.g. utm31n, of a store with several (the first)")
+    p.add_argument("--at", nargs=2, type=float, metavar=("LON", "LAT"),
+                   help="place to show at 2.5 m of a large store (where contrast is largest)")  # fmt: skip
+    p.add_argument("--open", action="store_true", help="open it in the browser")
+    p.add_argument("--overwrite", action="store_true", help="replace a file that is no report page")
+    return p
+
+
+def place_asked(degrees: list[float] | None) -> tuple[float, float] | None:
+    """(longitude, latitude) of --at. UsageError when it is no place."""
+    if degrees is None:
+        return None
+    lon, lat = degrees
+    if not (-180 <= lon <= 180 and -90 <= lat <= 90):
+        raise UsageError(f"--at {lon:g} {lat:g}", "longitude and latitude in degrees, such as 4.835 45.764")
+    return lon, lat
+
+
+def page_file(arguments: argparse.Namespace) -> Path:
+    """The file to write. UsageError when something else is there."""
+    from pipeline.store.page import GENERATOR
+    from pipeline.store.place import place_of
+
+    path = Path(arguments.out) if arguments.out else place_of(arguments.store).picture.with_suffix(".html")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "a file name for the page, such as lyon.html")
+    if path.is_file() and not arguments.overwrite:
+        with path.open("rb") as file:
+            ours = GENERATOR.encode() in file.read(4096)
+        if not ours:
+            raise UsageError(f"{path} exists and is no report page", cure="another --out, or --overwrite")
+    return path
+
+
+def described(page: Page, path: Path) -> str:
+    """A page in words."""
+    what = f"{page.shown_km2:.3g} km2 at 2.5 m"
+    if not page.whole:
+        around = f"the rest at {page.context_gsd_m} m" if page.context_gsd_m else "the rest not shown"
+        what += f" ({around})"
+    how = "numbers exact" if page.exact else "8-bit images, precision stated on the page"
+    check = "no input kept to check against"
+    if page.largest_residual_dn is not None:
+        check = f"block means within {page.largest_residual_dn:.2f} DN of the input"
+    return f"{path}: {page.label}, {what}, {len(page.content) / 1e6:.1f} MB, {how}; {check}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        at = place_asked(arguments.at)
+        path = page_file(arguments)
+        from pipeline.store.page import make_page
+        from pipeline.store.place import write_atomic
+
+        page = make_page(arguments.store, arguments.zone, arguments.time, at)
+        write_atomic(path, page.content)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    show(described(page, path))
+    if arguments.open:
+        webbrowser.open(path.resolve().as_uri())
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
