@@ -21,6 +21,7 @@ _BASE_MIB = 400.0
 _GDAL_CACHE_MIB = 256.0
 _SYSTEM_MIB = {"lite": 20.0, "bicubic": 0.0, "difffusr": 700.0}
 _WINDOW_FLOATS = {"lite": 200.0, "bicubic": 100.0, "difffusr": 2000.0}
+_LARGE_MIB, _LARGE_FLOATS = max(_SYSTEM_MIB.values()), max(_WINDOW_FLOATS.values())  # of systems that users bring
 _COMPRESSION = 1.7  # zstd level 1 on 2.5 m reflectance, measured likewise
 
 
@@ -86,8 +87,8 @@ def worker_mib(system: str, unit_px: int, window_px: int, bands: int, members: i
     """Expected peak memory of one worker in MiB for a unit of `unit_px` output pixels."""
     native_dn = sum(len(bands_at(gsd, BAND_NAMES)) * (TARGET_GSD_M / gsd) ** 2 for gsd in GSDS_M) * 2 * scenes
     blended = bands * (4 + 2 + 4 * (members > 1)) + 8
-    arrays = unit_px * (blended + native_dn) + window_px**2 * _WINDOW_FLOATS[system] * 4
-    return _BASE_MIB + _GDAL_CACHE_MIB + _SYSTEM_MIB[system] + arrays / 2**20
+    arrays = unit_px * (blended + native_dn) + window_px**2 * _WINDOW_FLOATS.get(system, _LARGE_FLOATS) * 4
+    return _BASE_MIB + _GDAL_CACHE_MIB + _SYSTEM_MIB.get(system, _LARGE_MIB) + arrays / 2**20
 
 
 def seconds_per_window(plan: Plan) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +16,7 @@ from pipeline.grid.lattice import Lattice
 from pipeline.superres import hub
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import Tensor
@@ -129,6 +130,33 @@ SYSTEMS: dict[str, Spec] = {
 }
 
 
+PLUGINS = "sen2fine.systems"  # group of entry points
+_KNOWN = tuple(spec.sr_system for spec in SYSTEMS.values() if spec.sr_system)
+_BUILDERS: dict[str, Callable[[Bundle], SuperResolver]] = {}  # by `Bundle.system`, of systems that `register` added
+
+
+def register(spec: Spec, resolver: Callable[[Bundle], SuperResolver]) -> None:
+    """Make a system of one's own known in this process as `--sr NAME`; `resolver` builds it from its bundle.
+
+    Commands and workers are processes of their own: a package that names the module which calls this as an entry point
+    of the group `sen2fine.systems` is found by all of them. UsageError for a name that is taken, or one without bundle.
+    """
+    if spec.sr_system is None:
+        raise UsageError(f"system {spec.name} names no kind of bundle", "the `system` that its bundle is saved with")
+    taken = spec.sr_system in _KNOWN or SYSTEMS.get(spec.name, spec) != spec
+    if taken:
+        raise UsageError(f"system {spec.name} ({spec.sr_system}) is there already", "a name of its own")
+    SYSTEMS[spec.name] = spec
+    _BUILDERS[spec.sr_system] = resolver
+
+
+@lru_cache(maxsize=1)
+def _installed() -> None:
+    """Import, once, the modules with which installed packages register systems."""
+    for entry in entry_points(group=PLUGINS):
+        entry.load()
+
+
 @dataclass(frozen=True)
 class Choice:
     """A system with its weights settled: where they are and their sha256, which is what a plan records. JSON-able.
@@ -159,6 +187,8 @@ class System:
 
 def choose(name: str, sr_weights: str = "", fusion_weights: str = "") -> Choice:
     """Settle which weights `name` runs with, reading only their descriptions. UsageError on unknown or unfit ones."""
+    if name not in SYSTEMS:
+        _installed()
     spec = SYSTEMS.get(name)
     if spec is None:
         raise UsageError(f"--sr {name} is not known", f"one of {', '.join(SYSTEMS)}")
@@ -260,6 +290,10 @@ def _lattice(bundle: Bundle) -> Lattice:
 
 
 def _resolver(bundle: Bundle) -> SuperResolver:
+    if bundle.system not in _KNOWN and bundle.system not in _BUILDERS:
+        _installed()
+    if bundle.system in _BUILDERS:
+        return _BUILDERS[bundle.system](bundle)
     if bundle.system == "lite-sr":
         from pipeline.models.lite import LiteSuperResolver
 
