@@ -1,6 +1,8 @@
-"""`python -m pipeline.index`: a folder of Sentinel-2 files -> an index that `python -m pipeline.run --catalog` reads.
+"""`python -m pipeline.index`: what can be read again -> an index file.
 
-In: command-line arguments. Out: a STAC ItemCollection, one line per scene, an exit code (pipeline/errors.py).
+A folder of Sentinel-2 files becomes an archive that `python -m pipeline.run --catalog` reads; finished stores become a
+STAC ItemCollection for catalogues, and each gets its item. In: command-line arguments. Out: the file, one line per
+scene or store, an exit code (pipeline/errors.py).
 """
 
 from __future__ import annotations
@@ -12,22 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bands import BAND_NAMES
-from pipeline.errors import EXIT_OK, PipelineError
-from pipeline.terminal import show
+from pipeline.errors import EXIT_OK, PipelineError, UsageError
+from pipeline.terminal import counted, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.archive.scene import Scene
+    from pipeline.execution.catalogue_out import Listed
+
+_ARCHIVE = Path("archive.json")
 
 
 def parser() -> argparse.ArgumentParser:
     """All flags."""
     p = argparse.ArgumentParser(
-        "python -m pipeline.index", description="List the Sentinel-2 L2A scenes of a folder in an index file."
+        "python -m pipeline.index",
+        description="List the Sentinel-2 L2A scenes of a folder, or finished stores, in an index file.",
     )
-    p.add_argument("folder", type=Path, help="Sen2Cor products, or files per band, at any depth")
-    p.add_argument("--out", type=Path, default=Path("archive.json"), metavar="FILE", help="index (%(default)s)")
+    p.add_argument("what", nargs="+", metavar="FOLDER|STORE", help="a folder of Sen2Cor products or files per band, "
+                   "at any depth; or finished stores, or a folder of them")  # fmt: skip
+    p.add_argument("--out", type=Path, metavar="FILE", help=f"index ({_ARCHIVE}; for stores only where it is given)")
     p.add_argument("--datetime", metavar="UTC", help="sensing time of scenes whose names and files do not tell it")
     p.add_argument("--offset", type=int, choices=(0, -1000), help="BOA offset of all scenes, over files and audit")
     p.add_argument("--relative", action="store_true", help="paths relative to the index, so that both can move")
@@ -37,26 +44,88 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    from pipeline.archive.index_file import write_index
-    from pipeline.archive.local import scan
-
     arguments = parser().parse_args(argv)
     try:
-        scenes, notes = scan(arguments.folder, datetime_utc=arguments.datetime, offset_dn=arguments.offset)
-        write_index(scenes, arguments.out, relative=arguments.relative)
+        stores = _stores(arguments.what)
+        if stores:
+            return _of_stores(stores, arguments)
+        return _of_scenes(Path(arguments.what[0]), arguments)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _stores(what: Sequence[str]) -> list[str]:
+    """Those of the words that are stores, all of them or none. UsageError for a mixture, or for several folders."""
+    from pipeline.store.place import place_of
+
+    # an address that is no store is told so by name; nobody scans a bucket for scenes
+    stores = [word for word in what if "://" in word or place_of(word).size("zarr.json") is not None]
+    others = [word for word in what if word not in stores]
+    if (stores and others) or len(others) > 1:
+        raise UsageError(f"{others[0]} is not a store", "stores only, or one folder", "index them one after the other")
+    return stores
+
+
+def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
+    """Index a folder's scenes; where it has none but stores, those."""
+    from pipeline.archive.index_file import write_index
+    from pipeline.archive.local import scan
+    from pipeline.execution.catalogue_out import stores_below
+
+    try:
+        scenes, notes = scan(folder, datetime_utc=arguments.datetime, offset_dn=arguments.offset)
+    except UsageError:
+        stores = stores_below(folder)
+        if not stores:
+            raise
+        return _of_stores([str(store) for store in stores], arguments)
+    out = arguments.out or _ARCHIVE
+    write_index(scenes, out, relative=arguments.relative)
     if arguments.json:
-        show(json.dumps({"index": str(arguments.out), "scenes": [as_json(s) for s in scenes], "notes": list(notes)}))
+        show(json.dumps({"index": str(out), "scenes": [as_json(s) for s in scenes], "notes": list(notes)}))
         return EXIT_OK
     for scene in scenes:
         show(in_words(scene))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    count = f"{len(scenes)} scene{'' if len(scenes) == 1 else 's'}"
-    show(f"{count} in {arguments.out}; next: python -m pipeline.run --catalog {arguments.out} --aoi region.geojson")
+    show(f"{counted(len(scenes), 'scene')} in {out}; next: python -m pipeline.run --catalog {out} --aoi region.geojson")
     return EXIT_OK
+
+
+def _of_stores(stores: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Write the items of finished stores, and list them where --out says."""
+    from pipeline.execution.catalogue_out import list_stores
+
+    if arguments.datetime is not None or arguments.offset is not None:
+        raise UsageError("--datetime and --offset are for scenes", "neither, where stores are listed")
+    listed = list_stores(stores, arguments.out, relative=arguments.relative)
+    if arguments.json:
+        show(json.dumps(stores_as_json(listed, arguments.out)))
+        return EXIT_OK
+    for store, item in zip(listed.stores, listed.items, strict=True):
+        show(f"{store}  {item['id']}  {_when(item)}  {', '.join(f'{value:.4f}' for value in item['bbox'])}")
+    for note in listed.notes:
+        print(f"note: {note}", file=sys.stderr)
+    where = f" in {arguments.out}" if arguments.out else ", each in its store; --out FILE lists them in one file"
+    show(f"{counted(len(listed.items), 'STAC item')}{where}")
+    return EXIT_OK
+
+
+def _when(item: dict[str, object]) -> str:
+    properties = item["properties"]
+    assert isinstance(properties, dict)
+    one = properties["datetime"]
+    return str(one or f"{properties['start_datetime']}/{properties['end_datetime']}")
+
+
+def stores_as_json(listed: Listed, out: Path | None) -> dict[str, object]:
+    """What is said of stores, for programs."""
+    items = [
+        {"store": store, "id": item["id"], "bbox": item["bbox"], "datetime": _when(item)}
+        for store, item in zip(listed.stores, listed.items, strict=True)
+    ]
+    return {"index": str(out) if out else None, "items": items, "notes": list(listed.notes)}
 
 
 def as_json(scene: Scene) -> dict[str, object]:

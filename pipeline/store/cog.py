@@ -282,11 +282,11 @@ def _translate(description: str, finished: Path, variable: str, compress: str) -
 
 
 def _sums(path: Path) -> list[int]:
-    """Sum of DN per band, read block by block."""
+    """Sum of DN per band, read block by block, all bands of a block at once."""
     import rasterio
 
     with rasterio.open(path) as file:
-        return [
-            sum(int(file.read(n, window=block).sum(dtype=np.uint64)) for _, block in file.block_windows(n))
-            for n in file.indexes
-        ]
+        totals = np.zeros(file.count, np.uint64)
+        for _, block in file.block_windows(1):
+            totals += file.read(window=block).sum(axis=(1, 2), dtype=np.uint64)
+    return [int(total) for total in totals]
