@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Decided when an index was made:
 OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY = "sen2fine:offset_dn", "sen2fine:offset_evidence", "sen2fine:offset_by_user"
+PRODUCT_KEY = "sen2fine:plan_digest"  # only items of finished stores hold it
 _STATED = {"datetime", "proj:epsg", "eo:cloud_cover", "s2:processing_baseline", "grid:code"}
 _RESTATED = _STATED | {OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY}
 _APPLIED_FLAGS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
@@ -107,6 +108,8 @@ def _checked_properties(item: dict[str, Any]) -> dict[str, Any]:
     geometry = item.get("geometry")
     if not isinstance(geometry, dict) or geometry.get("type") not in ("Polygon", "MultiPolygon"):
         raise RejectedItem("no footprint polygon")
+    if PRODUCT_KEY in properties:
+        raise RejectedItem("a product of this pipeline at 2.5 m; expected a Level-2A scene")
     platform = str(properties.get("platform") or properties.get("constellation") or "sentinel-2")
     if not platform.lower().replace(" ", "-").startswith("sentinel-2"):
         raise RejectedItem(f"platform {platform[:40]!r} is not Sentinel-2")

@@ -138,8 +138,12 @@ def _properties(facts: ItemFacts, start_utc: str, end_utc: str) -> dict[str, Any
     }  # fmt: skip
     if len(facts.platforms) == 1:
         properties["platform"] = facts.platforms[0]
+    cube = _cube(facts.groups[0])
     if len({group.epsg for group in facts.groups}) == 1:
         properties |= _projection(facts.groups[0])
+    else:  # each zone has axes of its own
+        cube["cube:dimensions"] = {name: cube["cube:dimensions"][name] for name in ("time", "band")}
+    properties |= cube
     return {key: value for key, value in properties.items() if value not in (None, "")}
 
 
@@ -181,13 +185,19 @@ def _asset(group: GroupFacts) -> pystac.Asset:
             "raster:spatial_resolution": group.gsd_m,
             **_projection(group),
             "bands": [_band(name, group) for name in group.bands],
-            "cube:dimensions": _dimensions(group),
-            "cube:variables": {
-                name: {"dimensions": list(dims), "type": "data", "description": _ABOUT[name], "unit": "1"}
-                for name, dims in group.arrays.items()
-            },
+            **_cube(group),
         },
     )
+
+
+def _cube(group: GroupFacts) -> dict[str, Any]:
+    return {
+        "cube:dimensions": _dimensions(group),
+        "cube:variables": {
+            name: {"dimensions": list(dims), "type": "data", "description": _ABOUT[name], "unit": "1"}
+            for name, dims in group.arrays.items()
+        },
+    }
 
 
 def _band(name: str, group: GroupFacts) -> dict[str, Any]:
