@@ -9,6 +9,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from pipeline.archive.redaction import redact_logs
 from pipeline.arguments import aoi_of, config_of, parser
 from pipeline.config import RunConfig, differences
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, PipelineError, UsageError
@@ -242,6 +243,7 @@ def compute(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = parser().parse_args(argv)
+    redact_logs()
     try:
         return go_on(arguments) if arguments.plan else execute(arguments)
     except PipelineError as error:

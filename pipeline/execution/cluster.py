@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
+from pipeline.execution.scaling import Demand
+from pipeline.execution.scheduler import existing_scheduler
 from pipeline.execution.unit import process
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 Outcome = tuple["Unit", "int", "Receipt | BaseException"]
 _WORKERS_TIMEOUT_S = 120
 _MEMORY_SHARE = 0.7
-_CONNECT_TIMEOUT = "30s"
 _POLL_S = (0.0005, 0.05)  # pauses between looks at the cluster, growing
 _ASK_EVERY_S = 5.0
 _SILENCE_S = 60.0  # a scheduler that cannot be reached for so long is gone
@@ -55,6 +56,10 @@ class Pool(Protocol):
         """Wait for the next unit to end: (unit, attempt, receipt or error); None when none did in time."""
         ...
 
+    def expect(self, units: int) -> None:
+        """Hear how many units are left, those at work included."""
+        ...
+
 
 class InlinePool:
     """Runs units in the calling process, one after another."""
@@ -78,13 +83,25 @@ class InlinePool:
         except Exception as error:
             return unit, attempt, error
 
+    def expect(self, units: int) -> None:
+        """Nothing follows from it."""
+
 
 class DaskPool:
     """Runs units as one Dask task each; tasks return receipts of a few hundred bytes, never arrays."""
 
-    def __init__(self, client: Client, store: str, digest: str, unmanned_s: float = _WORKERS_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        client: Client,
+        store: str,
+        digest: str,
+        unmanned_s: float = _WORKERS_TIMEOUT_S,
+        demand: Demand | None = None,
+    ) -> None:
         from distributed import as_completed
 
+        self._demand = demand or Demand(0)
+        self._workers = 1
         self._unmanned_s = unmanned_s  # so long it may be without any worker
         self._client, self._store, self._digest = client, store, digest
         self._done = as_completed(raise_errors=False)
@@ -99,14 +116,19 @@ class DaskPool:
             threads: dict[str, int] = self._client.nthreads()
         except (OSError, TimeoutError) as error:
             raise self._gone() from error
-        return max(1, sum(threads.values()))
+        self._workers = max(1, sum(threads.values()))
+        return self._workers
+
+    def expect(self, units: int) -> None:
+        """Tell a cluster that grows and shrinks."""
+        self._demand.units = units
 
     def submit(self, unit: Unit, attempt: int) -> None:
         """Send a unit to the cluster."""
         key = f"{unit.id}#{attempt}"
         self._units[key] = (unit, attempt)
-        future = self._client.submit(process, unit, self._store, self._digest, attempt, key=key, pure=False, retries=0)
-        self._done.add(future)
+        task = (self._workers, unit, self._store, self._digest, attempt)
+        self._done.add(self._client.submit(_beside_others, *task, key=key, pure=False, retries=0))
 
     def next(self, timeout_s: float) -> Outcome | None:
         """Wait for any unit. Interrupted when the scheduler is gone, or has had no worker for minutes."""
@@ -156,6 +178,16 @@ class DaskPool:
             )
 
 
+def _beside_others(processes: int, unit: Unit, store: str, digest: str, attempt: int) -> Receipt:
+    """`process` in a worker that is one of so many: they share what archives grant, and log no secret."""
+    from pipeline.archive.politeness import share
+    from pipeline.archive.redaction import redact_logs
+
+    redact_logs()  # a worker that we did not start has run no `worker_setup`
+    share(processes)
+    return process(unit, store, digest, attempt)
+
+
 def _explained(error: BaseException, unit: Unit) -> BaseException:
     """A dead worker in words; other errors as they are."""
     from distributed import KilledWorker
@@ -179,13 +211,14 @@ def open_pool(cluster: str, workers: int, store: str, digest: str) -> Iterator[P
         raise UsageError(
             found, "a folder that all nodes see, for keys and logs", "--plan-only, then --shard-of in jobs"
         )
-    with _client(cluster, workers, Path(store)) as client:
+    demand = Demand(workers)
+    with _client(cluster, workers, Path(store), demand) as client:
         # a queue may keep workers waiting for hours; elsewhere nobody would bring them any more
-        yield DaskPool(client, store, digest, math.inf if cluster == "slurm" else _WORKERS_TIMEOUT_S)
+        yield DaskPool(client, store, digest, math.inf if cluster == "slurm" else _WORKERS_TIMEOUT_S, demand)
 
 
 @contextmanager
-def _client(cluster: str, workers: int, store: Path) -> Iterator[Client]:
+def _client(cluster: str, workers: int, store: Path, demand: Demand) -> Iterator[Client]:
     import dask
     from distributed import Client
 
@@ -198,42 +231,19 @@ def _client(cluster: str, workers: int, store: Path) -> Iterator[Client]:
     }
     with dask.config.set(settings):
         if cluster in _STARTED:
-            with _STARTED[cluster](workers, store) as started, Client(started) as client:
+            with _STARTED[cluster](workers, store, demand) as started, Client(started) as client:
                 yield client
             return
-        with _existing(cluster) as client:
+        with existing_scheduler(cluster, _WORKERS_TIMEOUT_S) as client:
             yield client
 
 
 @contextmanager
-def _existing(address: str) -> Iterator[Client]:
-    from distributed import Client
-
-    try:
-        client = Client(address, timeout=_CONNECT_TIMEOUT)
-        client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)
-    except (TypeError, RuntimeError) as error:  # tls:// without certificates, or tcp:// where encryption is required
-        raise UsageError(
-            f"{address} and Dask's settings disagree ({str(error)[:120]})",
-            "certificates under distributed.comm.tls for a tls:// address, and only for one",
-            "deploy/README.md shows the settings",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no Dask scheduler with workers at {address} ({error})",
-            "an address such as tcp://host:8786",
-            "start one with `dask scheduler` and `dask worker`, or use --cluster local",
-        ) from error
-    with client:
-        yield client
-
-
-@contextmanager
-def _cuda(workers: int, store: Path) -> Iterator[object]:
+def _cuda(workers: int, store: Path, demand: Demand) -> Iterator[object]:
     """One worker per GPU; their number is the machine's, not the caller's."""
     import torch
 
-    del workers, store
+    del workers, store, demand
     if not torch.cuda.is_available():
         raise UsageError("--cluster cuda, but torch sees no GPU", "a CUDA build of torch and a driver", "use local")
     try:
@@ -247,10 +257,10 @@ def _cuda(workers: int, store: Path) -> Iterator[object]:
 
 
 @contextmanager
-def _local(workers: int, store: Path) -> Iterator[object]:
+def _local(workers: int, store: Path, demand: Demand) -> Iterator[object]:
     from distributed import LocalCluster
 
-    del store
+    del store, demand
     with _sigint_ignored():
         local = LocalCluster(
             n_workers=workers,
@@ -265,10 +275,10 @@ def _local(workers: int, store: Path) -> Iterator[object]:
 
 
 @contextmanager
-def _slurm(workers: int, store: Path) -> Iterator[object]:
+def _slurm(workers: int, store: Path, demand: Demand) -> Iterator[object]:
     from pipeline.execution.slurm_workers import slurm_workers
 
-    with slurm_workers(workers, store, _ENVIRONMENT) as jobs:
+    with slurm_workers(workers, store, _ENVIRONMENT, demand) as jobs:
         yield jobs
 
 

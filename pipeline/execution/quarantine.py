@@ -68,7 +68,7 @@ def isolated(unit: Unit, store: Where) -> PipelineError | None:
             cure="if memory ran out, use a smaller --unit-chunks",
         )
     words = done.stderr.strip().splitlines()
-    return PipelineError(f"unit {unit.id}: {words[-1] if words else f'exit code {done.returncode}'}")
+    return PipelineError(redact(f"unit {unit.id}: {words[-1] if words else f'exit code {done.returncode}'}"))
 
 
 class Quarantine:

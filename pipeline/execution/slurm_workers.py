@@ -1,11 +1,10 @@
-"""Dask workers as SLURM jobs, through dask-jobqueue: encrypted, one unit per process, replaced when a job ends.
+"""Dask workers as SLURM jobs, through dask-jobqueue: encrypted, one unit per process, as many as there are units left.
 
-In: a number of workers, and the store, which all nodes see. Out: a Dask cluster. Imports layout and errors.
+In: a number of workers, and the store, which all nodes see. Out: a Dask cluster. Imports layout, scaling and errors.
 
 Jobs are as `jobqueue.slurm` in Dask's settings describes them (~/.config/dask/jobqueue.yaml, or variables such as
-DASK_JOBQUEUE__SLURM__QUEUE): cores, memory, walltime, queue, account, interface. Adaptive scaling is not used. It sizes
-the cluster by the tasks it sees, and a run keeps no more units in flight than it has workers, so that it would stay at
-the minimum; and it takes jobs that have ended for running ones.
+DASK_JOBQUEUE__SLURM__QUEUE): cores, memory, walltime, queue, account, interface. dask-jobqueue takes jobs that have
+ended for running ones; here they are struck off, and the cluster asks for new ones while units are left.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
+from pipeline.execution.scaling import following
 from pipeline.store.layout import RUN_FOLDER
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from dask_jobqueue import SLURMCluster
     from distributed import Security
 
-_REPLACE_EVERY_S = 15.0
+    from pipeline.execution.scaling import Demand
+
+_SWEEP_EVERY_S = 15.0
 _ASK_TIMEOUT_S = 60.0
 
 
 @contextmanager
-def slurm_workers(workers: int, store: Path, environment: dict[str, str]) -> Iterator[SLURMCluster]:
-    """A cluster that holds `workers` processes as long as SLURM grants them; keys lie in the store, as nodes see it.
+def slurm_workers(workers: int, store: Path, environment: dict[str, str], demand: Demand) -> Iterator[SLURMCluster]:
+    """A cluster of up to `workers` processes, as SLURM grants them and units are left; keys lie in the store.
 
     UsageError when dask-jobqueue is missing, its settings describe no job, or SLURM would refuse the job.
     """
@@ -61,7 +63,7 @@ def slurm_workers(workers: int, store: Path, environment: dict[str, str]) -> Ite
             ) from error
         with cluster:
             _require_acceptance(cluster.job_script())
-            with _kept(cluster, workers):
+            with following(cluster, workers, demand), _swept(cluster):
                 yield cluster
 
 
@@ -106,29 +108,37 @@ def _require_acceptance(script: str) -> None:
 
 
 @contextmanager
-def _kept(cluster: SLURMCluster, workers: int) -> Iterator[None]:
-    """Ask for `workers`, and for new ones as soon as their jobs end."""
+def _swept(cluster: SLURMCluster) -> Iterator[None]:
+    """Strike ended jobs off the cluster's list, now and then, so that it asks for new ones."""
     done = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(cluster, workers, done), daemon=True)
-    cluster.scale(workers)
-    keeper.start()
+    sweeper = threading.Thread(target=_sweep, args=(cluster, done), daemon=True)
+    sweeper.start()
     try:
         yield
     finally:
         done.set()
-        keeper.join()
+        sweeper.join()
 
 
-def _keep(cluster: SLURMCluster, workers: int, done: threading.Event) -> None:
-    """Submit new jobs for those that have ended."""
-    while not done.wait(_REPLACE_EVERY_S):
-        queue = subprocess.run(
-            ["squeue", "--me", "--noheader", "--format=%i"], capture_output=True, text=True, check=False
-        )
-        if queue.returncode or done.is_set():
+def _sweep(cluster: SLURMCluster, done: threading.Event) -> None:
+    while not done.wait(_SWEEP_EVERY_S):
+        queued = _queued()
+        if queued is None or done.is_set():
             continue
-        alive = set(queue.stdout.split())
         for name, job in list(cluster.workers.items()):
-            if job.job_id is not None and job.job_id not in alive:
-                cluster.loop.add_callback(cluster.workers.pop, name, None)
-        cluster.scale(workers)
+            if job.job_id is not None and job.job_id not in queued:
+                cluster.loop.add_callback(_strike_off, cluster, name)
+
+
+def _strike_off(cluster: SLURMCluster, name: str) -> None:
+    from distributed.core import Status
+
+    job = cluster.workers.pop(name, None)
+    if job is not None:
+        job.status = Status.closed  # else the cluster would not let itself be closed
+
+
+def _queued() -> set[str] | None:
+    """Ids of this user's jobs that wait or run; None when SLURM does not say."""
+    queue = subprocess.run(["squeue", "--me", "--noheader", "--format=%i"], capture_output=True, text=True, check=False)
+    return None if queue.returncode else set(queue.stdout.split())

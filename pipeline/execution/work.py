@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline.archive.redaction import redact
 from pipeline.errors import Interrupted, PipelineError, StorageError, StoreUnreachable, Unreachable, UsageError
 from pipeline.execution.quarantine import Quarantine, allowed, isolated, worth_isolating
 from pipeline.store.receipts import Ledger, Receipt
@@ -204,6 +205,7 @@ class Work:
         return bool(self._running) or (bool(self._queue) and not self._stop.asked)
 
     def _submit(self) -> None:
+        self._pool.expect((0 if self._stop.asked else len(self._queue)) + len(self._running))
         while self._queue and not self._stop.asked and not self._breaker.left_s:
             if len(self._running) >= self._pool.capacity:
                 return
@@ -290,7 +292,7 @@ class Work:
 def _failure(failed: dict[Unit, BaseException], summary: Summary) -> PipelineError:
     unit, error = next(iter(failed.items()))
     if not isinstance(error, PipelineError):
-        error = PipelineError(f"unit {unit.id}: {type(error).__name__}: {error}")
+        error = PipelineError(redact(f"unit {unit.id}: {type(error).__name__}: {error}"))
     others = f", and {len(failed) - 1} more units" if len(failed) > 1 else ""
     done = f"{summary.computed + summary.resumed} of {summary.units} units are done"
     cure = "mend the cause and run the same command again; finished units are kept"

@@ -4,30 +4,90 @@ import numpy as np
 import pytest
 
 from pipeline.archive.aoi import read_aoi
+from pipeline.archive.politeness import connections_here
 from pipeline.errors import UsageError
 from pipeline.execution import driver
 from pipeline.execution.cluster import open_pool
 from pipeline.execution.planner import make_plan
+from pipeline.execution.scheduler import INSECURE_VARIABLE
 from pipeline.run import main
 from tests.execution.conftest import config_for, run, values
 
 
+def logs_redacted():
+    import logging
+
+    return type(logging.getLogRecordFactory()).__name__
+
+
 def test_an_existing_scheduler_gives_the_same_store(archive, aoi, tmp_path):
-    from distributed import LocalCluster
+    """Its workers, which ran no set-up of ours, share what archives grant and log no secret."""
+    from distributed import Client, LocalCluster
 
     run(config_for(archive), aoi, tmp_path / "here.zarr")
-    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
         run(config_for(archive), aoi, tmp_path / "there.zarr", cluster=cluster.scheduler_address)
+        with Client(cluster) as client:
+            assert set(client.run(connections_here, 8).values()) == {4}
+            assert set(client.run(logs_redacted).values()) == {"_RedactedRecords"}
     assert np.array_equal(values(tmp_path / "here.zarr"), values(tmp_path / "there.zarr"))
 
 
 def test_no_scheduler_at_the_address_is_one_line(monkeypatch):
-    monkeypatch.setattr("pipeline.execution.cluster._CONNECT_TIMEOUT", "1s")
+    monkeypatch.setattr("pipeline.execution.scheduler._CONNECT_TIMEOUT", "1s")
     with (
         pytest.raises(UsageError, match=r"no Dask scheduler with workers at tcp://127\.0\.0\.1:9"),
         open_pool("tcp://127.0.0.1:9", 1, "x", "y"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://10.0.0.5:8786", "10.0.0.5:8786", "tcp://scheduler:8786", "ucx://[fe80::1]:1", "ws://127.example:1"],
+)
+def test_a_scheduler_that_others_can_reach_needs_encryption(monkeypatch, address):
+    """Refused before anything is sent there; who knows the network may say so."""
+    reached = []
+
+    def client(there, **_):
+        reached.append(there)
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr("distributed.Client", client)
+    with pytest.raises(UsageError, match="runs code as its owner") as caught, open_pool(address, 1, "x", "y"):
+        pass
+    assert "tls://HOST:PORT" in caught.value.expected
+    assert f"{INSECURE_VARIABLE}=1" in caught.value.cure
+    assert reached == []
+    monkeypatch.setenv(INSECURE_VARIABLE, "yes")
+    with pytest.raises(UsageError, match="runs code as its owner"), open_pool(address, 1, "x", "y"):
+        pass
+    monkeypatch.setenv(INSECURE_VARIABLE, "1")
+    with pytest.raises(UsageError, match="no Dask scheduler"), open_pool(address, 1, "x", "y"):
+        pass
+    assert reached == [address]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tls://scheduler:8786",
+        "wss://10.0.0.5:1",
+        "tcp://127.0.0.1:1",
+        "127.0.0.1:1",
+        "tcp://localhost:1",
+        "tcp://[::1]:1",
+    ],
+)
+def test_encrypted_and_loopback_schedulers_are_reached(monkeypatch, address):
+    def client(there, **_):
+        raise OSError(f"reached {there}")
+
+    monkeypatch.setattr("distributed.Client", client)
+    with pytest.raises(UsageError, match="reached") as caught, open_pool(address, 1, "x", "y"):
+        pass
+    assert address in str(caught.value)
 
 
 def test_cuda_without_a_gpu_is_one_line(monkeypatch):

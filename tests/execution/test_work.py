@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipeline.errors import Interrupted, ReadError, StorageError, Unreachable
+from pipeline.errors import Interrupted, PipelineError, ReadError, StorageError, Unreachable
 from pipeline.execution.plan import Unit
 from pipeline.execution.work import Breaker, Patience, Stop, Summary, Work
 from pipeline.store.receipts import Receipt
@@ -25,7 +25,10 @@ class ScriptedPool:
 
     def __init__(self, script, capacity=2):
         self.capacity, self.script = capacity, script
-        self.submitted, self._waiting = [], []
+        self.submitted, self._waiting, self.expected = [], [], []
+
+    def expect(self, units):
+        self.expected.append(units)
 
     def submit(self, unit, attempt):
         self.submitted.append((unit, attempt, time.monotonic()))
@@ -108,6 +111,36 @@ def test_a_straggler_whose_twin_fails_may_still_end(tmp_path):
     started = time.monotonic()
     summary = through(ScriptedPool(script), units(13), tmp_path)
     assert summary.computed == 13
+
+
+def test_the_pool_hears_how_many_units_are_left(tmp_path):
+    """All of them at first, the last ones at the end: a cluster that follows need not keep workers for nothing."""
+    pool = ScriptedPool(lambda unit, *_: receipt(unit))
+    through(pool, units(5), tmp_path)
+    assert pool.expected[0] == 5
+    assert sorted(pool.expected, reverse=True) == pool.expected
+    assert pool.expected[-1] == 1
+
+
+def test_a_stop_leaves_only_the_units_at_work(tmp_path):
+    stop = Stop()
+
+    def script(unit, *_):
+        stop.asked = True
+        return receipt(unit)
+
+    pool = ScriptedPool(script)
+    with pytest.raises(Interrupted):
+        Work(pool, Summary(units=5), lambda *_: None, stop, tmp_path, DIGEST).through(units(5))
+    assert pool.expected == [5, 1]
+
+
+def test_an_error_that_nobody_explained_is_shown_without_secrets(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.execution.work.worth_isolating", lambda error: False)
+    pool = ScriptedPool(lambda *_: KeyError("https://host.example/a.tif?sig=CANARY123"), capacity=1)
+    with pytest.raises(PipelineError, match=r"host\.example/a\.tif\?\[redacted\]") as caught:
+        through(pool, units(3), tmp_path)
+    assert "CANARY123" not in str(caught.value)
 
 
 def test_a_full_disk_is_nobodys_fault_and_stops_at_once(tmp_path):
