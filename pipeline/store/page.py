@@ -2,7 +2,7 @@
 
 In: a store. Out: the page as bytes. The files under web/ are put together here; everything that is text from outside is
 escaped, and a policy inside the page forbids every request. Imports bands, grid, page_check, page_facts, page_images,
-page_source, page_tables and page_words; pyproj inside functions.
+page_region, page_source, page_tables and page_words; pyproj inside functions.
 """
 
 from __future__ import annotations
@@ -23,22 +23,14 @@ from pipeline.store import page_tables as tables
 from pipeline.store.page_check import residuals
 from pipeline.store.page_facts import read_facts, require_chunks
 from pipeline.store.page_images import Plane, Set, encode_classes, encode_set, stretch
-from pipeline.store.page_source import (
-    WHOLE_PX,
-    Context,
-    Part,
-    Zone,
-    choose_window,
-    factor_of,
-    labels,
-    open_zone,
-    read_context,
-    read_part,
-)
+from pipeline.store.page_region import WHOLE_PX, choose_window, focus_m
+from pipeline.store.page_source import Context, Part, Zone, labels, open_zone, read_context, read_part
 from pipeline.store.page_words import honesty_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
     from pipeline.store.page_check import Residual
     from pipeline.store.page_facts import Facts
@@ -52,7 +44,7 @@ _UNCERTAINTY_SHARE = 0.2
 _MEASURED_BYTES = 3_500_000
 _STYLES = ("leaflet/leaflet.css", "page.css")
 _SCRIPTS = ("leaflet/leaflet.js", "planes.js", "picture.js", "map.js", "spectrum.js", "page.js")
-_COMPOSITES = (
+_COMPOSITES = (  # as the first, natural colours need one stretch for all three bands
     ("True colour", ("B04", "B03", "B02")),
     ("False colour (near infrared)", ("B08", "B04", "B03")),
     ("Short-wave infrared", ("B12", "B8A", "B04")),
@@ -177,7 +169,7 @@ def _filled(
         summary=_summary(zone, facts, part, label),
         banner=tables.banner(facts, zone),
         shown=escape(_shown(zone, part, context)),
-        left_label="measured" if part.measured_kept else "block means of the output",
+        left_label="measured" if part.measured_kept else "block means",
         honesty=honesty_section(zone, part),
         check=tables.check_section(checked, part, str(facts.attributes.get("consistency", ""))),
         scenes=tables.scenes_section(facts, zone),
@@ -201,11 +193,13 @@ def _web(name: str) -> str:
 
 
 def _policy(scripts: list[str], styles: list[str]) -> str:
-    """A Content-Security-Policy that lets this page's own scripts and styles work, by their digests, and nothing else."""
+    """A Content-Security-Policy under which the page's own scripts and styles work, by digest, and nothing else."""
+
     def digests(texts: list[str]) -> str:
         return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(t.encode()).digest()).decode()}'" for t in texts)
 
-    return f"default-src 'none'; script-src {digests(scripts)}; style-src {digests(styles)}; base-uri 'none'; form-action 'none'"
+    own = f"script-src {digests(scripts)}; style-src {digests(styles)}"
+    return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"
 
 
 def _json(about: Mapping[str, Any]) -> str:
@@ -238,11 +232,7 @@ def _shown(zone: Zone, part: Part, context: Context | None) -> str:
     )
     if context is None:
         return words + "Outside the frame nothing is shown, because the store has no overview that is small enough."
-    return words + (
-        f"Outside the frame both sides show the store's overview at {context.gsd_m} m: means over that size are the same "
-        "for input and output." if context.gsd_m >= 10 else
-        f"Outside the frame both sides show the store's overview of the output at {context.gsd_m} m."
-    )  # fmt: skip
+    return words + (f"Outside the frame both sides show the store's overview of the output at {context.gsd_m} m.")
 
 
 def _about_images(
@@ -264,7 +254,12 @@ def _about_images(
     return {
         "system": str(facts.attributes.get("super_resolution", "")),
         "bands": bands,
-        "composites": [{"name": n, "bands": b} for n, b in _COMPOSITES if set(b) <= set(zone.bands)],
+        "composites": [
+            {"name": name, "bands": names, "together": name == _COMPOSITES[0][0]}
+            for name, names in _COMPOSITES
+            if set(names) <= set(zone.bands)
+        ],
+        "focus": focus_m(zone, part),
         "frame": zone.bounds_m(zone.whole),
         "part": zone.bounds_m(part.window),
         "measuredKept": part.measured_kept,
@@ -279,16 +274,17 @@ def _about_images(
     }
 
 
-def _native(part: Part, bands: tuple[str, ...], name: str) -> np.ndarray[Any, np.dtype[np.uint16]]:
+def _native(part: Part, bands: tuple[str, ...], name: str) -> NDArray[np.uint16]:
     gsd = BY_NAME[name].gsd_m
-    return part.measured[gsd][bands_at(gsd, bands).index(name)]
+    dn: NDArray[np.uint16] = part.measured[gsd][bands_at(gsd, bands).index(name)]
+    return dn
 
 
 def _plane(plane: Plane, payload: Payload) -> dict[str, Any]:
     about: dict[str, Any] = {"codec": plane.codec, "content": payload.add(plane.content), "error": plane.max_error_dn}
     if plane.codec == "jpeg":
-        about |= {"table": plane.table, "fixes": payload.add(plane.fixes), "fixed": plane.fixes_count, "bound": plane.bound_dn,
-                  "mask": payload.add(plane.mask)}  # fmt: skip
+        about |= {"table": plane.table, "mask": payload.add(plane.mask), "fixes": payload.add(plane.fixes),
+                  "fixed": plane.fixes_count, "bound": plane.bound_dn}  # fmt: skip
     return about
 
 

@@ -1,7 +1,7 @@
 """What the report page says about a run: the plan, its receipts, and the units that were set aside.
 
 In: a `Zone`. Out: `Facts`. Reads the run's small JSON files; the store's attributes speak where they are missing.
-Imports errors, layout, page_source, place and receipts.
+Imports bands, errors, layout, page_source and receipts.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bands import GSDS_M
 from pipeline.errors import IntegrityError
 from pipeline.store.layout import RUN_FOLDER, STATUS_COMPLETE, STATUS_QUARANTINE, verify_chunks
+from pipeline.store.page_source import factor_of, subgroup
 from pipeline.store.receipts import Ledger, Receipt
 
 if TYPE_CHECKING:
@@ -73,12 +75,12 @@ def read_facts(zone: Zone) -> Facts:
     plan = _json(zone, f"{RUN_FOLDER}/plan.json")
     attributes = zone.attributes
     digest = str(attributes.get("plan_digest", ""))
-    units = attributes.get("units")
+    units, config = attributes.get("units"), plan.get("config")
     return Facts(
         status=str(attributes.get("status", "")),
         aoi_name=str(plan.get("aoi_name") or _place_name(str(attributes.get("title", "")))),
         created_utc=str(plan.get("created_utc", "")),
-        config=plan.get("config") if isinstance(plan.get("config"), dict) else {},
+        config=config if isinstance(config, dict) else {},
         attributes=attributes,
         scenes=_scenes(zone),
         receipts=_receipts(zone, digest),
@@ -151,11 +153,17 @@ def require_chunks(zone: Zone, facts: Facts, window: Window) -> None:
 
     A missing chunk reads as nodata, and damage must not pass as a place where nothing was measured.
     """
-    arrays = {name: array.shards or array.chunks for name, array in zone.group.arrays() if array.ndim > 2}
+    arrays = {name: (array, 1) for name, array in zone.group.arrays() if array.ndim > 2}
+    for gsd in GSDS_M:
+        group = subgroup(zone, f"measured/{gsd}m")
+        if group is not None:
+            arrays[f"measured/{gsd}m/reflectance"] = (group["reflectance"], factor_of(gsd))
+    # side of a chunk, in 2.5 m pixels
+    steps = {path: (array.shards or array.chunks)[-1] * factor for path, (array, factor) in arrays.items()}
     faults = []
     for receipt in facts.receipts:
         if receipt.group == zone.name:
-            shown = {key: facts for key, facts in receipt.chunks.items() if _within(key, arrays, zone.time, window)}
+            shown = {key: fact for key, fact in receipt.chunks.items() if _within(key, steps, zone.time, window)}
             faults += verify_chunks(zone.place, shown, full=False, group=receipt.group)
     if faults:
         more = f" and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
@@ -166,11 +174,12 @@ def require_chunks(zone: Zone, facts: Facts, window: Window) -> None:
         )
 
 
-def _within(key: str, arrays: Mapping[str, tuple[int, ...]], time: int, window: Window) -> bool:
-    """Whether the chunk "name/c/time/[band/]row/col" of a 2.5 m array meets `window`."""
-    name, *parts = key.split("/")
-    if name not in arrays or int(parts[1]) != time:
+def _within(key: str, steps: Mapping[str, int], time: int, window: Window) -> bool:
+    """Whether the chunk "path/c/time/[band/]row/col" of an array meets `window`."""
+    path, _, address = key.partition("/c/")
+    parts = address.split("/")
+    if path not in steps or not address or int(parts[0]) != time:
         return False
-    step = arrays[name][-1]
+    step = steps[path]
     row, col = int(parts[-2]) * step, int(parts[-1]) * step
     return row < window.row_end and row + step > window.row and col < window.col_end and col + step > window.col

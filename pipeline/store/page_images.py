@@ -1,10 +1,10 @@
 """Images inside the report page: arrays of DN as short text that a browser turns back into numbers.
 
-In: (y, x) arrays. Out: `Plane`s, each with how far its numbers may be off. Imports errors only; pillow inside functions.
+In: (y, x) arrays. Out: `Plane`s, each with how far its numbers may be off. Imports bands only; pillow inside functions.
 
 Two ways to write an image. Exact: differences of neighbouring pixels, deflated. Small: an 8-bit JPEG through a table of
-DN, with a list of the pixels that it misses by more than a bound; what is left is known because the image is decoded again
-here. A set of images is written exactly where that fits the bytes, else by the finest JPEG that fits.
+DN, and a list of the pixels that it misses by more than a bound; what is left is known, as the image is decoded here. A
+set of images is written exactly where that fits the bytes, else by the finest JPEG that fits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BOUND_STEPS = 1.5  # no pixel of a JPEG plane is further off than so many quantiser steps; few come so far
-_STEPS_DN = (20, 25, 30, 35, 40, 46, 53, 61, 70, 80, 95, 110, 130, 160, 200, 250, 320, 420, 600, 900, 1400)  # JPEG quantiser steps, finest first
+# quantiser steps of JPEGs, finest first
+_STEPS_DN = (15, 20, 25, 30, 35, 40, 46, 53, 61, 70, 80, 95, 110, 130, 160, 200, 250, 320, 420, 600, 900, 1400)
 _KNEE_CODE, _KNEE_PCT = 240, 99.9  # codes 0..240 hold all but the brightest pixels, the rest of the codes hold those
 _CODES = 256
 _DEFLATE_LEVEL = 6
@@ -116,12 +117,13 @@ def encode_exact(image: NDArray[np.uint16]) -> Plane:
     signed = change.view(np.int16)
     folded = ((signed << 1) ^ (signed >> 15)).view(np.uint16)  # small changes of either sign become small numbers
     halves = np.stack([folded >> 8, folded & 255]).astype(np.uint8)
-    return Plane("exact", *image.shape, zlib.compress(halves.tobytes(), _DEFLATE_LEVEL))
+    return Plane("exact", image.shape[0], image.shape[1], zlib.compress(halves.tobytes(), _DEFLATE_LEVEL))
 
 
 def encode_classes(image: NDArray[np.uint8]) -> Plane:
     """A uint8 image of classes (y, x), row by row."""
-    return Plane("bytes", *image.shape, zlib.compress(np.ascontiguousarray(image).tobytes(), _DEFLATE_LEVEL))
+    content = zlib.compress(np.ascontiguousarray(image).tobytes(), _DEFLATE_LEVEL)
+    return Plane("bytes", image.shape[0], image.shape[1], content)
 
 
 def _coded(image: NDArray[np.uint16]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
@@ -165,7 +167,8 @@ def _jpeg_plane(image: NDArray[np.uint16], codes: NDArray[np.uint8], table: NDAr
     count = max(1, int(valid.sum()))
     return Plane(
         "jpeg",
-        *image.shape,
+        image.shape[0],
+        image.shape[1],
         content,
         tuple(int(dn) for dn in table),
         _fixes(missed, correction),
@@ -178,7 +181,7 @@ def _jpeg_plane(image: NDArray[np.uint16], codes: NDArray[np.uint8], table: NDAr
 
 
 def _fixes(missed: NDArray[np.intp], correction: NDArray[np.int16]) -> bytes:
-    """Gaps between pixels (uint32), then corrections (int16, in units of the bound), each byte by byte from the lowest."""
+    """Gaps between pixels (uint32), then corrections (int16, in units of the bound), byte by byte from the lowest."""
     if not missed.size:
         return b""
     gaps = np.diff(missed, prepend=0).astype("<u4").view(np.uint8).reshape(-1, 4).T

@@ -29,16 +29,18 @@ _SHOWN_UNITS = 50
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     """An HTML table of plain text; `numbers` are the columns that hold numbers."""
+
     def cell(tag: str, column: int, text: str) -> str:
         kind = ' class="number"' if column in numbers else ""
         scope = ' scope="col"' if tag == "th" else ""
         return f"<{tag}{scope}{kind}>{escape(text)}</{tag}>"
 
-    lines = ["".join(cell("th", i, text) for i, text in enumerate(head))]
+    top = "".join(cell("th", i, text) for i, text in enumerate(head))
     body = "".join(f"<tr>{''.join(cell('td', i, text) for i, text in enumerate(row))}</tr>\n" for row in rows)
+    name = escape(caption)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table><caption>{escape(caption)}'
-        f"</caption><thead><tr>{lines[0]}</tr></thead><tbody>\n{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table><caption>{name}</caption>'
+        f"<thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>"
     )
 
 
@@ -66,8 +68,8 @@ def banner(facts: Facts, zone: Zone) -> str:
                             "make their pages with --zone."))  # fmt: skip
     if len(zone.times) > 1:
         named = labels(zone.attributes, zone.times)
-        others = [label for i, label in enumerate(named) if i != zone.time]
-        shown = ", ".join(others[:12]) + (f" and {len(others) - 12} more" if len(others) > 12 else "")
+        rest = [label for i, label in enumerate(named) if i != zone.time]
+        shown = ", ".join(rest[:12]) + (f" and {len(rest) - 12} more" if len(rest) > 12 else "")
         notices.append(("", f"This page shows {named[zone.time]}. The store also holds {shown}: "
                             "make their pages with --time."))  # fmt: skip
     return "".join(f'<p class="notice {kind}">{escape(text)}</p>' for kind, text in notices)
@@ -82,7 +84,8 @@ def check_section(found: Sequence[Residual], part: Part, consistency: str) -> st
     if not part.measured_kept:
         return (
             "<p>This store does not keep its measured input, so there is nothing here to check the output against. "
-            "The left side of the map shows block means of the output, which equal the input by construction.</p>"
+            "The left side of the map shows block means of the output"
+            + (", which equal the input by construction.</p>" if consistency == "box" else ".</p>")
         )
     words = {
         "box": f"For every band and every native pixel, the mean of the output over that pixel should be the measured "
@@ -149,7 +152,7 @@ def run_section(facts: Facts) -> str:
     stored = sum(size for receipt in facts.receipts for size, _ in receipt.chunks.values())
     of = f" of {facts.units:,}" if facts.units else ""
     about = [
-        ("Units", f"{len(facts.receipts):,}{of} computed; {empty:,} of them hold no measured pixel"),
+        ("Units", f"{len(facts.receipts):,}{of} computed" + (f"; {empty:,} hold no measured pixel" if empty else "")),
         ("Tried more than once", _counted(again, "unit") if again else ""),
         ("Model windows", f"{sum(receipt.windows for receipt in facts.receipts):,}"),
         ("Largest worker", f"{facts.peak_mib:,.0f} MiB" if facts.peak_mib else ""),
@@ -177,7 +180,7 @@ def aside_section(facts: Facts) -> str:
 def settings_section(facts: Facts, zone: Zone) -> str:
     """What decided the pixels."""
     said = zone.attributes
-    generated = ", ".join(zone.generated)
+    generated = "all" if set(zone.generated) >= set(zone.bands) else ", ".join(zone.generated)
     rows = [
         ("System", str(said.get("super_resolution", ""))),
         ("Weights", _weights(said, "sr_weights")),

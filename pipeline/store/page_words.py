@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def honesty_section(zone: Zone, part: Part) -> str:
     """What to believe, in plain words, as it applies to this store."""
     system = str(zone.attributes.get("super_resolution", "the system"))
-    paragraphs = [_measured(), _invented(zone, system), _means(str(zone.attributes.get("consistency", ""))), _quality()]
+    consistency = str(zone.attributes.get("consistency", ""))
+    paragraphs = [_measured(part), _invented(zone, system), _means(consistency, part), _quality()]
     if part.uncertainty is not None:
         paragraphs.append(_spread(zone))
     paragraphs.append(
@@ -26,12 +27,14 @@ def honesty_section(zone: Zone, part: Part) -> str:
     return "".join(f"<p><strong>{escape(head)}</strong> {escape(text)}</p>" for head, text in paragraphs)
 
 
-def _measured() -> tuple[str, str]:
+def _measured(part: Part) -> tuple[str, str]:
+    shown = "The left side of the map shows these numbers and nothing else."
+    if not part.measured_kept:
+        shown = "This store does not keep them: the left side of the map shows block means of the output instead."
     return (
         "Measured",
         "is what the satellite recorded: one number per band and native pixel, 10 m wide for B02, B03, B04 and B08, "
-        "20 m for B05, B06, B07, B8A, B11 and B12, 60 m for B01 and B09. The left side of the map shows these numbers "
-        "and nothing else.",
+        "20 m for B05, B06, B07, B8A, B11 and B12, 60 m for B01 and B09. " + shown,
     )
 
 
@@ -45,19 +48,19 @@ def _invented(zone: Zone, system: str) -> tuple[str, str]:
     some = "" if set(zone.generated) >= set(zone.bands) else f" ({', '.join(zone.generated)})"
     return (
         "Invented",
-        f"is all detail finer than those pixels{some}. A network ({system}) wrote it, having learned what land seen "
-        "from above usually looks like. It is plausible, and it differs from the truth: edges may lie a few metres off, "
-        "small objects may be missing, and some may never have been there.",
+        f"is all detail finer than those pixels{some}. A network ({system}) wrote it, having learned what land usually "
+        "looks like from above. It is plausible, and it differs from the truth: edges may lie a few metres off, small "
+        "objects may be missing, and some may never have been there.",
     )
 
 
-def _means(consistency: str) -> tuple[str, str]:
+def _means(consistency: str, part: Part) -> tuple[str, str]:
     if consistency == "box":
         return (
             "What is guaranteed",
             "is the total: over each native pixel, the mean of the output is the measured number, for every band. The "
-            "network may only share that number out among the small pixels, never change it. The table “Radiometric "
-            "check” below shows that this holds.",
+            "network may only share that number out among the small pixels, never change it."
+            + (" The table “Radiometric check” below shows whether this holds." if part.measured_kept else ""),
         )
     if consistency == "tent":
         return (
@@ -83,8 +86,9 @@ def _quality() -> tuple[str, str]:
 def _spread(zone: Zone) -> tuple[str, str]:
     return (
         "The uncertainty",
-        f"is the standard deviation over {zone.attributes.get('members', 'several')} draws of the generated detail. All "
-        "draws have the same block means by construction, so it says nothing about errors of the measurement (haze, "
-        "the atmosphere, misplacement). It says how freely the network could share a pixel's total out: large along "
-        "edges and in towns, small in even fields. A small value means that the draws agree, not that they are right.",
+        f"is the standard deviation over {zone.attributes.get('members', 'several')} draws of the generated detail. "
+        "All draws have the same block means by construction, so it says nothing about errors of the measurement "
+        "(haze, the atmosphere, misplacement). It says how freely the network could share a pixel's total out: large "
+        "along edges and in towns, small in even fields. A small value means that the draws agree, not that they are "
+        "right.",
     )

@@ -2,6 +2,7 @@
 // The map: layers over metres, the swipe between them, scale, coordinates. Leaflet draws and moves; here is what it lacks.
 
 const MAX_SCREEN_PX = 16; // screen pixels per 2.5 m pixel at the deepest zoom
+const FIRST_SCREEN_PX = 7; // screen pixels per 10 m pixel when the page opens
 const [FRAME_LEFT, FRAME_BOTTOM, FRAME_RIGHT, FRAME_TOP] = facts.frame;
 
 // Leaflet's plain plane with the zone's metres: latitude is northing, longitude easting, both from the frame's corner.
@@ -15,9 +16,12 @@ function makeMap() {
     maxZoom: Math.log2(MAX_SCREEN_PX / facts.output.gsd), minZoom: -12, zoomControl: true, keyboard: true,
     maxBoundsViscosity: 0.8,
   });
-  map.fitBounds(toBounds(facts.part));
+  const part = toBounds(facts.part);
+  // opens where there is much to see, near enough to tell 10 m pixels apart, and filled to its edges
+  map.setView(toLatLng(...facts.focus), Math.max(Math.log2(FIRST_SCREEN_PX / 10), map.getBoundsZoom(part, true)));
+  map.panInsideBounds(part, { animate: false });
   const whole = toBounds(facts.frame);
-  map.setMinZoom(Math.min(map.getZoom(), map.getBoundsZoom(whole)) - 0.5);
+  map.setMinZoom(map.getBoundsZoom(whole) - 0.5);
   map.setMaxBounds(whole.pad(0.5));
   L.control.scale({ imperial: false, maxWidth: 140 }).addTo(map);
   ["context", "output", "measured", "overlay", "marks"].forEach((name, i) => {
@@ -97,5 +101,5 @@ function lonLat(x, y) {
 function inWords(x, y) {
   const [lon, lat] = lonLat(x, y);
   const degrees = `${Math.abs(lat).toFixed(5)}° ${lat < 0 ? "S" : "N"}, ${Math.abs(lon).toFixed(5)}° ${lon < 0 ? "W" : "E"}`;
-  return `E ${x.toFixed(1)} m, N ${y.toFixed(1)} m · ${degrees}`;
+  return `E ${x.toFixed(0)} m, N ${y.toFixed(0)} m · ${degrees}`;
 }

@@ -130,7 +130,8 @@ async function showSpectrum(x, y) {
     ? { output: "output, 2.5 m pixel", measured: `${leftName}, native pixel`, short: facts.measuredKept ? "Measured" : "Mean" }
     : { output: `overview, ${facts.context.gsd} m pixel`, measured: "", short: "" };
   id("where").textContent = inWords(x, y);
-  drawChart(id("chart"), values, names);
+  drawKey(id("key"), names);
+  drawChart(id("chart"), values);
   drawNumbers(id("numbers"), values, names);
   id("numbers").dataset.at = `${x},${y}`;
 }
@@ -140,8 +141,10 @@ map.on("mousemove", (event) => { id("cursor").textContent = inWords(...toMetres(
 map.on("mouseout", () => { id("cursor").textContent = ""; });
 id("centre").addEventListener("click", () => showSpectrum(...toMetres(map.getCenter())).catch((error) => trouble(String(error))));
 
+id("whole").addEventListener("click", () => map.fitBounds(toBounds(facts.frame)));
+
 function redraw() {
-  draw().catch((error) => trouble(`The images of this page cannot be unpacked by this browser: ${error}`));
+  return draw().catch((error) => trouble(`The images of this page cannot be unpacked by this browser: ${error}`));
 }
 tools.bands.addEventListener("change", redraw);
 tools.overlay.addEventListener("change", () => drawOverlay().catch((error) => trouble(String(error))));
@@ -153,5 +156,5 @@ fillChoices();
 if (typeof DecompressionStream === "undefined") {
   trouble("This browser is too old to unpack the images of this page (it lacks DecompressionStream; any browser of 2023 or later has it).");
 } else {
-  redraw();
+  redraw().then(() => showSpectrum(...facts.focus)).catch((error) => trouble(String(error)));
 }

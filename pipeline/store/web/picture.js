@@ -3,13 +3,22 @@
 
 const NODATA_GREY = 96;
 
-// Brightness (0..255) of every DN of a band. The same table serves both sides of the map.
-function stretchTable(band, contrast, brightness) {
-  const [low, high] = band.stretch;
+const GAMMA = 1.25;
+
+// Black and white (DN) of each shown band: natural colours share one span, other combinations have one per band.
+function limitsOf(names) {
+  const each = names.map((name) => bandOf(name).stretch);
+  const together = facts.composites.some((c) => c.together && c.bands.join() === names.join());
+  const span = Math.max(...each.map(([low, high]) => high - low));
+  return together ? each.map(([low]) => [low, low + span]) : each;
+}
+
+// Brightness (0..255) of every DN. The same table serves both sides of the map.
+function stretchTable([low, high], contrast, brightness) {
   const table = new Uint8ClampedArray(65536);
   for (let dn = 0; dn < 65536; dn++) {
     const level = ((dn - low) / (high - low) - 0.5) * contrast + 0.5 + brightness;
-    table[dn] = level <= 0 ? 0 : 255 * Math.min(1, level) ** 0.8;
+    table[dn] = level <= 0 ? 0 : 255 * Math.min(1, level) ** (1 / GAMMA);
   }
   return table;
 }
@@ -23,7 +32,7 @@ const coarser = (count, ratio) => Uint32Array.from({ length: count }, (_, i) => 
 async function paint(canvas, grids, names, look) {
   const grid = finest(grids);
   const planes = await Promise.all(names.map((name, k) => planeOf(grids[k], name)));
-  const tables = names.map((name) => stretchTable(bandOf(name), look.contrast, look.brightness));
+  const tables = limitsOf(names).map((limits) => stretchTable(limits, look.contrast, look.brightness));
   const shown = names.length === 1 ? [0, 0, 0] : [0, 1, 2];
   const columns = grids.map((other) => coarser(grid.nx, other.gsd / grid.gsd));
   canvas.width = grid.nx;

@@ -2,7 +2,7 @@
 // The spectrum of one place: all bands of the 2.5 m pixel against the native pixels that hold it.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SIZE = { width: 380, height: 230, left: 40, right: 10, top: 10, bottom: 34 };
+const SIZE = { width: 380, height: 196, left: 40, right: 10, top: 22, bottom: 34 };
 
 function svg(name, attributes, text) {
   const element = document.createElementNS(SVG, name);
@@ -48,7 +48,7 @@ async function overviewAt(x, y) {
   return values;
 }
 
-function drawChart(place, values, names) {
+function drawChart(place, values) {
   const shown = values.flatMap((v) => [v.output, v.measured].filter((dn) => dn !== null).map(reflectance));
   const top = Math.max(0.05, ...values.map((v) => (v.output === null ? 0 : reflectance(v.output) + (v.spread || 0) * 1e-4)), ...shown);
   const bottom = Math.min(0, ...shown);
@@ -67,16 +67,15 @@ function drawChart(place, values, names) {
     chart.append(svg("text", { x: px(nm), y: py(low) + 16, "text-anchor": "middle" }, String(nm)));
   }
   chart.append(svg("text", { x: SIZE.width - SIZE.right, y: SIZE.height - 3, "text-anchor": "end" }, "wavelength, nm"));
-  chart.append(svg("text", { x: 4, y: SIZE.height - 3 }, "reflectance"));
+  chart.append(svg("text", { x: 4, y: 10 }, "reflectance"));
   for (const kind of ["measured", "output"]) drawSeries(chart, values, kind, px, py);
-  drawLegend(chart, names);
   place.replaceChildren(chart);
 }
 
 function drawSeries(chart, values, kind, px, py) {
   const points = values.filter((v) => v[kind] !== null).sort((a, b) => a.band.nm - b.band.nm);
   const path = points.map((v, i) => `${i ? "L" : "M"}${px(v.band.nm).toFixed(1)},${py(reflectance(v[kind])).toFixed(1)}`);
-  chart.append(svg("path", { class: `line ${kind}`, style: "fill:none", d: path.join("") }));
+  chart.append(svg("path", { class: `line ${kind}`, d: path.join("") }));
   for (const v of points) {
     const [x, y] = [px(v.band.nm), py(reflectance(v[kind]))];
     if (kind === "output" && v.spread !== null) {
@@ -93,22 +92,26 @@ function drawSeries(chart, values, kind, px, py) {
   }
 }
 
-function drawLegend(chart, names) {
-  const x = SIZE.left + 8;
-  chart.append(svg("circle", { class: "output", cx: x, cy: 16, r: 3 }));
-  chart.append(svg("text", { x: x + 9, y: 20 }, names.output));
-  if (!names.measured) return;
-  chart.append(svg("rect", { class: "measured", x: x - 4, y: 28, width: 8, height: 8, "stroke-width": 1.5 }));
-  chart.append(svg("text", { x: x + 9, y: 36 }, names.measured));
+function drawKey(place, names) {
+  const items = [["output", names.output], ...(names.measured ? [["measured", names.measured]] : [])];
+  place.replaceChildren(...items.map(([kind, text]) => {
+    const item = html("span", undefined, "key");
+    const sign = svg("svg", { width: 14, height: 14, viewBox: "0 0 14 14", "aria-hidden": "true" });
+    sign.append(kind === "output"
+      ? svg("circle", { class: "output", cx: 7, cy: 7, r: 4 })
+      : svg("rect", { class: "measured", x: 3, y: 3, width: 8, height: 8, "stroke-width": 1.5 }));
+    item.append(sign, html("span", text));
+    return item;
+  }));
 }
 
 function drawNumbers(place, values, names) {
   const spread = values.some((v) => v.spread !== null);
   const table = html("table");
-  const head = ["Band", "nm", ...(names.measured ? ["GSD", names.short] : []), "Output", ...(spread ? ["± spread"] : []), ...(names.measured ? ["Difference"] : [])];
+  const head = ["Band", "nm", ...(names.measured ? ["GSD", names.short] : []), "Output", ...(spread ? ["± Spread"] : []), ...(names.measured ? ["Diff."] : [])];
   const top = table.createTHead().insertRow();
   head.forEach((text, i) => {
-    const cell = html("th", text, i ? "number" : "");
+    const cell = html("th", text, i === 1 ? "number wide" : i ? "number" : "");
     cell.scope = "col";
     top.append(cell);
   });
@@ -116,7 +119,7 @@ function drawNumbers(place, values, names) {
   const number = (dn, digits = 4) => (dn === null ? "–" : reflectance(dn).toFixed(digits));
   for (const { band, output, measured, spread: dn } of values) {
     const row = body.insertRow();
-    row.append(html("td", band.name), html("td", band.nm.toFixed(0), "number"));
+    row.append(html("td", band.name), html("td", band.nm.toFixed(0), "number wide"));
     if (names.measured) row.append(html("td", `${band.gsd} m`, "number"), html("td", number(measured), "number"));
     row.append(html("td", number(output), "number"));
     if (spread) row.append(html("td", dn === null ? "–" : (dn * 1e-4).toFixed(4), "number"));
