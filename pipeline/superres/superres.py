@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from pipeline.grid.lattice import Lattice
     from pipeline.models.bundle import NoiseSource
     from pipeline.superres.systems import SceneState, System
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -143,15 +147,9 @@ def super_resolve(
         given = _window_input(native, lattice_window, bright)
         if given is None:
             continue
-        bands, deviation = fuse.window_bands(
-            given,
-            system,
-            order,
-            _noise_of(lattice_window, options, system),
-            state_of(lattice_window),
-            options.consistency,
-            options.members,
-        )
+        noise, state = _noise_of(lattice_window, options, system), state_of(lattice_window)
+        draw = partial(fuse.window_bands, given, system, order, noise, state, options.consistency, options.members)
+        bands, deviation = _within_memory(draw, system)
         seconds["superres"] += time.perf_counter() - started
         started = time.perf_counter()
         share = weight[part.slices(system.lattice.support(*cell))]
@@ -168,6 +166,31 @@ def super_resolve(
     seconds["project"] += time.perf_counter() - started
     result.windows, result.seconds = count, seconds
     return result
+
+
+def _within_memory(compute: Callable[[], T], system: System) -> T:
+    """One window's result; where a GPU's memory runs out, once more with all that torch holds in reserve given back.
+
+    Windows go through the networks one by one, so that there is no batch to halve: their pixels are the same whatever
+    else is computed. PipelineError when one window does not fit.
+    """
+    import torch
+
+    try:
+        return compute()
+    except torch.OutOfMemoryError:
+        pass  # what its trace holds is let go first
+    torch.cuda.empty_cache()
+    try:
+        return compute()
+    except torch.OutOfMemoryError as error:
+        side = system.lattice.window_px
+        found = f"a window of {side} x {side} px of {system.name} does not fit into the memory of {system.device}"
+        raise PipelineError(
+            f"{found} ({str(error).partition('. ')[0]})",
+            "free memory for one window",
+            "end other processes on that GPU, use one worker per GPU, or another --sr",
+        ) from None
 
 
 def _detail(given: fuse.WindowInput, window: Window) -> NDArray[np.float32]:

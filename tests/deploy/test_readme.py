@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from pipeline import arguments, submit
+from pipeline.archive import politeness
+from pipeline.execution import scheduler
 from pipeline.execution.slurm import sbatch_options
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy"
@@ -42,9 +44,10 @@ def test_quoted_options_of_sbatch_are_understood():
     assert sbatch_options(found) == (found,)
 
 
-def test_parameters_are_those_of_the_scripts():
+def test_parameters_are_those_of_the_scripts_or_of_the_pipeline():
     scripts = "".join(path.read_text() for path in (FOLDER / "slurm").glob("*.sbatch"))
-    for name in set(re.findall(r"SEN2FINE_\w+", README)):
+    code = {politeness.PROCESSES_VARIABLE, scheduler.INSECURE_VARIABLE}
+    for name in set(re.findall(r"SEN2FINE_\w+", README)) - code:
         assert f"${{{name}:" in scripts, name
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 E2E, RESUME, CLUSTER = "execution/test_end_to_end.py", "execution/test_resume.py", "execution/test_cluster.py"
 QUARANTINE, WORK, SHARDS = "execution/test_quarantine.py", "execution/test_work.py", "execution/test_shards.py"
 CATALOG, ACCESS, AOI, CUBE = (f"archive/test_{name}.py" for name in ("catalog", "access", "aoi", "cube"))
+SUPERRES, POLITE, SCALING = "superres/test_superres.py", "archive/test_politeness.py", "execution/test_scaling.py"
 LAYOUT, COMMAND, RELEASED = "store/test_layout.py", "test_run_command.py", "execution/test_released_weights.py"
 PLACE, OBJECTS = "store/test_place.py", "execution/test_object_store.py"
 FILES, DRIVER = "faults/test_archive_files.py", "faults/test_driver_faults.py"
@@ -41,6 +42,10 @@ ROWS = (
         (f"{RESUME}::test_ctrl_c_drains_exits_75_and_continues",)),
     Row("scheduler dies", "kill -9 of the Dask scheduler", "driver ends with 75, no hang",
         (f"{CLUSTER}::test_a_scheduler_that_dies_ends_the_driver_with_75",)),
+    Row("a worker's job ends early", "kill -9 of the job", "another is asked for, while units are left",
+        (f"{SCALING}::test_jobs_are_asked_for_as_units_are_left_and_an_ended_one_is_replaced",)),
+    Row("scheduler open to others", "tcp:// beyond loopback", "refused before anything is sent",
+        (f"{CLUSTER}::test_a_scheduler_that_others_can_reach_needs_encryption",)),
     Row("a worker lags", "a unit that never ends", "a twin on an idle worker, first receipt counts",
         (f"{WORK}::test_a_straggler_gets_a_twin_and_the_first_receipt_counts",)),
     Row("STAC API stumbles", "429, 500, 502, 503, 504, reset, hang, truncated", "no scene is lost",
@@ -58,6 +63,13 @@ ROWS = (
         (f"{AOI}::test_bad_files_are_refused_in_one_line_with_file_and_place",)),
     Row("file server busy", "429, 503, 500 once", "same bytes",
         (f"{PASSES}[429]", f"{PASSES}[503]", f"{PASSES}[500]")),
+    Row("file server asks to wait", "429 or 503 with Retry-After", "no read of that host begins in that time",
+        (f"{POLITE}::test_a_host_that_asks_to_wait_is_left_alone_by_all_reads",
+         f"{POLITE}::test_those_refused_together_ask_once")),
+    Row("file server grants few connections", "requests counted at the server", "never more, shared by processes",
+        (f"{POLITE}::test_a_host_sees_as_many_connections_as_are_this_process_share",)),
+    Row("host costs too many retries", "resets", "counts as away: submission pauses",
+        (f"{POLITE}::test_retries_beyond_the_budget_mean_that_the_host_is_away",)),
     Row("connection reset", "closed without an answer, once", "same bytes", (f"{PASSES}[reset]",)),
     Row("file missing for a moment", "404 once", "same bytes; the 404 is not remembered",
         (f"{PASSES}[404]", f"{ACCESS}::test_a_404_that_goes_away_is_forgotten")),
@@ -101,6 +113,10 @@ ROWS = (
          f"{RELEASED}::test_a_truncated_bundle_is_to_be_copied_again")),
     Row("networks give NaN", "NaN in one band", "unit fails, nothing written",
         (f"{DRIVER}::test_networks_that_give_nan_fail_the_unit_and_write_nothing",)),
+    Row("GPU memory runs out", "torch.OutOfMemoryError, once and always",
+        "reserve given back, once more, same pixels (windows go one by one: no batch to halve); else one clear line",
+        (f"{SUPERRES}::test_memory_that_runs_out_once_costs_one_more_try_and_no_pixel",
+         f"{SUPERRES}::test_a_window_that_does_not_fit_is_one_clear_line")),
     Row("memory too small", "limit below the plan", "exit 2 with the numbers",
         (f"{CLUSTER}::test_more_workers_than_memory_are_refused_with_the_numbers",)),
     Row("two drivers", "second run, second shard", "exit 2, names the holder",

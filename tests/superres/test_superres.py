@@ -1,9 +1,13 @@
 """A unit's pixels: the same however the ground is cut, consistent with the input, at the right place."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
 from pipeline.bands import BAND_NAMES, BLOCK_60M, BY_NAME
+from pipeline.errors import PipelineError
 from pipeline.grid.grid import Window
 from pipeline.grid.lattice import Lattice
 from pipeline.superres import systems
@@ -11,7 +15,7 @@ from pipeline.superres.fuse import factor_of
 from pipeline.superres.masks import QUALITY_GENERATED, QUALITY_MEASURED, QUALITY_NODATA
 from pipeline.superres.superres import Native, Options, read_window, super_resolve
 from pipeline.superres.systems import FUSION_INPUTS
-from tests.superres.fakes import fake_system
+from tests.superres.fakes import NoisyResolver, fake_system
 
 SMALL = Lattice(144, 96, 24, 12)
 BASE = Window(-79_992, 12_000, 216, 240)
@@ -163,3 +167,50 @@ def test_coordinates_land_where_they_should_across_all_resolutions(axis):
         line = result.dn[i].mean(0 if axis == "x" else 1)
         found = (line - 2000) * metres_per_dn
         assert np.abs(found - expected)[inner].mean() / 2.5 < 0.01, (name, BY_NAME[name].gsd_m)
+
+
+class Forgetful(NoisyResolver):
+    """Runs out of a GPU's memory at the calls whose numbers are given."""
+
+    def __init__(self, *at):
+        super().__init__()
+        self.at, self.calls = at, 0
+
+    def predict(self, *given):
+        self.calls += 1
+        if self.calls in self.at:
+            msg = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
+            raise torch.OutOfMemoryError(msg)
+        return super().predict(*given)
+
+
+def forgetful(monkeypatch, *at):
+    """(system, list that grows with every time torch gives its reserve back)."""
+    given_back = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(1))
+    whole = fake_system(lattice=SMALL)
+    return dataclasses.replace(whole, resolver=Forgetful(*at)), given_back
+
+
+def test_memory_that_runs_out_once_costs_one_more_try_and_no_pixel(monkeypatch):
+    """Not even where it happens at the second member of a window, after the first was counted in."""
+    options = Options(seed=5, members=2)
+    undisturbed = run(BASE, fake_system(lattice=SMALL), options)
+    system, given_back = forgetful(monkeypatch, 4, 9)
+    found = run(BASE, system, options)
+    assert np.array_equal(found.dn, undisturbed.dn)
+    assert np.array_equal(found.spread, undisturbed.spread)
+    assert len(given_back) == 2
+    assert system.resolver.calls > undisturbed.windows * 2
+
+
+def test_a_window_that_does_not_fit_is_one_clear_line(monkeypatch):
+    system, given_back = forgetful(monkeypatch, *range(100))
+    with pytest.raises(
+        PipelineError, match=r"window of 144 x 144 px of fake does not fit .*CUDA out of memory"
+    ) as error:
+        run(BASE, system)
+    assert error.value.expected == "free memory for one window"
+    assert "--sr" in error.value.cure
+    assert (len(given_back), system.resolver.calls) == (1, 2)
+    assert "\n" not in str(error.value)
