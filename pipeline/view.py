@@ -71,7 +71,7 @@ def described(page: Page, path: Path) -> str:
     how = "numbers exact" if page.exact else "8-bit images, precision stated on the page"
     check = "no input kept to check against"
     if page.largest_residual_dn is not None:
-        check = f"block means within {page.largest_residual_dn:.2f} DN of the input"
+        check = f"block means within {page.largest_residual_dn:g} DN of the input"
     return f"{path}: {page.label}, {what}, {len(page.content) / 1e6:.1f} MB, {how}; {check}"
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.store.page_source import Zone
 
 _SHOWN_FAULTS = 3
+_ARRAYS = ("reflectance", "quality", "uncertainty")  # of the 2.5 m arrays, those that the page shows
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def require_chunks(zone: Zone, facts: Facts, window: Window) -> None:
 
     A missing chunk reads as nodata, and damage must not pass as a place where nothing was measured.
     """
-    arrays = {name: (array, 1) for name, array in zone.group.arrays() if array.ndim > 2}
+    arrays = {name: (zone.group[name], 1) for name in _ARRAYS if name in zone.group}
     for gsd in GSDS_M:
         group = subgroup(zone, f"measured/{gsd}m")
         if group is not None:

@@ -200,7 +200,7 @@ def block_means(dn: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
     """(y, x) means of factor x factor px, rounded; nodata where any of them is."""
     ny, nx = dn.shape[0] // factor, dn.shape[1] // factor
     blocks = dn[: ny * factor, : nx * factor].reshape(ny, factor, nx, factor)
-    means = np.rint(blocks.mean((1, 3), dtype=np.float64)).astype(np.uint16)
+    means: NDArray[np.uint16] = np.rint(blocks.mean((1, 3), dtype=np.float64)).astype(np.uint16)
     means[(blocks == NODATA_DN).any((1, 3))] = NODATA_DN
     return means
 

@@ -32,8 +32,8 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], numb
 
     def cell(tag: str, column: int, text: str) -> str:
         kind = ' class="number"' if column in numbers else ""
-        scope = ' scope="col"' if tag == "th" else ""
-        return f"<{tag}{scope}{kind}>{escape(text)}</{tag}>"
+        more = ' scope="col"' if tag == "th" else f' data-label="{escape(head[column])}"'
+        return f"<{tag}{more}{kind}>{escape(text)}</{tag}>"
 
     top = "".join(cell("th", i, text) for i, text in enumerate(head))
     body = "".join(f"<tr>{''.join(cell('td', i, text) for i, text in enumerate(row))}</tr>\n" for row in rows)

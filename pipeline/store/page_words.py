@@ -16,7 +16,7 @@ def honesty_section(zone: Zone, part: Part) -> str:
     """What to believe, in plain words, as it applies to this store."""
     system = str(zone.attributes.get("super_resolution", "the system"))
     consistency = str(zone.attributes.get("consistency", ""))
-    paragraphs = [_measured(part), _invented(zone, system), _means(consistency, part), _quality()]
+    paragraphs = [_measured(part, zone), _invented(zone, system), _means(consistency, part), _quality()]
     if part.uncertainty is not None:
         paragraphs.append(_spread(zone))
     paragraphs.append(
@@ -27,8 +27,9 @@ def honesty_section(zone: Zone, part: Part) -> str:
     return "".join(f"<p><strong>{escape(head)}</strong> {escape(text)}</p>" for head, text in paragraphs)
 
 
-def _measured(part: Part) -> tuple[str, str]:
-    shown = "The left side of the map shows these numbers and nothing else."
+def _measured(part: Part, zone: Zone) -> tuple[str, str]:
+    inside = "T" if part.window == zone.whole else "Inside the frame, t"
+    shown = f"{inside}he left side of the map shows these numbers and nothing else."
     if not part.measured_kept:
         shown = "This store does not keep them: the left side of the map shows block means of the output instead."
     return (

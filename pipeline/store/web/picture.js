@@ -3,7 +3,7 @@
 
 const NODATA_GREY = 96;
 
-const GAMMA = 1.25;
+const GAMMA = 1.5; // lightens what is dark, as most land is in visible light
 
 // Black and white (DN) of each shown band: natural colours share one span, other combinations have one per band.
 function limitsOf(names) {

@@ -1,0 +1,303 @@
+"""The report page: what it says about a store, and what it refuses to be made of."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import zarr
+
+from pipeline.bands import BAND_NAMES
+from pipeline.errors import IntegrityError, NoDataError, UsageError
+from pipeline.grid.grid import Window
+from pipeline.store import page_region, page_source
+from pipeline.store.page import _IMAGE_BYTES, LIMIT_BYTES, make_page
+from pipeline.store.page_check import residuals
+from pipeline.store.page_source import block_means, open_zone, read_part
+from pipeline.store.place import place_of
+from tests.store.page_stores import HOSTILE, attributes, chunk_of, copied, make_store, plan, with_uncertainty, without
+from tests.store.s3_server import s3_server
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("page"))
+
+
+class _Text(HTMLParser):
+    """Visible text, element names, and what elements refer to."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.tags, self.links, self._hidden = [], [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        self._hidden += tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.text.append(data)
+
+
+def read(page):
+    """(visible text with single spaces, parser, facts) of a page."""
+    content = page.content.decode()
+    parser = _Text()
+    parser.feed(content)
+    facts = json.loads(re.search(r'id="facts">(.*?)</script>', content, re.DOTALL)[1])
+    return re.sub(r"\s+", " ", " ".join(parser.text)), parser, facts
+
+
+def test_the_page_holds_all_sections_and_every_band(store):
+    page = make_page(store)
+    text, parser, facts = read(page)
+    for words in (
+        "lake_shore", "What is measured, what is invented", "Radiometric check", "Holds in every band.", "Scenes",
+        "S2A_CLOUDY", "synthetic", "Worker seconds by stage", "project onto block means", "No unit was set aside.",
+        "Settings, licence, credit", "bicubic", "without loss", "Leaflet",
+    ):  # fmt: skip
+        assert words in text, words
+    assert [band["name"] for band in facts["bands"]] == list(BAND_NAMES)
+    assert set(facts["output"]["planes"]) == set(BAND_NAMES)
+    assert [grid["gsd"] for grid in facts["measured"]] == [10, 20, 60]
+    assert facts["measuredKept"] is True
+    assert facts["uncertainty"] is None
+    assert (page.whole, page.exact, page.largest_residual_dn <= 0.5) == (True, True, True)
+    assert page.shown_km2 == pytest.approx(0.9216)
+    assert parser.tags.count("h1") == 1
+
+
+def test_nothing_on_the_page_leads_elsewhere_but_the_credit(store):
+    content = make_page(store).content.decode()
+    _, parser, _ = read(make_page(store))
+    assert set(parser.links) == {"#spectrum-title", "https://leafletjs.com"}
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', content)[1]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "sourceMappingURL" not in content
+
+
+def test_the_same_store_gives_the_same_page(store):
+    assert make_page(store).content == make_page(store).content
+
+
+def test_text_from_outside_stays_text(store, tmp_path):
+    path = copied(store, tmp_path)
+    scenes = {HOSTILE: {"datetime": HOSTILE, "offset_dn": 0, "offset_evidence": HOSTILE, "baseline": HOSTILE}}
+    periods = [{"label": HOSTILE, "composite": "mosaic", "scenes": [HOSTILE]}]
+    attributes(path, scenes=scenes, periods=periods, notes=[HOSTILE], credit=HOSTILE, super_resolution=HOSTILE,
+               software=HOSTILE, license=HOSTILE, consistency=HOSTILE, members=HOSTILE)  # fmt: skip
+    plan(path, aoi_name=HOSTILE, created_utc=HOSTILE)
+    receipt = next((path / "_run" / "receipts").iterdir())
+    content = json.loads(receipt.read_text())
+    receipt.write_text(json.dumps({**content, "seconds": {HOSTILE: 1.0}}))
+    plain, changed = read(make_page(store))[1], read(make_page(path))
+    assert changed[1].tags.count("script") == plain.tags.count("script")
+    assert "img" not in changed[1].tags
+    assert changed[0].count("document.title='seized'") >= 8
+    assert changed[2]["system"] == HOSTILE
+
+
+def test_block_means_that_differ_from_the_input_are_said(store, tmp_path):
+    path = copied(store, tmp_path)
+    measured = zarr.open_group(path / "measured" / "20m", mode="r+")["reflectance"]
+    dn = measured[:]
+    dn[0, 1, 5, 6] += 3
+    measured[:] = dn
+    for receipt in (path / "_run" / "receipts").iterdir():
+        receipt.unlink()  # their sizes would be other ones
+    page = make_page(path)
+    assert "Does NOT hold in every band" in read(page)[0]
+    assert 2.5 <= page.largest_residual_dn <= 3.5
+
+
+def test_residuals_leave_out_blocks_that_the_output_does_not_fill(store):
+    zone = open_zone(store)
+    part = read_part(zone, zone.whole)
+    part.dn[zone.bands.index("B11"), 0, 0] = 0
+    b11 = next(one for one in residuals(part, zone.bands) if one.band == "B11")
+    assert (b11.compared, b11.left_out, b11.gsd_m) == (48 * 48 - 1, 1, 20)
+    assert b11.largest_dn <= 0.5
+
+
+def test_stores_without_input_show_block_means_and_say_so(store, tmp_path):
+    path = without(copied(store, tmp_path), "measured", "overviews")
+    page = make_page(path)
+    text, _, facts = read(page)
+    assert page.largest_residual_dn is None
+    assert facts["measuredKept"] is False
+    assert 'data-label="block means"' in page.content.decode()
+    assert "This store does not keep its measured input" in text
+    assert "Holds in every band" not in text
+    dn = np.asarray(zarr.open_group(store, mode="r")["reflectance"][0, 3])
+    kept = np.asarray(zarr.open_group(store / "measured" / "10m", mode="r")["reflectance"][0, 2])
+    assert (block_means(dn, 4) == kept).all()  # what is shown in its place is what was measured
+
+
+def test_incomplete_stores_have_a_banner_and_empty_ones_no_page(store, tmp_path):
+    path = copied(store, tmp_path)
+    attributes(path, status="incomplete")
+    assert "This store is not complete (status: incomplete)" in read(make_page(path))[0]
+    for chunk in [p for name in ("reflectance", "quality") for p in (path / name / "c").rglob("*") if p.is_file()]:
+        chunk.unlink()
+    for receipt in (path / "_run" / "receipts").iterdir():
+        receipt.unlink()
+    with pytest.raises(NoDataError, match="holds no measured pixel at 2024-06"):
+        make_page(path)
+
+
+def test_units_set_aside_are_named_with_the_reason_and_the_command(store, tmp_path):
+    path = copied(store, tmp_path)
+    unit = "z32632-r0-c0-t0"
+    attributes(path, status="complete_with_quarantine", quarantined=[unit])
+    digest = json.loads((path / "zarr.json").read_text())["attributes"]["plan_digest"]
+    folder = path / "_run" / "quarantine"
+    folder.mkdir()
+    record = {"unit": unit, "plan_digest": digest, "error": "killed <by> signal 9", "attempts": 4,
+              "reproduce": f"python -m pipeline.execution.unit a.zarr {unit}"}  # fmt: skip
+    (folder / f"{unit}.json").write_text(json.dumps(record))
+    (folder / "stale.json").write_text(json.dumps({**record, "unit": "z32632-r9-c9-t0", "plan_digest": "other"}))
+    text = read(make_page(path))[0]
+    assert f"{unit} , tried 4 times: killed <by> signal 9" in text
+    assert record["reproduce"] in text
+    assert "1 unit could not be computed and was set aside" in text
+    assert "z32632-r9-c9-t0" not in text
+
+
+@pytest.mark.parametrize("name", ["reflectance", "quality", "measured/10m/reflectance"])
+@pytest.mark.parametrize("how", ["flipped", "missing", "cut"])
+def test_damage_is_refused_and_never_shown_as_nodata(store, tmp_path, name, how):
+    path = copied(store, tmp_path)
+    chunk = chunk_of(path, name)
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    {"flipped": lambda: chunk.write_bytes(bytes(content)), "missing": chunk.unlink,
+     "cut": lambda: chunk.write_bytes(bytes(content[:20]))}[how]()  # fmt: skip
+    with pytest.raises(IntegrityError, match=name.split("/")[-1]) as raised:
+        make_page(path)
+    assert raised.value.exit_code == 7
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_no_store_of_ours_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is not a Zarr store"):
+        make_page(tmp_path / "nothing.zarr")
+    (tmp_path / "file.zarr").write_text("hello")
+    with pytest.raises(UsageError, match="is not a Zarr store"):
+        make_page(tmp_path / "file.zarr")
+    zarr.create_group(tmp_path / "foreign.zarr")
+    with pytest.raises(UsageError, match="not written by this pipeline"):
+        make_page(tmp_path / "foreign.zarr")
+    (tmp_path / "broken.zarr").mkdir()
+    (tmp_path / "broken.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node')
+    with pytest.raises(IntegrityError, match=r"zarr\.json cannot be read"):
+        make_page(tmp_path / "broken.zarr")
+
+
+def test_times_are_chosen_by_date_and_the_others_named(tmp_path):
+    path = make_store(tmp_path, composite="none", bands=("B02", "B03", "B04"))
+    first, second = make_page(path), make_page(path, time="2024-06-22")
+    assert (first.label, second.label) == ("2024-06-17", "2024-06-22")
+    text, _, facts = read(second)
+    assert "The store also holds 2024-06-17: make their pages with --time." in text
+    assert [c["name"] for c in facts["composites"]] == ["True colour"]
+    assert "S2B_LATER" in text
+    assert "S2A_CLOUDY" not in text
+    with pytest.raises(UsageError, match=r"no time 2023-01-01; expected one of 2024-06-17, 2024-06-22"):
+        make_page(path, time="2023-01-01")
+    with pytest.raises(UsageError, match="has no zone utm31n"):
+        make_page(path, zone="utm31n")
+
+
+def test_uncertainty_is_there_where_the_store_has_it(store, tmp_path):
+    path = copied(store, tmp_path)
+    with_uncertainty(path)
+    text, _, facts = read(make_page(path))
+    assert set(facts["uncertainty"]["planes"]) == set(BAND_NAMES)
+    assert "is the standard deviation over 8 draws" in text
+    assert "mean of 8 members" in text
+
+
+def test_large_stores_show_a_part_and_an_overview(store, monkeypatch):
+    monkeypatch.setattr(page_region, "WHOLE_PX", 100_000)
+    monkeypatch.setattr(page_region, "_DETAIL_PX", 192)
+    asked = []
+    original = page_source._read
+    monkeypatch.setattr(page_source, "_read", lambda *a: asked.append(a[2:]) or original(*a))
+    page = make_page(store)
+    text, _, facts = read(page)
+    assert (page.whole, page.shown_km2, page.context_gsd_m) == (False, 0.2304, 5)
+    assert (facts["output"]["ny"], facts["output"]["nx"]) == (192, 192)
+    assert facts["context"]["gsd"] == 5
+    assert facts["context"]["ny"] * 5 == 960
+    assert "larger than a page can hold" in text
+    for _, index in asked:  # never more than the part
+        assert index[-1].stop - index[-1].start in (192, 48, 24, 8)
+
+
+def test_the_place_to_show_can_be_chosen(store, monkeypatch):
+    monkeypatch.setattr(page_region, "WHOLE_PX", 100_000)
+    monkeypatch.setattr(page_region, "_DETAIL_PX", 192)
+    zone = open_zone(store)
+    lon, lat = 10.30, 46.04
+    facts = read(make_page(store, at=_degrees(zone, 300, 290)))[2]
+    left, _, _, top = facts["part"]
+    assert (left, top) == (zone.left_m + 480, zone.top_m - 480)
+    with pytest.raises(UsageError, match="lies outside the store; expected a longitude from 10.29"):
+        make_page(store, at=(lon, lat - 1))
+    with pytest.raises(UsageError, match="lies outside the store"):
+        make_page(store, at=(200.0, 95.0))
+
+
+def _degrees(zone, row, col):
+    import pyproj
+
+    turn = pyproj.Transformer.from_crs(zone.epsg, 4326, always_xy=True)
+    return turn.transform(zone.left_m + 2.5 * col, zone.top_m - 2.5 * row)
+
+
+def test_large_stores_without_overviews_are_looked_at_by_chunks(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_region, "WHOLE_PX", 100_000)
+    monkeypatch.setattr(page_region, "_DETAIL_PX", 192)
+    path = without(copied(store, tmp_path), "overviews")
+    page = make_page(path)
+    assert (page.whole, page.context_gsd_m) == (False, None)
+    assert "Outside the frame nothing is shown" in read(page)[0]
+
+
+def test_the_map_opens_where_contrast_is(store, monkeypatch):
+    zone = open_zone(store)
+    part = read_part(zone, Window(0, 0, 384, 384))
+    for gsd in part.measured:
+        part.measured[gsd][:] = 2000
+    part.measured[10][:, 4:8, 88:92] = 9000  # a bright yard in the upper right corner
+    monkeypatch.setattr(page_region, "_FOCUS_M", 200.0)
+    x, y = page_region.focus_m(zone, part)
+    assert zone.left_m + 760 <= x <= zone.left_m + 960
+    assert zone.top_m - 200 <= y <= zone.top_m
+
+
+def test_no_page_is_larger_than_the_limit(store):
+    """By arithmetic: images have a fixed room, base64 makes 4 bytes of 3, and the rest of the page is small."""
+    content = make_page(store).content
+    assert 100_000 < len(content) - _payload(content) < 500_000
+    assert _IMAGE_BYTES * 4 / 3 + 500_000 < LIMIT_BYTES
+
+
+def _payload(content):
+    blocks = re.findall(rb'<script type="text/plain" id="block-\d+">([^<]*)</script>', content)
+    return sum(map(len, blocks))
+
+
+def test_stores_on_object_stores_have_pages(store):
+    with s3_server():
+        place = place_of("s3://bucket/pages/lake_shore.zarr")
+        for path in sorted(p for p in store.rglob("*") if p.is_file()):
+            place.write(str(path.relative_to(store)), path.read_bytes())
+        assert make_page(place).content == make_page(store).content
