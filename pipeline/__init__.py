@@ -16,13 +16,23 @@ if TYPE_CHECKING:
     from pipeline.execution.plan import load_plan, open_cube
     from pipeline.store.color import false_color, true_color
     from pipeline.store.indices import indices
-    from pipeline.store.reader import open_store
+    from pipeline.store.reader import open_measured, open_store
 
 __version__ = VERSION
-__all__ = ["__version__", "false_color", "indices", "load_plan", "open_cube", "open_store", "true_color"]
+__all__ = [
+    "__version__",
+    "false_color",
+    "indices",
+    "load_plan",
+    "open_cube",
+    "open_measured",
+    "open_store",
+    "true_color",
+]
 
 _HOMES = {
     "open_store": "pipeline.store.reader",
+    "open_measured": "pipeline.store.reader",
     "indices": "pipeline.store.indices",
     "true_color": "pipeline.store.color",
     "false_color": "pipeline.store.color",

@@ -31,6 +31,7 @@ FINISHED = ("complete", "complete_with_quarantine")
 
 def examine(store: Where, verify: str) -> dict[str, Any]:
     """Status of a store and of each unit. `verify` full compares checksums and decodes every chunk."""
+    from pipeline.execution import pyramid
     from pipeline.execution.plan import load_plan
     from pipeline.execution.quarantine import Quarantine
     from pipeline.store import layout
@@ -54,14 +55,18 @@ def examine(store: Where, verify: str) -> dict[str, Any]:
         chunks += len(receipt.chunks)
         if faults:
             damaged[unit.id] = faults
+    damaged_units = len(damaged)
     if verify == "full":
         damaged.update(_coordinates(plan, place))
+    if verify != "none" and layout.status(store) in FINISHED:
+        damaged.update(pyramid.faults(plan, place, full=verify == "full"))
     return {
         "store": str(store),
         "status": layout.status(store),
         "units": len(units),
         "missing": missing,
         "damaged": damaged,
+        "damaged_units": damaged_units,
         "quarantined": quarantined,
         "chunks": chunks,
         "verify": verify,
@@ -74,19 +79,20 @@ def _coordinates(plan: Plan, place: Place) -> dict[str, list[str]]:
 
     import zarr
 
-    from pipeline.execution.driver import template
-    from pipeline.store import layout
+    from pipeline.execution.outline import template_of
+    from pipeline.store import template
 
     damaged = {}
     for zone in plan.zones:
         group = plan.group(zone.epsg)
         with tempfile.TemporaryDirectory() as folder:
-            layout.create(folder, "", template(plan, zone))
+            template.create(folder, "", template_of(plan, zone))
             expected = zarr.open_group(folder, mode="r")
             try:
                 with place.reading():
                     found = zarr.open_group(place.zarr_store(group), mode="r", use_consolidated=False)
-                    faults = [name for name, array in expected.arrays() if not _same(array, found.get(name))]
+                    arrays = {name: node for name, node in expected.members(max_depth=None) if hasattr(node, "dtype")}
+                    faults = [name for name, array in arrays.items() if not _same(array, found.get(name))]
                 if found.attrs.get("plan_digest") != plan.digest:
                     faults.append("plan_digest")
             except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -130,6 +136,7 @@ def _decode(plan: Plan, place: Place, unit: Unit) -> list[str]:
 
 def repair(store: Where, verify: str, workers: int) -> None:
     """Compute again exactly the units that fail `verify` or were set aside, and publish. PipelineError as in a run."""
+    from pipeline.execution import pyramid
     from pipeline.execution.driver import run_plan
     from pipeline.execution.plan import load_plan
     from pipeline.execution.quarantine import Quarantine
@@ -138,6 +145,8 @@ def repair(store: Where, verify: str, workers: int) -> None:
     quarantine = Quarantine(store, plan.digest)
     for unit in quarantine.read():
         quarantine.release(unit)
+    if verify != "none":
+        pyramid.discard_faulty(plan, store, full=verify == "full")
     run_plan(plan, store, cluster="inline" if workers == 1 else "local", workers=workers, verify=verify)
 
 
@@ -152,7 +161,7 @@ def exit_code(report: dict[str, Any]) -> int:
 
 def in_words(report: dict[str, Any]) -> str:
     """What `examine` found, for people."""
-    done = report["units"] - len(report["missing"]) - len(report["damaged"]) - len(report["quarantined"])
+    done = report["units"] - len(report["missing"]) - report["damaged_units"] - len(report["quarantined"])
     how = {"none": "receipts", "size": "receipts and sizes", "full": "every byte, read back and decoded"}
     checked = f"{how[report['verify']]}, {report['chunks']} chunks"
     lines = [f"{report['store']}: {report['status']}; {done} of {report['units']} units sound ({checked})"]

@@ -132,15 +132,21 @@ class Plan:
     def _active(self) -> dict[int, NDArray[np.bool_]]:
         return {zone.epsg: zone.active_chunks(self.config.chunk_px) for zone in self.zones}
 
+    def is_active(self, unit: Unit) -> bool:
+        """True when at least one chunk of the address touches the AOI."""
+        zone = self.zone(unit.epsg)
+        rows = slice(*zone.row_breaks[unit.row : unit.row + 2])
+        cols = slice(*zone.col_breaks[unit.col : unit.col + 2])
+        return bool(self._active[unit.epsg][rows, cols].any())
+
     def units(self) -> Iterator[Unit]:
         """All units with at least one active chunk, period by period, row by row."""
         for zone in self.zones:
-            active = self._active[zone.epsg]
             for period in range(len(zone.periods)):
-                for row, (top, below) in enumerate(zip(zone.row_breaks, zone.row_breaks[1:], strict=False)):
-                    for col, (left, right) in enumerate(zip(zone.col_breaks, zone.col_breaks[1:], strict=False)):
-                        if active[top:below, left:right].any():
-                            yield Unit(zone.epsg, row, col, period)
+                for row in range(len(zone.row_breaks) - 1):
+                    for col in range(len(zone.col_breaks) - 1):
+                        if self.is_active(unit := Unit(zone.epsg, row, col, period)):
+                            yield unit
 
     def chunks(self, unit: Unit) -> list[Window]:
         """Active chunks of a unit as absolute windows (2.5 m px), ascending; cut where the grid ends.

@@ -19,6 +19,8 @@ import numpy as np
 
 from pipeline.bands import NODATA_DN
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
+from pipeline.execution import pyramid
+from pipeline.execution.outline import plan_has_scl, template_of
 from pipeline.execution.plan import Plan, Unit, load_plan
 from pipeline.store.layout import RegionWriter
 from pipeline.store.place import place_of
@@ -73,12 +75,15 @@ def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
     """Compute and store one unit of the plan in `store`; returns its receipt. Errors name the unit."""
     prepare_process()
     plan = _plan(store, digest)
+    place = place_of(store)
     try:
-        return _process(unit, plan, place_of(store), attempt)
+        receipt = _process(unit, plan, place, attempt)
+        pyramid.build_if_last(plan, place, unit)
     except PipelineError as error:
         error.found = f"unit {unit.id}: {error.found}"
         error.args = (f"unit {unit.id}: {error.args[0]}",)
         raise
+    return receipt
 
 
 def _process(unit: Unit, plan: Plan, store: Place, attempt: int) -> Receipt:
@@ -209,8 +214,24 @@ def _write(unit: Unit, plan: Plan, store: Place, window: Window, pixels: Pixels,
             clear += int(
                 np.count_nonzero(~np.isin(part["scl"], NOT_CLEAR_SCL) & (part["reflectance"] != NODATA_DN).all(0))
             )
+    stored.update(_write_measured(unit, plan, store, pixels))
     status = "done" if any(valid.values()) else "empty"
     return Receipt(unit.id, plan.digest, status, group, stored, valid, count, clear if "scl" in arrays else None, ())
+
+
+def _write_measured(unit: Unit, plan: Plan, store: Place, pixels: Pixels) -> dict[str, list[int]]:
+    """Write what was read, on its native grids, over the active chunks; {chunk key: [bytes, crc32]}."""
+    zone, stored = plan.zone(unit.epsg), {}
+    for level in template_of(plan, zone).measured:
+        gsd_m = round(level.raster.gsd_m)
+        names = [pixels.bands[gsd_m].index(name) for name in level.bands]
+        writer = RegionWriter(store, plan.group(unit.epsg), unit.period, level.path)
+        for chunk in plan.chunks(unit):
+            rows, cols = chunk.coarsen(level.factor).slices(pixels.grid.window.coarsen(level.factor))
+            part = {"reflectance": pixels.dn[gsd_m][names, rows, cols]}
+            place = chunk.coarsen(level.factor).slices(zone.grid.window.coarsen(level.factor))
+            stored.update(writer.write(*place, part))
+    return stored
 
 
 def holes(pixels: Pixels) -> dict[str, int]:
@@ -240,11 +261,6 @@ def _arrays(plan: Plan, window: Window, pixels: Pixels, result: superres.Result)
         rows, cols = window.coarsen(8).slices(pixels.grid.window.coarsen(8))
         arrays["scl"] = pixels.scl[rows, cols].repeat(8, 0).repeat(8, 1)
     return arrays
-
-
-def plan_has_scl(plan: Plan) -> bool:
-    """True when some scene of the plan carries a scene classification."""
-    return any("SCL" in scene.hrefs for scene in plan.scenes.values())
 
 
 def _clip_mask(plan: Plan, unit: Unit, window: Window) -> NDArray[np.bool_] | None:

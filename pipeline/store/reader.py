@@ -1,6 +1,6 @@
 """Opening a finished store: one call, lazy and decoded.
 
-In: a path or URL. Out: an xarray Dataset (one UTM zone) or DataTree (several). Imports layout, place and errors only.
+In: a path or URL. Out: an xarray Dataset (one UTM zone) or DataTree (several). Imports levels, layout, place, errors.
 """
 
 from __future__ import annotations
@@ -11,23 +11,58 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN
+from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN, TARGET_GSD_M
 from pipeline.errors import UsageError
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
+from pipeline.store.levels import MEASURED, OVERVIEWS, gsd_name
 from pipeline.store.place import place_of
 
 if TYPE_CHECKING:
     import xarray as xr
+    import zarr
 
     from pipeline.store.place import Place, Where
 
 
-def open_store(path: Where) -> xr.Dataset | xr.DataTree:
+def open_store(path: Where, gsd_m: float | None = None) -> xr.Dataset | xr.DataTree:
     """Open a store: `reflectance` in float32 with NaN for nodata, `quality`, `scl`, `uncertainty`, and its CRS.
 
-    Raises UsageError when `path` is no store of this pipeline; warns when the store is not complete.
+    Lazy; several UTM zones make a DataTree. `gsd_m` chooses an overview (5, 10, 20 ... m): means of the 2.5 m pixels.
+    Raises UsageError when `path` is no store of this pipeline or has no such overview; warns when the store is not
+    complete.
     """
     import xarray as xr
+
+    location, root = _root(path)
+    _warn_if_unfinished(location, root)
+    groups = [str(group) for group in root.attrs.get("groups", [""])]
+    level = "" if gsd_m in (None, TARGET_GSD_M) else f"{OVERVIEWS}/{gsd_name(gsd_m or 0)}"
+    known = [f"{TARGET_GSD_M:g}", *_gsds(root, groups[0], OVERVIEWS)]
+    if level and gsd_name(gsd_m or 0).removesuffix("m") not in known:
+        raise UsageError(f"{location} has no overview of {gsd_m:g} m", f"one of {', '.join(known)} m")
+    opened = {group: _decoded(location, _joined(group, level)) for group in groups}
+    if groups == [""]:
+        return opened[""]
+    return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in opened.items()})
+
+
+def open_measured(path: Where, zone: str = "") -> dict[int, xr.Dataset]:
+    """What went in, on its native grids: {10: B02 B03 B04 B08, 20: ..., 60: ...} as float32 reflectance, lazy.
+
+    `zone` such as "utm31n" chooses one of several UTM zones. UsageError when it is not there, or must be given.
+    """
+    location, root = _root(path)
+    groups = [str(group) for group in root.attrs.get("groups", [""])]
+    if zone not in groups and groups != [""]:
+        found = f"no zone {zone}" if zone else "several UTM zones"
+        raise UsageError(f"{location} has {found}", f'zone="{groups[0]}" or another of {", ".join(groups)}')
+    group = "" if groups == [""] else zone
+    gsds = [int(name) for name in _gsds(root, group, MEASURED)]
+    return {gsd: _decoded(location, _joined(group, f"{MEASURED}/{gsd}m")) for gsd in gsds}
+
+
+def _root(path: Where) -> tuple[Place, zarr.Group]:
+    """A store's place and root group. UsageError when it is none of ours."""
     import zarr
 
     importlib.import_module("rioxarray")  # registers the `.rio` accessor that users expect to find
@@ -38,23 +73,34 @@ def open_store(path: Where) -> xr.Dataset | xr.DataTree:
         root = zarr.open_group(location.zarr_store(), mode="r")
     if "plan_digest" not in root.attrs:
         raise UsageError(f"{location} was not written by this pipeline", "a group with the attribute plan_digest")
+    return location, root
+
+
+def _warn_if_unfinished(location: Place, root: zarr.Group) -> None:
     if root.attrs.get("status") == STATUS_QUARANTINE:
         aside = ", ".join(map(str, root.attrs.get("quarantined", [])))
-        warnings.warn(f"{location} lacks units that were set aside ({aside}); they read as NaN", stacklevel=2)
+        warnings.warn(f"{location} lacks units that were set aside ({aside}); they read as NaN", stacklevel=3)
     elif root.attrs.get("status") != STATUS_COMPLETE:
-        warnings.warn(f"{location} is not complete; missing units read as NaN", stacklevel=2)
-    groups = root.attrs.get("groups", [""])
-    with location.reading():
-        opened = {str(group): _decoded(location, str(group)) for group in groups}
-    if list(opened) == [""]:
-        return opened[""]
-    return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in opened.items()})
+        warnings.warn(f"{location} is not complete; missing units read as NaN", stacklevel=3)
+
+
+def _joined(*parts: str) -> str:
+    return "/".join(part for part in parts if part)
+
+
+def _gsds(root: zarr.Group, group: str, folder: str) -> list[str]:
+    """GSDs in metres, finest first, of the levels in a folder of a zone's group; none in stores of before."""
+    path = _joined(group, folder)
+    if path not in root:
+        return []
+    return sorted((name.removesuffix("m") for name in root[path].group_keys()), key=float)
 
 
 def _decoded(location: Place, group: str) -> xr.Dataset:
     import xarray as xr
 
-    raw = xr.open_zarr(location.zarr_store(), group=group or None, chunks={}, mask_and_scale=False)
+    with location.reading():
+        raw = xr.open_zarr(location.zarr_store(), group=group or None, chunks={}, mask_and_scale=False)
     dn = raw["reflectance"]
     # float32: a DN needs 16 bits, so nothing is lost, and it halves the memory of xarray's float64
     # and the offset in whole DN first, so that DN 1000 is exactly 0

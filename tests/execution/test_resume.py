@@ -9,8 +9,10 @@ import time
 
 import pytest
 
+from pipeline import check
 from pipeline.check import examine, exit_code
 from pipeline.execution.plan import load_plan
+from pipeline.run import main
 from pipeline.store import layout
 from tests.execution.conftest import chunk_digests, config_for, run
 
@@ -41,6 +43,11 @@ def start(archive, aoi, store, *more):
     )  # fmt: skip
 
 
+def go_on(archive, aoi, store, *more):
+    """The same command in this process; returns its exit code."""
+    return main(command(archive, aoi, store, *more)[3:])
+
+
 def receipts(store):
     folder = store / layout.RUN_FOLDER / "receipts"
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")} if folder.is_dir() else {}
@@ -64,7 +71,7 @@ def undisturbed(tmp_path_factory, archive, aoi):
 
 @pytest.mark.parametrize("cluster", ["inline", "local"])
 def test_kill_9_of_the_whole_group_then_the_same_command_gives_the_same_bytes(
-    archive, aoi, tmp_path, undisturbed, cluster
+    archive, aoi, tmp_path, undisturbed, cluster, capsys
 ):
     store = tmp_path / "killed.zarr"
     for at_least in (1, 5):
@@ -74,9 +81,8 @@ def test_kill_9_of_the_whole_group_then_the_same_command_gives_the_same_bytes(
         process.wait()
     before = receipts(store)
     assert layout.status(store) == layout.STATUS_INCOMPLETE
-    done = subprocess.run(command(archive, aoi, store, "--json", "--cluster", "inline"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    assert go_on(archive, aoi, store, "--json", "--cluster", "inline") == 0
+    report = json.loads(capsys.readouterr().out)
     assert report["resumed"] == len(before)
     assert report["computed"] == report["units"] - len(before)
     after = receipts(store)
@@ -97,8 +103,7 @@ def test_ctrl_c_drains_exits_75_and_continues(archive, aoi, tmp_path, undisturbe
     assert "run the same command again" in errors
     assert "Traceback" not in errors
     assert 0 < len(receipts(store)) < sum(1 for _ in load_plan(store).units())
-    done = subprocess.run(command(archive, aoi, store, "--cluster", "inline"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert go_on(archive, aoi, store, "--cluster", "inline") == 0
     assert chunk_digests(store) == undisturbed
 
 
@@ -120,28 +125,23 @@ def test_a_killed_worker_is_replaced_and_its_unit_done_again(archive, aoi, tmp_p
     assert chunk_digests(store) == undisturbed
 
 
-def test_damage_is_found_and_mended(archive, aoi, tmp_path, undisturbed):
+def test_damage_is_found_and_mended(archive, aoi, tmp_path, undisturbed, capsys):
     store = tmp_path / "damaged.zarr"
     run(config_for(archive, unit_chunks=1), aoi, store)
-    flipped, cut, gone = sorted(path for path in store.rglob("reflectance/c/**/*") if path.is_file())[:3]
+    flipped, cut, gone = sorted(path for path in (store / "reflectance" / "c").rglob("*") if path.is_file())[:3]
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 4
     flipped.write_bytes(bytes(content))
     cut.write_bytes(cut.read_bytes()[:-10])
     gone.unlink()
-    check = [sys.executable, "-m", "pipeline.check", str(store)]
-    assert subprocess.run(check, capture_output=True).returncode == 7
-    found = subprocess.run([*check, "--verify", "full"], capture_output=True, text=True)
-    assert found.returncode == 7
-    assert found.stdout.count("  damaged  ") == 3
-    mended = subprocess.run(
-        command(archive, aoi, store, "--verify", "full", "--json", "--cluster", "inline"),
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(mended.stdout)["computed"] == 3
+    assert check.main([str(store)]) == 7
+    capsys.readouterr()
+    assert check.main([str(store), "--verify", "full"]) == 7
+    assert capsys.readouterr().out.count("  damaged  ") == 3
+    assert go_on(archive, aoi, store, "--verify", "full", "--json", "--cluster", "inline") == 0
+    assert json.loads(capsys.readouterr().out)["computed"] == 3
     assert chunk_digests(store) == undisturbed
-    assert subprocess.run([*check, "--verify", "full"], capture_output=True).returncode == 0
+    assert check.main([str(store), "--verify", "full"]) == 0
 
 
 def test_a_finished_run_again_computes_nothing(archive, aoi, tmp_path):
@@ -181,7 +181,7 @@ def test_other_settings_are_refused_with_what_differs(archive, aoi, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["file", "folder", "zarr"])
-def test_what_is_not_ours_is_never_touched(archive, aoi, tmp_path, content):
+def test_what_is_not_ours_is_never_touched(archive, aoi, tmp_path, content, capsys):
     import zarr
 
     target = tmp_path / "precious"
@@ -194,9 +194,8 @@ def test_what_is_not_ours_is_never_touched(archive, aoi, tmp_path, content):
         zarr.create_group(target, attributes={"mine": True})
     before = {path: path.read_bytes() for path in [target, *target.rglob("*")] if path.is_file()}
     for more in ((), ("--overwrite",)):
-        refused = subprocess.run(command(archive, aoi, target, *more), capture_output=True, text=True)
-        assert refused.returncode == 2, refused.stderr
-        assert "not a store of this pipeline" in refused.stderr
+        assert go_on(archive, aoi, target, *more) == 2
+        assert "not a store of this pipeline" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in [target, *target.rglob("*")] if path.is_file()} == before
 
 
@@ -224,7 +223,7 @@ def test_two_runs_of_one_store_do_not_meet(archive, aoi, tmp_path):
         second = subprocess.run(command(archive, aoi, store), capture_output=True, text=True)
     assert second.returncode == 2
     assert f"process {os.getpid()}" in second.stderr
-    assert subprocess.run(command(archive, aoi, store), capture_output=True).returncode == 0
+    assert go_on(archive, aoi, store) == 0
     assert not (store / layout.RUN_FOLDER / "lease.json").exists()
 
 
@@ -242,7 +241,7 @@ def test_full_verification_covers_axes_and_metadata(archive, aoi, tmp_path, dama
 def test_a_failing_picture_does_not_fail_a_finished_store(archive, aoi, tmp_path):
     store = tmp_path / "plain.zarr"
     run(config_for(archive, unit_chunks=1), aoi, store)
-    chunk = next(path for path in sorted(store.rglob("reflectance/c/**/*")) if path.is_file())
+    chunk = next(path for path in sorted((store / "reflectance" / "c").rglob("*")) if path.is_file())
     chunk.write_bytes(bytes(chunk.stat().st_size))
     again = subprocess.run(command(archive, aoi, store), capture_output=True, text=True)
     assert again.returncode == 0

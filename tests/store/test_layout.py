@@ -12,8 +12,9 @@ import pipeline
 from pipeline.errors import IntegrityError, StorageError, UsageError
 from pipeline.grid.grid import Grid
 from pipeline.store import layout
-from pipeline.store.layout import RegionWriter, Template, verify_chunks
+from pipeline.store.layout import RegionWriter, verify_chunks
 from pipeline.store.receipts import Ledger, Receipt
+from pipeline.store.template import Template, create
 
 BANDS = ("B02", "B03", "B04", "B11")
 
@@ -26,7 +27,7 @@ def store(tmp_path):
         grid, BANDS, ("2024-06-17T10:20:31Z", "2024-06-20T10:20:31Z"), 96, BANDS[:3], with_scl=True,
         quality_meanings="nodata measured", attributes={"plan_digest": "d", "groups": [""]},
     )  # fmt: skip
-    layout.create(path, "", template)
+    create(path, "", template)
     return path
 
 
@@ -157,7 +158,7 @@ def test_sharded_store_reads_back_the_same(tmp_path):
     grid = Grid.covering(32632, (600000.0, 5099400.0, 600600.0, 5099880.0))
     path = tmp_path / "s.zarr"
     template = Template(grid, BANDS, ("2024-06-17T10:20:31Z",), 48, (), shard_px=96, attributes={"plan_digest": "d"})
-    layout.create(path, "", template)
+    create(path, "", template)
     writer = RegionWriter(path, "", 0)
     with pytest.raises(ValueError, match="cuts chunks"):
         writer.write(slice(0, 48), slice(0, 48), {"reflectance": block(48, 48)})

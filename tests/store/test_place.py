@@ -16,10 +16,11 @@ from pipeline.errors import StorageError, StoreUnreachable, UsageError
 from pipeline.grid.grid import Grid
 from pipeline.store import layout
 from pipeline.store import lease as leases
-from pipeline.store.layout import RegionWriter, Template, verify_chunks
+from pipeline.store.layout import RegionWriter, verify_chunks
 from pipeline.store.lease import lease
 from pipeline.store.place import LocalPlace, place_of
 from pipeline.store.receipts import Ledger, Receipt
+from pipeline.store.template import Template, create, create_root
 from tests.store.s3_server import KEY_ID, SECRET, Fault, s3_server
 
 BANDS = ("B02", "B03", "B04")
@@ -100,8 +101,8 @@ def template():
 @pytest.mark.parametrize("group", ["", "utm32n"])
 def test_a_store_is_written_checked_published_and_opened(place, group):
     if group:
-        layout.create_root(place, {"groups": [group], "plan_digest": "d"})
-    layout.create(place, group, template())
+        create_root(place, {"groups": [group], "plan_digest": "d"})
+    create(place, group, template())
     pixels = np.arange(3 * 96 * 96, dtype=np.uint16).reshape(3, 96, 96) + 1000
     facts = RegionWriter(place, group, 0).write(slice(0, 96), slice(96, 192), {"reflectance": pixels})
     assert list(facts) == ["reflectance/c/0/0/0/1"]
@@ -242,7 +243,7 @@ class TestFaults:
         [
             lambda p: p.write("a", b"x"), lambda p: p.read("a"), lambda p: p.create("a", b"x"), lambda p: p.size("a"),
             lambda p: p.exists(), lambda p: p.names("a"), lambda p: p.delete("a"), layout.status,
-            lambda p: layout.create(p, "", template()), pipeline.open_store, pipeline.load_plan,
+            lambda p: create(p, "", template()), pipeline.open_store, pipeline.load_plan,
             lambda p: Ledger(p, "d").faults("u"),
         ],
     )  # fmt: skip
@@ -272,7 +273,7 @@ class TestFaults:
 
     @pytest.mark.parametrize(
         "call", [lambda p: p.write("a", b"x"), lambda p: p.read("a"), lambda p: p.exists(),
-                 lambda p: p.create("a", b"x"), lambda p: layout.create(p, "", template())],
+                 lambda p: p.create("a", b"x"), lambda p: create(p, "", template())],
     )  # fmt: skip
     def test_a_missing_bucket_is_named(self, server, call):
         with pytest.raises(StorageError, match=r"s3://nowhere/run\.zarr: there is no such bucket") as caught:
@@ -295,5 +296,5 @@ class TestFaults:
 
 
 def test_zarr_sees_plain_arrays(far):
-    layout.create(far, "", template())
+    create(far, "", template())
     assert zarr.open_group(far.zarr_store(), mode="r")["reflectance"].shape == (1, 3, 192, 240)

@@ -1,0 +1,218 @@
+"""Overviews of a run: each block is built by the unit that completes it; publication builds what is left.
+
+In: a plan and its store. Out: overviews, and one record per block of what was stored. Imports plan, outline, store.
+
+A unit records its receipt first and looks at its neighbours' afterwards, so of two that finish at once at least one
+sees both. Both may build the block then: they write the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left, bisect_right
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise, repeat
+from typing import TYPE_CHECKING
+
+from pipeline.errors import IntegrityError
+from pipeline.execution.outline import template_of
+from pipeline.execution.plan import Unit
+from pipeline.store import overviews
+from pipeline.store.layout import RUN_FOLDER, verify_chunks
+from pipeline.store.levels import BLOCK_CHUNKS
+from pipeline.store.place import place_of
+from pipeline.store.receipts import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from pipeline.execution.plan import Plan, Zone
+    from pipeline.store.levels import Level
+    from pipeline.store.place import Place, Where
+
+FOLDER = f"{RUN_FOLDER}/overviews"
+_DAMAGE = (RuntimeError, ValueError, OSError)  # what zarr raises for stored bytes that cannot be decoded
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """Whole chunks of one time step that share their overviews; row and column count blocks."""
+
+    epsg: int
+    row: int
+    col: int
+    period: int
+
+    @property
+    def id(self) -> str:
+        """Name that is safe in file names."""
+        return f"z{self.epsg}-r{self.row}-c{self.col}-t{self.period}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a block's overviews rest on: the units that had receipts, and what was stored."""
+
+    plan_digest: str
+    units: tuple[str, ...]
+    chunks: dict[str, list[int]]
+
+
+def build_if_last(plan: Plan, store: Place, unit: Unit) -> None:
+    """Build the blocks of `unit` whose other units have receipts too. Damage elsewhere is left for publication."""
+    ledger = Ledger(store, plan.digest)
+    for block in _blocks_of(plan, unit):
+        units = units_of(plan, block)
+        if all(other == unit or ledger.read(other.id) is not None for other in units):
+            try:
+                _build(plan, store, block, units)
+            except _DAMAGE:
+                continue
+
+
+def lacking(plan: Plan, store: Where, without: Collection[str] = ()) -> list[Block]:
+    """Blocks whose record does not rest on exactly their units, but those `without` receipts."""
+    place, found = place_of(store), list(_blocks(plan))
+    with ThreadPoolExecutor(place.hands) as pool:
+        records = list(pool.map(_read, repeat(place), repeat(plan.digest), found))
+    return [
+        block
+        for block, record in zip(found, records, strict=True)
+        if record is None or set(record.units) != {unit.id for unit in units_of(plan, block)} - set(without)
+    ]
+
+
+def complete(plan: Plan, store: Where, without: Collection[str] = ()) -> None:
+    """Build every block that is lacking, then the levels beyond blocks. IntegrityError where stored bytes are wrong."""
+    place, aside = place_of(store), set(without)
+    for block in lacking(plan, place, aside):
+        try:
+            _build(plan, place, block, [unit for unit in units_of(plan, block) if unit.id not in aside])
+        except _DAMAGE as error:
+            raise IntegrityError(
+                f"the overviews of block {block.id} cannot be made: stored bytes are damaged ({error})",
+                "chunks as their receipts say",
+                f"python -m pipeline.check {store} --verify full --repair",
+            ) from error
+    for zone in plan.zones:
+        for period in range(len(zone.periods)):
+            _build_late(plan, place, zone, period)
+
+
+def faults(plan: Plan, store: Where, *, full: bool) -> dict[str, list[str]]:
+    """{"overviews of ID": what is wrong} for every record whose chunks are not what it says, or that is missing."""
+    place = place_of(store)
+    names = [block.id for block in _blocks(plan)]
+    names += [
+        _late_name(zone, period) for zone in plan.zones for period in range(len(zone.periods)) if _late(plan, zone)
+    ]
+    found = {}
+    for name in names:
+        record = _record(place, plan.digest, name)
+        group = plan.group(int(name[1:].split("-")[0]))
+        wrong = ["no valid record"] if record is None else verify_chunks(place, record.chunks, full=full, group=group)
+        if wrong:
+            found[f"overviews of {name}"] = wrong
+    return found
+
+
+def discard_faulty(plan: Plan, store: Where, *, full: bool) -> None:
+    """Forget the records of damaged overviews, so that publication makes them again."""
+    place = place_of(store)
+    for name in faults(plan, place, full=full):
+        place.delete(_key(name.removeprefix("overviews of ")))
+
+
+def units_of(plan: Plan, block: Block) -> list[Unit]:
+    """The plan's units that reach into a block."""
+    zone, side = plan.zone(block.epsg), _side(plan)
+    rows = _parts(zone.row_breaks, block.row * side, (block.row + 1) * side)
+    cols = _parts(zone.col_breaks, block.col * side, (block.col + 1) * side)
+    units = (Unit(block.epsg, row, col, block.period) for row in rows for col in cols)
+    return [unit for unit in units if plan.is_active(unit)]
+
+
+def _blocks_of(plan: Plan, unit: Unit) -> Iterator[Block]:
+    zone, side = plan.zone(unit.epsg), _side(plan)
+    top, below = zone.row_breaks[unit.row], zone.row_breaks[unit.row + 1]
+    left, right = zone.col_breaks[unit.col], zone.col_breaks[unit.col + 1]
+    for row in range(top // side, -(-below // side)):
+        for col in range(left // side, -(-right // side)):
+            yield Block(unit.epsg, row, col, unit.period)
+
+
+def _blocks(plan: Plan) -> Iterator[Block]:
+    """All blocks with at least one unit."""
+    side = _side(plan)
+    for zone in plan.zones:
+        for period in range(len(zone.periods)):
+            for row in range(-(-zone.row_breaks[-1] // side)):
+                for col in range(-(-zone.col_breaks[-1] // side)):
+                    block = Block(zone.epsg, row, col, period)
+                    if units_of(plan, block):
+                        yield block
+
+
+def _side(plan: Plan) -> int:
+    """Chunks along one side of a block."""
+    return plan.config.unit_chunks if plan.config.shard else BLOCK_CHUNKS
+
+
+def _parts(breaks: tuple[int, ...], first: int, end: int) -> range:
+    """Indices of the parts between `breaks` that meet [first, end)."""
+    return range(bisect_right(breaks, first) - 1, min(bisect_left(breaks, end), len(breaks) - 1))
+
+
+def _build(plan: Plan, store: Place, block: Block, units: list[Unit]) -> None:
+    zone, group = plan.zone(block.epsg), plan.group(block.epsg)
+    levels = tuple(level for level in template_of(plan, zone).overviews if not level.late)
+    size = _side(plan) * plan.config.chunk_px
+    chunks: dict[str, list[int]] = {}
+    if levels:
+        rows, cols = (slice(at * size, (at + 1) * size) for at in (block.row, block.col))
+        chunks = overviews.build_block(store, group, block.period, levels, rows, cols)
+    _keep(store, block.id, Record(plan.digest, tuple(unit.id for unit in units), chunks))
+
+
+def _late(plan: Plan, zone: Zone) -> list[tuple[Level, Level]]:
+    """(source, level) of the levels beyond blocks."""
+    shape = template_of(plan, zone)
+    chain = (shape.base, *shape.overviews)
+    return [(source, level) for source, level in pairwise(chain) if level.late]
+
+
+def _late_name(zone: Zone, period: int) -> str:
+    return f"z{zone.epsg}-t{period}-coarsest"
+
+
+def _build_late(plan: Plan, store: Place, zone: Zone, period: int) -> None:
+    chunks: dict[str, list[int]] = {}
+    pairs = _late(plan, zone)
+    for source, level in pairs:
+        chunks.update(overviews.build_late(store, plan.group(zone.epsg), period, source, level))
+    if pairs:
+        _keep(store, _late_name(zone, period), Record(plan.digest, (), chunks))
+
+
+def _key(name: str) -> str:
+    return f"{FOLDER}/{name}.json"
+
+
+def _keep(store: Place, name: str, record: Record) -> None:
+    content = {"plan_digest": record.plan_digest, "units": list(record.units), "chunks": record.chunks}
+    store.write(_key(name), json.dumps(content, sort_keys=True).encode())
+
+
+def _read(store: Place, digest: str, block: Block) -> Record | None:
+    return _record(store, digest, block.id)
+
+
+def _record(store: Place, digest: str, name: str) -> Record | None:
+    """The record of that name; None when there is none, it is damaged, or it belongs to another plan."""
+    try:
+        content = json.loads(store.read(_key(name)) or b"")
+        record = Record(content["plan_digest"], tuple(content["units"]), dict(content["chunks"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return record if record.plan_digest == digest else None

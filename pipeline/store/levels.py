@@ -1,0 +1,102 @@
+"""The groups of one zone: the 2.5 m arrays, their overviews, and what was measured; their rasters, chunks, bands.
+
+In: the 2.5 m grid, bands, chunk sizes. Out: `Level`s, integers and metres only. Imports bands and grid.
+
+Overviews halve again and again: 5, 10, 20, 40 ... m. They are computed in blocks of whole chunks; levels whose chunks
+would become tiny are computed over the whole zone at once, from the last level of the blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.bands import GSDS_M, bands_at
+
+if TYPE_CHECKING:
+    from pipeline.grid.grid import Grid
+
+OVERVIEWS, MEASURED = "overviews", "measured"
+BLOCK_CHUNKS = 4  # chunks of 2.5 m along one side of a block; a shard is a block of its own
+_LEAST_CHUNK_PX = 48  # below, a level is many tiny files
+_SMALL_PX = 256  # an overview whose larger side is no more than this is the last
+_LEAST_FACTOR = 4  # 10 m is always there
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Where a level's pixels lie: UTM zone, outer upper left corner in metres, GSD, shape (ny, nx)."""
+
+    epsg: int
+    left_m: float
+    top_m: float
+    gsd_m: float
+    shape: tuple[int, int]
+
+    @property
+    def transform(self) -> tuple[float, float, float, float, float, float]:
+        """Affine coefficients (a, b, c, d, e, f) as rasterio and STAC `proj:transform` write them."""
+        return self.gsd_m, 0.0, self.left_m, 0.0, -self.gsd_m, self.top_m
+
+    @property
+    def bounds_m(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top) of the outer pixel edges."""
+        ny, nx = self.shape
+        return self.left_m, self.top_m - ny * self.gsd_m, self.left_m + nx * self.gsd_m, self.top_m
+
+
+@dataclass(frozen=True)
+class Level:
+    """One group of arrays of a zone. `path` is relative to the zone's group, "" for the 2.5 m arrays themselves."""
+
+    path: str
+    factor: int  # its pixel over 2.5 m
+    raster: Raster
+    chunk_px: int
+    bands: tuple[str, ...]
+    arrays: tuple[str, ...]
+    shard_px: int = 0  # 0: unsharded
+    late: bool = False  # an overview made at the end, from the level before it
+
+
+def gsd_name(gsd_m: float) -> str:
+    """Name of a level of that GSD: "5m" for 5.0, "2.5m" for 2.5."""
+    return f"{gsd_m:g}m"
+
+
+def block_px(chunk_px: int, shard_px: int) -> int:
+    """Side of a block in 2.5 m px."""
+    return shard_px or BLOCK_CHUNKS * chunk_px
+
+
+def coarser(grid: Grid, factor: int) -> Raster:
+    """The grid in pixels `factor` times larger; the last row and column may stick out of it."""
+    ny, nx = (-(-length // factor) for length in grid.shape)
+    return Raster(grid.epsg, grid.left_m, grid.top_m, grid.gsd_m * factor, (ny, nx))
+
+
+def overviews(
+    grid: Grid, bands: tuple[str, ...], arrays: tuple[str, ...], chunk_px: int, shard_px: int = 0
+) -> tuple[Level, ...]:
+    """Levels of 5, 10, 20 ... m, finest first, until the larger side is at most 256 px; 5 and 10 m at least."""
+    found: list[Level] = []
+    block, factor, late = block_px(chunk_px, shard_px), 1, False
+    while factor < _LEAST_FACTOR or max(found[-1].raster.shape) > _SMALL_PX:
+        factor *= 2
+        side = block // factor
+        late = late or bool(block % factor) or side < _LEAST_CHUNK_PX
+        chunk = chunk_px if late or side % chunk_px == 0 else side
+        raster = coarser(grid, factor)
+        found.append(Level(f"{OVERVIEWS}/{gsd_name(raster.gsd_m)}", factor, raster, chunk, bands, arrays, late=late))
+    return tuple(found)
+
+
+def measured(grid: Grid, bands: tuple[str, ...], chunk_px: int, shard_px: int = 0) -> tuple[Level, ...]:
+    """Levels of 10, 20 and 60 m that hold the input of the bands measured at that GSD."""
+    found = []
+    for gsd_m in GSDS_M:
+        if native := bands_at(gsd_m, bands):
+            raster = coarser(grid, factor := round(gsd_m / grid.gsd_m))
+            chunk = (shard_px or chunk_px) // factor
+            found.append(Level(f"{MEASURED}/{gsd_name(gsd_m)}", factor, raster, chunk, native, ("reflectance",)))
+    return tuple(found)
