@@ -3,13 +3,14 @@
 In: a store, a `Request`, a folder. Out: one GeoTIFF per zone, time step, variable and band, or one for all bands.
 Imports errors, geotiff, layout, place, receipts and selection; rasterio and zarr inside functions.
 
-Chunks are read one after the other into a tiled, compressed working file on the chunk lattice, all bands of a chunk at
-once. GDAL's COG driver then cuts the window out, makes the overviews and puts everything in order. A file appears
-under its name whole, after its sums were compared with those of what was read.
+The window is read block by block, all bands of a block at once, into tiled, compressed working files. GDAL's COG driver
+then makes the overviews and puts everything in order. A file appears under its name whole, after its sums were compared
+with those of what was read. No VRT in between: archives' files keep that driver switched off (archive/access.py).
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +22,7 @@ import numpy as np
 
 from pipeline.errors import IntegrityError, PipelineError, StorageError, UsageError
 from pipeline.grid.grid import Window
-from pipeline.store.geotiff import dtype_of, vrt
+from pipeline.store.geotiff import describe, profile
 from pipeline.store.layout import RUN_FOLDER
 from pipeline.store.place import place_of, storage_error
 from pipeline.store.receipts import Ledger
@@ -40,8 +41,8 @@ COMPRESSIONS = ("deflate", "zstd")
 _BLOCK_PX = 512  # of the finished files
 _TIFF_STEP_PX = 16  # tiles of a TIFF are multiples of it
 _CACHE_MIB = 128  # of GDAL, over all files of a process
-_WORKING = {"driver": "GTiff", "tiled": True, "compress": "deflate", "zlevel": 1, "interleave": "band",
-            "bigtiff": "if_safer", "sparse_ok": True}  # fmt: skip
+_WORKING = {"driver": "GTiff", "tiled": True, "compress": "deflate", "zlevel": 1, "predictor": 2,
+            "interleave": "band", "bigtiff": "if_safer", "sparse_ok": True}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -188,20 +189,23 @@ class _Stored:
             raise
         except (RuntimeError, ValueError, OSError) as error:
             raise self._damaged(slab, rows, cols, f"cannot be decoded ({error})") from error
-        if not values.any():
-            self._require_absent(array, slab, rows, cols)
+        self._require_stored(array, slab, rows, cols, values)
         return values if values.ndim == 3 else values[np.newaxis]
 
-    def _require_absent(self, array: zarr.Array, slab: Slab, rows: slice, cols: slice) -> None:
-        """Chunks without any value are not stored; one that a receipt lists was lost since."""
+    def _require_stored(
+        self, array: zarr.Array, slab: Slab, rows: slice, cols: slice, values: NDArray[np.generic]
+    ) -> None:
+        """Chunks without any value are not stored; one that a receipt lists was lost since, and reads as nodata."""
         step = (array.shards or array.chunks)[-1]
         lead = f"{slab.group}/" if slab.group else ""
         middle = "0/" if array.ndim == 4 else ""
         for row in range(rows.start // step, -(-rows.stop // step)):
             for col in range(cols.start // step, -(-cols.stop // step)):
+                y, x = max(0, row * step - rows.start), max(0, col * step - cols.start)
+                part = values[..., y : (row + 1) * step - rows.start, x : (col + 1) * step - cols.start]
                 key = f"{lead}{slab.variable}/c/{slab.time_index}/{middle}{row}/{col}"
-                if key in self._chunks and self.place.size(key) is None:
-                    raise self._damaged(slab, rows, cols, f"is lost: {key} is missing")
+                if not part.any() and key in self._chunks and self.place.size(key) is None:
+                    raise self._damaged(slab, rows, cols, f"are lost: {key} is missing")
 
     def _damaged(self, slab: Slab, rows: slice, cols: slice, what: str) -> IntegrityError:
         return IntegrityError(
@@ -213,15 +217,14 @@ class _Stored:
 
 def _write_slab(stored: _Stored, cogs: list[Cog], working: Path, compress: str) -> None:
     """Write the files of one slab, and put them in place together."""
-    slab, array = cogs[0].slab, stored.array(cogs[0].slab)
-    step = array.chunks[-1] * (1 if array.chunks[-1] % _TIFF_STEP_PX == 0 else 2)  # chunks are multiples of 24 px
-    frame = slab.window.snap_out(step).intersect(Window(0, 0, *array.shape[-2:]))
+    slab = cogs[0].slab
+    array = stored.array(slab)
     raws = [working / f"{number}.raw.tif" for number in range(len(cogs))]
-    sums = _stream(stored, array, cogs, raws, frame, step)
-    flags = _flags(array) if slab.variable in CLASSES else {}
+    sums = _stream(stored, array, cogs, raws)
     for cog, raw, expected in zip(cogs, raws, sums, strict=True):
         finished = working / cog.path.name
-        _translate(vrt(slab, cog.bands, raw, (frame.row, frame.col), flags), finished, slab.variable, compress)
+        _require_room(working, raw.stat().st_size)
+        _translate(raw, finished, slab.variable, compress)
         raw.unlink()
         if _sums(finished) != expected:
             raise StorageError(f"{cog.path} was not written as it should be", "the sums of what was read", "try again")
@@ -229,36 +232,45 @@ def _write_slab(stored: _Stored, cogs: list[Cog], working: Path, compress: str) 
         (working / cog.path.name).replace(cog.path)
 
 
-def _stream(
-    stored: _Stored, array: zarr.Array, cogs: list[Cog], raws: list[Path], frame: Window, step: int
-) -> list[list[int]]:
-    """Copy `frame` of the array into the working files, block by block; per file and band the sum within the window."""
+def _stream(stored: _Stored, array: zarr.Array, cogs: list[Cog], raws: list[Path]) -> list[list[int]]:
+    """Copy the slab into the working files, block by block; returns the sums of DN per file and band.
+
+    Blocks are tiles of the files. Without a box they are chunks, too; within one they touch up to four each.
+    """
     import rasterio
     from rasterio.windows import Window as TiffWindow
 
-    slab = cogs[0].slab
-    where = {"crs": f"EPSG:{slab.epsg}", "transform": rasterio.Affine(*slab.transform_at(frame.row, frame.col))}
+    slab, window = cogs[0].slab, cogs[0].slab.window
+    step = array.chunks[-1] * (1 if array.chunks[-1] % _TIFF_STEP_PX == 0 else 2)  # chunks are multiples of 24 px
+    flags = _flags(array) if slab.variable in CLASSES else {}
     sums = [[0] * max(1, len(cog.bands)) for cog in cogs]
     with ExitStack() as stack:
         files: list[DatasetWriter] = []
         for cog, raw in zip(cogs, raws, strict=True):
-            shape = {"count": max(1, len(cog.bands)), "height": frame.ny, "width": frame.nx}
-            tiles = {"blockxsize": step, "blockysize": step, "dtype": dtype_of(slab.variable)}
-            files.append(stack.enter_context(rasterio.open(raw, "w", **where, **shape, **tiles, **_WORKING)))
-        for row in range(frame.row, frame.row_end, step):
-            for col in range(frame.col, frame.col_end, step):
-                block = Window(row, col, step, step).intersect(frame)
-                rows, cols = slice(row, block.row_end), slice(col, block.col_end)
-                values = stored.read(array, slab, rows, cols)
-                inner = block.intersect(slab.window)
-                inside = inner.slices(block)
-                place = TiffWindow(col - frame.col, row - frame.row, block.nx, block.ny)
+            options = {**profile(slab, cog.bands), **_WORKING, "blockxsize": step, "blockysize": step}
+            files.append(stack.enter_context(rasterio.open(raw, "w", **options)))
+            describe(files[-1], slab, cog.bands, flags)
+        for row in range(window.row, window.row_end, step):
+            for col in range(window.col, window.col_end, step):
+                block = Window(row, col, step, step).intersect(window)
+                values = stored.read(array, slab, slice(row, block.row_end), slice(col, block.col_end))
+                _require_room(raws[0].parent, values[0].nbytes * sum(map(len, sums)))
+                place = TiffWindow(col - window.col, row - window.row, block.nx, block.ny)
                 for file, cog, total in zip(files, cogs, sums, strict=True):
                     planes = values[cog.planes] if cog.bands else values
                     file.write(planes, window=place)
                     for number, plane in enumerate(planes):
-                        total[number] += int(plane[inside].sum(dtype=np.uint64))
+                        total[number] += int(plane.sum(dtype=np.uint64))
     return sums
+
+
+def _require_room(folder: Path, size: int) -> None:
+    """StorageError before a disk is full: libtiff would fill the terminal with complaints, and say so at the end."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise StorageError(
+            f"{free / 2**20:.1f} MiB are left in {folder.parent}", f"{size / 2**20:.1f} MiB or more", "free space"
+        )
 
 
 def _flags(array: zarr.Array) -> dict[str, str]:
@@ -269,16 +281,14 @@ def _flags(array: zarr.Array) -> dict[str, str]:
     return {"long_name": str(stated.get("long_name", "")), **named}
 
 
-def _translate(description: str, finished: Path, variable: str, compress: str) -> None:
-    import rasterio
+def _translate(raw: Path, finished: Path, variable: str, compress: str) -> None:
     import rasterio.shutil
 
-    with rasterio.open(description) as source:
-        rasterio.shutil.copy(
-            source, finished, driver="COG", compress=compress, predictor="YES", blocksize=_BLOCK_PX,
-            overview_resampling="MODE" if variable in CLASSES else "AVERAGE", overviews="IGNORE_EXISTING",
-            bigtiff="IF_SAFER", num_threads="ALL_CPUS",
-        )  # fmt: skip
+    rasterio.shutil.copy(
+        raw, finished, driver="COG", compress=compress, predictor="YES", blocksize=_BLOCK_PX,
+        overview_resampling="MODE" if variable in CLASSES else "AVERAGE", overviews="IGNORE_EXISTING",
+        bigtiff="IF_SAFER", num_threads="ALL_CPUS",
+    )  # fmt: skip
 
 
 def _sums(path: Path) -> list[int]:

@@ -1,24 +1,24 @@
-"""What a GeoTIFF of a store says of itself: CRS, transform, nodata, scale, names, classes, provenance; as GDAL's VRT.
+"""What a GeoTIFF of a store says of itself: CRS, transform, nodata, scale, names, classes, provenance.
 
-In: a slab and the raw file that holds its pixels. Out: VRT XML, which GDAL copies into a COG with all it says. No I/O.
-Imports bands and selection.
+In: a slab. Out: options of rasterio for its file, and everything else written into the open file. Imports bands and
+selection; rasterio inside functions.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, TARGET_GSD_M
 from pipeline.store.selection import CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+
+    from rasterio.io import DatasetWriter
 
     from pipeline.store.selection import Slab
 
-_INTERPRETED = {"B02": "Blue", "B03": "Green", "B04": "Red"}  # what GDAL before 3.10 knows
+_INTERPRETED = {"B02": "blue", "B03": "green", "B04": "red"}  # what GDAL before 3.10 knows
 # Colours of scene classes as Sen2Cor's own viewer shows them (Sen2Cor user manual); of quality, ours.
 _COLOURS = {
     "scl": ((0, 0, 0), (255, 0, 0), (47, 47, 47), (100, 50, 0), (0, 160, 0), (255, 230, 90), (0, 0, 255),
@@ -28,71 +28,53 @@ _COLOURS = {
 _SHOWN_SCENES = 50  # ids beyond these make the tag longer than some readers take
 
 
-def dtype_of(variable: str) -> str:
-    """Type of the pixels, as numpy names it."""
-    return "uint8" if variable in CLASSES else "uint16"
+def profile(slab: Slab, bands: tuple[str, ...]) -> dict[str, Any]:
+    """Options of rasterio for a file of `bands` (one nameless band for classes) over the slab's window."""
+    import rasterio
+
+    return {
+        "count": max(1, len(bands)),
+        "height": slab.window.ny,
+        "width": slab.window.nx,
+        "dtype": "uint8" if slab.variable in CLASSES else "uint16",
+        # in uncertainty 0 is a value
+        "nodata": None if slab.variable == "uncertainty" else NODATA_DN,
+        "crs": f"EPSG:{slab.epsg}",
+        "transform": rasterio.Affine(*slab.transform),
+    }
 
 
-def nodata_of(variable: str) -> int | None:
-    """The value of pixels without data; None for uncertainty, where 0 is a value."""
-    return None if variable == "uncertainty" else NODATA_DN
+def describe(file: DatasetWriter, slab: Slab, bands: tuple[str, ...], flags: Mapping[str, str]) -> None:
+    """Write names, scale, colours and provenance into a new file, before any pixel.
 
-
-def vrt(slab: Slab, bands: tuple[str, ...], raw: Path, origin: tuple[int, int], flags: Mapping[str, str]) -> str:
-    """VRT of `bands` (one nameless band for classes) over the slab's window.
-
-    `raw` holds them in that order; its upper left pixel is `origin` (row, column) of the group's grid. `flags`: class
-    values and meanings as the array's attributes state them.
+    `flags`: name, class values and meanings as the array's attributes state them.
     """
-    window = slab.window
-    root = ElementTree.Element("VRTDataset", rasterXSize=str(window.nx), rasterYSize=str(window.ny))
-    _text(root, "SRS", f"EPSG:{slab.epsg}")
-    a, b, c, d, e, f = slab.transform
-    _text(root, "GeoTransform", ", ".join(repr(value) for value in (c, a, b, f, d, e)))
-    _metadata(root, {"AREA_OR_POINT": "Area", **_tags(slab, bands)})
-    for number, name in enumerate(bands or ("",), start=1):
-        band = ElementTree.SubElement(
-            root, "VRTRasterBand", dataType="Byte" if slab.variable in CLASSES else "UInt16", band=str(number)
-        )
-        _describe(band, slab, name, flags)
-        source = ElementTree.SubElement(band, "SimpleSource")
-        _text(source, "SourceFilename", str(raw), relativeToVRT="0")
-        _text(source, "SourceBand", str(number))
-        size = {"xSize": str(window.nx), "ySize": str(window.ny)}
-        offsets = {"xOff": str(window.col - origin[1]), "yOff": str(window.row - origin[0])}
-        ElementTree.SubElement(source, "SrcRect", {**offsets, **size})
-        ElementTree.SubElement(source, "DstRect", {"xOff": "0", "yOff": "0", **size})
-    return ElementTree.tostring(root, encoding="unicode")
+    from rasterio.enums import ColorInterp
 
-
-def _describe(band: ElementTree.Element, slab: Slab, name: str, flags: Mapping[str, str]) -> None:
-    """Name, nodata, scale, colours and facts of one band."""
-    nodata = nodata_of(slab.variable)
+    file.update_tags(AREA_OR_POINT="Area", **_tags(slab, bands))
     if slab.variable in CLASSES:
-        _text(band, "Description", flags.get("long_name", slab.variable))
-        _text(band, "NoDataValue", str(nodata))
-        _metadata(band, {key: value for key, value in flags.items() if key != "long_name"})
-        _text(band, "ColorInterp", "Palette")
-        table = ElementTree.SubElement(band, "ColorTable")
-        for red, green, blue in _COLOURS[slab.variable]:
-            ElementTree.SubElement(table, "Entry", c1=str(red), c2=str(green), c3=str(blue), c4="255")
+        file.set_band_description(1, flags.get("long_name", slab.variable))
+        file.update_tags(1, **{key: value for key, value in flags.items() if key != "long_name"})
+        file.write_colormap(1, {value: (*colour, 255) for value, colour in enumerate(_COLOURS[slab.variable])})
         return
-    wavelength_nm = BY_NAME[name].wavelength_nm
-    spread = " standard deviation" if slab.variable == "uncertainty" else ""
-    _text(band, "Description", f"{name} {wavelength_nm:g} nm{spread}")
-    if nodata is not None:
-        _text(band, "NoDataValue", str(nodata))
-    _text(band, "ColorInterp", _INTERPRETED.get(name, "Undefined") if slab.variable == "reflectance" else "Undefined")
-    _text(band, "Offset", repr(DN_OFFSET if slab.variable == "reflectance" else 0.0))
-    _text(band, "Scale", repr(DN_SCALE))
-    _metadata(band, {
-        "band": name,
-        "wavelength_nm": f"{wavelength_nm:g}",
-        "native_gsd_m": str(BY_NAME[name].gsd_m),
-        "generated": str(name in slab.generated).lower(),
-        "detail": _detail(name, slab),
-    })  # fmt: skip
-    _metadata(band, {"CENTRAL_WAVELENGTH_UM": f"{wavelength_nm / 1000:.4f}"}, domain="IMAGERY")
+    reflectance = slab.variable == "reflectance"
+    file.scales = (DN_SCALE,) * len(bands)
+    file.offsets = (DN_OFFSET if reflectance else 0.0,) * len(bands)
+    if len(bands) > 1:
+        named = [_INTERPRETED.get(name, "undefined") if reflectance else "undefined" for name in bands]
+        file.colorinterp = [ColorInterp[name] for name in named]
+    for number, name in enumerate(bands, start=1):
+        wavelength_nm = BY_NAME[name].wavelength_nm
+        file.set_band_description(number, f"{name} {wavelength_nm:g} nm{'' if reflectance else ' standard deviation'}")
+        file.update_tags(
+            number,
+            band=name,
+            wavelength_nm=f"{wavelength_nm:g}",
+            native_gsd_m=str(BY_NAME[name].gsd_m),
+            generated=str(name in slab.generated).lower(),
+            detail=_detail(name, slab),
+        )
+        file.update_tags(number, ns="IMAGERY", CENTRAL_WAVELENGTH_UM=f"{wavelength_nm / 1000:.4f}")
 
 
 def _detail(name: str, slab: Slab) -> str:
@@ -133,13 +115,3 @@ def _scenes(slab: Slab) -> list[str]:
     """Scenes that feed the time step, best first."""
     periods: list[Any] = list(slab.attributes.get("periods", []))
     return [str(name) for name in periods[slab.time_index]["scenes"]] if slab.time_index < len(periods) else []
-
-
-def _text(parent: ElementTree.Element, tag: str, text: str, **attributes: str) -> None:
-    ElementTree.SubElement(parent, tag, attributes).text = text
-
-
-def _metadata(parent: ElementTree.Element, items: Mapping[str, str], domain: str = "") -> None:
-    holder = ElementTree.SubElement(parent, "Metadata", {"domain": domain} if domain else {})
-    for key, value in items.items():
-        _text(holder, "MDI", value, key=key)

@@ -60,11 +60,6 @@ class Slab:
         """UTM zone as in names of groups and files: "utm32n"."""
         return f"utm{self.epsg % 100:02d}{'n' if self.epsg // 100 == 326 else 's'}"
 
-    def transform_at(self, row: int, col: int) -> tuple[float, float, float, float, float, float]:
-        """Affine coefficients with pixel (row, col) of the group's grid in the upper left."""
-        a, b, c, d, e, f = self.transform
-        return a, b, c + (col - self.window.col) * a, d, e, f + (row - self.window.row) * e
-
     @property
     def date(self) -> str:
         """Day of the time step, UTC."""
