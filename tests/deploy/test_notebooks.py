@@ -1,0 +1,88 @@
+"""Notebooks render with their figures, and nothing is written where one fails."""
+
+import base64
+import io
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.archive.synthetic import make_archive, make_scene
+from tests.execution.conftest import LEFT, TOP, box, config_for, run, write_aoi
+
+FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store of 600 m of synthetic ground."""
+    folder = tmp_path_factory.mktemp("render")
+    archive = make_archive(folder, [make_scene(folder, scene_id="S2A_CLEAR", size_m=720)])
+    aoi = write_aoi(folder / "aoi.geojson", box(LEFT + 65, TOP - 655, LEFT + 655, TOP - 65))
+    run(config_for(archive), aoi, folder / "small.zarr")
+    return folder / "small.zarr"
+
+
+def render(*words):
+    command = [sys.executable, str(FOLDER / "render.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def figures(notebook):
+    """(y, x, 3) of every figure of a notebook."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pngs = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")) for png in pngs]
+
+
+def test_first_look_is_rendered_with_its_figures(store, tmp_path):
+    done = render(tmp_path / "out", store, "--only", "first_look")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["first_look.ipynb"]
+    notebook = nbformat.read(tmp_path / "out" / "first_look.ipynb", 4)
+    nbformat.validate(notebook)
+    kinds = {cell.cell_type for cell in notebook.cells}
+    assert kinds == {"markdown", "code"}
+    assert notebook.cells[0].source.startswith("# A first look at a store")
+    found = figures(notebook)
+    assert len(found) == 3
+    for image in found:
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 200, "a picture, not an empty frame"
+    said = "".join(o.text for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream")
+    assert "10 m bands: largest difference 0." in said
+
+
+def test_readme_names_all_notebooks_and_its_commands_are_understood():
+    text = (FOLDER / "README.md").read_text()
+    module = runpy.run_path(str(FOLDER / "render.py"))
+    assert set(re.findall(r"^\| `(\w+)\.py` \|", text, re.MULTILINE)) == set(module["NOTEBOOKS"])
+    commands = re.findall(r"^python deploy/notebooks/render\.py (.*)$", text, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert module["parser"]().parse_args(shlex.split(command)).store == Path("sample.zarr")
+
+
+def test_a_notebook_that_fails_is_not_written(tmp_path):
+    done = render(tmp_path / "out", tmp_path / "absent.zarr", "--only", "first_look")
+    assert done.returncode != 0
+    assert "absent.zarr is not a Zarr store" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_time_series_runs_on_the_seven_real_dates(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEN2FINE_DATA", str(shared_data))
+    done = render(tmp_path, "sample.zarr", "--only", "time_series")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "time_series.ipynb").read_text()
+    assert "2018_3A_Theia_Bouconne_2018-11-15" in text
+    assert "the store is without B01, B09: no scene has them" in text
+    assert len(figures(nbformat.read(tmp_path / "time_series.ipynb", 4))) == 2
