@@ -17,11 +17,11 @@ from pipeline.errors import UsageError
 from pipeline.models.difffusr import DiffFuSR
 from pipeline.models.lite import SCALE, LiteSuperResolver
 from pipeline.superres.consistency import approach
-from pipeline.superres.members import Ensemble
 from training import baselines, metrics, opensr
 from training.degrade import degrade
 from training.metrics import trimmed
 from training.pairs import BORDER_PX, Pair, members, score
+from training.spreads import Pools, of_image
 from training.tables import Record
 
 if TYPE_CHECKING:
@@ -49,14 +49,6 @@ PAIR_METRICS: Mapping[str, Quick] = {
     "R2": metrics.r_squared,
     "gradient": metrics.gradient_ratio,
 }
-SPREAD_METRICS = (
-    "Spearman",
-    "spread / error",
-    "bands alike, added",
-    "bands alike, missing",
-    "neighbours alike, added",
-    "neighbours alike, missing",
-)
 
 
 @dataclass(frozen=True)
@@ -161,16 +153,20 @@ def scores(
 def judge(
     candidate: Candidate, pairs: Sequence[Pair], how: Degradation, perceptual: Mapping[str, Perceptual]
 ) -> list[Record]:
-    """All methods on all pairs: table "quality"; and table "spread", what the members know of their error."""
-    records = []
+    """All methods on all pairs: table "quality"; tables "spread" and "spread, pooled": what members know of errors."""
+    records, pools = [], Pools()
     for pair in pairs:
         samples = candidate.members(pair)
         estimates = without_network(pair, how) | with_network(candidate, pair, samples)
         for method, estimate in estimates.items():
             values, why = scores(estimate, pair, perceptual)
             records.append(Record("quality", pair.source, pair.place, pair.index, method, values, why))
-        records.append(_of_spread(candidate, pair, samples))
-    return records
+        name = f"{candidate.name}, {len(samples)} members"
+        records.append(of_image(name, pair, samples))
+        kept = torch.cat([stored(sample[None], pair.lr) for sample in samples])
+        pools.add(name, pair, samples)
+        pools.add(f"{name}, stored", pair, kept)
+    return [*records, *pools.records()]
 
 
 @torch.inference_mode()
@@ -184,27 +180,3 @@ def judge_quickly(candidate: Candidate, pairs: Sequence[Pair], how: Degradation,
             values = {"PSNR": score(estimate, pair), "gradient": metrics.gradient_ratio(x, truth)}
             records.append(Record(table, pair.source, pair.place, pair.index, method, values))
     return records
-
-
-def _of_spread(candidate: Candidate, pair: Pair, samples: Tensor) -> Record:
-    """Where, how far and with what texture members depart from their mean, against how the truth does."""
-    ensemble = Ensemble()
-    for sample in samples:
-        ensemble.add(sample)
-    missing, added = (trimmed(image - ensemble.mean, BORDER_PX) for image in (pair.hr[0], samples[0]))
-    deviation = ensemble.spread
-    values: dict[str, float | None] = dict.fromkeys(SPREAD_METRICS)
-    if deviation is not None:
-        inner = trimmed(deviation, BORDER_PX)
-        numbers = (
-            metrics.spearman(inner, missing.abs()),
-            float(inner.square().mean().sqrt() / missing.square().mean().sqrt()),
-            metrics.band_correlation(added),
-            metrics.band_correlation(missing),
-            metrics.neighbour_correlation(added),
-            metrics.neighbour_correlation(missing),
-        )
-        values = dict(zip(SPREAD_METRICS, numbers, strict=True))
-    why = dict.fromkeys(values, "fewer than two members") if deviation is None else {}
-    method = f"{candidate.name}, {len(samples)} members"
-    return Record("spread", pair.source, pair.place, pair.index, method, values, why)

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.models.lite_fusion import LiteFusion
 from pipeline.superres import masks
-from training import judge, perceptual, real, wald
+from training import judge, perceptual, real, spreads, wald
 from training.pairs import BORDER_PX, held_out_pairs
 from training.tables import (
     NULL,
@@ -103,7 +103,7 @@ def _section(candidate: Candidate, title: str, text: str, records: Sequence[Reco
 def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degradation) -> list[Section]:
     """Tables of held-out images whose truth is known."""
     quality = [record for record in records if record.table == "quality"]
-    spreads = [record for record in records if record.table == "spread"]
+    of_spread = [record for record in records if record.table in (spreads.TABLE, spreads.POOLED)]
     under = repr(how)
     seconds = f"One member of one window of {judge.WINDOW_PX} px: {candidate.window_seconds():.2f} core-seconds."
     psnr = (
@@ -123,7 +123,7 @@ def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degrada
         _section(candidate, f"{candidate.name}: PSNR on held-out places", psnr, quality, under),
         _section(candidate, f"{candidate.name}: against the truth", against, (), under),
         _section(candidate, f"{candidate.name}: OpenSR-test on held-out places", opened, (), under),
-        _section(candidate, f"{candidate.name}: what the spread of members says", spread_text(spreads), spreads, under),
+        _section(candidate, f"{candidate.name}: what members know of errors", spread_text(of_spread), of_spread, under),
     ]
 
 
@@ -143,16 +143,25 @@ def psnr_table(records: Sequence[Record]) -> str:
 
 def spread_text(records: Sequence[Record]) -> str:
     """By set: how well the members' standard deviation tells where their mean is wrong, and what members add."""
-    methods, metrics = methods_of(records), judge.SPREAD_METRICS
-    by_metric = {metric: by_set(records, methods[0], metric) for metric in metrics}
-    rows = [[name, *(number(by_metric[metric][name]) for metric in metrics)] for name in by_metric[metrics[0]]]
-    rows.append(["**average over sets**", *(number(over_sets(records, methods[0], metric)) for metric in metrics)])
+    single = [record for record in records if record.table == spreads.TABLE]
+    pooled = [record for record in records if record.table == spreads.POOLED]
+    methods, metrics, rank = methods_of(single), spreads.METRICS, spreads.RANK
+    by_metric = {metric: by_set(single, methods[0], metric) for metric in metrics}
+    whole = {method: by_set(pooled, method, rank) for method in methods_of(pooled)}
+    rows = [
+        [name, *(number(column.get(name)) for column in (*whole.values(), *by_metric.values()))]
+        for name in by_metric[metrics[0]]
+    ]
+    means = [over_sets(pooled, method, rank) for method in whole]
+    means += [over_sets(single, methods[0], metric) for metric in metrics]
+    rows.append(["**average over sets**", *map(number, means)])
+    heads = [f"{rank} over the set{', stored' if 'stored' in method else ''}" for method in whole]
     return (
-        f"Spearman: rank correlation, per image, of the standard deviation of {methods[0]} with the absolute error of "
-        "their mean. Spread / error: ratio of their root mean squares; below 1 members agree too much. Then the "
-        "texture of what a member adds to the mean, and of what the mean lacks of the truth: correlation between bands "
-        f"and between neighbouring pixels; plain noise has 0.\n\n{markdown(['set', *metrics], rows)}"
-        + reasons(records, metrics)
+        f"Spearman: rank correlation of the standard deviation of {methods[0]} with the absolute error of their mean: "
+        "over all pixels of a set, and per image. Spread / error: ratio of their root mean squares; below 1 members "
+        "agree too much. Then the texture of what a member adds to the mean, and of what the mean lacks of the truth: "
+        "correlation between bands and between neighbouring pixels; plain noise has 0.\n\n"
+        f"{markdown(['set', *heads, *metrics], rows)}" + reasons(single, metrics)
     )
 
 

@@ -71,7 +71,14 @@ def test_a_run_is_measured_and_every_score_is_written(towns, run, tmp_path, caps
         assert said in report
     assert "no scene of the data holds a whole window" in report
     rows = list(csv.DictReader((tmp_path / "new" / "table.csv").open()))
-    assert {row["table"] for row in rows} == {"quality", "spread", "sigma 1.8 px", "sigma 2.2 px", "sigma 2.8 px"}
+    assert {row["table"] for row in rows} == {
+        "quality",
+        "spread",
+        "spread, pooled",
+        "sigma 1.8 px",
+        "sigma 2.2 px",
+        "sigma 2.8 px",
+    }
     assert {row["statistic"] for row in rows} == {"value", "mean", "sd"}
     assert all(row["LPIPS"] == "null" for row in rows if row["table"] == "quality")
     assert len({row["digest"] for row in rows}) == 1

@@ -14,6 +14,7 @@ from training import baselines, judge, opensr, steps
 from training.data import Chip
 from training.degrade import Degradation
 from training.pairs import Pair, held_out_pairs, members, members_mean, noise_of, state_windows
+from training.spreads import Pools, of_image
 from training.tables import methods_of
 
 LITE = {"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1}
@@ -157,15 +158,31 @@ def test_spread_is_judged_by_the_error_it_foretells(lite):
     spread = 0.002 + 0.05 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     wrong = hr + spread * torch.randn(hr.shape, generator=torch.Generator().manual_seed(2))
     pair = Pair("town", 0, hr, baselines.box(hr))
-    honest = judge._of_spread(judge.Candidate("x", None), pair, members(Known(lite.bundle, wrong, spread), pair, 8))
+    honest = of_image("x", pair, members(Known(lite.bundle, wrong, spread), pair, 8))
     assert honest.values["spread / error"] == pytest.approx(1.0, abs=0.15)
     assert honest.values["Spearman"] > 0.35
     assert abs(honest.values["neighbours alike, added"]) < 0.05
     timid = members(Known(lite.bundle, wrong, spread / 4), pair, 8)
-    assert judge._of_spread(judge.Candidate("x", None), pair, timid).values["spread / error"] < 0.3
-    alone = judge._of_spread(judge.Candidate("x", None), pair, timid[:1])
+    assert of_image("x", pair, timid).values["spread / error"] < 0.3
+    alone = of_image("x", pair, timid[:1])
     assert set(alone.values.values()) == {None}
     assert alone.why["Spearman"] == "fewer than two members"
+
+
+def test_pooled_spread_tells_hard_places_from_easy_ones(lite):
+    """Two images, each of one spread throughout: within an image it ranks nothing, over both it does."""
+    pools, within = Pools(), []
+    for seed, deviation in ((1, 0.002), (2, 0.1)):
+        hr = torch.full((1, 3, 64, 64), 0.3)
+        wrong = hr + deviation * torch.randn(hr.shape, generator=torch.Generator().manual_seed(seed))
+        pair = Pair("town", seed, hr, baselines.box(hr))
+        drawn = members(Known(lite.bundle, wrong, torch.full_like(hr, deviation)), pair, 8)
+        pools.add("x", pair, drawn)
+        pools.add("x", pair, drawn[:1])
+        within.append(of_image("x", pair, drawn).values["Spearman"])
+    (found,) = pools.records()
+    assert max(map(abs, within)) < 0.1
+    assert found.values["Spearman"] > 0.5
 
 
 def test_a_candidate_can_be_sampled_in_other_numbers_of_steps(lite, released):
