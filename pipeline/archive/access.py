@@ -100,7 +100,7 @@ class Access:
                 _require_s3_keys(self.signing)
             return f"/vsis3/{parts.netloc}{parts.path}"
         if self.signing == "planetary-computer" and parts.netloc.endswith(_BLOB_SUFFIX):
-            return f"/vsicurl/https://{parts.netloc}{parts.path}?{self._token(parts)}"
+            return f"/vsicurl/{parts.scheme}://{parts.netloc}{parts.path}?{self._token(parts)}"
         return f"/vsicurl/{parts.geturl()}"
 
     def check(self, href: str) -> None:

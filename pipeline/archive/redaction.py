@@ -53,8 +53,10 @@ def redact_logs() -> None:
     if isinstance(made, _RedactedRecords):
         return
     logging.setLogRecordFactory(_RedactedRecords(made))
-    sys.excepthook = _show
-    threading.excepthook = lambda failed: _show(failed.exc_type, failed.exc_value, failed.exc_traceback)
+    if sys.excepthook is sys.__excepthook__:  # somebody else's hook stays
+        sys.excepthook = _show
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = lambda failed: _show(failed.exc_type, failed.exc_value, failed.exc_traceback)
 
 
 class _RedactedRecords:

@@ -179,13 +179,21 @@ class DaskPool:
 
 
 def _beside_others(processes: int, unit: Unit, store: str, digest: str, attempt: int) -> Receipt:
-    """`process` in a worker that is one of so many: they share what archives grant, and log no secret."""
+    """`process` in a worker that is one of so many: they share what archives grant, and log no secret.
+
+    Errors travel without what caused them. Dask would send that along, and where it cannot be pickled, as those of
+    GDAL, the driver would get a plain Exception and know neither an outage nor a damaged file for what it is.
+    """
     from pipeline.archive.politeness import share
     from pipeline.archive.redaction import redact_logs
 
     redact_logs()  # a worker that we did not start has run no `worker_setup`
     share(processes)
-    return process(unit, store, digest, attempt)
+    try:
+        return process(unit, store, digest, attempt)
+    except PipelineError as error:
+        failure = type(error)(error.found, error.expected, error.cure)
+    raise failure  # out here it has no context
 
 
 def _explained(error: BaseException, unit: Unit) -> BaseException:

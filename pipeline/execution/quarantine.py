@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.archive.redaction import redact
-from pipeline.errors import PipelineError, ReadError
+from pipeline.errors import IntegrityError, PipelineError, ReadError, StorageError, Unreachable, UsageError
 from pipeline.store.layout import RUN_FOLDER
 from pipeline.store.place import place_of
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ALLOWED_SHARE = 0.01  # of a run's units; more have one cause, which no quarantine cures
 _ISOLATION_TIMEOUT_S = 3600.0
+_KINDS = {kind.exit_code: kind for kind in (UsageError, ReadError, StorageError, IntegrityError, Unreachable)}
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ def isolated(unit: Unit, store: Where) -> PipelineError | None:
             f"unit {unit.id}: its process was killed by signal {-done.returncode} even when alone",
             cure="if memory ran out, use a smaller --unit-chunks",
         )
-    words = done.stderr.strip().splitlines()
-    return PipelineError(redact(f"unit {unit.id}: {words[-1] if words else f'exit code {done.returncode}'}"))
+    words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    said = redact(words[-1].removeprefix("error: ").removeprefix(f"unit {unit.id}: "))
+    return _KINDS.get(done.returncode, PipelineError)(f"unit {unit.id}: {said}")
 
 
 class Quarantine:

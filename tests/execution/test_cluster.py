@@ -5,8 +5,8 @@ import pytest
 
 from pipeline.archive.aoi import read_aoi
 from pipeline.archive.politeness import connections_here
-from pipeline.errors import UsageError
-from pipeline.execution import driver
+from pipeline.errors import Unreachable, UsageError
+from pipeline.execution import cluster, driver
 from pipeline.execution.cluster import open_pool
 from pipeline.execution.planner import make_plan
 from pipeline.execution.scheduler import INSECURE_VARIABLE
@@ -25,9 +25,9 @@ def test_an_existing_scheduler_gives_the_same_store(archive, aoi, tmp_path):
     from distributed import Client, LocalCluster
 
     run(config_for(archive), aoi, tmp_path / "here.zarr")
-    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
-        run(config_for(archive), aoi, tmp_path / "there.zarr", cluster=cluster.scheduler_address)
-        with Client(cluster) as client:
+    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other:
+        run(config_for(archive), aoi, tmp_path / "there.zarr", cluster=other.scheduler_address)
+        with Client(other) as client:
             assert set(client.run(connections_here, 8).values()) == {4}
             assert set(client.run(logs_redacted).values()) == {"_RedactedRecords"}
     assert np.array_equal(values(tmp_path / "here.zarr"), values(tmp_path / "there.zarr"))
@@ -96,10 +96,41 @@ def test_cuda_without_a_gpu_is_one_line(monkeypatch):
         pass
 
 
+class FromGdal(OSError):
+    """As rasterio's own errors: pickled, but not to be loaded again."""
+
+    def __init__(self, number, text):
+        super().__init__(f"{number} {text}")
+
+
+def test_errors_keep_their_kind_and_leave_their_cause_behind_on_the_way_from_a_worker(monkeypatch):
+    from distributed.core import clean_exception, error_message
+
+    def process(unit, store, digest, attempt):
+        try:
+            raise FromGdal(403, "https://archive.example/a.tif?sig=CANARY")
+        except FromGdal:
+            raise Unreachable("archive.example does not answer", "an answer", "wait") from None
+
+    def sent(call):
+        """What Dask would send (in bytes, as a comm would bring it)."""
+        try:
+            call()
+        except Unreachable as error:
+            return {**error_message(error), "exception": error_message(error)["exception"].data, "traceback": None}
+
+    lost = clean_exception(**sent(lambda: process(None, "s", "d", 1)))[1]
+    assert type(lost) is Exception, "Dask brings causes along by now; this detour is not needed any more"
+    monkeypatch.setattr(cluster, "process", process)
+    message = sent(lambda: cluster._beside_others(1, None, "s", "d", 1))
+    assert "CANARY" not in str(message)
+    arrived = clean_exception(**message)[1]
+    assert type(arrived) is Unreachable
+    assert (arrived.found, arrived.expected, arrived.cure) == ("archive.example does not answer", "an answer", "wait")
+
+
 def test_a_failing_unit_is_tried_again_and_the_others_are_done(archive, aoi, tmp_path, monkeypatch):
     """One unit fails twice, then works: the run completes and its receipt says so."""
-    from pipeline.execution import cluster
-
     real, failures = cluster.process, []
 
     def flaky(unit, store, digest, attempt=1):
@@ -141,8 +172,7 @@ def test_a_full_disk_stops_the_run_at_once(archive, aoi, tmp_path, monkeypatch, 
 
 def test_an_archive_that_stays_away_stops_the_run_with_75(archive, aoi, tmp_path, monkeypatch):
     """An outage costs time, not units: few tries, everything done is kept, and the same run can go on."""
-    from pipeline.errors import Interrupted, Unreachable
-    from pipeline.execution import cluster
+    from pipeline.errors import Interrupted
     from pipeline.execution.work import Patience
 
     real, asked = cluster.process, []

@@ -52,15 +52,27 @@ def test_a_run_completes_with_all_bands_and_provenance(finished):
     assert (right - left) % 60 == (top - bottom) % 60 == 0
 
 
+@pytest.fixture(scope="module")
+def crossing(tmp_path_factory, archive):
+    """(AOI, store) of 240 x 240 px around a place where four windows of the lattice meet, in four units.
+
+    Windows meet at (960 m, 480 m) from the corner of the scenes, off the borders of units and chunks.
+    """
+    folder = tmp_path_factory.mktemp("crossing")
+    place = write_aoi(folder / "crossing.geojson", box(LEFT + 740, TOP - 700, LEFT + 1300, TOP - 140))
+    _, summary = run(config_for(archive, sr="lite", unit_chunks=1), place, folder / "crossing.zarr")
+    assert (summary.units, summary.computed) == (4, 4)
+    return place, folder / "crossing.zarr"
+
+
 @pytest.mark.parametrize("change", ["unit size", "workers", "order", "chunk size"])
-def test_chunks_never_show(finished, archive, aoi, tmp_path, monkeypatch, change):
-    _, _, store = finished
-    config = config_for(archive, sr="lite")
-    more = {}
+def test_chunks_never_show(crossing, archive, tmp_path, monkeypatch, change):
+    place, store = crossing
+    changes, more = {"unit_chunks": 1}, {}
     if change == "unit size":
-        config = config_for(archive, sr="lite", unit_chunks=5)
+        changes["unit_chunks"] = 5
     elif change == "chunk size":
-        config = config_for(archive, sr="lite", chunk_px=264, unit_chunks=1)
+        changes["chunk_px"] = 144
     elif change == "workers":
         more = {"cluster": "local", "workers": 2}
     else:
@@ -72,7 +84,7 @@ def test_chunks_never_show(finished, archive, aoi, tmp_path, monkeypatch, change
             return todo, done
 
         monkeypatch.setattr(driver, "pending", shuffled)
-    run(config, aoi, tmp_path / "other.zarr", **more)
+    run(config_for(archive, sr="lite", **changes), place, tmp_path / "other.zarr", **more)
     for name in ("reflectance", "quality", "scl"):
         assert np.array_equal(values(store, name), values(tmp_path / "other.zarr", name)), name
 

@@ -40,8 +40,11 @@ def golden(scenes, aoi, tmp_path_factory):
 
 
 @contextmanager
-def online(scenes, rule, signing="none"):
-    """The scenes behind a STAC API and a faulty file server; yields (catalogue TOML, faults)."""
+def online(scenes, rule, signing="none", listed=lambda href: href, also=lambda item: ()):
+    """The scenes behind a STAC API and a faulty file server; yields (catalogue TOML, faults).
+
+    `listed` makes of an asset's address what the API lists; `also` gives further items for each.
+    """
     folder, records = scenes
     faults = Faults(rule)
     with file_server(folder, faults) as files:
@@ -51,8 +54,8 @@ def online(scenes, rule, signing="none"):
             item["collection"] = "sentinel-2-l2a"
             item["properties"]["constellation"] = "sentinel-2"
             for asset in item["assets"].values():
-                asset["href"] = f"{files}/{Path(asset['href']).relative_to(folder)}"
-            items.append(json.loads(json.dumps(item)))
+                asset["href"] = listed(f"{files}/{Path(asset['href']).relative_to(folder)}")
+            items += json.loads(json.dumps([item, *also(item)]))
         with stac_server(items) as api:
             bands = "\n".join(f'{name} = ["{name}"]' for name in BAND_NAMES)
             toml = folder / f"{files.rpartition(':')[2]}.toml"
@@ -64,11 +67,15 @@ def online(scenes, rule, signing="none"):
             yield toml, faults
 
 
-def call(toml, aoi, store, *more):
-    """`pipeline.run` on the faulty archive; returns its exit code."""
+def words_for(toml, aoi, store):
+    """Arguments of `pipeline.run` on the faulty archive; the last one is the cluster."""
     words = [
         *("--aoi", aoi, "--catalog", toml, "--out", store, "--start", "2024-06-01", "--end", "2024-06-30"),
         *("--sr", "bicubic", "--max-cloud", "100", "--chunk-px", "240", "--unit-chunks", "2", "--cluster", "inline"),
-        *more,
     ]
-    return main([str(word) for word in words])
+    return [str(word) for word in words]
+
+
+def call(toml, aoi, store):
+    """`pipeline.run` on the faulty archive in this process; returns its exit code."""
+    return main(words_for(toml, aoi, store))

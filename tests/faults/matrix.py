@@ -10,7 +10,7 @@ CATALOG, ACCESS, AOI, CUBE = (f"archive/test_{name}.py" for name in ("catalog", 
 SUPERRES, POLITE, SCALING = "superres/test_superres.py", "archive/test_politeness.py", "execution/test_scaling.py"
 LAYOUT, COMMAND, RELEASED = "store/test_layout.py", "test_run_command.py", "execution/test_released_weights.py"
 PLACE, OBJECTS = "store/test_place.py", "execution/test_object_store.py"
-FILES, DRIVER = "faults/test_archive_files.py", "faults/test_driver_faults.py"
+FILES, DRIVER, SECRETS = (f"faults/test_{name}.py" for name in ("archive_files", "driver_faults", "secrets"))
 PASSES = f"{FILES}::test_a_fault_that_passes_leaves_no_trace"
 STAYS = f"{FILES}::test_a_fault_that_stays_is_never_nodata"
 
@@ -75,9 +75,12 @@ ROWS = (
         (f"{PASSES}[404]", f"{ACCESS}::test_a_404_that_goes_away_is_forgotten")),
     Row("file missing for good", "404 or 410 always", "left out and said so, or exit 5; never nodata",
         (f"{STAYS}[404]", f"{STAYS}[410]", "execution/test_remote.py")),
-    Row("token expired", "403 until the token is new", "signed again once",
-        (f"{ACCESS}::test_refused_access_is_refreshed_once_and_then_tried_twice_more",
+    Row("token expired", "403 until the token is new", "signed again once, same bytes",
+        (f"{SECRETS}::test_a_token_that_ends_early_is_renewed_once_and_leaves_the_same_bytes",
+         f"{ACCESS}::test_refused_access_is_refreshed_once_and_then_tried_twice_more",
          f"{ACCESS}::test_tokens_are_renewed_five_minutes_before_their_end_and_on_refresh")),
+    Row("access refused for good", "403 always", "exit 5, one line with the cure",
+        (f"{SECRETS}::test_access_that_stays_refused_is_one_line_with_the_cure",)),
     Row("body short or damaged, once", "half a body; inverted bytes", "same bytes",
         (f"{PASSES}[truncated]", f"{PASSES}[corrupt]")),
     Row("body short for good", "half a body always", "left out and said so, or exit 5", (f"{STAYS}[truncated]",)),
@@ -134,6 +137,12 @@ ROWS = (
         (f"{ACCESS}::test_secrets_do_not_survive_redaction",
          f"{ACCESS}::test_final_errors_carry_no_secret_and_no_chain",
          f"{QUARANTINE}::test_the_record_tells_how_to_see_the_failure_again_and_no_secret")),
+    Row("secrets anywhere", "planted in addresses, a password, a key; two workers, failures, all logs at DEBUG",
+        "in no file, log, record, picture or line",
+        (f"{SECRETS}::test_nothing_that_a_run_writes_or_says_holds_a_secret",
+         f"{SECRETS}::test_the_search_would_find_one")),
+    Row("a worker's error has causes", "an error of GDAL behind it", "arrives as what it is, without them",
+        (f"{CLUSTER}::test_errors_keep_their_kind_and_leave_their_cause_behind_on_the_way_from_a_worker",)),
     Row("anything in any order", "stateful: stops, damage, lost receipts, repairs", "published means whole and right",
         (f"{DRIVER}::test_any_order_of_stops_damage_and_repairs_ends_in_the_same_store",)),
     Row("order, workers, unit size", "shuffled, 1 and 2 workers, three cuts", "same bytes",
