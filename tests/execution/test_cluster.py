@@ -96,11 +96,15 @@ def test_cuda_without_a_gpu_is_one_line(monkeypatch):
         pass
 
 
-class FromGdal(OSError):
-    """As rasterio's own errors: pickled, but not to be loaded again."""
+class FromGdal(Exception):
+    """As the errors behind rasterio's: pickled, but not to be loaded again."""
 
     def __init__(self, number, text):
-        super().__init__(f"{number} {text}")
+        self.number, self.text = number, text
+
+    @property
+    def args(self):
+        return self.number, self.text
 
 
 def test_errors_keep_their_kind_and_leave_their_cause_behind_on_the_way_from_a_worker(monkeypatch):
