@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import NODATA_DN
+from pipeline.bands import HOUSE_ADD_OFFSET_DN, NODATA_DN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
 _MAX_DN = 65535
+_NOISE_DN = 50  # reflectance 0.005: dark water and shadows of L2A scatter by as much around their level
 # Rounds of back-projection before the exact step: (kernel, rounds), for RGB as it leaves a network and for the rest.
 # The sensor is wider than a box, so each round of the box takes true detail away: on held-out images one round of the
 # tent instead of two of the box keeps 0.1 dB, and none at all leaves a visible mesh. No exact step follows where the
@@ -88,10 +89,15 @@ def _from_blocks(blocks: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
 
 
 def _limit(deviation: NDArray[np.float32], native: NDArray[np.float32]) -> None:
-    """Shrink the contrast of blocks that would leave 1 .. 65535 until they fit; the mean stays, in place."""
+    """Shrink the contrast of blocks that would leave the physical range until they fit; the mean stays, in place.
+
+    The range ends at 65535, and below at reflectance 0, or at the measured value where that is negative, less what
+    noise reaches: detail beside a bright edge would otherwise undershoot, and spoil every index that divides by it.
+    """
     low, high = deviation.min(-1), deviation.max(-1)
+    below = native - np.maximum(np.minimum(native, -HOUSE_ADD_OFFSET_DN) - _NOISE_DN, 1)
     room = np.minimum(
-        np.where(low < 1 - native, (native - 1) / np.maximum(-low, 1e-6), 1.0),
+        np.where(low < -below, below / np.maximum(-low, 1e-6), 1.0),
         np.where(high > _MAX_DN - native, (_MAX_DN - native) / np.maximum(high, 1e-6), 1.0),
     )
     tight = room < 1

@@ -90,6 +90,17 @@ def test_bicubic_does_not_shift():
     assert (fine - expected)[12:-12].abs().max() < 0.01 / 4
 
 
+def test_detail_beside_a_bright_edge_does_not_undershoot_into_negative_reflectance():
+    """Ringing of 600 DN around a measured reflectance of 0.009; dark pixels measured below 0 keep their value."""
+    native = np.array([[1090, 3000, 960]], np.uint16)
+    ringing = 600 * np.sin(np.arange(12) * np.pi / 2).astype(np.float32)
+    dn = project_to_dn(native.repeat(4, 0).repeat(4, 1) + ringing[None, :], native, 4)
+    assert np.array_equal(block_means(dn, 4), native)
+    assert 949 <= dn[:, :4].min() <= 951
+    assert dn[:, 4:8].min() == 2400
+    assert 909 <= dn[:, 8:].min() <= 911
+
+
 def test_rounding_keeps_nodata_and_range():
     native = np.array([[0, 5]], np.uint16)
     dn = round_to_dn(np.array([[-9.0, -9, -9, -9, -4.0, 0, 5.4, 99999]] * 4, np.float32), native, 4)
