@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bands import BAND_NAMES
 from pipeline.store.template import Template
 from pipeline.superres import systems
 from pipeline.superres.masks import QUALITY_MEANINGS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.archive.scene import Scene
     from pipeline.execution.plan import Plan, Zone
 
 
@@ -50,6 +54,7 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         "fusion_weights": systems.shown(plan.system.fusion_weights),
         "sr_weights_sha256": plan.system.sr_digest,
         "fusion_weights_sha256": plan.system.fusion_digest,
+        "bands_absent": absent_bands(plan.config.band_names, plan.scenes),
         "generated_bands": list(plan.system.generated_bands),
         "seed": plan.config.seed,
         "members": plan.config.members,
@@ -67,3 +72,14 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
 def plan_has_scl(plan: Plan) -> bool:
     """True when some scene of the plan carries a scene classification."""
     return any("SCL" in scene.hrefs for scene in plan.scenes.values())
+
+
+def absent_bands(names: tuple[str, ...], scenes: Mapping[str, Scene]) -> dict[str, str]:
+    """{band that a store of `names` does not hold: why}, in the order of the instrument.
+
+    >>> absent_bands(BAND_NAMES[1:], {})
+    {'B01': 'no scene has it'}
+    """
+    there = {band for scene in scenes.values() for band in scene.hrefs}
+    missing = (band for band in BAND_NAMES if band not in names)
+    return {band: "left out by --bands" if band in there else "no scene has it" for band in missing}

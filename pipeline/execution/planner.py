@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.scene import OffsetDecision, Scene
-from pipeline.bands import BAND_NAMES
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
+from pipeline.execution.outline import absent_bands
 from pipeline.execution.plan import Plan, Zone
 from pipeline.grid.grid import Grid, Phase
 from pipeline.superres import systems
@@ -136,17 +136,6 @@ def _without(asked: tuple[str, ...], reasons: list[str]) -> str:
     absent = {name for found in lacking if found for name in found[1].split(", ")}
     others = [name for name in asked if name not in absent]
     return f"ask for the bands there are: --bands {','.join(others)}" if all(lacking) and absent and others else ""
-
-
-def absent_bands(names: tuple[str, ...], scenes: Mapping[str, Scene]) -> dict[str, str]:
-    """{band that a store of `names` does not hold: why}, in the order of the instrument.
-
-    >>> absent_bands(BAND_NAMES[1:], {})
-    {'B01': 'no scene has it'}
-    """
-    there = {band for scene in scenes.values() for band in scene.hrefs}
-    missing = (band for band in BAND_NAMES if band not in names)
-    return {band: "left out by --bands" if band in there else "no scene has it" for band in missing}
 
 
 def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tuple[tuple[Scene, ...], list[str]]:
