@@ -71,7 +71,8 @@ def described(page: Page, path: Path) -> str:
     how = "numbers exact" if page.exact else "8-bit images, precision stated on the page"
     check = "no input kept to check against"
     if page.largest_residual_dn is not None:
-        check = f"block means within {page.largest_residual_dn:g} DN of the input"
+        off = f"within {page.largest_residual_dn:g} DN of" if page.largest_residual_dn else "equal to"
+        check = f"block means {off} the input"
     return f"{path}: {page.label}, {what}, {len(page.content) / 1e6:.1f} MB, {how}; {check}"
 
 

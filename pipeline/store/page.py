@@ -22,7 +22,7 @@ from pipeline.bands import BY_NAME, TARGET_GSD_M, bands_at
 from pipeline.store import page_tables as tables
 from pipeline.store.page_check import residuals
 from pipeline.store.page_facts import read_facts, require_chunks
-from pipeline.store.page_images import Plane, Set, encode_classes, encode_set, stretch
+from pipeline.store.page_images import Plane, Set, encode_all_exact, encode_classes, encode_lossy, encode_set, stretch
 from pipeline.store.page_region import WHOLE_PX, choose_window, focus_m
 from pipeline.store.page_source import Context, Part, Zone, labels, open_zone, read_context, read_part
 from pipeline.store.page_words import honesty_section
@@ -98,10 +98,10 @@ def make_page(
     source = open_zone(where, zone, time)
     facts = read_facts(source)
     window = choose_window(source, at)
-    require_chunks(source, facts, window)
-    part = read_part(source, window)
     whole = window == source.whole
     context = None if whole else read_context(source)
+    require_chunks(source, facts, window, context.gsd_m if context else None)
+    part = read_part(source, window)
     checked = residuals(part, source.bands)
     images = _Images.of(source, part, context)
     content = _filled(source, facts, part, context, checked, images).encode()
@@ -140,13 +140,22 @@ class _Images:
         }
         around = encode_set(bands, context.dn, _CONTEXT_BYTES) if context else None
         room -= quality.size + sum(planes.size for planes in measured.values()) + (around.size if around else 0)
-        spread = None
-        if part.uncertainty is not None:
-            # 0 means "no spread" here, not "nodata": one more DN in the page, taken away again by the reader
-            raised = np.minimum(part.uncertainty, 65534) + np.uint16(1)
-            spread = encode_set(bands, raised, int(room * _UNCERTAINTY_SHARE))
+        spread = _spread_set(bands, part.uncertainty, int(room * _UNCERTAINTY_SHARE))
         output = encode_set(bands, part.dn, room - (spread.size if spread else 0))
         return cls(output, measured, quality, spread, around)
+
+
+def _spread_set(bands: tuple[str, ...], spread: NDArray[np.uint16] | None, room: int) -> Set | None:
+    """The uncertainty in DN + 1, as 0 would say "nodata": exact at 2.5 m where that fits, else its mean over 5 m."""
+    if spread is None:
+        return None
+    raised = np.minimum(spread, 65534) + np.uint16(1)
+    exact = encode_all_exact(dict(zip(bands, raised, strict=True)), room)
+    if exact is not None:
+        return exact
+    count, ny, nx = spread.shape
+    means = spread.reshape(count, ny // 2, 2, nx // 2, 2).mean((2, 4), dtype=np.float32)
+    return encode_lossy(dict(zip(bands, np.rint(np.minimum(means, 65534) + 1).astype(np.uint16), strict=True)), room)
 
 
 def _filled(
@@ -157,9 +166,8 @@ def _filled(
     about = _about_images(zone, facts, part, context, images, payload)
     scripts = [_web(name) for name in _SCRIPTS]
     styles = [_web(name) for name in _STYLES]
-    kinds = [("output values", images.output), *((f"measured {g} m values", s) for g, s in images.measured.items())]
-    kinds += [("uncertainty values", images.uncertainty)] if images.uncertainty else []
-    kinds += [("overview values", images.context)] if images.context else []
+    kinds = [("output", images.output), ("uncertainty", images.uncertainty), ("overview", images.context)]
+    kinds += [(f"measured {gsd} m pixels", planes) for gsd, planes in images.measured.items()]
     label = labels(zone.attributes, zone.times)[zone.time]
     return Template(_web("page.html")).substitute(
         policy=_policy(scripts, styles),
@@ -176,8 +184,8 @@ def _filled(
         run=tables.run_section(facts),
         aside=tables.aside_section(facts),
         settings=tables.settings_section(facts, zone),
-        precision=tables.precision_section(zone, images.output, kinds),
-        credit=escape(str(facts.attributes.get("credit", ""))),
+        precision=tables.precision_section(kinds, images.output, images.uncertainty),
+        credit=f"<p>{escape(str(facts.attributes['credit']))}</p>" if facts.attributes.get("credit") else "",
         leaflet_licence=escape(_web("leaflet/LICENSE")),
         facts=_json(about),
         payload=payload.html(),
@@ -265,13 +273,18 @@ def _about_images(
         "measuredKept": part.measured_kept,
         "output": grid(TARGET_GSD_M, images.output.planes),
         "measured": [grid(gsd, planes.planes) for gsd, planes in images.measured.items()],
-        "uncertainty": grid(TARGET_GSD_M, images.uncertainty.planes) if images.uncertainty else None,
+        "uncertainty": grid(_gsd(images.uncertainty, part), images.uncertainty.planes) if images.uncertainty else None,
         "quality": grid(TARGET_GSD_M, {"quality": images.quality}),
         "context": grid(context.gsd_m, images.context.planes, (zone.left_m, zone.top_m))
         if context and images.context
         else None,
         "lonlat": _lonlat(zone),
     }
+
+
+def _gsd(planes: Set, part: Part) -> float:
+    """GSD of planes that cover the part."""
+    return TARGET_GSD_M * part.window.nx / next(iter(planes.planes.values())).nx
 
 
 def _native(part: Part, bands: tuple[str, ...], name: str) -> NDArray[np.uint16]:

@@ -149,8 +149,10 @@ def _aside(zone: Zone, digest: str) -> tuple[Aside, ...]:
     return tuple(kept[unit] for unit in sorted(kept))
 
 
-def require_chunks(zone: Zone, facts: Facts, window: Window) -> None:
+def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int | None = None) -> None:
     """IntegrityError when a chunk that a receipt names within `window` is missing or has another size.
+
+    `context_gsd_m`: an overview that is shown as well, of the whole zone.
 
     A missing chunk reads as nodata, and damage must not pass as a place where nothing was measured.
     """
@@ -161,11 +163,18 @@ def require_chunks(zone: Zone, facts: Facts, window: Window) -> None:
             arrays[f"measured/{gsd}m/reflectance"] = (group["reflectance"], factor_of(gsd))
     # side of a chunk, in 2.5 m pixels
     steps = {path: (array.shards or array.chunks)[-1] * factor for path, (array, factor) in arrays.items()}
+    within = dict.fromkeys(steps, window)
+    group = subgroup(zone, f"overviews/{context_gsd_m}m") if context_gsd_m else None
+    if group is not None and context_gsd_m is not None:
+        path, array = f"overviews/{context_gsd_m}m/reflectance", group["reflectance"]
+        steps[path] = (array.shards or array.chunks)[-1] * factor_of(context_gsd_m)
+        within[path] = zone.whole
+    stored = [receipt.chunks for receipt in facts.receipts if receipt.group == zone.name]
+    stored += _overview_chunks(zone) if group is not None else []
     faults = []
-    for receipt in facts.receipts:
-        if receipt.group == zone.name:
-            shown = {key: fact for key, fact in receipt.chunks.items() if _within(key, steps, zone.time, window)}
-            faults += verify_chunks(zone.place, shown, full=False, group=receipt.group)
+    for chunks in stored:
+        shown = {key: fact for key, fact in chunks.items() if _within(key, steps, zone.time, within)}
+        faults += verify_chunks(zone.place, shown, full=False, group=zone.name)
     if faults:
         more = f" and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
         raise IntegrityError(
@@ -175,12 +184,21 @@ def require_chunks(zone: Zone, facts: Facts, window: Window) -> None:
         )
 
 
-def _within(key: str, steps: Mapping[str, int], time: int, window: Window) -> bool:
-    """Whether the chunk "path/c/time/[band/]row/col" of an array meets `window`."""
+def _overview_chunks(zone: Zone) -> list[dict[str, list[int]]]:
+    """What the records of the zone's overviews name, block by block."""
+    folder = f"{RUN_FOLDER}/overviews"
+    keys = [key for key in zone.place.names(folder) if key.startswith(f"{folder}/z{zone.epsg}-")]
+    records = [_json(zone, key) for key in keys]
+    known = [record for record in records if record.get("plan_digest") == zone.attributes.get("plan_digest")]
+    return [record["chunks"] for record in known if isinstance(record.get("chunks"), dict)]
+
+
+def _within(key: str, steps: Mapping[str, int], time: int, within: Mapping[str, Window]) -> bool:
+    """Whether the chunk "path/c/time/[band/]row/col" of an array meets its window."""
     path, _, address = key.partition("/c/")
     parts = address.split("/")
     if path not in steps or not address or int(parts[0]) != time:
         return False
-    step = steps[path]
+    step, window = steps[path], within[path]
     row, col = int(parts[-2]) * step, int(parts[-1]) * step
     return row < window.row_end and row + step > window.row and col < window.col_end and col + step > window.col

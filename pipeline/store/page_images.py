@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import io
 import zlib
+from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.bands import NODATA_DN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-BOUND_STEPS = 1.5  # no pixel of a JPEG plane is further off than so many quantiser steps; few come so far
+BOUND_STEPS = 1.0  # no pixel of a JPEG plane is further off than so many quantiser steps; few come so far
 # quantiser steps of JPEGs, finest first
 _STEPS_DN = (15, 20, 25, 30, 35, 40, 46, 53, 61, 70, 80, 95, 110, 130, 160, 200, 250, 320, 420, 600, 900, 1400)
 _KNEE_CODE, _KNEE_PCT = 240, 99.9  # codes 0..240 hold all but the brightest pixels, the rest of the codes hold those
@@ -70,43 +71,66 @@ class Set:
         return all(plane.max_error_dn == 0 for plane in self.planes.values())
 
 
-def encode_set(names: Sequence[str], images: Iterable[NDArray[np.uint16]], budget_bytes: int) -> Set:
-    """Planes of DN images (y, x), exact where they fit into `budget_bytes`, else JPEGs that do, else the smallest."""
+def encode_set(names: Sequence[str], images: NDArray[np.uint16], budget_bytes: int) -> Set:
+    """Planes of DN images (name, y, x), exact where they fit into `budget_bytes`, else JPEGs that do."""
     arrays = dict(zip(names, images, strict=True))
-    pixels = sum(image.size for image in arrays.values())
-    if pixels < 4 * budget_bytes:  # exact planes need a quarter of a byte per pixel at the very least
-        exact = Set({name: encode_exact(image) for name, image in arrays.items()})
-        if exact.size <= budget_bytes:
-            return exact
-    return encode_lossy(arrays, budget_bytes)
+    return encode_all_exact(arrays, budget_bytes) or encode_lossy(arrays, budget_bytes)
 
 
-def encode_lossy(arrays: dict[str, NDArray[np.uint16]], budget_bytes: int) -> Set:
+def encode_all_exact(arrays: Mapping[str, NDArray[np.uint16]], budget_bytes: int) -> Set | None:
+    """Exact planes of DN images (y, x), or None when they do not fit into `budget_bytes`."""
+    found = Set()
+    for name, image in arrays.items():
+        found.planes[name] = encode_exact(image)
+        if found.size * len(arrays) > budget_bytes * (len(found.planes) + 1):  # clearly too large: no need to go on
+            return None
+    return found if found.size <= budget_bytes else None
+
+
+def encode_lossy(arrays: Mapping[str, NDArray[np.uint16]], budget_bytes: int) -> Set:
     """The finest JPEG planes that fit into `budget_bytes`; the coarsest where none fits."""
     coded = {name: _coded(image) for name, image in arrays.items()}
-    first = _first_step(coded, budget_bytes)
-    for step_dn in _STEPS_DN[first:]:
-        found = Set({name: _jpeg_plane(arrays[name], codes, table, step_dn) for name, (codes, table) in coded.items()})
+    for step_dn in _STEPS_DN[_first_step(list(coded.values()), budget_bytes) :]:
+        found = Set({name: _jpeg_plane(one, step_dn) for name, one in coded.items()})
         if found.size <= budget_bytes:
-            return found
+            break
     return found
 
 
-def _first_step(coded: dict[str, tuple[NDArray[np.uint8], NDArray[np.int32]]], budget_bytes: int) -> int:
+def _first_step(coded: list[_Coded], budget_bytes: int) -> int:
     """Index of the step to begin with, judged by every fourth block of rows: whole images are encoded once or twice."""
-    samples = {name: (_sampled(codes), table) for name, (codes, table) in coded.items()}
-    share = sum(codes.size for codes, _ in samples.values()) / sum(codes.size for codes, _ in coded.values())
-    for index, step_dn in enumerate(_STEPS_DN):
-        if sum(len(_jpeg(codes, table, step_dn)) for codes, table in samples.values()) <= 0.97 * share * budget_bytes:
-            return index
-    return len(_STEPS_DN) - 1
+    samples = [one.sampled() for one in coded]
+    share = sum(one.codes.size for one in samples) / sum(one.codes.size for one in coded)
+
+    def fits(index: int) -> bool:
+        return sum(_jpeg_plane(one, _STEPS_DN[index]).size for one in samples) <= 0.98 * share * budget_bytes
+
+    return min(bisect_left(range(len(_STEPS_DN)), True, key=fits), len(_STEPS_DN) - 1)
 
 
-def _sampled(codes: NDArray[np.uint8], rows: int = 16, every: int = 4) -> NDArray[np.uint8]:
-    if codes.shape[0] < 2 * rows * every:
-        return codes
-    blocks = codes[: codes.shape[0] // rows * rows].reshape(-1, rows, codes.shape[1])
-    return blocks[::every].reshape(-1, codes.shape[1])
+@dataclass(frozen=True)
+class _Coded:
+    """An image (y, x), its 8-bit codes, and the DN of each code."""
+
+    image: NDArray[np.uint16]
+    codes: NDArray[np.uint8]
+    table: NDArray[np.int32]
+
+    @property
+    def dn_per_code(self) -> float:
+        """Width of a code below the knee."""
+        return max(float(self.table[_KNEE_CODE] - self.table[0]) / _KNEE_CODE, 1e-6)
+
+    def sampled(self, rows: int = 16, every: int = 4) -> _Coded:
+        """Some blocks of rows of the image, all of it when it is small."""
+        ny, nx = self.image.shape
+        if ny < 2 * rows * every:
+            return self
+
+        def some(values: NDArray[Any]) -> NDArray[Any]:
+            return values[: ny // rows * rows].reshape(-1, rows, nx)[::every].reshape(-1, nx)
+
+        return _Coded(some(self.image), some(self.codes), self.table)
 
 
 def encode_exact(image: NDArray[np.uint16]) -> Plane:
@@ -126,57 +150,47 @@ def encode_classes(image: NDArray[np.uint8]) -> Plane:
     return Plane("bytes", image.shape[0], image.shape[1], content)
 
 
-def _coded(image: NDArray[np.uint16]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Codes (y, x) and the DN of each code; nodata gets the median's code, so that it costs little."""
+def _coded(image: NDArray[np.uint16]) -> _Coded:
+    """The image in codes; nodata gets the median's code, so that it costs little."""
     valid = image[image != NODATA_DN]
     if not valid.size:
-        return np.zeros(image.shape, np.uint8), np.zeros(_CODES, np.int32)
+        return _Coded(image, np.zeros(image.shape, np.uint8), np.zeros(_CODES, np.int32))
     low, high = int(valid.min()), int(valid.max())
     knee = max(int(np.percentile(valid[:: max(1, valid.size // 500_000)], _KNEE_PCT)), low + 1)
     edges = [low, knee, max(high, knee + 1)]
     table = np.interp(np.arange(_CODES), [0, _KNEE_CODE, _CODES - 1], edges)
     of_dn = np.rint(np.interp(np.arange(2**16), table, np.arange(_CODES))).astype(np.uint8)
     of_dn[NODATA_DN] = of_dn[int(np.median(valid[:: max(1, valid.size // 100_000)]))]
-    return of_dn[image], np.rint(table).astype(np.int32)
+    return _Coded(image, of_dn[image], np.rint(table).astype(np.int32))
 
 
-def _jpeg(codes: NDArray[np.uint8], table: NDArray[np.int32], step_dn: int) -> bytes:
+def _jpeg_plane(one: _Coded, step_dn: int) -> Plane:
     """A grey JPEG. All frequencies share one quantiser step: the page shows single pixels, not an impression."""
     from PIL import Image
 
-    dn_per_code = max(float(table[_KNEE_CODE] - table[0]) / _KNEE_CODE, 1e-6)
-    step = int(np.clip(round(step_dn / dn_per_code), 1, 255))
+    step = int(np.clip(round(step_dn / one.dn_per_code), 1, 255))
     content = io.BytesIO()
-    Image.fromarray(codes).save(content, "JPEG", qtables=[[step] * 64], optimize=True)
-    return content.getvalue()
-
-
-def _jpeg_plane(image: NDArray[np.uint16], codes: NDArray[np.uint8], table: NDArray[np.int32], step_dn: int) -> Plane:
-    from PIL import Image
-
-    content = _jpeg(codes, table, step_dn)
-    decoded = table[np.asarray(Image.open(io.BytesIO(content)))]
-    error = image.astype(np.int32) - decoded
-    valid = image != NODATA_DN
+    Image.fromarray(one.codes).save(content, "JPEG", qtables=[[step] * 64], optimize=True)
+    error = one.image.astype(np.int32) - one.table[np.asarray(Image.open(content))]
+    valid = one.image != NODATA_DN
     error[~valid] = 0
-    bound = round(BOUND_STEPS * step_dn)
+    bound = max(1, round(BOUND_STEPS * step * one.dn_per_code))
     missed = np.flatnonzero(np.abs(error) > bound)
     correction = np.rint(error.ravel()[missed] / bound).astype(np.int16)
     error.ravel()[missed] -= correction.astype(np.int32) * bound
     mask = b"" if valid.all() else zlib.compress(np.packbits(valid, bitorder="little").tobytes(), _DEFLATE_LEVEL)
-    count = max(1, int(valid.sum()))
     return Plane(
         "jpeg",
-        image.shape[0],
-        image.shape[1],
-        content,
-        tuple(int(dn) for dn in table),
-        _fixes(missed, correction),
-        missed.size,
-        bound,
-        mask,
-        int(np.abs(error).max(initial=0)),
-        round(float(np.sqrt(np.square(error, dtype=np.float64).sum() / count)), 1),
+        one.image.shape[0],
+        one.image.shape[1],
+        content.getvalue(),
+        table=tuple(int(dn) for dn in one.table),
+        fixes=_fixes(missed, correction),
+        fixes_count=missed.size,
+        bound_dn=bound,
+        mask=mask,
+        max_error_dn=int(np.abs(error).max(initial=0)),
+        rms_error_dn=round(float(np.sqrt(np.square(error, dtype=np.float64).sum() / max(1, int(valid.sum())))), 1),
     )
 
 
@@ -186,7 +200,7 @@ def _fixes(missed: NDArray[np.intp], correction: NDArray[np.int16]) -> bytes:
         return b""
     gaps = np.diff(missed, prepend=0).astype("<u4").view(np.uint8).reshape(-1, 4).T
     steps = correction.astype("<i2").view(np.uint8).reshape(-1, 2).T
-    return zlib.compress(gaps.tobytes() + steps.tobytes(), 9)
+    return zlib.compress(gaps.tobytes() + steps.tobytes(), _DEFLATE_LEVEL)
 
 
 def stretch(image: NDArray[np.uint16]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from pipeline.bands import BY_NAME, DN_SCALE
+from pipeline.bands import DN_SCALE
 from pipeline.store.page_check import PROMISE_DN
 from pipeline.store.page_source import labels
 
@@ -154,11 +154,24 @@ def run_section(facts: Facts) -> str:
     about = [
         ("Units", f"{len(facts.receipts):,}{of} computed" + (f"; {empty:,} hold no measured pixel" if empty else "")),
         ("Tried more than once", _counted(again, "unit") if again else ""),
+        ("Zeros where it is clear", _holes(facts)),
         ("Model windows", f"{sum(receipt.windows for receipt in facts.receipts):,}"),
         ("Largest worker", f"{facts.peak_mib:,.0f} MiB" if facts.peak_mib else ""),
         ("Stored", f"{stored / 2**20:,.1f} MiB in {sum(len(r.chunks) for r in facts.receipts):,} chunks"),
     ]
     return pairs(about) + table("Worker seconds by stage, all units", ("Stage", "Seconds", "Share"), rows, (1, 2))
+
+
+def _holes(facts: Facts) -> str:
+    """Native pixels that are 0 although the scene classification calls them clear, by band."""
+    total: dict[str, int] = {}
+    for receipt in facts.receipts:
+        for band, count in receipt.holes.items():
+            total[band] = total.get(band, 0) + count
+    if not total:
+        return ""
+    found = ", ".join(f"{band} {total[band]:,}" for band in sorted(total))
+    return f"{found} native pixels; a product that clips dark pixels to 0, or damage to its files"
 
 
 def aside_section(facts: Facts) -> str:
@@ -209,27 +222,30 @@ def _weights(said: Mapping[str, object], name: str) -> str:
     return f"{said.get(name)} (sha256 {digest})" if said.get(name) and digest else str(said.get(name) or "")
 
 
-def precision_section(zone: Zone, output: Set, kinds: Sequence[tuple[str, Set]]) -> str:
+def precision_section(kinds: Sequence[tuple[str, Set | None]], output: Set, spread: Set | None) -> str:
     """How far the page's numbers may be from the store's."""
-    if all(planes.exact for _, planes in kinds):
+    lossy = [name for name, planes in kinds if planes and not planes.exact]
+    exact = [name for name, planes in kinds if planes and planes.exact]
+    if not lossy:
         return "<p>All numbers on this page are the store's own, without loss.</p>"
-    lossy = [name for name, planes in kinds if not planes.exact]
+    head = ["Band", "Output at most off by, DN", "typically (RMS), DN", "Output at most, reflectance"]
     rows = [
-        (name, str(plane.max_error_dn), f"{plane.rms_error_dn:g}", f"{plane.max_error_dn * DN_SCALE:.4f}",
-         f"{BY_NAME[name].wavelength_nm:g}")
+        [name, str(plane.max_error_dn), f"{plane.rms_error_dn:g}", f"{plane.max_error_dn * DN_SCALE:.4f}"]
         for name, plane in output.planes.items()
-    ]  # fmt: skip
-    exact = [name for name, planes in kinds if planes.exact]
-    said = f"{_joined(lossy)} are kept as 8-bit images to keep this file small"
-    kept = f"; {_joined(exact)} are exact" if exact else ""
-    head = ("Band", "At most off by, DN", "Typically (RMS), DN", "At most, reflectance", "Wavelength, nm")
+    ]
+    if spread:
+        head += ["Uncertainty at most off by, DN", "typically (RMS), DN"]
+        for row in rows:
+            plane = spread.planes[row[0]]
+            row += [str(plane.max_error_dn), f"{plane.rms_error_dn:g}"]
+    kept = f" Exact are the {_joined(exact)}." if exact else ""
+    averaged = " Where it is not exact, the uncertainty is kept as its mean over 5 m." if spread else ""
     words = (
-        f"{said}{kept}. Numbers on this page that come from them may differ from the store by what the table says, "
-        "measured when the page was made. The store itself holds 16-bit numbers; open it for analysis."
+        f"To keep this file small, the {_joined(lossy)} {'is' if len(lossy) == 1 else 'are'} kept as 8-bit images."
+        f"{kept}{averaged} Numbers on this page may therefore differ from the store's by what the table says, measured "
+        "when the page was made. The store itself holds 16-bit numbers: open it for analysis."
     )
-    return f"<p>{escape(words[0].upper() + words[1:])}</p>" + table(
-        "Precision of the output on this page", head, rows, (1, 2, 3, 4)
-    )
+    return f"<p>{escape(words)}</p>" + table("Precision of this page's numbers", head, rows, range(1, len(head)))
 
 
 def _joined(names: Sequence[str]) -> str:

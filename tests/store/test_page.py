@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pyproj
 import pytest
 import zarr
 
@@ -16,6 +17,8 @@ from pipeline.store.page import _IMAGE_BYTES, LIMIT_BYTES, make_page
 from pipeline.store.page_check import residuals
 from pipeline.store.page_source import block_means, open_zone, read_part
 from pipeline.store.place import place_of
+from tests.archive.synthetic import make_archive, make_scene
+from tests.execution.conftest import config_for, run
 from tests.store.page_stores import HOSTILE, attributes, chunk_of, copied, make_store, plan, with_uncertainty, without
 from tests.store.s3_server import s3_server
 
@@ -256,10 +259,17 @@ def test_the_place_to_show_can_be_chosen(store, monkeypatch):
 
 
 def _degrees(zone, row, col):
-    import pyproj
-
     turn = pyproj.Transformer.from_crs(zone.epsg, 4326, always_xy=True)
     return turn.transform(zone.left_m + 2.5 * col, zone.top_m - 2.5 * row)
+
+
+def test_a_missing_piece_of_the_overview_is_refused(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_region, "WHOLE_PX", 100_000)
+    monkeypatch.setattr(page_region, "_DETAIL_PX", 192)
+    path = copied(store, tmp_path)
+    chunk_of(path, "overviews/5m/reflectance").unlink()
+    with pytest.raises(IntegrityError, match="overviews/5m/reflectance/c/0/0/0/0 is missing"):
+        make_page(path)
 
 
 def test_large_stores_without_overviews_are_looked_at_by_chunks(store, tmp_path, monkeypatch):
@@ -301,3 +311,31 @@ def test_stores_on_object_stores_have_pages(store):
         for path in sorted(p for p in store.rglob("*") if p.is_file()):
             place.write(str(path.relative_to(store)), path.read_bytes())
         assert make_page(place).content == make_page(store).content
+
+
+def test_each_utm_zone_has_its_page(tmp_path):
+    """An area across 12 degrees east: zones 32 and 33."""
+    scenes = []
+    for epsg, lon in ((32632, 11.995), (32633, 12.005)):
+        x, y = pyproj.Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, 46.0)
+        left, top = round((x - 1500) / 60) * 60, round((y + 1500) / 60) * 60
+        scenes.append(make_scene(tmp_path, scene_id=f"S2A_{epsg}", epsg=epsg, left_m=left, top_m=top, size_m=3000))
+    ring = [[11.994, 45.998], [12.006, 45.998], [12.006, 46.002], [11.994, 46.002], [11.994, 45.998]]
+    aoi = tmp_path / "border.geojson"
+    aoi.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    path = tmp_path / "border.zarr"
+    run(config_for(make_archive(tmp_path, scenes), bands=("B02", "B03", "B04", "B11")), aoi, path)
+    first, second = read(make_page(path)), read(make_page(path, zone="utm33n"))
+    assert "This page shows the UTM zone utm32n. The store also holds utm33n: make their pages with --zone." in first[0]
+    assert ("EPSG:32632" in first[0], "EPSG:32633" in second[0]) == (True, True)
+    assert "S2A_32633" in second[0]
+    assert "S2A_32632" not in second[0]
+    assert "Holds in every band." in second[0]
+    lon = [value for row in second[2]["lonlat"]["lon"] for value in row]
+    assert 11.99 < min(lon) < max(lon) < 12.02
+    with pytest.raises(UsageError, match="has no zone utm31n; expected utm32n, utm33n"):
+        make_page(path, zone="utm31n")
+    chunk_of(path, "utm33n/quality").unlink()
+    make_page(path)
+    with pytest.raises(IntegrityError, match="quality/c/0/.* is missing"):
+        make_page(path, zone="utm33n")

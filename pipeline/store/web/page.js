@@ -39,10 +39,9 @@ if (facts.context) L.rectangle(toBounds(facts.part), { pane: "marks", color: "#f
 
 const chosen = () => choices[Number(tools.bands.value)].bands;
 const look = () => ({ contrast: Number(tools.contrast.value), brightness: Number(tools.brightness.value) });
-let turn = 0; // a later choice outruns an earlier one that is still being drawn
+let drawn = 0;
 
 async function draw() {
-  const mine = ++turn;
   const names = chosen();
   const grids = names.map(gridOfBand);
   const jobs = [
@@ -53,7 +52,6 @@ async function draw() {
   for (const [layer, on] of jobs) {
     const fresh = document.createElement("canvas");
     const grid = await paint(fresh, on, names, look());
-    if (mine !== turn) return;
     layer.canvas.width = fresh.width;
     layer.canvas.height = fresh.height;
     layer.canvas.getContext("2d").drawImage(fresh, 0, 0);
@@ -65,7 +63,7 @@ async function draw() {
   id("side-right").textContent = `${facts.system}, 2.5 m`;
   await drawOverlay();
   id("busy").hidden = true;
-  id("map").dataset.drawn = String(mine);
+  id("map").dataset.drawn = String(++drawn);
 }
 
 async function drawOverlay() {
@@ -82,7 +80,7 @@ async function drawOverlay() {
   } else if (kind === "uncertainty") {
     const names = chosen();
     const top = await paintUncertainty(canvas, names);
-    legend.append(html("span", `Uncertainty of ${names.join(", ")}${names.length > 1 ? " (root mean square)" : ""}, reflectance:`));
+    legend.append(html("span", `Uncertainty of ${names.join(", ")}${names.length > 1 ? " (root mean square)" : ""}${facts.uncertainty.gsd > facts.output.gsd ? `, mean over ${facts.uncertainty.gsd} m` : ""}, reflectance:`));
     for (const share of [0, 0.25, 0.5, 0.75, 1]) {
       legend.append(key([...rampColour(share), 255], `${share === 1 ? "≥ " : ""}${(share * top * 1e-4).toFixed(4)}`));
     }
@@ -118,6 +116,7 @@ async function showSpectrum(x, y) {
   const inside = pixelAt(facts.output, x, y) >= 0;
   if (!inside && !(facts.context && pixelAt(facts.context, x, y) >= 0)) return;
   marks.clearLayers();
+  id("where").textContent = "Unpacking all bands …";
   if (inside) {
     for (const grid of facts.measured) markPixel(grid, x, y, { color: "#ff9d5c", weight: 1.5, opacity: 0.9 });
     markPixel(facts.output, x, y, { color: "#6cb4f5", weight: 2 });
@@ -143,7 +142,22 @@ id("centre").addEventListener("click", () => showSpectrum(...toMetres(map.getCen
 
 id("whole").addEventListener("click", () => map.fitBounds(toBounds(facts.frame)));
 
-function redraw() {
+let drawing = false;
+let stale = false;
+
+// One drawing at a time; what changes meanwhile is drawn once, afterwards.
+async function redraw() {
+  stale = true;
+  if (drawing) return;
+  drawing = true;
+  while (stale) {
+    stale = false;
+    await attempt();
+  }
+  drawing = false;
+}
+
+function attempt() {
   return draw().catch((error) => trouble(`The images of this page cannot be unpacked by this browser: ${error}`));
 }
 tools.bands.addEventListener("change", redraw);

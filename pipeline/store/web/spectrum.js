@@ -108,7 +108,7 @@ function drawKey(place, names) {
 function drawNumbers(place, values, names) {
   const spread = values.some((v) => v.spread !== null);
   const table = html("table");
-  const head = ["Band", "nm", ...(names.measured ? ["GSD", names.short] : []), "Output", ...(spread ? ["± Spread"] : []), ...(names.measured ? ["Diff."] : [])];
+  const head = ["Band", "nm", ...(names.measured ? ["GSD", names.short] : []), "Output", ...(spread ? ["Spread"] : []), ...(names.measured ? ["Diff."] : [])];
   const top = table.createTHead().insertRow();
   head.forEach((text, i) => {
     const cell = html("th", text, i === 1 ? "number wide" : i ? "number" : "");
@@ -129,4 +129,6 @@ function drawNumbers(place, values, names) {
     }
   }
   place.replaceChildren(table);
+  const off = Math.max(...facts.bands.map((band) => facts.output.planes[band.name].error));
+  if (off) place.append(html("p", `Output as on this page: at most ${(off * 1e-4).toFixed(4)} off, see Precision.`, "fine"));
 }
