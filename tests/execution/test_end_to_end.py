@@ -224,6 +224,10 @@ def test_two_zones_make_two_groups(tmp_path):
 class TestNeverSilent:
     """A missing or damaged file stops the run; it never becomes nodata."""
 
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch):
+        monkeypatch.setattr("pipeline.archive.retry.MAX_WAIT_S", 0.01)
+
     @pytest.fixture
     def broken(self, tmp_path, aoi):
         scene = make_scene(tmp_path, scene_id="S2A_BROKEN", seed=1, size_m=SIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import time
 from pathlib import Path
@@ -33,7 +34,13 @@ class Seen:
         return passed, [name for name in mine if self.outcome[name] != "passed"], sum(self.seconds[n] for n in mine)
 
 
-def table(seen, took_s):
+def cpu_s():
+    """Seconds of processors, of this process and of those it started and that ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def table(seen, took_s, worked_s):
     """Markdown."""
     lines = [
         "# Faults",
@@ -51,7 +58,8 @@ def table(seen, took_s):
         lines.append(
             f"| {row.fault} | {row.injected} | {row.expected} | {word} | {sum(part[2] for part in parts):.1f} |"
         )
-    return "\n".join([*lines, "", f"{len(ROWS)} faults, {took_s:.0f} s on the machine that wrote this."]) + "\n"
+    end = f"{len(ROWS)} faults, {took_s:.0f} s on the machine that wrote this; {worked_s:.0f} s of its processors."
+    return "\n".join([*lines, "", end]) + "\n"
 
 
 def main():
@@ -62,7 +70,7 @@ def main():
     seen, started = Seen(), time.monotonic()
     wanted = sorted({str(TESTS / test) for row in ROWS for test in row.tests})
     code = pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(TESTS.parent), *wanted], plugins=[seen])
-    text = table(seen, time.monotonic() - started)
+    text = table(seen, time.monotonic() - started, cpu_s())
     print(text)
     if arguments.out:
         arguments.out.write_text(text)
