@@ -6,6 +6,7 @@ In: facts, residuals, planes. Out: HTML text. Imports bands, page_check, page_fa
 from __future__ import annotations
 
 from html import escape
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pipeline.bands import DN_SCALE
@@ -72,6 +73,10 @@ def banner(facts: Facts, zone: Zone) -> str:
         shown = ", ".join(rest[:12]) + (f" and {len(rest) - 12} more" if len(rest) > 12 else "")
         notices.append(("", f"This page shows {named[zone.time]}. The store also holds {shown}: "
                             "make their pages with --time."))  # fmt: skip
+    absent = zone.attributes.get("bands_absent")
+    if isinstance(absent, dict) and absent:
+        said = "; ".join(f"{band}: {why}" for band, why in absent.items())
+        notices.append(("", f"Bands that this store does not hold: {said}."))
     return "".join(f'<p class="notice {kind}">{escape(text)}</p>' for kind, text in notices)
 
 
@@ -104,12 +109,12 @@ def check_section(found: Sequence[Residual], part: Part, consistency: str) -> st
          f"{one.left_out:,}" if one.left_out else "–")
         for one in found
     ]  # fmt: skip
-    head = ("Band", "Native GSD", "Native pixels compared", "Largest |residual|, DN", "Mean |residual|, DN", "Left out")
+    head = ("Band", "GSD", "Pixels compared", "Largest, DN", "Mean, DN", "Left out")
     return (
         f"<p>{escape(words.get(consistency, words['none']))}{verdict} Computed from the stored numbers of the part "
         "shown above when this page was made; not from the page's images. 1 DN is 0.0001 of reflectance. “Left out” "
         "counts measured pixels over which part of the output is nodata.</p>"
-        + table("Radiometric check, block means of the output minus measured pixels", head, rows, (1, 2, 3, 4, 5))
+        + table("|Block mean of the output − measured pixel|, by band", head, rows, (1, 2, 3, 4, 5))
     )
 
 
@@ -202,7 +207,7 @@ def settings_section(facts: Facts, zone: Zone) -> str:
         ("Members", str(said.get("members", ""))),
         ("Seed", str(said.get("seed", ""))),
         ("Consistency", str(said.get("consistency", ""))),
-        ("Catalogue", str(facts.config.get("catalog", ""))),
+        ("Catalogue", _catalogue(str(facts.config.get("catalog", "")))),
         ("Period", " to ".join(filter(None, (str(facts.config.get(k) or "") for k in ("start", "end"))))),
         ("Clipped to the polygon", "yes" if facts.config.get("clip") else ""),
         ("Plan", str(said.get("plan_digest", ""))),
@@ -217,6 +222,11 @@ def settings_section(facts: Facts, zone: Zone) -> str:
     return pairs(rows) + (f"<h3>Notes of the run</h3><ul>{listed}</ul>" if listed else "")
 
 
+def _catalogue(name: str) -> str:
+    """A name or URL as it is, a file by its name: where it lay is nobody's business."""
+    return name if "://" in name else PurePath(name.replace("\\", "/")).name
+
+
 def _weights(said: Mapping[str, object], name: str) -> str:
     digest = str(said.get(f"{name}_sha256") or "")
     return f"{said.get(name)} (sha256 {digest})" if said.get(name) and digest else str(said.get(name) or "")
@@ -228,13 +238,13 @@ def precision_section(kinds: Sequence[tuple[str, Set | None]], output: Set, spre
     exact = [name for name, planes in kinds if planes and planes.exact]
     if not lossy:
         return "<p>All numbers on this page are the store's own, without loss.</p>"
-    head = ["Band", "Output at most off by, DN", "typically (RMS), DN", "Output at most, reflectance"]
+    head = ["Band", "Output at most off, DN", "typically (RMS), DN", "at most, reflectance"]
     rows = [
         [name, str(plane.max_error_dn), f"{plane.rms_error_dn:g}", f"{plane.max_error_dn * DN_SCALE:.4f}"]
         for name, plane in output.planes.items()
     ]
     if spread:
-        head += ["Uncertainty at most off by, DN", "typically (RMS), DN"]
+        head += ["Uncertainty at most off, DN", "typically (RMS), DN"]
         for row in rows:
             plane = spread.planes[row[0]]
             row += [str(plane.max_error_dn), f"{plane.rms_error_dn:g}"]

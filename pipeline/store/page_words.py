@@ -5,6 +5,7 @@ In: facts. Out: HTML text. Imports page_facts and page_source.
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ def honesty_section(zone: Zone, part: Part) -> str:
     """What to believe, in plain words, as it applies to this store."""
     system = str(zone.attributes.get("super_resolution", "the system"))
     consistency = str(zone.attributes.get("consistency", ""))
-    paragraphs = [_measured(part, zone), _invented(zone, system), _means(consistency, part), _quality()]
+    paragraphs = [_measured(part, zone), _invented(zone, system), _means(consistency, zone, part), _quality(zone)]
     if part.uncertainty is not None:
         paragraphs.append(_spread(zone))
     paragraphs.append(
@@ -24,7 +25,12 @@ def honesty_section(zone: Zone, part: Part) -> str:
                    "the exact line of a field's edge. Use the output where a value per 2.5 m pixel is handy and only "
                    "sums or means over several native pixels matter, and to see what the place may look like.")
     )  # fmt: skip
-    return "".join(f"<p><strong>{escape(head)}</strong> {escape(text)}</p>" for head, text in paragraphs)
+    return "".join(f"<p><strong>{escape(head)}</strong> {escape(_together(text))}</p>" for head, text in paragraphs)
+
+
+def _together(text: str) -> str:
+    """Numbers stay on one line with their unit."""
+    return re.sub(r"(?<=\d) (?=m\b)", "\N{NO-BREAK SPACE}", text)
 
 
 def _measured(part: Part, zone: Zone) -> tuple[str, str]:
@@ -55,12 +61,13 @@ def _invented(zone: Zone, system: str) -> tuple[str, str]:
     )
 
 
-def _means(consistency: str, part: Part) -> tuple[str, str]:
+def _means(consistency: str, zone: Zone, part: Part) -> tuple[str, str]:
     if consistency == "box":
         return (
             "What is guaranteed",
-            "is the total: over each native pixel, the mean of the output is the measured number, for every band. The "
-            "network may only share that number out among the small pixels, never change it."
+            "is the total: over each native pixel, the mean of the output is the measured number, for every band. "
+            f"{'The network' if zone.generated else 'Interpolation'} may only share that number out among the small "
+            "pixels, never change it."
             + (" The table “Radiometric check” below shows whether this holds." if part.measured_kept else ""),
         )
     if consistency == "tent":
@@ -76,7 +83,9 @@ def _means(consistency: str, part: Part) -> tuple[str, str]:
     )
 
 
-def _quality() -> tuple[str, str]:
+def _quality(zone: Zone) -> tuple[str, str]:
+    if not zone.generated:
+        return "The quality overlay", "says where anything was measured; no detail is generated anywhere in this store."
     return (
         "The quality overlay",
         "says what a pixel's red, green and blue rest on. Under clouds, in saturated or very bright places and beside "

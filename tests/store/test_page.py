@@ -86,6 +86,24 @@ def test_nothing_on_the_page_leads_elsewhere_but_the_credit(store):
     assert "sourceMappingURL" not in content
 
 
+def test_the_version_in_the_footer_is_that_of_the_bundled_library(store):
+    content = make_page(store).content.decode()
+    bundled = re.search(r"\* Leaflet (\d+\.\d+\.\d+), a JS library", content)[1]
+    assert f">Leaflet</a> {bundled} (BSD 2-clause)" in content
+    assert "Redistributions of source code must retain" in content
+
+
+def test_the_catalogue_is_named_without_the_folder_it_lay_in(store):
+    text, _, _ = read(make_page(store))
+    assert "Catalogue archive.json" in text
+
+
+def test_interpolation_is_not_called_invention(store):
+    text, _, _ = read(make_page(store))
+    assert "Nothing is invented here." in text
+    assert "network" not in text.partition("What is measured, what is invented")[2].partition("Radiometric check")[0]
+
+
 def test_the_same_store_gives_the_same_page(store):
     assert make_page(store).content == make_page(store).content
 
@@ -210,6 +228,7 @@ def test_times_are_chosen_by_date_and_the_others_named(tmp_path):
     text, _, facts = read(second)
     assert "The store also holds 2024-06-17: make their pages with --time." in text
     assert [c["name"] for c in facts["composites"]] == ["True colour"]
+    assert "Bands that this store does not hold: B01: " in text
     assert "S2B_LATER" in text
     assert "S2A_CLOUDY" not in text
     with pytest.raises(UsageError, match=r"no time 2023-01-01; expected one of 2024-06-17, 2024-06-22"):

@@ -61,7 +61,12 @@ async function paint(canvas, grids, names, look) {
 
 const QUALITY = [
   { colour: [120, 120, 120, 200], text: "nodata" },
-  { colour: [230, 97, 1, 170], text: "no generated detail (cloud, saturated, very bright, beside nodata)" },
+  {
+    colour: [230, 97, 1, 170],
+    text: facts.bands.some((band) => band.generated)
+      ? "no generated detail (cloud, saturated, very bright, beside nodata)"
+      : "no generated detail (this system generates none)",
+  },
   { colour: [253, 200, 80, 150], text: "partly generated" },
   { colour: [0, 0, 0, 0], text: "generated detail (not coloured)" },
 ];
