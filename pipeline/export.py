@@ -87,9 +87,11 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
+    from pipeline.store.place import place_of
+    from pipeline.store.selection import store_name
+
     if arguments.out is None:
-        name = arguments.store.rstrip("/").rsplit("/", 1)[-1]
-        return Path(f"{name.removesuffix('.zarr')}_tifs")
+        return Path(f"{store_name(place_of(arguments.store))}_tifs")
     if "://" in arguments.out:
         raise UsageError(
             f"--out {arguments.out} is not a folder", "a local folder", "export, then copy the files there"

@@ -69,7 +69,8 @@ def test_the_command_of_the_issue(store, call):
         with rasterio.open(f"lake_tifs/{name}") as file:
             assert np.array_equal(file.read(1), dn(store)[i])
             assert file.crs.to_epsg() == 32632
-            assert file.tags()["scenes"] == "S2A_ONE"
+            tags = file.tags()
+            assert (tags["scenes"], tags["period"], tags["composite"]) == ("S2A_ONE", "2024-06-17", "mosaic")
 
 
 def test_as_a_program_from_outside(store):
@@ -78,6 +79,13 @@ def test_as_a_program_from_outside(store):
     assert done.stderr == ""
     with rasterio.open("lake_tifs/lake_utm32n_2024-06-17_reflectance.tif") as file:
         assert np.array_equal(file.read(), dn(store)[[2, 1]])
+
+
+def test_a_store_that_is_the_working_folder_still_names_its_files(store, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(store)
+    code, out, _ = call(".", "--bands", "B03", "--out", tmp_path / "tifs", "--json")
+    assert code == 0
+    assert json.loads(out)["files"][0]["path"].endswith("/tifs/lake_utm32n_2024-06-17_B03.tif")
 
 
 def test_variables_and_json(store, call):

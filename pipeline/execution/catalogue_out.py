@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _DECIMALS = 7  # of degrees: a centimetre
 _SETTLED = ("status", "valid_fraction", "units", "quarantined", "plan_digest", "super_resolution", "sr_weights",
             "fusion_weights", "sr_weights_sha256", "fusion_weights_sha256", "weights_license", "seed", "members",
-            "consistency", "license", "credit", "notes")  # fmt: skip
+            "consistency", "license", "credit", "notes", "bands_absent")  # fmt: skip
 _MEASURED = "measured"
 
 

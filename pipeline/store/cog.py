@@ -1,7 +1,7 @@
 """Cloud-optimised GeoTIFFs of a finished store, in memory that does not grow with it.
 
 In: a store, a `Request`, a folder. Out: one GeoTIFF per zone, time step, variable and band, or one for all bands.
-Imports errors, geotiff, layout, place, receipts and selection; rasterio and zarr inside functions.
+Imports blocks, errors, geotiff, place and selection; rasterio and zarr inside functions.
 
 The window is read block by block, all bands of a block at once, into tiled, compressed working files. GDAL's COG driver
 then makes the overviews and puts everything in order. A file appears under its name whole, after its sums were compared
@@ -15,24 +15,21 @@ import tempfile
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import IntegrityError, PipelineError, StorageError, UsageError
-from pipeline.grid.grid import Window
+from pipeline.errors import StorageError, UsageError
+from pipeline.store.blocks import Stored
 from pipeline.store.geotiff import describe, profile
-from pipeline.store.layout import RUN_FOLDER
 from pipeline.store.place import place_of, storage_error
-from pipeline.store.receipts import Ledger
-from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select
+from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import zarr
-    from numpy.typing import NDArray
     from rasterio.io import DatasetWriter
 
     from pipeline.store.place import Place, Where
@@ -90,7 +87,7 @@ def export_cogs(
     slabs = select(place, attributes, request)
     wanted = [_cogs(slab, out, name, single_file) for slab, name in zip(slabs, _names(place, slabs), strict=True)]
     _require_free([cog.path for cogs in wanted for cog in cogs], overwrite=overwrite)
-    stored = _Stored(place, str(attributes["plan_digest"]))
+    stored = Stored(place, str(attributes["plan_digest"]))
     made = not out.exists()
     with _gdal(), _folder(out):
         try:
@@ -107,7 +104,7 @@ def export_cogs(
 
 def _names(place: Place, slabs: list[Slab]) -> list[str]:
     """Names of slabs without their variable: store, zone and day; with the time of day where days repeat."""
-    store = PurePosixPath(str(place).replace("\\", "/").rstrip("/")).name.removesuffix(".zarr")
+    store = store_name(place)
     days = Counter((slab.zone, slab.variable, slab.date) for slab in slabs)
     moments = [
         slab.date if days[slab.zone, slab.variable, slab.date] == 1 else slab.time_utc.replace(":", "")
@@ -155,67 +152,7 @@ def _gdal() -> Iterator[None]:
         yield
 
 
-class _Stored:
-    """Reads blocks of a store's arrays, and knows from its receipts which chunks must be there."""
-
-    def __init__(self, place: Place, plan_digest: str) -> None:
-        self.place = place
-        ledger = Ledger(place, plan_digest)
-        units = [PurePosixPath(key).stem for key in place.names(f"{RUN_FOLDER}/receipts")]
-        self._chunks = {
-            f"{receipt.group}/{key}" if receipt.group else key
-            for receipt, _ in ledger.survey(units, "none")
-            if receipt is not None
-            for key in receipt.chunks
-        }
-
-    def array(self, slab: Slab) -> zarr.Array:
-        """The slab's array."""
-        import zarr
-
-        with self.place.reading():
-            group = zarr.open_group(self.place.zarr_store(slab.group), mode="r")
-            array = group[slab.variable]
-        if not isinstance(array, zarr.Array):
-            raise IntegrityError(f"{slab.variable} of {self.place} is not an array", "a store as a run wrote it")
-        return array
-
-    def read(self, array: zarr.Array, slab: Slab, rows: slice, cols: slice) -> NDArray[np.generic]:
-        """Values (band, y, x) of all bands. IntegrityError when a chunk is damaged, or missing against its receipt."""
-        try:
-            with self.place.reading():
-                values = np.asarray(array[(slab.time_index, ..., rows, cols)])
-        except PipelineError:
-            raise
-        except (RuntimeError, ValueError, OSError) as error:
-            raise self._damaged(slab, rows, cols, f"cannot be decoded ({error})") from error
-        self._require_stored(array, slab, rows, cols, values)
-        return values if values.ndim == 3 else values[np.newaxis]
-
-    def _require_stored(
-        self, array: zarr.Array, slab: Slab, rows: slice, cols: slice, values: NDArray[np.generic]
-    ) -> None:
-        """Chunks without any value are not stored; one that a receipt lists was lost since, and reads as nodata."""
-        step = (array.shards or array.chunks)[-1]
-        lead = f"{slab.group}/" if slab.group else ""
-        middle = "0/" if array.ndim == 4 else ""
-        for row in range(rows.start // step, -(-rows.stop // step)):
-            for col in range(cols.start // step, -(-cols.stop // step)):
-                y, x = max(0, row * step - rows.start), max(0, col * step - cols.start)
-                part = values[..., y : (row + 1) * step - rows.start, x : (col + 1) * step - cols.start]
-                key = f"{lead}{slab.variable}/c/{slab.time_index}/{middle}{row}/{col}"
-                if not part.any() and key in self._chunks and self.place.size(key) is None:
-                    raise self._damaged(slab, rows, cols, f"are lost: {key} is missing")
-
-    def _damaged(self, slab: Slab, rows: slice, cols: slice, what: str) -> IntegrityError:
-        return IntegrityError(
-            f"{slab.variable} of {self.place}, {slab.date}, rows {rows.start}.., columns {cols.start}.. {what}",
-            "bytes as they were written",
-            f"python -m pipeline.check {self.place} --verify full --repair",
-        )
-
-
-def _write_slab(stored: _Stored, cogs: list[Cog], working: Path, compress: str) -> None:
+def _write_slab(stored: Stored, cogs: list[Cog], working: Path, compress: str) -> None:
     """Write the files of one slab, and put them in place together."""
     slab = cogs[0].slab
     array = stored.array(slab)
@@ -232,7 +169,7 @@ def _write_slab(stored: _Stored, cogs: list[Cog], working: Path, compress: str) 
         (working / cog.path.name).replace(cog.path)
 
 
-def _stream(stored: _Stored, array: zarr.Array, cogs: list[Cog], raws: list[Path]) -> list[list[int]]:
+def _stream(stored: Stored, array: zarr.Array, cogs: list[Cog], raws: list[Path]) -> list[list[int]]:
     """Copy the slab into the working files, block by block; returns the sums of DN per file and band.
 
     Blocks are tiles of the files. Without a box they are chunks, too; within one they touch up to four each.
@@ -250,17 +187,14 @@ def _stream(stored: _Stored, array: zarr.Array, cogs: list[Cog], raws: list[Path
             options = {**profile(slab, cog.bands), **_WORKING, "blockxsize": step, "blockysize": step}
             files.append(stack.enter_context(rasterio.open(raw, "w", **options)))
             describe(files[-1], slab, cog.bands, flags)
-        for row in range(window.row, window.row_end, step):
-            for col in range(window.col, window.col_end, step):
-                block = Window(row, col, step, step).intersect(window)
-                values = stored.read(array, slab, slice(row, block.row_end), slice(col, block.col_end))
-                _require_room(raws[0].parent, values[0].nbytes * sum(map(len, sums)))
-                place = TiffWindow(col - window.col, row - window.row, block.nx, block.ny)
-                for file, cog, total in zip(files, cogs, sums, strict=True):
-                    planes = values[cog.planes] if cog.bands else values
-                    file.write(planes, window=place)
-                    for number, plane in enumerate(planes):
-                        total[number] += int(plane.sum(dtype=np.uint64))
+        for block, values in stored.blocks(array, slab, step):
+            _require_room(raws[0].parent, values[0].nbytes * sum(map(len, sums)))
+            place = TiffWindow(block.col - window.col, block.row - window.row, block.nx, block.ny)
+            for file, cog, total in zip(files, cogs, sums, strict=True):
+                planes = values[cog.planes] if cog.bands else values
+                file.write(planes, window=place)
+                for number, plane in enumerate(planes):
+                    total[number] += int(plane.sum(dtype=np.uint64))
     return sums
 
 

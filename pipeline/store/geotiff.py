@@ -86,7 +86,8 @@ def _detail(name: str, slab: Slab) -> str:
 def _tags(slab: Slab, bands: tuple[str, ...]) -> dict[str, str]:
     """Provenance of the file, as its group states it."""
     stated = slab.attributes
-    scenes = _scenes(slab)
+    period = _period(slab)
+    scenes = [str(name) for name in period.get("scenes", [])]
     shown = ", ".join(scenes[:_SHOWN_SCENES]) + (
         f" and {len(scenes) - _SHOWN_SCENES} more" if scenes[_SHOWN_SCENES:] else ""
     )
@@ -97,6 +98,8 @@ def _tags(slab: Slab, bands: tuple[str, ...]) -> dict[str, str]:
         "TIFFTAG_COPYRIGHT": str(stated.get("credit") or stated.get("license") or ""),
         "TIFFTAG_DATETIME": slab.time_utc[:19].replace("-", ":").replace("T", " "),
         "datetime": slab.time_utc,
+        "period": str(period.get("label", "")),
+        "composite": str(period.get("composite", "")),
         "scenes": shown,
         "license": str(stated.get("license", "")),
         "credit": str(stated.get("credit", "")),
@@ -111,7 +114,7 @@ def _tags(slab: Slab, bands: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, value in tags.items() if value}
 
 
-def _scenes(slab: Slab) -> list[str]:
-    """Scenes that feed the time step, best first."""
-    periods: list[Any] = list(slab.attributes.get("periods", []))
-    return [str(name) for name in periods[slab.time_index]["scenes"]] if slab.time_index < len(periods) else []
+def _period(slab: Slab) -> dict[str, Any]:
+    """What the group's attributes say of the time step: its label, how scenes were combined, and which."""
+    periods: list[dict[str, Any]] = list(slab.attributes.get("periods", []))
+    return periods[slab.time_index] if slab.time_index < len(periods) else {}

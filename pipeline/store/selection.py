@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IntegrityError, UsageError
@@ -79,6 +80,11 @@ def root_attributes(place: Place) -> dict[str, Any]:
     if not ours:
         raise UsageError(f"{place} was not written by this pipeline", "a group with the attribute plan_digest")
     return dict(attributes)
+
+
+def store_name(place: Place) -> str:
+    """Last part of the store's address, without .zarr; names of files begin with it."""
+    return PurePosixPath(str(place.absolute()).replace("\\", "/")).name.removesuffix(".zarr") or "store"
 
 
 def require_finished(place: Place, attributes: dict[str, Any], *, allow_incomplete: bool) -> list[str]:

@@ -194,7 +194,8 @@ def _cube(group: GroupFacts) -> dict[str, Any]:
     return {
         "cube:dimensions": _dimensions(group),
         "cube:variables": {
-            name: {"dimensions": list(dims), "type": "data", "description": _ABOUT[name], "unit": "1"}
+            name: {"dimensions": list(dims), "type": "data", "description": _ABOUT[name]}
+            | ({"unit": "1"} if "band" in dims else {})
             for name, dims in group.arrays.items()
         },
     }

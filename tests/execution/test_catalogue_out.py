@@ -15,7 +15,7 @@ import pipeline
 from pipeline import check, index
 from pipeline.errors import StorageError, UsageError
 from pipeline.execution import catalogue_out
-from pipeline.execution.catalogue_out import list_stores, write_item
+from pipeline.execution.catalogue_out import list_stores
 from pipeline.run import main as run_main
 from pipeline.store import layout
 from pipeline.store.place import place_of
@@ -31,7 +31,6 @@ def finished(archive, aoi, tmp_path_factory):
     """A finished store with its item, and the plan."""
     store = tmp_path_factory.mktemp("finished") / "region.zarr"
     plan, _ = run(config_for(archive, bands=("B02", "B03", "B04", "B11")), aoi, store)
-    write_item(plan, store)
     return plan, store
 
 
@@ -126,7 +125,6 @@ def test_two_zones_have_two_assets_and_one_shape(tmp_path):
     store = tmp_path / "both.zarr"
     plan, _ = run(config_for(archive, bands=("B02", "B03", "B04")), aoi, store)
     assert len(plan.zones) == 2
-    write_item(plan, store)
     item = item_in(store)
     validate(item, without=("datacube",))
     codes = {key: asset.get("proj:code") for key, asset in item["assets"].items() if asset["roles"][0] == "data"}
@@ -165,6 +163,9 @@ def test_a_store_from_before_gets_its_item_by_the_index_command(store, finished,
     before = (store / ITEM_KEY).stat().st_mtime_ns
     assert call(store)[0] == 0
     assert (store / ITEM_KEY).stat().st_mtime_ns == before, "written although nothing had changed"
+    (store / ITEM_KEY).write_text('{"torn')
+    assert call(store)[0] == 0
+    assert (store / ITEM_KEY).read_bytes() == (finished[1] / ITEM_KEY).read_bytes()
 
 
 def test_stores_become_a_collection_that_pystac_opens(store, tmp_path, call):
@@ -281,8 +282,7 @@ def test_a_store_in_an_object_store_holds_and_lists_its_item(archive, tmp_path, 
     aoi = write_aoi(tmp_path / "small.geojson", box(LEFT + 310, TOP - 890, LEFT + 590, TOP - 610))
     with s3_server() as server:
         url = "s3://bucket/items/run.zarr"
-        plan, _ = run(config_for(archive, bands=("B02", "B03", "B04")), aoi, place_of(url))
-        write_item(plan, url)
+        run(config_for(archive, bands=("B02", "B03", "B04")), aoi, place_of(url))
         item = json.loads(server.objects("items")[f"items/run.zarr/{ITEM_KEY}"])
         validate(item, without=("datacube",))
         code, _, err = call(url, "--out", tmp_path / "stores.json")

@@ -1,0 +1,115 @@
+"""The pixels of a slab, block by block, in order; damaged or lost chunks raise instead of passing for nodata.
+
+In: a store's place, slabs. Out: blocks of all bands as stored. Imports errors, grid, layout, receipts and selection;
+zarr inside functions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import IntegrityError, PipelineError
+from pipeline.grid.grid import Window
+from pipeline.store.layout import RUN_FOLDER
+from pipeline.store.receipts import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import zarr
+    from numpy.typing import NDArray
+
+    from pipeline.store.place import Place
+    from pipeline.store.selection import Slab
+
+_AHEAD = 8  # blocks asked for before their turn, where a question travels far
+
+
+class Stored:
+    """Reads blocks of a store's arrays, and knows from its receipts which chunks must be there."""
+
+    def __init__(self, place: Place, plan_digest: str) -> None:
+        self.place = place
+        self._digest = plan_digest
+
+    @cached_property
+    def _chunks(self) -> set[str]:
+        """Keys of all chunks that receipts list; read when a block first lacks every value."""
+        units = [PurePosixPath(key).stem for key in self.place.names(f"{RUN_FOLDER}/receipts")]
+        return {
+            f"{receipt.group}/{key}" if receipt.group else key
+            for receipt, _ in Ledger(self.place, self._digest).survey(units, "none")
+            if receipt is not None
+            for key in receipt.chunks
+        }
+
+    def blocks(self, array: zarr.Array, slab: Slab, step: int) -> Iterator[tuple[Window, NDArray[np.generic]]]:
+        """(window, values (band, y, x) of all bands) over the slab, row by row; at most `_AHEAD` in memory."""
+        window = slab.window
+        places = (
+            Window(row, col, step, step).intersect(window)
+            for row in range(window.row, window.row_end, step)
+            for col in range(window.col, window.col_end, step)
+        )
+        if self.place.hands == 1:
+            yield from ((block, self.read(array, slab, block)) for block in places)
+            return
+        with ThreadPoolExecutor(_AHEAD) as pool:
+            waiting = deque((block, pool.submit(self.read, array, slab, block)) for block in islice(places, _AHEAD))
+            while waiting:
+                block, values = waiting.popleft()
+                yield block, values.result()
+                waiting += ((after, pool.submit(self.read, array, slab, after)) for after in islice(places, 1))
+
+    def array(self, slab: Slab) -> zarr.Array:
+        """The slab's array."""
+        import zarr
+
+        with self.place.reading():
+            group = zarr.open_group(self.place.zarr_store(slab.group), mode="r")
+            array = group[slab.variable]
+        if not isinstance(array, zarr.Array):
+            raise IntegrityError(f"{slab.variable} of {self.place} is not an array", "a store as a run wrote it")
+        return array
+
+    def read(self, array: zarr.Array, slab: Slab, block: Window) -> NDArray[np.generic]:
+        """Values (band, y, x) of all bands. IntegrityError when a chunk is damaged, or missing against its receipt."""
+        rows, cols = slice(block.row, block.row_end), slice(block.col, block.col_end)
+        try:
+            with self.place.reading():
+                values = np.asarray(array[(slab.time_index, ..., rows, cols)])
+        except PipelineError:
+            raise
+        except (RuntimeError, ValueError, OSError) as error:
+            raise self._damaged(slab, rows, cols, f"cannot be decoded ({error})") from error
+        self._require_stored(array, slab, rows, cols, values)
+        return values if values.ndim == 3 else values[np.newaxis]
+
+    def _require_stored(
+        self, array: zarr.Array, slab: Slab, rows: slice, cols: slice, values: NDArray[np.generic]
+    ) -> None:
+        """Chunks without any value are not stored; one that a receipt lists was lost since, and reads as nodata."""
+        step = (array.shards or array.chunks)[-1]
+        lead = f"{slab.group}/" if slab.group else ""
+        middle = "0/" if array.ndim == 4 else ""
+        for row in range(rows.start // step, -(-rows.stop // step)):
+            for col in range(cols.start // step, -(-cols.stop // step)):
+                y, x = max(0, row * step - rows.start), max(0, col * step - cols.start)
+                part = values[..., y : (row + 1) * step - rows.start, x : (col + 1) * step - cols.start]
+                key = f"{lead}{slab.variable}/c/{slab.time_index}/{middle}{row}/{col}"
+                if not part.any() and key in self._chunks and self.place.size(key) is None:
+                    raise self._damaged(slab, rows, cols, f"are lost: {key} is missing")
+
+    def _damaged(self, slab: Slab, rows: slice, cols: slice, what: str) -> IntegrityError:
+        return IntegrityError(
+            f"{slab.variable} of {self.place}, {slab.date}, rows {rows.start}.., columns {cols.start}.. {what}",
+            "bytes as they were written",
+            f"python -m pipeline.check {self.place} --verify full --repair",
+        )
