@@ -78,7 +78,9 @@ def focus_m(zone: Zone, part: Part) -> tuple[float, float]:
     """Easting and northing of the place of the part that is worth looking at first."""
     gsd = min(part.measured)
     names = bands_at(gsd, zone.bands)
-    dn = part.measured[gsd][names.index("B03") if "B03" in names else 0]
+    step = factor_of(gsd)
+    known = part.quality[step // 2 :: step, step // 2 :: step] != 0  # a place without red, green and blue shows little
+    dn = np.where(known, part.measured[gsd][names.index("B03") if "B03" in names else 0], np.uint16(NODATA_DN))
     row, col = _most_contrast(dn, max(2, round(_FOCUS_M / gsd))) or (dn.shape[0] // 2, dn.shape[1] // 2)
     left, _, _, top = zone.bounds_m(part.window)
     return left + col * gsd, top - row * gsd

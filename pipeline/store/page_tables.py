@@ -75,7 +75,8 @@ def banner(facts: Facts, zone: Zone) -> str:
                             "make their pages with --time."))  # fmt: skip
     absent = zone.attributes.get("bands_absent")
     if isinstance(absent, dict) and absent:
-        said = "; ".join(f"{band}: {why}" for band, why in absent.items())
+        reasons = {str(why): [band for band in absent if absent[band] == why] for why in absent.values()}
+        said = "; ".join(f"{', '.join(bands)} ({why})" for why, bands in reasons.items())
         notices.append(("", f"Bands that this store does not hold: {said}."))
     return "".join(f'<p class="notice {kind}">{escape(text)}</p>' for kind, text in notices)
 

@@ -324,6 +324,37 @@ def test_keys_move_and_zoom_the_map_and_show_a_spectrum(view):
     assert view.said == []
 
 
+def test_the_wheel_zooms_the_map_and_dragging_moves_it(view):
+    view.js("() => map.setView(toLatLng(...facts.focus), 0, {animate: false})")
+    box = view.page.locator("#map").bounding_box()
+    x, y = box["x"] + 200, box["y"] + 300
+    view.page.mouse.move(x, y)
+    view.page.mouse.wheel(0, -240)
+    view.page.wait_for_function("() => map.getZoom() >= 0.5 && !map._animatingZoom", timeout=PATIENCE_MS)
+    before = view.js("() => [map.getCenter().lng, map.getCenter().lat]")
+    view.page.mouse.down()
+    view.page.mouse.move(x + 90, y + 60, steps=5)
+    view.page.mouse.up()
+    after = view.js("() => [map.getCenter().lng, map.getCenter().lat]")
+    assert after[0] < before[0]
+    assert after[1] > before[1]
+
+
+def test_two_fingers_zoom_the_map_on_a_phone(browser, file):
+    phone = View(browser, file, PHONE, is_mobile=True, has_touch=True)
+    before = phone.js("() => map.getZoom()")
+    box = phone.page.locator("#map").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + 150
+    session = phone.context.new_cdp_session(phone.page)
+    for kind, apart in (("touchStart", 30), ("touchMove", 60), ("touchMove", 90), ("touchMove", 120), ("touchEnd", 0)):
+        fingers = [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}] if apart else []
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+        phone.page.wait_for_timeout(60)
+    phone.page.wait_for_function(f"() => map.getZoom() > {before} + 0.5", timeout=PATIENCE_MS)
+    assert phone.said == []
+    phone.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_it_all_without_scrolling_sideways(browser, file, scheme):
     phone = View(browser, file, PHONE, is_mobile=True, has_touch=True, color_scheme=scheme)
