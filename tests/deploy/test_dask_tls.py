@@ -43,7 +43,7 @@ def test_certificates_in_dasks_settings_are_used(tls, archive, aoi, tmp_path):
 def test_no_certificate_no_cluster_in_one_line(tls, scheme, with_settings, monkeypatch):
     import dask
 
-    monkeypatch.setattr("pipeline.execution.cluster._CONNECT_TIMEOUT", "1s")
+    monkeypatch.setattr("pipeline.execution.scheduler._CONNECT_TIMEOUT", "1s")
     address, settings = tls
     address = address.replace("tls", scheme)
     with (
