@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bands import GSDS_M
 from pipeline.errors import IntegrityError
 from pipeline.store.layout import RUN_FOLDER, STATUS_COMPLETE, STATUS_QUARANTINE, verify_chunks
-from pipeline.store.page_source import factor_of, subgroup
+from pipeline.store.page_source import factor_of, periods, subgroup
 from pipeline.store.receipts import Ledger, Receipt
 
 if TYPE_CHECKING:
@@ -107,11 +107,10 @@ def _scenes(zone: Zone) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     """Scenes of the shown time step, in the order of the plan: best first."""
     known = zone.attributes.get("scenes")
     scenes = known if isinstance(known, dict) else {}
-    periods = zone.attributes.get("periods")
-    names = list(scenes)
-    if isinstance(periods, list) and zone.time < len(periods):
-        names = [str(name) for name in periods[zone.time].get("scenes", [])]
-    return tuple((name, scenes.get(name, {})) for name in names)
+    steps = periods(zone.attributes)
+    named = steps[zone.time].get("scenes") if zone.time < len(steps) else None
+    names = [str(name) for name in named] if isinstance(named, list) else list(scenes)
+    return tuple((name, scenes[name] if isinstance(scenes.get(name), dict) else {}) for name in names)
 
 
 def _receipts(zone: Zone, digest: str) -> tuple[Receipt, ...]:
@@ -132,9 +131,8 @@ def _receipts(zone: Zone, digest: str) -> tuple[Receipt, ...]:
 
 def _aside(zone: Zone, digest: str) -> tuple[Aside, ...]:
     named = zone.attributes.get("quarantined")
-    kept: dict[str, Aside] = {
-        str(unit): Aside(str(unit), "the reason was not kept", 0, "") for unit in (named if named else [])
-    }
+    units = [str(unit) for unit in named] if isinstance(named, list) else []
+    kept = {unit: Aside(unit, "the reason was not kept", 0, "") for unit in units}
     for key in zone.place.names(f"{RUN_FOLDER}/quarantine"):
         record = _json(zone, key)
         unit = str(record.get("unit", ""))
@@ -197,7 +195,7 @@ def _within(key: str, steps: Mapping[str, int], time: int, within: Mapping[str, 
     """Whether the chunk "path/c/time/[band/]row/col" of an array meets its window."""
     path, _, address = key.partition("/c/")
     parts = address.split("/")
-    if path not in steps or not address or int(parts[0]) != time:
+    if path not in steps or not all(part.isdecimal() for part in parts) or int(parts[0]) != time:
         return False
     step, window = steps[path], within[path]
     row, col = int(parts[-2]) * step, int(parts[-1]) * step

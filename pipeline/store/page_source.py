@@ -128,10 +128,16 @@ def _list(value: object, default: list[str]) -> list[str]:
 
 def labels(attributes: Mapping[str, Any], times: tuple[str, ...]) -> tuple[str, ...]:
     """What the time steps are called: their periods' labels, else their dates."""
-    periods = attributes.get("periods")
-    if isinstance(periods, list) and len(periods) == len(times):
-        return tuple(str(period.get("label") or when[:10]) for period, when in zip(periods, times, strict=True))
-    return tuple(when[:10] for when in times)
+    found = periods(attributes)
+    return tuple(
+        str(found[i].get("label") or when[:10]) if i < len(found) else when[:10] for i, when in enumerate(times)
+    )
+
+
+def periods(attributes: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the store says about its time steps; empty records where it says nothing."""
+    found = attributes.get("periods")
+    return [one if isinstance(one, dict) else {} for one in found] if isinstance(found, list) else []
 
 
 def _time_index(place: Place, times: tuple[str, ...], attributes: Mapping[str, Any], asked: str | None) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import DN_SCALE
 from pipeline.store.page_check import PROMISE_DN
-from pipeline.store.page_source import labels
+from pipeline.store.page_source import labels, periods
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -133,8 +133,8 @@ def scenes_section(facts: Facts, zone: Zone) -> str:
             f"{cloud:.1f} %" if isinstance(cloud, int | float) else "unknown", str(scene.get("baseline") or "unknown"),
             str(scene.get("offset_dn", "")), str(scene.get("offset_evidence", "")),
         ))  # fmt: skip
-    periods = zone.attributes.get("periods")
-    composite = str(periods[zone.time].get("composite", "")) if isinstance(periods, list) and periods else ""
+    steps = periods(zone.attributes)
+    composite = str(steps[zone.time].get("composite", "")) if zone.time < len(steps) else ""
     how = {
         "mosaic": "At each place the first scene that is clear there is used, in this order.",
         "median": "At each place the median of the clear scenes is used.",

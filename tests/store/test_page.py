@@ -191,6 +191,28 @@ def test_units_set_aside_are_named_with_the_reason_and_the_command(store, tmp_pa
     assert "z32632-r9-c9-t0" not in text
 
 
+@pytest.mark.parametrize("consistency", ["tent", "none"])
+def test_without_the_promise_there_is_no_verdict(store, tmp_path, consistency):
+    path = copied(store, tmp_path)
+    attributes(path, consistency=consistency)
+    text = read(make_page(path))[0]
+    assert f"made with consistency “{consistency}”" in text
+    assert "Holds in every band" not in text
+    assert "is the measured number, for every band" not in text
+
+
+def test_attributes_of_the_wrong_kind_do_no_harm(store, tmp_path):
+    path = copied(store, tmp_path)
+    attributes(path, periods=["June"], scenes=[1, 2], notes=7, quarantined="none", bands_absent=[], units="many")
+    text = read(make_page(path))[0]
+    assert "2024-06-17" in text
+    attributes(path, periods={}, scenes={"S2A_CLOUDY": "clear"})
+    assert "S2A_CLOUDY" in read(make_page(path))[0]
+    attributes(path, **{"proj:code": "EPSG:none"})
+    with pytest.raises(IntegrityError, match="the root group cannot be read"):
+        make_page(path)
+
+
 @pytest.mark.parametrize("name", ["reflectance", "quality", "measured/10m/reflectance"])
 @pytest.mark.parametrize("how", ["flipped", "missing", "cut"])
 def test_damage_is_refused_and_never_shown_as_nodata(store, tmp_path, name, how):
