@@ -35,9 +35,9 @@ _POLL_S = (0.0005, 0.05)  # pauses between looks at the cluster, growing
 _ASK_EVERY_S = 5.0
 _SILENCE_S = 60.0  # a scheduler that cannot be reached for so long is gone
 # glibc gives memory back to the system after every multi-megabyte array unless both thresholds are raised
-# (measured: 2.4 times the CPU seconds per unit otherwise, with what the nanny sets by itself). It also keeps an arena for
-# every thread that packs chunks: the peak grew from 890 to 1157 MiB over 48 equal units of 23 km2, bicubic. With one
-# arena it was 830 MiB after the first unit and 863 after 32.
+# (measured: 2.4 times the CPU seconds per unit otherwise, with what the nanny sets by itself). It also keeps an arena
+# for every thread that packs chunks: the peak grew from 890 to 1157 MiB over 48 equal units of 23 km2, bicubic. With
+# one arena it was 830 MiB after the first unit and 863 after 32.
 _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "268435456",
     "MALLOC_MMAP_THRESHOLD_": "268435456",
