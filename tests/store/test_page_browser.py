@@ -393,6 +393,9 @@ def test_lossy_pages_keep_what_they_state(browser, store, tmp_path, monkeypatch)
     """As for a store of 25 km2: 8-bit images, and every number within the precision that the page states."""
     monkeypatch.setattr(page, "_IMAGE_BYTES", 700_000)
     out = tmp_path / "lossy.html"
+    store = copied(store, tmp_path)
+    spread = zarr.open_group(store, mode="r+", use_consolidated=False)["uncertainty"]
+    spread[:] = np.random.default_rng(1).integers(0, 200, spread.shape).astype(np.uint16)
     made = make_page(store)
     out.write_bytes(made.content)
     assert not made.exact
@@ -412,6 +415,13 @@ def test_lossy_pages_keep_what_they_state(browser, store, tmp_path, monkeypatch)
         stated = opened.page.locator("#precision tbody tr", has_text=re.compile(f"^{band}")).inner_text().split("\t")
         assert int(stated[1]) == error
         assert float(stated[3]) == pytest.approx(error * 1e-4)
+    row, col = 120, 200
+    opened.click(*place(store, row, col))
+    assert "spread: mean over 5 m" in opened.page.inner_text("#numbers p")
+    b09 = next(t for t in opened.page.locator("#numbers tbody tr").all_inner_texts() if t.startswith("B09")).split("\t")
+    mean = group["uncertainty"][0, BAND_NAMES.index("B09"), row : row + 2, col : col + 2].mean()
+    limit = opened.js("() => facts.uncertainty.planes.B09.error") + 1
+    assert abs(float(b09[5]) * 1e4 - mean) <= limit
     opened.close()
 
 

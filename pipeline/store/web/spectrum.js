@@ -130,5 +130,6 @@ function drawNumbers(place, values, names) {
   }
   place.replaceChildren(table);
   const off = Math.max(...facts.bands.map((band) => facts.output.planes[band.name].error));
-  if (off) place.append(html("p", `Output as on this page: at most ${(off * 1e-4).toFixed(4)} off, see Precision.`, "fine"));
+  const wide = facts.uncertainty && facts.uncertainty.gsd > facts.output.gsd;
+  if (off) place.append(html("p", `Output as on this page: at most ${(off * 1e-4).toFixed(4)} off${wide ? `; spread: mean over ${facts.uncertainty.gsd} m` : ""}. See Precision.`, "fine"));
 }
