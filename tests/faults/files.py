@@ -17,7 +17,7 @@ class Faults:
     """What the server does wrong. `rule(name, count, request)` returns a mode, or None to serve rightly.
 
     `count` is how often this file was asked for before. Modes: a status such as "503", or "429/30" with a Retry-After;
-    "reset", "truncated", "corrupt". `peak` is how many requests were at work at once.
+    "reset", "truncated", "corrupt". `peak` is how many requests waited for an answer at once.
     """
 
     def __init__(self, rule=lambda name, count, request: None):
@@ -29,6 +29,7 @@ class Faults:
 
     @contextmanager
     def at_work(self):
+        """A request that has come and has no answer yet. Ends before the first byte is sent, or the next could come."""
         with self.lock:
             self.running += 1
             self.peak = max(self.peak, self.running)
@@ -83,12 +84,9 @@ def handler_of(folder, faults):
             self.do_GET()
 
         def do_GET(self):
-            with faults.at_work():
-                self._answer()
-
-        def _answer(self):
             path = folder / self.path.split("?")[0].lstrip("/")
-            mode = faults.mode(self, path.name)
+            with faults.at_work():
+                mode = faults.mode(self, path.name)
             if mode and mode[0].isdigit():
                 self._refuse(*mode.split("/"))
             elif not path.is_file():
