@@ -11,10 +11,14 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
+from tests.archive.synthetic import make_scene
 from training.places import CELL_M, cell_split
+from training.presets import PRESETS, Preset, Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 UTM = "EPSG:32632"
 
@@ -55,3 +59,51 @@ def corner_in(split: str, skip: int = 0) -> tuple[float, float]:
     cells = ((row, col) for row in range(-660, -640) for col in range(60, 80) if cell_split(32632, row, col) == split)
     row, col = next(islice(cells, skip, None))
     return col * CELL_M, -row * CELL_M
+
+
+TINY_SR = Preset(
+    name="lite-sr",
+    task="sr",
+    architecture={"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1},
+    stages=(Stage("mean", 0.5, ("encoder.", "mean_head.", "spread_head.")), Stage("detail", 0.5, ("denoiser.",))),
+    minutes=1,
+    batch=4,
+    warmup_steps=2,
+    sampler={"name": "ddim", "steps": 2},
+)
+TINY_FUSION = Preset(
+    name="lite-fusion",
+    task="fusion",
+    architecture={"sharpen_width": 8, "sharpen_blocks": 1, "detail_width": 8, "detail_blocks": 1},
+    stages=(Stage("wald", 1.0, ()),),
+    minutes=1,
+    batch=2,
+)
+TOML = """
+name = "our town"
+licence = "city of Example, CC BY 4.0"
+
+[[source]]
+name = "orthos"
+role = "hr"
+path = "orthos"
+target_gsd_m = [1.0, 1.4]
+
+[[source]]
+name = "scenes"
+role = "sentinel2"
+path = "scenes"
+"""
+
+
+def own_imagery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Orthophotos of 0.5 m and scenes, in cells of both splits, and presets of few parameters; the training file."""
+    monkeypatch.setitem(PRESETS, TINY_SR.name, TINY_SR)
+    monkeypatch.setitem(PRESETS, TINY_FUSION.name, TINY_FUSION)
+    for number, split in enumerate(("train", "train", "held-out")):
+        left, top = corner_in(split, number)
+        photo = texture(320, 320, number)
+        write_raster(tmp_path / "orthos" / f"{number}.tif", photo, **placed(left + 1000, top - 1000, 0.5))
+        left, top = (round(metres / 60) * 60 for metres in (left + 600, top - 600))
+        make_scene(tmp_path / "scenes", scene_id=f"S2_{number}", left_m=left, top_m=top, size_m=1800, scl=False)
+    return write_toml(tmp_path, TOML)
