@@ -69,11 +69,12 @@ class _RedactedRecords:
         record = self._made(*arguments, **named)
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):  # arguments that do not fit: logging says so itself when it formats
-            text = str(record.msg)
-        clean = redact(text)
-        if clean != text:
-            record.msg, record.args = clean, ()
+        except (TypeError, ValueError):  # arguments that do not fit, which logging would print as they are
+            record.msg, record.args = redact(f"{record.msg} {record.args}"), ()
+        else:
+            clean = redact(text)
+            if clean != text:
+                record.msg, record.args = clean, ()
         if record.exc_info and record.exc_info[0] is not None:  # formatters take a text that is there already
             record.exc_text = _trace(*record.exc_info)
         return record

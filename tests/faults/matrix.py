@@ -134,7 +134,7 @@ ROWS = (
         (f"{ACCESS}::test_everything_else_is_refused", f"{ACCESS}::test_any_public_host_excludes_the_inner_network",
          f"{CUBE}::test_a_file_that_points_to_other_files_is_not_opened_whatever_its_name")),
     Row("secrets in messages", "planted tokens and keys", "redacted in errors and records",
-        (f"{ACCESS}::test_secrets_do_not_survive_redaction",
+        (f"{ACCESS}::test_secrets_do_not_survive_redaction", "archive/test_redaction.py",
          f"{ACCESS}::test_final_errors_carry_no_secret_and_no_chain",
          f"{QUARANTINE}::test_the_record_tells_how_to_see_the_failure_again_and_no_secret")),
     Row("secrets anywhere", "planted in addresses, a password, a key; two workers, failures, all logs at DEBUG",
