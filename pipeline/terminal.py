@@ -141,6 +141,7 @@ def described_run(plan: Plan, summary: Summary, store: Place, picture: Path | No
     if picture is not None:
         where = " (in this folder, since the store is remote)" if "://" in str(store) else ""
         lines.append(f"  picture   {picture}{where}")
+    lines.append(f"  look      python -m pipeline.view {store}")
     lines.append(f'  open      import pipeline; ds = pipeline.open_store("{store}")')
     return "\n".join(lines)
 
