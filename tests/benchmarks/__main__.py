@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks`: seconds, memory and stage shares, written as a Markdown table.
 
-Cases: importing; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a cluster; one model window;
+Cases: importing; opening a large store; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a cluster; one model window;
 seams; the embedded sample from command to verified store; 25 km2 of real tiles repeated into one scene (synthetic land
 where the real imagery is absent); memory over growing areas.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
@@ -242,8 +242,29 @@ def memory(folder: Path, workers: int) -> list[Row]:
     return rows
 
 
+def opening(folder: Path, _workers: int) -> list[Row]:
+    """A store of 120 km by 120 km, 10 000 chunks: opened in a process that has all its imports behind it."""
+    import pipeline
+    from pipeline.bands import BAND_NAMES
+    from pipeline.grid.grid import Grid
+    from pipeline.store import layout, template
+
+    grid = Grid.covering(32632, (600_000.0, 4_980_000.0, 720_000.0, 5_100_000.0))
+    shape = template.Template(grid, BAND_NAMES, ("2024-06-17T10:20:31Z",), 480, BAND_NAMES,
+                              attributes={"plan_digest": "d", "groups": [""]})  # fmt: skip
+    template.create(folder / "a.zarr", "", shape)
+    layout.finish(folder / "a.zarr", [""], {})
+    pipeline.open_store(folder / "a.zarr")
+    started, before = time.perf_counter(), time.process_time()
+    ds = pipeline.open_store(folder / "a.zarr")
+    wall, cpu = time.perf_counter() - started, time.process_time() - before
+    chunks = ds.reflectance.data.npartitions
+    return [(f"opening a store of {chunks} chunks", "seconds (CPU)", f"{wall:.2f} ({cpu:.2f})")]
+
+
 CASES = {
     "importing": importing,
+    "opening": opening,
     "planning": planning,
     "scheduling": scheduling,
     "window": window,
