@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks`: seconds, memory and stage shares, written as a Markdown table.
 
-Cases: importing; opening a large store; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a cluster; one model window;
-seams; the embedded sample from command to verified store; 25 km2 of real tiles repeated into one scene (synthetic land
-where the real imagery is absent); memory over growing areas.
+Cases: importing; opening a large store; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a
+cluster; one model window; seams; the embedded sample from command to verified store; 25 km2 of real tiles repeated into
+one scene (synthetic land where the real imagery is absent); memory over growing areas.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
