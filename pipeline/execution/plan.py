@@ -39,8 +39,8 @@ PLAN_KEY = f"{RUN_FOLDER}/plan.json"  # within the store
 
 
 @dataclass(frozen=True, order=True)
-class Unit:
-    """Address of one piece of work. Immutable, hashable, no pixels.
+class Address:
+    """A place in a run: zone, time step, and row and column in whatever the zone is cut into. Immutable, no pixels.
 
     >>> Unit(32631, 2, 0, 0).id
     'z32631-r2-c0-t0'
@@ -55,6 +55,10 @@ class Unit:
     def id(self) -> str:
         """Name that is safe in file names and task keys."""
         return f"z{self.epsg}-r{self.row}-c{self.col}-t{self.period}"
+
+
+class Unit(Address):
+    """One piece of work; row and column count the zone's breaks."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import IntegrityError
 from pipeline.execution.outline import template_of
-from pipeline.execution.plan import Unit
+from pipeline.execution.plan import Address, Unit
 from pipeline.store import overviews
 from pipeline.store.layout import RUN_FOLDER, verify_chunks
 from pipeline.store.levels import BLOCK_CHUNKS
@@ -35,19 +35,8 @@ FOLDER = f"{RUN_FOLDER}/overviews"
 _DAMAGE = (RuntimeError, ValueError, OSError)  # what zarr raises for stored bytes that cannot be decoded
 
 
-@dataclass(frozen=True, order=True)
-class Block:
+class Block(Address):
     """Whole chunks of one time step that share their overviews; row and column count blocks."""
-
-    epsg: int
-    row: int
-    col: int
-    period: int
-
-    @property
-    def id(self) -> str:
-        """Name that is safe in file names."""
-        return f"z{self.epsg}-r{self.row}-c{self.col}-t{self.period}"
 
 
 @dataclass(frozen=True)
