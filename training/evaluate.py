@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--per-set", type=_natural, help="use only the first so many images of each set")
     p.add_argument("--decimator", choices=["box", "bicubic"], default="box", help="of the test degradation")
     p.add_argument("--seed", type=int, default=0, help="of the members' noise")
+    p.add_argument("--device", default="cpu", help="where super-resolvers run: cpu, cuda, cuda:1 ...")
     p.add_argument("--threads", type=_natural, default=1)
     return p
 
@@ -76,25 +77,27 @@ def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
     return found
 
 
-def system_of(bundle: Bundle) -> System:
+def system_of(bundle: Bundle, device: str = "cpu") -> System:
     """The pipeline's system whose super-resolver carries these weights. UsageError for bundles of other kinds."""
     from pipeline.superres.systems import SYSTEMS, choose, load
 
     for name, spec in SYSTEMS.items():
         if spec.sr_system == bundle.system:
-            return load(choose(name, sr_weights=bundle.path), "cpu")
+            return load(choose(name, sr_weights=bundle.path), device)
     known = [spec.sr_system for spec in SYSTEMS.values() if spec.sr_system]
     raise UsageError(f"{bundle.path} holds {bundle.system}", f"one of {', '.join([*known, *FUSIONS])}")
 
 
 def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:
     """All sections that the arguments ask for. Raises PipelineError."""
+    from training.distributed import device_of
     from training.sources import load_data, shipped_data
 
     bundles = bundles_of(args.targets)
     if args.steps and all(bundle.system in FUSIONS for bundle in bundles):
         raise UsageError("--steps: a fusion has no sampling steps", "weights of a super-resolver")
-    systems = [None if bundle.system in FUSIONS else system_of(bundle) for bundle in bundles]
+    device = str(device_of(args.device))
+    systems = [None if bundle.system in FUSIONS else system_of(bundle, device) for bundle in bundles]
     data = load_data(args.on) if args.on else shipped_data()
     sections: list[Section] = []
     for bundle, system in zip(bundles, systems, strict=True):
@@ -129,7 +132,7 @@ def _of_system(
 
     if system.resolver is None:
         raise UsageError(f"{system.name} has no network")
-    candidate = Candidate(system.name, system.resolver, args.seed)
+    candidate = Candidate(system.name, system.resolver, args.seed, system.device)
     how = Degradation(decimator=args.decimator)
     if args.picture:
         picture.write(candidate, held_out_pairs(data.held_out_chips(), how), data.all_tiles, args.picture, say)

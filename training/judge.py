@@ -17,10 +17,10 @@ from pipeline.errors import UsageError
 from pipeline.models.difffusr import DiffFuSR
 from pipeline.models.lite import SCALE, LiteSuperResolver
 from pipeline.superres.consistency import approach
-from training import baselines, metrics, opensr
+from training import baselines, metrics, opensr, placement
 from training.degrade import degrade
 from training.metrics import trimmed
-from training.pairs import BORDER_PX, Pair, members, score
+from training.pairs import BORDER_PX, CPU, Pair, members, score
 from training.spreads import Pools, of_image
 from training.tables import Record
 
@@ -58,6 +58,7 @@ class Candidate:
     name: str
     resolver: SuperResolver
     seed: int = 0
+    device: torch.device = CPU  # where the weights are
 
     @property
     def bundle(self) -> Bundle:
@@ -88,14 +89,16 @@ class Candidate:
 
     def regression(self, lr: Tensor) -> Tensor | None:
         """The estimate without diffusion (1, 3, 4h, 4w), of systems that have one."""
-        return self.resolver.mean(lr) if isinstance(self.resolver, LiteSuperResolver) else None
+        if not isinstance(self.resolver, LiteSuperResolver):
+            return None
+        return placement.run(self.device, self.resolver.mean, lr)
 
     def members(self, pair: Pair, count: int = MEMBERS) -> Tensor:
         """Samples (count, 3, H, W)."""
-        return members(self.resolver, pair, count, self.seed)
+        return members(self.resolver, pair, count, self.seed, self.device)
 
     def window_seconds(self) -> float:
-        """Core-seconds of one member of one window of 480 px, after one window to warm up."""
+        """Core-seconds of one member of one window of 480 px, after one to warm up; of the CPU, whatever the device."""
         generator = torch.Generator().manual_seed(0)
         hr = torch.rand(1, 3, WINDOW_PX, WINDOW_PX, generator=generator)
         pair = Pair("", 0, hr, baselines.box(hr))

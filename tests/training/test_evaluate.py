@@ -153,3 +153,8 @@ def test_bad_arguments_are_refused(arguments, said, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(arguments)
     assert said in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_is_read(capsys):
+    assert evaluate.main(["--device", "cuda:99"]) == 2
+    assert "--device" in capsys.readouterr().err
