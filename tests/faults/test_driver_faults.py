@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pipeline.archive.aoi import read_aoi
+from pipeline.check import repair
 from pipeline.errors import PipelineError
 from pipeline.execution import cluster, driver
 from pipeline.execution.planner import make_plan
@@ -185,8 +186,8 @@ class StoreMachine(RuleBasedStateMachine):
             path.write_bytes(path.read_bytes()[:40])
 
     @rule()
-    def finish_with_full_verification(self):
-        driver.run_plan(self.plan, self.store, cluster="inline", workers=1, verify="full")
+    def repair_with_full_verification(self):
+        repair(self.store, "full", 1)
         assert layout.status(self.store) == layout.STATUS_COMPLETE
         assert chunk_digests(self.store) == self.calm
 
