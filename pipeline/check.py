@@ -136,7 +136,6 @@ def _decode(plan: Plan, place: Place, unit: Unit) -> list[str]:
 
 def repair(store: Where, verify: str, workers: int) -> None:
     """Compute again exactly the units that fail `verify` or were set aside, and publish. PipelineError as in a run."""
-    from pipeline.execution import pyramid
     from pipeline.execution.driver import run_plan
     from pipeline.execution.plan import load_plan
     from pipeline.execution.quarantine import Quarantine
@@ -145,8 +144,6 @@ def repair(store: Where, verify: str, workers: int) -> None:
     quarantine = Quarantine(store, plan.digest)
     for unit in quarantine.read():
         quarantine.release(unit)
-    if verify != "none":
-        pyramid.discard_faulty(plan, store, full=verify == "full")
     run_plan(plan, store, cluster="inline" if workers == 1 else "local", workers=workers, verify=verify)
 
 

@@ -103,7 +103,7 @@ def run_plan(
             ):
                 Work(pool, summary, report, stop, store, plan.digest, patience).through(todo)
         if shard is None:
-            _publish(plan, store, summary, changed=bool(todo))
+            _publish(plan, store, summary, verify, changed=bool(todo))
     summary.seconds = time.perf_counter() - started
     return summary
 
@@ -121,16 +121,18 @@ def finalise(plan: Plan, store: Where, verify: str = "size") -> Summary:
                 "every shard to have run to its end",
                 f"run the missing shards again, or python -m pipeline.run --plan {store} to compute the rest here",
             )
-        _publish(plan, store, summary, changed=True)
+        _publish(plan, store, summary, verify, changed=True)
     summary.seconds = time.perf_counter() - started
     return summary
 
 
-def _publish(plan: Plan, store: Where, summary: Summary, *, changed: bool) -> None:
+def _publish(plan: Plan, store: Where, summary: Summary, verify: str, *, changed: bool) -> None:
     """Flip the store to complete, last of all. UpstreamError when more units are set aside than a store may lack."""
+    if verify != "none":
+        pyramid.discard_faulty(plan, store, full=verify == "full")
     status = layout.STATUS_QUARANTINE if summary.quarantined else layout.STATUS_COMPLETE
     settled = not changed and layout.status(store) == status and place_of(store).size(ITEM_KEY) is not None
-    if settled and not pyramid.lacking(plan, store, summary.quarantined):
+    if settled and pyramid.whole(plan, store, summary.quarantined):
         return
     if len(summary.quarantined) > allowed(summary.units):
         raise UpstreamError(

@@ -72,6 +72,13 @@ def lacking(plan: Plan, store: Where, without: Collection[str] = ()) -> list[Blo
     ]
 
 
+def whole(plan: Plan, store: Where, without: Collection[str] = ()) -> bool:
+    """True when no overview is lacking, neither of blocks nor beyond them."""
+    place = place_of(store)
+    beyond = all(_record(place, plan.digest, name) is not None for name in _late_names(plan))
+    return beyond and not lacking(plan, place, without)
+
+
 def complete(plan: Plan, store: Where, without: Collection[str] = ()) -> None:
     """Build every block that is lacking, then the levels beyond blocks. IntegrityError where stored bytes are wrong."""
     place, aside = place_of(store), set(without)
@@ -96,14 +103,16 @@ def faults(plan: Plan, store: Where, *, full: bool) -> dict[str, list[str]]:
     names += [
         _late_name(zone, period) for zone in plan.zones for period in range(len(zone.periods)) if _late(plan, zone)
     ]
-    found = {}
-    for name in names:
-        record = _record(place, plan.digest, name)
-        group = plan.group(int(name[1:].split("-")[0]))
-        wrong = ["no valid record"] if record is None else verify_chunks(place, record.chunks, full=full, group=group)
-        if wrong:
-            found[f"overviews of {name}"] = wrong
-    return found
+    with ThreadPoolExecutor(place.hands) as pool:
+        wrong = list(pool.map(_wrong, repeat(plan), repeat(place), names, repeat(full)))
+    return {f"overviews of {name}": what for name, what in zip(names, wrong, strict=True) if what}
+
+
+def _wrong(plan: Plan, place: Place, name: str, full: bool) -> list[str]:
+    record = _record(place, plan.digest, name)
+    if record is None:
+        return ["no valid record"]
+    return verify_chunks(place, record.chunks, full=full, group=plan.group(int(name[1:].split("-")[0])))
 
 
 def discard_faulty(plan: Plan, store: Where, *, full: bool) -> None:
@@ -169,6 +178,11 @@ def _late(plan: Plan, zone: Zone) -> list[tuple[Level, Level]]:
     shape = template_of(plan, zone)
     chain = (shape.base, *shape.overviews)
     return [(source, level) for source, level in pairwise(chain) if level.late]
+
+
+def _late_names(plan: Plan) -> list[str]:
+    zones = [zone for zone in plan.zones if _late(plan, zone)]
+    return [_late_name(zone, period) for zone in zones for period in range(len(zone.periods))]
 
 
 def _late_name(zone: Zone, period: int) -> str:

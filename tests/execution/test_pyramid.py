@@ -152,6 +152,19 @@ def test_damaged_overviews_and_input_are_found_and_mended(small):
     assert chunk_digests(store) == before
 
 
+def test_a_run_that_verifies_mends_overviews_and_those_beyond_blocks(archive, aoi, tmp_path):
+    store = tmp_path / "a.zarr"
+    plan, _ = run(config_for(archive, chunk_px=24, unit_chunks=6), aoi, store)
+    before = chunk_digests(store)
+    for level in ("5m", "10m"):  # of blocks, and beyond them
+        path = sorted(path for path in (store / f"overviews/{level}/reflectance/c").rglob("*") if path.is_file())[0]
+        path.write_bytes(path.read_bytes()[:-3] + b"xyz")
+    run_plan(plan, store, cluster="inline", workers=1)
+    assert chunk_digests(store) != before  # sizes are those of before
+    run_plan(plan, store, cluster="inline", workers=1, verify="full")
+    assert chunk_digests(store) == before
+
+
 def test_damage_below_a_missing_overview_is_said_with_the_cure(small):
     plan, store = small
     for path in (store / "reflectance" / "c").rglob("*"):
