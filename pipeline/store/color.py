@@ -110,4 +110,5 @@ def _picture(
         shown = xr.concat([shown, opaque.expand_dims("rgb", -1)], "rgb").transpose(..., "rgb")
         channels.append("alpha")
     attributes = {"long_name": name.replace("_", " "), "bands": " ".join(bands), "low": low, "high": high}
-    return shown.assign_coords(rgb=channels).rename(name).assign_attrs({**attributes, "gamma": gamma, "nodata": 0})
+    shown.attrs = {**attributes, "gamma": gamma, "nodata": 0}  # not those of the bands
+    return shown.assign_coords(rgb=channels).rename(name)

@@ -129,6 +129,8 @@ def in_zones(ds: xr.Dataset | xr.DataTree, of: Callable[[xr.Dataset], xr.Dataset
     """`of` the Dataset, or of each zone."""
     import xarray as xr
 
+    if not isinstance(ds, xr.DataTree | xr.Dataset):
+        raise UsageError(f"a {type(ds).__name__}", "the Dataset or DataTree that pipeline.open_store gave")
     if isinstance(ds, xr.DataTree):
         return xr.DataTree.from_dict({node.path: of(node.to_dataset()) for node in ds.leaves})
     return of(ds)
@@ -167,4 +169,5 @@ def _index(zone: xr.Dataset, name: str) -> DataArray:
         "native_gsd_m": max(BY_NAME[band].gsd_m for band in index.bands),
     }
     mapping = {"grid_mapping": "spatial_ref"} if "spatial_ref" in zone.coords else {}
-    return values.rename(name).assign_attrs({**attributes, **mapping})
+    values.attrs = {**attributes, **mapping}  # not those of the bands, which arithmetic may keep
+    return values.rename(name)

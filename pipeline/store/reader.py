@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN, TARGET_GSD_M
-from pipeline.errors import UsageError
+from pipeline.errors import IntegrityError, UsageError
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
 from pipeline.store.levels import MEASURED, OVERVIEWS, gsd_name
 from pipeline.store.place import place_of
+from pipeline.store.selection import require_stored_dn, root_attributes
 
 if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
     from pipeline.store.place import Place, Where
+
+
+_PACKING = ("scale_factor", "add_offset", "_FillValue")
 
 
 def open_store(path: Where, gsd_m: float | None = None) -> xr.Dataset | xr.DataTree:
@@ -67,12 +71,18 @@ def _root(path: Where) -> tuple[Place, zarr.Group]:
 
     importlib.import_module("rioxarray")  # registers the `.rio` accessor that users expect to find
     location = place_of(path)
-    if location.size("zarr.json") is None:
-        raise UsageError(f"{location} is not a Zarr store", "the folder that a run wrote, such as region.zarr")
-    with location.reading():
-        root = zarr.open_group(location.zarr_store(), mode="r")
-    if "plan_digest" not in root.attrs:
-        raise UsageError(f"{location} was not written by this pipeline", "a group with the attribute plan_digest")
+    attributes = root_attributes(location)
+    try:
+        with location.reading():
+            root = zarr.open_group(location.zarr_store(), mode="r")
+            for group in map(str, attributes.get("groups", [""])):
+                require_stored_dn(location, group, root)
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"the metadata of {location} cannot be read ({error})",
+            "what the run wrote",
+            f"python -m pipeline.check {location} --verify full --repair",
+        ) from error
     return location, root
 
 
@@ -105,12 +115,16 @@ def _decoded(location: Place, group: str) -> xr.Dataset:
     # float32: a DN needs 16 bits, so nothing is lost, and it halves the memory of xarray's float64
     # and the offset in whole DN first, so that DN 1000 is exactly 0
     values = ((dn + np.float32(HOUSE_ADD_OFFSET_DN)) * np.float32(DN_SCALE)).where(dn != NODATA_DN)
-    attributes = {k: v for k, v in dn.attrs.items() if k not in ("scale_factor", "add_offset", "_FillValue")}
-    raw["reflectance"] = values.assign_attrs(attributes)
+    raw["reflectance"] = _unpacked(values, dn)
     if "uncertainty" in raw:
-        spread = raw["uncertainty"]
-        kept = {k: v for k, v in spread.attrs.items() if k not in ("scale_factor", "add_offset")}
-        raw["uncertainty"] = (spread * np.float32(DN_SCALE)).assign_attrs(kept)
+        raw["uncertainty"] = _unpacked(raw["uncertainty"] * np.float32(DN_SCALE), raw["uncertainty"])
     small = [name for name in ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated") if name in raw.variables]
     decoded: xr.Dataset = raw.set_coords(small).assign_coords({name: raw[name].load() for name in small})
     return decoded
+
+
+def _unpacked(values: xr.DataArray, packed: xr.DataArray) -> xr.DataArray:
+    """`values` with the attributes of what they were packed in, but for the packing: a copy is not decoded twice."""
+    values.attrs = {name: value for name, value in packed.attrs.items() if name not in _PACKING}
+    values.encoding = {}
+    return values

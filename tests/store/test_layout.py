@@ -72,6 +72,47 @@ def test_open_store_decodes_to_float32_and_refuses_what_is_not_ours(store, tmp_p
         pipeline.open_store(tmp_path / "other.zarr")
 
 
+@pytest.mark.parametrize("save", ["zarr", "netcdf", "raster"])
+def test_what_is_saved_from_an_opened_store_reads_back_as_it_was(store, tmp_path, save):
+    """Decoded values carry nothing of the packing, or every copy would be decoded twice."""
+    RegionWriter(store, "", 0).write(slice(0, 96), slice(0, 96), {"reflectance": block()})
+    layout.finish(store, [""], {})
+    ds = pipeline.open_store(store)
+    made = {"reflectance": ds.reflectance.isel(time=0, band=2), "ndwi": pipeline.indices(ds, "ndsi").isel(time=0),
+            "picture": pipeline.true_color(ds).isel(time=0)}  # fmt: skip
+    for name, values in made.items():
+        before = values.compute()
+        assert not {"scale_factor", "add_offset", "_FillValue"} & (set(values.attrs) | set(values.encoding))
+        path = tmp_path / f"{name}.{save}"
+        if name == "picture" and save != "zarr":  # NetCDF 3 has no unsigned bytes, and GeoTIFF wants bands first
+            continue
+        if save == "zarr":
+            values.rename(name).reset_coords(drop=True).to_zarr(path)
+            after = xr.open_zarr(path)[name]
+        elif save == "netcdf":
+            values.rename(name).reset_coords(drop=True).to_netcdf(path, engine="scipy")
+            after = xr.open_dataset(path, engine="scipy")[name]
+        else:
+            values.rio.to_raster(path.with_suffix(".tif"))
+            after = importlib.import_module("rioxarray").open_rasterio(path.with_suffix(".tif"), mask_and_scale=True)[0]
+        np.testing.assert_allclose(after.values, before.values, rtol=1e-6)
+
+
+def test_a_copy_that_another_program_wrote_is_no_store(store, tmp_path):
+    RegionWriter(store, "", 0).write(slice(0, 96), slice(0, 96), {"reflectance": block()})
+    layout.finish(store, [""], {})
+    pipeline.open_store(store).to_zarr(tmp_path / "copy.zarr", consolidated=False)
+    with pytest.raises(UsageError, match="reflectance as float32: a copy of a store"):
+        pipeline.open_store(tmp_path / "copy.zarr")
+
+
+def test_metadata_that_cannot_be_read_is_said_with_the_cure(store):
+    layout.finish(store, [""], {})
+    (store / "zarr.json").write_text("{")
+    with pytest.raises(IntegrityError, match="--verify full --repair writes it anew"):
+        pipeline.open_store(store)
+
+
 def test_regions_that_cut_a_chunk_are_refused(store):
     writer = RegionWriter(store, "", 0)
     with pytest.raises(ValueError, match="cuts chunks"):
