@@ -12,7 +12,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import EXIT_INTEGRITY, EXIT_OK, EXIT_QUARANTINE, EXIT_RESUMABLE, PipelineError
+from pipeline.errors import EXIT_INTEGRITY, EXIT_OK, EXIT_QUARANTINE, EXIT_RESUMABLE, IntegrityError, PipelineError
 from pipeline.store.place import place_of
 from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.terminal import show
@@ -144,7 +144,22 @@ def repair(store: Where, verify: str, workers: int) -> None:
     quarantine = Quarantine(store, plan.digest)
     for unit in quarantine.read():
         quarantine.release(unit)
+    _restore_metadata(plan, place_of(store), verify)
     run_plan(plan, store, cluster="inline" if workers == 1 else "local", workers=workers, verify=verify)
+
+
+def _restore_metadata(plan: Plan, place: Place, verify: str) -> None:
+    """Write metadata and coordinates anew from the plan where they cannot be read or are not what it says."""
+    from pipeline.execution.driver import write_metadata
+    from pipeline.store import layout
+
+    try:
+        layout.status(place)
+        sound = verify != "full" or not _coordinates(plan, place)
+    except IntegrityError:
+        sound = False
+    if not sound:
+        write_metadata(plan, place)
 
 
 def exit_code(report: dict[str, Any]) -> int:

@@ -43,11 +43,24 @@ def prepare(plan: Plan, store: Where) -> None:
     The plan comes last: a store without one was never begun, and is made anew.
     """
     if "" not in {plan.group(zone.epsg) for zone in plan.zones}:
-        template.create_root(store, {"groups": [plan.group(z.epsg) for z in plan.zones], "plan_digest": plan.digest})
+        template.create_root(store, _root_attributes(plan))
     for zone in plan.zones:
         template.create(store, plan.group(zone.epsg), template_of(plan, zone))
     layout.consolidate(store)
     place_of(store).write(PLAN_KEY, json.dumps(plan.to_json(), indent=1).encode())
+
+
+def write_metadata(plan: Plan, store: Where) -> None:
+    """Put the template's files over those that are there, which are damaged; the store is to be published again."""
+    if "" not in {plan.group(zone.epsg) for zone in plan.zones}:
+        template.create_root(store, _root_attributes(plan), overwrite=False)
+    for zone in plan.zones:
+        template.write_metadata(store, plan.group(zone.epsg), template_of(plan, zone))
+    layout.consolidate(store)
+
+
+def _root_attributes(plan: Plan) -> dict[str, object]:
+    return {"groups": [plan.group(zone.epsg) for zone in plan.zones], "plan_digest": plan.digest}
 
 
 def pending(
@@ -92,6 +105,7 @@ def run_plan(
     Interrupted when asked to stop; PipelineError when more units failed than may be set aside.
     """
     started = time.perf_counter()
+    layout.status(store)  # metadata that cannot be read is said once, not by every unit
     with lease(store, shard.label if shard else ""):
         if shard is None:  # other shards may be writing
             Ledger(store, plan.digest).sweep()

@@ -148,5 +148,9 @@ def status(store: Where) -> str:
     try:
         attributes = json.loads(place_of(store).read("zarr.json") or b"")["attributes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{store} has no readable zarr.json", "a store written by this pipeline") from error
+        raise IntegrityError(
+            f"{store} has no readable zarr.json",
+            "a store written by this pipeline",
+            f"python -m pipeline.check {store} --verify full --repair writes it anew from the plan",
+        ) from error
     return str(attributes.get("status", ""))

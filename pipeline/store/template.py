@@ -6,7 +6,10 @@ conventions of CF and GeoZarr (`proj:`, `spatial:`, `multiscales`). Imports band
 
 from __future__ import annotations
 
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,23 +94,55 @@ def create(store: Where, group: str, template: Template) -> None:
     place = place_of(store)
     with place.writing():
         # attributes go with the group's first write: a killed start is still recognised as ours
-        attributes = {"status": STATUS_INCOMPLETE, **_georeference(template.base.raster, "multiscales")}
-        attributes |= {"multiscales": _multiscales(template), **template.attributes}
+        attributes = _attributes(template)
         root = zarr.create_group(store=place.zarr_store(group), attributes=attributes, overwrite=True, zarr_format=3)
-        _fill(root, template.base, template)
-        for folder, inside in ((levels.OVERVIEWS, template.overviews), (levels.MEASURED, template.measured)):
-            root.create_group(folder)
-            for level in inside:
-                _fill(root.create_group(level.path, attributes=_georeference(level.raster)), level, template)
+        if place.hands == 1:
+            _fill_all(root, template)
+            return
+    write_metadata(place, group, template)
 
 
-def create_root(store: Where, attributes: Mapping[str, Any]) -> None:
-    """Write the root group above several zones' groups; it holds attributes only. Raises StorageError."""
+def write_metadata(store: Where, group: str, template: Template) -> None:
+    """Put the files that `create` makes over those that are there, many at once; chunks stay. Raises StorageError."""
+    import zarr
+
+    place, prefix = place_of(store), f"{group}/" if group else ""
+    with tempfile.TemporaryDirectory() as folder:
+        _fill_all(zarr.create_group(store=folder, attributes=_attributes(template), zarr_format=3), template)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        keys = [prefix + path.relative_to(folder).as_posix() for path in files]
+        contents = [path.read_bytes() for path in files]
+    with ThreadPoolExecutor(place.hands) as pool:
+        list(pool.map(place.write, keys, contents))
+
+
+def _attributes(template: Template) -> dict[str, Any]:
+    """What a zone's group says of itself."""
+    stated = {"status": STATUS_INCOMPLETE, **_georeference(template.base.raster, "multiscales")}
+    return {**stated, "multiscales": _multiscales(template), **template.attributes}
+
+
+def _fill_all(root: zarr.Group, template: Template) -> None:
+    """Arrays and coordinates of all levels of a zone."""
+    _fill(root, template.base, template)
+    for folder, inside in ((levels.OVERVIEWS, template.overviews), (levels.MEASURED, template.measured)):
+        root.create_group(folder)
+        for level in inside:
+            _fill(root.create_group(level.path, attributes=_georeference(level.raster)), level, template)
+
+
+def create_root(store: Where, attributes: Mapping[str, Any], *, overwrite: bool = True) -> None:
+    """Write the root group above several zones' groups; it holds attributes only. Raises StorageError.
+
+    Without `overwrite`, what lies below stays.
+    """
     import zarr
 
     place, stated = place_of(store), {"status": STATUS_INCOMPLETE, **attributes}
+    if not overwrite:
+        place.delete("zarr.json")
     with place.writing():
-        zarr.create_group(store=place.zarr_store(), attributes=stated, overwrite=True, zarr_format=3)
+        zarr.create_group(store=place.zarr_store(), attributes=stated, overwrite=overwrite, zarr_format=3)
 
 
 def _georeference(raster: Raster, *more: str) -> dict[str, Any]:

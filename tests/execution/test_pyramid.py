@@ -152,6 +152,22 @@ def test_damaged_overviews_and_input_are_found_and_mended(small):
     assert chunk_digests(store) == before
 
 
+@pytest.mark.parametrize("hit", ["zarr.json", "overviews/5m/x/zarr.json", "x/c/0"])
+def test_damaged_metadata_is_written_anew_from_the_plan(small, hit):
+    plan, store = small
+    before, facts = chunk_digests(store), dict(zarr.open_group(store, mode="r").attrs)
+    (store / hit).write_bytes(b"{")
+    if hit == "zarr.json":
+        with pytest.raises(IntegrityError, match="--repair writes it anew"):
+            run_plan(plan, store, cluster="inline", workers=1)
+    mend = [sys.executable, "-m", "pipeline.check", str(store), "--verify", "full", "--repair"]
+    done = subprocess.run(mend, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert chunk_digests(store) == before
+    assert dict(zarr.open_group(store, mode="r").attrs) == facts
+    assert pipeline.open_store(store).sizes["band"] == 12
+
+
 def test_a_run_that_verifies_mends_overviews_and_those_beyond_blocks(archive, aoi, tmp_path):
     store = tmp_path / "a.zarr"
     plan, _ = run(config_for(archive, chunk_px=24, unit_chunks=6), aoi, store)
