@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("store", help="folder or URL")
     p.add_argument("--out", metavar="FILE", help="page to write (the store's name + .html, beside it)")
-    p.add_argument("--time", metavar="DATE", help="time step to show, e.g. 2024-06-17 (the first)")
+    p.add_argument("--time", metavar="DATE", help="time step to show: 2024-06-17, 2024-06, or an index (the first)")
     p.add_argument("--zone", help="UTM zone to show, e.g. utm31n, of a store with several (the first)")
     p.add_argument("--at", nargs=2, type=float, metavar=("LON", "LAT"),
                    help="place to show at 2.5 m of a large store (where contrast is largest)")  # fmt: skip

@@ -7,7 +7,7 @@ Everything is decided within a 60 m cell, so a composite does not depend on wher
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -94,13 +94,19 @@ def periods(scenes: Sequence[Scene], composite: str) -> tuple[Period, ...]:
 
 
 def solar_day(scene: Scene) -> str:
-    """Date of the local mean solar time (UTC + longitude / 15 h), so that no overpass is split at midnight UTC."""
+    """Date of the local mean solar time (UTC + longitude / 15 h), so that no overpass is split at midnight UTC.
+
+    A scene at midnight to the second carries a date and no time, and keeps that date. Where a true overpass, which is
+    at half past ten by the sun, falls on midnight UTC, both dates are the same.
+    """
     import shapely
 
     from pipeline.archive.footprints import footprint_shape
 
+    if (moment := _utc(scene)).time() == time():
+        return moment.date().isoformat()
     part = max(shapely.get_parts(footprint_shape(scene.footprint)), key=lambda piece: float(piece.area))
-    return (_utc(scene) + timedelta(hours=part.centroid.x / 15)).date().isoformat()
+    return (moment + timedelta(hours=part.centroid.x / 15)).date().isoformat()
 
 
 def _utc(scene: Scene) -> datetime:

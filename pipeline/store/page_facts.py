@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bands import GSDS_M
 from pipeline.errors import IntegrityError
 from pipeline.store.layout import RUN_FOLDER, STATUS_COMPLETE, STATUS_QUARANTINE, verify_chunks
-from pipeline.store.page_source import factor_of, periods, subgroup
+from pipeline.store.page_source import factor_of, subgroup
 from pipeline.store.receipts import Ledger, Receipt
+from pipeline.store.selection import periods
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,6 +17,7 @@ from pipeline.bands import BY_NAME, GSDS_M, NODATA_DN, TARGET_GSD_M, bands_at
 from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.grid.grid import Window
 from pipeline.store.place import place_of
+from pipeline.store.selection import labels, require_stored_dn, root_attributes, time_indices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -85,19 +86,16 @@ def open_zone(where: Where, zone: str | None = None, time: str | None = None) ->
     import zarr
 
     place = place_of(where)
-    if place.size("zarr.json") is None:
-        raise UsageError(f"{place} is not a Zarr store", "the folder that a run wrote, such as region.zarr")
-    with undamaged(place, "zarr.json"):
-        root = zarr.open_group(place.zarr_store(), mode="r")
-    if "plan_digest" not in root.attrs and "groups" not in root.attrs:
-        raise UsageError(f"{place} was not written by this pipeline", "a group with the attribute plan_digest")
-    names = tuple(str(name) for name in _list(root.attrs.get("groups"), [""]))
+    attributes = root_attributes(place)
+    names = tuple(str(name) for name in _list(attributes.get("groups"), [""]))
     chosen = names[0] if zone is None else zone
     if chosen not in names:
         known = ", ".join(name for name in names if name) or "none, there is one zone only"
         raise UsageError(f"{place} has no zone {zone}", known)
     with undamaged(place, chosen or "the root group"):
         group = zarr.open_group(place.zarr_store(chosen), mode="r")
+    require_stored_dn(place, "", group)
+    with undamaged(place, chosen or "the root group"):
         return _zone(place, chosen, names, group, time)
 
 
@@ -126,29 +124,14 @@ def _list(value: object, default: list[str]) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else default
 
 
-def labels(attributes: Mapping[str, Any], times: tuple[str, ...]) -> tuple[str, ...]:
-    """What the time steps are called: their periods' labels, else their dates."""
-    found = periods(attributes)
-    return tuple(
-        str(found[i].get("label") or when[:10]) if i < len(found) else when[:10] for i, when in enumerate(times)
-    )
-
-
-def periods(attributes: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What the store says about its time steps; empty records where it says nothing."""
-    found = attributes.get("periods")
-    return [one if isinstance(one, dict) else {} for one in found] if isinstance(found, list) else []
-
-
 def _time_index(place: Place, times: tuple[str, ...], attributes: Mapping[str, Any], asked: str | None) -> int:
-    if asked is None:
-        return 0
-    named = labels(attributes, times)
-    for index, (label, when) in enumerate(zip(named, times, strict=True)):
-        if asked in (label, when) or when.startswith(asked):
-            return index
-    shown = ", ".join(named[:12]) + (", ..." if len(named) > 12 else "")
-    raise UsageError(f"{place} has no time {asked}", f"one of {shown}")
+    """The one time step asked for, by default the first. UsageError where none or several are meant."""
+    found = [0] if asked is None else time_indices(place, attributes, times, asked)
+    if len(found) > 1:
+        named = labels(attributes, times)
+        shown = ", ".join(named[i] for i in found[:8]) + (", ..." if len(found) > 8 else "")
+        raise UsageError(f"{len(found)} time steps of {place} are {asked}", f"one of {shown}")
+    return found[0]
 
 
 @contextmanager

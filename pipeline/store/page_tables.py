@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import DN_SCALE
 from pipeline.store.page_check import PROMISE_DN
-from pipeline.store.page_source import labels, periods
+from pipeline.store.selection import labels, periods
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

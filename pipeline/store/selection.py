@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Window
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import zarr
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 PER_BAND = ("reflectance", "uncertainty")  # variables (time, band, y, x)
 CLASSES = ("quality", "scl")  # variables (time, y, x)
 VARIABLES = (*PER_BAND, *CLASSES)
+_ANEW = "python -m pipeline.check {0} --verify full --repair writes it anew from the plan"
 _MAX_INDEX_DIGITS = 3  # more digits are a year
 _ON_EDGE_PX = 1e-6  # a box that ends on a pixel's edge, but for rounding, does not ask for the next pixel
 
@@ -36,7 +39,7 @@ class Request:
 
     bands: tuple[str, ...] = ()
     bbox: tuple[float, float, float, float] | None = None  # west, south, east, north, degrees
-    time: str = "all"  # "all", an index, or how the ISO 8601 time begins: 2024, 2024-06, 2024-06-17
+    time: str = "all"  # "all", an index, or how a step's label or time begins: 2024, 2024-06, 2024-06-17
     variables: tuple[str, ...] = ("reflectance",)
 
 
@@ -54,6 +57,7 @@ class Slab:
     window: Window  # pixels from the upper left of the group's grid
     transform: tuple[float, float, float, float, float, float]  # affine a..f of the window
     generated: frozenset[str]  # bands with generated detail
+    label: str  # what the store calls the time step: a date, a month, or two dates
     attributes: dict[str, Any]  # the group's
 
     @property
@@ -63,8 +67,8 @@ class Slab:
 
     @property
     def date(self) -> str:
-        """Day of the time step, UTC."""
-        return self.time_utc[:10]
+        """The time step's label as names of files hold it: "2024-06-17", "2024-06", "2024-06-02_2024-06-29"."""
+        return self.label.replace("/", "_")
 
 
 def root_attributes(place: Place) -> dict[str, Any]:
@@ -76,10 +80,23 @@ def root_attributes(place: Place) -> dict[str, Any]:
         attributes = json.loads(content)["attributes"]
         ours = "plan_digest" in attributes
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{place.shown('zarr.json')} cannot be read ({error})", "a store's metadata") from error
+        raise IntegrityError(
+            f"{place.shown('zarr.json')} cannot be read ({error})", "a store's metadata", _ANEW.format(place)
+        ) from error
     if not ours:
         raise UsageError(f"{place} was not written by this pipeline", "a group with the attribute plan_digest")
     return dict(attributes)
+
+
+def require_stored_dn(place: Place, group: str, root: zarr.Group) -> None:
+    """UsageError unless a zone's reflectance is uint16 DN: a copy that another program wrote has lost that."""
+    found = root["/".join(part for part in (group, "reflectance") if part)].dtype
+    if found != np.uint16:
+        raise UsageError(
+            f"{place} holds reflectance as {found}: a copy of a store, made by another program",
+            "uint16, as the run wrote it",
+            "use the store itself, or open the copy with xarray",
+        )
 
 
 def store_name(place: Place) -> str:
@@ -115,6 +132,7 @@ def select(place: Place, attributes: dict[str, Any], request: Request) -> list[S
         try:
             with place.reading():
                 opened = zarr.open_group(place.zarr_store(group), mode="r")
+                require_stored_dn(place, "", opened)
             window = _window(opened, request.bbox)
             if not window.empty:
                 found += _of_zone(place, group, opened, window, request)
@@ -141,7 +159,8 @@ def _of_zone(place: Place, group: str, opened: zarr.Group, window: Window, reque
     absent = [name for name in request.variables if name not in present]
     hint = "uncertainty is written by runs with --members 2 or more" if "uncertainty" in absent else ""
     _require(place, "variable", absent, present, hint)
-    times = [_iso(value) for value in seconds]
+    times, attributes = [_iso(value) for value in seconds], dict(opened.attrs)
+    named = labels(attributes, times)
     return [
         Slab(
             group=group,
@@ -154,9 +173,10 @@ def _of_zone(place: Place, group: str, opened: zarr.Group, window: Window, reque
             window=window,
             transform=(a, 0.0, c + window.col * a, 0.0, e, f + window.row * e),
             generated=frozenset(name for name, flag in zip(bands, flags, strict=True) if flag),
-            attributes=dict(opened.attrs),
+            label=named[index],
+            attributes=attributes,
         )
-        for index in _times(place, times, request.time)
+        for index in time_indices(place, attributes, times, request.time)
         for variable in request.variables
     ]
 
@@ -172,20 +192,37 @@ def _iso(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def _times(place: Place, times: list[str], asked: str) -> list[int]:
-    """Indices of the time steps asked for. UsageError when there is none."""
+def labels(attributes: Mapping[str, Any], times: Sequence[str]) -> tuple[str, ...]:
+    """What the time steps are called: their periods' labels, such as local dates or months, else their UTC dates."""
+    found = periods(attributes)
+    return tuple(
+        str(found[i].get("label") or when[:10]) if i < len(found) else when[:10] for i, when in enumerate(times)
+    )
+
+
+def periods(attributes: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the store says about its time steps; empty records where it says nothing."""
+    found = attributes.get("periods")
+    return [one if isinstance(one, dict) else {} for one in found] if isinstance(found, list) else []
+
+
+def time_indices(place: Place, attributes: Mapping[str, Any], times: Sequence[str], asked: str) -> list[int]:
+    """Time steps asked for: "all", an index, or how a label or time begins. UsageError when there is none."""
     if asked == "all":
         return list(range(len(times)))
+    named = labels(attributes, times)
     digits = asked.removeprefix("-")
     if digits.isdecimal() and len(digits) <= _MAX_INDEX_DIGITS:
         index = int(asked)
         if -len(times) <= index < len(times):
             return [index % len(times)]
-    else:
-        found = [i for i, moment in enumerate(times) if asked and moment.startswith(asked)]
+    elif asked:
+        steps = list(enumerate(zip(named, times, strict=True)))
+        found = [i for i, (label, _) in steps if label.startswith(asked)]
+        found = found or [i for i, (_, moment) in steps if moment.startswith(asked)]
         if found:
             return found
-    shown = ", ".join(moment[:10] for moment in times[:8]) + (", ..." if len(times) > 8 else "")
+    shown = ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
     raise UsageError(f"{place} holds no time step {asked!r}", f"all, 0 to {len(times) - 1}, or one of {shown}")
 
 

@@ -352,6 +352,17 @@ def test_a_month_begins_with_the_solar_day_not_at_midnight_utc():
     assert step.scene_ids == ("after", "before")
 
 
+def test_a_date_without_a_time_stays_that_date_wherever_it_is():
+    days = [
+        scene("west", "2025-06-01T00:00:00Z", longitude=-63.0),
+        scene("east", "2025-06-01T00:00:00Z", longitude=170.0),
+    ]
+    assert [solar_day(day) for day in days] == ["2025-06-01", "2025-06-01"]
+    (step,) = periods(days, "monthly")
+    assert step.label == "2025-06"
+    assert solar_day(scene("west", "2025-06-01T00:00:01Z", longitude=-63.0)) == "2025-05-31"
+
+
 def test_months_agree_with_pandas():
     """Time of a month is what resampling to month starts gives, so that series can be joined."""
     import pandas as pd

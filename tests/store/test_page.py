@@ -253,7 +253,9 @@ def test_times_are_chosen_by_date_and_the_others_named(tmp_path):
     assert "Bands that this store does not hold: B01, B05, B06, B07, B08, B8A, B09, B11, B12 (left out by" in text
     assert "S2B_LATER" in text
     assert "S2A_CLOUDY" not in text
-    with pytest.raises(UsageError, match=r"no time 2023-01-01; expected one of 2024-06-17, 2024-06-22"):
+    with pytest.raises(
+        UsageError, match=r"no time step '2023-01-01'; expected all, 0 to 1, or one of 2024-06-17, 2024-06-22"
+    ):
         make_page(path, time="2023-01-01")
     with pytest.raises(UsageError, match="has no zone utm31n"):
         make_page(path, zone="utm31n")
