@@ -5,6 +5,7 @@ In: a TOML file and overrides. Out: a `RunConfig`. Imports bands, errors; nothin
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
@@ -56,7 +57,9 @@ class RunConfig:
                 raise UsageError(f"{name} = {getattr(self, name)!r}", f"one of {', '.join(known)}")
         unknown = [str(band) for band in self.bands if band not in BAND_NAMES]
         if unknown:
-            raise UsageError(f"no such band: {', '.join(unknown)}", f"some of {', '.join(BAND_NAMES)}")
+            near = difflib.get_close_matches(unknown[0].upper(), BAND_NAMES, 1)
+            known = f"some of {', '.join(BAND_NAMES)}"
+            raise UsageError(f"no such band: {', '.join(unknown)}", known, f"did you mean {near[0]}?" if near else "")
         if self.chunk_px <= 0 or self.chunk_px % 24:
             raise UsageError(f"chunk_px = {self.chunk_px}", "a positive multiple of 24 (60 m)")
         if self.unit_chunks < 1:

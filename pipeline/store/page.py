@@ -24,8 +24,9 @@ from pipeline.store.page_check import residuals
 from pipeline.store.page_facts import read_facts, require_chunks
 from pipeline.store.page_images import Plane, Set, encode_all_exact, encode_classes, encode_lossy, encode_set, stretch
 from pipeline.store.page_region import WHOLE_PX, choose_window, focus_m
-from pipeline.store.page_source import Context, Part, Zone, labels, open_zone, read_context, read_part
+from pipeline.store.page_source import Context, Part, Zone, open_zone, read_context, read_part
 from pipeline.store.page_words import honesty_section
+from pipeline.store.selection import labels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -222,7 +223,7 @@ def _summary(zone: Zone, facts: Facts, part: Part, label: str) -> str:
     ny, nx = zone.ny, zone.nx
     km = f"{nx * TARGET_GSD_M / 1000:.3g} × {ny * TARGET_GSD_M / 1000:.3g} km"
     members = facts.attributes.get("members")
-    draws = f", mean of {members} members" if isinstance(members, int) and members > 1 else ""
+    draws = f", mean of {members} members" if part.uncertainty is not None else ""
     said = [f"Sentinel-2 L2A, {label}", f"{len(names)} bands at 2.5 m by {system}{draws}", km, f"EPSG:{zone.epsg}"]
     return " · ".join(f"<span>{escape(item)}</span>" for item in said)
 

@@ -9,6 +9,8 @@ import re
 from html import escape
 from typing import TYPE_CHECKING
 
+from pipeline.bands import GSDS_M, bands_at
+
 if TYPE_CHECKING:
     from pipeline.store.page_source import Part, Zone
 
@@ -40,9 +42,16 @@ def _measured(part: Part, zone: Zone) -> tuple[str, str]:
         shown = "This store does not keep them: the left side of the map shows block means of the output instead."
     return (
         "Measured",
-        "is what the satellite recorded: one number per band and native pixel, 10 m wide for B02, B03, B04 and B08, "
-        "20 m for B05, B06, B07, B8A, B11 and B12, 60 m for B01 and B09. " + shown,
+        f"is what the satellite recorded: one number per band and native pixel, {_native(zone)}. " + shown,
     )
+
+
+def _native(zone: Zone) -> str:
+    """The bands that the store holds, by the width of their pixels: "10 m wide for B02 and B03, 20 m for B11"."""
+    parts = [(gsd, bands_at(gsd, zone.bands)) for gsd in GSDS_M]
+    held = [(gsd, names) for gsd, names in parts if names]
+    said = [f"{gsd} m for {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}" for gsd, names in held]
+    return ", ".join([said[0].replace(" m for", " m wide for", 1), *said[1:]])
 
 
 def _invented(zone: Zone, system: str) -> tuple[str, str]:

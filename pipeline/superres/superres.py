@@ -226,7 +226,8 @@ def _finish(
         dn[i] = to_dn(blended[i], native.band(name, window), fuse.factor_of(name))
     measured = [i for i, name in enumerate(order) if name in RGB] or list(range(len(order)))
     valid = (dn[measured] != NODATA_DN).all(0)
-    deviation = None
+    quality, deviation = masks.quality(detail, valid), None
     if spread is not None:
-        deviation = np.where(dn != NODATA_DN, np.rint(spread / np.float32(DN_SCALE)), 0).astype(np.uint16)
-    return Result(dn, masks.quality(detail, valid), deviation)
+        generated = (dn != NODATA_DN) & (quality != masks.QUALITY_MEASURED)
+        deviation = np.where(generated, np.rint(spread / np.float32(DN_SCALE)), 0).astype(np.uint16)
+    return Result(dn, quality, deviation)
