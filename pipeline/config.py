@@ -58,8 +58,9 @@ class RunConfig:
         unknown = [str(band) for band in self.bands if band not in BAND_NAMES]
         if unknown:
             near = difflib.get_close_matches(unknown[0].upper(), BAND_NAMES, 1)
-            known = f"some of {', '.join(BAND_NAMES)}"
-            raise UsageError(f"no such band: {', '.join(unknown)}", known, f"did you mean {near[0]}?" if near else "")
+            expected = f"some of {', '.join(BAND_NAMES)}"
+            hint = f"did you mean {near[0]}?" if near else ""
+            raise UsageError(f"no such band: {', '.join(unknown)}", expected, hint)
         if self.chunk_px <= 0 or self.chunk_px % 24:
             raise UsageError(f"chunk_px = {self.chunk_px}", "a positive multiple of 24 (60 m)")
         if self.unit_chunks < 1:
