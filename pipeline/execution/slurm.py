@@ -63,7 +63,13 @@ class Array:
             "SEN2FINE_PYTHON": sys.executable,
             "SEN2FINE_WORKERS": str(self.task.workers),
             "SEN2FINE_OPTIONS": self.options,
+            "SEN2FINE_PROCESSES": os.environ.get("SEN2FINE_PROCESSES", str(self.task.workers * self.at_once)),
         }
+
+    @property
+    def at_once(self) -> int:
+        """Tasks that may run beside each other: they share the connections that a host of files grants."""
+        return min(self.parallel or self.plan.parts, self.plan.parts)
 
     def commands(self, after: str) -> list[list[str]]:
         """All sbatch command lines; `after`: the array's job id."""

@@ -97,6 +97,7 @@ def test_a_plan_is_frozen_and_both_jobs_are_submitted(wanted, cluster, tmp_path,
     assert environment["SEN2FINE_STORE"] == str(tmp_path / "run.zarr")
     assert environment["SEN2FINE_PARTS"] == "8"
     assert environment["SEN2FINE_WORKERS"] == "2"
+    assert environment["SEN2FINE_PROCESSES"] == "6"  # three tasks of two workers at a time
     assert environment["SEN2FINE_OPTIONS"].split() == ["--verify", "full", "--max-outage", "5"]
     assert "scancel 101 102" in out
     assert layout.status(tmp_path / "run.zarr") == layout.STATUS_INCOMPLETE
