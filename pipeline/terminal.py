@@ -134,7 +134,8 @@ def described_run(plan: Plan, summary: Summary, store: Place, picture: Path | No
         *([f"  note      {_holes(summary)}"] if summary.holes else []),
         f"  units     {summary.computed} computed, {summary.resumed} found done",
         f"  time      {summary.seconds:.1f} s in all; worker seconds: {stages}",
-        f"  size      {summary.stored_bytes / 2**20:.1f} MiB; largest worker {summary.peak_worker_mib:.0f} MiB",
+        f"  size      {summary.stored_bytes / 2**20:.1f} MiB and overviews; "
+        f"largest worker {summary.peak_worker_mib:.0f} MiB",
     ]
     if summary.quarantined:
         lines.append(f"  set aside {', '.join(summary.quarantined)}; python -m pipeline.check {store} tells why")

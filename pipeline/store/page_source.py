@@ -94,8 +94,7 @@ def open_zone(where: Where, zone: str | None = None, time: str | None = None) ->
         raise UsageError(f"{place} has no zone {zone}", known)
     with undamaged(place, chosen or "the root group"):
         group = zarr.open_group(place.zarr_store(chosen), mode="r")
-    require_stored_dn(place, "", group)
-    with undamaged(place, chosen or "the root group"):
+        require_stored_dn(place, "", group)
         return _zone(place, chosen, names, group, time)
 
 

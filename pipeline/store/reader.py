@@ -40,14 +40,22 @@ def open_store(path: Where, gsd_m: float | None = None) -> xr.Dataset | xr.DataT
     location, root = _root(path)
     _warn_if_unfinished(location, root)
     groups = [str(group) for group in root.attrs.get("groups", [""])]
-    level = "" if gsd_m in (None, TARGET_GSD_M) else f"{OVERVIEWS}/{gsd_name(gsd_m or 0)}"
-    known = [f"{TARGET_GSD_M:g}", *_gsds(root, groups[0], OVERVIEWS)]
-    if level and gsd_name(gsd_m or 0).removesuffix("m") not in known:
-        raise UsageError(f"{location} has no overview of {gsd_m:g} m", f"one of {', '.join(known)} m")
+    level = "" if gsd_m is None else _overview(location, root, groups, gsd_m)
     opened = {group: _decoded(location, _joined(group, level)) for group in groups}
     if groups == [""]:
         return opened[""]
     return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in opened.items()})
+
+
+def _overview(location: Place, root: zarr.Group, groups: list[str], gsd_m: float) -> str:
+    """Path, within a zone's group, of the overview of a GSD that every zone has. UsageError names those there are."""
+    if gsd_m == TARGET_GSD_M:
+        return ""
+    shared = set.intersection(*(set(_gsds(root, group, OVERVIEWS)) for group in groups))
+    if f"{gsd_m:g}" not in shared:
+        known = [f"{TARGET_GSD_M:g}", *sorted(shared, key=float)]
+        raise UsageError(f"{location} has no overview of {gsd_m:g} m", f"one of {', '.join(known)} m")
+    return f"{OVERVIEWS}/{gsd_name(gsd_m)}"
 
 
 def open_measured(path: Where, zone: str = "") -> dict[int, xr.Dataset]:

@@ -14,7 +14,7 @@ from pipeline.grid.grid import Grid
 from pipeline.store import layout
 from pipeline.store.layout import RegionWriter, verify_chunks
 from pipeline.store.receipts import Ledger, Receipt
-from pipeline.store.template import Template, create
+from pipeline.store.template import Template, create, create_root
 
 BANDS = ("B02", "B03", "B04", "B11")
 
@@ -96,6 +96,19 @@ def test_what_is_saved_from_an_opened_store_reads_back_as_it_was(store, tmp_path
             values.rio.to_raster(path.with_suffix(".tif"))
             after = importlib.import_module("rioxarray").open_rasterio(path.with_suffix(".tif"), mask_and_scale=True)[0]
         np.testing.assert_allclose(after.values, before.values, rtol=1e-6)
+
+
+def test_zones_of_different_size_share_the_overviews_that_both_have(tmp_path):
+    """A small zone has 5 and 10 m alone; what only the large one has is not offered for the store."""
+    place, groups = tmp_path / "two.zarr", ["utm32n", "utm33n"]
+    create_root(place, {"plan_digest": "d", "groups": groups})
+    for group, side_m in zip(groups, (600.0, 6000.0), strict=True):
+        grid = Grid.covering(32600 + int(group[3:5]), (600000.0, 5100000.0 - side_m, 600000.0 + side_m, 5100000.0))
+        create(place, group, Template(grid, BANDS, ("2024-06-17T10:20:31Z",), 96, ()))
+    layout.finish(place, groups, {})
+    assert pipeline.open_store(place, gsd_m=10)["utm33n"].sizes["x"] == 600
+    with pytest.raises(UsageError, match=r"no overview of 20 m; expected one of 2\.5, 5, 10 m"):
+        pipeline.open_store(place, gsd_m=20)
 
 
 def test_a_copy_that_another_program_wrote_is_no_store(store, tmp_path):
