@@ -23,7 +23,7 @@ from pipeline.execution.unit import process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from distributed import Client
+    from distributed import Client, Future
 
     from pipeline.execution.plan import Unit
     from pipeline.store.receipts import Receipt
@@ -139,15 +139,14 @@ class DaskPool:
     def next(self, timeout_s: float) -> Outcome | None:
         """Wait for any unit. Interrupted when the scheduler is gone, or has had no worker for minutes."""
         until, pause_s = time.monotonic() + timeout_s, _POLL_S[0]
-        while not self._done.has_ready():
+        while (future := self._ended()) is None:
             self._check()
             if time.monotonic() >= until:
                 return None
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_S[1])
-        future = next(self._done)
         unit, attempt = self._units.pop(future.key)
-        if future.status in ("lost", "cancelled"):
+        if future.status == "cancelled":
             raise self._gone()
         try:
             error = future.exception() if future.status == "error" else None
@@ -156,6 +155,18 @@ class DaskPool:
             raise self._gone() from error
         future.release()
         return unit, attempt, outcome
+
+    def _ended(self) -> Future | None:
+        """A unit that has ended and whose receipt still exists.
+
+        One that died with its worker before we asked for it is made again by the scheduler, unasked: wait for that.
+        """
+        while self._done.has_ready():
+            future: Future = next(self._done)
+            if future.status != "lost":
+                return future
+            self._done.add(future)
+        return None
 
     def _gone(self) -> Interrupted:
         return Interrupted("the Dask scheduler is gone", cure="run the same command again to continue")

@@ -133,6 +133,45 @@ def test_errors_keep_their_kind_and_leave_their_cause_behind_on_the_way_from_a_w
     assert (arrived.found, arrived.expected, arrived.cure) == ("archive.example does not answer", "an answer", "wait")
 
 
+def test_a_receipt_that_dies_with_its_worker_is_waited_for_again(monkeypatch):
+    """The scheduler makes it a second time by itself; that is not the end of the scheduler."""
+    import threading
+    import time
+    from types import SimpleNamespace
+
+    from distributed import Client, LocalCluster
+
+    calls, again = [], threading.Event()
+
+    def process(unit, store, digest, attempt):
+        calls.append(attempt)
+        assert len(calls) == 1 or again.wait(60)
+        return f"receipt {len(calls)}"
+
+    def until(true):
+        ends = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+
+    monkeypatch.setattr(cluster, "process", process)
+    unit = SimpleNamespace(id="u1")
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as two,
+        Client(two) as client,
+    ):
+        pool = cluster.DaskPool(client, "s", "d")
+        pool.submit(unit, 1)
+        until(pool._done.has_ready)
+        holder = next(worker for worker in two.workers.values() if "u1#1" in worker.data)
+        client.sync(holder.close)
+        until(lambda: client.futures["u1#1"].status == "lost")
+        assert pool.next(0) is None
+        again.set()
+        assert pool.next(60) == (unit, 1, "receipt 2")
+        assert pool.next(0) is None
+
+
 def test_a_failing_unit_is_tried_again_and_the_others_are_done(archive, aoi, tmp_path, monkeypatch):
     """One unit fails twice, then works: the run completes and its receipt says so."""
     real, failures = cluster.process, []
