@@ -1,6 +1,7 @@
 """The arguments of a run, for the commands that take them: flags -> configuration and area.
 
-In: command-line arguments. Out: `RunConfig`, `Aoi`. Imports config, archive's AOI, receipts' verify levels, errors.
+In: command-line arguments. Out: `RunConfig`, `Aoi`. Imports bbox, config, archive's AOI, receipts' verify levels,
+errors.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import bbox
 from pipeline.archive.aoi import MAX_AREA_KM2
 from pipeline.config import COMPOSITES, CONSISTENCIES, RunConfig
 from pipeline.errors import UsageError
@@ -20,13 +22,16 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All flags; those that decide pixels default to None, so that a TOML file can speak first."""
+    """All flags; those that decide pixels default to None, so that a TOML file can speak first.
+
+    It reads words as `bbox.joined` leaves them.
+    """
     p = argparse.ArgumentParser(
         "python -m pipeline.run", description="Sentinel-2 L2A at 2.5 m, from AOI to Zarr store."
     )
     where = p.add_argument_group("where and when")
     where.add_argument("--aoi", metavar="FILE", help="GeoJSON polygon(s) in EPSG:4326; - reads stdin")
-    where.add_argument("--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="degrees, instead of --aoi")
+    where.add_argument(bbox.FLAG, metavar=bbox.FORMS, help="degrees, or W S E N, instead of --aoi")
     where.add_argument("--repair", action="store_true", help="repair self-crossing polygons")
     where.add_argument("--max-area-km2", type=float, default=MAX_AREA_KM2, help="refuse larger AOIs (%(default)g)")
     where.add_argument("--catalog", help="name, STAC API URL, static catalogue or index file (earth-search)")
@@ -93,7 +98,7 @@ def aoi_of(arguments: argparse.Namespace) -> Aoi:
 
     if (arguments.aoi is None) == (arguments.bbox is None):
         found = "no area" if arguments.aoi is None else "two areas"
-        raise UsageError(f"{found} given", "either --aoi FILE or --bbox W S E N")
+        raise UsageError(f"{found} given", "either --aoi FILE or --bbox W,S,E,N")
     if arguments.bbox is not None:
-        return aoi_from_bbox(*arguments.bbox, max_area_km2=arguments.max_area_km2)
+        return aoi_from_bbox(*bbox.degrees_of(arguments.bbox), max_area_km2=arguments.max_area_km2)
     return read_aoi(arguments.aoi, max_area_km2=arguments.max_area_km2, repair=arguments.repair)

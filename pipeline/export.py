@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import bbox
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError
 from pipeline.terminal import Progress, counted, show
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--to", choices=("cog",), default="cog", help="cloud-optimised GeoTIFF (%(default)s)")
     p.add_argument("--out", metavar="FOLDER", help="where to (the store's name + _tifs)")
     p.add_argument("--bands", metavar="B04,B08", help="in this order (all of the store)")
-    p.add_argument("--bbox", nargs="+", metavar="DEGREES", help="W,S,E,N or W S E N: only this box (all)")
+    p.add_argument(bbox.FLAG, metavar=bbox.FORMS, help="degrees, or W S E N: only this box (all)")
     p.add_argument("--time", default="all", help="2024-06-17, 2024-06, an index from 0, or all (%(default)s)")
     p.add_argument("--variable", default="reflectance", metavar="NAMES", help=f"of {_VARIABLES} (%(default)s)")
     how = p.add_mutually_exclusive_group()
@@ -55,7 +56,8 @@ def request_of(arguments: argparse.Namespace) -> Request:
         _listed(arguments.bands, "--bands", f"some of {','.join(BAND_NAMES)}") if arguments.bands is not None else ()
     )
     variables = _listed(arguments.variable, "--variable", f"some of {_VARIABLES}")
-    return Request(bands, _box(arguments.bbox), arguments.time, variables)
+    box = bbox.degrees_of(arguments.bbox) if arguments.bbox is not None else None
+    return Request(bands, box, arguments.time, variables)
 
 
 def _listed(text: str, flag: str, expected: str) -> tuple[str, ...]:
@@ -63,27 +65,6 @@ def _listed(text: str, flag: str, expected: str) -> tuple[str, ...]:
     if not names:
         raise UsageError(f"{flag} names nothing", expected)
     return names
-
-
-def _box(words: Sequence[str] | None) -> tuple[float, float, float, float] | None:
-    if words is None:
-        return None
-    try:
-        west, south, east, north = (float(word) for word in ",".join(words).split(",") if word.strip())
-    except ValueError as error:
-        raise UsageError(
-            f"--bbox {' '.join(words)}", "four degrees, W,S,E,N", "e.g. --bbox 4.8,45.7,4.9,45.8"
-        ) from error
-    return west, south, east, north
-
-
-def _joined(argv: Sequence[str]) -> list[str]:
-    """`--bbox -1.5,44,...` as one word: argparse takes a word that begins with a minus for a flag."""
-    words = list(argv)
-    for i in range(len(words) - 1, 0, -1):
-        if words[i - 1] == "--bbox" and "," in words[i]:
-            words[i - 1 : i + 1] = [f"--bbox={words[i]}"]
-    return words
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
@@ -103,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     from pipeline.store.cog import export_cogs
 
-    arguments = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+    arguments = parser().parse_args(bbox.joined(sys.argv[1:] if argv is None else argv))
     progress = Progress(quiet=arguments.quiet)
     try:
         made = export_cogs(

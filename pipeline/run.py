@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.archive.redaction import redact_logs
 from pipeline.arguments import aoi_of, config_of, parser
+from pipeline.bbox import joined
 from pipeline.config import RunConfig, differences
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, PipelineError, UsageError
 from pipeline.store.place import place_of
@@ -242,7 +243,7 @@ def compute(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_args(joined(sys.argv[1:] if argv is None else argv))
     redact_logs()
     try:
         return go_on(arguments) if arguments.plan else execute(arguments)

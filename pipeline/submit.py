@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import arguments as run_arguments
+from pipeline import bbox
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.execution.task import MEMORY_SHARE, Task, limit_s, memory_mib
 from pipeline.terminal import counted, show
@@ -287,7 +288,7 @@ def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifes
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    words = _joined(sys.argv[1:] if argv is None else argv)
+    words = _joined(bbox.joined(sys.argv[1:] if argv is None else argv))
     try:
         arguments = parser().parse_args(words)
         for word in words:

@@ -111,6 +111,8 @@ def test_a_box_in_one_word_or_four(store, call):
         with rasterio.open(json.loads(out)["files"][0]["path"]) as file:
             shapes.add((file.shape, file.bounds))
     assert len(shapes) == 1
+    code, out, _ = call("--bbox", *inner, "lake.zarr", "--bands", "B03", "--out", "first")
+    assert code == 0, "the store may follow the box"
     code, _, err = call("lake.zarr", "--bbox", "-1.5,-44.1,-1.4,-44.0")
     assert code == 2
     assert "the box -1.5, -44.1, -1.4, -44 does not meet lake.zarr" in err

@@ -18,6 +18,7 @@ import pipeline.archive.catalog
 from pipeline import check, index
 from pipeline import run as command
 from pipeline.bands import BAND_NAMES
+from pipeline.bbox import joined
 from pipeline.config import RunConfig
 from pipeline.errors import StorageError
 from pipeline.execution import driver
@@ -129,8 +130,10 @@ class TestDryRun:
         assert code == 0
         assert "plan for stdin: bicubic, 12 bands, stdin.zarr" in out
 
-    def test_bbox(self, call, archive, degrees):
-        code, out, _ = call("--bbox", *degrees, "--catalog", archive, *QUICK, "--dry-run")
+    @pytest.mark.parametrize("form", ["{0} {1} {2} {3}", "{0},{1},{2},{3}", "{0}, {1}, {2}, {3}"])
+    def test_bbox(self, call, archive, degrees, form):
+        words = form.format(*degrees).split(" ")
+        code, out, _ = call("--bbox", *words, "--catalog", archive, *QUICK, "--dry-run")
         assert code == 0
         assert re.search(r"plan for (bbox_10\.\S+): .* \1\.zarr", out)
         assert "S2A_ONE" in out
@@ -237,8 +240,18 @@ class TestArguments:
         assert command.config_of(command.parser().parse_args([])) == RunConfig()
         assert set(FLAGS) == {field.name for field in fields(RunConfig)}
 
-    def test_western_and_southern_boxes(self):
-        given = command.parser().parse_args(["--bbox", "-60.5", "-35", "-60.25", "-34.9"])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["--bbox", "-60.5", "-35", "-60.25", "-34.9"],
+            ["--bbox", "-60.5,-35,-60.25,-34.9"],
+            ["--bbox=-60.5,-35,-60.25,-34.9"],
+            ["--bbox", "-6.05e1,", "-35", "-60.25,-34.9"],
+        ],
+    )
+    def test_western_and_southern_boxes(self, words):
+        given = command.parser().parse_args(joined([*words, "--quiet"]))
+        assert given.quiet
         assert command.aoi_of(given).shape.bounds == (-60.5, -35, -60.25, -34.9)
 
     @pytest.mark.parametrize(
@@ -259,8 +272,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["--bbox", "1", "2", "3"], "expected 4 arguments"),
-            (["--bbox", "a", "b", "c", "d"], "invalid float"),
+            (["--bbox", "--clip"], "--bbox: expected one argument"),
             (["--composite", "best"], "'mosaic', 'median', 'none'"),
             (["--offset", "1000"], "0, -1000"),
             (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
@@ -284,7 +296,12 @@ class TestRefusals:
     def test_neither_or_both_areas(self, call, archive, aoi):
         assert "no area given" in refused(call("--catalog", archive))
         both = refused(call("--aoi", aoi, "--bbox", 1, 2, 3, 4, "--catalog", archive))
-        assert "two areas given; expected either --aoi FILE or --bbox W S E N" in both
+        assert "two areas given; expected either --aoi FILE or --bbox W,S,E,N" in both
+
+    @pytest.mark.parametrize("words", ["1 2 3", "1,2,3", "a b c d", "a,b,c,d", "1 2 x 4", "1,2,3,4,5", "-1,2,-3"])
+    def test_a_box_of_other_than_four_numbers(self, call, archive, words):
+        said = refused(call("--bbox", *words.split(" "), "--catalog", archive))
+        assert f"--bbox {words.replace(' ', ',')}; expected four degrees, W,S,E,N or W S E N; cure: " in said
 
     @pytest.mark.parametrize(
         ("content", "said"),

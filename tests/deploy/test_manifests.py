@@ -202,14 +202,15 @@ def test_the_plan_in_the_cluster_is_the_one_asked_for_here(written, aoi, tmp_pat
     assert read_aoi(understood.aoi).digest == read_aoi(str(aoi)).digest
 
 
-def test_a_box_needs_no_file(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("box", [["-7.2", "52.1", "-7.1", "52.2"], ["-7.2,52.1,-7.1,52.2"]])
+def test_a_box_needs_no_file(tmp_path, monkeypatch, capsys, box):
     monkeypatch.chdir(tmp_path)
-    words = ["--target", "kubernetes", "--manifest", "out", "--bbox", "-7.2", "52.1", "-7.1", "52.2", "--dry-run"]
+    words = ["--target", "kubernetes", "--manifest", "out", "--bbox", *box, "--dry-run"]
     assert submit.main(words) == 0
     found = list(yaml.safe_load_all(capsys.readouterr().out))
     assert list(tmp_path.iterdir()) == []
     args = pod_of(named(found, "-plan"))["containers"][0]["args"]
-    assert parser().parse_args(args[3:]).bbox == [-7.2, 52.1, -7.1, 52.2]
+    assert parser().parse_args(args[3:]).bbox == "-7.2,52.1,-7.1,52.2"
     assert named(found, "-run")["data"]["SEN2FINE_STORE"] == "/data/bbox_-7.2_52.1_-7.1_52.2.zarr"
     for document in found:
         validate(document)

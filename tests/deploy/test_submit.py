@@ -264,7 +264,7 @@ def test_bad_arguments_are_one_clear_line_and_nothing_is_written(
         (["--target", "pbs"], "invalid choice: 'pbs'"),
         (["--target", "slurm"], "no area given"),
         (["--target", "kubernetes", "--aoi", "x.geojson"], "--target kubernetes without --manifest"),
-        (["--target", "kubernetes", "--manifest", "out", "--bbox", "1", "2", "x", "4"], "invalid float value"),
+        (["--target", "kubernetes", "--manifest", "out", "--bbox", "1", "2", "x", "4"], "--bbox 1,2,x,4; "),
         (["--target", "slurm", "--plan", "nothing.zarr"], "holds no plan"),
     ],
 )
