@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,15 +67,40 @@ def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
     from pipeline.models.bundle import load_bundle
     from pipeline.superres.systems import WEIGHTS
 
-    found: list[Bundle] = []
+    found: dict[Path, Bundle] = {}  # by file, so that none is measured twice
     for target in targets or [WEIGHTS]:
         files = sorted(target.glob(f"*{SUFFIX}")) if target.is_dir() else [target]
         if not files:
             raise UsageError(
                 f"no weights in {target}", f"a run's folder with a {SUFFIX} file", "wait until it has ended"
             )
-        found += [load_bundle(file) for file in files]
-    return found
+        found |= {file.resolve(): load_bundle(file) for file in files}
+    return list(found.values())
+
+
+def names_of(bundles: Sequence[Bundle], systems: Sequence[str]) -> list[str]:
+    """What reports call each: its system, and where several are of one system, what only its path has."""
+    paths = [Path(bundle.path).absolute().with_suffix("").parts for bundle in bundles]
+    names = []
+    for path, system in zip(paths, systems, strict=True):
+        rivals = [other for other, of in zip(paths, systems, strict=True) if of == system]
+        names.append(f"{system} ({_own_part(path, rivals)})" if len(rivals) > 1 else system)
+    return names
+
+
+def _own_part(path: tuple[str, ...], rivals: Sequence[tuple[str, ...]]) -> str:
+    """The path without what all begin and end with; with the end where one would have nothing left."""
+    first = min(_agreeing(rivals), min(len(rival) for rival in rivals) - 1)
+    rests = [rival[first:] for rival in rivals]
+    last = _agreeing([rest[::-1] for rest in rests])
+    if last == min(len(rest) for rest in rests):
+        last = 0
+    return "/".join(path[first : len(path) - last])
+
+
+def _agreeing(paths: Sequence[tuple[str, ...]]) -> int:
+    """How many of their first parts all have in common."""
+    return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
 
 
 def system_of(bundle: Bundle, device: str = "cpu") -> System:
@@ -99,14 +125,19 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     device = str(device_of(args.device))
     systems = [None if bundle.system in FUSIONS else system_of(bundle, device) for bundle in bundles]
     data = load_data(args.on) if args.on else shipped_data()
+    pairs = list(zip(bundles, systems, strict=True))
+    names = names_of(bundles, [bundle.system if system is None else system.name for bundle, system in pairs])
     sections: list[Section] = []
-    for bundle, system in zip(bundles, systems, strict=True):
-        sections += _of_fusion(bundle, data, args, say) if system is None else _of_system(system, data, args, say)
+    for name, (bundle, system) in zip(names, pairs, strict=True):
+        if system is None:
+            sections += _of_fusion(name, bundle, data, args, say)
+        else:
+            sections += _of_system(name, system, data, args, say)
     return sections
 
 
 def _of_fusion(
-    bundle: Bundle, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
+    name: str, bundle: Bundle, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Section]:
     """Tables of one fusion; it has no sampling steps to compare."""
     from pipeline.models.difffusr_fusion import DiffFuSRFusion
@@ -116,11 +147,12 @@ def _of_fusion(
     if args.steps:
         return []
     lite = bundle.system == FUSIONS[0]
-    return fusion_sections(LiteFusion.from_bundle(bundle) if lite else DiffFuSRFusion.from_bundle(bundle), data, say)
+    fuser = LiteFusion.from_bundle(bundle) if lite else DiffFuSRFusion.from_bundle(bundle)
+    return fusion_sections(name, fuser, data, say)
 
 
 def _of_system(
-    system: System, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
+    name: str, system: System, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Section]:
     """Tables and pictures of one super-resolver."""
     from pipeline.superres.systems import choose, load
@@ -132,7 +164,7 @@ def _of_system(
 
     if system.resolver is None:
         raise UsageError(f"{system.name} has no network")
-    candidate = Candidate(system.name, system.resolver, args.seed, system.device)
+    candidate = Candidate(name, system.resolver, args.seed, system.device)
     how = Degradation(decimator=args.decimator)
     if args.picture:
         picture.write(candidate, held_out_pairs(data.held_out_chips(), how), data.all_tiles, args.picture, say)

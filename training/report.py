@@ -97,7 +97,8 @@ def _section(candidate: Candidate, title: str, text: str, records: Sequence[Reco
     """A section whose caption tells what it was measured under."""
     settings = f"{candidate.settings}; {how}" if how else candidate.settings
     caption = f"\n\n<sub>{settings}</sub>"
-    return Section(title, text + caption, records, candidate.bundle.system, candidate.bundle.digest, settings)
+    bundle = candidate.bundle
+    return Section(title, text + caption, records, candidate.name, bundle.system, bundle.digest, settings)
 
 
 def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degradation) -> list[Section]:
@@ -213,7 +214,7 @@ def _as_one_set(records: Sequence[Record]) -> list[Record]:
 
 
 @torch.inference_mode()
-def fusion_sections(fuser: Fuser, data: TrainingData, say: Say) -> list[Section]:
+def fusion_sections(name: str, fuser: Fuser, data: TrainingData, say: Say) -> list[Section]:
     """Wald's protocol on scenes that are held out by place, by source, and on those by which training decided."""
     held_out = [tile for tile in data.tiles("held-out") if tile.evaluated]
     watched = [tile for tile in data.watched_tiles() if tile not in held_out]
@@ -222,15 +223,15 @@ def fusion_sections(fuser: Fuser, data: TrainingData, say: Say) -> list[Section]
     sections = []
     for kind, tiles in (("held out", held_out), ("watched in training, never learned from", watched)):
         for source in dict.fromkeys(tile.source for tile in tiles):
-            say(f"{bundle.system}: {source}")
+            say(f"{name}: {source}")
             inside = [tile for tile in tiles if tile.source == source][:SCENES]
             records = [record for index, tile in enumerate(inside) for record in _of_tile(fuser, tile, index)]
             text = f"{fusion_text(records)}\n\n<sub>{settings}</sub>"
-            title = f"{bundle.system}: {source}, {len(inside)} scene{'s' if len(inside) > 1 else ''} ({kind})"
-            sections.append(Section(title, text, records, bundle.system, bundle.digest, settings))
+            title = f"{name}: {source}, {len(inside)} scene{'s' if len(inside) > 1 else ''} ({kind})"
+            sections.append(Section(title, text, records, name, bundle.system, bundle.digest, settings))
     if not sections:
         text = f"{NULL}: no Sentinel-2 scene of the data is held out."
-        sections.append(Section(bundle.system, text, (), bundle.system, bundle.digest, settings))
+        sections.append(Section(name, text, (), name, bundle.system, bundle.digest, settings))
     return sections
 
 

@@ -71,4 +71,5 @@ def section(
         f"\n\n<sub>{settings}</sub>"
     )
     title = f"{candidate.name}: steps against quality"
-    return Section(title, text, records, candidate.bundle.system, candidate.bundle.digest, settings)
+    bundle = candidate.bundle
+    return Section(title, text, records, candidate.name, bundle.system, bundle.digest, settings)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NULL = "null"
 ALL_SETS = "average over sets"
-_KEYS = ("table", "system", "digest", "settings", "set", "place", "image", "method", "statistic")
+_KEYS = ("table", "name", "system", "digest", "settings", "set", "place", "image", "method", "statistic")
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Section:
-    """One table of a report: Markdown, and the scores that it is made of with what they were measured under."""
+    """One table of a report: Markdown, and the scores that it is made of with what they were measured under.
+
+    `name` tells weights of one system apart.
+    """
 
     title: str
     text: str
     records: Sequence[Record] = ()
+    name: str = ""
     system: str = ""
     digest: str = ""
     settings: str = ""
@@ -126,7 +130,7 @@ def csv_text(sections: Sequence[Section]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*_KEYS, *metrics, "why_null"])
     for section in sections:
-        head = (section.system, section.digest, section.settings)
+        head = (section.name, section.system, section.digest, section.settings)
         for record in section.records:
             why = "; ".join(f"{name}: {text}" for name, text in record.why.items())
             keys = [record.table, *head, record.set, record.place, record.image, record.method, "value"]

@@ -1,6 +1,7 @@
 """The command: which bundles it takes, what it writes, and what it says when it cannot."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipeline.models import difffusr, difffusr_fusion
-from pipeline.models.bundle import Bundle, save_bundle
+from pipeline.models.bundle import Bundle, load_bundle, save_bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork
 from training import evaluate, judge
 from training.places import split_of
@@ -83,6 +84,41 @@ def test_a_run_is_measured_and_every_score_is_written(towns, run, tmp_path, caps
     assert all(row["LPIPS"] == "null" for row in rows if row["table"] == "quality")
     assert len({row["digest"] for row in rows}) == 1
     assert len(list((tmp_path / "sheets").glob("lite-dubai_1m-*.png"))) == 1
+
+
+def test_weights_of_one_system_are_told_apart(towns, run, tmp_path, capsys):
+    other, out = tmp_path / "later" / "tiny-sr.safetensors", tmp_path / "table.md"
+    torch.manual_seed(1)
+    save_bundle(other, load_bundle(run / "tiny-sr.safetensors"), LiteNetwork(**LITE).state_dict())
+    command = ["--on", str(towns), "--per-set", "1", "--out", str(out), "--picture", str(tmp_path / "sheets")]
+    assert evaluate.main([str(run), str(other), str(run / "tiny-sr.safetensors"), *command]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("### ")]
+    assert len(set(titles)) == len(titles)
+    assert {title.split(":")[0] for title in titles} == {"### lite (run)", "### lite (later)"}
+    rows = list(csv.DictReader(out.with_suffix(".csv").open()))
+    assert {(row["name"], row["digest"]) for row in rows} == {
+        ("lite (run)", load_bundle(run / "tiny-sr.safetensors").digest),
+        ("lite (later)", load_bundle(other).digest),
+    }
+    assert len(list((tmp_path / "sheets").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/a/lite-sr", "runs/b/lite-sr"], ["lite (a)", "lite (b)"]),
+        (["runs/a/first", "runs/a/second"], ["lite (first)", "lite (second)"]),
+        (["runs/a/x", "runs/b/x", "runs/b/y"], ["lite (a/x)", "lite (b/x)", "lite (b/y)"]),
+        (["runs/x", "runs/b/x"], ["lite (x)", "lite (b/x)"]),
+        (["runs/x", "runs/x/y"], ["lite (x)", "lite (x/y)"]),
+        (["runs/a/x"], ["lite"]),
+    ],
+)
+def test_names_say_what_differs(paths, names, tmp_path):
+    empty = Bundle(SYSTEM, LITE, RGB_BANDS, RGB_BANDS, 4, LATTICE)
+    bundles = [replace(empty, path=str(tmp_path / f"{path}.safetensors")) for path in paths]
+    assert evaluate.names_of(bundles, ["lite"] * len(bundles)) == names
+    assert evaluate.names_of([*bundles, empty], [*["lite"] * len(bundles), "lite-fusion"])[-1] == "lite-fusion"
 
 
 def test_steps_are_compared(towns, run, capsys):

@@ -61,7 +61,10 @@ def test_a_table_says_why_something_is_missing():
 def test_the_csv_holds_every_score_with_what_it_was_measured_under():
     other = Record("real", "L2A", "L2A/1", 0, "a", {"spatial": 0.02})
     text = csv_text(
-        [Section("x", "", RECORDS, "lite-sr", "abc", "4 steps"), Section("y", "", [other], "lite-sr", "abc")]
+        [
+            Section("x", "", RECORDS, "lite (a)", "lite-sr", "abc", "4 steps"),
+            Section("y", "", [other], "lite (b)", "lite-sr", "abc"),
+        ]
     )
     rows = list(csv.DictReader(io.StringIO(text)))
     values = [row for row in rows if row["statistic"] == "value"]
@@ -69,6 +72,7 @@ def test_the_csv_holds_every_score_with_what_it_was_measured_under():
     assert (values[0]["PSNR"], values[0]["LPIPS"], values[0]["spatial"]) == ("20", "null", "")
     assert values[0]["why_null"] == "LPIPS: no weights"
     assert (values[0]["digest"], values[0]["settings"], values[4]["spatial"]) == ("abc", "4 steps", "0.02")
+    assert {row["name"] for row in rows if row["table"] == "real"} == {"lite (b)"}
     found = {(row["table"], row["set"], row["method"], row["statistic"]): row["PSNR"] for row in rows}
     assert found["quality", "town", "a", "mean"] == "25"
     assert float(found["quality", "town", "a", "sd"]) == pytest.approx(math.sqrt(50), rel=1e-5)
