@@ -1,7 +1,7 @@
 """`python -m pipeline.archive.stack`: a file of many layers, dates by bands -> scenes that `pipeline.index` can list.
 
 In: one raster on the 10 m grid with the bands of the first date, then those of the second, and so on. Out: a folder per
-date with a GeoTIFF per band at its native GSD and a STAC item with its time and offset. Imports local and grid.
+date with a GeoTIFF per band at its native GSD and a STAC item with its time and offset. Imports local, grid, working.
 
 Level-3 syntheses and teaching material come as such stacks, in which 20 m pixels stand as 2 x 2 copies. The copies are
 undone, and only where every one of them is equal: interpolated bands are refused, since what was measured is lost.
@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +23,7 @@ from pipeline.archive.local_meta import to_utc
 from pipeline.bands import BAND_NAMES, BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
 from pipeline.errors import EXIT_OK, PipelineError, StorageError, UsageError
 from pipeline.grid.grid import Phase
+from pipeline.working import working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,19 +69,15 @@ def split_stack(stack: Stack, out: Path) -> tuple[str, ...]:
     if len(set(ids)) != len(ids):
         raise UsageError(f"dates {', '.join(stack.datetimes_utc)}", "one layer per band and day")
     try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.resolve().parent))
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written: {error.strerror}", "a writable folder") from error
-    try:
-        with _opened(stack) as dataset:
-            for order, (scene_id, moment) in enumerate(zip(ids, moments, strict=True)):
-                _write_date(stack, dataset, order, partial / scene_id, moment)
-        partial.chmod(0o777 & ~_umask())
-        partial.rename(out)
+        with working_folder(out.resolve().parent, f".{out.name}.split-") as working:
+            scenes = working / "scenes"
+            scenes.mkdir()
+            with _opened(stack) as dataset:
+                for order, (scene_id, moment) in enumerate(zip(ids, moments, strict=True)):
+                    _write_date(stack, dataset, order, scenes / scene_id, moment)
+            scenes.rename(out)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error}", "a writable folder with space") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return ids
 
 
@@ -100,12 +94,6 @@ def native(image: NDArray[np.generic], factor: int, row: int, col: int) -> NDArr
     if differ.any():
         raise ValueError(f"{np.count_nonzero(differ)} of {differ.size} cells hold different values")
     return cells
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _opened(stack: Stack) -> DatasetReader:

@@ -1,7 +1,7 @@
 """Cloud-optimised GeoTIFFs of a finished store, in memory that does not grow with it.
 
 In: a store, a `Request`, a folder. Out: one GeoTIFF per zone, time step, variable and band, or one for all bands.
-Imports blocks, errors, geotiff, place and selection; rasterio and zarr inside functions.
+Imports blocks, errors, geotiff, place, selection and working; rasterio and zarr inside functions.
 
 The window is read block by block, all bands of a block at once, into tiled, compressed working files. GDAL's COG driver
 then makes the overviews and puts everything in order. A file appears under its name whole, after its sums were compared
@@ -11,11 +11,9 @@ with those of what was read. No VRT in between: archives' files keep that driver
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,9 +23,11 @@ from pipeline.store.blocks import Stored
 from pipeline.store.geotiff import describe, profile
 from pipeline.store.place import place_of, storage_error
 from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
+from pipeline.working import working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import zarr
     from rasterio.io import DatasetWriter
@@ -91,10 +91,10 @@ def export_cogs(
     made = not out.exists()
     with _gdal(), _folder(out):
         try:
-            for number, cogs in enumerate(wanted, start=1):
-                report(f"{cogs[0].slab.variable} {cogs[0].slab.zone} {cogs[0].slab.date} ({number}/{len(wanted)})")
-                with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as working:
-                    _write_slab(stored, cogs, Path(working), compress)
+            with working_folder(out, ".export-") as working:
+                for number, cogs in enumerate(wanted, start=1):
+                    report(f"{cogs[0].slab.variable} {cogs[0].slab.zone} {cogs[0].slab.date} ({number}/{len(wanted)})")
+                    _write_slab(stored, cogs, working, compress)
         finally:
             if made:
                 with suppress(OSError):  # it holds files

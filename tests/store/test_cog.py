@@ -2,6 +2,8 @@
 
 import shutil
 import struct
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -400,6 +402,33 @@ class TestRefusals:
         with pytest.raises(KeyboardInterrupt):
             export(store, tmp_path / "out")
         assert self.nothing_in(tmp_path / "out")
+
+    def test_being_killed_leaves_a_folder_that_the_next_export_removes(self, store, tmp_path):
+        """A process of its own, killed in mid-export; then one that is at work is left alone."""
+        code = (
+            "import sys, time\n"
+            "from pathlib import Path\n"
+            "from pipeline.store import cog\n"
+            "from pipeline.store.selection import Request\n"
+            "def wait(*_):\n"
+            "    print('at work', flush=True)\n"
+            "    time.sleep(60)\n"
+            "cog._translate = wait\n"
+            "cog.export_cogs(sys.argv[1], Path(sys.argv[2]), Request())\n"
+        )
+        out = tmp_path / "out"
+        words = [sys.executable, "-c", code, str(store), str(out)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout.readline() == "at work\n"
+                (working,) = out.iterdir()
+                export(store, out, bands=("B02",))
+                assert working in out.iterdir(), "a process holds it"
+            finally:
+                process.kill()
+        assert working in out.iterdir()
+        export(store, out, bands=("B03",))
+        assert sorted(path.name[-7:] for path in out.iterdir()) == ["B02.tif", "B03.tif"]
 
 
 def test_an_object_store_is_exported_like_a_folder(store, tmp_path):
