@@ -139,7 +139,7 @@ class DiffFuSRFusionTask:
         }
         crops = {f"{gsd} m": f"{len(group.tiles)} tiles, {group.side_60m * 60} m" for gsd, group in self.groups.items()}
         return {
-            **self.data.describe(),
+            **self.data.describe(self.preset.use),
             "protocol": "Wald x4, x8, x24",
             "crops": crops,
             "untrained": untrained,

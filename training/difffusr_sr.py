@@ -116,7 +116,7 @@ class DiffFuSRSuperResolution:
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data and recipe."""
         return {
-            **self.data.describe(),
+            **self.data.describe(self.preset.use),
             "degradation": repr(self.range) if self.recipe.psf == "blind" else "Sentinel-2 MTF",
             "recipe": asdict(self.recipe),
             "as_published": list(self.preset.published),

@@ -203,7 +203,7 @@ class Fusion:
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data."""
-        return {**self.data.describe(), "protocol": "Wald"}
+        return {**self.data.describe(self.preset.use), "protocol": "Wald"}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
         """The bundle of the network as it is now."""

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from training.schedule import Schedule
 
 
+Use = Literal["super-resolution", "fusion"]  # what data are for
+
+
 @dataclass(frozen=True)
 class Stage:
     """One part of a run: what is minimised, which parameters move, and how much of the budget it gets."""
@@ -41,6 +44,11 @@ class Preset:
     sampler: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)  # settings of the task; `--recipe` changes them
     published: tuple[str, ...] = ()  # departures of the released code, `training.published`
+
+    @property
+    def use(self) -> Use:
+        """What it needs data for."""
+        return "fusion" if self.task in ("fusion", "difffusr-fusion") else "super-resolution"
 
 
 def table() -> str:

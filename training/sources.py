@@ -12,22 +12,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bands import RGB
 from pipeline.errors import UsageError
 from training.images import file_images
 from training.patches import CACHE_BYTES, PatchSampler, held_out_chips
 from training.places import SPLIT_RULE, SPLITS, split_of
-from training.sentinel2 import is_dsen2, named_split, rgb_images, scene_grounds, tiles_of
+from training.sentinel2 import is_dsen2, rgb_images, scene_grounds, tiles_of
+from training.tiles import GSD_M, MIN_SIDE_PX
 from training.training_file import Source, TrainingFile, read_training_file
 
 if TYPE_CHECKING:
     from training.data import Chip
     from training.images import Image
     from training.places import Split
+    from training.presets import Use
     from training.tiles import SceneGround, Tile
 
 __all__ = ["SHIPPED", "Source", "TrainingData", "load_data", "load_training_file", "shipped_data"]
 
 PLACES_LISTED = 1000  # in provenance
+WATCHED = "watched"
 SHIPPED = Path(__file__).with_name("shipped_weights.toml")
 
 
@@ -101,8 +105,10 @@ class TrainingData:
         """Scenes by which fusion decides: those marked so, else the held-out ones."""
         return [tile for tile in self.all_tiles if tile.watched] or self.tiles("held-out")
 
-    def held_out_places(self) -> list[str]:
+    def held_out_places(self, use: Use = "super-resolution") -> list[str]:
         """Names of all places kept from training, sorted."""
+        if use == "fusion":
+            return sorted({tile.place for tile in self.all_tiles if tile.watched or tile.split == "held-out"})
         places: set[str] = set()
         for image in (*self.images, *self.bracket):
             if image.ground is not None and image.split is None:
@@ -111,28 +117,51 @@ class TrainingData:
                 places.add(image.place)
         return sorted(places)
 
-    def summary(self) -> list[str]:
-        """A line per source for the log."""
-        said = self.describe()["sources"]
-        return [
-            f"{name}: {count['train']} images to train on, {count['held-out']} held out" for name, count in said.items()
-        ]
+    def counts(self, use: Use = "super-resolution") -> dict[str, dict[str, int]]:
+        """Images (for fusion: tiles) per split of every source that is of use; "watched" ones by themselves."""
+        if use == "fusion":
+            found = Counter((tile.source, WATCHED if tile.watched else tile.split) for tile in self.all_tiles)
+        else:
+            images = (*self.images, *self.bracket)
+            found = Counter((image.source, split) for image in images for split in SPLITS if image.share(split) > 0)
+        listed = {source.name: {split: found[source.name, split] for split in SPLITS} for source in self.sources}
+        for name, kind in found:
+            listed[name][kind] = found[name, kind]
+        return {name: of_source for name, of_source in listed.items() if any(of_source.values())}
 
-    def describe(self) -> dict[str, Any]:
-        """Provenance: sources with their images per split, the digest of the file, how splits were decided."""
-        images = (*self.images, *self.bracket)
-        counts = Counter((image.source, split) for image in images for split in SPLITS if image.share(split) > 0)
-        for source in filter(is_dsen2, self.sources):
-            counts[source.name, named_split(source, Path(source.name))[1]] += 1
-        listed = {source.name: {split: counts[source.name, split] for split in SPLITS} for source in self.sources}
+    def summary(self, use: Use = "super-resolution") -> list[str]:
+        """A line per source for the log, and one for those that are of no use."""
+        counts = self.counts(use)
+        lines = []
+        for name, count in counts.items():
+            what = ("tile" if use == "fusion" else "image") + ("" if count["train"] == 1 else "s")
+            watched = f", {count[WATCHED]} watched" if count.get(WATCHED) else ""
+            lines.append(f"{name}: {count['train']} {what} to train on, {count['held-out']} held out{watched}")
+        aside: dict[str, list[str]] = {}
+        for source in self.sources:
+            if source.name not in counts:
+                aside.setdefault(_why_aside(source, use), []).append(source.name)
+        said = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in aside.items())
+        return [*lines, f"left aside, of no use for {use}: {said}"] if aside else lines
+
+    def describe(self, use: Use = "super-resolution") -> dict[str, Any]:
+        """Provenance: sources of use with their images per split, the digest of the file, how splits were decided."""
         return {
             "data": self.file.name,
             "data_digest": self.file.digest,
-            "sources": listed,
+            "sources": self.counts(use),
             "split_rule": SPLIT_RULE,
-            "held_out_places": self.held_out_places()[:PLACES_LISTED],
+            "held_out_places": self.held_out_places(use)[:PLACES_LISTED],
             "licence_of_data": self.file.licence,
         }
+
+
+def _why_aside(source: Source, use: Use) -> str:
+    """Why a source without images, or without tiles, has none."""
+    if use == "fusion":
+        lacking = f"no tile of {MIN_SIDE_PX * GSD_M} m with bands of 20 m"
+        return "role hr" if source.role == "hr" else lacking
+    return "Level-1C, kept for judging fusion" if is_dsen2(source) else f"no image with {', '.join(RGB)}"
 
 
 def _images(source: Source) -> list[Image]:

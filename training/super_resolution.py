@@ -103,7 +103,7 @@ class SuperResolution:
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data."""
-        return {**self.data.describe(), "degradation": repr(DegradationRange())}
+        return {**self.data.describe(self.preset.use), "degradation": repr(DegradationRange())}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
         """The bundle of the network as it is now."""

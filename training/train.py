@@ -179,7 +179,7 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
     task.network.to(device)
     weights = sum(p.numel() for p in task.network.parameters())
     if distributed.rank() == 0:
-        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary()]))
+        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary(preset.use)]))
     if args.dry_run:
         return
     run = Run(task, preset, budget_of(args, preset), args.out, args.seed, args.bf16, args.workers)

@@ -61,7 +61,7 @@ class Data:
     def watched_tiles(self):
         return self._tiles[:1]
 
-    def describe(self):
+    def describe(self, use):
         return {"data": "made"}
 
 

@@ -40,7 +40,21 @@ def test_the_same_file_trains_fusion(own, tmp_path, capsys):
     assert run(own, tmp_path / "run", "--images", "4", preset="lite-fusion") == 0, capsys.readouterr().err
     provenance = load_bundle(tmp_path / "run" / "lite-fusion.safetensors").provenance
     assert provenance["data"] == "our town"
+    assert provenance["sources"] == {"scenes": {"train": 2, "held-out": 1}}
     assert "20 m x2" in provenance["held_out"]
+
+
+def test_what_a_preset_uses_is_listed_and_what_it_leaves_aside_is_said(own, tmp_path, capsys):
+    assert run(own, tmp_path / "run", "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "orthos: 2 images to train on, 1 held out",
+        "scenes: 2 images to train on, 1 held out",
+    ]
+    assert run(own, tmp_path / "run", "--dry-run", preset="lite-fusion") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "scenes: 2 tiles to train on, 1 held out",
+        "left aside, of no use for fusion: orthos (role hr)",
+    ]
 
 
 def test_worker_processes_draw_what_one_process_draws(own, tmp_path):
