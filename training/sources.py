@@ -124,7 +124,7 @@ class TrainingData:
         else:
             images = (*self.images, *self.bracket)
             found = Counter((image.source, split) for image in images for split in SPLITS if image.share(split) > 0)
-        listed = {source.name: {split: found[source.name, split] for split in SPLITS} for source in self.sources}
+        listed: dict[str, dict[str, int]] = {source.name: dict.fromkeys(SPLITS, 0) for source in self.sources}
         for name, kind in found:
             listed[name][kind] = found[name, kind]
         return {name: of_source for name, of_source in listed.items() if any(of_source.values())}
