@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
+from pipeline.store.place import place_of, require_parent
 from pipeline.terminal import counted, show
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = parser().parse_args(argv)
     try:
+        if arguments.out is not None:
+            require_parent(arguments.out)
         stores = _stores(arguments.what)
         if stores:
             return _of_stores(stores, arguments)
@@ -57,8 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _stores(what: Sequence[str]) -> list[str]:
     """Those of the words that are stores, all of them or none. UsageError for a mixture, or for several folders."""
-    from pipeline.store.place import place_of
-
     # an address that is no store is told so by name; nobody scans a bucket for scenes
     stores = [word for word in what if "://" in word or place_of(word).size("zarr.json") is not None]
     others = [word for word in what if word not in stores]

@@ -14,7 +14,7 @@ from pipeline.arguments import aoi_of, config_of, parser
 from pipeline.bbox import joined
 from pipeline.config import RunConfig, differences
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, PipelineError, UsageError
-from pipeline.store.place import place_of
+from pipeline.store.place import place_of, require_parent
 from pipeline.terminal import (
     Progress,
     described_plan,
@@ -137,6 +137,7 @@ def execute(arguments: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     shown = place_of(arguments.out or f"{aoi.name}.zarr")
     store = absolute(shown)
+    require_parent(store)
     workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")

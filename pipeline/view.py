@@ -49,11 +49,12 @@ def place_asked(degrees: list[float] | None) -> tuple[float, float] | None:
 def page_file(arguments: argparse.Namespace) -> Path:
     """The file to write. UsageError when something else is there."""
     from pipeline.store.page import GENERATOR
-    from pipeline.store.place import place_of
+    from pipeline.store.place import place_of, require_parent
 
     path = Path(arguments.out) if arguments.out else place_of(arguments.store).picture.with_suffix(".html")
     if path.is_dir():
         raise UsageError(f"{path} is a folder", "a file name for the page, such as lyon.html")
+    require_parent(path)
     if path.is_file() and not arguments.overwrite:
         with path.open("rb") as file:
             ours = GENERATOR.encode() in file.read(4096)

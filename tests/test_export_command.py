@@ -130,6 +130,7 @@ def test_a_box_in_one_word_or_four(store, call):
         (["lake.zarr", "--bbox", "a,b,c,d"], "--bbox a,b,c,d; expected four degrees"),
         (["lake.zarr", "--bbox", "3,2,1,4"], "the box 3,2,1,4 is none"),
         (["lake.zarr", "--out", "s3://bucket/tifs"], "--out s3://bucket/tifs is not a folder"),
+        (["lake.zarr", "--out", "new/tifs"], "--out new/tifs: there is no folder "),
         (["nothing.zarr"], "nothing.zarr is not a Zarr store"),
         (["ftp://host/a.zarr"], "ftp:// names no store"),
     ],

@@ -159,7 +159,8 @@ class TestRun:
         assert call("lake_shore.zarr", program=check)[0] == 0
 
     def test_words_and_the_line_that_opens_it(self, call, archive, aoi, empty_folder):
-        store = empty_folder / "new" / "deep" / "shore.zarr"  # parents are made, as by mkdir -p
+        store = empty_folder / "deep" / "shore.zarr"
+        store.parent.mkdir()
         code, out, err = call("--aoi", aoi, "--catalog", archive, *QUICK, "--out", store)
         assert (code, err) == (0, ""), "silent where stderr is no terminal"
         assert f"{store} is complete: 12 bands at 2.5 m, EPSG:32632 240 x 240 px, by bicubic" in out
@@ -510,6 +511,19 @@ class TestOutput:
         assert "file/x.zarr" in line
         assert "--out" in line
         assert (empty_folder / "file").read_text() == "x"
+
+    @pytest.mark.parametrize("more", [(), ("--dry-run",), ("--plan-only",), ("--overwrite",)])
+    def test_a_folder_that_is_not_there(self, call, archive, aoi, empty_folder, more):
+        out = empty_folder / "scrath" / "my runs" / "x.zarr"
+        line = refused(call("--aoi", aoi, "--catalog", archive, *QUICK, "--out", out, *more))
+        found = f"--out {out}: there is no folder {out.parent}; expected one that exists, to write into"
+        assert line == f"error: {found}; cure: mkdir -p '{out.parent}', if the name is right\n"
+        assert listing(empty_folder) == {}
+
+    def test_an_index_in_a_folder_that_is_not_there(self, call, archive, empty_folder):
+        line = refused(call(Path(archive).parent, "--datetime", "2024-06-17", "--out", "new/a.json", program=index))
+        assert f"--out new/a.json: there is no folder {empty_folder / 'new'}; " in line
+        assert listing(empty_folder) == {}
 
     @pytest.mark.parametrize(
         ("number", "said"),

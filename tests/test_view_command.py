@@ -67,6 +67,13 @@ def test_files_of_others_are_not_replaced_unless_asked(store, empty_folder, call
     assert (code, "is a folder" in err) == (2, True)
 
 
+def test_a_folder_that_is_not_there_is_not_made(store, empty_folder, call):
+    code, out, err = call(store, "--out", "new/a.html")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"--out new/a.html: there is no folder {empty_folder / 'new'}; expected one that exists" in err
+    assert os.listdir(empty_folder) == []
+
+
 def test_refusals_are_one_line_with_their_exit_code(store, tmp_path, empty_folder, call):
     damaged = copied(store, tmp_path)
     chunk = chunk_of(damaged, "reflectance")

@@ -138,8 +138,9 @@ class Manifests:
     def _plan(self, job: Document) -> None:
         (container,) = _containers(job)
         area = [f"--aoi={_AREA}/{self.area_file}"] if self.area is not None else []
+        begin = container["args"][: container["args"].index("pipeline.run") + 1]
         container["args"] = [
-            *("python", "-m", "pipeline.run", *area, f"--config={_AREA}/run.toml", "--out=$(SEN2FINE_STORE)"),
+            *(*begin, *area, f"--config={_AREA}/run.toml", "--out=$(SEN2FINE_STORE)"),
             *(f"--workers={self.parts * self.task.workers}", "--plan-only"),
             *(word.replace("$(", "$$(") for word in self.flags),  # or Kubernetes would expand it
         ]

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.errors import StorageError, UsageError
 from pipeline.store.blocks import Stored
 from pipeline.store.geotiff import describe, profile
-from pipeline.store.place import place_of, storage_error
+from pipeline.store.place import place_of, require_parent, storage_error
 from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
 from pipeline.working import working_folder
 
@@ -76,11 +76,12 @@ def export_cogs(
     allow_incomplete: bool = False,
     report: Callable[[str], None] = lambda _text: None,
 ) -> Export:
-    """Write the COGs of a request into the folder `out`.
+    """Write the COGs of a request into the folder `out`, which is made if its parent exists.
 
     Raises UsageError where the store does not hold what is asked for or files stand in the way, IntegrityError for
     damaged chunks, StorageError when the disk refuses. Files are put in place whole, those of one slab together.
     """
+    require_parent(out)
     place = place_of(store)
     attributes = root_attributes(place)
     notes = require_finished(place, attributes, allow_incomplete=allow_incomplete)
@@ -134,7 +135,7 @@ def _folder(out: Path) -> Iterator[None]:
     from rasterio.errors import RasterioError
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(exist_ok=True)
         yield
     except FileExistsError as error:
         raise StorageError(f"{out} is a file", "a folder, which may be new", "choose another --out") from error

@@ -184,6 +184,11 @@ def test_submit_fills_in_what_was_asked_for(written, aoi):
     assert named(found, "sen2fine-lyon")["spec"]["podSelector"]["matchLabels"] == labels
 
 
+def of_run(args):
+    """Of a pod's words, the flags of pipeline.run."""
+    return args[args.index("pipeline.run") + 1 :]
+
+
 def test_the_plan_in_the_cluster_is_the_one_asked_for_here(written, aoi, tmp_path):
     """The plan pod's words, with its files in place, mean the same area and the same settings."""
     (tmp_path / "run.toml").write_text('composite = "median"\nmax_cloud = 35\n')
@@ -193,7 +198,7 @@ def test_the_plan_in_the_cluster_is_the_one_asked_for_here(written, aoi, tmp_pat
     files = named(found, "-area")["data"]
     for name, text in files.items():
         (tmp_path / f"there_{name}").write_text(text)
-    there = [word.replace("/etc/sen2fine/", f"{tmp_path}/there_") for word in args[3:]]
+    there = [word.replace("/etc/sen2fine/", f"{tmp_path}/there_") for word in of_run(args)]
     understood = parser().parse_args(there)
     assert understood.plan_only
     assert understood.out == "$(SEN2FINE_STORE)"
@@ -210,7 +215,7 @@ def test_a_box_needs_no_file(tmp_path, monkeypatch, capsys, box):
     found = list(yaml.safe_load_all(capsys.readouterr().out))
     assert list(tmp_path.iterdir()) == []
     args = pod_of(named(found, "-plan"))["containers"][0]["args"]
-    assert parser().parse_args(args[3:]).bbox == "-7.2,52.1,-7.1,52.2"
+    assert parser().parse_args(of_run(args)).bbox == "-7.2,52.1,-7.1,52.2"
     assert named(found, "-run")["data"]["SEN2FINE_STORE"] == "/data/bbox_-7.2_52.1_-7.1_52.2.zarr"
     for document in found:
         validate(document)
@@ -289,6 +294,20 @@ def test_index_0_is_part_1_and_takes_over_its_own_lease_alone(pod_shell, tmp_pat
     assert "--shard-of 16/16" in pod_shell(part, "0\n")[1][0]
 
 
+@pytest.mark.parametrize("filled", [False, True])
+def test_the_plan_makes_the_folder_of_its_store_on_the_claim(pod_shell, written, tmp_path, monkeypatch, filled):
+    """Nobody can make it by hand there, and a slip leads to no other disk."""
+    store = tmp_path / "claim" / "team a" / "run.zarr"
+    monkeypatch.setenv("SEN2FINE_STORE", str(store))
+    found = written("--out", "team/run.zarr") if filled else documents(*BASE)
+    (plan,) = pod_of(named(found, "-plan"))["containers"]
+    code, seen, _ = pod_shell(plan, "0\n")
+    assert code == 0
+    assert seen[0].startswith("-m pipeline.run --aoi=/etc/sen2fine/")
+    assert store.parent.is_dir()
+    assert not store.exists()
+
+
 def test_parts_wait_for_the_plan_and_not_for_ever(pod_shell, tmp_path, monkeypatch):
     (wait,) = pod_of(named(documents(*BASE), "-array"))["initContainers"]
     code, seen, said = pod_shell(wait)
@@ -323,7 +342,7 @@ def test_shell_lines_pass_shellcheck(tmp_path):
         pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
     found = documents(*BASE, FOLDER / "dask" / "run.yaml")
     lines = [c["args"][2] for pod in pods(found) for c in containers(pod) if c["args"][0] == "/bin/sh"]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for number, text in enumerate(lines):
         path = tmp_path / f"{number}.sh"
         path.write_text(f"#!/bin/sh\n{text}")

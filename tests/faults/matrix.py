@@ -95,7 +95,7 @@ ROWS = (
          f"{WORK}::test_an_outage_that_lasts_ends_with_75_and_names_the_archive")),
     Row("disk full", "ENOSPC", "exit 6 at once, continues with space again",
         (f"{CLUSTER}::test_a_full_disk_stops_the_run_at_once",)),
-    Row("output refused", "a file, a foreign folder, no permission", "exit 2 or 6, nothing touched",
+    Row("output refused", "a file, a foreign folder, no permission, a missing parent", "exit 2 or 6, nothing touched",
         (f"{COMMAND}::TestOutput", f"{RESUME}::test_what_is_not_ours_is_never_touched")),
     Row("object store stumbles", "503 SlowDown, 500, 429, lost answers, latency on PUT and GET", "same bytes",
         (f"{OBJECTS}::test_what_a_server_may_do_changes_no_byte", f"{PLACE}::TestFaults")),
