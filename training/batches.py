@@ -55,7 +55,8 @@ class Numbered(Dataset["Batch | PipelineError"]):
         try:
             return self.make(Draw.seeded(self.seed, FOR_BATCH, number))
         except PipelineError as error:
-            return error
+            error.__cause__ = error.__context__ = None  # a library's own error may not survive pickling
+            return error.with_traceback(None)
 
 
 class Feed:
