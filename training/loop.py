@@ -103,6 +103,8 @@ class Run:
         self.seed, self.bf16, self.workers = seed, bf16, workers
         self.device = placement.device_of(task.network)
         self.resumed_from: Path | None = None
+        self.resumed_at = 0  # step
+        self.logged = False  # whether the log was begun
         if isinstance(task, HasCompanion):
             task.companion.to(self.device)
         self.at = Progress()
@@ -120,8 +122,6 @@ class Run:
         Process 0 says a line, logs a row and writes a checkpoint every `every_s` seconds and at the end. Raises
         Diverged.
         """
-        if distributed.rank() == 0:
-            log.begin(self.folder, self.resumed_from, self.at.step)
         first, step = self.at.batches + distributed.rank(), distributed.world()
         self.task.network.train()
         last = self.at.elapsed_s
@@ -134,11 +134,18 @@ class Run:
                     self._report(say)
         if self.tally.steps:
             self._report(say)
-        else:
+        elif distributed.rank() == 0:
+            self._open_log()
             self.save()
         self.task.network.load_state_dict(self.average.state)
         if self._spent() >= 1.0:
             self.task.finish()
+
+    def _open_log(self) -> None:
+        """Start the log when there is something to write: a run that fails before that leaves nothing behind."""
+        if not self.logged:
+            log.begin(self.folder, self.resumed_from, self.resumed_at)
+            self.logged = True
 
     def save(self) -> None:
         """Write the checkpoint, replacing the last one atomically; by process 0 alone."""
@@ -178,7 +185,7 @@ class Run:
                 "one that this version wrote",
                 "start anew without --resume",
             ) from error
-        self.resumed_from = folder
+        self.resumed_from, self.resumed_at = folder, self.at.step
 
     def _spent(self) -> float:
         return self.budget.progress(self.at.elapsed_s, self.at.images)
@@ -260,6 +267,7 @@ class Run:
         tally, self.tally = self.tally, Tally()
         if distributed.rank() != 0:
             return
+        self._open_log()
         network = self.task.network
         with self.average.applied(network):
             network.eval()

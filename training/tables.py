@@ -193,5 +193,11 @@ def write_text(path: Path, text: str) -> None:
 def check_writable(path: Path) -> None:
     """StorageError where `write_text` would fail for want of a folder or rights; leaves nothing behind."""
     probe = path.with_name(path.name + ".probe")
-    write_text(probe, "")
-    probe.unlink()
+    absent = [folder for folder in path.parents if not folder.exists()]
+    try:
+        write_text(probe, "")
+        probe.unlink()
+    finally:
+        for folder in absent:  # the innermost first
+            with contextlib.suppress(OSError):
+                folder.rmdir()

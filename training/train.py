@@ -163,14 +163,18 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
 
     from pipeline.models.bundle import load_bundle, load_into
     from training import distributed
+    from training.log import LOG
     from training.loop import Run
     from training.sources import load_data
+    from training.tables import check_writable
 
     if not args.dry_run:
         check_out(args.out, args.resume)
     device = distributed.device_of(args.device)
     if distributed.launched() and not args.dry_run:
         distributed.begin(device)
+    if distributed.rank() == 0 and not args.dry_run:
+        check_writable(args.out / LOG)  # before minutes are spent
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
     task = make_task(preset, load_data(args.data))

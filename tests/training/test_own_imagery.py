@@ -87,6 +87,26 @@ def test_a_mistake_is_one_line_and_leaves_nothing(own, tmp_path, capsys, old, ne
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_image_that_cannot_be_read_ends_the_run_before_anything_is_written(own, tmp_path, capsys, workers):
+    for name in ("0", "1"):  # those to train on: cut short, with a header that can be read
+        whole = (tmp_path / "orthos" / f"{name}.tif").read_bytes()
+        (tmp_path / "orthos" / f"{name}.tif").write_bytes(whole[: len(whole) // 2])
+    own.write_text(TOML[: TOML.index('[[source]]\nname = "scenes"')])
+    assert run(own, tmp_path / "run", "--images", "8", "--workers", workers) == 5
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "orthos/" in line
+    assert "cannot be read" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_data_are_read(own, tmp_path, capsys):
+    own.unlink()
+    (tmp_path / "taken").write_text("a file")
+    assert run(own, tmp_path / "taken" / "run", "--images", "8") == 6
+    assert "cannot be written" in capsys.readouterr().err
+
+
 def test_one_place_alone_cannot_be_split(own, tmp_path, capsys):
     for name in ("1", "2"):
         (tmp_path / "orthos" / f"{name}.tif").unlink()

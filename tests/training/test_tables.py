@@ -12,6 +12,7 @@ from training.tables import (
     Record,
     Section,
     by_set,
+    check_writable,
     csv_text,
     markdown,
     mean,
@@ -78,6 +79,15 @@ def test_the_csv_holds_every_score_with_what_it_was_measured_under():
     assert float(found["quality", "town", "a", "sd"]) == pytest.approx(math.sqrt(50), rel=1e-5)
     assert found["quality", ALL_SETS, "a", "mean"] == "32.5"
     assert found["quality", "sea", "a", "sd"] == "null"
+
+
+def test_whether_a_file_can_be_written_is_asked_without_a_trace(tmp_path):
+    check_writable(tmp_path / "new" / "deep" / "table.md")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StorageError, match="cannot be written"):
+        check_writable(tmp_path / "taken" / "deep" / "table.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path):
