@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg")  # of images in a folder
 COARSER_BY = 1.01  # a GSD this much above its target is the target: 2.0 m files say 2.0000004
+GSD_AGREES = 1.2  # a stated GSD and the file's own differ by at most this factor: local scale, rounded numbers
 OPEN_FILES = 256  # per process
 GDAL_CACHE_BYTES = 64_000_000  # per process; its default is 5 % of memory, and what was read is kept by `patches`
 _METRES_PER_DEGREE = 111_320.0
@@ -301,11 +302,21 @@ def values_of(source: Source, label: str, header: Header) -> Values:
 
 
 def _gsd(source: Source, label: str, header: Header) -> tuple[float, float]:
-    if source.gsd_m is not None:
-        return source.gsd_m, source.gsd_m
+    """Stated by the source, else by the file. UsageError where neither does, or both do and contradict each other."""
     if not header.crs:
-        raise source.fault(f"{label} is not georeferenced and gsd_m is not given", "gsd_m = metres per pixel")
-    return ground_gsd_m(header)
+        if source.gsd_m is None:
+            raise source.fault(f"{label} is not georeferenced and gsd_m is not given", "gsd_m = metres per pixel")
+        return source.gsd_m, source.gsd_m
+    found = ground_gsd_m(header)
+    if source.gsd_m is None:
+        return found
+    if not min(found) / GSD_AGREES <= source.gsd_m <= max(found) * GSD_AGREES:
+        raise source.fault(
+            f"{label} has pixels of {max(found):.3g} m by its georeferencing and gsd_m = {source.gsd_m:g}",
+            "one size of pixels",
+            "leave gsd_m out, or take wrong georeferencing off the file: gdal_edit -a_srs None -unsetgt",
+        )
+    return source.gsd_m, source.gsd_m
 
 
 def _placed(source: Source, path: Path, header: Header, gsd_m: float) -> tuple[str, Split | None, SplitMap | None]:

@@ -187,6 +187,20 @@ def test_what_images_are_is_checked_before_anything_runs(tmp_path):
     assert data_of(tmp_path, evaluate_gsd_m="4.0").images[0].evaluate_gsd_m == 4.0
 
 
+@pytest.mark.parametrize("ground", [placed(*WHERE, 0.5), placed(12.0, 60.0, 5e-6, "EPSG:4326")])
+def test_a_stated_gsd_that_the_georeferencing_contradicts_is_refused(tmp_path, ground):
+    path = write_raster(tmp_path / "images" / "a.tif", texture(400, 400), **ground)
+    for wrong in ("0.2", "2.0"):
+        said = refusal(tmp_path, gsd_m=wrong, values='"8-bit"')
+        assert said.startswith(f"{path} has pixels of 0.5")
+        assert said.endswith(
+            f" m by its georeferencing and gsd_m = {wrong.removesuffix('.0')}; expected one size of pixels; "
+            "cure: leave gsd_m out, or take wrong georeferencing off the file: gdal_edit -a_srs None -unsetgt"
+        )
+    assert data_of(tmp_path, gsd_m="0.5").images[0].gsd_m == (0.5, 0.5)
+    assert data_of(tmp_path, gsd_m="0.55").images[0].gsd_m == (0.55, 0.55)
+
+
 def test_files_that_do_not_say_what_is_needed_are_refused(tmp_path):
     path = write_raster(tmp_path / "images" / "a.tif", texture(40, 40).astype(np.uint16))
     assert refusal(tmp_path, gsd_m="1.0") == (
