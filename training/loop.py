@@ -10,7 +10,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -165,12 +165,14 @@ class Run:
         }
         savepoint.write(self.folder, content)
 
-    def resume(self, folder: Path) -> None:
+    def resume(self, folder: Path, checkpoint: dict[str, Any] | None = None) -> None:
         """Go on from the checkpoint in `folder`, with its seed, as if it had never stopped.
+
+        `checkpoint` is its content, where it has been read.
 
         Raises UsageError where there is none, it cannot be read, or it is of another preset or other settings.
         """
-        content = savepoint.read(folder, self.preset)
+        content = checkpoint or savepoint.read(folder, self.preset)
         try:
             self.at, self.seed = Progress(**content["at"]), content["seed"]
             self.task.network.load_state_dict(content["network"])

@@ -162,7 +162,7 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
     import torch
 
     from pipeline.models.bundle import load_bundle, load_into
-    from training import distributed
+    from training import distributed, savepoint
     from training.log import LOG
     from training.loop import Run
     from training.sources import load_data
@@ -170,6 +170,7 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
 
     if not args.dry_run:
         check_out(args.out, args.resume)
+    checkpoint = savepoint.read(args.resume, preset) if args.resume else {}
     device = distributed.device_of(args.device)
     if distributed.launched() and not args.dry_run:
         distributed.begin(device)
@@ -188,7 +189,7 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
         return
     run = Run(task, preset, budget_of(args, preset), args.out, args.seed, args.bf16, args.workers)
     if args.resume:
-        run.resume(args.resume)
+        run.resume(args.resume, checkpoint)
     run.train(say=show, every_s=args.every)
     if distributed.rank() == 0:
         show(write_bundle(run, task, args))

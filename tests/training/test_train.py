@@ -1,6 +1,7 @@
 """The commands: a tiny run from files to a bundle that predicts, its resumption, and the report on shipped weights."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,21 @@ def test_a_resumed_run_keeps_its_seed_and_a_foreign_checkpoint_is_refused(imager
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "is no readable checkpoint" in said
+
+
+@pytest.mark.parametrize("wrong", ["none", "towns"])
+def test_a_wrong_folder_to_resume_is_refused_before_data_are_read(imagery, tmp_path, capsys, monkeypatch, wrong):
+    train.main(arguments(imagery, tmp_path / "towns", "--images", "8"))
+    monkeypatch.setitem(PRESETS, "other-sr", replace(TINY, name="other-sr"))
+    capsys.readouterr()
+    for more in ((), ("--dry-run",)):
+        command = ["--preset", "other-sr", "--data", str(tmp_path / "none.toml"), "--resume", str(tmp_path / wrong)]
+        assert train.main([*command, *more]) == 2
+        said = capsys.readouterr()
+        assert not said.out
+        assert {"none": "no checkpoint.pt in", "towns": "is of preset tiny-sr"}[wrong] in said.err
+        assert "cure" in said.err
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_list_shows_every_preset_and_needs_nothing_else(capsys):
