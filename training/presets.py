@@ -46,6 +46,11 @@ class Preset:
     published: tuple[str, ...] = ()  # departures of the released code, `training.published`
 
     @property
+    def system(self) -> str:
+        """What its bundles call themselves."""
+        return {"sr": "lite-sr", "fusion": "lite-fusion"}.get(self.task, self.task)
+
+    @property
     def use(self) -> Use:
         """What it needs data for."""
         return "fusion" if self.task in ("fusion", "difffusr-fusion") else "super-resolution"

@@ -170,6 +170,8 @@ def train(args: argparse.Namespace, preset: Preset) -> None:
 
     if not args.dry_run:
         check_out(args.out, args.resume)
+    if args.init:
+        check_init(args.init, preset)
     checkpoint = savepoint.read(args.resume, preset) if args.resume else {}
     device = distributed.device_of(args.device)
     if distributed.launched() and not args.dry_run:
@@ -203,6 +205,26 @@ def check_out(out: Path | None, resume: Path | None) -> None:
         raise UsageError("no --out", "a folder for checkpoint, log and weights")
     if (out / CHECKPOINT).exists() and (resume is None or resume.resolve() != out.resolve()):
         raise UsageError(f"{out} holds a run already", "a new folder", f"--resume {out} to go on, or another --out")
+
+
+def check_init(path: Path, preset: Preset) -> None:
+    """UsageError where `path` is no bundle of networks as the preset makes them."""
+    from pipeline.models.bundle import load_bundle
+
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        inside = sorted(path.glob("*.safetensors"))
+        cure = f"--init {inside[0]}" if inside else ""
+        raise UsageError(f"--init {path} {found}", f"weights of {preset.system} (.safetensors)", cure)
+    bundle = load_bundle(path)
+    alike = [other for other in PRESETS.values() if other.system == bundle.system]
+    presets = [other.name for other in alike if other.architecture == bundle.architecture] or [p.name for p in alike]
+    cure = f"--preset {' or '.join(presets)}, or other weights" if presets else "other weights"
+    if bundle.system != preset.system:
+        raise UsageError(f"--init {path} holds {bundle.system}", f"{preset.system}, as {preset.name} trains", cure)
+    for name, ours in preset.architecture.items():
+        if (theirs := bundle.architecture.get(name, ours)) != ours:
+            raise UsageError(f"--init {path} has {name} = {theirs}", f"{ours}, as {preset.name} has", cure)
 
 
 def budget_of(args: argparse.Namespace, preset: Preset) -> Budget:

@@ -205,6 +205,47 @@ def test_a_run_can_start_from_a_bundle(imagery, tmp_path):
     assert second.provenance["started_from"] == load_bundle(first).digest
 
 
+def test_weights_to_start_from_that_do_not_fit_are_refused_before_data_are_read(imagery, tmp_path, capsys, monkeypatch):
+    train.main(arguments(imagery, tmp_path / "run", "--images", "8"))
+    tiny, fusion = tmp_path / "run" / "tiny-sr.safetensors", WEIGHTS / "lite-fusion.safetensors"
+    wide = replace(TINY, name="wide-sr", architecture={**TINY.architecture, "width": 16})
+    monkeypatch.setitem(PRESETS, wide.name, wide)
+    for preset, init, said in (
+        (
+            "tiny-sr",
+            fusion,
+            f"--init {fusion} holds lite-fusion; expected lite-sr, as tiny-sr trains; "
+            "cure: --preset lite-fusion, or other weights",
+        ),
+        (
+            "wide-sr",
+            tiny,
+            f"--init {tiny} has width = 8; expected 16, as wide-sr has; cure: --preset tiny-sr, or other weights",
+        ),
+        (
+            "tiny-sr",
+            tiny.parent,
+            f"--init {tiny.parent} is a folder; expected weights of lite-sr (.safetensors); cure: --init {tiny}",
+        ),
+        (
+            "tiny-sr",
+            imagery / "x",
+            f"--init {imagery / 'x'} does not exist; expected weights of lite-sr (.safetensors)",
+        ),
+    ):
+        capsys.readouterr()
+        command = ["--preset", preset, "--data", str(tmp_path / "none.toml"), "--out", str(tmp_path / "new")]
+        assert train.main([*command, "--init", str(init)]) == 2
+        assert capsys.readouterr().err == said + "\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_preset_knows_what_its_bundles_call_themselves(imagery):
+    for preset in PRESETS.values():
+        assert preset.system in {"lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion"}
+        assert ("fusion" in preset.system) == (preset.use == "fusion")
+
+
 def test_missing_imagery_is_said_in_one_line(tmp_path, capsys):
     assert train.main(["--preset", "lite-sr", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
     assert "cure" in capsys.readouterr().err
