@@ -7,18 +7,24 @@ the errors.
 
 from __future__ import annotations
 
+import copy
 import os
-from typing import TYPE_CHECKING
+import signal
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import distributed
 
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=1)  # with processes that may not have met the failure of this one
 
 
 def launched() -> bool:
@@ -28,8 +34,9 @@ def launched() -> bool:
 
 def device_of(name: str) -> torch.device:
     """The device `name`; for "cuda" under a launcher the one of this process. UsageError where it is not there."""
+    here = 1  # processes that share this machine's GPUs
     if name == "cuda" and launched():
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+        name, here = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}", int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -37,19 +44,67 @@ def device_of(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name}", "cpu, cuda, cuda:1 ...")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= gpus:
+    if device.type == "cuda" and max(device.index or 0, here - 1) >= gpus:
         seen = f"PyTorch {torch.__version__} sees {gpus or 'no'} GPU{'s' if gpus > 1 else ''}"
-        raise UsageError(f"--device {name}: {seen}", cure="--device cpu, fewer processes, or a PyTorch built for CUDA")
+        who = f" for {here} processes" if here > 1 else ""
+        raise UsageError(
+            f"--device {name}{who}: {seen}", cure="--device cpu, fewer processes, or a PyTorch built for CUDA"
+        )
     return device
 
 
-def begin(device: torch.device) -> None:
-    """Join the other processes: gloo between CPUs, NCCL between GPUs."""
+def begin(device: torch.device, patience: timedelta | None = None) -> None:
+    """Join the other processes, if a launcher started several: gloo between CPUs, NCCL between GPUs."""
+    if not launched() or _joined():
+        return
     if device.type == "cuda":
         torch.cuda.set_device(device)
         distributed.init_process_group("cpu:gloo,cuda:nccl")
     else:
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo", timeout=patience)
+
+
+def agreed(make: Callable[[], T]) -> T:
+    """What `make` gives here, once it has succeeded in every process; else all raise what the first that failed raised.
+
+    Without it the processes that go on would wait for one that has ended.
+    """
+    failed: PipelineError | None = None
+    try:
+        made = make()
+    except PipelineError as error:
+        if not launched():
+            raise
+        failed = copy.copy(error)  # without its cause, which need not survive the way
+    if launched():
+        failed = _first_of_all(failed)
+    if failed is not None:
+        raise failed
+    return made
+
+
+def _first_of_all(mine: PipelineError | None) -> PipelineError | None:
+    """The failure of the first process that has one; of this one alone where the others cannot be reached."""
+    try:
+        begin(torch.device("cpu"), PATIENCE)  # where the failure came before that
+        found: list[PipelineError | None] = [None] * world()
+        distributed.all_gather_object(found, mine)
+    except RuntimeError:
+        if mine is None:
+            raise
+        end()
+        return mine
+    return next((failure for failure in found if failure is not None), None)
+
+
+def by_first(speak: Callable[[], object]) -> None:
+    """Process 0 speaks before any ends; for those that are about to end alike, each by itself."""
+    if launched():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher ends the rest as soon as one has ended
+    if rank() == 0:
+        speak()
+    if world() > 1:
+        distributed.barrier()
 
 
 def end() -> None:

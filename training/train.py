@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.terminal import show
@@ -21,6 +23,8 @@ from training.published import SWITCHES, AsPublished
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from _typeshed import SupportsWrite
+
     from training.loop import Budget, Run
     from training.presets import Preset
     from training.sources import TrainingData
@@ -29,12 +33,28 @@ if TYPE_CHECKING:
 LICENCE = "MIT"
 
 
+class OneVoice(argparse.ArgumentParser):
+    """Under torchrun every process reads the same command line: the first alone speaks of it."""
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """As always, in one process."""
+        if os.environ.get("RANK", "0") == "0":
+            super().print_help(file)
+
+    def error(self, message: str) -> NoReturn:
+        """As always; under torchrun a UsageError, since a process that ends at once ends the others too."""
+        if "RANK" in os.environ:
+            raise UsageError(f"{self.format_usage()}{self.prog}: error: {message}")
+        super().error(message)
+
+
 class ListPresets(argparse.Action):
     """Prints the presets and ends, like --help."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
         """Called when the flag is met."""
-        show(table())
+        if os.environ.get("RANK", "0") == "0":
+            show(table())
         parser.exit()
 
 
@@ -64,7 +84,7 @@ def duration(text: str) -> float:
 
 def parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
-    p = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
+    p = OneVoice(prog="python -m training.train", description=__doc__)
     p.add_argument("--preset", required=True, choices=sorted(PRESETS))
     p.add_argument("--list", action=ListPresets, nargs=0, help="print all presets and stop")
     p.add_argument(
@@ -145,10 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     from training import distributed
 
-    args = parser().parse_args(arguments)
-    args.out = args.out or args.resume
     try:
-        train(args, adapted(args, PRESETS[args.preset]))
+        ready = distributed.agreed(lambda: prepared(parser().parse_args(arguments)))
+    except PipelineError as error:
+        distributed.by_first(partial(print, error, file=sys.stderr))
+        distributed.end()
+        return error.exit_code
+    try:
+        if ready is not None:
+            train(ready)
     except PipelineError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -157,54 +182,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(args: argparse.Namespace, preset: Preset) -> None:
-    """Train `preset` as the arguments say and write its bundle; process 0 speaks and writes. Raises PipelineError."""
+@dataclass(frozen=True)
+class Ready:
+    """A run that can begin: its data are loaded, its weights are on their device."""
+
+    run: Run
+    task: Trainable
+    args: argparse.Namespace
+
+
+def prepared(args: argparse.Namespace) -> Ready | None:
+    """What the arguments ask for; None where they ask for no more than a look. Raises PipelineError."""
     import torch
 
     from pipeline.models.bundle import load_bundle, load_into
     from training import distributed, savepoint
-    from training.log import LOG
     from training.loop import Run
     from training.sources import load_data
-    from training.tables import check_writable
 
+    preset = adapted(args, PRESETS[args.preset])
+    device = distributed.device_of(args.device)
+    distributed.begin(device)
+    args.out = args.out or args.resume
     if not args.dry_run:
         check_out(args.out, args.resume)
     if args.init:
         check_init(args.init, preset)
     checkpoint = savepoint.read(args.resume, preset) if args.resume else {}
-    device = distributed.device_of(args.device)
-    if distributed.launched() and not args.dry_run:
-        distributed.begin(device)
-    if distributed.rank() == 0 and not args.dry_run:
-        check_writable(args.out / LOG)  # before minutes are spent
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
     task = make_task(preset, load_data(args.data))
     if args.init:
         load_into(task.network, load_bundle(args.init))
     task.network.to(device)
-    weights = sum(p.numel() for p in task.network.parameters())
     if distributed.rank() == 0:
+        weights = sum(p.numel() for p in task.network.parameters())
         show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary(preset.use)]))
     if args.dry_run:
-        return
+        return None
     run = Run(task, preset, budget_of(args, preset), args.out, args.seed, args.bf16, args.workers)
     if args.resume:
         run.resume(args.resume, checkpoint)
-    run.train(say=show, every_s=args.every)
+    return Ready(run, task, args)
+
+
+def train(ready: Ready) -> None:
+    """Train and write the bundle; process 0 speaks and writes. Raises PipelineError."""
+    from training import distributed
+
+    ready.run.train(say=show, every_s=ready.args.every)
     if distributed.rank() == 0:
-        show(write_bundle(run, task, args))
+        show(write_bundle(ready.run, ready.task, ready.args))
 
 
 def check_out(out: Path | None, resume: Path | None) -> None:
-    """UsageError without a folder to write to, or where that would replace another run."""
+    """UsageError without a folder to write to, or where that would replace another run; StorageError."""
+    from training import distributed
+    from training.log import LOG
     from training.savepoint import CHECKPOINT
+    from training.tables import check_writable
 
     if out is None:
         raise UsageError("no --out", "a folder for checkpoint, log and weights")
     if (out / CHECKPOINT).exists() and (resume is None or resume.resolve() != out.resolve()):
         raise UsageError(f"{out} holds a run already", "a new folder", f"--resume {out} to go on, or another --out")
+    if distributed.rank() == 0:
+        check_writable(out / LOG)  # before minutes are spent
 
 
 def check_init(path: Path, preset: Preset) -> None:

@@ -1,5 +1,6 @@
 """Two processes learn what one learns from batches of twice the size."""
 
+import contextlib
 import os
 import socket
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import UsageError
-from training import distributed
+from pipeline.errors import ReadError, UsageError
+from training import distributed, train
 from training.batches import FOR_BATCH, Draw
 from training.loop import Budget, Run
 from training.presets import Preset, Stage
@@ -110,6 +111,75 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(together, tmp_path):
     assert (run.at.images, run.at.batches) == (48, 12)
 
 
+TOML = """
+[[source]]
+name = "towns"
+role = "hr"
+path = "*.png"
+gsd_m = 1.0
+"""
+
+
+def command_as(rank, port, folder, arguments):
+    """One process of a command that `torchrun` started: its output and exit code go to files."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    with (folder / f"{rank}.txt").open("w") as said:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            try:
+                code = train.main(arguments)
+            except SystemExit as ended:
+                code = ended.code or 0
+        said.write(f"exit code {code}\n")
+
+
+def said_by_two(folder, *arguments):
+    """Lines that each of two processes of the command prints, the last one its exit code."""
+    args = (free_port(), folder, list(map(str, arguments)))
+    torch.multiprocessing.start_processes(command_as, args, nprocs=2, start_method="fork")
+    return [(folder / f"{rank}.txt").read_text().splitlines() for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--minutes", "0"], "--minutes: 0 is no number above 0"),
+        (["--device", "banana"], "--device banana; expected cpu"),
+        (["--data", "{folder}/none.toml"], "none.toml is no file"),
+        (["--data", "{folder}/mine.toml"], "images"),
+        (["--resume", "{folder}"], "no checkpoint.pt in"),
+        (["--recipe", "x=1"], "lite-sr has no x"),
+    ],
+)
+def test_what_is_wrong_with_a_command_is_said_once_and_every_process_ends_alike(tmp_path, arguments, said):
+    (tmp_path / "mine.toml").write_text(TOML.replace("*.png", "images"))
+    (tmp_path / "images").mkdir()
+    given = [part.format(folder=tmp_path) for part in arguments]
+    first, second = said_by_two(tmp_path, "--preset", "lite-sr", "--out", tmp_path / "run", *given)
+    assert said in first[-2]
+    assert sum(said in line for line in first) == 1
+    assert (first[-1], second) == ("exit code 2", ["exit code 2"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failure_of_one_process_alone_is_said_and_shared(tmp_path, monkeypatch):
+    def prepared(args):
+        distributed.begin(torch.device("cpu"))
+        if distributed.rank() == 1:
+            raise ReadError("this machine has no such file")
+
+    monkeypatch.setattr(train, "prepared", prepared)
+    first, second = said_by_two(tmp_path, "--preset", "lite-sr")
+    assert first == ["this machine has no such file", "exit code 5"]
+    assert second == ["exit code 5"]
+
+
+def test_help_is_given_once(tmp_path):
+    first, second = said_by_two(tmp_path, "--help")
+    assert first[0].startswith("usage: ")
+    assert second == ["exit code 0"]
+
+
 def test_alone_every_exchange_is_the_natural_thing():
     value = torch.ones(2, 3)
     distributed.average_([value])
@@ -130,6 +200,10 @@ def test_devices_that_are_not_there_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert distributed.device_of("cuda") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="--device cuda:1 for 3 processes: PyTorch .* sees 2 GPUs; cure: .*fewer"):
+        distributed.device_of("cuda")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="--device cuda:1: PyTorch .* sees no GPU; cure: --device cpu"):
         distributed.device_of("cuda")
