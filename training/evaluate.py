@@ -36,7 +36,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--on", type=Path, help="training file whose held-out places judge (default: the project's own)")
     p.add_argument("--out", type=_report, help="write the tables here, and every score beside them as .csv")
-    p.add_argument("--picture", type=Path, metavar="FOLDER", help="write sheets of a few held-out places here, as PNG")
+    p.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FOLDER",
+        help="write sheets of a few held-out places here, as PNG: RGB for super-resolution, false colour for fusion",
+    )
     p.add_argument("--steps", type=_steps, help="only compare these numbers of sampling steps, such as 1,2,4,8,20,50")
     p.add_argument("--per-set", type=_natural, help="use only the first so many images of each set")
     p.add_argument("--decimator", choices=["box", "bicubic"], default="box", help="of the test degradation")
@@ -139,15 +144,18 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
 def _of_fusion(
     name: str, bundle: Bundle, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Section]:
-    """Tables of one fusion; it has no sampling steps to compare."""
+    """Tables and pictures of one fusion; it has no sampling steps to compare."""
     from pipeline.models.difffusr_fusion import DiffFuSRFusion
     from pipeline.models.lite_fusion import LiteFusion
+    from training import picture_fusion
     from training.report import fusion_sections
 
-    if args.steps:
-        return []
     lite = bundle.system == FUSIONS[0]
     fuser = LiteFusion.from_bundle(bundle) if lite else DiffFuSRFusion.from_bundle(bundle)
+    if args.picture:
+        picture_fusion.write(name, fuser, data, args.picture, say)
+    if args.steps:
+        return []
     return fusion_sections(name, fuser, data, say)
 
 

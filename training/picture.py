@@ -107,19 +107,19 @@ def panels(candidate: Candidate, pair: Pair, truth: bool = True) -> list[Panel]:
     return [*shown, Panel("truth", cut(pair.hr[0]))] if truth else shown
 
 
-def sheet(shown: Sequence[Panel], title: str) -> Image.Image:
-    """Panels in rows of COLUMNS, the same stretch for all but those that bring their own."""
+def sheet(shown: Sequence[Panel], title: str, columns: int = COLUMNS) -> Image.Image:
+    """Panels in rows of `columns`, the same stretch for all but those that bring their own."""
     reference = (shown[-1] if shown[-1].white is None else shown[0]).pixels
     black, white = (float(torch.quantile(reference, share / 100)) for share in STRETCH)
     height, width = (side * ZOOM for side in reference.shape[-2:])
-    rows = -(-len(shown) // COLUMNS)
-    size = (COLUMNS * (width + GAP_PX) + GAP_PX, LABEL_PX + rows * (height + LABEL_PX + GAP_PX))
+    rows = -(-len(shown) // columns)
+    size = (columns * (width + GAP_PX) + GAP_PX, LABEL_PX + rows * (height + LABEL_PX + GAP_PX))
     image = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=TEXT_PX)
     draw.text((GAP_PX, 2), title, fill="black", font=font)
     for index, panel in enumerate(shown):
-        left = GAP_PX + index % COLUMNS * (width + GAP_PX)
-        top = LABEL_PX + index // COLUMNS * (height + LABEL_PX + GAP_PX)
+        left = GAP_PX + index % columns * (width + GAP_PX)
+        top = LABEL_PX + index // columns * (height + LABEL_PX + GAP_PX)
         draw.text((left, top + 2), panel.label, fill="black", font=font)
         ends = (black, white) if panel.white is None else (0.0, panel.white)
         image.paste(Image.fromarray(_enlarged(panel.pixels, *ends)), (left, top + LABEL_PX))

@@ -36,6 +36,7 @@ LEARNED_KEPT = "lite, block means kept between its stages"
 SSIM_LEAST_PX = 11
 _EIGHT = 8  # 20 m -> 2.5 m is 8; so is 160 m -> 20 m
 _LEAST_COARSE = 10  # coarse pixels a side below which a task says nothing of its scale
+EIGHTH_LEAST_M = 1920  # side of a scene that 20 m x8 needs: so many of 160 m, in whole 480 m
 
 
 @dataclass(frozen=True)
@@ -163,14 +164,17 @@ def measure_by_predict(
 ) -> list[Row]:
     """20 m x8 by any fusion of the pipeline, which does it as it does 20 m -> 2.5 m: everything eight times coarser."""
     scene = Scene({gsd: torch.from_numpy(values.copy()) for gsd, values in rho.items()}, present)
-    rows = []
+    return [row_of(task) for task in eight_by_predict(fuser, scene, name)]
+
+
+def eight_by_predict(fuser: Fuser, scene: Scene, name: str) -> Iterator[Task]:
+    """20 m x8 by `predict`, under a name; nothing where the scene is too small."""
     for part in eighths(scene):
         coarse, guides, held = part.coarser(_EIGHT), wald_coarser(part.rho[10][:3], 2), part.held(BANDS_20M)
         given = {gsd: values[None] for gsd, values in coarse.items()}
-        out = fuser.predict(guides[None], given, (*RGB, *present))[0]
+        out = fuser.predict(guides[None], given, (*RGB, *scene.present))[0]
         learned = {name: out[[fuser.out_bands.index(band) for band in _named(BANDS_20M, held)]]}
-        rows.append(row_of(_of_eight(part, coarse, guides, learned)))
-    return rows
+        yield _of_eight(part, coarse, guides, learned)
 
 
 def tasks(network: FusionNetwork, scene: Scene, every: bool = True) -> Iterator[Task]:
