@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _WIDTH = 100
 _STAGE_NAMES = {
-    "load": "load weights", "read": "read", "superres": "super-resolve and fuse", "blend": "blend",
-    "project": "project", "write": "write",
+    "start": "start", "load": "load weights", "read": "read", "superres": "super-resolve and fuse", "blend": "blend",
+    "project": "project", "write": "write", "overviews": "overviews",
 }  # fmt: skip
 
 
@@ -134,8 +134,7 @@ def described_run(plan: Plan, summary: Summary, store: Place, picture: Path | No
         *([f"  note      {_holes(summary)}"] if summary.holes else []),
         f"  units     {summary.computed} computed, {summary.resumed} found done",
         f"  time      {summary.seconds:.1f} s in all; worker seconds: {stages}",
-        f"  size      {summary.stored_bytes / 2**20:.1f} MiB and overviews; "
-        f"largest worker {summary.peak_worker_mib:.0f} MiB",
+        f"  size      {summary.stored_bytes / 2**20:.1f} MiB; largest worker {summary.peak_worker_mib:.0f} MiB",
     ]
     if summary.quarantined:
         lines.append(f"  set aside {', '.join(summary.quarantined)}; python -m pipeline.check {store} tells why")

@@ -124,6 +124,16 @@ class TestDryRun:
         assert said["estimate"]["output_pixels"] == 240 * 240
         assert not listing(empty_folder)
 
+    def test_the_size_foretold_is_that_of_the_store(self, call, empty_folder):
+        """Overviews and the measured input included, on a real scene."""
+        region = Path(__file__).parents[1] / "catalogs" / "sample" / "region.geojson"
+        wanted = ("--aoi", region, "--catalog", "sample", *QUICK, "--json")
+        foretold = json.loads(call(*wanted, "--dry-run")[1])["estimate"]["stored_mib"]
+        said = json.loads(call(*wanted)[1])["stored_bytes"]
+        there = sum(path.stat().st_size for path in (empty_folder / "region.zarr").rglob("c/**/*") if path.is_file())
+        assert said == pytest.approx(there, rel=0.01), "all but coordinates"
+        assert foretold == pytest.approx(there / 2**20, rel=0.15)
+
     def test_stdin(self, call, archive, aoi, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(aoi).read_bytes())))
         code, out, _ = call("--aoi", "-", "--catalog", archive, *QUICK, "--dry-run")

@@ -141,7 +141,15 @@ def finalise(plan: Plan, store: Where, verify: str = "size") -> Summary:
 
 
 def _publish(plan: Plan, store: Where, summary: Summary, verify: str, *, changed: bool) -> None:
-    """Flip the store to complete, last of all. UpstreamError when more units are set aside than a store may lack."""
+    """Complete the overviews, flip the store to complete last of all, and count overviews into the summary.
+
+    UpstreamError when more units are set aside than a store may lack.
+    """
+    _complete(plan, store, summary, verify, changed=changed)
+    summary.stored_bytes += pyramid.stored_bytes(plan, store)
+
+
+def _complete(plan: Plan, store: Where, summary: Summary, verify: str, *, changed: bool) -> None:
     if verify != "none":
         pyramid.discard_faulty(plan, store, full=verify == "full")
     status = layout.STATUS_QUARANTINE if summary.quarantined else layout.STATUS_COMPLETE
@@ -160,7 +168,9 @@ def _publish(plan: Plan, store: Where, summary: Summary, verify: str, *, changed
         "units": summary.units,
         "quarantined": list(summary.quarantined),
     }
+    started = time.perf_counter()
     pyramid.complete(plan, store, summary.quarantined)
+    summary.add_seconds("overviews", time.perf_counter() - started)
     layout.finish(store, [plan.group(zone.epsg) for zone in plan.zones], attributes, status)
     write_item(plan, store)
     mark = {"plan_digest": plan.digest, "units": summary.units, **attributes}

@@ -8,19 +8,18 @@ sees both. Both may build the block then: they write the same bytes.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left, bisect_right
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise, repeat
 from typing import TYPE_CHECKING
 
 from pipeline.errors import IntegrityError
 from pipeline.execution.outline import template_of
 from pipeline.execution.plan import Address, Unit
-from pipeline.store import overviews
-from pipeline.store.layout import RUN_FOLDER, verify_chunks
+from pipeline.store import overview_records, overviews
+from pipeline.store.layout import verify_chunks
 from pipeline.store.levels import BLOCK_CHUNKS
+from pipeline.store.overview_records import Record
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from pipeline.store.levels import Level
     from pipeline.store.place import Place, Where
 
-FOLDER = f"{RUN_FOLDER}/overviews"
 _DAMAGE = (RuntimeError, ValueError, OSError)  # what zarr raises for stored bytes that cannot be decoded
 
 
@@ -39,18 +37,12 @@ class Block(Address):
     """Whole chunks of one time step that share their overviews; row and column count blocks."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """What a block's overviews rest on: the units that had receipts, and what was stored."""
+def build_if_last(plan: Plan, store: Place, unit: Unit) -> int:
+    """Build the blocks of `unit` whose other units have receipts too; returns how many.
 
-    plan_digest: str
-    units: tuple[str, ...]
-    chunks: dict[str, list[int]]
-
-
-def build_if_last(plan: Plan, store: Place, unit: Unit) -> None:
-    """Build the blocks of `unit` whose other units have receipts too. Damage elsewhere is left for publication."""
-    ledger = Ledger(store, plan.digest)
+    Damage elsewhere is left for publication.
+    """
+    ledger, built = Ledger(store, plan.digest), 0
     for block in _blocks_of(plan, unit):
         units = units_of(plan, block)
         if all(other == unit or ledger.read(other.id) is not None for other in units):
@@ -58,13 +50,14 @@ def build_if_last(plan: Plan, store: Place, unit: Unit) -> None:
                 _build(plan, store, block, units)
             except _DAMAGE:
                 continue
+            built += 1
+    return built
 
 
 def lacking(plan: Plan, store: Where, without: Collection[str] = ()) -> list[Block]:
     """Blocks whose record does not rest on exactly their units, but those `without` receipts."""
-    place, found = place_of(store), list(_blocks(plan))
-    with ThreadPoolExecutor(place.hands) as pool:
-        records = list(pool.map(_read, repeat(place), repeat(plan.digest), found))
+    found = list(_blocks(plan))
+    records = overview_records.read_many(place_of(store), plan.digest, [block.id for block in found])
     return [
         block
         for block, record in zip(found, records, strict=True)
@@ -75,8 +68,8 @@ def lacking(plan: Plan, store: Where, without: Collection[str] = ()) -> list[Blo
 def whole(plan: Plan, store: Where, without: Collection[str] = ()) -> bool:
     """True when no overview is lacking, neither of blocks nor beyond them."""
     place = place_of(store)
-    beyond = all(_record(place, plan.digest, name) is not None for name in _late_names(plan))
-    return beyond and not lacking(plan, place, without)
+    beyond = overview_records.read_many(place, plan.digest, _late_names(plan))
+    return None not in beyond and not lacking(plan, place, without)
 
 
 def complete(plan: Plan, store: Where, without: Collection[str] = ()) -> None:
@@ -96,20 +89,23 @@ def complete(plan: Plan, store: Where, without: Collection[str] = ()) -> None:
             _build_late(plan, place, zone, period)
 
 
+def stored_bytes(plan: Plan, store: Where) -> int:
+    """Bytes of all overviews, by their records."""
+    records = overview_records.read_all(place_of(store), plan.digest).values()
+    return sum(size for record in records for size, _ in record.chunks.values())
+
+
 def faults(plan: Plan, store: Where, *, full: bool) -> dict[str, list[str]]:
     """{"overviews of ID": what is wrong} for every record whose chunks are not what it says, or that is missing."""
     place = place_of(store)
-    names = [block.id for block in _blocks(plan)]
-    names += [
-        _late_name(zone, period) for zone in plan.zones for period in range(len(zone.periods)) if _late(plan, zone)
-    ]
+    names = [*(block.id for block in _blocks(plan)), *_late_names(plan)]
     with ThreadPoolExecutor(place.hands) as pool:
         wrong = list(pool.map(_wrong, repeat(plan), repeat(place), names, repeat(full)))
     return {f"overviews of {name}": what for name, what in zip(names, wrong, strict=True) if what}
 
 
 def _wrong(plan: Plan, place: Place, name: str, full: bool) -> list[str]:
-    record = _record(place, plan.digest, name)
+    record = overview_records.read(place, plan.digest, name)
     if record is None:
         return ["no valid record"]
     return verify_chunks(place, record.chunks, full=full, group=plan.group(int(name[1:].split("-")[0])))
@@ -119,7 +115,7 @@ def discard_faulty(plan: Plan, store: Where, *, full: bool) -> None:
     """Forget the records of damaged overviews, so that publication makes them again."""
     place = place_of(store)
     for name in faults(plan, place, full=full):
-        place.delete(_key(name.removeprefix("overviews of ")))
+        overview_records.forget(place, name.removeprefix("overviews of "))
 
 
 def units_of(plan: Plan, block: Block) -> list[Unit]:
@@ -170,7 +166,7 @@ def _build(plan: Plan, store: Place, block: Block, units: list[Unit]) -> None:
     if levels:
         rows, cols = (slice(at * size, (at + 1) * size) for at in (block.row, block.col))
         chunks = overviews.build_block(store, group, block.period, levels, rows, cols)
-    _keep(store, block.id, Record(plan.digest, tuple(unit.id for unit in units), chunks))
+    overview_records.write(store, block.id, Record(plan.digest, tuple(unit.id for unit in units), chunks))
 
 
 def _late(plan: Plan, zone: Zone) -> list[tuple[Level, Level]]:
@@ -195,27 +191,4 @@ def _build_late(plan: Plan, store: Place, zone: Zone, period: int) -> None:
     for source, level in pairs:
         chunks.update(overviews.build_late(store, plan.group(zone.epsg), period, source, level))
     if pairs:
-        _keep(store, _late_name(zone, period), Record(plan.digest, (), chunks))
-
-
-def _key(name: str) -> str:
-    return f"{FOLDER}/{name}.json"
-
-
-def _keep(store: Place, name: str, record: Record) -> None:
-    content = {"plan_digest": record.plan_digest, "units": list(record.units), "chunks": record.chunks}
-    store.write(_key(name), json.dumps(content, sort_keys=True).encode())
-
-
-def _read(store: Place, digest: str, block: Block) -> Record | None:
-    return _record(store, digest, block.id)
-
-
-def _record(store: Place, digest: str, name: str) -> Record | None:
-    """The record of that name; None when there is none, it is damaged, or it belongs to another plan."""
-    try:
-        content = json.loads(store.read(_key(name)) or b"")
-        record = Record(content["plan_digest"], tuple(content["units"]), dict(content["chunks"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return record if record.plan_digest == digest else None
+        overview_records.write(store, _late_name(zone, period), Record(plan.digest, (), chunks))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from dataclasses import replace
 from datetime import date
 from functools import lru_cache
@@ -22,6 +21,7 @@ from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.execution import pyramid
 from pipeline.execution.outline import plan_has_scl, template_of
 from pipeline.execution.plan import Plan, Unit, load_plan
+from pipeline.execution.stages import Stages
 from pipeline.store.layout import RegionWriter
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
@@ -73,12 +73,16 @@ def device_name() -> str:
 
 def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
     """Compute and store one unit of the plan in `store`; returns its receipt. Errors name the unit."""
+    stages = Stages()
     prepare_process()
     plan = _plan(store, digest)
     place = place_of(store)
+    stages.lap("start")
     try:
-        receipt = _process(unit, plan, place, attempt)
-        pyramid.build_if_last(plan, place, unit)
+        receipt = _process(unit, plan, place, attempt, stages)
+        if pyramid.build_if_last(plan, place, unit):
+            stages.lap("overviews")
+            receipt = _record(place, plan, receipt, stages)
     except PipelineError as error:
         error.found = f"unit {unit.id}: {error.found}"
         error.args = (f"unit {unit.id}: {error.args[0]}",)
@@ -86,41 +90,32 @@ def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
     return receipt
 
 
-def _process(unit: Unit, plan: Plan, store: Place, attempt: int) -> Receipt:
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
+def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages) -> Receipt:
     system = systems.load(plan.system, device_name())
-    seconds["load"] = time.perf_counter() - started
+    stages.lap("load")
 
     window = plan.window(unit)
-    started = time.perf_counter()
     reach = superres.read_window(system.lattice, window)
     scenes = _scenes_over(plan, unit, reach)
     if not scenes:
-        return _record(store, plan, _empty(unit, plan, attempt, seconds))
+        return _record(store, plan, _empty(unit, plan, attempt), stages)
     pixels = _read(plan, unit, scenes, reach)
-    seconds["read"] = time.perf_counter() - started
+    stages.lap("read")
 
     native = superres.Native(pixels.grid.window, pixels.dn, pixels.bands, pixels.scl)
     options = superres.Options(plan.config.seed, _stream(plan, unit), plan.config.members, plan.config.consistency)
     result = superres.super_resolve(native, window, system, plan.config.band_names, options, _state_of(plan, unit))
-    seconds.update(result.seconds)
-    started = time.perf_counter()
+    stages.lap("superres", within=result.seconds)
+
     receipt = _write(unit, plan, store, window, pixels, result)
-    seconds["write"] = time.perf_counter() - started
-    receipt = replace(
-        receipt,
-        scenes=pixels.scenes,
-        windows=result.windows,
-        attempts=attempt,
-        seconds={name: round(value, 4) for name, value in seconds.items()},
-        peak_rss_mib=peak_rss_mib(),
-        holes=holes(pixels),
-    )
-    return _record(store, plan, receipt)
+    receipt = replace(receipt, scenes=pixels.scenes, windows=result.windows, attempts=attempt, holes=holes(pixels))
+    stages.lap("write")
+    return _record(store, plan, receipt, stages)
 
 
-def _record(store: Place, plan: Plan, receipt: Receipt) -> Receipt:
+def _record(store: Place, plan: Plan, receipt: Receipt, stages: Stages) -> Receipt:
+    """Write the receipt with what is known by now of time and memory."""
+    receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib())
     Ledger(store, plan.digest).record(receipt)
     return receipt
 
@@ -276,12 +271,10 @@ def _clip_mask(plan: Plan, unit: Unit, window: Window) -> NDArray[np.bool_] | No
     return mask
 
 
-def _empty(unit: Unit, plan: Plan, attempt: int, seconds: dict[str, float]) -> Receipt:
+def _empty(unit: Unit, plan: Plan, attempt: int) -> Receipt:
     pixels = sum(chunk.ny * chunk.nx for chunk in plan.chunks(unit))
     valid = dict.fromkeys(plan.config.band_names, 0)
-    return Receipt(
-        unit.id, plan.digest, "empty", plan.group(unit.epsg), {}, valid, pixels, None, (), 0, attempt, seconds
-    )
+    return Receipt(unit.id, plan.digest, "empty", plan.group(unit.epsg), {}, valid, pixels, None, (), 0, attempt)
 
 
 def peak_rss_mib() -> float:

@@ -38,7 +38,10 @@ _FATAL = (UsageError, StorageError)  # no other unit would fare better
 
 @dataclass
 class Summary:
-    """How a run went. Counts of units; seconds are wall time of the driver and, per stage, summed over workers."""
+    """How a run went. Counts of units; seconds are wall time of the driver and, per stage, summed over all processes.
+
+    Overviews are counted in when the store is published, since some are made only then.
+    """
 
     units: int = 0
     resumed: int = 0  # units found done at the start
@@ -49,7 +52,7 @@ class Summary:
     clear_pixels: int | None = None  # None where no scene carries SCL
     valid: dict[str, int] = field(default_factory=dict)
     scenes: tuple[str, ...] = ()
-    stored_bytes: int = 0
+    stored_bytes: int = 0  # of all chunks
     peak_worker_mib: float = 0.0
     quarantined: tuple[str, ...] = ()  # units set aside
     holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
@@ -64,10 +67,14 @@ class Summary:
         """Units that are neither done nor set aside."""
         return self.units - self.computed - self.resumed - len(self.quarantined)
 
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Count seconds of a stage in."""
+        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+
     def add(self, receipt: Receipt) -> None:
         """Count one receipt in."""
         for stage, seconds in receipt.seconds.items():
-            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+            self.add_seconds(stage, seconds)
         for band, count in receipt.valid.items():
             self.valid[band] = self.valid.get(band, 0) + count
         for band, count in receipt.holes.items():

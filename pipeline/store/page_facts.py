@@ -1,7 +1,8 @@
 """What the report page says about a run: the plan, its receipts, and the units that were set aside.
 
 In: a `Zone`. Out: `Facts`. Reads the run's small JSON files; the store's attributes speak where they are missing.
-Imports bands, errors, layout, page_source and receipts.
+Imports bands, errors, layout, overview_records, page_source and
+receipts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bands import GSDS_M
 from pipeline.errors import IntegrityError
 from pipeline.store.layout import RUN_FOLDER, STATUS_COMPLETE, STATUS_QUARANTINE, verify_chunks
+from pipeline.store.overview_records import read_all
 from pipeline.store.page_source import factor_of, subgroup
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.selection import periods
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.grid.grid import Window
+    from pipeline.store.overview_records import Record
     from pipeline.store.page_source import Zone
 
 _SHOWN_FAULTS = 3
@@ -51,6 +54,7 @@ class Facts:
     receipts: tuple[Receipt, ...]
     units: int | None  # of the plan; None where neither plan nor store says
     aside: tuple[Aside, ...]
+    overviews: Mapping[str, Record]  # of all zones and times, by block
 
     @property
     def complete(self) -> bool:
@@ -65,6 +69,11 @@ class Facts:
             for name, seconds in receipt.seconds.items():
                 total[name] = total.get(name, 0.0) + seconds
         return total
+
+    @property
+    def chunks(self) -> list[Mapping[str, list[int]]]:
+        """What was stored, unit by unit and block by block of overviews: {chunk key: [bytes, crc32]}."""
+        return [*(receipt.chunks for receipt in self.receipts), *(one.chunks for one in self.overviews.values())]
 
     @property
     def peak_mib(self) -> float:
@@ -88,6 +97,7 @@ def read_facts(zone: Zone) -> Facts:
         receipts=_receipts(zone, digest),
         units=units if isinstance(units, int) else None,
         aside=_aside(zone, digest),
+        overviews=read_all(zone.place, digest),
     )
 
 
@@ -169,7 +179,8 @@ def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int 
         steps[path] = (array.shards or array.chunks)[-1] * factor_of(context_gsd_m)
         within[path] = zone.whole
     stored = [receipt.chunks for receipt in facts.receipts if receipt.group == zone.name]
-    stored += _overview_chunks(zone) if group is not None else []
+    if group is not None:
+        stored += [record.chunks for name, record in facts.overviews.items() if name.startswith(f"z{zone.epsg}-")]
     faults = []
     for chunks in stored:
         shown = {key: fact for key, fact in chunks.items() if _within(key, steps, zone.time, within)}
@@ -181,15 +192,6 @@ def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int 
             "what the receipts name",
             f"python -m pipeline.check {zone.place} --verify full --repair",
         )
-
-
-def _overview_chunks(zone: Zone) -> list[dict[str, list[int]]]:
-    """What the records of the zone's overviews name, block by block."""
-    folder = f"{RUN_FOLDER}/overviews"
-    keys = [key for key in zone.place.names(folder) if key.startswith(f"{folder}/z{zone.epsg}-")]
-    records = [_json(zone, key) for key in keys]
-    known = [record for record in records if record.get("plan_digest") == zone.attributes.get("plan_digest")]
-    return [record["chunks"] for record in known if isinstance(record.get("chunks"), dict)]
 
 
 def _within(key: str, steps: Mapping[str, int], time: int, within: Mapping[str, Window]) -> bool:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pipeline.store.page_source import Part, Zone
 
 _STAGES = {
-    "load": "load weights", "read": "read scenes", "superres": "super-resolve and fuse", "blend": "blend windows",
-    "project": "project onto block means", "write": "write", "overviews": "overviews",
+    "start": "start", "load": "load weights", "read": "read scenes", "superres": "super-resolve and fuse",
+    "blend": "blend windows", "project": "project onto block means", "write": "write", "overviews": "overviews",
 }  # fmt: skip
 _SHOWN_UNITS = 50
 
@@ -155,7 +155,7 @@ def run_section(facts: Facts) -> str:
     rows.append(("in all", f"{total:,.1f}", "100 %" if total else "–"))
     empty = sum(receipt.status == "empty" for receipt in facts.receipts)
     again = sum(receipt.attempts > 1 for receipt in facts.receipts)
-    stored = sum(size for receipt in facts.receipts for size, _ in receipt.chunks.values())
+    stored = [size for chunks in facts.chunks for size, _ in chunks.values()]
     of = f" of {facts.units:,}" if facts.units else ""
     about = [
         ("Units", f"{len(facts.receipts):,}{of} computed" + (f"; {empty:,} hold no measured pixel" if empty else "")),
@@ -163,7 +163,7 @@ def run_section(facts: Facts) -> str:
         ("Zeros where it is clear", _holes(facts)),
         ("Model windows", f"{sum(receipt.windows for receipt in facts.receipts):,}"),
         ("Largest worker", f"{facts.peak_mib:,.0f} MiB" if facts.peak_mib else ""),
-        ("Stored", f"{stored / 2**20:,.1f} MiB in {sum(len(r.chunks) for r in facts.receipts):,} chunks"),
+        ("Stored", f"{sum(stored) / 2**20:,.1f} MiB in {len(stored):,} chunks"),
     ]
     return pairs(about) + table("Worker seconds by stage, all units", ("Stage", "Seconds", "Share"), rows, (1, 2))
 

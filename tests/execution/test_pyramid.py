@@ -19,6 +19,8 @@ from pipeline.execution.plan import load_plan
 from pipeline.store import overviews
 from tests.execution.conftest import chunk_digests, config_for, run
 
+IMAGES = ("reflectance", "quality", "scl", "uncertainty")
+
 
 @pytest.fixture(scope="module")
 def finished(archive, aoi, tmp_path_factory):
@@ -60,6 +62,18 @@ def test_measured_is_the_input_on_its_native_grids(finished):
         assert tuple(np.asarray(found["band"][:])) == pixels.bands[gsd]
         inside = active.repeat(24 // factor, 0).repeat(24 // factor, 1)[: pixels.dn[gsd].shape[1]]
         np.testing.assert_array_equal(found["reflectance"][0], np.where(inside, pixels.dn[gsd], 0))
+
+
+def test_the_size_of_a_run_is_that_of_all_its_chunks(finished):
+    """Overviews of blocks and those beyond them, and the input; a run that finds all done says the same."""
+    plan, store = finished
+    there = {str(path.relative_to(store)): path.stat().st_size for path in store.rglob("c/**/*") if path.is_file()}
+    images = {key: size for key, size in there.items() if key.split("/c/")[0].split("/")[-1] in IMAGES}
+    assert any(key.startswith("overviews/10m/") for key in images)
+    assert any(key.startswith("measured/60m/") for key in images)
+    again = run_plan(plan, store, cluster="inline", workers=1)
+    assert again.computed == 0
+    assert again.stored_bytes == sum(images.values())
 
 
 def test_bands_of_two_gsds_make_two_measured_groups(archive, aoi, tmp_path):

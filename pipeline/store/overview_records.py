@@ -1,0 +1,66 @@
+"""What was stored of overviews: a record per block of them, as receipts are for units.
+
+In: records. Out: small JSON files under `_run/overviews`. Imports layout and place.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from typing import TYPE_CHECKING
+
+from pipeline.store.layout import RUN_FOLDER
+
+if TYPE_CHECKING:
+    from pipeline.store.place import Place
+
+FOLDER = f"{RUN_FOLDER}/overviews"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a block's overviews rest on: the units that had receipts, and what was stored."""
+
+    plan_digest: str
+    units: tuple[str, ...]
+    chunks: dict[str, list[int]]  # as in a receipt: "array/chunk key" within the zone's group -> [bytes, crc32]
+
+
+def write(store: Place, name: str, record: Record) -> None:
+    """Put the record of the block `name`; its overviews must already be in place."""
+    store.write(_key(name), json.dumps(asdict(record), sort_keys=True).encode())
+
+
+def forget(store: Place, name: str) -> None:
+    """Take a record away, so that its overviews are made again."""
+    store.delete(_key(name))
+
+
+def read(store: Place, digest: str, name: str) -> Record | None:
+    """The record of that name; None when there is none, it is damaged, or it belongs to another plan."""
+    try:
+        content = json.loads(store.read(_key(name)) or b"")
+        record = Record(content["plan_digest"], tuple(content["units"]), dict(content["chunks"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return record if record.plan_digest == digest else None
+
+
+def read_many(store: Place, digest: str, names: list[str]) -> list[Record | None]:
+    """The same of many names, in their order."""
+    with ThreadPoolExecutor(store.hands) as pool:
+        return list(pool.map(read, repeat(store), repeat(digest), names))
+
+
+def read_all(store: Place, digest: str) -> dict[str, Record]:
+    """{name: record} of all that belong to this plan."""
+    keys = (key for key in store.names(FOLDER) if key.endswith(".json"))
+    names = [key.removeprefix(f"{FOLDER}/").removesuffix(".json") for key in keys]
+    found = zip(names, read_many(store, digest, names), strict=True)
+    return {name: record for name, record in found if record is not None}
+
+
+def _key(name: str) -> str:
+    return f"{FOLDER}/{name}.json"
