@@ -19,9 +19,8 @@ from pipeline.models.difffusr import RGB_BANDS, SCALE, DiffFuSR, Networks, difff
 from training import baselines, placement
 from training.blind import degrade_blind, eight_bit, range_of
 from training.contrast import MOMENTUM, QUEUE, TEMPERATURE, MomentumContrast
-from training.degrade import Degradation
 from training.losses import Eq8, degradation_encoder, eq8_losses
-from training.pairs import Pair, average, held_out_pairs, members, per_set_mean, score, side_by_side
+from training.pairs import Pair, average, from_many_sets, members, per_set_mean, score, side_by_side, watched_pairs
 from training.published import AsPublished
 
 if TYPE_CHECKING:
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
     from training.task import Objective
 
 VIEWS = 2  # crops per image: a query and its key
-HELD_OUT_PER_SET = 1  # images validated at every line; `training.evaluate` takes all
-SAMPLES = 4  # of them are drawn
+SAMPLES = 4  # of the validated images are drawn
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,7 @@ class DiffFuSRSuperResolution:
         self.weights = Eq8(recipe.aux, recipe.contrast, self.published.squared)
         self.range = range_of(self.published)
         self.sampler = data.hr_sampler("train", preset.crop_px, recipe.small_px)
-        pairs = held_out_pairs(data.held_out_chips(), Degradation(), per_set=HELD_OUT_PER_SET)
-        if not pairs:
-            raise UsageError("no held-out image shows anything", "at least one, to watch training by", "add places")
-        self.pairs = [middle(pair, preset.crop_px) for pair in pairs]
+        self.pairs = [middle(pair, preset.crop_px) for pair in watched_pairs(data)]
         self.baseline = average(self._per_set([baselines.bicubic(pair.lr) for pair in self.pairs]))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
@@ -105,13 +100,13 @@ class DiffFuSRSuperResolution:
 
     def validate(self, stage: Stage) -> str:
         """PSNR over bicubic of one member, on held-out places."""
-        gain = average(self._per_set(self._members())) - self.baseline
+        gain = average(self._per_set(self._members(self.pairs))) - self.baseline
         return f"PSNR over bicubic {self.baseline:.2f} dB: one {gain:+.2f}"
 
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
         """Input, bicubic, one member and the truth of a few held-out places."""
-        shown = zip(self.pairs[:SAMPLES], self._members(SAMPLES), strict=True)
-        return [side_by_side(pair, ours) for pair, ours in shown]
+        shown = from_many_sets(self.pairs, SAMPLES)
+        return [side_by_side(pair, ours) for pair, ours in zip(shown, self._members(shown), strict=True)]
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data and recipe."""
@@ -126,11 +121,11 @@ class DiffFuSRSuperResolution:
         """The bundle of the networks as they are now."""
         return difffusr_bundle(self.preset.architecture, provenance, licence, self.preset.sampler)
 
-    def _members(self, count: int | None = None) -> list[Tensor]:
-        """One sample (1, 3, H, W) of each of the first `count` held-out images."""
+    def _members(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        """One sample (1, 3, H, W) of each."""
         with self._system() as system:
             device = placement.device_of(self.network)
-            return [members(system, pair, 1, device=device) for pair in self.pairs[:count]]
+            return [members(system, pair, 1, device=device) for pair in pairs]
 
     def _per_set(self, estimates: Sequence[Tensor]) -> dict[str, float]:
         scores = [score(estimate, pair) for estimate, pair in zip(estimates, self.pairs, strict=True)]

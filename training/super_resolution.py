@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import UsageError
 from pipeline.models.bundle import Bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
 from training import losses, placement
-from training.degrade import Degradation, DegradationRange, degrade_randomly
+from training.degrade import DegradationRange, degrade_randomly
 from training.pairs import (
     average,
     from_many_sets,
-    held_out_pairs,
     ibp_scores,
     members,
-    members_mean,
     per_set_mean,
     score,
     side_by_side,
+    watched_pairs,
 )
 
 if TYPE_CHECKING:
@@ -33,8 +31,7 @@ if TYPE_CHECKING:
     from training.presets import Preset, Stage
     from training.sources import TrainingData
 
-HELD_OUT_PER_SET = 6  # images validated at every line; `training.evaluate` takes all
-SAMPLES = 4  # of them are drawn
+SAMPLES = 4  # of the validated images are drawn
 
 
 class SuperResolution:
@@ -44,13 +41,7 @@ class SuperResolution:
         self.preset, self.data = preset, data
         self.network = LiteNetwork(**preset.architecture)
         self.sampler = data.hr_sampler("train", preset.crop_px)
-        self.pairs = held_out_pairs(data.held_out_chips(), Degradation(), per_set=HELD_OUT_PER_SET)
-        if not self.pairs:
-            raise UsageError(
-                f"{data.file.path}: no held-out image shows anything",
-                "at least one, to watch training by",
-                'more places, or a source with split = "held-out"',
-            )
+        self.pairs = watched_pairs(data)
         self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
@@ -78,8 +69,9 @@ class SuperResolution:
         for pair in self.pairs:
             means.append(score(placement.run(device, system.mean, pair.lr), pair))
             if stage.name == "detail":
-                singles.append(score(members(system, pair, 1, device=device), pair))
-                fours.append(score(members_mean(system, pair, 4, device), pair))
+                samples = members(system, pair, 4, device=device)
+                singles.append(score(samples[:1], pair))
+                fours.append(score(samples.mean(0, keepdim=True), pair))
         named = {"mean": means, "one": singles, "of 4": fours}
         gains = [
             f"{name} {average(per_set_mean(self.pairs, values)) - self.baseline:+.2f}"

@@ -1,6 +1,7 @@
 """DiffFuSR's super-resolver, tiny: batches, what is learned and stored, and its bundle in the pipeline."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from pipeline.models.bundle import load_bundle, load_tensors
 from pipeline.models.difffusr import ARCHITECTURE
 from pipeline.superres import systems
 from training import train
+from training.data import Chip
 from training.difffusr_sr import DiffFuSRSuperResolution, middle, orthogonal_
 from training.loop import Budget, Draw, Run
-from training.pairs import Pair
+from training.pairs import HELD_OUT_PER_SET, Pair
 from training.places import split_of
 from training.presets import BLIND, PRESETS, Preset, Stage
 from training.published import SWITCHES
@@ -104,6 +106,19 @@ def test_a_batch_holds_a_query_and_its_key_in_network_range(data):
     coarse = torch.nn.functional.avg_pool2d(batch["hr"], 4)
     assert float((coarse - batch["lr"]).abs().mean()) < 0.15  # the same place, blurred
     assert float((coarse - batch["other"]).abs().mean()) > float((coarse - batch["lr"]).abs().mean())
+
+
+def test_several_images_of_each_set_watch_training_and_all_sets_are_shown(data):
+    blocks = [np.kron(np.random.default_rng(i).random((3, 16, 16)), np.ones((1, 4, 4))) for i in range(9)]
+    chips = [Chip(name, f"{name}/{i}", 2.5, (0.3 * block).astype(np.float32), encoded=False)
+             for i, (name, block) in enumerate(zip("aaaaaaaab", blocks, strict=True))]  # fmt: skip
+    held = SimpleNamespace(file=data.file, hr_sampler=data.hr_sampler, held_out_chips=lambda: chips)
+    task = task_of(held)
+    assert [pair.place for pair in task.pairs] == [*(f"a/{i}" for i in range(HELD_OUT_PER_SET)), "b/8"]
+    assert "PSNR over bicubic" in task.validate(TINY.stages[0])
+    shown = [row["truth"] for row in task.samples(TINY.stages[0])]
+    places = [next(pair.place for pair in task.pairs if torch.equal(pair.hr[0], truth)) for truth in shown]
+    assert places == ["a/0", "b/8", "a/1", "a/2"]
 
 
 def test_published_switches_reach_the_batch(data):

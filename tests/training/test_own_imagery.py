@@ -72,7 +72,7 @@ def test_worker_processes_draw_what_one_process_draws(own, tmp_path):
         ('path = "orthos"', 'path = "ortos"', "source 'orthos': path = 'ortos': {folder}/ortos does not exist"),
         ("[1.0, 1.4]", "[0.3, 0.4]", "orthos/0.tif has pixels of 0.5 m and target_gsd_m = [0.3, 0.4]"),
         ("[1.0, 1.4]", "[1.0, 1.4]\nbands = { B04 = 1, B03 = 2, B02 = 4 }", "band 4 of {folder}/orthos/0.tif"),
-        ("[1.0, 1.4]", '[1.0, 1.4]\nsplit = "train"', "no held-out image shows anything"),
+        ("[1.0, 1.4]", '[1.0, 1.4]\nsplit = "train"', "no image to judge by is held out"),
         ("[1.0, 1.4]", '[1.0, 1.4]\nsplit = "trian"', "split = 'trian'; expected one of by-place, train, held-out"),
         ("target_gsd_m = [1.0, 1.4]", "target_gsd = [1.0, 1.4]", "cure: did you mean 'target_gsd_m'?"),
         ('path = "scenes"', 'path = "orthos"', "mine.toml: source 'scenes': {folder}/orthos holds"),
@@ -113,7 +113,7 @@ def test_one_place_alone_cannot_be_split(own, tmp_path, capsys):
     own.write_text(TOML[: TOML.index('[[source]]\nname = "scenes"')])
     assert run(own, tmp_path / "run", "--images", "8") == 2
     said = capsys.readouterr().err
-    assert "no held-out image shows anything; expected at least one, to watch training by; cure: more places" in said
+    assert "no image to judge by is held out; expected at least one, to watch training by; cure: more places" in said
 
 
 def test_provenance_survives_json(own):

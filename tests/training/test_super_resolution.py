@@ -10,7 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.models.lite import LiteSuperResolver
 from training import baselines
 from training.data import Chip
-from training.pairs import members
+from training.pairs import members, watched_pairs
 from training.presets import Preset, Stage
 from training.super_resolution import SAMPLES, SuperResolution
 
@@ -78,5 +78,12 @@ def test_a_network_on_another_device_is_validated_and_shown(far):
 
 
 def test_a_run_without_held_out_images_is_refused_by_name():
-    with pytest.raises(UsageError, match=r"mine\.toml: no held-out image"):
+    with pytest.raises(UsageError, match=r"mine\.toml: no image to judge by is held out"):
         task_of()
+
+
+def test_held_out_images_that_show_nothing_are_counted():
+    flat = Chip("a", "a/0", 2.5, np.full((3, 48, 48), 0.3, np.float32), encoded=False)
+    data = SimpleNamespace(file=SimpleNamespace(path="mine.toml"), held_out_chips=lambda: [flat, flat])
+    with pytest.raises(UsageError, match=r"mine\.toml: the 2 held-out images show nothing: flat, black, or less than"):
+        watched_pairs(data)
