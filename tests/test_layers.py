@@ -55,6 +55,16 @@ def test_models_import_nothing_of_the_pipeline_but_its_errors():
         assert all(name.startswith(("pipeline.models", "pipeline.errors")) for name in imported(path)), path
 
 
+def test_one_module_knows_where_a_store_keeps_its_plan():
+    """All others ask it, also those that only quote the plan."""
+    spelled = set()
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and str(node.value).endswith("/plan.json"):
+                spelled.add(path.relative_to(ROOT).as_posix())
+    assert spelled == {"pipeline/store/layout.py"}
+
+
 def test_importing_pipeline_loads_nothing_heavy():
     code = "import sys, pipeline; print(sorted({'torch','dask','xarray','rasterio','zarr','numpy'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -18,7 +18,6 @@ from pipeline.execution import pyramid
 from pipeline.execution.catalogue_out import write_item
 from pipeline.execution.cluster import open_pool
 from pipeline.execution.outline import template_of
-from pipeline.execution.plan import PLAN_KEY, Plan, Unit
 from pipeline.execution.quarantine import Quarantine, allowed
 from pipeline.execution.work import Summary, Work, stop_on_signals
 from pipeline.store import layout, template
@@ -30,6 +29,7 @@ from pipeline.store.stac_item import ITEM_KEY
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pipeline.execution.plan import Plan, Unit
     from pipeline.execution.shards import Shard
     from pipeline.execution.work import Patience, Report
     from pipeline.store.place import Where
@@ -47,7 +47,7 @@ def prepare(plan: Plan, store: Where) -> None:
     for zone in plan.zones:
         template.create(store, plan.group(zone.epsg), template_of(plan, zone))
     layout.consolidate(store)
-    place_of(store).write(PLAN_KEY, json.dumps(plan.to_json(), indent=1).encode())
+    place_of(store).write(layout.PLAN_KEY, json.dumps(plan.to_json(), indent=1).encode())
 
 
 def write_metadata(plan: Plan, store: Where) -> None:

@@ -21,7 +21,7 @@ from pipeline.archive.scene import Period, Scene
 from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Grid, Phase, Window
-from pipeline.store.layout import RUN_FOLDER, group_name
+from pipeline.store.layout import PLAN_KEY, group_name, plan_content
 from pipeline.store.place import place_of
 from pipeline.superres.systems import Choice
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pipeline.store.place import Where
 
 FORMAT_VERSION = 1
-PLAN_KEY = f"{RUN_FOLDER}/plan.json"  # within the store
 
 
 @dataclass(frozen=True, order=True)
@@ -243,15 +242,15 @@ def plan_path(store: Path) -> Path:
 
 def load_plan(store: Where) -> Plan:
     """The frozen plan of a store. UsageError when there is none, IntegrityError when it cannot be read."""
-    place = place_of(store)
-    content = place.read(PLAN_KEY)
-    if content is None:
-        raise UsageError(f"{store} holds no plan ({PLAN_KEY})", "a store written by this pipeline")
     try:
-        return Plan.from_json(json.loads(content))
+        content = plan_content(store)
+        plan = None if content is None else Plan.from_json(content)
     except (ValueError, KeyError, TypeError) as error:
-        found = f"the plan {place.shown(PLAN_KEY)} cannot be read ({error})"
+        found = f"the plan {place_of(store).shown(PLAN_KEY)} cannot be read ({error})"
         raise IntegrityError(found, cure="start a new store") from error
+    if plan is None:
+        raise UsageError(f"{store} holds no plan ({PLAN_KEY})", "a store written by this pipeline")
+    return plan
 
 
 def open_cube(plan: Plan, *, epsg: int | None = None, period: int = 0) -> Cube:

@@ -1,6 +1,6 @@
 """The pixels of a slab, block by block, in order; damaged or lost chunks raise instead of passing for nodata.
 
-In: a store's place, slabs. Out: blocks of all bands as stored. Imports errors, grid, layout, receipts and selection;
+In: a store's place, slabs. Out: blocks of all bands as stored. Imports errors, grid, receipts and selection;
 zarr inside functions.
 """
 
@@ -10,14 +10,12 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import IntegrityError, PipelineError
 from pipeline.grid.grid import Window
-from pipeline.store.layout import RUN_FOLDER
 from pipeline.store.receipts import Ledger
 
 if TYPE_CHECKING:
@@ -42,11 +40,9 @@ class Stored:
     @cached_property
     def _chunks(self) -> set[str]:
         """Keys of all chunks that receipts list; read when a block first lacks every value."""
-        units = [PurePosixPath(key).stem for key in self.place.names(f"{RUN_FOLDER}/receipts")]
         return {
             f"{receipt.group}/{key}" if receipt.group else key
-            for receipt, _ in Ledger(self.place, self._digest).survey(units, "none")
-            if receipt is not None
+            for receipt in Ledger(self.place, self._digest).read_all()
             for key in receipt.chunks
         }
 

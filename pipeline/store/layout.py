@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place, Where
 
 RUN_FOLDER = "_run"  # plan, receipts and completion mark, inside the store and ignored by Zarr readers
+PLAN_KEY = f"{RUN_FOLDER}/plan.json"
 STATUS_INCOMPLETE, STATUS_COMPLETE = "incomplete", "complete"
 STATUS_QUARANTINE = "complete_with_quarantine"
 
@@ -141,6 +142,20 @@ def consolidate(store: Where) -> None:
         # v3 has consolidated metadata by convention only, and the run folder is not a Zarr node: both are known here
         warnings.simplefilter("ignore", ZarrUserWarning)
         zarr.consolidate_metadata(place.zarr_store())
+
+
+def plan_content(store: Where) -> dict[str, Any] | None:
+    """The frozen plan of a store as it was written; None when there is none, ValueError when it is no JSON object.
+
+    What it means, execution/plan.py knows; in this room it is only quoted.
+    """
+    found = place_of(store).read(PLAN_KEY)
+    if found is None:
+        return None
+    content = json.loads(found)
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    return content
 
 
 def status(store: Where) -> str:

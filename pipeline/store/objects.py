@@ -175,12 +175,14 @@ class ObjectPlace:
         """Mark the store incomplete, take its plan, then all objects, and last the one by which it is known as ours."""
         import obstore
 
+        from pipeline.store.layout import PLAN_KEY
+
         mark = self.read("zarr.json")
         if mark is not None:
             root = json.loads(mark)
             root["attributes"]["status"] = "incomplete"
             self.write("zarr.json", json.dumps(root).encode())
-        self.delete("_run/plan.json")
+        self.delete(PLAN_KEY)
         with self.writing():
             for batch in obstore.list(self._client):
                 keys = [meta["path"] for meta in batch if meta["path"] != "zarr.json"]

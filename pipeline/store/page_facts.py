@@ -1,20 +1,18 @@
 """What the report page says about a run: the plan, its receipts, and the units that were set aside.
 
 In: a `Zone`. Out: `Facts`. Reads the run's small JSON files; the store's attributes speak where they are missing.
-Imports bands, errors, layout, overview_records, page_source and
-receipts.
+Imports bands, errors, layout, overview_records, page_source and receipts.
 """
 
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import GSDS_M
 from pipeline.errors import IntegrityError
-from pipeline.store.layout import RUN_FOLDER, STATUS_COMPLETE, STATUS_QUARANTINE, verify_chunks
+from pipeline.store.layout import RUN_FOLDER, STATUS_COMPLETE, STATUS_QUARANTINE, plan_content, verify_chunks
 from pipeline.store.overview_records import read_all
 from pipeline.store.page_source import factor_of, subgroup
 from pipeline.store.receipts import Ledger, Receipt
@@ -83,7 +81,7 @@ class Facts:
 
 def read_facts(zone: Zone) -> Facts:
     """All that is known about the run behind `zone`."""
-    plan = _json(zone, f"{RUN_FOLDER}/plan.json")
+    plan = _plan(zone)
     attributes = zone.attributes
     digest = str(attributes.get("plan_digest", ""))
     units, config = attributes.get("units"), plan.get("config")
@@ -94,7 +92,7 @@ def read_facts(zone: Zone) -> Facts:
         config=config if isinstance(config, dict) else {},
         attributes=attributes,
         scenes=_scenes(zone),
-        receipts=_receipts(zone, digest),
+        receipts=tuple(Ledger(zone.place, digest).read_all()),
         units=units if isinstance(units, int) else None,
         aside=_aside(zone, digest),
         overviews=read_all(zone.place, digest),
@@ -105,8 +103,16 @@ def _place_name(title: str) -> str:
     return title.partition(" over ")[2] or title or "store"
 
 
+def _plan(zone: Zone) -> dict[str, Any]:
+    """The plan; empty where there is none or it is damaged: `pipeline.check` is there for that."""
+    try:
+        return plan_content(zone.place) or {}
+    except (OSError, ValueError):
+        return {}
+
+
 def _json(zone: Zone, key: str) -> dict[str, Any]:
-    """A small JSON file of the run; empty where there is none or it is damaged: `pipeline.check` is there for that."""
+    """A small JSON file of the run; empty where there is none or it is damaged, likewise."""
     try:
         content = json.loads(zone.place.read(key) or b"{}")
     except (OSError, ValueError):
@@ -122,22 +128,6 @@ def _scenes(zone: Zone) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     named = steps[zone.time].get("scenes") if zone.time < len(steps) else None
     names = [str(name) for name in named] if isinstance(named, list) else list(scenes)
     return tuple((name, scenes[name] if isinstance(scenes.get(name), dict) else {}) for name in names)
-
-
-def _receipts(zone: Zone, digest: str) -> tuple[Receipt, ...]:
-    ledger = Ledger(zone.place, digest)
-    folder = f"{RUN_FOLDER}/receipts"
-    names = [
-        key.removeprefix(f"{folder}/").removesuffix(".json")
-        for key in zone.place.names(folder)
-        if key.endswith(".json")
-    ]
-    if zone.place.hands == 1:
-        found = [ledger.read(name) for name in names]
-    else:
-        with ThreadPoolExecutor(zone.place.hands) as pool:
-            found = list(pool.map(ledger.read, names))
-    return tuple(receipt for receipt in found if receipt is not None)
 
 
 def _aside(zone: Zone, digest: str) -> tuple[Aside, ...]:

@@ -13,6 +13,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StorageError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.store.place import Where
 
+_FOLDER = f"{RUN_FOLDER}/receipts"
 VERIFY_LEVELS = ("none", "size", "full")
 
 
@@ -56,7 +58,7 @@ class Ledger:
         self._digest = plan_digest
 
     def _key(self, unit: str) -> str:
-        return f"{RUN_FOLDER}/receipts/{unit}.json"
+        return f"{_FOLDER}/{unit}.json"
 
     def record(self, receipt: Receipt) -> None:
         """Write a receipt; the unit's data must already be in place."""
@@ -73,6 +75,11 @@ class Ledger:
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return receipt if receipt.plan_digest == self._digest and receipt.unit == unit else None
+
+    def read_all(self) -> list[Receipt]:
+        """All receipts of this plan that are whole, in the order of their units' names."""
+        units = [PurePosixPath(key).stem for key in self._place.names(_FOLDER) if key.endswith(".json")]
+        return [receipt for receipt, _ in self.survey(units, "none") if receipt is not None]
 
     def faults(self, unit: str, verify: str = "size") -> list[str]:
         """Why `unit` does not count as done; empty when it does. `verify` is none, size or full."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, TARGET_GSD_M
+from pipeline.store.layout import PLAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +103,7 @@ def build_item(facts: ItemFacts) -> dict[str, Any]:
     )
     for group in facts.groups:
         item.add_asset(group.key, _asset(group))
-    plan = pystac.Asset("./_run/plan.json", "frozen plan: scenes, grid, settings", media_type="application/json",
+    plan = pystac.Asset(f"./{PLAN_KEY}", "frozen plan: scenes, grid, settings", media_type="application/json",
                         roles=["metadata"])  # fmt: skip
     item.add_asset("plan", plan)
     item.add_links(_links(facts))

@@ -177,6 +177,18 @@ def receipt(unit="u1", digest="d"):
     return Receipt(unit, digest, "done", "", {}, {"B02": 5}, 10, None, ("s",))
 
 
+def test_the_plan_is_quoted_as_it_was_written(tmp_path):
+    assert layout.plan_content(tmp_path) is None
+    path = tmp_path / layout.PLAN_KEY
+    path.parent.mkdir()
+    path.write_text('{"aoi_name": "lake"}')
+    assert layout.plan_content(tmp_path) == {"aoi_name": "lake"}
+    for damaged in ("{", "[1]", ""):
+        path.write_text(damaged)
+        with pytest.raises(ValueError):
+            layout.plan_content(tmp_path)
+
+
 def test_receipts_are_believed_only_for_their_plan_and_when_whole(store):
     ledger = Ledger(store, "d")
     assert ledger.faults("u1") == ["no valid receipt"]
