@@ -76,7 +76,8 @@ def read(folder: Path, preset: Preset) -> dict[str, Any]:
     path = folder / CHECKPOINT
     expected = f"a checkpoint of preset {preset.name}"
     if not path.is_file():
-        raise UsageError(f"no {CHECKPOINT} in {folder}", "the folder of a run", "give another with --resume")
+        cure = f"--resume {folder.parent}" if folder.name == CHECKPOINT else "give another with --resume"
+        raise UsageError(f"no {CHECKPOINT} in {folder}", "the folder of a run", cure)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:

@@ -192,11 +192,15 @@ def write_text(path: Path, text: str) -> None:
 
 def check_writable(path: Path) -> None:
     """StorageError where `write_text` would fail for want of a folder or rights; leaves nothing behind."""
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder", "a file to write", "name one in the command")
     probe = path.with_name(path.name + ".probe")
     absent = [folder for folder in path.parents if not folder.exists()]
     try:
         write_text(probe, "")
         probe.unlink()
+    except StorageError as error:
+        raise StorageError(error.found.replace(probe.name, path.name), error.expected, error.cure) from error
     finally:
         for folder in absent:  # the innermost first
             with contextlib.suppress(OSError):

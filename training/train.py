@@ -204,11 +204,11 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     device = distributed.device_of(args.device)
     distributed.begin(device)
     args.out = args.out or args.resume
-    if not args.dry_run:
-        check_out(args.out, args.resume)
+    checkpoint = savepoint.read(args.resume, preset) if args.resume else {}
     if args.init:
         check_init(args.init, preset)
-    checkpoint = savepoint.read(args.resume, preset) if args.resume else {}
+    if not args.dry_run:
+        check_out(args.out, args.resume)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
     task = make_task(preset, load_data(args.data))

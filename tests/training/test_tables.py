@@ -85,8 +85,10 @@ def test_whether_a_file_can_be_written_is_asked_without_a_trace(tmp_path):
     check_writable(tmp_path / "new" / "deep" / "table.md")
     assert not (tmp_path / "new").exists()
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match=r"deep/table\.md cannot be written"):
         check_writable(tmp_path / "taken" / "deep" / "table.md")
+    with pytest.raises(StorageError, match="is a folder; expected a file to write"):
+        check_writable(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 

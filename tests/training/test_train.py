@@ -127,6 +127,9 @@ def test_a_wrong_folder_to_resume_is_refused_before_data_are_read(imagery, tmp_p
         assert {"none": "no checkpoint.pt in", "towns": "is of preset tiny-sr"}[wrong] in said.err
         assert "cure" in said.err
     assert not (tmp_path / "none").exists()
+    file = tmp_path / "towns" / "checkpoint.pt"
+    assert train.main(["--preset", "tiny-sr", "--data", str(imagery), "--resume", str(file)]) == 2
+    assert f"expected the folder of a run; cure: --resume {file.parent}" in capsys.readouterr().err
 
 
 def test_the_list_shows_every_preset_and_needs_nothing_else(capsys):
