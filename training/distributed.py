@@ -7,7 +7,6 @@ the errors.
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 from datetime import timedelta
@@ -75,7 +74,7 @@ def agreed(make: Callable[[], T]) -> T:
     except PipelineError as error:
         if not launched():
             raise
-        failed = copy.copy(error)  # without its cause, which need not survive the way
+        failed = type(error)(error.found, error.expected, error.cure)  # its cause may not survive the way
     if launched():
         failed = _first_of_all(failed)
     if failed is not None:
