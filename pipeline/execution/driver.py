@@ -20,7 +20,7 @@ from pipeline.execution.cluster import open_pool
 from pipeline.execution.outline import template_of
 from pipeline.execution.quarantine import Quarantine, allowed
 from pipeline.execution.work import Summary, Work, stop_on_signals
-from pipeline.store import layout, template
+from pipeline.store import layout, overview_records, template
 from pipeline.store.lease import lease
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
@@ -146,7 +146,8 @@ def _publish(plan: Plan, store: Where, summary: Summary, verify: str, *, changed
     UpstreamError when more units are set aside than a store may lack.
     """
     _complete(plan, store, summary, verify, changed=changed)
-    summary.stored_bytes += pyramid.stored_bytes(plan, store)
+    for record in overview_records.read_all(place_of(store), plan.digest).values():
+        summary.add_overviews(record)
 
 
 def _complete(plan: Plan, store: Where, summary: Summary, verify: str, *, changed: bool) -> None:
@@ -168,9 +169,7 @@ def _complete(plan: Plan, store: Where, summary: Summary, verify: str, *, change
         "units": summary.units,
         "quarantined": list(summary.quarantined),
     }
-    started = time.perf_counter()
     pyramid.complete(plan, store, summary.quarantined)
-    summary.add_seconds("overviews", time.perf_counter() - started)
     layout.finish(store, [plan.group(zone.epsg) for zone in plan.zones], attributes, status)
     write_item(plan, store)
     mark = {"plan_digest": plan.digest, "units": summary.units, **attributes}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import IntegrityError
 from pipeline.execution.outline import template_of
 from pipeline.execution.plan import Address, Unit
+from pipeline.execution.stages import Stages
 from pipeline.store import overview_records, overviews
 from pipeline.store.layout import verify_chunks
 from pipeline.store.levels import BLOCK_CHUNKS
@@ -37,21 +38,19 @@ class Block(Address):
     """Whole chunks of one time step that share their overviews; row and column count blocks."""
 
 
-def build_if_last(plan: Plan, store: Place, unit: Unit) -> int:
-    """Build the blocks of `unit` whose other units have receipts too; returns how many.
+def build_if_last(plan: Plan, store: Place, unit: Unit, stages: Stages) -> None:
+    """Build the blocks of `unit` whose other units have receipts too. Damage elsewhere is left for publication.
 
-    Damage elsewhere is left for publication.
+    `stages`: the unit's clock, so that its receipt and the records of its blocks sum to what it took.
     """
-    ledger, built = Ledger(store, plan.digest), 0
+    ledger = Ledger(store, plan.digest)
     for block in _blocks_of(plan, unit):
         units = units_of(plan, block)
         if all(other == unit or ledger.read(other.id) is not None for other in units):
             try:
-                _build(plan, store, block, units)
+                _build(plan, store, block, units, stages)
             except _DAMAGE:
                 continue
-            built += 1
-    return built
 
 
 def lacking(plan: Plan, store: Where, without: Collection[str] = ()) -> list[Block]:
@@ -74,10 +73,10 @@ def whole(plan: Plan, store: Where, without: Collection[str] = ()) -> bool:
 
 def complete(plan: Plan, store: Where, without: Collection[str] = ()) -> None:
     """Build every block that is lacking, then the levels beyond blocks. IntegrityError where stored bytes are wrong."""
-    place, aside = place_of(store), set(without)
+    place, aside, stages = place_of(store), set(without), Stages()
     for block in lacking(plan, place, aside):
         try:
-            _build(plan, place, block, [unit for unit in units_of(plan, block) if unit.id not in aside])
+            _build(plan, place, block, [unit for unit in units_of(plan, block) if unit.id not in aside], stages)
         except _DAMAGE as error:
             raise IntegrityError(
                 f"the overviews of block {block.id} cannot be made: stored bytes are damaged ({error})",
@@ -86,13 +85,7 @@ def complete(plan: Plan, store: Where, without: Collection[str] = ()) -> None:
             ) from error
     for zone in plan.zones:
         for period in range(len(zone.periods)):
-            _build_late(plan, place, zone, period)
-
-
-def stored_bytes(plan: Plan, store: Where) -> int:
-    """Bytes of all overviews, by their records."""
-    records = overview_records.read_all(place_of(store), plan.digest).values()
-    return sum(size for record in records for size, _ in record.chunks.values())
+            _build_late(plan, place, zone, period, stages)
 
 
 def faults(plan: Plan, store: Where, *, full: bool) -> dict[str, list[str]]:
@@ -158,7 +151,7 @@ def _parts(breaks: tuple[int, ...], first: int, end: int) -> range:
     return range(bisect_right(breaks, first) - 1, min(bisect_left(breaks, end), len(breaks) - 1))
 
 
-def _build(plan: Plan, store: Place, block: Block, units: list[Unit]) -> None:
+def _build(plan: Plan, store: Place, block: Block, units: list[Unit], stages: Stages) -> None:
     zone, group = plan.zone(block.epsg), plan.group(block.epsg)
     levels = tuple(level for level in template_of(plan, zone).overviews if not level.late)
     size = _side(plan) * plan.config.chunk_px
@@ -166,7 +159,8 @@ def _build(plan: Plan, store: Place, block: Block, units: list[Unit]) -> None:
     if levels:
         rows, cols = (slice(at * size, (at + 1) * size) for at in (block.row, block.col))
         chunks = overviews.build_block(store, group, block.period, levels, rows, cols)
-    overview_records.write(store, block.id, Record(plan.digest, tuple(unit.id for unit in units), chunks))
+    record = Record(plan.digest, tuple(unit.id for unit in units), chunks, stages.lap("overviews"))
+    overview_records.write(store, block.id, record)
 
 
 def _late(plan: Plan, zone: Zone) -> list[tuple[Level, Level]]:
@@ -185,10 +179,11 @@ def _late_name(zone: Zone, period: int) -> str:
     return f"z{zone.epsg}-t{period}-coarsest"
 
 
-def _build_late(plan: Plan, store: Place, zone: Zone, period: int) -> None:
+def _build_late(plan: Plan, store: Place, zone: Zone, period: int, stages: Stages) -> None:
     chunks: dict[str, list[int]] = {}
     pairs = _late(plan, zone)
     for source, level in pairs:
         chunks.update(overviews.build_late(store, plan.group(zone.epsg), period, source, level))
     if pairs:
-        overview_records.write(store, _late_name(zone, period), Record(plan.digest, (), chunks))
+        record = Record(plan.digest, (), chunks, stages.lap("overviews"))
+        overview_records.write(store, _late_name(zone, period), record)

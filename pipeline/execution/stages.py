@@ -19,14 +19,15 @@ class Stages:
         self._seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, stage: str, within: Mapping[str, float] | None = None) -> None:
-        """Count the seconds since the last lap as `stage`, but those `within` it as theirs."""
+    def lap(self, stage: str, within: Mapping[str, float] | None = None) -> float:
+        """Count the seconds since the last lap as `stage`, but those `within` it as theirs; returns the stage's."""
         now = time.perf_counter()
         spent, self._last = now - self._last, now
         for name, seconds in (within or {}).items():
             self._add(name, seconds)
             spent -= seconds
         self._add(stage, spent)
+        return round(spent, 4)
 
     def _add(self, stage: str, seconds: float) -> None:
         self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds

@@ -80,9 +80,7 @@ def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
     stages.lap("start")
     try:
         receipt = _process(unit, plan, place, attempt, stages)
-        if pyramid.build_if_last(plan, place, unit):
-            stages.lap("overviews")
-            receipt = _record(place, plan, receipt, stages)
+        pyramid.build_if_last(plan, place, unit, stages)
     except PipelineError as error:
         error.found = f"unit {unit.id}: {error.found}"
         error.args = (f"unit {unit.id}: {error.args[0]}",)
@@ -114,7 +112,7 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
 
 
 def _record(store: Place, plan: Plan, receipt: Receipt, stages: Stages) -> Receipt:
-    """Write the receipt with what is known by now of time and memory."""
+    """Write the receipt, with time and memory up to here; overviews are made after it and have records of their own."""
     receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib())
     Ledger(store, plan.digest).record(receipt)
     return receipt

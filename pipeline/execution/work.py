@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.execution.cluster import Pool
     from pipeline.execution.plan import Unit
+    from pipeline.store.overview_records import Record
     from pipeline.store.place import Where
 
     Report = Callable[["Summary", int], None]
@@ -67,14 +68,10 @@ class Summary:
         """Units that are neither done nor set aside."""
         return self.units - self.computed - self.resumed - len(self.quarantined)
 
-    def add_seconds(self, stage: str, seconds: float) -> None:
-        """Count seconds of a stage in."""
-        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
-
     def add(self, receipt: Receipt) -> None:
         """Count one receipt in."""
         for stage, seconds in receipt.seconds.items():
-            self.add_seconds(stage, seconds)
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
         for band, count in receipt.valid.items():
             self.valid[band] = self.valid.get(band, 0) + count
         for band, count in receipt.holes.items():
@@ -85,6 +82,11 @@ class Summary:
         self.scenes = tuple(sorted({*self.scenes, *receipt.scenes}))
         self.stored_bytes += sum(size for size, _ in receipt.chunks.values())
         self.peak_worker_mib = max(self.peak_worker_mib, receipt.peak_rss_mib)
+
+    def add_overviews(self, record: Record) -> None:
+        """Count the overviews of one block in."""
+        self.stage_seconds["overviews"] = self.stage_seconds.get("overviews", 0.0) + record.seconds
+        self.stored_bytes += sum(size for size, _ in record.chunks.values())
 
 
 class Stop:

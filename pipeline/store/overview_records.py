@@ -21,11 +21,12 @@ FOLDER = f"{RUN_FOLDER}/overviews"
 
 @dataclass(frozen=True)
 class Record:
-    """What a block's overviews rest on: the units that had receipts, and what was stored."""
+    """What a block's overviews rest on: the units that had receipts, what was stored, and how long it took."""
 
     plan_digest: str
     units: tuple[str, ...]
     chunks: dict[str, list[int]]  # as in a receipt: "array/chunk key" within the zone's group -> [bytes, crc32]
+    seconds: float = 0.0
 
 
 def write(store: Place, name: str, record: Record) -> None:
@@ -42,7 +43,7 @@ def read(store: Place, digest: str, name: str) -> Record | None:
     """The record of that name; None when there is none, it is damaged, or it belongs to another plan."""
     try:
         content = json.loads(store.read(_key(name)) or b"")
-        record = Record(content["plan_digest"], tuple(content["units"]), dict(content["chunks"]))
+        record = Record(**{**content, "units": tuple(content["units"]), "chunks": dict(content["chunks"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record if record.plan_digest == digest else None

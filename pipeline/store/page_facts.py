@@ -61,8 +61,8 @@ class Facts:
 
     @property
     def stage_seconds(self) -> dict[str, float]:
-        """Worker seconds by stage over all units."""
-        total: dict[str, float] = {}
+        """Seconds by stage over all units and overviews."""
+        total = {"overviews": sum(record.seconds for record in self.overviews.values())} if self.overviews else {}
         for receipt in self.receipts:
             for name, seconds in receipt.seconds.items():
                 total[name] = total.get(name, 0.0) + seconds

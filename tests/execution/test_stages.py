@@ -1,16 +1,16 @@
 """Stages of a unit sum to what it took, by a clock that ticks when it is read."""
 
-import itertools
 import json
 
 import pytest
 
 from pipeline.archive.aoi import read_aoi
-from pipeline.execution import driver, stages
+from pipeline.execution import driver, pyramid, stages
 from pipeline.execution.planner import make_plan
 from pipeline.execution.stages import Stages
 from pipeline.execution.unit import process
-from pipeline.execution.work import Summary
+from pipeline.store import overview_records
+from pipeline.store.place import place_of
 from tests.execution.conftest import LEFT, TOP, box, config_for, run, write_aoi
 
 
@@ -37,8 +37,8 @@ def test_laps_sum_to_the_whole_and_parts_keep_their_name(clock):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_units_stages_sum_to_what_it_took(archive, aoi, tmp_path, clock, last):
-    """Overviews are a stage of the unit that completes a block."""
+def test_what_a_unit_took_is_in_its_receipt_and_in_the_records_of_its_blocks(archive, aoi, tmp_path, clock, last):
+    """Overviews are made by the unit that completes a block, after its receipt."""
     store = tmp_path / "a.zarr"
     plan = make_plan(config_for(archive, unit_chunks=40 if last else 3), read_aoi(str(aoi)))
     driver.prepare(plan, store)
@@ -46,26 +46,34 @@ def test_a_units_stages_sum_to_what_it_took(archive, aoi, tmp_path, clock, last)
     assert (len(units) == 1) is last
     begun = len(clock)
     receipt = process(units[0], str(store), plan.digest)
-    assert sum(receipt.seconds.values()) == pytest.approx(clock[-1] - clock[begun], abs=1e-3)
-    assert ("overviews" in receipt.seconds) is last
-    stored = json.loads((store / "_run" / "receipts" / f"{receipt.unit}.json").read_text())
-    assert stored["seconds"] == receipt.seconds
+    records = overview_records.read_all(place_of(store), plan.digest)
+    assert bool(records) is last
+    overviews = sum(record.seconds for record in records.values())
+    assert sum(receipt.seconds.values()) + overviews == pytest.approx(clock[-1] - clock[begun], abs=1e-3)
 
 
-def test_publication_adds_the_overviews_that_it_makes(archive, tmp_path):
-    """Levels beyond blocks are made at the end, and are a stage as well."""
+def test_a_run_tells_the_seconds_of_all_overviews(archive, tmp_path):
+    """Those of blocks, and those beyond them, which publication makes; also when all was found done."""
     small = write_aoi(tmp_path / "small.geojson", box(LEFT + 500, TOP - 740, LEFT + 740, TOP - 500))
-    _, summary = run(config_for(archive, chunk_px=24, unit_chunks=4), small, tmp_path / "a.zarr")
-    receipts = [json.loads(path.read_text()) for path in (tmp_path / "a.zarr/_run/receipts").glob("*.json")]
-    of_units = sum(receipt["seconds"].get("overviews", 0.0) for receipt in receipts)
+    store = tmp_path / "a.zarr"
+    plan, summary = run(config_for(archive, chunk_px=24, unit_chunks=4), small, store)
     assert set(summary.stage_seconds) == {
         "start", "load", "read", "superres", "blend", "project", "write", "overviews"
     }  # fmt: skip
-    assert summary.stage_seconds["overviews"] > of_units > 0
+    records = overview_records.read_all(place_of(store), plan.digest)
+    assert [record.units == () for record in records.values()].count(True) == 1, "beyond blocks"
+    assert all(record.seconds > 0 for record in records.values())
+    assert summary.stage_seconds["overviews"] == pytest.approx(sum(record.seconds for record in records.values()))
+    again = driver.run_plan(plan, store, cluster="inline", workers=1)
+    assert again.stage_seconds == pytest.approx(summary.stage_seconds)
 
 
-def test_seconds_of_a_stage_add_up():
-    summary = Summary()
-    for seconds in itertools.repeat(0.5, 3):
-        summary.add_seconds("overviews", seconds)
-    assert summary.stage_seconds == {"overviews": 1.5}
+def test_records_without_seconds_are_believed(archive, tmp_path):
+    """Of stores that were made before records held any."""
+    small = write_aoi(tmp_path / "small.geojson", box(LEFT + 500, TOP - 740, LEFT + 740, TOP - 500))
+    plan, _ = run(config_for(archive), small, tmp_path / "a.zarr")
+    for path in (tmp_path / "a.zarr" / overview_records.FOLDER).iterdir():
+        content = json.loads(path.read_text())
+        del content["seconds"]
+        path.write_text(json.dumps(content))
+    assert pyramid.whole(plan, tmp_path / "a.zarr")
