@@ -87,7 +87,10 @@ class Tally:
 
 
 class Run:
-    """One training run of a task by a preset's stages, in a folder of its own."""
+    """One training run of a task by a preset's stages, in a folder of its own.
+
+    `data` is the digest of what it learns from; `learned_from` has those of all resumes, the present one last.
+    """
 
     def __init__(
         self,
@@ -98,12 +101,14 @@ class Run:
         seed: int,
         bf16: bool = False,
         workers: int = 0,
+        data: str = "",
     ) -> None:
         self.task, self.preset, self.budget, self.folder = task, preset, budget, folder
         self.seed, self.bf16, self.workers = seed, bf16, workers
         self.device = placement.device_of(task.network)
         self.resumed_from: Path | None = None
         self.resumed_at = 0  # step
+        self.learned_from = [data]
         self.logged = False  # whether the log was begun
         if isinstance(task, HasCompanion):
             task.companion.to(self.device)
@@ -162,6 +167,7 @@ class Run:
             "average_count": self.average.count,
             "optimiser": self.optimiser.state_dict(),
             "at": asdict(self.at),
+            "data": self.learned_from,
         }
         savepoint.write(self.folder, content)
 
@@ -188,6 +194,8 @@ class Run:
                 "start anew without --resume",
             ) from error
         self.resumed_from, self.resumed_at = folder, self.at.step
+        before = content.get("data", self.learned_from)  # versions before this one did not tell
+        self.learned_from = before if before[-1:] == self.learned_from else [*before, *self.learned_from]
 
     def _spent(self) -> float:
         return self.budget.progress(self.at.elapsed_s, self.at.images)

@@ -220,10 +220,23 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary(preset.use)]))
     if args.dry_run:
         return None
-    run = Run(task, preset, budget_of(args, preset), args.out, args.seed, args.bf16, args.workers)
+    digest = task.data.file.digest
+    run = Run(task, preset, budget_of(args, preset), args.out, args.seed, args.bf16, args.workers, digest)
     if args.resume:
         run.resume(args.resume, checkpoint)
+        if distributed.rank() == 0:
+            show("\n".join(remarks(run, args)))
     return Ready(run, task, args)
+
+
+def remarks(run: Run, args: argparse.Namespace) -> list[str]:
+    """What a user may not expect of a run that goes on."""
+    at, said = run.at, [f"goes on from {args.resume}: {run.at.images} images in {run.at.elapsed_s / 60:.1f} minutes"]
+    if run.budget.progress(at.elapsed_s, at.images) >= 1:
+        said.append("nothing is left to train: that is the whole budget; give more by --minutes or --images")
+    if len(run.learned_from) > 1:
+        said.append(f"it began with another text of {args.data}: it may have learned from places that are now held out")
+    return said
 
 
 def train(ready: Ready) -> None:
@@ -287,6 +300,7 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
         **task.describe(),
         "preset": args.preset,
         "seed": run.seed,
+        "data_before": run.learned_from[:-1],
         "started_from": load_bundle(args.init).digest if args.init else "",
         "images": run.at.images,
         "steps": run.at.step,

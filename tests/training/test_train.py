@@ -189,6 +189,27 @@ def test_a_resumed_run_stays_in_its_folder_and_a_dry_run_needs_none(imagery, tmp
     assert "no --out; expected a folder" in capsys.readouterr().err
 
 
+def test_a_resumed_run_says_what_one_may_not_expect(imagery, tmp_path, capsys):
+    run = tmp_path / "run"
+    train.main(arguments(imagery, run, "--images", "8"))
+    first = hashlib.sha256(imagery.read_bytes()).hexdigest()
+    assert load_bundle(run / "tiny-sr.safetensors").provenance["data_before"] == []
+    images = load_bundle(run / "tiny-sr.safetensors").provenance["images"]
+    capsys.readouterr()
+    assert train.main(arguments(imagery, run, "--images", "8", "--resume", str(run))) == 0
+    said = capsys.readouterr().out
+    assert f"goes on from {run}: {images} images in 0.0 minutes\n" in said
+    assert "nothing is left to train" in said
+    assert "another text" not in said
+    imagery.write_text(TOML.replace("towns", "other towns"))
+    for more, before in (("24", [first]), ("40", [first])):
+        assert train.main(arguments(imagery, run, "--images", more, "--resume", str(run))) == 0
+        said = capsys.readouterr().out
+        assert "nothing is left" not in said
+        assert f"it began with another text of {imagery}: it may have learned from places that are now held out" in said
+        assert load_bundle(run / "tiny-sr.safetensors").provenance["data_before"] == before
+
+
 def test_a_device_that_is_not_there_is_said_in_one_line(imagery, tmp_path, capsys):
     assert train.main(arguments(imagery, tmp_path / "run", "--device", "banana")) == 2
     assert capsys.readouterr().err == "--device banana; expected cpu, cuda, cuda:1 ...\n"
