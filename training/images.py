@@ -242,6 +242,10 @@ def header_images(source: Source, label: str, path: Path, header: Header) -> lis
 def rgb_bands(source: Source, label: str, header: Header) -> list[tuple[int, int, int]]:
     """Red, green and blue (1-based) of each date. UsageError where the file holds fewer bands than the source says."""
     per_date = bands_per_date(source, label, header)
+    if per_date < len(RGB) and not source.bands:
+        held = f"{per_date} band{'' if per_date == 1 else 's'}" + (" per date" if source.dates > 1 else "")
+        grey = "leave it out; or, to learn edges from one band, bands = { B04 = 1, B03 = 1, B02 = 1 }"
+        raise source.fault(f"{label} holds {held}", "red, green and blue", grey)
     stated = dict(source.bands) or {band: index for index, band in enumerate(RGB, 1)}
     wanted = [stated[band] for band in RGB if band in stated]
     if len(wanted) < len(RGB):

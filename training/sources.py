@@ -32,6 +32,7 @@ __all__ = ["SHIPPED", "Source", "TrainingData", "load_data", "load_training_file
 
 PLACES_LISTED = 1000  # in provenance
 WATCHED = "watched"
+SHIPPED_FOLDERS = ("hr", "s2_l2a")  # below the root of its imagery
 SHIPPED = Path(__file__).with_name("shipped_weights.toml")
 
 
@@ -192,4 +193,13 @@ def shipped_data(root: Path | None = None) -> TrainingData:
 
 def load_data(path: Path) -> TrainingData:
     """Data of a training file, or of the shipped weights below a folder. UsageError for what does not fit."""
-    return shipped_data(path) if path.is_dir() else load_training_file(path)
+    if not path.is_dir():
+        return load_training_file(path)
+    lacking = [name for name in SHIPPED_FOLDERS if not (path / name).is_dir()]
+    if lacking:
+        raise UsageError(
+            f"{path} is a folder without {' and '.join(lacking)}",
+            "a training file, or the root of the imagery of the shipped weights",
+            f'write a training file whose source has path = "{path}", as in training/example.toml',
+        )
+    return shipped_data(path)

@@ -82,6 +82,14 @@ def duration(text: str) -> float:
     return number
 
 
+def interval(text: str) -> float:
+    """A number of at least 0."""
+    number = float(text)
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
     p = OneVoice(prog="python -m training.train", description=__doc__)
@@ -105,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=natural, default=0, help="processes that make batches (default: none, in line)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
     p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions; twice as fast where the CPU has them")
-    p.add_argument("--every", type=float, default=60.0, help="seconds between lines and checkpoints")
+    p.add_argument("--every", type=interval, default=60.0, help="seconds between lines and checkpoints")
     p.add_argument("--recipe", action="append", metavar="NAME=VALUE", help="change a setting of the preset's recipe")
     p.add_argument(
         "--as-published",

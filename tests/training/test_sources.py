@@ -201,6 +201,16 @@ def test_a_stated_gsd_that_the_georeferencing_contradicts_is_refused(tmp_path, g
     assert data_of(tmp_path, gsd_m="0.55").images[0].gsd_m == (0.55, 0.55)
 
 
+def test_a_grey_image_is_refused_unless_its_band_is_named_three_times(tmp_path):
+    path = write_raster(tmp_path / "images" / "a.tif", texture(400, 400, bands=1), **placed(*WHERE, 2.0))
+    assert refusal(tmp_path) == (
+        f"{path} holds 1 band; expected red, green and blue; cure: leave it out; or, to learn edges from one band, "
+        "bands = { B04 = 1, B03 = 1, B02 = 1 }"
+    )
+    (image,) = data_of(tmp_path, bands="{ B04 = 1, B03 = 1, B02 = 1 }").images
+    np.testing.assert_array_equal(image.reader.read(0, 0, 9, 9), texture(400, 400, bands=1)[[0, 0, 0], :9, :9])
+
+
 def test_files_that_do_not_say_what_is_needed_are_refused(tmp_path):
     path = write_raster(tmp_path / "images" / "a.tif", texture(40, 40).astype(np.uint16))
     assert refusal(tmp_path, gsd_m="1.0") == (

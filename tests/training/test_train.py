@@ -156,6 +156,8 @@ def test_a_negative_seed_is_refused(imagery, tmp_path, capsys):
         ("--minutes", "nan"),
         ("--minutes", "inf"),
         ("--threads", "0"),
+        ("--every", "-1"),
+        ("--every", "nan"),
     ],
 )
 def test_budgets_that_are_none_are_refused(imagery, tmp_path, capsys, options):
@@ -268,6 +270,16 @@ def test_every_preset_knows_what_its_bundles_call_themselves(imagery):
     for preset in PRESETS.values():
         assert preset.system in {"lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion"}
         assert ("fusion" in preset.system) == (preset.use == "fusion")
+
+
+def test_a_folder_of_images_is_no_training_file(imagery, tmp_path, capsys):
+    folder = imagery.parent / "dubai_1m"
+    assert train.main(["--preset", "tiny-sr", "--data", str(folder), "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        f"{folder} is a folder without hr and s2_l2a; expected a training file, or the root of the imagery of the "
+        f'shipped weights; cure: write a training file whose source has path = "{folder}", as in '
+        "training/example.toml\n"
+    )
 
 
 def test_missing_imagery_is_said_in_one_line(tmp_path, capsys):
