@@ -74,6 +74,8 @@ def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
 
     found: dict[Path, Bundle] = {}  # by file, so that none is measured twice
     for target in targets or [WEIGHTS]:
+        if not target.exists():
+            raise UsageError(f"{target} does not exist", f"the folder of a run, or a {SUFFIX} file")
         files = sorted(target.glob(f"*{SUFFIX}")) if target.is_dir() else [target]
         if not files:
             raise UsageError(

@@ -147,4 +147,7 @@ def write(
         write_whole(path, partial(image.save, format="PNG"))
         say(f"wrote {path}")
         written.append(path)
+    if not written:
+        small = f"no scene holds {10 * REAL_PX} m of clear ground"
+        say(f"{candidate.name}: no sheet, since no image is held out and {small}")
     return written

@@ -82,7 +82,10 @@ def sr_sections(
     chips = data.held_out_chips()
     pairs = held_out_pairs(chips, how, per_set)
     sections = []
-    if pairs:
+    if not pairs:
+        text = f"{NULL}: no image of the data is held out, or those that are show nothing."
+        sections.append(_section(candidate, f"{candidate.name}: held-out places", text, (), ""))
+    else:
         say(f"{candidate.name}: {len(pairs)} held-out images, {judge.MEMBERS} members each")
         records = judge.judge(candidate, pairs, how, perceptual.distances())
         sections += truth_sections(candidate, records, how)

@@ -151,6 +151,15 @@ def test_a_fusion_without_held_out_scenes_says_so(towns, tmp_path, capsys):
     assert "--steps: a fusion has no sampling steps" in capsys.readouterr().err
 
 
+def test_a_super_resolver_without_held_out_images_says_so(towns, run, tmp_path, capsys):
+    towns.write_text(TOML + 'split = "train"\n')
+    assert evaluate.main([str(run), "--on", str(towns), "--picture", str(tmp_path / "sheets")]) == 0
+    shown = capsys.readouterr()
+    assert "### lite: held-out places\n\nnull: no image of the data is held out" in shown.out
+    assert "lite: no sheet, since no image is held out" in shown.err
+    assert not (tmp_path / "sheets").exists()
+
+
 def test_without_arguments_the_shipped_weights_are_meant():
     assert {bundle.system for bundle in evaluate.bundles_of([])} == {"lite-sr", "lite-fusion"}
 
@@ -159,7 +168,12 @@ def test_without_arguments_the_shipped_weights_are_meant():
     ("command", "said"),
     [
         (["{empty}"], "no weights in"),
-        (["{run}/none.safetensors"], "no weights at"),
+        (
+            ["{run}/none.safetensors"],
+            "none.safetensors does not exist; expected the folder of a run, or a .safetensors",
+        ),
+        (["{run}", "--on", "{empty}"], "empty is a folder without hr and s2_l2a; expected a training file"),
+        (["{run}", "--on", "{towns}", "--out", "{empty}"], "empty is a folder; expected a file to write"),
         (["{run}", "--on", "{empty}/none.toml"], "is no file"),
         (["{run}", "--on", "{towns}", "--steps", "99"], "99 sampling steps"),
         (["{run}", "--on", "{towns}", "--out", "{towns}/table.md"], "cannot be written"),
