@@ -67,7 +67,7 @@ def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
 def existing_plan(store: Place, config: RunConfig, aoi: Aoi) -> Plan | None:
     """Plan of a store to continue; None when there is none. UsageError when it is another run's, or not ours."""
     from pipeline.execution.plan import load_plan
-    from pipeline.store.layout import PLAN_KEY
+    from pipeline.store.keys import PLAN_KEY
 
     if not store.exists():
         return None

@@ -1,6 +1,7 @@
 """The house's arrows point down: no room imports a room above or beside it."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,22 @@ def test_models_import_nothing_of_the_pipeline_but_its_errors():
         assert all(name.startswith(("pipeline.models", "pipeline.errors")) for name in imported(path)), path
 
 
+def test_no_two_modules_need_each_other():
+    """Not even for their types, nor inside functions: what two share has a home below both."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for folder in ("pipeline", "training")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    needs = {module: (imported(path) & files.keys()) - {module} for module, path in files.items()}
+    assert sum(map(len, needs.values())) > len(files)
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"circle: {' <- '.join(error.args[1])}")
+
+
 def test_one_module_knows_where_a_store_keeps_its_plan():
     """All others ask it, also those that only quote the plan."""
     spelled = set()
@@ -62,7 +79,7 @@ def test_one_module_knows_where_a_store_keeps_its_plan():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and str(node.value).endswith("/plan.json"):
                 spelled.add(path.relative_to(ROOT).as_posix())
-    assert spelled == {"pipeline/store/layout.py"}
+    assert spelled == {"pipeline/store/keys.py"}
 
 
 def test_importing_pipeline_loads_nothing_heavy():

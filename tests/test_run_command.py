@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.archive.catalog
+import pipeline.archive.search
 from pipeline import check, index
 from pipeline import run as command
 from pipeline.bands import BAND_NAMES
@@ -445,7 +446,7 @@ class TestWeights:
             pytest.fail("the archive was asked although the weights cannot be used")
 
         monkeypatch.setattr(pipeline.archive.catalog, "load_catalog", never)
-        monkeypatch.setattr(pipeline.archive.catalog, "search", never)
+        monkeypatch.setattr(pipeline.archive.search, "search", never)
 
     @staticmethod
     def write(what, path):

@@ -70,8 +70,8 @@ def _reached(access: Access, item: str, href: str, use: Callable[[str], T]) -> T
 def remote_images(source: Source) -> list[Image]:
     """Images of the items that touch the source's area. UsageError when there is none, or one does not fit."""
     from pipeline.archive.access import ALLOWED_DRIVERS
-    from pipeline.archive.catalog import summarised
     from pipeline.archive.rasters import search_rasters
+    from pipeline.archive.search import summarised
 
     catalog, aoi, start, end = _asked(source)
     found = search_rasters(catalog, aoi, start, end, asset=source.asset, collection=source.collection)
@@ -113,7 +113,7 @@ def _item_images(source: Source, item: RasterItem, header: Header, access: Acces
 
 def remote_scenes(source: Source) -> tuple[list[Scene], Access, Aoi]:
     """Sentinel-2 scenes of the source's area and period, how to reach them, the area. UsageError when there is none."""
-    from pipeline.archive.catalog import search, summarised
+    from pipeline.archive.search import search, summarised
     from pipeline.bands import RGB
 
     catalog, aoi, start, end = _asked(source)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.geojson import CONVERT, MAX_BYTES, Position, Reading, Rings, read_rings
 from pipeline.archive.period import parse_period
-from pipeline.archive.zones import MAX_LAT, MIN_LAT, SLIVER_DEG2, cut_by_zone, merged, to_utm, utm_parts
+from pipeline.archive.zones import MAX_LAT, MIN_LAT, SLIVER_DEG2, cut_by_zone, merged, to_utm
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +96,11 @@ def aoi_from_bbox(west: float, south: float, east: float, north: float, *, max_a
     name = "bbox_" + "_".join(f"{number:g}" for number in numbers)
     shapes = _shapes(reading, Rings("$", [ring]), repair=False, unwrap=False)
     return _finish(reading, shapes, name, max_area_km2)
+
+
+def utm_parts(aoi: Aoi) -> dict[int, Geometry]:
+    """The AOI cut by UTM zone and hemisphere: {EPSG code 326zz or 327zz: shapely geometry in EPSG:4326}, sorted."""
+    return cut_by_zone(aoi.shape)
 
 
 def _read_bytes(source: str) -> bytes:

@@ -1,33 +1,24 @@
-"""Archives: what is known of each, and one search that answers with scenes whatever the archive is.
+"""Archives: what is known of each.
 
-In: a name, a TOML file, a STAC API address, or a STAC file; an AOI and a period. Out: `Catalog`, `SearchResult`.
+In: a name, a TOML file, a STAC API address, or a STAC file. Out: `Catalog`.
 """
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.archive.access import ANY_PUBLIC_HOST, SIGNINGS, Access, redact
 from pipeline.archive.radiometry import OFFSET_RULES
-from pipeline.archive.versions import drop_superseded
 from pipeline.bands import BAND_NAMES, BY_NAME, HOUSE_ADD_OFFSET_DN
 from pipeline.errors import UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from pipeline.archive.aoi import Aoi
-    from pipeline.archive.scene import Scene
-
 SAMPLE = "sample"
 MAX_TOML_BYTES = 1_000_000
-_EXAMPLES = 3  # items named per reason in a summary
 # Names under which archives keep a band, tried in this order where the archive is not described: B02, blue, B02_10m.
 GENERIC_ALIASES: dict[str, tuple[str, ...]] = {
     name: (name, common, f"{name}_{BY_NAME[name].gsd_m}m")
@@ -102,15 +93,6 @@ class Catalog:
         return replace(self, offset_override=offset_dn)
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """Scenes by time then id; `notes` for the log; `rejected` as (item id, reason)."""
-
-    scenes: tuple[Scene, ...]
-    notes: tuple[str, ...] = ()
-    rejected: tuple[tuple[str, str], ...] = ()
-
-
 def known_catalogs() -> dict[str, Path]:
     """{name: TOML file} of the catalogues that come with the project, in a checkout or installed."""
     here = Path(__file__).resolve()
@@ -143,139 +125,6 @@ def load_catalog(name_or_source: str) -> Catalog:
         f"one of {', '.join(names)}; a .toml; the address of a STAC API; a STAC catalogue or ItemCollection file",
         f"did you mean {near[0]!r}?" if near else "",
     )
-
-
-def search(
-    catalog: Catalog,
-    aoi: Aoi,
-    start: str | None,
-    end: str | None,
-    max_cloud: float | None,
-    *,
-    ids: Sequence[str] = (),
-    bands: Sequence[str] = BAND_NAMES,
-    patience: Patience | None = None,
-) -> SearchResult:
-    """Scenes that touch the AOI within [start, end] (ISO 8601 with Z) and up to `max_cloud` percent.
-
-    Period, cloud and place are decided here whatever the archive answered; unknown cloud passes. `ids` keeps only
-    these scenes. Raises Interrupted when the archive stays away, UpstreamError when it refuses or loses items.
-    """
-    notes: list[str] = []
-    rejected: list[tuple[str, str]] = []
-    if catalog.kind == SAMPLE:
-        from pipeline.archive.local import sample_scenes
-
-        scenes = list(sample_scenes())
-    else:
-        items = items_of(catalog, aoi, start, end, ids, patience or Patience(), notes)
-        scenes = _parsed(items, catalog, bands, rejected)
-    scenes = _wanted(scenes, aoi, (start, end), max_cloud, ids, notes)
-    kept, superseded = drop_superseded(scenes)
-    ordered = sorted(kept, key=lambda scene: (scene.datetime_utc, scene.id))
-    return SearchResult(tuple(ordered), tuple(notes), tuple(rejected) + tuple(superseded))
-
-
-def items_of(
-    catalog: Catalog,
-    aoi: Aoi,
-    start: str | None,
-    end: str | None,
-    ids: Sequence[str],
-    patience: Patience,
-    notes: list[str],
-) -> Iterable[tuple[dict[str, Any], str]]:
-    """(item, base of its relative hrefs) from the network or from files."""
-    if catalog.kind == "file":
-        from pipeline.archive.stac_files import file_items
-
-        return file_items(Path(catalog.url))
-    from pipeline.archive.stac_api import api_items
-
-    return ((item, "") for item in api_items(catalog, aoi, start, end, ids, patience, notes))
-
-
-def _parsed(
-    items: Iterable[tuple[dict[str, Any], str]],
-    catalog: Catalog,
-    bands: Sequence[str],
-    rejected: list[tuple[str, str]],
-) -> list[Scene]:
-    """Scenes of the items; the others go to `rejected`. Identical copies count once."""
-    from pipeline.archive.stac import RejectedItem, scene_from_item
-
-    access = catalog.access()
-    scenes: list[Scene] = []
-    seen: dict[tuple[object, str], Scene] = {}
-    for item, base in items:
-        name = str(item.get("id", "?"))[:200] if isinstance(item, dict) else "?"
-        try:
-            scene = scene_from_item(item, catalog, access, base=base, bands=bands)
-        except RejectedItem as error:
-            rejected.append((name, redact(str(error))))
-            continue
-        twin = seen.setdefault((item.get("collection"), scene.id), scene)
-        if twin is scene:
-            scenes.append(scene)
-        elif twin.hrefs != scene.hrefs:
-            rejected.append((name, "another item has the same id and different files"))
-    return scenes
-
-
-def _wanted(
-    scenes: list[Scene],
-    aoi: Aoi,
-    period: tuple[str | None, str | None],
-    max_cloud: float | None,
-    ids: Sequence[str],
-    notes: list[str],
-) -> list[Scene]:
-    """Scenes of the place, period and cloud cover asked for; the notes count the others by reason."""
-    from datetime import datetime
-
-    from pipeline.archive.footprints import footprint_shape
-
-    start, end = (datetime.fromisoformat(text) if text else None for text in period)
-    left: Counter[str] = Counter()
-    kept = []
-    for scene in scenes:
-        moment = datetime.fromisoformat(scene.datetime_utc)
-        if ids and scene.id not in ids:
-            left["not among the ids asked for"] += 1
-        elif (start and moment < start) or (end and moment.replace(microsecond=0) > end):
-            left["outside the period"] += 1
-        elif not footprint_shape(scene.footprint).intersects(aoi.shape):
-            left["outside the area"] += 1
-        elif max_cloud is not None and scene.cloud_pct is not None and scene.cloud_pct > max_cloud:
-            left[f"cloudier than {max_cloud:g} %"] += 1
-        else:
-            kept.append(scene)
-    notes.extend(f"{_counted(count, 'scene')} left out: {reason}" for reason, count in sorted(left.items()))
-    unknown = sum(scene.cloud_pct is None for scene in kept)
-    if max_cloud is not None and unknown:
-        notes.append(
-            f"{_counted(unknown, 'scene')} kept although {'its' if unknown == 1 else 'their'} cloud cover is unknown"
-        )
-    absent = [name for name in ids if name not in {scene.id for scene in scenes}]
-    if absent:
-        notes.append(f"not found: {', '.join(absent[:10])}{' ...' if len(absent) > 10 else ''}")
-    return kept
-
-
-def summarised(rejected: Sequence[tuple[str, str]]) -> list[str]:
-    """One line per reason for the log, most frequent first: "300 items left out: lacks B05 (S2A_x, S2A_y ...)"."""
-    names: dict[str, list[str]] = {}
-    for name, reason in rejected:
-        names.setdefault(reason, []).append(name)
-    lines = []
-    for reason, found in sorted(names.items(), key=lambda entry: (-len(entry[1]), entry[0])):
-        examples = ", ".join(found[:_EXAMPLES]) + (" ..." if len(found) > _EXAMPLES else "")
-        lines.append(f"{_counted(len(found), 'item')} left out: {reason} ({examples})")
-    return lines
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _from_address(address: str, known: list[Catalog]) -> Catalog:

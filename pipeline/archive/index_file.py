@@ -1,4 +1,4 @@
-"""Indexes of local archives: scenes written as a STAC ItemCollection. `catalog.search` reads them back without loss.
+"""Indexes of local archives: scenes written as a STAC ItemCollection. `search.search` reads them back without loss.
 
 In: scenes and a path. Out: a FeatureCollection of STAC 1.0 items (projection and eo extensions), one file.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.bandfile import SCL, SCL_GSD_M
-from pipeline.archive.stac import BY_USER_KEY, EVIDENCE_KEY, OFFSET_KEY
+from pipeline.archive.scene import BY_USER_KEY, EVIDENCE_KEY, OFFSET_KEY
 from pipeline.bands import BY_NAME
 from pipeline.errors import StorageError
 

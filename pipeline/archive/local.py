@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.access import Access
+from pipeline.archive.audit import audit_scene
 from pipeline.archive.bandfile import SCL, SCL_GSD_M, gdal_options
 from pipeline.archive.local_meta import PRODUCT_XML, Meta, from_item, from_names, from_safe, item_beside, to_utc
-from pipeline.archive.radiometry import audit_scene
 from pipeline.archive.scene import OffsetDecision, Raster, Scene
 from pipeline.bands import BAND_NAMES, BY_NAME, HOUSE_ADD_OFFSET_DN
 from pipeline.errors import PipelineError, UsageError

@@ -11,8 +11,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.access import redact
-from pipeline.archive.catalog import Patience, items_of
+from pipeline.archive.catalog import Patience
 from pipeline.archive.footprints import footprint_shape
+from pipeline.archive.search import items_of
 from pipeline.archive.stac import RejectedItem, absolute_href, item_utc, self_href, storable_href
 from pipeline.errors import UsageError
 
@@ -50,7 +51,7 @@ def search_rasters(
     collection: str = "",
     patience: Patience | None = None,
 ) -> RasterSearch:
-    """Files of `asset` whose items touch the AOI within [start, end] (ISO 8601 with Z). Raises as `catalog.search`.
+    """Files of `asset` whose items touch the AOI within [start, end] (ISO 8601 with Z). Raises as `search.search`.
 
     `collection` stands for the catalogue's own where given; of a file it picks the items that name it.
     """

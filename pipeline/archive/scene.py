@@ -10,6 +10,9 @@ from typing import Any
 
 from pipeline.grid.grid import Phase
 
+# Names under which an index of ours keeps an `OffsetDecision` among an item's properties.
+OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY = "sen2fine:offset_dn", "sen2fine:offset_evidence", "sen2fine:offset_by_user"
+
 
 @dataclass(frozen=True)
 class OffsetDecision:

@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 
 from pipeline.archive.assets import Asset, band_assets, declared_offset, epsg_number, rasters_of, unsigned
 from pipeline.archive.radiometry import offset_from_rule
-from pipeline.archive.scene import OffsetDecision, Raster, Scene
+from pipeline.archive.scene import BY_USER_KEY, EVIDENCE_KEY, OFFSET_KEY, OffsetDecision, Raster, Scene
 from pipeline.bands import BAND_NAMES, HOUSE_ADD_OFFSET_DN
 from pipeline.errors import UsageError
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from pipeline.archive.access import Access
     from pipeline.archive.catalog import Catalog
 
-# Decided when an index was made:
-OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY = "sen2fine:offset_dn", "sen2fine:offset_evidence", "sen2fine:offset_by_user"
 PRODUCT_KEY = "sen2fine:plan_digest"  # only items of finished stores hold it
 _STATED = {"datetime", "proj:epsg", "eo:cloud_cover", "s2:processing_baseline", "grid:code"}
 _RESTATED = _STATED | {OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY}

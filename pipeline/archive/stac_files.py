@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.archive.stac import OFFSET_KEY
+from pipeline.archive.scene import OFFSET_KEY
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:

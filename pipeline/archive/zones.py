@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from shapely import Geometry
 
-    from pipeline.archive.aoi import Aoi
-
 MIN_LAT, MAX_LAT = -80.0, 84.0  # UTM is defined between them
 EDGE_DEG = 0.01  # longer edges are divided before projection; a straight 0.01 degree bows by about 1 cm
 SLIVER_DEG2 = 1e-14  # about a square centimetre: what cutting along a shared edge leaves behind
@@ -31,13 +29,8 @@ _BANDS: tuple[tuple[float, float, dict[int, tuple[float, float]]], ...] = (
 )
 
 
-def utm_parts(aoi: Aoi) -> dict[int, Geometry]:
-    """The AOI cut by UTM zone and hemisphere: {EPSG code 326zz or 327zz: shapely geometry in EPSG:4326}, sorted."""
-    return cut_by_zone(aoi.shape)
-
-
 def cut_by_zone(shape: Geometry) -> dict[int, Geometry]:
-    """As `utm_parts`, for any polygonal shapely geometry."""
+    """A polygonal shape by UTM zone and hemisphere: {EPSG code 326zz or 327zz: shape in EPSG:4326}, sorted."""
     import shapely
 
     west, south, east, north = shape.bounds

@@ -21,6 +21,7 @@ from pipeline.execution.outline import template_of
 from pipeline.execution.quarantine import Quarantine, allowed
 from pipeline.execution.work import Summary, Work, stop_on_signals
 from pipeline.store import layout, overview_records, template
+from pipeline.store.keys import PLAN_KEY, RUN_FOLDER
 from pipeline.store.lease import lease
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
@@ -47,7 +48,7 @@ def prepare(plan: Plan, store: Where) -> None:
     for zone in plan.zones:
         template.create(store, plan.group(zone.epsg), template_of(plan, zone))
     layout.consolidate(store)
-    place_of(store).write(layout.PLAN_KEY, json.dumps(plan.to_json(), indent=1).encode())
+    place_of(store).write(PLAN_KEY, json.dumps(plan.to_json(), indent=1).encode())
 
 
 def write_metadata(plan: Plan, store: Where) -> None:
@@ -174,4 +175,4 @@ def _complete(plan: Plan, store: Where, summary: Summary, verify: str, *, change
     write_item(plan, store)
     mark = {"plan_digest": plan.digest, "units": summary.units, **attributes}
     content = json.dumps(mark, indent=1, sort_keys=True).encode()
-    place_of(store).write(f"{layout.RUN_FOLDER}/COMPLETE.json", content)
+    place_of(store).write(f"{RUN_FOLDER}/COMPLETE.json", content)

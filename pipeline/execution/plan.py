@@ -21,7 +21,8 @@ from pipeline.archive.scene import Period, Scene
 from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Grid, Phase, Window
-from pipeline.store.layout import PLAN_KEY, group_name, plan_content
+from pipeline.store.keys import PLAN_KEY
+from pipeline.store.layout import group_name, plan_content
 from pipeline.store.place import place_of
 from pipeline.superres.systems import Choice
 

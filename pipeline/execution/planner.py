@@ -100,8 +100,9 @@ def _check_bands(config: RunConfig, system: systems.Choice) -> None:
 
 
 def _search(config: RunConfig, aoi: Aoi) -> _Found:
-    from pipeline.archive.catalog import load_catalog, search, summarised
+    from pipeline.archive.catalog import load_catalog
     from pipeline.archive.period import parse_period
+    from pipeline.archive.search import search, summarised
 
     catalog = load_catalog(config.catalog)
     start, end = parse_period(config.start or None, config.end or None)
@@ -143,7 +144,7 @@ def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tu
     if config.offset is not None:
         decision = OffsetDecision(config.offset, f"--offset {config.offset}", by_user=True)
         return tuple(replace(scene, offset=decision) for scene in found.scenes), []
-    from pipeline.archive.radiometry import audit_scene
+    from pipeline.archive.audit import audit_scene
 
     def audit(scene: Scene) -> tuple[Scene, str]:
         """The scene with what its pixels say, and why it is left out (empty: it stays)."""
@@ -187,7 +188,7 @@ def _none_left(faults: list[str]) -> PipelineError:
 
 
 def _zones(config: RunConfig, aoi: Aoi, scenes: tuple[Scene, ...], workers: int) -> tuple[tuple[Zone, ...], list[str]]:
-    from pipeline.archive.zones import to_utm, utm_parts
+    from pipeline.archive.aoi import to_utm, utm_parts
 
     parts, notes = assign(utm_parts(aoi), scenes)
     zones = []

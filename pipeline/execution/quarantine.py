@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.archive.redaction import redact
 from pipeline.errors import IntegrityError, PipelineError, ReadError, StorageError, Unreachable, UsageError
-from pipeline.store.layout import RUN_FOLDER
+from pipeline.store.keys import RUN_FOLDER
 from pipeline.store.place import place_of
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
 from pipeline.execution.scaling import following
-from pipeline.store.layout import RUN_FOLDER
+from pipeline.store.keys import RUN_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

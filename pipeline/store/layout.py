@@ -14,6 +14,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IntegrityError
+from pipeline.store.keys import PLAN_KEY
 from pipeline.store.place import place_of
 from pipeline.store.place import storage_error as storage_error
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from pipeline.store.place import Place, Where
 
-RUN_FOLDER = "_run"  # plan, receipts and completion mark, inside the store and ignored by Zarr readers
-PLAN_KEY = f"{RUN_FOLDER}/plan.json"
 STATUS_INCOMPLETE, STATUS_COMPLETE = "incomplete", "complete"
 STATUS_QUARANTINE = "complete_with_quarantine"
 

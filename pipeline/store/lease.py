@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pipeline.errors import PipelineError, StoreUnreachable, UsageError
-from pipeline.store.layout import RUN_FOLDER
+from pipeline.store.keys import RUN_FOLDER
 from pipeline.store.place import place_of
 
 if TYPE_CHECKING:

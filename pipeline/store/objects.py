@@ -1,7 +1,7 @@
 """A store in an object store (S3, Google Cloud Storage, Azure), by obstore; its failures in words, without secrets.
 
 In: a URL; credentials, region and endpoint from the environment, as obstore reads them (AWS_..., GOOGLE_..., AZURE_).
-Out: an `ObjectPlace`. Imports errors; obstore and zarr inside functions.
+Out: an `ObjectPlace`. Imports errors and keys; obstore and zarr inside functions.
 
 Two rules make lost answers harmless. A plain PUT is whole or not at all, and the same bytes put twice are the same
 object. A conditional PUT is not repeatable: after a lost answer it says that the object exists, although it is ours;
@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from pipeline.errors import PipelineError, StorageError, StoreUnreachable, UsageError
+from pipeline.store.keys import PLAN_KEY, RUN_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +118,7 @@ class ObjectPlace:
         """Seconds by the object store's clock, which is asked for by an object written now."""
         import obstore
 
-        now = f"_run/clock-{uuid4().hex}"
+        now = f"{RUN_FOLDER}/clock-{uuid4().hex}"
         with self.reading():
             try:
                 written = obstore.head(self._client, key)["last_modified"]
@@ -174,8 +175,6 @@ class ObjectPlace:
     def remove(self) -> None:
         """Mark the store incomplete, take its plan, then all objects, and last the one by which it is known as ours."""
         import obstore
-
-        from pipeline.store.layout import PLAN_KEY
 
         mark = self.read("zarr.json")
         if mark is not None:

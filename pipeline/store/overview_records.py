@@ -1,6 +1,6 @@
 """What was stored of overviews: a record per block of them, as receipts are for units.
 
-In: records. Out: small JSON files under `_run/overviews`. Imports layout and place.
+In: records. Out: small JSON files under `_run/overviews`. Imports keys and place.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-from pipeline.store.layout import RUN_FOLDER
+from pipeline.store.keys import RUN_FOLDER
 
 if TYPE_CHECKING:
     from pipeline.store.place import Place

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import GSDS_M
 from pipeline.errors import IntegrityError
-from pipeline.store.layout import RUN_FOLDER, STATUS_COMPLETE, STATUS_QUARANTINE, plan_content, verify_chunks
+from pipeline.store.keys import RUN_FOLDER
+from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE, plan_content, verify_chunks
 from pipeline.store.overview_records import read_all
 from pipeline.store.page_source import factor_of, subgroup
 from pipeline.store.receipts import Ledger, Receipt

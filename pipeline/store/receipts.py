@@ -17,7 +17,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StorageError
-from pipeline.store.layout import RUN_FOLDER, verify_chunks
+from pipeline.store.keys import RUN_FOLDER
+from pipeline.store.layout import verify_chunks
 from pipeline.store.place import place_of
 from pipeline.store.place import write_atomic as write_atomic
 

@@ -1,7 +1,7 @@
 """The STAC item of a finished store: what it is, where, when, from what, and which of it was generated.
 
 In: `ItemFacts`, plain values handed in. Out: a STAC 1.1 item as a plain dictionary, hrefs relative to the store's root.
-Imports bands and layout's names; pystac inside the function. No I/O.
+Imports bands and keys; pystac inside the function. No I/O.
 
 Zarr groups are described as radiantearth/stac-best-practices asks: an asset is a group, arrays are not; the media type
 names the format's version.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, TARGET_GSD_M
-from pipeline.store.layout import PLAN_KEY
+from pipeline.store.keys import PLAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,12 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.archive.access import Access
+from pipeline.archive.audit import AUDIT_BANDS, audit_offset, audit_scene
 from pipeline.archive.local import scan
 from pipeline.archive.radiometry import (
-    AUDIT_BANDS,
     OFFSET_RULES,
-    audit_offset,
-    audit_scene,
     baseline_number,
     offset_from_rule,
     to_house_dn,

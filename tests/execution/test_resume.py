@@ -14,6 +14,7 @@ from pipeline.check import examine, exit_code
 from pipeline.execution.plan import load_plan
 from pipeline.run import main
 from pipeline.store import layout
+from pipeline.store.keys import RUN_FOLDER
 from tests.execution.conftest import chunk_digests, config_for, run
 
 COMMON = ("--sr", "bicubic", "--chunk-px", "120", "--unit-chunks", "1", "--max-cloud", "100", "--members", "1")
@@ -49,7 +50,7 @@ def go_on(archive, aoi, store, *more):
 
 
 def receipts(store):
-    folder = store / layout.RUN_FOLDER / "receipts"
+    folder = store / RUN_FOLDER / "receipts"
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")} if folder.is_dir() else {}
 
 
@@ -224,7 +225,7 @@ def test_two_runs_of_one_store_do_not_meet(archive, aoi, tmp_path):
     assert second.returncode == 2
     assert f"process {os.getpid()}" in second.stderr
     assert go_on(archive, aoi, store) == 0
-    assert not (store / layout.RUN_FOLDER / "lease.json").exists()
+    assert not (store / RUN_FOLDER / "lease.json").exists()
 
 
 @pytest.mark.parametrize("damage", ["x/c/0", "band/c/0", "x/zarr.json", "spatial_ref/zarr.json"])

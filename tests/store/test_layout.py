@@ -12,6 +12,7 @@ import pipeline
 from pipeline.errors import IntegrityError, StorageError, UsageError
 from pipeline.grid.grid import Grid
 from pipeline.store import layout
+from pipeline.store.keys import PLAN_KEY, RUN_FOLDER
 from pipeline.store.layout import RegionWriter, verify_chunks
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.template import Template, create, create_root
@@ -179,7 +180,7 @@ def receipt(unit="u1", digest="d"):
 
 def test_the_plan_is_quoted_as_it_was_written(tmp_path):
     assert layout.plan_content(tmp_path) is None
-    path = tmp_path / layout.PLAN_KEY
+    path = tmp_path / PLAN_KEY
     path.parent.mkdir()
     path.write_text('{"aoi_name": "lake"}')
     assert layout.plan_content(tmp_path) == {"aoi_name": "lake"}
@@ -196,7 +197,7 @@ def test_receipts_are_believed_only_for_their_plan_and_when_whole(store):
     assert ledger.read("u1") == receipt()
     assert ledger.faults("u1") == []
     assert Ledger(store, "other").faults("u1") == ["no valid receipt"]
-    path = store / layout.RUN_FOLDER / "receipts" / "u1.json"
+    path = store / RUN_FOLDER / "receipts" / "u1.json"
     for garbage in (b"", b"{", path.read_bytes()[:-3], b"[]", b'{"unit": "u1"}'):
         path.write_bytes(garbage)
         assert ledger.faults("u1") == ["no valid receipt"]
