@@ -9,7 +9,7 @@ QUARANTINE, WORK, SHARDS = "execution/test_quarantine.py", "execution/test_work.
 CATALOG, ACCESS, AOI, CUBE = (f"archive/test_{name}.py" for name in ("catalog", "access", "aoi", "cube"))
 SUPERRES, POLITE, SCALING = "superres/test_superres.py", "archive/test_politeness.py", "execution/test_scaling.py"
 LAYOUT, COMMAND, RELEASED = "store/test_layout.py", "test_run_command.py", "execution/test_released_weights.py"
-PLACE, OBJECTS = "store/test_place.py", "execution/test_object_store.py"
+STORE_FAULTS, OBJECTS = "store/test_place.py::TestFaults", "execution/test_object_store.py"
 FILES, DRIVER, SECRETS = (f"faults/test_{name}.py" for name in ("archive_files", "driver_faults", "secrets"))
 PASSES = f"{FILES}::test_a_fault_that_passes_leaves_no_trace"
 STAYS = f"{FILES}::test_a_fault_that_stays_is_never_nodata"
@@ -17,7 +17,10 @@ STAYS = f"{FILES}::test_a_fault_that_stays_is_never_nodata"
 
 @dataclass(frozen=True)
 class Row:
-    """One fault. `tests` are node ids below tests/; a bare function name stands for all its parameters."""
+    """One fault. `tests` are node ids below tests/; a bare function name stands for all its parameters.
+
+    No test is named by two rows, as a whole or in part: what a row says was seen is its own.
+    """
 
     fault: str
     injected: str
@@ -98,12 +101,19 @@ ROWS = (
     Row("output refused", "a file, a foreign folder, no permission, a missing parent", "exit 2 or 6, nothing touched",
         (f"{COMMAND}::TestOutput", f"{RESUME}::test_what_is_not_ours_is_never_touched")),
     Row("object store stumbles", "503 SlowDown, 500, 429, lost answers, latency on PUT and GET", "same bytes",
-        (f"{OBJECTS}::test_what_a_server_may_do_changes_no_byte", f"{PLACE}::TestFaults")),
+        (f"{OBJECTS}::test_what_a_server_may_do_changes_no_byte", f"{STORE_FAULTS}::test_that_pass_are_sat_out",
+         f"{STORE_FAULTS}::test_an_answer_lost_after_creating_is_no_conflict",
+         f"{STORE_FAULTS}::test_a_creation_that_lost_to_another_with_its_answer_lost_is_a_conflict",
+         f"{STORE_FAULTS}::test_a_server_without_conditional_puts_lets_the_last_win")),
     Row("object store away", "no answer, in mid-run and at the start", "sat out, then exit 75 with the host",
         (f"{OBJECTS}::test_an_outage_that_passes_is_sat_out",
-         f"{OBJECTS}::test_an_outage_ends_with_75_names_the_host_and_costs_no_unit")),
+         f"{OBJECTS}::test_an_outage_ends_with_75_names_the_host_and_costs_no_unit",
+         f"{STORE_FAULTS}::test_that_last_are_an_outage_named_by_host")),
     Row("object store refuses", "403, no bucket, no credentials, 507", "exit 6, nothing of the answer repeated",
-        (f"{PLACE}::TestFaults", f"{OBJECTS}::test_bad_addresses_are_one_clear_line")),
+        (f"{STORE_FAULTS}::test_a_refusal_repeats_nothing_of_the_answer", f"{STORE_FAULTS}::test_a_full_store_is_full",
+         f"{STORE_FAULTS}::test_a_missing_bucket_is_named",
+         f"{STORE_FAULTS}::test_missing_credentials_are_said_at_once",
+         f"{OBJECTS}::test_bad_addresses_are_one_clear_line")),
     Row("run into an object store killed", "kill -9, a second run beside it", "same bytes; the second exits 2",
         (f"{OBJECTS}::test_kill_9_then_the_same_command_and_a_second_run_beside_it",)),
     Row("stored bytes change", "bit flips, truncation, deletion", "found by full verification, repaired to same bytes",

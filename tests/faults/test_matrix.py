@@ -10,9 +10,20 @@ from tests.faults.matrix import ROWS
 TESTS = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("test", sorted({test for row in ROWS for test in row.tests}))
+NAMED = [test for row in ROWS for test in row.tests]
+
+
+@pytest.mark.parametrize("test", sorted(set(NAMED)))
 def test_named_tests_exist(test):
-    path, _, name = test.partition("::")
-    tree = ast.parse((TESTS / path).read_text())
-    names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    assert not name or name.split("[")[0] in names, f"{path} has no {name}"
+    path, *names = test.split("[")[0].split("::")
+    inside = ast.parse((TESTS / path).read_text()).body
+    for name in names:
+        found = [node for node in inside if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name]
+        assert found, f"{path} has no {name}"
+        inside = found[0].body
+
+
+def test_no_test_stands_for_two_rows():
+    assert len(set(NAMED)) == len(NAMED)
+    for test in NAMED:
+        assert not [other for other in NAMED if other.startswith((f"{test}::", f"{test}["))], test
