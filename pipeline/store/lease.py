@@ -1,4 +1,4 @@
-"""One run per store at a time. In: a store. Out: a lease file, held while the run lives. Imports errors, layout, place.
+"""One run per store at a time. In: a store. Out: a lease file, held while the run lives. Imports errors, keys, place.
 
 Losing a lease would do no harm, since units are idempotent and their receipts name the plan; two runs at once would
 only waste work and trip over each other's temporary files.

@@ -1,6 +1,6 @@
 """The ledger: one receipt per unit, written after its data, read back on resume.
 
-In: receipts. Out: small JSON files under `_run/receipts`. Imports errors, layout and place.
+In: receipts. Out: small JSON files under `_run/receipts`. Imports errors, keys, layout, place.
 
 A unit counts as done when its receipt names this plan and its chunks are still what the receipt says. Receipts are
 put in place whole after the data, so a kill at any moment leaves either no receipt (the unit is redone, writing
