@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import ReadError
+from pipeline.errors import ReadError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,7 @@ GAMMA_COVARIANCE = np.array([[0.00592, 0.00508, 0.00445], [0.00508, 0.00494, 0.0
 _GAMMA_FACTOR = np.linalg.cholesky(GAMMA_COVARIANCE)
 GAMMA_MEDIAN = np.array([0.3521, 0.3361, 0.3535])
 GAMMA_RANGE = (0.15, 0.6)
+PLAUSIBLE = (-0.5, 2.0)  # mean reflectance of a patch: offsets and bright snow reach beyond 0 and 1
 WORDS_SHOWN = 160  # of a library's message
 
 
@@ -60,6 +61,17 @@ def reading(label: str) -> Iterator[None]:
         words = " ".join(str(error.__cause__ or error).split())
         cure = "copy or download it again, or leave it out of the training file"
         raise ReadError(f"{label} cannot be read ({words[:WORDS_SHOWN]})", "a file that is whole", cure) from error
+
+
+def check_reflectance(label: str, rho: NDArray[np.float32]) -> None:
+    """UsageError where the mean is no reflectance: a scale was forgotten, or nodata that the file does not declare."""
+    mean = float(rho.mean())
+    if not PLAUSIBLE[0] <= mean <= PLAUSIBLE[1]:
+        raise UsageError(
+            f"{label} has numbers around {mean:.4g}",
+            "reflectance, 0 to 1",
+            "scale and offset of the source (reflectance = stored * scale + offset), or declare nodata in the file",
+        )
 
 
 def open_raster(path: Path | str) -> DataArray:

@@ -21,6 +21,7 @@ from training.blind import degrade_blind, eight_bit, range_of
 from training.contrast import MOMENTUM, QUEUE, TEMPERATURE, MomentumContrast
 from training.losses import Eq8, degradation_encoder, eq8_losses
 from training.pairs import Pair, average, from_many_sets, members, per_set_mean, score, side_by_side, watched_pairs
+from training.presets import SMALL_PX
 from training.published import AsPublished
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Recipe:
     momentum: float = MOMENTUM
     temperature: float = TEMPERATURE
     psf: str = "blind"
-    small_px: int = 64  # side of crops of images that hold none of the preset's `crop_px`
+    small_px: int = SMALL_PX  # side of crops of images that hold none of the preset's `crop_px`
 
     def check(self, crop_px: int, multiple: int) -> None:
         """Raise UsageError for settings that cannot be trained with."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pipeline.bands import RGB
-from training.data import area_average, open_raster, reading
+from training.data import area_average, check_reflectance, open_raster, reading
 from training.places import Georeference, SplitMap, split_map, split_of
 from training.training_file import glob_root
 
@@ -107,6 +107,11 @@ class Image:
         """Height and width on the ground."""
         (ny, nx), (gsd_y, gsd_x) = self.reader.shape, self.gsd_m
         return ny * gsd_y, nx * gsd_x
+
+    def check(self, pixels: NDArray[np.float32]) -> None:
+        """UsageError for decoded pixels that are said to be reflectance and cannot be."""
+        if not self.values.encoded:
+            check_reflectance(f"source {self.source!r}: {self.label}", pixels)
 
     def share(self, split: Split) -> float:
         """Share of the image that lies in `split`."""

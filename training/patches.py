@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import UsageError
 from training.data import Chip, harmonise, sample_gamma
+from training.presets import SMALL_PX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,15 +110,15 @@ class PatchSampler:
         images: Sequence[Image],
         split: Split,
         crop_px: int,
-        small_px: int = 64,
+        small_px: int = SMALL_PX,
         small_share: float = 0.25,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.images, self.split, self.crop_px, self.small_px = tuple(images), split, crop_px, small_px
         self.cache = ChunkCache(cache_bytes)
         usable = [i for i, image in enumerate(self.images) if image.share(split) > 0]
-        large = [i for i in usable if _fits(self.images[i], crop_px)]
-        small = [i for i in usable if _fits(self.images[i], small_px) and not _fits(self.images[i], crop_px)]
+        large = [i for i in usable if fits(self.images[i], crop_px)]
+        small = [i for i in usable if fits(self.images[i], small_px) and not fits(self.images[i], crop_px)]
         self.pools = {small_px: small, crop_px: large}
         if not any(self.pools.values()):
             raise UsageError(
@@ -187,6 +188,7 @@ class PatchSampler:
             if address is None:
                 return None
             crop = self.read(address)
+            self.images[index].check(crop)
             if float((crop.max(axis=0) == 0).mean()) >= BLACK:
                 continue
             if float(crop.std()) > FLAT_PATCH or rng.random() < FLAT_KEPT:
@@ -206,7 +208,7 @@ class PatchSampler:
         return odds
 
 
-def _fits(image: Image, size: int) -> bool:
+def fits(image: Image, size: int) -> bool:
     """True when the image holds a patch of `size` px at its finest target."""
     return min(image.extent_m) >= size * image.target_gsd_m[0] * (1 - 1e-9)
 
@@ -236,6 +238,7 @@ def held_out_chips(image: Image) -> list[Chip]:
         y, x = top + max(ny - limits[0], 0) // 2, left + max(nx - limits[1], 0) // 2
         stored = image.reader.read(y, x, min(ny, limits[0]), min(nx, limits[1]))
         pixels = image.values.averaged(stored, *ratios)
+        image.check(pixels)
         if min(pixels.shape[1:]) < MIN_CHIP_PX:
             continue
         chips.append(Chip(image.source, place, image.evaluate_gsd_m, pixels, image.values.encoded, image.weight))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from training.schedule import Schedule
 
 
+SMALL_PX = 64  # side of crops of images that hold none of `crop_px`, where a recipe does not say
 Use = Literal["super-resolution", "fusion"]  # what data are for
 
 
@@ -49,6 +50,11 @@ class Preset:
     def system(self) -> str:
         """What its bundles call themselves."""
         return {"sr": "lite-sr", "fusion": "lite-fusion"}.get(self.task, self.task)
+
+    @property
+    def least_px(self) -> int:
+        """Side of the smallest crops of super-resolution, in px of the target GSD: smaller images teach nothing."""
+        return min(self.crop_px, int(self.recipe.get("small_px", SMALL_PX)))
 
     @property
     def use(self) -> Use:

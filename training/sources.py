@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bands import RGB
 from pipeline.errors import UsageError
 from training.images import file_images
-from training.patches import CACHE_BYTES, PatchSampler, held_out_chips
+from training.patches import CACHE_BYTES, PatchSampler, fits, held_out_chips
 from training.places import SPLIT_RULE, SPLITS, split_of
+from training.presets import SMALL_PX
 from training.sentinel2 import is_dsen2, rgb_images, scene_grounds, tiles_of
 from training.tiles import GSD_M, MIN_SIDE_PX
 from training.training_file import Source, TrainingFile, read_training_file
@@ -79,7 +80,7 @@ class TrainingData:
         return tuple(tile for tiles in found for tile in tiles)
 
     def hr_sampler(
-        self, split: Split = "train", crop_px: int = 96, small_px: int = 64, cache_bytes: int = CACHE_BYTES
+        self, split: Split = "train", crop_px: int = 96, small_px: int = SMALL_PX, cache_bytes: int = CACHE_BYTES
     ) -> PatchSampler:
         """Random patches of one split. UsageError when the sources hold none."""
         images = (*self.images, *self.bracket)
@@ -130,14 +131,17 @@ class TrainingData:
             listed[name][kind] = found[name, kind]
         return {name: of_source for name, of_source in listed.items() if any(of_source.values())}
 
-    def summary(self, use: Use = "super-resolution") -> list[str]:
-        """A line per source for the log, and one for those that are of no use."""
+    def summary(self, use: Use = "super-resolution", least_px: int = 1) -> list[str]:
+        """A line per source for the log, and one for those that are of no use; images below `least_px` are counted."""
         counts = self.counts(use)
+        images = (*self.images, *self.bracket) if use == "super-resolution" else ()
+        short = Counter(i.source for i in images if i.share("train") > 0 and not fits(i, least_px))
         lines = []
         for name, count in counts.items():
             what = ("tile" if use == "fusion" else "image") + ("" if count["train"] == 1 else "s")
             watched = f", {count[WATCHED]} watched" if count.get(WATCHED) else ""
-            lines.append(f"{name}: {count['train']} {what} to train on, {count['held-out']} held out{watched}")
+            small = f" ({short[name]} too small for {least_px} px at target_gsd_m)" if short[name] else ""
+            lines.append(f"{name}: {count['train']} {what} to train on{small}, {count['held-out']} held out{watched}")
         aside: dict[str, list[str]] = {}
         for source in self.sources:
             if source.name not in counts:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
 from pipeline.grid.grid import Window
-from training.data import reading
+from training.data import check_reflectance, reading
 from training.places import CELL_M, Georeference, split_map, split_of
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ class StackGround:
             for row, name in enumerate(wanted):
                 if name in names:
                     rho[gsd][row] = self.values.decode(stored[names.index(name)][None, ::step, ::step])[0]
+                    check_reflectance(f"{name} of {self.label}", rho[gsd][row])
         empty = self.values.nodata or 0
         return Nested(rho, whole_blocks((stored != empty).any(axis=0)))
 

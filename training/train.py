@@ -225,7 +225,11 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     task.network.to(device)
     if distributed.rank() == 0:
         weights = sum(p.numel() for p in task.network.parameters())
-        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary(preset.use)]))
+        show(
+            "\n".join(
+                [f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary(preset.use, preset.least_px)]
+            )
+        )
     if args.dry_run:
         return None
     digest = task.data.file.digest

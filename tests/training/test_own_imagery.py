@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.models.bundle import load_bundle
 from pipeline.models.lite import LiteSuperResolver
-from tests.training.imagery import TOML, own_imagery
+from tests.training.imagery import TOML, corner_in, own_imagery, placed, texture, write_raster
 from training import train
 from training.places import split_of
 
@@ -55,6 +55,16 @@ def test_what_a_preset_uses_is_listed_and_what_it_leaves_aside_is_said(own, tmp_
         "scenes: 2 tiles to train on, 1 held out",
         "left aside, of no use for fusion: orthos (role hr)",
     ]
+
+
+def test_images_that_are_too_small_to_train_on_are_counted(own, tmp_path, capsys):
+    for number in range(2):
+        left, top = corner_in("train", 3 + number)
+        write_raster(tmp_path / "orthos" / f"small_{number}.tif", texture(100, 100), **placed(left, top, 0.5))
+    assert run(own, tmp_path / "run", "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "orthos: 4 images to train on (2 too small for 64 px at target_gsd_m), 1 held out"
+    )
 
 
 def test_worker_processes_draw_what_one_process_draws(own, tmp_path):

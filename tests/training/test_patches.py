@@ -49,6 +49,20 @@ def test_a_patch_is_the_area_average_of_its_own_ground():
     np.testing.assert_allclose(patch[1], np.broadcast_to(110 + centres, (32, 32)), atol=0.06)
 
 
+@pytest.mark.parametrize("wrong", [1e4, -9999.0])
+def test_numbers_that_are_no_reflectance_are_refused(wrong):
+    pixels = noise(200, 200) * 1e4 if wrong > 0 else np.where(noise(200, 200) > 0.5, noise(200, 200), wrong)
+    image = image_of(pixels.astype(np.float32))
+    with pytest.raises(
+        UsageError, match=r"source 'a': a has numbers around -?\d+; expected reflectance, 0 to 1; cure: scale"
+    ):
+        PatchSampler([image], "train", 64).batch(np.random.default_rng(0), 1)
+    with pytest.raises(UsageError, match="source 'a': a has numbers"):
+        held_out_chips(replace(image, split="held-out"))
+    scaled = image_of((noise(200, 200) * 1e4).astype(np.float32), scale=1e-4)
+    assert 0.1 < PatchSampler([scaled], "train", 64).batch(np.random.default_rng(0), 1).mean() < 0.9
+
+
 def test_pixels_that_are_not_square_come_out_square():
     image = replace(image_of(noise(200, 300)), gsd_m=(1.0, 0.8))
     sampler = PatchSampler([image], "train", 64, small_px=64)

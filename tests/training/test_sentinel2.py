@@ -125,6 +125,16 @@ def test_stacks_on_the_10_m_grid_are_undone(tmp_path):
     ]
 
 
+def test_a_stack_whose_scale_was_forgotten_is_refused(tmp_path):
+    path = write_raster(tmp_path / "stack.tif", np.full((4, 120, 120), 1500, np.uint16))
+    keys = {"path": '"stack.tif"', "bands": "{ B04 = 1, B03 = 2, B02 = 3, B05 = 4 }", "split": '"train"'}
+    (tile,) = data_of(tmp_path, **keys).tiles("train")
+    with pytest.raises(UsageError, match=rf"B04 of {path} has numbers around 1500; expected reflectance, 0 to 1"):
+        tile.ground.load(tile.window)
+    (tile,) = data_of(tmp_path, **keys, scale="1e-4").tiles("train")
+    assert tile.rho[20].max() == pytest.approx(0.15)
+
+
 def test_scenes_of_an_archive_are_read_within_the_area(tmp_path):
     """By the search of inference; only ground that the area's box touches becomes tiles."""
     left, top = corner_in("train")
