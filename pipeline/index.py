@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
-from pipeline.store.place import place_of, require_parent
+from pipeline.store.place import place_of
 from pipeline.terminal import counted, show
+from pipeline.working import require_parent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

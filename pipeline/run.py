@@ -14,7 +14,7 @@ from pipeline.arguments import aoi_of, config_of, parser
 from pipeline.bbox import joined
 from pipeline.config import RunConfig, differences
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, PipelineError, UsageError
-from pipeline.store.place import place_of, require_parent
+from pipeline.store.place import LocalPlace, place_of
 from pipeline.terminal import (
     Progress,
     described_plan,
@@ -26,6 +26,7 @@ from pipeline.terminal import (
     shard_json,
     show,
 )
+from pipeline.working import require_parent
 
 if TYPE_CHECKING:
     import argparse
@@ -138,7 +139,8 @@ def execute(arguments: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     shown = place_of(arguments.out or f"{aoi.name}.zarr")
     store = absolute(shown)
-    require_parent(store)
+    if isinstance(store, LocalPlace):
+        require_parent(store.path)
     workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")

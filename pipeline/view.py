@@ -49,7 +49,8 @@ def place_asked(degrees: list[float] | None) -> tuple[float, float] | None:
 def page_file(arguments: argparse.Namespace) -> Path:
     """The file to write. UsageError when something else is there."""
     from pipeline.store.page import GENERATOR
-    from pipeline.store.place import place_of, require_parent
+    from pipeline.store.place import place_of
+    from pipeline.working import require_parent
 
     path = Path(arguments.out) if arguments.out else place_of(arguments.store).picture.with_suffix(".html")
     if path.is_dir():

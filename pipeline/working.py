@@ -1,14 +1,15 @@
-"""A hidden folder beside an output, to work in: gone at the end, or, after a kill, when the next one is made there.
+"""Where an output is made: in a folder that exists, and before it is whole in a hidden one beside it.
 
-In: the folder that holds the output. Out: a folder of this process. Imports nothing of the project; every room may
-import it.
+In: the output's path, or the folder that holds it. Out: a working folder, gone at the end or, after a kill, when the
+next one is made there. Imports errors; every room may import it.
 
-Whose it is, a lock tells, which the system gives back when a process dies: process numbers mean nothing across
-containers. Where the file system has no locks, leftovers stay.
+Whose a working folder is, a lock tells, which the system gives back when a process dies: process numbers mean nothing
+across containers. Where the file system has no locks, leftovers stay.
 """
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
@@ -16,10 +17,20 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from pipeline.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LOCK = "sen2fine.lock"  # the file within that is held
+
+
+def require_parent(path: Path, flag: str = "--out") -> None:
+    """UsageError where the folder that is to hold the output does not exist: with a slip, another disk fills."""
+    parent = path.absolute().parent
+    if not parent.exists():
+        cure = f"mkdir -p {shlex.quote(str(parent))}, if the name is right"
+        raise UsageError(f"{flag} {path}: there is no folder {parent}", "one that exists, to write into", cure)
 
 
 @contextmanager

@@ -6,10 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pipeline.working import remove_leftovers, working_folder
+from pipeline.archive.stack import Stack, split_stack
+from pipeline.errors import UsageError
+from pipeline.working import remove_leftovers, require_parent, working_folder
 
 
 def killed(parent, prefix):
@@ -27,6 +30,18 @@ def killed(parent, prefix):
     done = subprocess.run([sys.executable, "-c", code, str(parent), prefix], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL
     return done.stdout.strip()
+
+
+def test_an_output_needs_a_folder_that_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    require_parent(Path("a.html"))
+    require_parent(tmp_path / "new")
+    for write in (require_parent, lambda out: split_stack(Stack(Path("a.tif"), ("B02",), ("2024-06-17",)), out)):
+        with pytest.raises(UsageError) as caught:
+            write(Path("my tifs/b/c"))
+        found = f"--out my tifs/b/c: there is no folder {tmp_path}/my tifs/b; expected one that exists, to write into"
+        assert str(caught.value) == f"{found}; cure: mkdir -p '{tmp_path}/my tifs/b', if the name is right"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_goes_at_the_end_and_with_an_error(tmp_path):

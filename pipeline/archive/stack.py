@@ -23,7 +23,7 @@ from pipeline.archive.local_meta import to_utc
 from pipeline.bands import BAND_NAMES, BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
 from pipeline.errors import EXIT_OK, PipelineError, StorageError, UsageError
 from pipeline.grid.grid import Phase
-from pipeline.working import working_folder
+from pipeline.working import require_parent, working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +64,7 @@ def split_stack(stack: Stack, out: Path) -> tuple[str, ...]:
     """
     if out.exists():
         raise UsageError(f"{out} exists", "a new folder")
+    require_parent(out)
     moments = {to_utc(text): text for text in stack.datetimes_utc}
     ids = tuple(f"{stack.path.stem}_{moment[:10]}" for moment in moments)
     if len(set(ids)) != len(ids):
@@ -77,7 +78,9 @@ def split_stack(stack: Stack, out: Path) -> tuple[str, ...]:
                     _write_date(stack, dataset, order, scenes / scene_id, moment)
             scenes.rename(out)
     except OSError as error:
-        raise StorageError(f"{out} cannot be written: {error}", "a writable folder with space") from error
+        raise StorageError(
+            f"{out} cannot be written: {error.strerror or error}", "a writable folder with space"
+        ) from error
     return ids
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shlex
 import shutil
 import time
 from contextlib import contextmanager, nullcontext, suppress
@@ -263,17 +262,6 @@ class LocalPlace:
             yield
         except OSError as error:
             raise storage_error(error, self.path) from error
-
-
-def require_parent(where: Where, flag: str = "--out") -> None:
-    """UsageError where the folder that is to hold a local output does not exist: with a slip, another disk fills."""
-    place = place_of(where)
-    if not isinstance(place, LocalPlace):
-        return
-    parent = place.path.absolute().parent
-    if not parent.exists():
-        cure = f"mkdir -p {shlex.quote(str(parent))}, if the name is right"
-        raise UsageError(f"{flag} {place}: there is no folder {parent}", "one that exists, to write into", cure)
 
 
 def _partial(path: Path) -> Path:
