@@ -7,6 +7,7 @@ long training waited for them. Imports torch and the errors.
 from __future__ import annotations
 
 import itertools
+import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -59,6 +60,13 @@ class Numbered(Dataset["Batch | PipelineError"]):
             return error.with_traceback(None)
 
 
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C reaches a whole group of processes: the one that trains answers it, and ends the workers."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Feed:
     """Hands out the batches first, first + step, ... on `device`, and counts the seconds that training waited.
 
@@ -83,6 +91,7 @@ class Feed:
             sampler=itertools.count(first, step),
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
+            worker_init_fn=_leave_signals if workers else None,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else the loader would use the global one
         )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from training.sources import TrainingData
     from training.tables import Section
 
+EXIT_AT_ONCE = 130
 SUFFIX, CSV = ".safetensors", ".csv"
 FUSIONS = ("lite-fusion", "difffusr-fusion")
 
@@ -204,6 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped before the tables were complete", file=sys.stderr)
+        return EXIT_AT_ONCE
     return 0
 
 

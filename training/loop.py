@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import Interrupted, PipelineError, UsageError
 from training import distributed, log, placement, savepoint
 from training.average import Average
 from training.batches import FOR_LOSS, FOR_STAGE, Draw, Feed
@@ -109,6 +109,8 @@ class Run:
         self.resumed_from: Path | None = None
         self.resumed_at = 0  # step
         self.learned_from = [data]
+        self.stop: Callable[[], bool] = bool  # asked after every step
+        self.stopping = False
         self.logged = False  # whether the log was begun
         if isinstance(task, HasCompanion):
             task.companion.to(self.device)
@@ -121,22 +123,32 @@ class Run:
         """The stage the run is in."""
         return self.preset.stages[self.at.stage]
 
-    def train(self, say: Callable[[str], None] = print, every_s: float = 60.0, until_images: int | None = None) -> None:
+    def train(
+        self,
+        say: Callable[[str], None] = print,
+        every_s: float = 60.0,
+        until_images: int | None = None,
+        stop: Callable[[], bool] = bool,  # which gives False
+    ) -> None:
         """Go on until the budget is spent (or `until_images`); ends with averaged weights in the task's network.
 
         Process 0 says a line, logs a row and writes a checkpoint every `every_s` seconds and at the end. Raises
-        Diverged.
+        Diverged; and Interrupted, the checkpoint written, after the step in which `stop` is True in any process.
         """
+        self.stop = stop
         first, step = self.at.batches + distributed.rank(), distributed.world()
         self.task.network.train()
         last = self.at.elapsed_s
         with Feed(self.task.batch, self.seed, first, step, self.workers, self.device) as feed:
-            while (spent := self._spent()) < 1.0 and (until_images is None or self.at.images < until_images):
+            while self._goes_on(until_images):
+                spent = self._spent()
                 self._enter(spent)
                 self._step(feed, spent)
                 if self.at.elapsed_s - last >= every_s:
                     last = self.at.elapsed_s
                     self._report(say)
+        if self.stopping and self._spent() < 1.0:
+            self._break_off()
         if self.tally.steps:
             self._report(say)
         elif distributed.rank() == 0:
@@ -145,6 +157,18 @@ class Run:
         self.task.network.load_state_dict(self.average.state)
         if self._spent() >= 1.0:
             self.task.finish()
+
+    def _goes_on(self, until_images: int | None) -> bool:
+        return self._spent() < 1.0 and not self.stopping and (until_images is None or self.at.images < until_images)
+
+    def _break_off(self) -> None:
+        """Write the checkpoint, without a line. Raises Interrupted."""
+        self._refuse_nonsense()
+        if distributed.rank() == 0:
+            self._open_log()
+        self.save()
+        done = f"stopped after step {self.at.step}, {self.at.images} images"
+        raise Interrupted(done, cure=f"the same command with --resume {self.folder} goes on there")
 
     def _open_log(self) -> None:
         """Start the log when there is something to write: a run that fails before that leaves nothing behind."""
@@ -263,9 +287,10 @@ class Run:
         distributed.average_(buffers)
 
     def _count(self, images: int, seconds: float, waited_s: float) -> None:
-        """Book one step; all processes agree on images and time, so that they end and report together."""
+        """Book one step; all processes agree on images, time and stops, so that they end and report together."""
         self.tally.waited_s += waited_s
-        total, spent_s = distributed.totals([images, seconds])
+        total, spent_s, asked = distributed.totals([images, seconds, float(self.stop())])
+        self.stopping = asked > 0
         self.tally.images, self.tally.seconds = self.tally.images + round(total), self.tally.seconds + seconds
         at = self.at
         at.step, at.stage_step, at.batches = at.step + 1, at.stage_step + 1, at.batches + distributed.world()

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import Interrupted, PipelineError, UsageError
 from pipeline.terminal import show
 from training.data import default_data
 from training.presets import PRESETS, table
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from training.task import Trainable
 
 LICENCE = "MIT"
+EXIT_AT_ONCE = 130  # by a second Ctrl-C, or by one before the first step
 
 
 class OneVoice(argparse.ArgumentParser):
@@ -171,6 +172,15 @@ def make_task(preset: Preset, data: TrainingData) -> Trainable:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    try:
+        return run_command(arguments)
+    except KeyboardInterrupt:
+        print("stopped at once; what a checkpoint holds is kept", file=sys.stderr)
+        return EXIT_AT_ONCE
+
+
+def run_command(arguments: Sequence[str] | None) -> int:
+    """`main` without an answer to Ctrl-C outside of training."""
     from training import distributed
 
     try:
@@ -182,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if ready is not None:
             train(ready)
+    except Interrupted as error:  # in every process
+        distributed.by_first(partial(print, error, file=sys.stderr))
+        return error.exit_code
     except PipelineError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -252,10 +265,15 @@ def remarks(run: Run, args: argparse.Namespace) -> list[str]:
 
 
 def train(ready: Ready) -> None:
-    """Train and write the bundle; process 0 speaks and writes. Raises PipelineError."""
+    """Train and write the bundle; process 0 speaks and writes. Raises PipelineError; Interrupted where one asks for it.
+
+    Ctrl-C, SIGTERM and SIGUSR1 (Slurm's warning before its time limit) let the step end and write a checkpoint.
+    """
+    from pipeline.execution.work import stop_on_signals
     from training import distributed
 
-    ready.run.train(say=show, every_s=ready.args.every)
+    with stop_on_signals() as stop:
+        ready.run.train(say=show, every_s=ready.args.every, stop=lambda: stop.asked)
     if distributed.rank() == 0:
         show(write_bundle(ready.run, ready.task, ready.args))
 

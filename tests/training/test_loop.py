@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import UsageError
+from pipeline.errors import Interrupted, UsageError
 from training.log import COLUMNS, LOG, SAMPLES
 from training.loop import Budget, Diverged, Run
 from training.presets import Preset, Stage
@@ -134,6 +134,26 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path):
     assert len(losses[0]) == 100
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[2][0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_is_asked_to_stop_ends_its_step_and_goes_on_from_there(tmp_path, workers):
+    whole = run_of(tmp_path / "whole", 80)
+    whole.train(every_s=1e9)
+    part, asked = run_of(tmp_path / "part", 80, workers=workers), iter([False, False, True])
+    with pytest.raises(
+        Interrupted, match=r"stopped after step 3, 12 images; cure: .*--resume .*part goes on there"
+    ) as e:
+        part.train(every_s=1e9, stop=lambda: next(asked))
+    assert e.value.exit_code == 75
+    assert rows_of(tmp_path / "part") == []
+    again = run_of(tmp_path / "part", 80)
+    again.resume(tmp_path / "part")
+    again.train(every_s=1e9)
+    assert part.task.losses + again.task.losses == whole.task.losses
+    last = run_of(tmp_path / "last", 12)
+    last.train(every_s=1e9, stop=lambda: last.at.images >= 8)  # asked in its last step: it has ended anyway
+    assert last.at.images == 12
 
 
 def test_a_companion_resumes_with_the_run(tmp_path):

@@ -1,6 +1,8 @@
 """The commands: a tiny run from files to a bundle that predicts, its resumption, and the report on shipped weights."""
 
 import hashlib
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from training.loop import Budget, Run
 from training.places import split_of
 from training.presets import PRESETS, Preset, Stage
 from training.sources import load_training_file, shipped_data
+from training.super_resolution import SuperResolution
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights"
 TINY = Preset(
@@ -210,6 +213,34 @@ def test_a_resumed_run_says_what_one_may_not_expect(imagery, tmp_path, capsys):
         assert "nothing is left" not in said
         assert f"it began with another text of {imagery}: it may have learned from places that are now held out" in said
         assert load_bundle(run / "tiny-sr.safetensors").provenance["data_before"] == before
+
+
+@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(imagery, tmp_path, capsys, monkeypatch, signalled):
+    def loss(task, stage, batch, draw):
+        os.kill(os.getpid(), signalled)
+        return learn(task, stage, batch, draw)
+
+    learn, run, before = SuperResolution.loss, tmp_path / "run", signal.getsignal(signalled)
+    with monkeypatch.context() as patch:
+        patch.setattr(SuperResolution, "loss", loss)
+        assert train.main(arguments(imagery, run, "--images", "64")) == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stopped after step 1, ")
+    assert line.endswith(f"cure: the same command with --resume {run} goes on there")
+    assert {path.name for path in run.iterdir()} == {"checkpoint.pt", "log.csv"}
+    assert train.main(arguments(imagery, run, "--images", "64", "--resume", str(run))) == 0
+    assert signal.getsignal(signalled) == before
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(imagery, tmp_path, capsys, monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "make_task", interrupted)
+    assert train.main(arguments(imagery, tmp_path / "run", "--images", "8")) == 130
+    assert capsys.readouterr().err == "stopped at once; what a checkpoint holds is kept\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_device_that_is_not_there_is_said_in_one_line(imagery, tmp_path, capsys):
