@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
-    from training.loop import Budget, Run
+    from training.loop import Run
     from training.presets import Preset
     from training.sources import TrainingData
     from training.task import Trainable
@@ -220,6 +221,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     from training import distributed, savepoint
     from training.loop import Run
     from training.sources import load_data
+    from training.starting import budget_of, check_init, check_out, remarks
 
     preset = adapted(args, PRESETS[args.preset])
     device = distributed.device_of(args.device)
@@ -246,22 +248,14 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     if args.dry_run:
         return None
     digest = task.data.file.digest
-    run = Run(task, preset, budget_of(args, preset), args.out, args.seed, args.bf16, args.workers, digest)
+    run = Run(
+        task, preset, budget_of(preset, args.minutes, args.images), args.out, args.seed, args.bf16, args.workers, digest
+    )
     if args.resume:
         run.resume(args.resume, checkpoint)
         if distributed.rank() == 0:
-            show("\n".join(remarks(run, args)))
+            show("\n".join(remarks(run, args.resume, args.data)))
     return Ready(run, task, args)
-
-
-def remarks(run: Run, args: argparse.Namespace) -> list[str]:
-    """What a user may not expect of a run that goes on."""
-    at, said = run.at, [f"goes on from {args.resume}: {run.at.images} images in {run.at.elapsed_s / 60:.1f} minutes"]
-    if run.budget.progress(at.elapsed_s, at.images) >= 1:
-        said.append("nothing is left to train: that is the whole budget; give more by --minutes or --images")
-    if len(run.learned_from) > 1:
-        said.append(f"it began with another text of {args.data}: it may have learned from places that are now held out")
-    return said
 
 
 def train(ready: Ready) -> None:
@@ -273,52 +267,11 @@ def train(ready: Ready) -> None:
     from training import distributed
 
     with stop_on_signals() as stop:
+        if distributed.launched():  # torchrun hands on a Ctrl-C that its processes have had: no second one
+            signal.signal(signal.SIGINT, lambda *given: stop(signal.SIGTERM, None))
         ready.run.train(say=show, every_s=ready.args.every, stop=lambda: stop.asked)
     if distributed.rank() == 0:
         show(write_bundle(ready.run, ready.task, ready.args))
-
-
-def check_out(out: Path | None, resume: Path | None) -> None:
-    """UsageError without a folder to write to, or where that would replace another run; StorageError."""
-    from training import distributed
-    from training.log import LOG
-    from training.savepoint import CHECKPOINT
-    from training.tables import check_writable
-
-    if out is None:
-        raise UsageError("no --out", "a folder for checkpoint, log and weights")
-    if (out / CHECKPOINT).exists() and (resume is None or resume.resolve() != out.resolve()):
-        raise UsageError(f"{out} holds a run already", "a new folder", f"--resume {out} to go on, or another --out")
-    if distributed.rank() == 0:
-        check_writable(out / LOG)  # before minutes are spent
-
-
-def check_init(path: Path, preset: Preset) -> None:
-    """UsageError where `path` is no bundle of networks as the preset makes them."""
-    from pipeline.models.bundle import load_bundle
-
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        inside = sorted(path.glob("*.safetensors"))
-        cure = f"--init {inside[0]}" if inside else ""
-        raise UsageError(f"--init {path} {found}", f"weights of {preset.system} (.safetensors)", cure)
-    bundle = load_bundle(path)
-    alike = [other for other in PRESETS.values() if other.system == bundle.system]
-    presets = [other.name for other in alike if other.architecture == bundle.architecture] or [p.name for p in alike]
-    cure = f"--preset {' or '.join(presets)}, or other weights" if presets else "other weights"
-    if bundle.system != preset.system:
-        raise UsageError(f"--init {path} holds {bundle.system}", f"{preset.system}, as {preset.name} trains", cure)
-    for name, ours in preset.architecture.items():
-        if (theirs := bundle.architecture.get(name, ours)) != ours:
-            raise UsageError(f"--init {path} has {name} = {theirs}", f"{ours}, as {preset.name} has", cure)
-
-
-def budget_of(args: argparse.Namespace, preset: Preset) -> Budget:
-    """What the user gave, else the preset's images, else its minutes."""
-    from training.loop import Budget
-
-    images = args.images or (None if args.minutes else preset.images)
-    return Budget(None if images else args.minutes or preset.minutes, images)
 
 
 def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:

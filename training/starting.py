@@ -1,0 +1,70 @@
+"""Before a run begins: what is refused while nothing has been loaded or written, and what a user should hear.
+
+In: folders, bundles, presets. Out: errors, a budget, lines for the user. Imports nothing heavy at the top.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+from training.presets import PRESETS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from training.loop import Budget, Run
+    from training.presets import Preset
+
+
+def check_out(out: Path | None, resume: Path | None) -> None:
+    """UsageError without a folder to write to, or where that would replace another run; StorageError."""
+    from training import distributed
+    from training.log import LOG
+    from training.savepoint import CHECKPOINT
+    from training.tables import check_writable
+
+    if out is None:
+        raise UsageError("no --out", "a folder for checkpoint, log and weights")
+    if (out / CHECKPOINT).exists() and (resume is None or resume.resolve() != out.resolve()):
+        raise UsageError(f"{out} holds a run already", "a new folder", f"--resume {out} to go on, or another --out")
+    if distributed.rank() == 0:
+        check_writable(out / LOG)  # before minutes are spent
+
+
+def check_init(path: Path, preset: Preset) -> None:
+    """UsageError where `path` is no bundle of networks as the preset makes them."""
+    from pipeline.models.bundle import load_bundle
+
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        inside = sorted(path.glob("*.safetensors"))
+        cure = f"--init {inside[0]}" if inside else ""
+        raise UsageError(f"--init {path} {found}", f"weights of {preset.system} (.safetensors)", cure)
+    bundle = load_bundle(path)
+    alike = [other for other in PRESETS.values() if other.system == bundle.system]
+    presets = [other.name for other in alike if other.architecture == bundle.architecture] or [p.name for p in alike]
+    cure = f"--preset {' or '.join(presets)}, or other weights" if presets else "other weights"
+    if bundle.system != preset.system:
+        raise UsageError(f"--init {path} holds {bundle.system}", f"{preset.system}, as {preset.name} trains", cure)
+    for name, ours in preset.architecture.items():
+        if (theirs := bundle.architecture.get(name, ours)) != ours:
+            raise UsageError(f"--init {path} has {name} = {theirs}", f"{ours}, as {preset.name} has", cure)
+
+
+def budget_of(preset: Preset, minutes: float | None, images: int | None) -> Budget:
+    """What the user gave, else the preset's images, else its minutes."""
+    from training.loop import Budget
+
+    images = images or (None if minutes else preset.images)
+    return Budget(None if images else minutes or preset.minutes, images)
+
+
+def remarks(run: Run, resumed: Path, data: Path) -> list[str]:
+    """What a user may not expect of a run that goes on."""
+    at, said = run.at, [f"goes on from {resumed}: {run.at.images} images in {run.at.elapsed_s / 60:.1f} minutes"]
+    if run.budget.progress(at.elapsed_s, at.images) >= 1:
+        said.append("nothing is left to train: that is the whole budget; give more by --minutes or --images")
+    if len(run.learned_from) > 1:
+        said.append(f"it began with another text of {data}: it may have learned from places that are now held out")
+    return said
