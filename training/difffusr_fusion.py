@@ -17,7 +17,7 @@ from torch.nn import functional
 from pipeline.errors import UsageError
 from pipeline.models.difffusr_fusion import INPUTS, FusionNetworks, difffusr_fusion_bundle, name_of
 from training import placement
-from training.fusion import disturbed
+from training.fusion import disturbed, tiles_to_train_on
 from training.metrics import ergas
 from training.task import Objective
 from training.wald_groups import FACTORS, Example, example_of, fits, group_of, inputs_of, statistics, unit_60m
@@ -61,9 +61,7 @@ class DiffFuSRFusionTask:
         self.recipe = Recipe(**preset.recipe)
         self.recipe.check()
         self.network = FusionNetworks(**preset.architecture)
-        tiles = data.tiles("train")
-        if not tiles:
-            raise UsageError(f"{data.file.path}: no Sentinel-2 scene to train on", 'a source of role "sentinel2"')
+        tiles = tiles_to_train_on(data)
         found = {gsd: group_of(gsd, tiles, preset.crop_px) for gsd in INPUTS}
         self.groups = {gsd: group for gsd, group in found.items() if group is not None}
         if not self.groups:

@@ -127,9 +127,7 @@ class Fusion:
     def __init__(self, preset: Preset, data: TrainingData) -> None:
         self.preset, self.data = preset, data
         self.network = FusionNetwork(**preset.architecture)
-        tiles = data.tiles("train")
-        if not tiles:
-            raise UsageError(f"{data.file.path}: no Sentinel-2 scene to train on", 'a source of role "sentinel2"')
+        tiles = tiles_to_train_on(data)
         self.sampler = TileSampler(tiles)
         self.watched = whole(data.watched_tiles(), WATCHED_TILES)
         if not self.watched:
@@ -218,6 +216,17 @@ class Fusion:
             provenance=provenance or {},
             licence=licence,
         )
+
+
+def tiles_to_train_on(data: TrainingData) -> list[Tile]:
+    """Tiles of the training split. UsageError where there is none, saying what one needs."""
+    tiles = data.tiles("train")
+    if not tiles:
+        raise UsageError(
+            f"{data.file.path}: no Sentinel-2 scene to train on",
+            f'a source of role "sentinel2" with RGB and bands of 20 m, {CROP_60M * 60} m a side or more, not held out',
+        )
+    return tiles
 
 
 def whole(tiles: Sequence[Tile], count: int) -> dict[str, dict[int, NDArray[np.float32]]]:

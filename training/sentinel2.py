@@ -65,6 +65,7 @@ __all__ = [
     "tiles_of",
 ]
 
+WORDS_SHOWN = 300  # of what is wrong with the files of a folder
 UNDATED = "2018-01-01T00:00:00Z"  # stands in where a folder gives no date
 DSEN2_SUFFIX = ".mat"
 BANDS_GSD_M = 10  # of stacks
@@ -129,7 +130,9 @@ def scene_grounds(source: Source) -> list[SceneGround]:
     try:
         found, _ = scan(folder, datetime_utc=UNDATED, offset_dn=source.offset_dn)
     except UsageError as error:
-        raise source.fault(error.found, error.expected or "Sentinel-2 L2A scenes", error.cure) from None
+        found = error.found if len(error.found) <= WORDS_SHOWN else error.found[:WORDS_SHOWN].rsplit(" ", 1)[0] + " ..."
+        stacked = "bands = { B02 = 1, ... } where one file stacks them"
+        raise source.fault(found, error.expected or "Sentinel-2 L2A scenes", error.cure or stacked) from None
     access = Access(roots=(str(folder.resolve()),))
     return [SceneGround(scene, grid, access) for scene in found if (grid := _grid(scene, None)) is not None]
 

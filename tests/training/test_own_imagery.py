@@ -97,6 +97,27 @@ def test_a_mistake_is_one_line_and_leaves_nothing(own, tmp_path, capsys, old, ne
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("preset", ["lite-fusion", "difffusr-fusion-small"])
+def test_fusion_says_what_a_scene_needs(own, tmp_path, capsys, preset):
+    own.write_text(TOML[: TOML.index('[[source]]\nname = "scenes"')])
+    assert run(own, tmp_path / "run", "--images", "8", preset=preset) == 2
+    assert capsys.readouterr().err == (
+        f'{own}: no Sentinel-2 scene to train on; expected a source of role "sentinel2" with RGB and bands of 20 m, '
+        "960 m a side or more, not held out\n"
+    )
+
+
+def test_a_folder_of_many_wrong_files_is_described_briefly(own, tmp_path, capsys):
+    own.write_text(TOML.replace('path = "scenes"', 'path = "orthos"'))
+    for number in range(12):
+        write_raster(tmp_path / "orthos" / f"more_{number}.tif", texture(64, 64), **placed(600_000, 5_000_000, 0.5))
+    assert run(own, tmp_path / "run", "--images", "8", preset="lite-fusion") == 2
+    said = capsys.readouterr().err
+    assert "holds no usable scene" in said
+    assert " ...; expected Sentinel-2 L2A scenes; cure: bands = { B02 = 1, ... } where one file stacks them" in said
+    assert len(said) < len(str(own)) + 500
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_an_image_that_cannot_be_read_ends_the_run_before_anything_is_written(own, tmp_path, capsys, workers):
     for name in ("0", "1"):  # those to train on: cut short, with a header that can be read
