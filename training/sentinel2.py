@@ -130,9 +130,9 @@ def scene_grounds(source: Source) -> list[SceneGround]:
     try:
         found, _ = scan(folder, datetime_utc=UNDATED, offset_dn=source.offset_dn)
     except UsageError as error:
-        found = error.found if len(error.found) <= WORDS_SHOWN else error.found[:WORDS_SHOWN].rsplit(" ", 1)[0] + " ..."
+        words = error.found if len(error.found) <= WORDS_SHOWN else error.found[:WORDS_SHOWN].rsplit(" ", 1)[0] + " ..."
         stacked = "bands = { B02 = 1, ... } where one file stacks them"
-        raise source.fault(found, error.expected or "Sentinel-2 L2A scenes", error.cure or stacked) from None
+        raise source.fault(words, error.expected or "Sentinel-2 L2A scenes", error.cure or stacked) from None
     access = Access(roots=(str(folder.resolve()),))
     return [SceneGround(scene, grid, access) for scene in found if (grid := _grid(scene, None)) is not None]
 
