@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--decimator", choices=["box", "bicubic"], default="box", help="of the test degradation")
     p.add_argument("--seed", type=int, default=0, help="of the members' noise")
     p.add_argument("--device", default="cpu", help="where super-resolvers run: cpu, cuda, cuda:1 ...")
-    p.add_argument("--threads", type=_natural, default=1)
+    p.add_argument("--threads", type=_natural, default=1, help="of PyTorch on a CPU (default: %(default)s)")
     return p
 
 

@@ -1,6 +1,8 @@
-"""`python -m training.train --preset lite-sr --data ROOT --out runs/a`: train a network and write its bundle.
+"""`python -m training.train --preset lite-sr --data my_training.toml --out runs/a`: train a network, write its bundle.
 
-On several GPUs, or CPUs: `torchrun --nproc-per-node N -m training.train ... --device cuda`.
+A training file names your images: training/example.toml shows every key. Ctrl-C writes a checkpoint; the same command
+with `--resume runs/a` goes on. On several GPUs, or CPUs: `torchrun --nproc-per-node N -m training.train ... --device
+cuda`.
 """
 
 from __future__ import annotations
@@ -95,7 +97,12 @@ def interval(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
     p = OneVoice(prog="python -m training.train", description=__doc__)
-    p.add_argument("--preset", required=True, choices=sorted(PRESETS))
+    p.add_argument(
+        "--preset",
+        required=True,
+        choices=sorted(PRESETS),
+        help="what to train: lite-* on a laptop, difffusr-* as published for GPUs, *-small for a CPU",
+    )
     p.add_argument("--list", action=ListPresets, nargs=0, help="print all presets and stop")
     p.add_argument(
         "--data",
@@ -111,11 +118,11 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("--resume", type=Path, help="folder of the run to go on from")
     start.add_argument("--init", type=Path, help="bundle whose weights a new run starts from")
     p.add_argument("--seed", type=natural, default=0, help="of all chance; a resumed run keeps its own")
-    p.add_argument("--threads", type=positive, default=1)
+    p.add_argument("--threads", type=positive, default=1, help="of PyTorch on a CPU (default: %(default)s)")
     p.add_argument("--workers", type=natural, default=0, help="processes that make batches (default: none, in line)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
     p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions; twice as fast where the CPU has them")
-    p.add_argument("--every", type=interval, default=60.0, help="seconds between lines and checkpoints")
+    p.add_argument("--every", type=interval, default=60.0, help="seconds between lines and checkpoints (default: 60)")
     p.add_argument("--recipe", action="append", metavar="NAME=VALUE", help="change a setting of the preset's recipe")
     p.add_argument(
         "--as-published",

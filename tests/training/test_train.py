@@ -144,6 +144,11 @@ def test_the_list_shows_every_preset_and_needs_nothing_else(capsys):
     assert any(line.startswith("  batch = ") for line in shown)
 
 
+@pytest.mark.parametrize("command", [train, evaluate])
+def test_every_option_is_explained(command):
+    assert all(action.help for action in command.parser()._actions)
+
+
 def test_a_negative_seed_is_refused(imagery, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.main(arguments(imagery, tmp_path / "run", "--seed", "-1"))
