@@ -7,6 +7,7 @@ the errors.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from datetime import timedelta
@@ -18,12 +19,28 @@ from torch import distributed
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
 T = TypeVar("T")
+WORDS_SHOWN = 160  # of a library's message
 PATIENCE = timedelta(minutes=1)  # with processes that may not have met the failure of this one
+
+
+class Abandoned(PipelineError):
+    """The other processes cannot be reached any more: one of them has failed, and said why. Exit code 1."""
+
+
+@contextlib.contextmanager
+def _exchanging() -> Iterator[None]:
+    """What fails inside the block becomes an Abandoned."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0][:WORDS_SHOWN]
+        cure = "see what another process said; --resume goes on from the last checkpoint"
+        raise Abandoned(f"process {rank()} lost the others ({words})", cure=cure) from error
 
 
 def launched() -> bool:
@@ -127,7 +144,8 @@ def average_(tensors: Sequence[Tensor]) -> None:
     if world() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    distributed.all_reduce(flat)
+    with _exchanging():
+        distributed.all_reduce(flat)
     flat /= world()
     parts = flat.split_with_sizes([tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
@@ -139,7 +157,8 @@ def totals(values: Sequence[float]) -> list[float]:
     if world() == 1:
         return list(values)
     summed = torch.tensor(values, dtype=torch.float64)
-    distributed.all_reduce(summed)
+    with _exchanging():
+        distributed.all_reduce(summed)
     return [float(value) for value in summed]
 
 
@@ -153,7 +172,8 @@ def gathered(rows: Tensor) -> Tensor:
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
-    distributed.all_gather(parts, padded)
+    with _exchanging():
+        distributed.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 

@@ -174,6 +174,27 @@ def test_a_failure_of_one_process_alone_is_said_and_shared(tmp_path, monkeypatch
     assert second == ["exit code 5"]
 
 
+def test_the_process_that_is_left_alone_says_so_in_one_line(tmp_path, monkeypatch):
+    class Failing(Toy):
+        def batch(self, draw):
+            if os.environ["RANK"] == "1":
+                raise ReadError("b.tif cannot be read")
+            return super().batch(draw)
+
+    def prepared(args):
+        distributed.begin(torch.device("cpu"))
+        run = Run(Failing(), PRESET, Budget(images=80), tmp_path / "run", seed=3)
+        return train.Ready(run, run.task, args)
+
+    monkeypatch.setattr(train, "prepared", prepared)
+    first, second = said_by_two(tmp_path, "--preset", "lite-sr")
+    assert second == ["b.tif cannot be read", "exit code 5"]
+    assert first[0].startswith("process 0 lost the others (")
+    assert "cure: see what another process said" in first[0]
+    assert first[1:] == ["exit code 1"]
+    assert not (tmp_path / "run").exists()
+
+
 def test_help_is_given_once(tmp_path):
     first, second = said_by_two(tmp_path, "--help")
     assert first[0].startswith("usage: ")
