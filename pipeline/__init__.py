@@ -14,8 +14,8 @@ from pipeline.version import VERSION
 
 if TYPE_CHECKING:
     from pipeline.execution.plan import load_plan, open_cube
-    from pipeline.store.color import false_color, true_color
-    from pipeline.store.indices import indices
+    from pipeline.products.color import false_color, true_color
+    from pipeline.products.indices import indices
     from pipeline.store.reader import open_measured, open_store
 
 __version__ = VERSION
@@ -33,9 +33,9 @@ __all__ = [
 _HOMES = {
     "open_store": "pipeline.store.reader",
     "open_measured": "pipeline.store.reader",
-    "indices": "pipeline.store.indices",
-    "true_color": "pipeline.store.color",
-    "false_color": "pipeline.store.color",
+    "indices": "pipeline.products.indices",
+    "true_color": "pipeline.products.color",
+    "false_color": "pipeline.products.color",
     "load_plan": "pipeline.execution.plan",
     "open_cube": "pipeline.execution.plan",
 }

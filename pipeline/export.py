@@ -82,7 +82,7 @@ def _folder(arguments: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    from pipeline.store.cog import export_cogs
+    from pipeline.products.cog import export_cogs
 
     arguments = parser().parse_args(bbox.joined(sys.argv[1:] if argv is None else argv))
     progress = Progress(quiet=arguments.quiet)

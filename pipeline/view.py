@@ -17,7 +17,7 @@ from pipeline.terminal import show
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.store.page import Page
+    from pipeline.products.page.document import Page
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def place_asked(degrees: list[float] | None) -> tuple[float, float] | None:
 
 def page_file(arguments: argparse.Namespace) -> Path:
     """The file to write. UsageError when something else is there."""
-    from pipeline.store.page import GENERATOR
+    from pipeline.products.page.document import GENERATOR
     from pipeline.store.place import place_of
     from pipeline.working import require_parent
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         at = place_asked(arguments.at)
         path = page_file(arguments)
-        from pipeline.store.page import make_page
+        from pipeline.products.page.document import make_page
         from pipeline.store.place import write_atomic
 
         page = make_page(arguments.store, arguments.zone, arguments.time, at)

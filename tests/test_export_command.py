@@ -175,7 +175,7 @@ def test_being_stopped_is_said(store, call, monkeypatch):
     def stop(*_args, **_more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.store.cog.export_cogs", stop)
+    monkeypatch.setattr("pipeline.products.cog.export_cogs", stop)
     code, out, err = call("lake.zarr")
     assert (code, out) == (75, "")
     assert err == "stopped; files that are there are whole\n"

@@ -18,6 +18,7 @@ ALLOWED = {
     "pipeline/archive": {"pipeline.archive", "pipeline.grid", *BOTTOM},
     "pipeline/superres": {"pipeline.superres", "pipeline.models", "pipeline.grid", *BOTTOM},
     "pipeline/store": {"pipeline.store", "pipeline.grid", *BOTTOM},
+    "pipeline/products": {"pipeline.products", "pipeline.store", "pipeline.grid", *BOTTOM},
     "pipeline/execution": {"pipeline"},
     "training": {"training", "pipeline"},
 }

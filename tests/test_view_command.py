@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import view
 from pipeline.store import place as places
-from tests.store.page_stores import attributes, chunk_of, copied, make_store
+from tests.products.stores import attributes, chunk_of, copied, make_store
 
 
 @pytest.fixture(scope="module")

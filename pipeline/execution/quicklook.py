@@ -1,6 +1,6 @@
 """The picture beside the store: 10 m input and 2.5 m output of one place, true and false colour, and where it lies.
 
-In: a finished store and its plan. Out: arrays for `store.report.quicklook`. Reads the true input again through the
+In: a finished store and its plan. Out: arrays for `products.quicklook`. Reads the true input again through the
 archive, so that the picture shows what was measured, not what the output averages to. The picture of a remote store is
 written into the working folder.
 """
@@ -34,7 +34,7 @@ TRUE_COLOUR, FALSE_COLOUR = ("B04", "B03", "B02"), ("B08", "B04", "B03")
 
 def write_quicklook(plan: Plan, store: Where) -> Path | None:
     """Draw the picture for the first zone and time step; None when nothing was measured or RGB is not in the store."""
-    from pipeline.store.report import Panel, quicklook
+    from pipeline.products.quicklook import Panel, quicklook
 
     bands = plan.config.band_names
     rows = [(title, names) for title, names in _ROWS if set(names) <= set(bands)]

@@ -9,7 +9,7 @@ import xarray as xr
 import pipeline
 from pipeline.bands import BAND_NAMES, BY_NAME
 from pipeline.errors import UsageError
-from pipeline.store.indices import INDICES
+from pipeline.products.indices import INDICES
 
 # One pixel of grass, one of nodata, one of water, one whose denominators are zero.
 GRASS = {"B02": 0.04, "B03": 0.08, "B04": 0.05, "B05": 0.12, "B08": 0.45, "B11": 0.20, "B12": 0.10}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from pipeline.errors import UsageError
-from pipeline.store.indices import bands_of, in_zones
+from pipeline.products.indices import bands_of, in_zones
 
 if TYPE_CHECKING:
     import xarray as xr

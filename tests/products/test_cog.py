@@ -16,8 +16,9 @@ from pyproj import Transformer
 from pipeline.bands import BY_NAME
 from pipeline.errors import IntegrityError, StorageError, UsageError
 from pipeline.grid.grid import Grid
-from pipeline.store import cog, layout
-from pipeline.store.cog import export_cogs
+from pipeline.products import cog
+from pipeline.products.cog import export_cogs
+from pipeline.store import layout
 from pipeline.store.layout import RegionWriter
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
@@ -408,7 +409,7 @@ class TestRefusals:
         code = (
             "import sys, time\n"
             "from pathlib import Path\n"
-            "from pipeline.store import cog\n"
+            "from pipeline.products import cog\n"
             "from pipeline.store.selection import Request\n"
             "def wait(*_):\n"
             "    print('at work', flush=True)\n"

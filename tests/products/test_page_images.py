@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from pipeline.store.page_images import encode_classes, encode_exact, encode_lossy, encode_set, stretch
+from pipeline.products.page.images import encode_classes, encode_exact, encode_lossy, encode_set, stretch
 
 
 def decode(plane):

@@ -14,9 +14,9 @@ import pytest
 import zarr
 
 from pipeline.bands import BAND_NAMES
-from pipeline.store import page, page_region
-from pipeline.store.page import make_page
-from tests.store.page_stores import HOSTILE, attributes, copied, make_store, plan, with_uncertainty
+from pipeline.products.page import document, region
+from pipeline.products.page.document import make_page
+from tests.products.stores import HOSTILE, attributes, copied, make_store, plan, with_uncertainty
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -391,7 +391,7 @@ def test_hostile_names_are_shown_and_not_run(browser, store, tmp_path):
 
 def test_lossy_pages_keep_what_they_state(browser, store, tmp_path, monkeypatch):
     """As for a store of 25 km2: 8-bit images, and every number within the precision that the page states."""
-    monkeypatch.setattr(page, "_IMAGE_BYTES", 700_000)
+    monkeypatch.setattr(document, "_IMAGE_BYTES", 700_000)
     out = tmp_path / "lossy.html"
     store = copied(store, tmp_path)
     spread = zarr.open_group(store, mode="r+", use_consolidated=False)["uncertainty"]
@@ -426,8 +426,8 @@ def test_lossy_pages_keep_what_they_state(browser, store, tmp_path, monkeypatch)
 
 
 def test_large_stores_show_their_overview_around_the_part(browser, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(page_region, "WHOLE_PX", 100_000)
-    monkeypatch.setattr(page_region, "_DETAIL_PX", 192)
+    monkeypatch.setattr(region, "WHOLE_PX", 100_000)
+    monkeypatch.setattr(region, "_DETAIL_PX", 192)
     out = tmp_path / "large.html"
     out.write_bytes(make_page(store).content)
     opened = View(browser, out)

@@ -1,7 +1,7 @@
 """What the report page says about a run: the plan, its receipts, and the units that were set aside.
 
 In: a `Zone`. Out: `Facts`. Reads the run's small JSON files; the store's attributes speak where they are missing.
-Imports bands, errors, layout, overview_records, page_source and receipts.
+Imports bands, errors, layout, overview_records, source and receipts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import GSDS_M
 from pipeline.errors import IntegrityError
+from pipeline.products.page.source import factor_of, subgroup
 from pipeline.store.keys import RUN_FOLDER
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE, plan_content, verify_chunks
 from pipeline.store.overview_records import read_all
-from pipeline.store.page_source import factor_of, subgroup
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.selection import periods
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.grid.grid import Window
+    from pipeline.products.page.source import Zone
     from pipeline.store.overview_records import Record
-    from pipeline.store.page_source import Zone
 
 _SHOWN_FAULTS = 3
 _ARRAYS = ("reflectance", "quality", "uncertainty")  # of the 2.5 m arrays, those that the page shows

@@ -1,8 +1,8 @@
 """The report page of a store: one HTML file with its pictures, numbers and tables inside, and no need of a network.
 
 In: a store. Out: the page as bytes. The files under web/ are put together here; everything that is text from outside is
-escaped, and a policy inside the page forbids every request. Imports bands, grid, page_check, page_facts, page_images,
-page_region, page_source, page_tables and page_words; pyproj inside functions.
+escaped, and a policy inside the page forbids every request. Imports bands, grid, residuals, facts, images,
+region, source, tables and words; pyproj inside functions.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.bands import BY_NAME, TARGET_GSD_M, bands_at
-from pipeline.store import page_tables as tables
-from pipeline.store.page_check import residuals
-from pipeline.store.page_facts import read_facts, require_chunks
-from pipeline.store.page_images import Plane, Set, encode_all_exact, encode_classes, encode_lossy, encode_set, stretch
-from pipeline.store.page_region import WHOLE_PX, choose_window, focus_m
-from pipeline.store.page_source import Context, Part, Zone, open_zone, read_context, read_part
-from pipeline.store.page_words import honesty_section
+from pipeline.products.page import tables
+from pipeline.products.page.facts import read_facts, require_chunks
+from pipeline.products.page.images import (
+    Plane,
+    Set,
+    encode_all_exact,
+    encode_classes,
+    encode_lossy,
+    encode_set,
+    stretch,
+)
+from pipeline.products.page.region import WHOLE_PX, choose_window, focus_m
+from pipeline.products.page.residuals import residuals
+from pipeline.products.page.source import Context, Part, Zone, open_zone, read_context, read_part
+from pipeline.products.page.words import honesty_section
 from pipeline.store.selection import labels
 
 if TYPE_CHECKING:
@@ -33,8 +41,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.store.page_check import Residual
-    from pipeline.store.page_facts import Facts
+    from pipeline.products.page.facts import Facts
+    from pipeline.products.page.residuals import Residual
     from pipeline.store.place import Where
 
 GENERATOR = "sen2fine report page"  # by which a page of ours is known and may be replaced
@@ -197,7 +205,7 @@ def _filled(
 
 def _web(name: str) -> str:
     """A file of the page's, without the address of a source map, which a browser's tools would ask for."""
-    text = files("pipeline.store").joinpath("web", *name.split("/")).read_text(encoding="utf-8")
+    text = files("pipeline.products.page").joinpath("web", *name.split("/")).read_text(encoding="utf-8")
     return text.partition("\n//# sourceMappingURL=")[0]
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import StorageError, UsageError
-from pipeline.store.blocks import Stored
-from pipeline.store.geotiff import describe, profile
+from pipeline.products.blocks import Stored
+from pipeline.products.geotiff import describe, profile
 from pipeline.store.place import place_of, storage_error
 from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
 from pipeline.working import require_parent, working_folder

@@ -1,6 +1,6 @@
 """The radiometric check on the report page: block means of the stored output against the stored input.
 
-In: a `Part`. Out: one `Residual` per band. Imports bands and page_source only.
+In: a `Part`. Out: one `Residual` per band. Imports bands and source only.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bands import BY_NAME, NODATA_DN, bands_at
-from pipeline.store.page_source import factor_of
+from pipeline.products.page.source import factor_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.store.page_source import Part
+    from pipeline.products.page.source import Part
 
 PROMISE_DN = 0.5  # of `consistency = box`, after rounding to whole DN
 

@@ -12,14 +12,14 @@ import zarr
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.grid.grid import Window
-from pipeline.store import page_region, page_source
-from pipeline.store.page import _IMAGE_BYTES, LIMIT_BYTES, make_page
-from pipeline.store.page_check import residuals
-from pipeline.store.page_source import block_means, open_zone, read_part
+from pipeline.products.page import region, source
+from pipeline.products.page.document import _IMAGE_BYTES, LIMIT_BYTES, make_page
+from pipeline.products.page.residuals import residuals
+from pipeline.products.page.source import block_means, open_zone, read_part
 from pipeline.store.place import place_of
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import config_for, run
-from tests.store.page_stores import HOSTILE, attributes, chunk_of, copied, make_store, plan, with_uncertainty, without
+from tests.products.stores import HOSTILE, attributes, chunk_of, copied, make_store, plan, with_uncertainty, without
 from tests.store.s3_server import s3_server
 
 
@@ -271,11 +271,11 @@ def test_uncertainty_is_there_where_the_store_has_it(store, tmp_path):
 
 
 def test_large_stores_show_a_part_and_an_overview(store, monkeypatch):
-    monkeypatch.setattr(page_region, "WHOLE_PX", 100_000)
-    monkeypatch.setattr(page_region, "_DETAIL_PX", 192)
+    monkeypatch.setattr(region, "WHOLE_PX", 100_000)
+    monkeypatch.setattr(region, "_DETAIL_PX", 192)
     asked = []
-    original = page_source._read
-    monkeypatch.setattr(page_source, "_read", lambda *a: asked.append(a[2:]) or original(*a))
+    original = source._read
+    monkeypatch.setattr(source, "_read", lambda *a: asked.append(a[2:]) or original(*a))
     page = make_page(store)
     text, _, facts = read(page)
     assert (page.whole, page.shown_km2, page.context_gsd_m) == (False, 0.2304, 5)
@@ -288,8 +288,8 @@ def test_large_stores_show_a_part_and_an_overview(store, monkeypatch):
 
 
 def test_the_place_to_show_can_be_chosen(store, monkeypatch):
-    monkeypatch.setattr(page_region, "WHOLE_PX", 100_000)
-    monkeypatch.setattr(page_region, "_DETAIL_PX", 192)
+    monkeypatch.setattr(region, "WHOLE_PX", 100_000)
+    monkeypatch.setattr(region, "_DETAIL_PX", 192)
     zone = open_zone(store)
     lon, lat = 10.30, 46.04
     facts = read(make_page(store, at=_degrees(zone, 300, 290)))[2]
@@ -307,8 +307,8 @@ def _degrees(zone, row, col):
 
 
 def test_a_missing_piece_of_the_overview_is_refused(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(page_region, "WHOLE_PX", 100_000)
-    monkeypatch.setattr(page_region, "_DETAIL_PX", 192)
+    monkeypatch.setattr(region, "WHOLE_PX", 100_000)
+    monkeypatch.setattr(region, "_DETAIL_PX", 192)
     path = copied(store, tmp_path)
     chunk_of(path, "overviews/5m/reflectance").unlink()
     with pytest.raises(IntegrityError, match="overviews/5m/reflectance/c/0/0/0/0 is missing"):
@@ -316,8 +316,8 @@ def test_a_missing_piece_of_the_overview_is_refused(store, tmp_path, monkeypatch
 
 
 def test_large_stores_without_overviews_are_looked_at_by_chunks(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(page_region, "WHOLE_PX", 100_000)
-    monkeypatch.setattr(page_region, "_DETAIL_PX", 192)
+    monkeypatch.setattr(region, "WHOLE_PX", 100_000)
+    monkeypatch.setattr(region, "_DETAIL_PX", 192)
     path = without(copied(store, tmp_path), "overviews")
     page = make_page(path)
     assert (page.whole, page.context_gsd_m) == (False, None)
@@ -330,8 +330,8 @@ def test_the_map_opens_where_contrast_is(store, monkeypatch):
     for gsd in part.measured:
         part.measured[gsd][:] = 2000
     part.measured[10][:, 4:8, 88:92] = 9000  # a bright yard in the upper right corner
-    monkeypatch.setattr(page_region, "_FOCUS_M", 200.0)
-    x, y = page_region.focus_m(zone, part)
+    monkeypatch.setattr(region, "_FOCUS_M", 200.0)
+    x, y = region.focus_m(zone, part)
     assert zone.left_m + 760 <= x <= zone.left_m + 960
     assert zone.top_m - 200 <= y <= zone.top_m
 

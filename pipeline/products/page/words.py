@@ -1,6 +1,6 @@
 """The report page's section "What is measured, what is invented", for readers who have not read the README.
 
-In: facts. Out: HTML text. Imports page_facts and page_source.
+In: facts. Out: HTML text. Imports facts and source.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.bands import GSDS_M, bands_at
 
 if TYPE_CHECKING:
-    from pipeline.store.page_source import Part, Zone
+    from pipeline.products.page.source import Part, Zone
 
 
 def honesty_section(zone: Zone, part: Part) -> str:

@@ -1,7 +1,7 @@
 """Which part of a store the report page shows at 2.5 m, and where its map opens.
 
 In: a `Zone`. Out: a window, a place. Looks at an overview, or at some chunks of a store without overviews. Imports
-bands, errors, grid and page_source; pyproj inside functions.
+bands, errors, grid and source; pyproj inside functions.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from pipeline.bands import BLOCK_60M, NODATA_DN, TARGET_GSD_M, bands_at
 from pipeline.errors import UsageError
 from pipeline.grid.grid import Window, align_down
-from pipeline.store.page_source import factor_of, nothing, overviews, undamaged
+from pipeline.products.page.source import factor_of, nothing, overviews, undamaged
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.store.page_source import Part, Zone
+    from pipeline.products.page.source import Part, Zone
 
 WHOLE_PX = 5_000_000  # stores of at most so many pixels are shown whole: 31 km2
 _DETAIL_PX = 1584  # side of the part that is shown of larger ones: 3.96 km

@@ -1,6 +1,6 @@
 """The report page's tables and words as HTML. Everything from outside (scene ids, names, notes, errors) is escaped.
 
-In: facts, residuals, planes. Out: HTML text. Imports bands, page_check, page_facts and page_source.
+In: facts, residuals, planes. Out: HTML text. Imports bands, residuals, facts and source.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pipeline.bands import DN_SCALE
-from pipeline.store.page_check import PROMISE_DN
+from pipeline.products.page.residuals import PROMISE_DN
 from pipeline.store.selection import labels, periods
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from pipeline.store.page_check import Residual
-    from pipeline.store.page_facts import Facts
-    from pipeline.store.page_images import Set
-    from pipeline.store.page_source import Part, Zone
+    from pipeline.products.page.facts import Facts
+    from pipeline.products.page.images import Set
+    from pipeline.products.page.residuals import Residual
+    from pipeline.products.page.source import Part, Zone
 
 _STAGES = {
     "start": "start", "load": "load weights", "read": "read scenes", "superres": "super-resolve and fuse",
