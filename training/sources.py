@@ -23,6 +23,8 @@ from training.tiles import GSD_M, MIN_SIDE_PX
 from training.training_file import Source, TrainingFile, read_training_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from training.data import Chip
     from training.images import Image
     from training.places import Split
@@ -82,12 +84,27 @@ class TrainingData:
     def hr_sampler(
         self, split: Split = "train", crop_px: int = 96, small_px: int = SMALL_PX, cache_bytes: int = CACHE_BYTES
     ) -> PatchSampler:
-        """Random patches of one split. UsageError when the sources hold none."""
+        """Random patches of one split. UsageError when the sources hold none, or learn from what they judge by."""
         images = (*self.images, *self.bracket)
+        self._refuse_leaks(images)
         try:
             return PatchSampler(images, split, crop_px, small_px, cache_bytes=cache_bytes)
         except UsageError as error:
             raise UsageError(f"{self.file.path}: {error.found}", error.expected, error.cure) from None
+
+    def _refuse_leaks(self, images: Sequence[Image]) -> None:
+        """UsageError where two sources name one image and disagree about its split."""
+        first: dict[str, Image] = {}
+        for image in images:
+            other = first.setdefault(image.label, image)
+            if other.split != image.split:
+                how = {"train": "to train on", "held-out": "held out", None: "split by its ground"}
+                raise UsageError(
+                    f"{self.file.path}: {image.label} is {how[other.split]} in source {other.source!r} and "
+                    f"{how[image.split]} in {image.source!r}",
+                    "each image in one split",
+                    "take it out of one source, or state the same split in both",
+                )
 
     def held_out_chips(self) -> list[Chip]:
         """Held-out images of the evaluated sources at their evaluation GSD, in the order of sources and files."""

@@ -97,6 +97,19 @@ def test_a_mistake_is_one_line_and_leaves_nothing(own, tmp_path, capsys, old, ne
     assert not (tmp_path / "run").exists()
 
 
+def test_an_image_that_would_be_learned_from_and_judged_by_is_refused(own, tmp_path, capsys):
+    photo, ground = tmp_path / "orthos" / "0.tif", "target_gsd_m = [1.0, 1.4]"
+    again = f'\n[[source]]\nname = "judge"\nrole = "hr"\npath = "orthos/0.tif"\n{ground}\nsplit = "held-out"\n'
+    own.write_text(TOML + again)
+    assert run(own, tmp_path / "run", "--images", "8") == 2
+    assert capsys.readouterr().err == (
+        f"{own}: {photo} is to train on in source 'orthos' and held out in 'judge'; expected each image in one split; "
+        "cure: take it out of one source, or state the same split in both\n"
+    )
+    own.write_text(TOML + again.replace("held-out", "train"))
+    assert run(own, tmp_path / "run", "--dry-run") == 0
+
+
 @pytest.mark.parametrize("preset", ["lite-fusion", "difffusr-fusion-small"])
 def test_fusion_says_what_a_scene_needs(own, tmp_path, capsys, preset):
     own.write_text(TOML[: TOML.index('[[source]]\nname = "scenes"')])
