@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from pipeline.bands import RGB
 from training.data import area_average, check_reflectance, open_raster, reading
+from training.headers import gsd_of, local_header
 from training.places import Georeference, SplitMap, split_map, split_of
 from training.training_file import glob_root
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from xarray import DataArray
 
+    from training.headers import Header
     from training.places import Split
     from training.training_file import Source
 
@@ -31,11 +32,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg")  # of images in a folder
 COARSER_BY = 1.01  # a GSD this much above its target is the target: 2.0 m files say 2.0000004
-GSD_AGREES = 1.2  # a stated GSD and the file's own differ by at most this factor: local scale, rounded numbers
 OPEN_FILES = 256  # per process
 GDAL_CACHE_BYTES = 64_000_000  # per process; its default is 5 % of memory, and what was read is kept by `patches`
-_METRES_PER_DEGREE = 111_320.0
-_MERCATOR_RADIUS_M = 6_378_137.0
 
 
 class Reader(Protocol):
@@ -121,19 +119,6 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a raster's header says."""
-
-    shape: tuple[int, int]
-    bands: int
-    dtype: str
-    nodata: float | None
-    crs: str  # WKT; "" without georeferencing
-    affine: tuple[float, float, float, float, float, float]
-    driver: str = ""
-
-
-@dataclass(frozen=True)
 class FileReader:
     """Three bands (1-based) of a raster file on this machine."""
 
@@ -170,46 +155,6 @@ def _opened(path: str, pid: int) -> DataArray:
 def close_files() -> None:
     """Let go of all files of this process: what failed is opened afresh."""
     _opened.cache_clear()
-
-
-def read_header(path: str) -> Header:
-    """Header of a file, or of an address as GDAL takes it. RasterioIOError when it is no raster."""
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as dataset:
-            crs = dataset.crs.to_wkt() if dataset.crs and not dataset.transform.is_identity else ""
-            affine = tuple(dataset.transform)[:6]
-            return Header(dataset.shape, dataset.count, dataset.dtypes[0], dataset.nodata, crs, affine, dataset.driver)
-
-
-def local_header(source: Source, path: Path) -> Header:
-    """Header of a source's file. UsageError when it is no raster."""
-    from rasterio.errors import RasterioIOError
-
-    try:
-        return read_header(str(path))
-    except RasterioIOError as error:
-        raise source.fault(f"{path} cannot be opened ({error})", "an image that GDAL reads") from None
-
-
-def ground_gsd_m(header: Header) -> tuple[float, float]:
-    """Ground sampling distance (y, x) in metres of a georeferenced raster: geographic, Web Mercator or metric CRS."""
-    from pyproj import CRS
-
-    a, b, _, d, e, top = header.affine
-    dy, dx = float(np.hypot(b, e)), float(np.hypot(a, d))
-    crs = CRS.from_user_input(header.crs)
-    y = top + d * header.shape[1] / 2 + e * header.shape[0] / 2  # of the centre
-    if crs.is_geographic:
-        return dy * _METRES_PER_DEGREE, dx * _METRES_PER_DEGREE * float(np.cos(np.radians(y)))
-    if crs.to_epsg() == 3857:
-        shrink = float(1 / np.cosh(y / _MERCATOR_RADIUS_M))  # cos(latitude) from Mercator northing
-        return dy * shrink, dx * shrink
-    unit_m = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
-    return dy * unit_m, dx * unit_m
 
 
 def files_of(source: Source) -> list[Path]:
@@ -276,7 +221,7 @@ def bands_per_date(source: Source, label: str, header: Header) -> int:
 def make_image(source: Source, label: str, path: Path, header: Header, reader: Reader) -> Image:
     """The image of a reader, checked against what the source says. UsageError names the image."""
     values = values_of(source, label, header)
-    gsd_m = _gsd(source, label, header)
+    gsd_m = gsd_of(source, label, header)
     low, high = source.target_gsd_m
     native = max(gsd_m)
     if source.role == "hr" and native > low * COARSER_BY:
@@ -308,24 +253,6 @@ def values_of(source: Source, label: str, header: Header) -> Values:
             )
         return Values(encoded=True, nodata=header.nodata or None)  # 0 is black already
     return Values(False, source.scale, source.offset, header.nodata)
-
-
-def _gsd(source: Source, label: str, header: Header) -> tuple[float, float]:
-    """Stated by the source, else by the file. UsageError where neither does, or both do and contradict each other."""
-    if not header.crs:
-        if source.gsd_m is None:
-            raise source.fault(f"{label} is not georeferenced and gsd_m is not given", "gsd_m = metres per pixel")
-        return source.gsd_m, source.gsd_m
-    found = ground_gsd_m(header)
-    if source.gsd_m is None:
-        return found
-    if not min(found) / GSD_AGREES <= source.gsd_m <= max(found) * GSD_AGREES:
-        raise source.fault(
-            f"{label} has pixels of {max(found):.3g} m by its georeferencing and gsd_m = {source.gsd_m:g}",
-            "one size of pixels",
-            "leave gsd_m out, or take wrong georeferencing off the file: gdal_edit -a_srs None -unsetgt",
-        )
-    return source.gsd_m, source.gsd_m
 
 
 def _placed(source: Source, path: Path, header: Header, gsd_m: float) -> tuple[str, Split | None, SplitMap | None]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from training.images import FileReader, close_files, make_image, read_header, rgb_bands
+from training.headers import read_header
+from training.images import FileReader, close_files, make_image, rgb_bands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from pipeline.archive.catalog import Catalog
     from pipeline.archive.rasters import RasterItem
     from pipeline.archive.scene import Scene
-    from training.images import Header, Image, Stored
+    from training.headers import Header
+    from training.images import Image, Stored
     from training.training_file import Source
 
 T = TypeVar("T")

@@ -15,12 +15,10 @@ import numpy as np
 from pipeline.bands import BAND_NAMES, DN_OFFSET, DN_SCALE, NODATA_DN, RGB
 from pipeline.grid.grid import Grid, Window
 from training.data import reading
+from training.headers import Header, ground_gsd_m, local_header
 from training.images import (
-    Header,
     bands_per_date,
     files_of,
-    ground_gsd_m,
-    local_header,
     make_image,
     named_place,
     opened,

@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline.bands import RGB
 from training.data import reading
-from training.images import Header, make_image
+from training.headers import Header
+from training.images import make_image
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -17,7 +17,7 @@ from pipeline.store.template import Template, create
 from tests.archive.stac_server import stac_server
 from tests.faults.files import Faults, file_server
 from tests.training.imagery import placed, texture, write_raster, write_toml
-from training.images import ground_gsd_m, read_header
+from training.headers import ground_gsd_m, read_header
 from training.places import split_of
 from training.sources import load_training_file, shipped_data
 
