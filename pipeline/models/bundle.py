@@ -92,8 +92,7 @@ def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        msg = f"no weights at {path}"
-        raise BundleError(msg)
+        raise BundleError(f"no weights at {path}", "a .safetensors file", _within(path))
     digest = _sha256(path)
     if expected_digest and digest != expected_digest:
         msg = f"weights {path} have sha256 {digest}; expected {expected_digest}"
@@ -113,6 +112,12 @@ def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         msg = f"weights {path} describe themselves wrongly ({error!r})"
         raise BundleError(msg) from error
+
+
+def _within(folder: Path) -> str:
+    """What to give instead, where `folder` is one that holds weights."""
+    inside = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return f"give {' or '.join(map(str, inside))}" if inside else ""
 
 
 def _is_pickle(path: Path) -> bool:

@@ -99,6 +99,13 @@ def test_missing_file_is_a_usage_error(tmp_path):
     assert caught.value.exit_code == 2
 
 
+def test_a_folder_that_holds_weights_is_answered_with_their_path(tmp_path):
+    path, _ = write(tmp_path)
+    with pytest.raises(BundleError) as caught:
+        load_bundle(path.parent)
+    assert caught.value.cure == f"give {path}"
+
+
 class Trap:
     """Unpickling this leaves a mark in the file system."""
 
