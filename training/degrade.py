@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 Decimator = Literal["box", "bicubic"]
-GAUSS_TAPS = 21  # Wu et al.'s blind-SR kernels; 3.3 sigma at the widest blur used here
+GAUSS_TAPS = 21  # Wu et al.'s blind-SR kernels; 3.4 sigma at the widest blur that is trained on
+MIN_SIGMA_PX, MAX_SIGMA_PX = 0.3, 4.0  # what a kernel of so many taps can hold
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,24 @@ class DegradationRange:
     """What training samples per image. Widths in px of the sharp grid, noise in reflectance.
 
     Sentinel-2's 10 m bands have MTF 0.15 to 0.30 at Nyquist, which is sigma 2.0 to 2.5 px at 2.5 m, decimation
-    included; the range brackets that, so that a network does not lean on one kernel.
+    included; a range brackets that, so that a network does not lean on one kernel. The numbers: `presets.SENSOR`.
     """
 
-    sigma_px: tuple[float, float] = (1.7, 2.9)
-    anisotropic: float = 0.2  # share of images whose two widths differ
-    bicubic: float = 0.3  # share decimated by an antialiased cubic instead of the block mean
-    noise: tuple[float, float] = (4e-4, 2e-3)  # standard deviation, log-uniform
+    sigma_px: tuple[float, float]
+    anisotropic: float  # share of images whose two widths differ
+    bicubic: float  # share decimated by an antialiased cubic instead of the block mean
+    noise: tuple[float, float]  # standard deviation, log-uniform
+
+    def wrong(self) -> str:
+        """What would be right where these numbers are no degradation, else nothing."""
+        blur, noise = self.sigma_px, self.noise
+        if not MIN_SIGMA_PX <= blur[0] <= blur[1] <= MAX_SIGMA_PX:
+            return f"blur from {MIN_SIGMA_PX:g} to {MAX_SIGMA_PX:g} px, the lower first"
+        if not 0 < noise[0] <= noise[1] < 1:
+            return "noise above 0 and below 1 in reflectance, the lower first"
+        if not (0 <= self.anisotropic <= 1 and 0 <= self.bicubic <= 1):
+            return "shares between 0 and 1"
+        return ""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,16 @@ BLIND: dict[str, Any] = {
 # Mean and spread of bands from the training "tiles" or as "released"; dropout of the guide's features; whether guides
 # are softened, sharpened and shifted, so that their radiometry is not trusted.
 WALD: dict[str, Any] = {"statistics": "tiles", "dropout": 0.2, "disturb_guide": True}
+# How sharp images become coarse ones: blur in px of 2.5 m and noise in reflectance, each from so much to so much; share
+# of images blurred more one way than the other, and of batches decimated by an antialiased cubic. See `degrade`.
+SENSOR: dict[str, Any] = {
+    "blur_from": 1.7,
+    "blur_to": 2.9,
+    "anisotropic": 0.2,
+    "bicubic": 0.3,
+    "noise_from": 4e-4,
+    "noise_to": 2e-3,
+}
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -96,6 +106,7 @@ PRESETS: dict[str, Preset] = {
             ),
             minutes=60,
             sampler={"name": "dpm++2m", "steps": 3},
+            recipe=dict(SENSOR),
         ),
         Preset(
             name="lite-fusion",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.errors import UsageError
 from pipeline.models.bundle import Bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
 from training import losses, placement
@@ -25,6 +26,8 @@ from training.pairs import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from training.loop import Draw
@@ -34,12 +37,27 @@ if TYPE_CHECKING:
 SAMPLES = 4  # of the validated images are drawn
 
 
+def range_of(recipe: Mapping[str, float]) -> DegradationRange:
+    """What a preset's recipe samples, `presets.SENSOR`. UsageError where it is no degradation."""
+    within = DegradationRange(
+        sigma_px=(recipe["blur_from"], recipe["blur_to"]),
+        anisotropic=recipe["anisotropic"],
+        bicubic=recipe["bicubic"],
+        noise=(recipe["noise_from"], recipe["noise_to"]),
+    )
+    wrong = within.wrong()
+    if wrong:
+        raise UsageError(f"recipe {', '.join(f'{name}={value:g}' for name, value in recipe.items())}", wrong)
+    return within
+
+
 class SuperResolution:
     """Task of the lite super-resolver: first the mean, then the diffusion of what it leaves open."""
 
     def __init__(self, preset: Preset, data: TrainingData) -> None:
         self.preset, self.data = preset, data
         self.network = LiteNetwork(**preset.architecture)
+        self.range = range_of(preset.recipe)
         self.sampler = data.hr_sampler("train", preset.crop_px)
         self.pairs = watched_pairs(data)
         self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
@@ -47,7 +65,7 @@ class SuperResolution:
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         """Coarse `lr` (B, 3, n/4, n/4) and sharp `hr` (B, 3, n, n) reflectance."""
         hr = torch.from_numpy(self.sampler.batch(draw.rng, self.preset.batch))
-        return {"lr": degrade_randomly(hr, DegradationRange(), draw.torch), "hr": hr}
+        return {"lr": degrade_randomly(hr, self.range, draw.torch), "hr": hr}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
         """Nothing to prepare."""
@@ -95,7 +113,7 @@ class SuperResolution:
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data."""
-        return {**self.data.describe(self.preset.use), "degradation": repr(DegradationRange())}
+        return {**self.data.describe(self.preset.use), "degradation": repr(self.range)}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
         """The bundle of the network as it is now."""

@@ -13,7 +13,7 @@ from rasterio.transform import from_origin
 
 from tests.archive.synthetic import make_scene
 from training.places import CELL_M, cell_split
-from training.presets import PRESETS, Preset, Stage
+from training.presets import PRESETS, SENSOR, Preset, Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +70,7 @@ TINY_SR = Preset(
     batch=4,
     warmup_steps=2,
     sampler={"name": "ddim", "steps": 2},
+    recipe=dict(SENSOR),
 )
 TINY_FUSION = Preset(
     name="lite-fusion",

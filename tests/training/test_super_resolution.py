@@ -1,5 +1,6 @@
 """The task of the lite super-resolver: its validation line, what it shows, and networks that are not on the CPU."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from pipeline.errors import UsageError
 from pipeline.models.lite import LiteSuperResolver
 from training import baselines
+from training.batches import Draw
 from training.data import Chip
 from training.pairs import members, watched_pairs
-from training.presets import Preset, Stage
-from training.super_resolution import SAMPLES, SuperResolution
+from training.presets import SENSOR, Preset, Stage
+from training.super_resolution import SAMPLES, SuperResolution, range_of
 
 MEAN, DETAIL = Stage("mean", 0.5, ()), Stage("detail", 0.5, ())
 TINY = Preset(
@@ -30,14 +32,15 @@ def chip(source, seed):
     return Chip(source, f"{source}/{seed}", 2.5, pixels, encoded=False)
 
 
-def task_of(*sources):
+def task_of(*sources, recipe=SENSOR):
     torch.manual_seed(0)
     data = SimpleNamespace(
         file=SimpleNamespace(path="mine.toml"),
-        hr_sampler=lambda split, crop_px: None,
+        hr_sampler=lambda split, crop_px: SimpleNamespace(batch=lambda rng, n: rng.random((n, 3, 48, 48), np.float32)),
+        describe=lambda use: {},
         held_out_chips=lambda: [chip(source, seed) for seed, source in enumerate(sources)],
     )
-    task = SuperResolution(TINY, data)
+    task = SuperResolution(replace(TINY, recipe=dict(recipe)), data)
     with torch.no_grad():
         for parameter in task.network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -87,3 +90,29 @@ def test_held_out_images_that_show_nothing_are_counted():
     data = SimpleNamespace(file=SimpleNamespace(path="mine.toml"), held_out_chips=lambda: [flat, flat])
     with pytest.raises(UsageError, match=r"mine\.toml: the 2 held-out images show nothing: flat, black, or less than"):
         watched_pairs(data)
+
+
+def test_a_recipe_of_another_sensor_reaches_the_batches_and_the_provenance():
+    """Wider blur leaves less contrast in the coarse image of the same crops."""
+    spread = {}
+    for blur in (0.5, 3.5):
+        recipe = {**SENSOR, "blur_from": blur, "blur_to": blur, "noise_from": 1e-6, "noise_to": 1e-6}
+        task = task_of("a", recipe=recipe)
+        spread[blur] = float(task.batch(Draw.seeded(3))["lr"].std())
+        assert f"sigma_px=({blur}, {blur})" in task.describe()["degradation"]
+    assert spread[3.5] < 0.5 * spread[0.5]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({"blur_from": 3.0}, "blur from 0.3 to 4 px"),
+        ({"blur_to": 9.0}, "blur from 0.3 to 4 px"),
+        ({"blur_to": float("nan")}, "blur from 0.3 to 4 px"),
+        ({"noise_from": 0.0}, "noise above 0"),
+        ({"bicubic": 1.5}, "shares between 0 and 1"),
+    ],
+)
+def test_a_recipe_that_is_no_degradation_is_refused(setting, expected):
+    with pytest.raises(UsageError, match=expected):
+        range_of({**SENSOR, **setting})

@@ -17,7 +17,7 @@ from training import evaluate, pairs, train
 from training.degrade import Degradation
 from training.loop import Budget, Run
 from training.places import split_of
-from training.presets import PRESETS, Preset, Stage
+from training.presets import PRESETS, SENSOR, Preset, Stage
 from training.sources import load_training_file, shipped_data
 from training.super_resolution import SuperResolution
 
@@ -31,6 +31,7 @@ TINY = Preset(
     batch=2,
     warmup_steps=2,
     sampler={"name": "ddim", "steps": 2},
+    recipe=dict(SENSOR),
 )
 
 TOML = r"""
