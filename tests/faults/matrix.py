@@ -43,6 +43,8 @@ ROWS = (
         (f"{RESUME}::test_kill_9_of_the_whole_group_then_the_same_command_gives_the_same_bytes",)),
     Row("asked to stop", "SIGINT, SIGTERM", "units in hand end, exit 75, continues to the same bytes",
         (f"{RESUME}::test_ctrl_c_drains_exits_75_and_continues",)),
+    Row("worker lost after its work", "closed before it handed over the receipt", "waited for again, no attempt spent",
+        (f"{CLUSTER}::test_a_receipt_that_dies_with_its_worker_is_waited_for_again",)),
     Row("scheduler dies", "kill -9 of the Dask scheduler", "driver ends with 75, no hang",
         (f"{CLUSTER}::test_a_scheduler_that_dies_ends_the_driver_with_75",)),
     Row("a worker's job ends early", "kill -9 of the job", "another is asked for, while units are left",
