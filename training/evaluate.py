@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from pipeline.models.bundle import Bundle
     from pipeline.superres.systems import System
-    from training.sources import TrainingData
-    from training.tables import Section
+    from training.data.sources import TrainingData
+    from training.quality.tables import Section
 
 EXIT_AT_ONCE = 130
 SUFFIX, CSV = ".safetensors", ".csv"
@@ -124,8 +124,8 @@ def system_of(bundle: Bundle, device: str = "cpu") -> System:
 
 def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:
     """All sections that the arguments ask for. Raises PipelineError."""
-    from training.distributed import device_of
-    from training.sources import load_data, shipped_data
+    from training.data.sources import load_data, shipped_data
+    from training.loop.distributed import device_of
 
     bundles = bundles_of(args.targets)
     if args.steps and all(bundle.system in FUSIONS for bundle in bundles):
@@ -150,8 +150,8 @@ def _of_fusion(
     """Tables and pictures of one fusion; it has no sampling steps to compare."""
     from pipeline.models.difffusr_fusion import DiffFuSRFusion
     from pipeline.models.lite_fusion import LiteFusion
-    from training import picture_fusion
-    from training.report import fusion_sections
+    from training.quality import picture_fusion
+    from training.quality.report import fusion_sections
 
     lite = bundle.system == FUSIONS[0]
     fuser = LiteFusion.from_bundle(bundle) if lite else DiffFuSRFusion.from_bundle(bundle)
@@ -167,11 +167,11 @@ def _of_system(
 ) -> list[Section]:
     """Tables and pictures of one super-resolver."""
     from pipeline.superres.systems import choose, load
-    from training import picture, steps
-    from training.degrade import Degradation
-    from training.judge import Candidate
-    from training.pairs import held_out_pairs
-    from training.report import sr_sections
+    from training.degradation.degrade import Degradation
+    from training.quality import picture, steps
+    from training.quality.judge import Candidate
+    from training.quality.pairs import held_out_pairs
+    from training.quality.report import sr_sections
 
     if system.resolver is None:
         raise UsageError(f"{system.name} has no network")
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     import torch
 
-    from training.tables import check_writable, csv_text, write_text
+    from training.quality.tables import check_writable, csv_text, write_text
 
     torch.set_num_threads(args.threads)
     try:

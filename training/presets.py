@@ -44,7 +44,7 @@ class Preset:
     betas: tuple[float, float] = (0.9, 0.99)  # of Adam
     sampler: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)  # settings of the task; `--recipe` changes them
-    published: tuple[str, ...] = ()  # departures of the released code, `training.published`
+    published: tuple[str, ...] = ()  # departures of the released code, `training.degradation.published`
 
     @property
     def system(self) -> str:

@@ -13,16 +13,16 @@ from training.presets import PRESETS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from training.loop import Budget, Run
+    from training.loop.run import Budget, Run
     from training.presets import Preset
 
 
 def check_out(out: Path | None, resume: Path | None) -> None:
     """UsageError without a folder to write to, or where that would replace another run; StorageError."""
-    from training import distributed
-    from training.log import LOG
-    from training.savepoint import CHECKPOINT
-    from training.tables import check_writable
+    from training.loop import distributed
+    from training.loop.log import LOG
+    from training.loop.savepoint import CHECKPOINT
+    from training.quality.tables import check_writable
 
     if out is None:
         raise UsageError("no --out", "a folder for checkpoint, log and weights")
@@ -54,7 +54,7 @@ def check_init(path: Path, preset: Preset) -> None:
 
 def budget_of(preset: Preset, minutes: float | None, images: int | None) -> Budget:
     """What the user gave, else the preset's images, else its minutes."""
-    from training.loop import Budget
+    from training.loop.run import Budget
 
     images = images or (None if minutes else preset.images)
     return Budget(None if images else minutes or preset.minutes, images)

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
 from pipeline.terminal import show
-from training.data import default_data
+from training.data.rasters import default_data
+from training.degradation.published import SWITCHES, AsPublished
 from training.presets import PRESETS, table
-from training.published import SWITCHES, AsPublished
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from _typeshed import SupportsWrite
 
-    from training.loop import Run
+    from training.data.sources import TrainingData
+    from training.loop.run import Run
+    from training.loop.task import Trainable
     from training.presets import Preset
-    from training.sources import TrainingData
-    from training.task import Trainable
 
 LICENCE = "MIT"
 EXIT_AT_ONCE = 130  # by a second Ctrl-C, or by one before the first step
@@ -162,18 +162,18 @@ def parsed(text: str, value: str, like: float | str) -> float | str:
 def make_task(preset: Preset, data: TrainingData) -> Trainable:
     """The task that a preset names. UsageError where the data hold nothing for it."""
     if preset.task == "difffusr-sr":
-        from training.difffusr_sr import DiffFuSRSuperResolution
+        from training.tasks.difffusr_sr import DiffFuSRSuperResolution
 
         return DiffFuSRSuperResolution(preset, data)
     if preset.task == "difffusr-fusion":
-        from training.difffusr_fusion import DiffFuSRFusionTask
+        from training.tasks.difffusr_fusion import DiffFuSRFusionTask
 
         return DiffFuSRFusionTask(preset, data)
     if preset.task == "fusion":
-        from training.fusion import Fusion
+        from training.tasks.fusion import Fusion
 
         return Fusion(preset, data)
-    from training.super_resolution import SuperResolution
+    from training.tasks.super_resolution import SuperResolution
 
     return SuperResolution(preset, data)
 
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(arguments: Sequence[str] | None) -> int:
     """`main` without an answer to Ctrl-C outside of training."""
-    from training import distributed
+    from training.loop import distributed
 
     try:
         ready = distributed.agreed(lambda: prepared(parser().parse_args(arguments)))
@@ -225,9 +225,9 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     import torch
 
     from pipeline.models.bundle import load_bundle, load_into
-    from training import distributed, savepoint
-    from training.loop import Run
-    from training.sources import load_data
+    from training.data.sources import load_data
+    from training.loop import distributed, savepoint
+    from training.loop.run import Run
     from training.starting import budget_of, check_init, check_out, remarks
 
     preset = adapted(args, PRESETS[args.preset])
@@ -271,7 +271,7 @@ def train(ready: Ready) -> None:
     Ctrl-C, SIGTERM and SIGUSR1 (Slurm's warning before its time limit) let the step end and write a checkpoint.
     """
     from pipeline.execution.work import stop_on_signals
-    from training import distributed
+    from training.loop import distributed
 
     with stop_on_signals() as stop:
         if distributed.launched():  # torchrun hands on a Ctrl-C that its processes have had: no second one

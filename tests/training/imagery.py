@@ -12,7 +12,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from tests.archive.synthetic import make_scene
-from training.places import CELL_M, cell_split
+from training.data.places import CELL_M, cell_split
 from training.presets import PRESETS, SENSOR, Preset, Stage
 
 if TYPE_CHECKING:

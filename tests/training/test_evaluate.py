@@ -11,8 +11,9 @@ from PIL import Image
 from pipeline.models import difffusr, difffusr_fusion
 from pipeline.models.bundle import Bundle, load_bundle, save_bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork
-from training import evaluate, judge
-from training.places import split_of
+from training import evaluate
+from training.data.places import split_of
+from training.quality import judge
 
 LITE = {"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1}
 DIFFFUSR = {

@@ -10,7 +10,7 @@ from pipeline.models.bundle import load_bundle
 from pipeline.models.lite import LiteSuperResolver
 from tests.training.imagery import TOML, corner_in, own_imagery, placed, texture, write_raster
 from training import train
-from training.places import split_of
+from training.data.places import split_of
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_one_place_alone_cannot_be_split(own, tmp_path, capsys):
 
 
 def test_provenance_survives_json(own):
-    from training.sources import load_training_file
+    from training.data.sources import load_training_file
 
     said = load_training_file(own).describe()
     assert json.loads(json.dumps(said)) == said

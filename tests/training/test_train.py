@@ -13,13 +13,14 @@ from PIL import Image
 
 from pipeline.models.bundle import load_bundle
 from pipeline.models.lite import LiteSuperResolver
-from training import evaluate, pairs, train
-from training.degrade import Degradation
-from training.loop import Budget, Run
-from training.places import split_of
+from training import evaluate, train
+from training.data.places import split_of
+from training.data.sources import load_training_file, shipped_data
+from training.degradation.degrade import Degradation
+from training.loop.run import Budget, Run
 from training.presets import PRESETS, SENSOR, Preset, Stage
-from training.sources import load_training_file, shipped_data
-from training.super_resolution import SuperResolution
+from training.quality import pairs
+from training.tasks.super_resolution import SuperResolution
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights"
 TINY = Preset(

@@ -1,0 +1,44 @@
+"""Batches by number: the same whoever makes them."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ReadError
+from training.loop.batches import FOR_BATCH, FOR_LOSS, Draw, Feed
+
+
+def make(draw):
+    return {"x": torch.from_numpy(draw.rng.normal(size=3)), "y": torch.rand(2, generator=draw.torch)}
+
+
+def failing(draw):
+    raise ReadError("image a.tif ends early", "a whole file", "fetch it again")
+
+
+def test_draws_follow_from_seed_and_key():
+    keys = [(0,), (0, 0), (0, 0, 0), (0, 1), (1, 0), (FOR_BATCH, 7), (FOR_LOSS, 7)]
+    draws = [Draw.seeded(*key) for key in [(0,), *((0, *key) for key in keys), (1, 0)]]
+    assert len({float(draw.rng.normal()) for draw in draws}) == len(draws)
+    assert len({draw.torch.initial_seed() for draw in draws}) == len(draws)
+    assert Draw.seeded(5, 1, 2).rng.normal() == Draw.seeded(5, 1, 2).rng.normal()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_feed_hands_out_batches_by_number_in_order(workers):
+    before = torch.get_rng_state()
+    with Feed(make, seed=4, first=3, step=2, workers=workers) as feed:
+        for number in (3, 5, 7, 9, 11):
+            batch, expected = feed.next(), make(Draw.seeded(4, FOR_BATCH, number))
+            np.testing.assert_array_equal(batch["x"], expected["x"])
+            np.testing.assert_array_equal(batch["y"], expected["y"])
+    assert feed.waited_s > 0
+    assert torch.multiprocessing.active_children() == []
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_failures_keep_their_words_across_processes(workers):
+    said = "image a.tif ends early; expected a whole file; cure: fetch it again"
+    with Feed(failing, seed=0, workers=workers) as feed, pytest.raises(ReadError, match=said):
+        feed.next()

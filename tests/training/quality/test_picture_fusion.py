@@ -1,0 +1,95 @@
+"""Sheets of fusion: what they show of a scene whose truth is known, and what is said where there is none to show."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.models import difffusr_fusion
+from pipeline.models.bundle import save_bundle
+from tests.archive.synthetic import make_scene
+from tests.training.imagery import write_toml
+from training import evaluate
+from training.data.tiles import BANDS
+from training.quality import baselines, picture_fusion, wald
+from training.quality.picture import GAP_PX, LABEL_PX, ZOOM
+from training.quality.picture_fusion import shown_bands
+
+SIDE_60M = 48  # 2.88 km
+TOML = """
+[[source]]
+name = "scenes"
+role = "sentinel2"
+path = "scenes"
+split = "held-out"
+"""
+
+
+def task_of(names):
+    """20 m x8 on random bands, under a fusion that adds a ramp to what bicubic makes."""
+    generator = torch.Generator().manual_seed(0)
+    rho = {g: 0.1 + 0.2 * torch.rand(len(b), SIDE_60M * 60 // g, SIDE_60M * 60 // g, generator=generator)
+           for g, b in BANDS.items()}  # fmt: skip
+    (part,) = wald.eighths(wald.Scene(rho, names))
+    held = part.held(BANDS[20])
+    coarse = part.coarser(8)[20][held]
+    ours = baselines.bicubic(coarse[None], 8)[0]
+    ours = ours + torch.linspace(0, 0.1, ours.shape[-1])
+    guides, bands = wald.wald_coarser(part.rho[10][:3], 2), tuple(BANDS[20][i] for i in held)
+    return wald.Task("20 m x8", 8, coarse, guides, part.rho[20][held], {"mine": ours}, bands)
+
+
+@pytest.mark.parametrize(
+    ("held", "shown"),
+    [
+        (BANDS[20], ("B11", "B8A", "B05")),
+        (("B05", "B06", "B12"), ("B05", "B06", "B12")),
+        (("B06", "B11"), ("B11", "B06", "B06")),
+    ],
+)
+def test_false_colour_is_made_of_the_bands_there_are(held, shown):
+    assert shown_bands(held) == shown
+
+
+def test_panels_are_one_part_of_one_task_and_the_stored_one_keeps_its_input():
+    task = task_of(BANDS[20])
+    shown = {panel.label: panel.pixels for panel in picture_fusion.panels("mine", task)}
+    assert list(shown) == [
+        "guide: RGB, 20 m", "input, 160 m", "bicubic", "ATPRK-like", "mine, as stored", "truth, 20 m",
+    ]  # fmt: skip
+    assert {tuple(pixels.shape) for pixels in shown.values()} == {(3, 96, 96)}
+    false_colour = task.truth[[BANDS[20].index(band) for band in ("B11", "B8A", "B05")]]
+    places = false_colour.unfold(1, 96, 8).unfold(2, 96, 8).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    assert sum(torch.equal(place, shown["truth, 20 m"]) for place in places) == 1
+    means = baselines.box(shown["mine, as stored"][None], 8)
+    torch.testing.assert_close(means, shown["input, 160 m"][None, :, ::8, ::8], atol=1e-6, rtol=0)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A DiffFuSR fusion of few parameters."""
+    torch.manual_seed(0)
+    bundle = difffusr_fusion.difffusr_fusion_bundle({"channels": 8, "growth": 4, "blocks": 1})
+    path = tmp_path / "fusion.safetensors"
+    save_bundle(path, bundle, difffusr_fusion.FusionNetworks(**bundle.architecture).state_dict())
+    return path
+
+
+@pytest.mark.parametrize("side_m", [2880, 1800])
+def test_a_command_draws_fusion_or_says_why_not(tmp_path, capsys, weights, side_m):
+    make_scene(tmp_path / "scenes", scene_id="S2_0", size_m=side_m, scl=False)
+    sheets = tmp_path / "sheets"
+    command = [str(weights), "--on", str(write_toml(tmp_path, TOML)), "--picture", str(sheets)]
+    assert evaluate.main(command) == 0
+    said = capsys.readouterr().err
+    if side_m == 1800:
+        assert "difffusr-fusion: no sheet, since no held-out or watched scene measures 1920 m" in said
+        assert not sheets.exists()
+        return
+    (path,) = sheets.iterdir()
+    assert path.name == "difffusr-fusion-scenes-scenes_S2_0.png"
+    assert f"wrote {path}" in said
+    with Image.open(path) as image:
+        side = 96 * ZOOM
+        assert image.size == (3 * (side + GAP_PX) + GAP_PX, LABEL_PX + 2 * (side + LABEL_PX + GAP_PX))
+        assert len(np.unique(np.asarray(image))) > 50

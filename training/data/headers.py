@@ -1,0 +1,93 @@
+"""What a raster's header says, and how large its pixels are on the ground: by it, by the source, or by both alike.
+
+In: files or addresses, a source. Out: `Header`s, metres per pixel; UsageError where nothing tells, or two things that
+contradict. Reads no pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from training.data.training_file import Source
+
+GSD_AGREES = 1.2  # a stated GSD and the file's own differ by at most this factor: local scale, rounded numbers
+_METRES_PER_DEGREE = 111_320.0
+_MERCATOR_RADIUS_M = 6_378_137.0
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a raster's header says."""
+
+    shape: tuple[int, int]
+    bands: int
+    dtype: str
+    nodata: float | None
+    crs: str  # WKT; "" without georeferencing
+    affine: tuple[float, float, float, float, float, float]
+    driver: str = ""
+
+
+def read_header(path: str) -> Header:
+    """Header of a file, or of an address as GDAL takes it. RasterioIOError when it is no raster."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            crs = dataset.crs.to_wkt() if dataset.crs and not dataset.transform.is_identity else ""
+            affine = tuple(dataset.transform)[:6]
+            return Header(dataset.shape, dataset.count, dataset.dtypes[0], dataset.nodata, crs, affine, dataset.driver)
+
+
+def local_header(source: Source, path: Path) -> Header:
+    """Header of a source's file. UsageError when it is no raster."""
+    from rasterio.errors import RasterioIOError
+
+    try:
+        return read_header(str(path))
+    except RasterioIOError as error:
+        raise source.fault(f"{path} cannot be opened ({error})", "an image that GDAL reads") from None
+
+
+def ground_gsd_m(header: Header) -> tuple[float, float]:
+    """Ground sampling distance (y, x) in metres of a georeferenced raster: geographic, Web Mercator or metric CRS."""
+    from pyproj import CRS
+
+    a, b, _, d, e, top = header.affine
+    dy, dx = float(np.hypot(b, e)), float(np.hypot(a, d))
+    crs = CRS.from_user_input(header.crs)
+    y = top + d * header.shape[1] / 2 + e * header.shape[0] / 2  # of the centre
+    if crs.is_geographic:
+        return dy * _METRES_PER_DEGREE, dx * _METRES_PER_DEGREE * float(np.cos(np.radians(y)))
+    if crs.to_epsg() == 3857:
+        shrink = float(1 / np.cosh(y / _MERCATOR_RADIUS_M))  # cos(latitude) from Mercator northing
+        return dy * shrink, dx * shrink
+    unit_m = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
+    return dy * unit_m, dx * unit_m
+
+
+def gsd_of(source: Source, label: str, header: Header) -> tuple[float, float]:
+    """Stated by the source, else by the file. UsageError where neither does, or both do and contradict each other."""
+    if not header.crs:
+        if source.gsd_m is None:
+            raise source.fault(f"{label} is not georeferenced and gsd_m is not given", "gsd_m = metres per pixel")
+        return source.gsd_m, source.gsd_m
+    found = ground_gsd_m(header)
+    if source.gsd_m is None:
+        return found
+    if not min(found) / GSD_AGREES <= source.gsd_m <= max(found) * GSD_AGREES:
+        raise source.fault(
+            f"{label} has pixels of {max(found):.3g} m by its georeferencing and gsd_m = {source.gsd_m:g}",
+            "one size of pixels",
+            "leave gsd_m out, or take wrong georeferencing off the file: gdal_edit -a_srs None -unsetgt",
+        )
+    return source.gsd_m, source.gsd_m

@@ -1,0 +1,286 @@
+"""Images to learn super-resolution from: RGB rasters, lazily, with their ground, their numbers and their split.
+
+In: rasters named by a `Source`. Out: `Image`s. Headers are read when they are listed, pixels when a patch asks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from pipeline.bands import RGB
+from training.data.headers import gsd_of, local_header
+from training.data.places import Georeference, SplitMap, split_map, split_of
+from training.data.rasters import area_average, check_reflectance, open_raster, reading
+from training.data.training_file import glob_root
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from xarray import DataArray
+
+    from training.data.headers import Header
+    from training.data.places import Split
+    from training.data.training_file import Source
+
+    Stored = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16] | NDArray[np.float32]
+
+SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg")  # of images in a folder
+COARSER_BY = 1.01  # a GSD this much above its target is the target: 2.0 m files say 2.0000004
+OPEN_FILES = 256  # per process
+GDAL_CACHE_BYTES = 64_000_000  # per process; its default is 5 % of memory, and what was read is kept by `patches`
+
+
+class Reader(Protocol):
+    """Where an image's stored values come from. Pickles; opens its file in the process that reads."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(ny, nx)."""
+        ...
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per stored value."""
+        ...
+
+    def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
+        """Stored values (3, ny, nx), red green blue, of a window that lies inside."""
+        ...
+
+
+@dataclass(frozen=True)
+class Values:
+    """What stored numbers mean. `encoded`: 8-bit brightness, to be harmonised; else reflectance by scale and offset."""
+
+    encoded: bool
+    scale: float = 1.0
+    offset: float = 0.0
+    nodata: float | None = None
+
+    def decode(self, stored: Stored) -> NDArray[np.float32]:
+        """Brightness 0..1 or reflectance, (3, h, w) float32; nodata is 0 in all bands, as a black border is."""
+        pixels = self._scaled(stored.astype(np.float32))
+        if self.nodata is not None:
+            pixels[:, (stored == self.nodata).all(axis=0)] = 0
+        return np.nan_to_num(pixels, copy=False, nan=0.0) if stored.dtype.kind == "f" else pixels
+
+    def averaged(self, stored: Stored, ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
+        """`decode`, averaged by area; where no value stands for nodata the fewer averages are decoded."""
+        if ratio_y == ratio_x == 1:
+            return self.decode(stored)
+        if self.nodata is None and stored.dtype.kind != "f":
+            return self._scaled(area_average(stored, ratio_y, ratio_x))
+        return area_average(self.decode(stored), ratio_y, ratio_x)
+
+    def _scaled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.encoded:
+            return pixels / np.float32(255.0)
+        return pixels * np.float32(self.scale) + np.float32(self.offset)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One RGB image. Its split is that of its place, or varies over its ground by `ground`."""
+
+    source: str
+    label: str
+    place: str
+    split: Split | None  # None: by `ground`
+    ground: SplitMap | None
+    reader: Reader
+    values: Values
+    gsd_m: tuple[float, float]  # (y, x), of stored pixels
+    target_gsd_m: tuple[float, float]
+    evaluate_gsd_m: float
+    weight: float
+
+    @property
+    def extent_m(self) -> tuple[float, float]:
+        """Height and width on the ground."""
+        (ny, nx), (gsd_y, gsd_x) = self.reader.shape, self.gsd_m
+        return ny * gsd_y, nx * gsd_x
+
+    def check(self, pixels: NDArray[np.float32]) -> None:
+        """UsageError for decoded pixels that are said to be reflectance and cannot be."""
+        if not self.values.encoded:
+            check_reflectance(f"source {self.source!r}: {self.label}", pixels)
+
+    def share(self, split: Split) -> float:
+        """Share of the image that lies in `split`."""
+        if self.ground is not None and self.split is None:
+            return self.ground.share(split)
+        return float(self.split == split)
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Three bands (1-based) of a raster file on this machine."""
+
+    path: str
+    bands: tuple[int, int, int]
+    shape: tuple[int, int]
+    itemsize: int
+
+    def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
+        """As `Reader.read`; ReadError for a damaged file."""
+        import rasterio
+
+        with reading(self.path), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
+            return self.read_here(y, x, ny, nx)
+
+    def read_here(self, y: int, x: int, ny: int, nx: int) -> Stored:
+        """`read` in the caller's rasterio.Env."""
+        lazy = opened(self.path).isel(band=[band - 1 for band in self.bands], y=slice(y, y + ny), x=slice(x, x + nx))
+        stored: Stored = lazy.data.compute(scheduler="synchronous")
+        return stored
+
+
+def opened(path: str) -> DataArray:
+    """A file or address as lazy array (band, y, x), opened once per process."""
+    return _opened(path, os.getpid())
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _opened(path: str, pid: int) -> DataArray:
+    """Keyed by process: a file opened before a fork shares its position with the parent's."""
+    return open_raster(path)
+
+
+def close_files() -> None:
+    """Let go of all files of this process: what failed is opened afresh."""
+    _opened.cache_clear()
+
+
+def files_of(source: Source) -> list[Path]:
+    """Raster files of a source, sorted by path: those a glob matches, one file, or all images below a folder."""
+    path = Path(source.path)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise source.fault(f"{path} holds no image", f"files such as {', '.join(SUFFIXES)}")
+        return found
+    root = glob_root(path)
+    return sorted(p for p in root.glob(str(path.relative_to(root))) if p.is_file())
+
+
+def file_images(source: Source) -> list[Image]:
+    """Images of a source's files. UsageError for missing bands, unknown GSD, images coarser than their target."""
+    return [
+        image
+        for path in files_of(source)
+        for image in header_images(source, str(path), path, local_header(source, path))
+    ]
+
+
+def header_images(source: Source, label: str, path: Path, header: Header) -> list[Image]:
+    """One image per date of a file on this machine whose header is known."""
+    itemsize = np.dtype(header.dtype).itemsize
+    return [
+        make_image(source, label, path, header, FileReader(str(path), bands, header.shape, itemsize))
+        for bands in rgb_bands(source, label, header)
+    ]
+
+
+def rgb_bands(source: Source, label: str, header: Header) -> list[tuple[int, int, int]]:
+    """Red, green and blue (1-based) of each date. UsageError where the file holds fewer bands than the source says."""
+    per_date = bands_per_date(source, label, header)
+    if per_date < len(RGB) and not source.bands:
+        held = f"{per_date} band{'' if per_date == 1 else 's'}" + (" per date" if source.dates > 1 else "")
+        grey = "leave it out; or, to learn edges from one band, bands = { B04 = 1, B03 = 1, B02 = 1 }"
+        raise source.fault(f"{label} holds {held}", "red, green and blue", grey)
+    stated = dict(source.bands) or {band: index for index, band in enumerate(RGB, 1)}
+    wanted = [stated[band] for band in RGB if band in stated]
+    if len(wanted) < len(RGB):
+        raise source.fault(f"bands lacks {', '.join(b for b in RGB if b not in stated)}", f"{', '.join(RGB)}")
+    if not all(isinstance(band, int) for band in wanted):
+        raise source.fault(f"bands by name for {label}", "1-based numbers of its bands")
+    absent = [band for band in wanted if not 1 <= int(band) <= per_date]
+    if absent:
+        held = f"{header.bands} bands" + (f", {per_date} per date" if source.dates > 1 else "")
+        raise source.fault(f"band {absent[0]} of {label}, which holds {held}", f"1 to {per_date}", "correct bands")
+    red, green, blue = (int(band) for band in wanted)
+    return [(red + n * per_date, green + n * per_date, blue + n * per_date) for n in range(source.dates)]
+
+
+def bands_per_date(source: Source, label: str, header: Header) -> int:
+    """How many bands each date of a file has. UsageError where they do not come out even."""
+    if header.bands % source.dates:
+        found = f"{label} holds {header.bands} bands and dates = {source.dates}"
+        raise source.fault(found, "as many bands for each date")
+    return header.bands // source.dates
+
+
+def make_image(source: Source, label: str, path: Path, header: Header, reader: Reader) -> Image:
+    """The image of a reader, checked against what the source says. UsageError names the image."""
+    values = values_of(source, label, header)
+    gsd_m = gsd_of(source, label, header)
+    low, high = source.target_gsd_m
+    native = max(gsd_m)
+    if source.role == "hr" and native > low * COARSER_BY:
+        if source.target_stated:
+            raise source.fault(
+                f"{label} has pixels of {native:.3g} m and target_gsd_m = [{low:g}, {high:g}]",
+                f"images at least as fine as {low:g} m",
+                f"target_gsd_m = [{native:.3g}, {max(high, native):.3g}], or leave it out",
+            )
+        if native > high * COARSER_BY:
+            raise source.fault(
+                f"{label} has pixels of {native:.3g} m",
+                f"at most {high:g} m, to learn 2.5 m from",
+                f"leave it out, or state target_gsd_m = {native:.3g} to learn from that scale too",
+            )
+        low = native
+    evaluate = max(source.evaluate_gsd_m, native)
+    place, split, ground = _placed(source, path, header, native)
+    targets = (max(low, native), max(high, native))
+    return Image(source.name, label, place, split, ground, reader, values, gsd_m, targets, evaluate, source.weight)
+
+
+def values_of(source: Source, label: str, header: Header) -> Values:
+    """What the numbers of an image mean. UsageError where they are not what the source says."""
+    if source.role == "hr" and source.values == "8-bit":
+        if header.dtype != "uint8":
+            raise source.fault(
+                f"{label} holds {header.dtype} and values = '8-bit'", "uint8", 'values = "reflectance" with its scale'
+            )
+        return Values(encoded=True, nodata=header.nodata or None)  # 0 is black already
+    return Values(False, source.scale, source.offset, header.nodata)
+
+
+def _placed(source: Source, path: Path, header: Header, gsd_m: float) -> tuple[str, Split | None, SplitMap | None]:
+    """(place, split, map of splits): by the name, else by the ground, else by the file."""
+    forced: Split | None = None if source.split == "by-place" else source.split
+    if source.place:
+        place = named_place(source, path)
+        return place, forced or split_of(place), None
+    if header.crs and forced is None:
+        ground = split_map(Georeference(header.crs, header.affine, header.shape), gsd_m)
+        if len(ground.places) == 1:
+            return ground.places[0], split_of(ground.places[0]), None
+        return "", None, ground
+    place = f"{source.family or source.name}/{short_name(source, path)}"
+    return place, forced or split_of(place), None
+
+
+def named_place(source: Source, path: Path) -> str:
+    """Place by the source's regex, in the file's name, or in its whole path where the regex has a slash."""
+    text = str(path) if "/" in source.place else path.name
+    found = re.search(source.place, text)
+    if found is None or found[1] is None:
+        raise source.fault(f"{text} names no place", f"a match of {source.place!r}", "correct place")
+    return f"{source.family or source.name}/{found[1]}"
+
+
+def short_name(source: Source, path: Path) -> str:
+    """The file's path below what the source names, without suffix."""
+    root = glob_root(Path(source.path)) if source.path else path.parent
+    inside = path.relative_to(root) if path.is_relative_to(root) and path != root else Path(path.name)
+    return str(inside.with_suffix(""))

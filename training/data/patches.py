@@ -1,0 +1,245 @@
+"""Patches of images: drawn as addresses, read as windows, averaged by area to a GSD drawn per patch.
+
+In: images and a seeded generator. Out: batches of reflectance. Nothing is read before a patch asks for it; what
+was read stays in memory up to a limit, so that small sets are read once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import UsageError
+from training.data.rasters import Chip, harmonise, sample_gamma
+from training.presets import SMALL_PX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from training.data.images import Image, Stored
+    from training.data.places import Split
+
+CACHE_BYTES = 1_000_000_000  # of stored values, per process
+WHOLE_BYTES = 32_000_000  # images up to this size are read whole, as compressed formats force anyway
+CHUNK_PX = 1024  # larger ones in squares of this side
+CHIP_PX = 1024  # at most this much of an image is evaluated, from its middle
+MIN_CHIP_PX = 32  # what borders leave of smaller ones says nothing
+CHIPS_PER_IMAGE = 4  # where cells split an image
+TRIES = 8  # places tried within one image before another is drawn
+IMAGES_TRIED = 100  # before the set is called flat
+FLAT_PATCH, FLAT_KEPT = 0.03, 0.2  # patches below this spread are kept with this chance
+BLACK = 0.002  # share of black pixels that marks a border
+RECOLOURED = 0.25  # share of crops whose channels change places: few sensors and cities must not teach what colour is
+
+
+@dataclass(frozen=True)
+class Address:
+    """A square on the ground of one image: upper-left stored pixel and the GSD it is brought to."""
+
+    image: int
+    y: int
+    x: int
+    side_px: int  # of the patch, at `gsd_m`
+    gsd_m: float
+
+
+class ChunkCache:
+    """Stored values of images by chunk, least recently used first out. Pickles empty."""
+
+    def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
+        self.limit_bytes, self.held_bytes = limit_bytes, 0
+        self._chunks: OrderedDict[tuple[int, int, int], Stored] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[ChunkCache], tuple[int]]:
+        return type(self), (self.limit_bytes,)
+
+    def window(self, index: int, image: Image, y: int, x: int, ny: int, nx: int) -> Stored:
+        """Stored values (3, ny, nx) of a window inside `image`, the `index`-th of its set; a view where possible."""
+        size_y, size_x = chunk_shape(image)
+        rows = range(y // size_y, (y + ny - 1) // size_y + 1)
+        cols = range(x // size_x, (x + nx - 1) // size_x + 1)
+        if len(rows) == len(cols) == 1:
+            chunk = self._chunk(index, image, rows[0], cols[0])
+            top, left = y - rows[0] * size_y, x - cols[0] * size_x
+            return chunk[:, top : top + ny, left : left + nx]
+        lines = [np.concatenate([self._chunk(index, image, r, c) for c in cols], axis=2) for r in rows]
+        top, left = y - rows[0] * size_y, x - cols[0] * size_x
+        whole: Stored = np.concatenate(lines, axis=1)
+        return whole[:, top : top + ny, left : left + nx]
+
+    def _chunk(self, index: int, image: Image, row: int, col: int) -> Stored:
+        key = (index, row, col)
+        found = self._chunks.get(key)
+        if found is not None:
+            self._chunks.move_to_end(key)
+            return found
+        size_y, size_x = chunk_shape(image)
+        y, x = row * size_y, col * size_x
+        height, width = image.reader.shape
+        chunk = image.reader.read(y, x, min(size_y, height - y), min(size_x, width - x))
+        self._chunks[key] = chunk
+        self.held_bytes += chunk.nbytes
+        while self.held_bytes > self.limit_bytes and len(self._chunks) > 1:
+            self.held_bytes -= self._chunks.popitem(last=False)[1].nbytes
+        return chunk
+
+
+def chunk_shape(image: Image) -> tuple[int, int]:
+    """Height and width of the pieces in which an image is read."""
+    height, width = image.reader.shape
+    if 3 * height * width * image.reader.itemsize <= WHOLE_BYTES:
+        return height, width
+    return min(CHUNK_PX, height), min(CHUNK_PX, width)
+
+
+class PatchSampler:
+    """Random patches of one split's ground as reflectance batches; two sizes so that small images count too.
+
+    Images are drawn by the square root of their ground times their weight, GSDs uniformly from the image's range as far
+    as it holds such a patch. All chance is the caller's generator's. Pickles, without what it has read.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Image],
+        split: Split,
+        crop_px: int,
+        small_px: int = SMALL_PX,
+        small_share: float = 0.25,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.images, self.split, self.crop_px, self.small_px = tuple(images), split, crop_px, small_px
+        self.cache = ChunkCache(cache_bytes)
+        usable = [i for i, image in enumerate(self.images) if image.share(split) > 0]
+        large = [i for i in usable if fits(self.images[i], crop_px)]
+        small = [i for i in usable if fits(self.images[i], small_px) and not fits(self.images[i], crop_px)]
+        self.pools = {small_px: small, crop_px: large}
+        if not any(self.pools.values()):
+            raise UsageError(
+                f"no {split} image holds {min(crop_px, small_px)} px at its target_gsd_m, among {len(images)}",
+                "larger images, or more places",
+            )
+        self.small_share = 1.0 if not large else small_share if small else 0.0
+        self._odds = {size: self._odds_of(pool) for size, pool in self.pools.items() if pool}
+
+    def batch(self, rng: np.random.Generator, images: int, views: int = 1) -> NDArray[np.float32]:
+        """About `images` images of `crop_px`, or as many pixels at `small_px`: (B * views, 3, n, n) reflectance.
+
+        The `views` patches of one image are neighbours in the batch: same image, GSD and radiometry, other places.
+        """
+        size = self.small_px if rng.random() < self.small_share else self.crop_px
+        count = images if size == self.crop_px else round(images * (self.crop_px / size) ** 2)
+        return np.stack([patch for _ in range(count) for patch in self._patches(size, views, rng)])
+
+    def draw(self, rng: np.random.Generator, index: int, size: int, gsd_m: float) -> Address | None:
+        """An address in image `index` that touches no ground of another split; None when none was found."""
+        image = self.images[index]
+        ny, nx = _window(image, size, gsd_m)
+        free_y, free_x = image.reader.shape[0] - ny, image.reader.shape[1] - nx
+        if image.ground is None or image.split is not None:
+            return Address(index, int(rng.integers(free_y + 1)), int(rng.integers(free_x + 1)), size, gsd_m)
+        blocks, n = image.ground.blocks(self.split), image.ground.block_px
+        for _ in range(TRIES):
+            row, col = blocks[int(rng.integers(len(blocks)))]
+            y = min(max(int(row) * n + int(rng.integers(n)) - ny // 2, 0), free_y)
+            x = min(max(int(col) * n + int(rng.integers(n)) - nx // 2, 0), free_x)
+            if image.ground.holds(self.split, y, x, ny, nx):
+                return Address(index, y, x, size, gsd_m)
+        return None
+
+    def read(self, address: Address) -> NDArray[np.float32]:
+        """Brightness or reflectance (3, n, n) of an address: its window alone, averaged by area."""
+        image = self.images[address.image]
+        ny, nx = _window(image, address.side_px, address.gsd_m)
+        stored = self.cache.window(address.image, image, address.y, address.x, ny, nx)
+        ratio_y, ratio_x = (address.gsd_m / native for native in image.gsd_m)
+        pixels = image.values.averaged(stored, ratio_y, ratio_x)
+        return pixels[:, : address.side_px, : address.side_px]
+
+    def _patches(self, size: int, views: int, rng: np.random.Generator) -> list[NDArray[np.float32]]:
+        """`views` patches of one image (3, n, n), turned and flipped, harmonised; no borders, few flat places."""
+        for _ in range(IMAGES_TRIED):
+            index = self.pools[size][int(rng.choice(len(self.pools[size]), p=self._odds[size]))]
+            image = self.images[index]
+            low, high = image.target_gsd_m
+            gsd_m = rng.uniform(low, max(low, min(high, *(side / size for side in image.extent_m))))
+            found = [self._patch(index, size, gsd_m, rng) for _ in range(views)]
+            crops = [crop for crop in found if crop is not None]
+            if len(crops) < views:
+                continue
+            order = rng.permutation(3) if rng.random() < RECOLOURED else np.arange(3)
+            gamma = sample_gamma(rng) if image.values.encoded else None
+            crops = [crop[order] for crop in crops]
+            return [np.ascontiguousarray(crop) if gamma is None else harmonise(crop, gamma) for crop in crops]
+        raise UsageError(
+            f"no patch that shows anything in {IMAGES_TRIED} images", "images that are not black or flat throughout"
+        )
+
+    def _patch(self, index: int, size: int, gsd_m: float, rng: np.random.Generator) -> NDArray[np.float32] | None:
+        """One patch, turned and flipped; None when the places tried were black or flat."""
+        for _ in range(TRIES):
+            address = self.draw(rng, index, size, gsd_m)
+            if address is None:
+                return None
+            crop = self.read(address)
+            self.images[index].check(crop)
+            if float((crop.max(axis=0) == 0).mean()) >= BLACK:
+                continue
+            if float(crop.std()) > FLAT_PATCH or rng.random() < FLAT_KEPT:
+                crop = np.rot90(crop, int(rng.integers(4)), axes=(1, 2))
+                return crop[:, :, ::-1] if rng.random() < 0.5 else crop
+        return None
+
+    def _odds_of(self, pool: Sequence[int]) -> NDArray[np.float64]:
+        """Odds by the square root of an image's ground in this split, in pixels of its target, times its weight."""
+        odds: NDArray[np.float64] = np.empty(len(pool))
+        for row, index in enumerate(pool):
+            image = self.images[index]
+            height_m, width_m = image.extent_m
+            side_m = math.sqrt(height_m * width_m * image.share(self.split))
+            odds[row] = image.weight * side_m / (sum(image.target_gsd_m) / 2)
+        odds /= odds.sum()
+        return odds
+
+
+def fits(image: Image, size: int) -> bool:
+    """True when the image holds a patch of `size` px at its finest target."""
+    return min(image.extent_m) >= size * image.target_gsd_m[0] * (1 - 1e-9)
+
+
+def _window(image: Image, size: int, gsd_m: float) -> tuple[int, int]:
+    """Stored pixels (ny, nx) that a patch touches."""
+    sides = [
+        min(side, math.ceil(size * gsd_m / native - 1e-6))
+        for side, native in zip(image.reader.shape, image.gsd_m, strict=True)
+    ]
+    return sides[0], sides[1]
+
+
+def held_out_chips(image: Image) -> list[Chip]:
+    """What an image is evaluated on: its middle; where cells split it, of the largest held-out squares."""
+    (height, width), ratios = image.reader.shape, tuple(image.evaluate_gsd_m / native for native in image.gsd_m)
+    limits = min(height, int(CHIP_PX * ratios[0])), min(width, int(CHIP_PX * ratios[1]))
+    windows = [(image.place, 0, 0, height, width)]
+    if image.ground is not None and image.split is None:
+        n = image.ground.block_px
+        windows = [
+            (place, row * n, col * n, min(side * n, height - row * n), min(side * n, width - col * n))
+            for place, row, col, side in image.ground.squares("held-out", CHIPS_PER_IMAGE)
+        ]
+    chips = []
+    for place, top, left, ny, nx in windows:
+        y, x = top + max(ny - limits[0], 0) // 2, left + max(nx - limits[1], 0) // 2
+        stored = image.reader.read(y, x, min(ny, limits[0]), min(nx, limits[1]))
+        pixels = image.values.averaged(stored, *ratios)
+        image.check(pixels)
+        if min(pixels.shape[1:]) < MIN_CHIP_PX:
+            continue
+        chips.append(Chip(image.source, place, image.evaluate_gsd_m, pixels, image.values.encoded, image.weight))
+    return chips

@@ -1,0 +1,123 @@
+"""What images are made of: lazy rasters, averages by area, 8-bit brightness brought to reflectance.
+
+In: raster files and arrays. Out: lazy arrays, `Chip`s (RGB, near 2.5 m), reflectance. Imports the errors.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import ReadError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from scipy.sparse import csr_array
+    from xarray import DataArray
+
+# 8-bit aerial imagery to Sentinel-2-like reflectance: rho = (x / 255)^(1 / gamma_c), per channel R, G, B.
+# opensr-degradation, `gamma_multivariate_normal` (mean and covariance); the medians are those of DiffFuSR's recipe.
+GAMMA_MEAN = np.array([0.33213, 0.32609, 0.35347])
+GAMMA_COVARIANCE = np.array([[0.00592, 0.00508, 0.00445], [0.00508, 0.00494, 0.00446], [0.00445, 0.00446, 0.00486]])
+_GAMMA_FACTOR = np.linalg.cholesky(GAMMA_COVARIANCE)
+GAMMA_MEDIAN = np.array([0.3521, 0.3361, 0.3535])
+GAMMA_RANGE = (0.15, 0.6)
+PLAUSIBLE = (-0.5, 2.0)  # mean reflectance of a patch: offsets and bright snow reach beyond 0 and 1
+WORDS_SHOWN = 160  # of a library's message
+
+
+def default_data() -> Path:
+    """The root of all imagery: $SEN2FINE_DATA, or ../shared/data beside the checkout."""
+    return Path(os.environ.get("SEN2FINE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One RGB image, (3, H, W) float32. `encoded` images are 8-bit values / 255, others reflectance."""
+
+    source: str
+    place: str
+    gsd_m: float
+    pixels: NDArray[np.float32]
+    encoded: bool
+    weight: float = 1.0
+
+
+@contextmanager
+def reading(label: str) -> Iterator[None]:
+    """What fails to be read inside the block becomes a ReadError that names it, with the reader's own words."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        words = " ".join(str(error.__cause__ or error).split())
+        cure = "copy or download it again, or leave it out of the training file"
+        raise ReadError(f"{label} cannot be read ({words[:WORDS_SHOWN]})", "a file that is whole", cure) from error
+
+
+def check_reflectance(label: str, rho: NDArray[np.float32]) -> None:
+    """UsageError where the mean is no reflectance: a scale was forgotten, or nodata that the file does not declare."""
+    mean = float(rho.mean())
+    if not PLAUSIBLE[0] <= mean <= PLAUSIBLE[1]:
+        raise UsageError(
+            f"{label} has numbers around {mean:.4g}",
+            "reflectance, 0 to 1",
+            "scale and offset of the source (reflectance = stored * scale + offset), or declare nodata in the file",
+        )
+
+
+def open_raster(path: Path | str) -> DataArray:
+    """Any raster file as a lazy chunked array (band, y, x) in its own dtype. Nothing is read but the header."""
+    import rioxarray
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # JPEG and PNG chips carry no georeferencing
+        array: DataArray = rioxarray.open_rasterio(path, chunks={"band": -1, "y": 1024, "x": 1024})
+    return array
+
+
+def area_matrix(n_in: int, ratio: float) -> csr_array:
+    """Exact area averaging of `n_in` pixels into floor(n_in / ratio), as a sparse matrix: few taps per pixel."""
+    from scipy.sparse import csr_array
+
+    n_out = int(n_in / ratio + 1e-6)
+    edges = np.arange(n_out + 1) * ratio
+    taps = math.ceil(ratio) + 1
+    pixels = np.floor(edges[:-1, None] + 1e-9).astype(np.int32) + np.arange(taps, dtype=np.int32)
+    shares = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights = (np.clip(shares, 0, None) / ratio).astype(np.float32)
+    starts = np.arange(0, weights.size + 1, taps, dtype=np.int32)
+    return csr_array((weights.ravel(), np.minimum(pixels, n_in - 1).ravel(), starts), shape=(n_out, n_in))
+
+
+def area_average(pixels: NDArray[np.generic], ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
+    """(C, H, W) -> (C, H/ratio_y, W/ratio_x) by area; ratios of at least 1, in input pixels per output pixel."""
+    bands, height, width = pixels.shape
+    lines = pixels.transpose(1, 0, 2).astype(np.float32).reshape(height, bands * width)
+    down = area_matrix(height, ratio_y)
+    across = down if (height, ratio_y) == (width, ratio_x) else area_matrix(width, ratio_x)
+    rows = down @ lines
+    columns = rows.reshape(-1, bands, width).transpose(2, 1, 0).reshape(width, -1)
+    averages: NDArray[np.float32] = across @ columns
+    return np.ascontiguousarray(averages.T).reshape(bands, len(rows), -1)
+
+
+def harmonise(pixels: NDArray[np.float32], gamma: NDArray[np.float64]) -> NDArray[np.float32]:
+    """8-bit values / 255 (3, H, W) to reflectance by a power law per channel; `gamma` (3,)."""
+    exponent = (1.0 / gamma).astype(np.float32)[:, None, None]
+    return np.power(np.clip(pixels, 0, 1), exponent, dtype=np.float32)
+
+
+def sample_gamma(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Gammas (3,) for one image from the published distribution."""
+    drawn = GAMMA_MEAN + _GAMMA_FACTOR @ rng.standard_normal(3)
+    return drawn.clip(GAMMA_RANGE[0], GAMMA_RANGE[1])

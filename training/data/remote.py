@@ -1,0 +1,146 @@
+"""Sources in STAC archives: images of any collection, and Sentinel-2 scenes, by the rules that inference keeps.
+
+In: a source with `catalog`, `aoi`, `period`. Out: `Image`s and `Scene`s with their `Access`. Host allow-list, signing
+and retries are the archive room's; files are opened where they are read.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from training.data.headers import read_header
+from training.data.images import FileReader, close_files, make_image, rgb_bands
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.archive.access import Access
+    from pipeline.archive.aoi import Aoi
+    from pipeline.archive.catalog import Catalog
+    from pipeline.archive.rasters import RasterItem
+    from pipeline.archive.scene import Scene
+    from training.data.headers import Header
+    from training.data.images import Image, Stored
+    from training.data.training_file import Source
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RemoteReader:
+    """Three bands (1-based) of an item's file, wherever its archive keeps it. Signed in the process that reads."""
+
+    item: str
+    href: str
+    access: Access
+    bands: tuple[int, int, int]
+    shape: tuple[int, int]
+    itemsize: int
+
+    def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
+        """As `Reader.read`; ReadError after retries."""
+        return _reached(
+            self.access,
+            self.item,
+            self.href,
+            lambda path: FileReader(path, self.bands, self.shape, self.itemsize).read_here(y, x, ny, nx),
+        )
+
+
+def _reached(access: Access, item: str, href: str, use: Callable[[str], T]) -> T:
+    """What `use` makes of the file as GDAL takes it, retried as the archive room retries. ReadError."""
+    import rasterio
+
+    from pipeline.archive.bandfile import gdal_options
+
+    def attempt() -> T:
+        try:
+            with rasterio.Env(**gdal_options(access)):
+                return use(access.href(href))
+        except BaseException:
+            close_files()
+            raise
+
+    return access.reading(href, attempt, what=item)
+
+
+def remote_images(source: Source) -> list[Image]:
+    """Images of the items that touch the source's area. UsageError when there is none, or one does not fit."""
+    from pipeline.archive.access import ALLOWED_DRIVERS
+    from pipeline.archive.rasters import search_rasters
+    from pipeline.archive.search import summarised
+
+    catalog, aoi, start, end = _asked(source)
+    found = search_rasters(catalog, aoi, start, end, asset=source.asset, collection=source.collection)
+    if not found.items:
+        reasons = "; ".join([*found.notes, *summarised(found.rejected)][:3])
+        raise source.fault(
+            f"no item of {source.catalog} {source.collection} with {source.asset!r} in {source.aoi}"
+            + (f" ({reasons})" if reasons else ""),
+            "at least one",
+            "widen aoi or period",
+        )
+    access = catalog.access()
+
+    def header(item: RasterItem) -> Header:
+        return _reached(access, item.id, item.href, read_header)
+
+    with ThreadPoolExecutor(catalog.limits.connections) as pool:
+        headers = list(pool.map(header, found.items))
+    for item, read in zip(found.items, headers, strict=True):
+        if read.driver not in ALLOWED_DRIVERS:  # GDAL goes by content, not by name
+            raise source.fault(f"{item.id} is a file of format {read.driver}", " or ".join(ALLOWED_DRIVERS))
+    return [
+        image
+        for item, header in zip(found.items, headers, strict=True)
+        for image in _item_images(source, item, header, access)
+    ]
+
+
+def _item_images(source: Source, item: RasterItem, header: Header, access: Access) -> list[Image]:
+    itemsize = np.dtype(header.dtype).itemsize
+    return [
+        make_image(
+            source, item.id, Path(item.id), header,
+            RemoteReader(item.id, item.href, access, bands, header.shape, itemsize),
+        )
+        for bands in rgb_bands(source, item.id, header)
+    ]  # fmt: skip
+
+
+def remote_scenes(source: Source) -> tuple[list[Scene], Access, Aoi]:
+    """Sentinel-2 scenes of the source's area and period, how to reach them, the area. UsageError when there is none."""
+    from pipeline.archive.search import search, summarised
+    from pipeline.bands import RGB
+
+    catalog, aoi, start, end = _asked(source)
+    catalog = replace(catalog, collection=source.collection or catalog.collection)
+    if source.offset_dn is not None:
+        catalog = catalog.with_offset(source.offset_dn)
+    found = search(catalog, aoi, start, end, source.max_cloud, bands=(*RGB, "B08"))
+    placed = [scene for scene in found.scenes if scene.rasters]
+    if not placed:
+        reasons = "; ".join([*found.notes, *summarised(found.rejected)][:3]) or "none says where its pixels lie"
+        raise source.fault(f"no scene in {source.aoi} ({reasons})", "at least one", "widen aoi, period or max_cloud")
+    return placed, catalog.access(), aoi
+
+
+def _asked(source: Source) -> tuple[Catalog, Aoi, str | None, str | None]:
+    """Catalogue, area and period of a source. UsageError as the archive room words it, after the source's name."""
+    from pipeline.archive.aoi import read_aoi
+    from pipeline.archive.catalog import load_catalog
+    from pipeline.archive.period import FIRST_DAY, parse_period
+    from pipeline.errors import UsageError
+
+    try:
+        start, _, end = source.period.partition("/")
+        since = FIRST_DAY if source.role == "sentinel2" else None
+        first, last = parse_period(start or None, (end if "/" in source.period else start) or None, since=since)
+        return load_catalog(source.catalog), read_aoi(source.aoi), first, last
+    except UsageError as error:
+        raise source.fault(error.found, error.expected, error.cure) from None

@@ -1,0 +1,226 @@
+"""The data of a training run: what a training file names, ready to be drawn from and to be judged on.
+
+In: a training file (`training_file`). Out: `TrainingData`: patches for super-resolution, tiles for fusion, held-out
+images, and what provenance says of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.bands import RGB
+from pipeline.errors import UsageError
+from training.data.images import file_images
+from training.data.patches import CACHE_BYTES, PatchSampler, fits, held_out_chips
+from training.data.places import SPLIT_RULE, SPLITS, split_of
+from training.data.sentinel2 import is_dsen2, rgb_images, scene_grounds, tiles_of
+from training.data.tiles import GSD_M, MIN_SIDE_PX
+from training.data.training_file import Source, TrainingFile, read_training_file
+from training.presets import SMALL_PX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from training.data.images import Image
+    from training.data.places import Split
+    from training.data.rasters import Chip
+    from training.data.tiles import SceneGround, Tile
+    from training.presets import Use
+
+__all__ = ["SHIPPED", "Source", "TrainingData", "load_data", "load_training_file", "shipped_data"]
+
+PLACES_LISTED = 1000  # in provenance
+WATCHED = "watched"
+SHIPPED_FOLDERS = ("hr", "s2_l2a")  # below the root of its imagery
+SHIPPED = Path(__file__).parents[1] / "shipped_weights.toml"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Sources of a training file, opened. Images and scenes are listed once, when first asked for."""
+
+    file: TrainingFile
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """In the order of the file."""
+        return self.file.sources
+
+    @property
+    def licence(self) -> str:
+        """Credits of all sources, as the file states them."""
+        return self.file.licence
+
+    def of_role(self, role: str) -> list[Source]:
+        """Sources of one role."""
+        return [source for source in self.sources if source.role == role]
+
+    @cached_property
+    def images(self) -> tuple[Image, ...]:
+        """High-resolution images, all splits; their headers are read, their pixels not."""
+        return tuple(image for source in self.of_role("hr") for image in _images(source))
+
+    @cached_property
+    def scenes(self) -> dict[str, list[SceneGround]]:
+        """Sentinel-2 scenes by source; their offsets are audited, else their pixels are not read."""
+        return {source.name: scene_grounds(source) for source in self.of_role("sentinel2")}
+
+    @cached_property
+    def bracket(self) -> tuple[Image, ...]:
+        """Sentinel-2's own RGB: the right sensor at the wrong scale (10 -> 40 m)."""
+        found = (rgb_images(source, self.scenes[source.name]) for source in self.of_role("sentinel2"))
+        return tuple(image for images in found for image in images)
+
+    @cached_property
+    def all_tiles(self) -> tuple[Tile, ...]:
+        """Sentinel-2 scenes with 10 and 20 m bands, all splits."""
+        found = (tiles_of(source, self.scenes[source.name]) for source in self.of_role("sentinel2"))
+        return tuple(tile for tiles in found for tile in tiles)
+
+    def hr_sampler(
+        self, split: Split = "train", crop_px: int = 96, small_px: int = SMALL_PX, cache_bytes: int = CACHE_BYTES
+    ) -> PatchSampler:
+        """Random patches of one split. UsageError when the sources hold none, or learn from what they judge by."""
+        images = (*self.images, *self.bracket)
+        self._refuse_leaks(images)
+        try:
+            return PatchSampler(images, split, crop_px, small_px, cache_bytes=cache_bytes)
+        except UsageError as error:
+            raise UsageError(f"{self.file.path}: {error.found}", error.expected, error.cure) from None
+
+    def _refuse_leaks(self, images: Sequence[Image]) -> None:
+        """UsageError where two sources name one image and disagree about its split."""
+        first: dict[str, Image] = {}
+        for image in images:
+            other = first.setdefault(image.label, image)
+            if other.split != image.split:
+                how = {"train": "to train on", "held-out": "held out", None: "split by its ground"}
+                raise UsageError(
+                    f"{self.file.path}: {image.label} is {how[other.split]} in source {other.source!r} and "
+                    f"{how[image.split]} in {image.source!r}",
+                    "each image in one split",
+                    "take it out of one source, or state the same split in both",
+                )
+
+    def held_out_chips(self) -> list[Chip]:
+        """Held-out images of the evaluated sources at their evaluation GSD, in the order of sources and files."""
+        evaluated = {source.name for source in self.sources if source.evaluated}
+        return [
+            chip
+            for image in self.images
+            if image.source in evaluated and image.share("held-out") > 0
+            for chip in held_out_chips(image)
+        ]
+
+    def tiles(self, split: Split) -> list[Tile]:
+        """Sentinel-2 scenes of one split, for fusion; without those it is watched by."""
+        return [tile for tile in self.all_tiles if tile.split == split and not tile.watched]
+
+    def watched_tiles(self) -> list[Tile]:
+        """Scenes by which fusion decides: those marked so, else the held-out ones."""
+        return [tile for tile in self.all_tiles if tile.watched] or self.tiles("held-out")
+
+    def held_out_places(self, use: Use = "super-resolution") -> list[str]:
+        """Names of all places kept from training, sorted."""
+        if use == "fusion":
+            return sorted({tile.place for tile in self.all_tiles if tile.watched or tile.split == "held-out"})
+        places: set[str] = set()
+        for image in (*self.images, *self.bracket):
+            if image.ground is not None and image.split is None:
+                places |= {place for place in image.ground.places if split_of(place) == "held-out"}
+            elif image.split == "held-out":
+                places.add(image.place)
+        return sorted(places)
+
+    def counts(self, use: Use = "super-resolution") -> dict[str, dict[str, int]]:
+        """Images (for fusion: tiles) per split of every source that is of use; "watched" ones by themselves."""
+        if use == "fusion":
+            found = Counter((tile.source, WATCHED if tile.watched else tile.split) for tile in self.all_tiles)
+        else:
+            images = (*self.images, *self.bracket)
+            found = Counter((image.source, split) for image in images for split in SPLITS if image.share(split) > 0)
+        listed: dict[str, dict[str, int]] = {source.name: dict.fromkeys(SPLITS, 0) for source in self.sources}
+        for name, kind in found:
+            listed[name][kind] = found[name, kind]
+        return {name: of_source for name, of_source in listed.items() if any(of_source.values())}
+
+    def summary(self, use: Use = "super-resolution", least_px: int = 1) -> list[str]:
+        """A line per source for the log, and one for those that are of no use; images below `least_px` are counted."""
+        counts = self.counts(use)
+        images = (*self.images, *self.bracket) if use == "super-resolution" else ()
+        short = Counter(i.source for i in images if i.share("train") > 0 and not fits(i, least_px))
+        lines = []
+        for name, count in counts.items():
+            what = ("tile" if use == "fusion" else "image") + ("" if count["train"] == 1 else "s")
+            watched = f", {count[WATCHED]} watched" if count.get(WATCHED) else ""
+            small = f" ({short[name]} too small for {least_px} px at target_gsd_m)" if short[name] else ""
+            lines.append(f"{name}: {count['train']} {what} to train on{small}, {count['held-out']} held out{watched}")
+        aside: dict[str, list[str]] = {}
+        for source in self.sources:
+            if source.name not in counts:
+                aside.setdefault(_why_aside(source, use), []).append(source.name)
+        said = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in aside.items())
+        return [*lines, f"left aside, of no use for {use}: {said}"] if aside else lines
+
+    def describe(self, use: Use = "super-resolution") -> dict[str, Any]:
+        """Provenance: sources of use with their images per split, the digest of the file, how splits were decided."""
+        return {
+            "data": self.file.name,
+            "data_digest": self.file.digest,
+            "sources": self.counts(use),
+            "split_rule": SPLIT_RULE,
+            "held_out_places": self.held_out_places(use)[:PLACES_LISTED],
+            "licence_of_data": self.file.licence,
+        }
+
+
+def _why_aside(source: Source, use: Use) -> str:
+    """Why a source without images, or without tiles, has none."""
+    if use == "fusion":
+        lacking = f"no tile of {MIN_SIDE_PX * GSD_M} m with bands of 20 m"
+        return "role hr" if source.role == "hr" else lacking
+    return "Level-1C, kept for judging fusion" if is_dsen2(source) else f"no image with {', '.join(RGB)}"
+
+
+def _images(source: Source) -> list[Image]:
+    """Images of a source of role "hr", wherever it is."""
+    if source.catalog:
+        from training.data.remote import remote_images
+
+        return remote_images(source)
+    if source.zarr:
+        from training.data.stores import store_images
+
+        return store_images(source)
+    return file_images(source)
+
+
+def load_training_file(path: Path, root: Path | None = None) -> TrainingData:
+    """Data of a training file; `root` stands for ${SEN2FINE_DATA}. UsageError in one line for what does not fit."""
+    data = TrainingData(read_training_file(path, root))
+    if data.images or data.of_role("sentinel2"):
+        return data
+    raise UsageError(f"{path} names no image", "at least one")
+
+
+def shipped_data(root: Path | None = None) -> TrainingData:
+    """The data of the weights that come with the project, below `root` (default: `rasters.default_data`)."""
+    return load_training_file(SHIPPED, root)
+
+
+def load_data(path: Path) -> TrainingData:
+    """Data of a training file, or of the shipped weights below a folder. UsageError for what does not fit."""
+    if not path.is_dir():
+        return load_training_file(path)
+    lacking = [name for name in SHIPPED_FOLDERS if not (path / name).is_dir()]
+    if lacking:
+        raise UsageError(
+            f"{path} is a folder without {' and '.join(lacking)}",
+            "a training file, or the root of the imagery of the shipped weights",
+            f'write a training file whose source has path = "{path}", as in training/example.toml',
+        )
+    return shipped_data(path)

@@ -1,0 +1,274 @@
+"""Tiles: Sentinel-2 ground at all three native resolutions at once, read when a crop asks for it.
+
+In: scenes, stacks of bands, arrays. Out: `Tile`s of at most 7.68 km, cut along the cells that decide splits, so that a
+tile is one unit of reading and lies in one split. Indices count 60 m pixels: all resolutions nest in them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
+from pipeline.grid.grid import Window
+from training.data.places import CELL_M, Georeference, split_map, split_of
+from training.data.rasters import check_reflectance, reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+    from xarray import DataArray
+
+    from pipeline.archive.access import Access
+    from pipeline.archive.scene import Scene
+    from pipeline.grid.grid import Grid
+    from training.data.images import Stored, Values
+    from training.data.places import Split
+
+BANDS: dict[int, tuple[str, ...]] = {
+    10: ("B04", "B03", "B02", "B08"),
+    20: ("B05", "B06", "B07", "B8A", "B11", "B12"),
+    60: ("B01", "B09"),
+}
+GSD_M = 60  # of a tile's indices
+CELL_PX = round(CELL_M / GSD_M)  # 128
+MIN_SIDE_PX = 16  # smaller tiles hold no crop
+TILES_HELD = 64  # read tiles per process: 13 MB each at most
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """Reflectance `rho` by GSD in metres (bands, h, w) float32 in the order of `BANDS`; absent bands are 0.
+
+    `valid` (h, w) at 60 m is True where every 10 m pixel was measured.
+    """
+
+    rho: dict[int, NDArray[np.float32]]
+    valid: NDArray[np.bool_]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(ny, nx) at 60 m."""
+        return self.valid.shape[0], self.valid.shape[1]
+
+    def load(self, window: Window) -> Nested:
+        """The part within `window`."""
+        cut = {gsd: values[:, *_slices(window, gsd)] for gsd, values in self.rho.items()}
+        return Nested(cut, self.valid[_slices(window, GSD_M)])
+
+    def trimmed(self) -> Nested | None:
+        """Without the outer rows and columns in which nothing was measured; None where nothing was at all."""
+        if not self.valid.any():
+            return None
+        rows, cols = (np.flatnonzero(self.valid.any(axis=axis)) for axis in (1, 0))
+        top, left = int(rows[0]), int(cols[0])
+        return self.load(Window(top, left, int(rows[-1]) + 1 - top, int(cols[-1]) + 1 - left))
+
+
+def _slices(window: Window, gsd_m: int) -> tuple[slice, slice]:
+    fine = window.refine(GSD_M // gsd_m)
+    return slice(fine.row, fine.row_end), slice(fine.col, fine.col_end)
+
+
+class Ground(Protocol):
+    """Where a tile's pixels come from. Pickles; reads in the process that asks."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(ny, nx) at 60 m."""
+        ...
+
+    def load(self, window: Window) -> Nested:
+        """Pixels of a window that lies inside."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class SceneGround:
+    """A scene, through the loader of inference."""
+
+    scene: Scene
+    grid: Grid  # 2.5 m, edges on whole 60 m pixels
+    access: Access
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(ny, nx) at 60 m."""
+        return self.grid.at_gsd(GSD_M).shape
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Bands that the scene has."""
+        return tuple(band for band in BY_NAME if band in self.scene.hrefs)
+
+    def load(self, window: Window) -> Nested:
+        """As `Ground.load`; ReadError after retries."""
+        from pipeline.archive.cube import read_period
+
+        whole = self.grid.at_gsd(GSD_M).window
+        part = Window(whole.row + window.row, whole.col + window.col, window.ny, window.nx).refine(24)
+        pixels = read_period([self.scene], "mosaic", self.grid.of(part), self.present, self.access)
+        dn = {gsd_m: _in_order(pixels.dn, pixels.bands, gsd_m, window.shape) for gsd_m in BANDS}
+        measured = (dn[10] != NODATA_DN).any(axis=0)
+        return Nested({gsd: to_reflectance(values) for gsd, values in dn.items()}, whole_blocks(measured))
+
+
+@dataclass(frozen=True, eq=False)
+class StackReader:
+    """Bands (from 0) of a stack at 10 m, as far as they cover whole 60 m pixels."""
+
+    open: Callable[[], DataArray]
+    bands: tuple[int, ...]
+    shape: tuple[int, int]
+    itemsize: int
+    label: str
+
+    def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
+        """Stored values (bands, ny, nx) of a window. ReadError for a damaged file or store."""
+        with reading(self.label):
+            lazy = self.open().isel(band=list(self.bands), y=slice(y, y + ny), x=slice(x, x + nx))
+            stored: Stored = lazy.data.compute(scheduler="synchronous")
+        return stored
+
+
+@dataclass(frozen=True, eq=False)
+class StackGround:
+    """One date of a stack: all bands on its 10 m grid, those of 20 and 60 m repeated, which is undone here."""
+
+    open: Callable[[], DataArray]  # (band, y, x)
+    bands: tuple[tuple[str, int], ...]  # name, index from 0
+    values: Values
+    shape: tuple[int, int]
+    itemsize: int
+    label: str  # file or store
+
+    def reader(self, names: tuple[str, ...]) -> StackReader:
+        """Some of its bands as an image at 10 m."""
+        indices = dict(self.bands)
+        shape = self.shape[0] * 6, self.shape[1] * 6
+        return StackReader(self.open, tuple(indices[name] for name in names), shape, self.itemsize, self.label)
+
+    def load(self, window: Window) -> Nested:
+        """As `Ground.load`."""
+        rows, cols = _slices(window, 10)
+        indices = [index for _, index in self.bands]
+        reader = StackReader(self.open, tuple(indices), self.shape, self.itemsize, self.label)
+        stored = reader.read(rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
+        names = [name for name, _ in self.bands]
+        rho = {}
+        for gsd, wanted in BANDS.items():
+            step = gsd // 10
+            rho[gsd] = np.zeros((len(wanted), stored.shape[1] // step, stored.shape[2] // step), np.float32)
+            for row, name in enumerate(wanted):
+                if name in names:
+                    rho[gsd][row] = self.values.decode(stored[names.index(name)][None, ::step, ::step])[0]
+                    check_reflectance(f"{name} of {self.label}", rho[gsd][row])
+        empty = self.values.nodata or 0
+        return Nested(rho, whole_blocks((stored != empty).any(axis=0)))
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A piece of ground of one split. `rho` and `valid` read it, once as long as few others are read."""
+
+    place: str
+    ground: Ground
+    window: Window
+    present: tuple[str, ...]
+    split: Split = "train"
+    source: str = ""
+    weight: float = 1.0
+    watched: bool = False
+    evaluated: bool = True
+
+    @classmethod
+    def of(
+        cls, place: str, rho: dict[int, NDArray[np.float32]], valid: NDArray[np.bool_], present: tuple[str, ...]
+    ) -> Tile:
+        """Tile of arrays."""
+        return cls(place, Nested(rho, valid), Window(0, 0, *valid.shape), present)
+
+    @property
+    def whole(self) -> Nested:
+        """All of it."""
+        return _loaded(self)
+
+    @property
+    def rho(self) -> dict[int, NDArray[np.float32]]:
+        """Reflectance by GSD, as `Nested.rho`."""
+        return self.whole.rho
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Measured 60 m pixels, as `Nested.valid`."""
+        return self.whole.valid
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(ny, nx) at 60 m. Reads nothing."""
+        return self.window.shape
+
+
+@lru_cache(maxsize=TILES_HELD)
+def _loaded(tile: Tile) -> Nested:
+    return tile.ground.load(tile.window)
+
+
+def named_pieces(shape: tuple[int, int]) -> Iterator[Window]:
+    """Windows of ground whose place has a name: whole, or cut where it is larger than two cells."""
+    rows, cols = (1 if side <= 2 * CELL_PX else -(-side // CELL_PX) for side in shape)
+    for i in range(rows):
+        for j in range(cols):
+            top, left = shape[0] * i // rows, shape[1] * j // cols
+            piece = Window(top, left, shape[0] * (i + 1) // rows - top, shape[1] * (j + 1) // cols - left)
+            if min(piece.shape) >= MIN_SIDE_PX:
+                yield piece
+
+
+def ground_pieces(raster: Georeference) -> Iterator[tuple[Window, str, Split]]:
+    """Windows along the cells of the lattice, each with its place and split; what lies in two splits is left out."""
+    a, _, left, _, e, top = raster.affine
+    for row, ny in _along(-top, -e, raster.shape[0]):
+        for col, nx in _along(left, a, raster.shape[1]):
+            affine = (a, 0.0, left + col * a, 0.0, e, top + row * e)
+            found = split_map(Georeference(raster.crs, affine, (ny, nx)), GSD_M)
+            split = split_of(found.places[0])
+            if found.share(split) == 1:
+                yield Window(row, col, ny, nx), found.places[0], split
+
+
+def _along(start_m: float, step_m: float, count: int) -> Iterator[tuple[int, int]]:
+    """(first, number) of the pixels wholly inside each cell along one axis, where they suffice for a tile."""
+    for cell in range(math.floor(start_m / CELL_M), math.ceil((start_m + count * step_m) / CELL_M)):
+        first = max(0, math.ceil((cell * CELL_M - start_m) / step_m - 1e-6))
+        end = min(count, math.floor(((cell + 1) * CELL_M - start_m) / step_m + 1e-6))
+        if end - first >= MIN_SIDE_PX:
+            yield first, end - first
+
+
+def _in_order(
+    dn: dict[int, NDArray[np.uint16]], bands: dict[int, tuple[str, ...]], gsd_m: int, shape_60m: tuple[int, int]
+) -> NDArray[np.uint16]:
+    """The bands of one GSD in the order of `BANDS`, absent ones as nodata."""
+    ny, nx = (side * GSD_M // gsd_m for side in shape_60m)
+    empty = np.full((ny, nx), NODATA_DN, np.uint16)
+    held = bands.get(gsd_m, ())
+    return np.stack([dn[gsd_m][held.index(name)] if name in held else empty for name in BANDS[gsd_m]])
+
+
+def to_reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """House DN to reflectance; nodata becomes 0, which is also what products clipped there meant."""
+    rho = dn.astype(np.float32) * np.float32(DN_SCALE) + np.float32(DN_OFFSET)
+    return np.where(dn == NODATA_DN, np.float32(0), rho)
+
+
+def whole_blocks(measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(6 ny, 6 nx) at 10 m -> (ny, nx) at 60 m: True where all 36 are."""
+    ny, nx = measured.shape[0] // 6, measured.shape[1] // 6
+    valid: NDArray[np.bool_] = np.all(measured.reshape(ny, 6, nx, 6), axis=(1, 3))
+    return valid

@@ -1,0 +1,312 @@
+"""The training file: a TOML that names the sources of a training run. Every key of it is a field of `Source`.
+
+In: a path. Out: `TrainingFile` with checked `Source`s; UsageError in one line for what does not fit, naming the file,
+the source, and for unknown keys the nearest known one. Reads no image. An annotated example: `training/example.toml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import os
+import re
+import tomllib
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.bands import BAND_NAMES, HOUSE_ADD_OFFSET_DN, RGB
+from pipeline.errors import UsageError
+from training.data.rasters import default_data
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DATA_VARIABLE = "SEN2FINE_DATA"  # the one variable that has a default
+TARGET_GSD_M = (1.9, 3.2)  # drawn per patch where a source does not say
+EVALUATE_GSD_M = 2.5
+SENTINEL2_GSD_M = 10.0
+MAX_TOML_BYTES = 1_000_000
+Role = Literal["hr", "sentinel2"]
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "role": ("hr", "sentinel2"),
+    "values": ("8-bit", "reflectance"),
+    "split": ("by-place", "train", "held-out"),
+}
+_WHERE = ("path", "zarr", "catalog")  # exactly one of them per source
+_ONLY_WITH = {
+    **dict.fromkeys(("collection", "aoi", "period", "max_cloud", "asset"), "catalog"),
+    "variable": "zarr",
+    "dates": "path",
+}
+_PATTERN = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One set of images: where they are, what their numbers mean, and how they are used. Names are the TOML's keys."""
+
+    name: str
+    role: Role  # "hr": sharp RGB to learn from; "sentinel2": native L2A scenes, for fusion and as 10 m bracket for SR
+    path: str = ""  # folder, file or glob; absolute once read
+    zarr: str = ""  # a Zarr store
+    variable: str = ""  # of the store
+    catalog: str = ""  # known name, TOML, or address of a STAC API; or a STAC file
+    collection: str = ""  # where it is not the catalogue's own
+    aoi: str = ""  # GeoJSON file
+    period: str = ""  # "2020-01/2021-12"
+    max_cloud: float = 100.0  # per cent, of Sentinel-2 scenes
+    asset: str = "image"  # of the items
+    bands: tuple[tuple[str, int | str], ...] = ()  # (B04 | B03 | B02 | ..., 1-based raster band or its name)
+    dates: int = 1  # how many dates lie one after the other in one file
+    gsd_m: float | None = None  # None: from the georeferencing
+    target_gsd_m: tuple[float, float] = TARGET_GSD_M  # drawn uniformly per patch
+    evaluate_gsd_m: float = EVALUATE_GSD_M
+    values: Literal["8-bit", "reflectance"] = "8-bit"
+    scale: float = 1.0  # reflectance = stored * scale + offset
+    offset: float = 0.0
+    offset_dn: int | None = None  # BOA offset of Sentinel-2 scenes whose files do not tell: 0 or -1000
+    place: str = ""  # regex; its first group names the place
+    family: str = ""  # sets that share places share a family
+    split: Literal["by-place", "train", "held-out"] = "by-place"
+    weight: float = 1.0  # how often it is drawn, relative to its size
+    evaluated: bool = True  # False for scales far from 2.5 m, which only widen training
+    watched: bool = False  # fusion decides by these scenes, and does not train on them
+    target_stated: bool = field(default=False, metadata={"internal": True})  # whether the file gave `target_gsd_m`
+    label: str = field(default="", metadata={"internal": True})  # file and source, as messages begin
+
+    @property
+    def where(self) -> str:
+        """Path, store or catalogue, as the file says it."""
+        return self.path or self.zarr or self.catalog
+
+    def fault(self, found: str, expected: str = "", cure: str = "") -> UsageError:
+        """Error about this source."""
+        return UsageError(f"{self.label or self.name}: {found}", expected, cure)
+
+
+@dataclass(frozen=True)
+class TrainingFile:
+    """A parsed training file. `digest`: SHA-256 of its bytes."""
+
+    path: Path
+    name: str
+    licence: str
+    digest: str
+    sources: tuple[Source, ...]
+
+
+def read_training_file(path: Path, root: Path | None = None) -> TrainingFile:
+    """Parse and check; `root` stands for ${SEN2FINE_DATA} where given. UsageError for everything that does not fit."""
+    raw = _read(path)
+    try:
+        content = tomllib.loads(raw.decode("utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML ({error})", "a training file as in training/example.toml") from None
+    top = {"name": str, "licence": str, "source": list}
+    for key, value in content.items():
+        if key not in top:
+            raise UsageError(f"{path}: unknown key {key!r}", f"{', '.join(top)}", _nearest(key, list(top)))
+        if not isinstance(value, top[key]):
+            raise UsageError(
+                f"{path}: {key} = {value!r:.60}", "[[source]] tables" if key == "source" else "a text in quotes"
+            )
+    tables = content.get("source", [])
+    if not tables or not all(isinstance(table, dict) for table in tables):
+        raise UsageError(f"{path} names no source", "at least one [[source]]")
+    sources = tuple(_source(path, index, table, root) for index, table in enumerate(tables, 1))
+    names = [source.name for source in sources]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"{path}: two sources are called {twice[0]!r}", "a name of its own for each")
+    digest = hashlib.sha256(raw).hexdigest()
+    return TrainingFile(path, content.get("name", path.stem), content.get("licence", ""), digest, sources)
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise UsageError(f"{path} is no file", "a training file", "start from training/example.toml")
+    raw = path.read_bytes()
+    if len(raw) > MAX_TOML_BYTES:
+        raise UsageError(f"{path} is larger than {MAX_TOML_BYTES // 10**6} MB", "a training file")
+    return raw
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1, 0.5)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def _source(path: Path, index: int, table: dict[str, Any], root: Path | None) -> Source:
+    """One table as a `Source`; messages begin with the file and the source."""
+    label = f"{path}: source {table.get('name', index)!r}"
+    known = [entry.name for entry in fields(Source) if not entry.metadata.get("internal")]
+    for key in table:
+        if key not in known:
+            raise UsageError(f"{label}: unknown key {key!r}", f"one of {', '.join(known)}", _nearest(key, known))
+    for entry in fields(Source):
+        if entry.default is MISSING and entry.name not in table:
+            raise UsageError(f"{label}: no {entry.name}", f'{entry.name} = "..."')
+    values: dict[str, Any] = {key: _checked(label, key, value) for key, value in table.items()}
+    _check_where(label, values)
+    for key in (*_WHERE, "aoi"):
+        if key in values:
+            values[key] = _located(label, key, values[key], path.parent, root)
+    _check_place(label, values.get("place", ""))
+    return _with_scales(label, values)
+
+
+_NUMBERS = ("gsd_m", "evaluate_gsd_m", "scale", "offset", "weight", "max_cloud")
+_POSITIVE = ("gsd_m", "evaluate_gsd_m", "scale", "weight")
+
+
+def _checked(label: str, key: str, value: object) -> object:
+    """The value of one key in the type of its field. UsageError says what was expected."""
+    wrong = f"{label}: {key} = {value!r:.60}"
+    if key == "bands":
+        return _bands(label, value)
+    if key == "target_gsd_m":
+        return _range(wrong, value)
+    if key in ("evaluated", "watched"):
+        if not isinstance(value, bool):
+            raise UsageError(wrong, "true or false")
+        return value
+    if key in _NUMBERS:
+        number = _number(value)
+        if number is None or (key in _POSITIVE and number <= 0):
+            raise UsageError(wrong, "a number above 0" if key in _POSITIVE else "a number")
+        return number
+    if key == "dates":
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UsageError(wrong, "a whole number of at least 1")
+        return value
+    if key == "offset_dn":
+        if value not in (0, HOUSE_ADD_OFFSET_DN) or isinstance(value, bool):
+            raise UsageError(wrong, f"0 or {HOUSE_ADD_OFFSET_DN}")
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(wrong, "a text in quotes")
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise UsageError(wrong, f"one of {', '.join(_CHOICES[key])}", _nearest(value, _CHOICES[key]))
+    return value
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _range(wrong: str, value: object) -> tuple[float, float]:
+    """One GSD or a range of them."""
+    ends = [_number(end) for end in (value if isinstance(value, list) else [value, value])]
+    if len(ends) == 2 and ends[0] is not None and ends[1] is not None and 0 < ends[0] <= ends[1]:
+        return ends[0], ends[1]
+    raise UsageError(wrong, f"metres, or a range of them such as {list(TARGET_GSD_M)}")
+
+
+def _bands(label: str, value: object) -> tuple[tuple[str, int | str], ...]:
+    example = "a table such as { B04 = 1, B03 = 2, B02 = 3 }"
+    if not isinstance(value, dict) or not value:
+        raise UsageError(f"{label}: bands = {value!r:.60}", example)
+    for band, where in value.items():
+        if band not in BAND_NAMES:
+            raise UsageError(f"{label}: bands names {band!r}", f"some of {', '.join(BAND_NAMES)}")
+        if isinstance(where, bool) or not isinstance(where, int | str) or where in (0, ""):
+            raise UsageError(
+                f"{label}: bands.{band} = {where!r:.40}", f"a band's number from 1 on, or its name: {example}"
+            )
+    return tuple(value.items())
+
+
+def _check_where(label: str, values: dict[str, Any]) -> None:
+    """One place to look; and no key that would have no effect there."""
+    given = [key for key in _WHERE if key in values]
+    if len(given) != 1:
+        raise UsageError(f"{label}: {' and '.join(given) or 'none'} of {', '.join(_WHERE)}", "exactly one of them")
+    for key in values:
+        if _ONLY_WITH.get(key, given[0]) != given[0]:
+            raise UsageError(f"{label}: {key} without {_ONLY_WITH[key]}", f"{key} only beside {_ONLY_WITH[key]}")
+    if given == ["catalog"] and "aoi" not in values:
+        raise UsageError(f"{label}: catalog without aoi", 'aoi = "area.geojson"')
+    if given == ["zarr"] and "variable" not in values:
+        raise UsageError(f"{label}: zarr without variable", 'variable = "reflectance", or what the store calls it')
+    if values["role"] == "hr" and "bands" in values and set(dict(values["bands"])) != set(RGB):
+        named = ", ".join(dict(values["bands"]))
+        raise UsageError(f"{label}: bands {named}", f"{', '.join(RGB)} (red, green, blue) for role hr")
+
+
+def _located(label: str, key: str, text: str, folder: Path, root: Path | None) -> str:
+    """Absolute path of what the source names, with environment variables; UsageError where nothing is there."""
+    expanded = _expanded(label, key, text, root)
+    if key == "catalog" and (not (folder / expanded).exists() or "://" in expanded):
+        return expanded  # a name or an address; `load_catalog` says what it knows
+    whole = Path(os.path.abspath(folder / expanded))
+    if key == "path" and _PATTERN.search(expanded):
+        fixed = glob_root(whole)
+        if not fixed.is_dir():
+            raise UsageError(f"{label}: {key} = {text!r}: no folder {fixed}", "an existing folder")
+        if next(fixed.glob(str(whole.relative_to(fixed))), None) is None:
+            raise UsageError(f"{label}: {key} = {text!r} matches no file in {fixed}", "a glob that matches images")
+    elif not whole.exists():
+        raise UsageError(f"{label}: {key} = {text!r}: {whole} does not exist", "an existing folder, file or glob")
+    return str(whole)
+
+
+def glob_root(pattern: Path) -> Path:
+    """The part of a glob before its first wildcard."""
+    fixed = [part for part in pattern.parts]
+    for index, part in enumerate(fixed):
+        if _PATTERN.search(part):
+            return Path(*fixed[:index])
+    return pattern
+
+
+def _expanded(label: str, key: str, text: str, root: Path | None) -> str:
+    """`text` with ${NAME} replaced from the environment."""
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] == DATA_VARIABLE:
+            return str(root or default_data())
+        if found[1] not in os.environ:
+            raise UsageError(f"{label}: {key} = {text!r}: {found[1]} is not set", f"an environment variable {found[1]}")
+        return os.environ[found[1]]
+
+    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, text))
+
+
+def _check_place(label: str, place: str) -> None:
+    try:
+        groups = re.compile(place).groups
+    except re.error as error:
+        raise UsageError(
+            f"{label}: place = {place!r} is no regular expression ({error})", r'such as "(\\w+)_2020"'
+        ) from None
+    if place and not groups:
+        raise UsageError(
+            f"{label}: place = {place!r} has no group", r'a group that names the place, such as "(\\w+)_2020"'
+        )
+
+
+def _with_scales(label: str, values: dict[str, Any]) -> Source:
+    """The source with scales that fit each other: what is not stated follows from what is."""
+    stated = "target_gsd_m" in values
+    values["target_stated"], values["label"] = stated, label
+    if values["role"] == "sentinel2":
+        if stated or "evaluate_gsd_m" in values or "values" in values:
+            found = "target_gsd_m, evaluate_gsd_m and values say nothing of role sentinel2"
+            raise UsageError(f"{label}: {found}", "them for role hr only")
+        values["target_gsd_m"], values["evaluate_gsd_m"] = (SENTINEL2_GSD_M, SENTINEL2_GSD_M), SENTINEL2_GSD_M
+    low, high = values.setdefault("target_gsd_m", TARGET_GSD_M)
+    gsd_m = values.get("gsd_m")
+    if stated and gsd_m is not None and gsd_m > low * 1.01:
+        raise UsageError(
+            f"{label}: images of {gsd_m:g} m for target_gsd_m = [{low:g}, {high:g}]",
+            f"images at least as fine as {low:g} m",
+            f"target_gsd_m = [{gsd_m:g}, {max(high, gsd_m):g}], or leave the source out",
+        )
+    values.setdefault("evaluate_gsd_m", min(max(EVALUATE_GSD_M, low), high))
+    if values["role"] == "hr" and values.get("values", "8-bit") == "8-bit" and {"scale", "offset"} & set(values):
+        raise UsageError(f"{label}: scale and offset with 8-bit values", 'values = "reflectance"')
+    return Source(**values)

@@ -1,0 +1,134 @@
+"""DiffFuSR's degradations (arXiv 2506.11764, eq. 9 to 11), and Sentinel-2's own blur in their place.
+
+Coarse = (sharp * kernel) decimated by an antialiased cubic + noise, with kernel and noise drawn per image. In:
+reflectance tensors and a seeded generator. Out: reflectance on the coarse grid. Imports torch and `degrade`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from training.degradation.degrade import apply_kernels, compose, gaussian
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from training.degradation.published import AsPublished
+
+# Modulation transfer at the Nyquist frequency of each band's own grid, optics and detector together: ESA's Sentinel-2
+# data quality reports, as tabulated for the 12 bands by Ulfarsson et al. 2019 (S2Sharp, IEEE TGRS 57(9)).
+MTF_NYQUIST: dict[str, float] = {
+    "B01": 0.32,
+    "B02": 0.26,
+    "B03": 0.28,
+    "B04": 0.24,
+    "B05": 0.38,
+    "B06": 0.34,
+    "B07": 0.34,
+    "B08": 0.26,
+    "B8A": 0.33,
+    "B09": 0.26,
+    "B11": 0.22,
+    "B12": 0.23,
+}
+_REACH = 5  # side of a sensor kernel in coarse px: 4.6 standard deviations to each side for the widest band
+_STEPS_8BIT = 255.0
+
+
+@dataclass(frozen=True)
+class BlindRange:
+    """What is drawn per image. Widths are standard deviations in px of the sharp grid, noise in reflectance."""
+
+    isotropic_px: tuple[float, float] = (2.0, 4.0)
+    axes_px: tuple[float, float] = (0.2, 4.0)  # of both axes of an anisotropic kernel
+    anisotropic: float = 0.5  # share of images with such a kernel
+    angle_rad: tuple[float, float] = (0.0, math.pi)
+    noise: tuple[float, float] = (5e-4, 1e-2)
+    noise_law: Literal["log-uniform", "uniform"] = "log-uniform"
+
+
+def range_of(published: AsPublished) -> BlindRange:
+    """The range with the switches that concern it."""
+    within = BlindRange()
+    if published.angle:
+        within = replace(within, angle_rad=(0.0, math.pi / 180))
+    if published.anisotropic:
+        within = replace(within, anisotropic=1.0)
+    if published.noise:
+        within = replace(within, noise=(0.0, 25 / 255), noise_law="uniform")
+    return within
+
+
+def draw_kernels(images: int, within: BlindRange, generator: torch.Generator) -> Tensor:
+    """Blur kernels (images, 21, 21), each summing to one (eq. 9: covariance R diag(l1^2, l2^2) R^T)."""
+    isotropic, l1, l2 = (
+        _uniform(images, bounds, generator) for bounds in (within.isotropic_px, within.axes_px, within.axes_px)
+    )
+    two_widths = torch.rand(images, generator=generator) < within.anisotropic
+    angle = _uniform(images, within.angle_rad, generator)
+    return gaussian(torch.where(two_widths, l1, isotropic), torch.where(two_widths, l2, isotropic), angle)
+
+
+def draw_noise(images: int, within: BlindRange, generator: torch.Generator) -> Tensor:
+    """Standard deviations of noise (images,)."""
+    if within.noise_law == "uniform":
+        return _uniform(images, within.noise, generator)
+    low, high = within.noise
+    return torch.exp(_uniform(images, (math.log(low), math.log(high)), generator))
+
+
+def degrade_blind(
+    sharp: Tensor,
+    within: BlindRange,
+    generator: torch.Generator,
+    views: int = 1,
+    scale: int = 4,
+    sensor: Sequence[str] = (),
+) -> Tensor:
+    """(images * views, C, H, W) -> (images * views, C, H/scale, W/scale), float.
+
+    Adjacent `views` of one image share kernel and noise level, which is what makes them a pair for contrastive
+    learning; the noise itself differs. With `sensor` bands, one per channel, all share Sentinel-2's blur instead.
+    """
+    images = len(sharp) // views
+    if sensor:
+        coarse = apply_kernels(sharp, sensor_kernels(sensor, scale).expand(len(sharp), -1, -1, -1), scale)
+    else:
+        kernels = compose(draw_kernels(images, within, generator), scale, "bicubic")
+        coarse = apply_kernels(sharp, kernels.repeat_interleave(views, dim=0), scale)
+    sd = draw_noise(images, within, generator).repeat_interleave(views)
+    return coarse + sd[:, None, None, None] * torch.randn(coarse.shape, generator=generator)
+
+
+def sensor_sigma_px(band: str, scale: int) -> float:
+    """Width in px of the sharp grid of the Gaussian whose transfer at the coarse Nyquist frequency is the band's MTF.
+
+    exp(-2 (pi f sigma)^2) = MTF at f = 1 / (2 scale) gives sigma = (scale / pi) sqrt(2 ln(1 / MTF)).
+    """
+    return scale / math.pi * math.sqrt(2 * math.log(1 / MTF_NYQUIST[band]))
+
+
+def sensor_kernels(bands: Sequence[str], scale: int) -> Tensor:
+    """Blur of each band (bands, 5 scale, 5 scale), centred on the coarse pixel and sampled there.
+
+    The MTF includes the detector's integration over its pixel, hence no block mean follows.
+    """
+    sigma = torch.tensor([sensor_sigma_px(band, scale) for band in bands])
+    return gaussian(sigma, sigma, torch.zeros(len(bands)), taps=_REACH * scale)
+
+
+def eight_bit(reflectance: Tensor, rounded: bool = False) -> Tensor:
+    """Reflectance cut to [0, 1] and to steps of 1 / 255 (downwards as a cast does, or rounded): 39 DN a step."""
+    steps = reflectance.clamp(0, 1) * _STEPS_8BIT
+    return (steps.round() if rounded else steps.floor()) / _STEPS_8BIT
+
+
+def _uniform(count: int, bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+    low, high = bounds
+    return low + (high - low) * torch.rand(count, generator=generator)

@@ -1,0 +1,343 @@
+"""The training loop: budget, stages, moving average, checkpoints that resume exactly, one line per interval.
+
+In: a `Task` (network, loss, validation) and a `Preset`. Out: the averaged network, a checkpoint, a log. Knows neither
+images nor sensors. Under `torchrun` several processes take the batches in turn and share one gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.errors import Interrupted, PipelineError, UsageError
+from training import placement
+from training.loop import distributed, log, savepoint
+from training.loop.average import Average
+from training.loop.batches import FOR_LOSS, FOR_STAGE, Draw, Feed
+from training.loop.task import HasCompanion, Objective, ShowsSamples
+from training.schedule import rate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from training.loop.task import Task
+    from training.presets import Preset, Stage
+
+__all__ = ["Average", "Budget", "Diverged", "Draw", "Progress", "Run"]
+
+CLIP = 1.0  # largest norm of a gradient
+STATISTICS = ("running_mean", "running_var")  # of BatchNorm, which every process sees only its own batches of
+
+
+class Diverged(PipelineError):
+    """The loss is no longer a number. Exit code 1."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: minutes of training time over all resumes, or images. Images make a run reproducible."""
+
+    minutes: float | None = None
+    images: int | None = None
+
+    def progress(self, elapsed_s: float, images: int) -> float:
+        """Spent share, 0 to 1."""
+        spent = images / self.images if self.images else elapsed_s / 60 / (self.minutes or math.inf)
+        return min(spent, 1.0)
+
+
+@dataclass
+class Progress:
+    """Where a run stands, over all processes and resumes."""
+
+    step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    batches: int = 0  # drawn so far: the number of the next one
+    images: int = 0
+    elapsed_s: float = 0.0
+
+
+@dataclass
+class Tally:
+    """What happened since the last line, in this process."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+    steps: int = 0
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, objective: Objective) -> None:
+        """Count one step; sums stay on the device so that nothing waits for them."""
+        self.steps += 1
+        for name, value in {"loss": objective.total, **objective.parts}.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value.detach().float()
+
+    def means(self) -> dict[str, float]:
+        """Mean of the loss and its parts per step."""
+        return {name: float(value) / max(self.steps, 1) for name, value in self.losses.items()}
+
+
+class Run:
+    """One training run of a task by a preset's stages, in a folder of its own.
+
+    `data` is the digest of what it learns from; `learned_from` has those of all resumes, the present one last.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        preset: Preset,
+        budget: Budget,
+        folder: Path,
+        seed: int,
+        bf16: bool = False,
+        workers: int = 0,
+        data: str = "",
+    ) -> None:
+        self.task, self.preset, self.budget, self.folder = task, preset, budget, folder
+        self.seed, self.bf16, self.workers = seed, bf16, workers
+        self.device = placement.device_of(task.network)
+        self.resumed_from: Path | None = None
+        self.resumed_at = 0  # step
+        self.learned_from = [data]
+        self.stop: Callable[[], bool] = bool  # asked after every step
+        self.stopping = False
+        self.logged = False  # whether the log was begun
+        if isinstance(task, HasCompanion):
+            task.companion.to(self.device)
+        self.at = Progress()
+        self.tally = Tally()
+        self._begin_stage()
+
+    @property
+    def stage(self) -> Stage:
+        """The stage the run is in."""
+        return self.preset.stages[self.at.stage]
+
+    def train(
+        self,
+        say: Callable[[str], None] = print,
+        every_s: float = 60.0,
+        until_images: int | None = None,
+        stop: Callable[[], bool] = bool,  # which gives False
+    ) -> None:
+        """Go on until the budget is spent (or `until_images`); ends with averaged weights in the task's network.
+
+        Process 0 says a line, logs a row and writes a checkpoint every `every_s` seconds and at the end. Raises
+        Diverged; and Interrupted, the checkpoint written, after the step in which `stop` is True in any process.
+        """
+        self.stop = stop
+        first, step = self.at.batches + distributed.rank(), distributed.world()
+        self.task.network.train()
+        last = self.at.elapsed_s
+        with Feed(self.task.batch, self.seed, first, step, self.workers, self.device) as feed:
+            while self._goes_on(until_images):
+                spent = self._spent()
+                self._enter(spent)
+                self._step(feed, spent)
+                if self.at.elapsed_s - last >= every_s:
+                    last = self.at.elapsed_s
+                    self._report(say)
+        if self.stopping and self._spent() < 1.0:
+            self._break_off()
+        if self.tally.steps:
+            self._report(say)
+        elif distributed.rank() == 0:
+            self._open_log()
+            self.save()
+        self.task.network.load_state_dict(self.average.state)
+        if self._spent() >= 1.0:
+            self.task.finish()
+
+    def _goes_on(self, until_images: int | None) -> bool:
+        return self._spent() < 1.0 and not self.stopping and (until_images is None or self.at.images < until_images)
+
+    def _break_off(self) -> None:
+        """Write the checkpoint, without a line. Raises Interrupted."""
+        self._refuse_nonsense()
+        if distributed.rank() == 0:
+            self._open_log()
+        self.save()
+        done = f"stopped after step {self.at.step}, {self.at.images} images"
+        raise Interrupted(done, cure=f"the same command with --resume {self.folder} goes on there")
+
+    def _open_log(self) -> None:
+        """Start the log when there is something to write: a run that fails before that leaves nothing behind."""
+        if not self.logged:
+            log.begin(self.folder, self.resumed_from, self.resumed_at)
+            self.logged = True
+
+    def save(self) -> None:
+        """Write the checkpoint, replacing the last one atomically; by process 0 alone."""
+        if distributed.rank() != 0:
+            return
+        companion = self.task.companion.state_dict() if isinstance(self.task, HasCompanion) else {}
+        content = {
+            "preset": self.preset.name,
+            "config": json.dumps(savepoint.recipe_of(self.preset)),
+            "seed": self.seed,
+            "network": self.task.network.state_dict(),
+            "companion": companion,
+            "average": self.average.state,
+            "average_count": self.average.count,
+            "optimiser": self.optimiser.state_dict(),
+            "at": asdict(self.at),
+            "data": self.learned_from,
+        }
+        savepoint.write(self.folder, content)
+
+    def resume(self, folder: Path, checkpoint: dict[str, Any] | None = None) -> None:
+        """Go on from the checkpoint in `folder`, with its seed, as if it had never stopped.
+
+        `checkpoint` is its content, where it has been read.
+
+        Raises UsageError where there is none, it cannot be read, or it is of another preset or other settings.
+        """
+        content = checkpoint or savepoint.read(folder, self.preset)
+        try:
+            self.at, self.seed = Progress(**content["at"]), content["seed"]
+            self.task.network.load_state_dict(content["network"])
+            if isinstance(self.task, HasCompanion):
+                self.task.companion.load_state_dict(content["companion"])
+            self._begin_stage()
+            self.average.load(content["average"], content["average_count"])
+            self.optimiser.load_state_dict(content["optimiser"])
+        except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"the checkpoint in {folder} does not fit the network of preset {self.preset.name}",
+                "one that this version wrote",
+                "start anew without --resume",
+            ) from error
+        self.resumed_from, self.resumed_at = folder, self.at.step
+        before = content.get("data", self.learned_from)  # versions before this one did not tell
+        self.learned_from = before if before[-1:] == self.learned_from else [*before, *self.learned_from]
+
+    def _spent(self) -> float:
+        return self.budget.progress(self.at.elapsed_s, self.at.images)
+
+    def _bounds(self) -> tuple[float, float]:
+        """Shares of the budget at which the current stage begins and ends."""
+        before = sum(stage.share for stage in self.preset.stages[: self.at.stage])
+        return before, before + self.stage.share
+
+    def _enter(self, spent: float) -> None:
+        """Move to the next stage, starting it from averaged weights, when this one's share is spent."""
+        moved = False
+        while spent >= self._bounds()[1] - 1e-9 and self.at.stage + 1 < len(self.preset.stages):
+            self.task.network.load_state_dict(self.average.state)
+            self.at.stage, self.at.stage_step, moved = self.at.stage + 1, 0, True
+        if moved or self.at.step == 0:
+            self.task.begin(self.stage, Draw.seeded(self.seed, FOR_STAGE, self.at.stage))
+            self._begin_stage()
+
+    def _begin_stage(self) -> None:
+        """Fresh optimiser and average over the stage's parameters; all others are frozen."""
+        self.trained: list[nn.Parameter] = []
+        for name, parameter in self.task.network.named_parameters():
+            parameter.requires_grad_(not self.stage.trains or name.startswith(self.stage.trains))
+            self.trained += [parameter] if parameter.requires_grad else []
+        self.optimiser = torch.optim.Adam(self.trained, lr=self.stage.learning_rate, betas=self.preset.betas)
+        self.average = Average(self.task.network, self.preset.ema)
+
+    def _rate(self, spent: float) -> float:
+        """Learning rate now."""
+        begin, end = self._bounds()
+        share = (spent - begin) / (end - begin)
+        factor = rate(self.preset.schedule, share, self.at.stage_step, self.preset.warmup_steps)
+        return self.stage.learning_rate * factor
+
+    def _step(self, feed: Feed, spent: float) -> None:
+        """One batch per process, one step of all."""
+        started, waited = time.monotonic(), feed.waited_s
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate(spent)
+        batch = feed.next()
+        draw = Draw.seeded(self.seed, FOR_LOSS, self.at.batches + distributed.rank())
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            loss = self.task.loss(self.stage, batch, draw)
+        objective = loss if isinstance(loss, Objective) else Objective(loss, {})
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(objective.total)
+        self._share()
+        torch.nn.utils.clip_grad_norm_(self.trained, CLIP)
+        self.optimiser.step()
+        self.average.update()
+        self.tally.add(objective)
+        self._count(len(next(iter(batch.values()))), time.monotonic() - started, feed.waited_s - waited)
+
+    @torch.no_grad()
+    def _share(self) -> None:
+        """Gradients and statistics of BatchNorm become the mean over all processes."""
+        if distributed.world() == 1:
+            return
+        for parameter in self.trained:  # a loss may leave some out, and every process must bring the same list
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        distributed.average_([parameter.grad for parameter in self.trained if parameter.grad is not None])
+        modules = [self.task.network, *([self.task.companion] if isinstance(self.task, HasCompanion) else [])]
+        buffers = [buffer for module in modules for name, buffer in module.named_buffers() if name.endswith(STATISTICS)]
+        distributed.average_(buffers)
+
+    def _count(self, images: int, seconds: float, waited_s: float) -> None:
+        """Book one step; all processes agree on images, time and stops, so that they end and report together."""
+        self.tally.waited_s += waited_s
+        total, spent_s, asked = distributed.totals([images, seconds, float(self.stop())])
+        self.stopping = asked > 0
+        self.tally.images, self.tally.seconds = self.tally.images + round(total), self.tally.seconds + seconds
+        at = self.at
+        at.step, at.stage_step, at.batches = at.step + 1, at.stage_step + 1, at.batches + distributed.world()
+        at.images, at.elapsed_s = at.images + round(total), at.elapsed_s + spent_s / distributed.world()
+
+    def _report(self, say: Callable[[str], None]) -> None:
+        """Validate, say and log what happened since the last line, then write the checkpoint; by process 0 alone."""
+        self._refuse_nonsense()
+        tally, self.tally = self.tally, Tally()
+        if distributed.rank() != 0:
+            return
+        self._open_log()
+        network = self.task.network
+        with self.average.applied(network):
+            network.eval()
+            measured = self.task.validate(self.stage)
+            if isinstance(self.task, ShowsSamples) and (rows := self.task.samples(self.stage)):
+                log.write_samples(self.folder, self.at.step, rows)
+        network.train()
+        row = self._row(tally, measured)
+        say(row.line())
+        log.add(self.folder, row)
+        self.save()
+
+    def _row(self, tally: Tally, measured: str) -> log.Row:
+        means = tally.means()
+        seconds = max(tally.seconds, 1e-9)
+        return log.Row(
+            minutes=self.at.elapsed_s / 60,
+            stage=self.stage.name,
+            step=self.at.step,
+            images=self.at.images,
+            images_per_s=tally.images / seconds,
+            waiting=tally.waited_s / seconds,
+            learning_rate=self.optimiser.param_groups[0]["lr"],
+            loss=means.pop("loss", math.nan),
+            parts=" ".join(f"{name}={value:.4g}" for name, value in means.items()),
+            validation=measured,
+        )
+
+    def _refuse_nonsense(self) -> None:
+        """Stop before a checkpoint of broken weights replaces a good one."""
+        means = self.tally.means()
+        if not all(math.isfinite(value) for value in means.values()):
+            raise Diverged(
+                f"the loss is {means['loss']} within the last {self.tally.steps} steps to step {self.at.step}",
+                "a finite number",
+                f"resume from {self.folder} with a lower learning rate or without --bf16",
+            )

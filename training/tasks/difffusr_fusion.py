@@ -1,0 +1,213 @@
+"""The task of DiffFuSR's fusion (arXiv 2506.11764): three networks, one per native resolution, learned at once.
+
+In: Sentinel-2 tiles and a preset. Out: the summed absolute errors of z-scores, validation lines, samples, the bundle.
+A group whose tiles are too small or lack bands is left out, and says so. Imports the pipeline's networks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline.errors import UsageError
+from pipeline.models.difffusr_fusion import INPUTS, FusionNetworks, difffusr_fusion_bundle, name_of
+from training import placement
+from training.loop.task import Objective
+from training.quality.metrics import ergas
+from training.tasks.fusion import disturbed, tiles_to_train_on
+from training.tasks.wald_groups import FACTORS, Example, example_of, fits, group_of, inputs_of, statistics, unit_60m
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from pipeline.models.bundle import Bundle
+    from training.data.sources import TrainingData
+    from training.loop.batches import Draw
+    from training.presets import Preset, Stage
+
+KEPT = {10: slice(3, 4), 20: slice(0, 6), 60: slice(0, 2)}  # outputs that inference uses: of 10 m only B08
+SHOWN = {10: (3, 0, 1), 20: (4, 3, 0)}  # false colour: B08 B04 B03, and B11 B8A B05
+WATCHED = 4  # tiles that are validated on at every line, and drawn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of this task in a preset."""
+
+    statistics: str = "tiles"
+    dropout: float = 0.2  # of the features of the guide's branch while training (released code)
+    disturb_guide: bool = True
+
+    def check(self) -> None:
+        """Raise UsageError for settings that cannot be trained with."""
+        if self.statistics not in ("tiles", "released"):
+            raise UsageError(f"recipe statistics={self.statistics}", "tiles or released")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"recipe dropout={self.dropout}", "0 or more and less than 1")
+
+
+class DiffFuSRFusionTask:
+    """Task of DiffFuSR's fusion networks."""
+
+    def __init__(self, preset: Preset, data: TrainingData) -> None:
+        self.preset, self.data = preset, data
+        self.recipe = Recipe(**preset.recipe)
+        self.recipe.check()
+        self.network = FusionNetworks(**preset.architecture)
+        tiles = tiles_to_train_on(data)
+        found = {gsd: group_of(gsd, tiles, preset.crop_px) for gsd in INPUTS}
+        self.groups = {gsd: group for gsd, group in found.items() if group is not None}
+        if not self.groups:
+            raise UsageError(f"{data.file.path}: no Sentinel-2 tile is large enough", "tiles of 120 m or more")
+        self.watched = data.watched_tiles()[:WATCHED]
+        self.normalisation = self._normalisation(statistics(tiles) if self.recipe.statistics == "tiles" else {})
+        for gsd in INPUTS.keys() - self.groups.keys():
+            silence_(self.network.get_submodule(f"{name_of(gsd)}.conv_last"))
+
+    def batch(self, draw: Draw) -> dict[str, Tensor]:
+        """For every group, z-scores on its grid: `guide20` (B, 3, n, n), `seen20` (B, 10, n, n), `truth20` ..."""
+        batch: dict[str, Tensor] = {}
+        for gsd, group in self.groups.items():
+            example = example_of(group.crops(draw.rng, self.preset.batch), gsd)
+            if self.recipe.disturb_guide:
+                example = replace(example, guide=disturbed(example.guide, draw))
+            z = self._z_scores(example, gsd)
+            batch |= {f"guide{gsd}": z.guide, f"seen{gsd}": z.seen, f"truth{gsd}": z.truth}
+        return batch
+
+    def begin(self, stage: Stage, draw: Draw) -> None:
+        """Nothing to prepare."""
+
+    def finish(self) -> None:
+        """Nothing to finish."""
+
+    def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Objective:
+        """Sum over the groups of the mean absolute error of z-scores."""
+        parts = {}
+        for gsd in self.groups:
+            network = self.network.get_submodule(name_of(gsd))
+            with dropped(network.get_submodule("rgb_rrdb"), self.recipe.dropout, draw.torch):
+                fused = network(batch[f"guide{gsd}"], batch[f"seen{gsd}"])
+            parts[f"{gsd}m"] = functional.l1_loss(fused.float(), batch[f"truth{gsd}"])
+        return Objective(sum(parts.values(), torch.zeros((), device=fused.device)), parts)
+
+    @torch.no_grad()
+    def validate(self, stage: Stage) -> str:
+        """ERGAS beside bilinear interpolation, per group, mean over the middles of the watched tiles."""
+        words = []
+        for gsd in self.groups:
+            ours, plain = [], []
+            for example in self._examples(gsd):
+                truth = example.truth[0, KEPT[gsd]]
+                ours.append(ergas(self._fused(example, gsd)[0, KEPT[gsd]], truth, FACTORS[gsd]))
+                plain.append(ergas(own_bands(example, gsd)[0, KEPT[gsd]], truth, FACTORS[gsd]))
+            if ours:
+                words.append(f"{gsd} m {sum(ours) / len(ours):.3f} ({sum(plain) / len(plain):.3f})")
+        return "ERGAS (bilinear) " + (", ".join(words) or "not measured: no watched tile is large enough")
+
+    @torch.no_grad()
+    def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
+        """Bilinear, fused and the truth of the first watched places, in false colour at the finest group's GSD."""
+        gsd = min(self.groups)
+        if gsd not in SHOWN:
+            return []
+        bands = list(SHOWN[gsd])
+        return [
+            {
+                "bilinear": own_bands(example, gsd)[0, bands],
+                "ours": self._fused(example, gsd)[0, bands],
+                "truth": example.truth[0, bands],
+            }
+            for example in self._examples(gsd)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """What the provenance of the weights says of their data and recipe; `untrained` names what was left out."""
+        untrained = {
+            f"{gsd} m": f"no tile of {unit_60m(gsd) * 60} m with {', '.join(inputs_of(gsd))}"
+            for gsd in INPUTS
+            if gsd not in self.groups
+        }
+        crops = {f"{gsd} m": f"{len(group.tiles)} tiles, {group.side_60m * 60} m" for gsd, group in self.groups.items()}
+        return {
+            **self.data.describe(self.preset.use),
+            "protocol": "Wald x4, x8, x24",
+            "crops": crops,
+            "untrained": untrained,
+            "recipe": asdict(self.recipe),
+        }
+
+    def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
+        """The bundle of the networks as they are now."""
+        described = difffusr_fusion_bundle(self.preset.architecture, provenance, licence)
+        return replace(described, normalisation=self.normalisation)
+
+    def _normalisation(self, measured: dict[str, tuple[float, float]]) -> dict[str, Any]:
+        """Released mean and sd of every band, replaced where measured."""
+        released = difffusr_fusion_bundle().normalisation
+        return {
+            "kind": released["kind"],
+            "mean": {**released["mean"], **{band: mean for band, (mean, _) in measured.items()}},
+            "sd": {**released["sd"], **{band: sd for band, (_, sd) in measured.items()}},
+        }
+
+    def _scale(self, bands: Sequence[str], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and sd of bands, (bands, 1, 1)."""
+        mean, sd = (
+            like.new_tensor([self.normalisation[key][b] for b in bands])[:, None, None] for key in ("mean", "sd")
+        )
+        return mean, sd
+
+    def _z_scores(self, example: Example, gsd: int) -> Example:
+        def scaled(rho: Tensor, bands: Sequence[str]) -> Tensor:
+            mean, sd = self._scale(bands, rho)
+            return (rho - mean) / sd
+
+        guide = scaled(example.guide, INPUTS[10][:3])
+        return Example(guide, scaled(example.seen, inputs_of(gsd)), scaled(example.truth, INPUTS[gsd]))
+
+    def _examples(self, gsd: int) -> list[Example]:
+        group = self.groups[gsd]
+        tiles = [tile for tile in self.watched if fits(tile, gsd, group.side_60m)]
+        return [example_of(group.middle(tile), gsd) for tile in tiles]
+
+    def _fused(self, example: Example, gsd: int) -> Tensor:
+        """The network's bands in reflectance, on the CPU (1, bands, n, n)."""
+        z, network = self._z_scores(example, gsd), self.network.get_submodule(name_of(gsd))
+        out = placement.run(placement.device_of(network), network, z.guide, z.seen).float()
+        mean, sd = self._scale(INPUTS[gsd], out)
+        return out * sd + mean
+
+
+def own_bands(example: Example, gsd: int) -> Tensor:
+    """Of what the network sees, the bands that it returns."""
+    return example.seen[:, -len(INPUTS[gsd]) :]
+
+
+@contextlib.contextmanager
+def dropped(module: nn.Module, rate: float, generator: torch.Generator) -> Iterator[None]:
+    """Inside the block a share `rate` of the module's output values is zero and the rest larger (Srivastava 2014)."""
+
+    def drop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        kept = torch.rand(output.shape, generator=generator) >= rate
+        return output * kept.to(output.device) / (1 - rate)
+
+    handle = module.register_forward_hook(drop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def silence_(layer: nn.Module) -> None:
+    """Zero a last layer: an untrained network then returns the mean of its bands, and projection the native pixels."""
+    for parameter in layer.parameters():
+        parameter.zero_()

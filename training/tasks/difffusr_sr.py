@@ -1,0 +1,169 @@
+"""The task of DiffFuSR's super-resolution (arXiv 2506.11764): three networks learned together from blind degradations.
+
+Sharp images are degraded x4 by random blur and noise; the U-Net learns x0 from noisy images, the spatial encoder helps
+it and draws a coarse image, the degradation encoder tells degradations apart. In: training data and a preset. Out:
+losses, validation lines, samples, the bundle. Imports the pipeline's networks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import UsageError
+from pipeline.models.difffusr import RGB_BANDS, SCALE, DiffFuSR, Networks, difffusr_bundle, to_network
+from training import placement
+from training.degradation.blind import degrade_blind, eight_bit, range_of
+from training.degradation.published import AsPublished
+from training.presets import SMALL_PX
+from training.quality import baselines
+from training.quality.pairs import (
+    Pair,
+    average,
+    from_many_sets,
+    members,
+    per_set_mean,
+    score,
+    side_by_side,
+    watched_pairs,
+)
+from training.tasks.contrast import MOMENTUM, QUEUE, TEMPERATURE, MomentumContrast
+from training.tasks.losses import Eq8, degradation_encoder, eq8_losses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from pipeline.models.bundle import Bundle
+    from training.data.sources import TrainingData
+    from training.loop.batches import Draw
+    from training.loop.task import Objective
+    from training.presets import Preset, Stage
+
+VIEWS = 2  # crops per image: a query and its key
+SAMPLES = 4  # of the validated images are drawn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of this task in a preset."""
+
+    aux: float = 1.0
+    contrast: float = 0.05
+    queue: int = QUEUE
+    momentum: float = MOMENTUM
+    temperature: float = TEMPERATURE
+    psf: str = "blind"
+    small_px: int = SMALL_PX  # side of crops of images that hold none of the preset's `crop_px`
+
+    def check(self, crop_px: int, multiple: int) -> None:
+        """Raise UsageError for settings that cannot be trained with."""
+        if self.psf not in ("blind", "sentinel2"):
+            raise UsageError(f"recipe psf={self.psf}", "blind or sentinel2")
+        for name, side in (("crop_px", crop_px), ("small_px", self.small_px)):
+            if side % multiple:
+                raise UsageError(f"{name}={side}", f"a multiple of {multiple} px, which this U-Net needs")
+
+
+class DiffFuSRSuperResolution:
+    """Task of DiffFuSR's super-resolver, in one stage. `companion` is the momentum contrast."""
+
+    def __init__(self, preset: Preset, data: TrainingData) -> None:
+        self.preset, self.data = preset, data
+        self.recipe = recipe = Recipe(**preset.recipe)
+        self.published = AsPublished.of(preset.published)
+        self.network = Networks(**preset.architecture)
+        recipe.check(preset.crop_px, self.network.ema.multiple)
+        orthogonal_(self.network.ema)
+        encoder = degradation_encoder(self.network)
+        width = 4 * int(preset.architecture["degradation_base"])
+        self.companion = MomentumContrast(encoder, width, recipe.queue, recipe.momentum, recipe.temperature)
+        self.weights = Eq8(recipe.aux, recipe.contrast, self.published.squared)
+        self.range = range_of(self.published)
+        self.sampler = data.hr_sampler("train", preset.crop_px, recipe.small_px)
+        self.pairs = [middle(pair, preset.crop_px) for pair in watched_pairs(data)]
+        self.baseline = average(self._per_set([baselines.bicubic(pair.lr) for pair in self.pairs]))
+
+    def batch(self, draw: Draw) -> dict[str, Tensor]:
+        """Network range: sharp `hr` (B, 3, n, n), coarse `lr` and, of another crop, `other` (B, 3, n/4, n/4)."""
+        hr = torch.from_numpy(self.sampler.batch(draw.rng, self.preset.batch, views=VIEWS))
+        hr = eight_bit(hr) if self.published.hr_8bit else hr
+        sensor = RGB_BANDS if self.recipe.psf == "sentinel2" else ()
+        lr = degrade_blind(hr, self.range, draw.torch, VIEWS, SCALE, sensor)
+        lr = eight_bit(lr, rounded=True) if self.published.lr_8bit else lr
+        return {"hr": to_network(hr[::VIEWS]), "lr": to_network(lr[::VIEWS]), "other": to_network(lr[1::VIEWS])}
+
+    def begin(self, stage: Stage, draw: Draw) -> None:
+        """Start the momentum encoder from the encoder as it is, and the queue from random directions."""
+        self.companion.begin(degradation_encoder(self.network), draw.torch)
+
+    def finish(self) -> None:
+        """Nothing to finish."""
+
+    def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Objective:
+        """Eq. 8."""
+        return eq8_losses(self.network, self.companion, batch, draw.torch, self.weights)
+
+    def validate(self, stage: Stage) -> str:
+        """PSNR over bicubic of one member, on held-out places."""
+        gain = average(self._per_set(self._members(self.pairs))) - self.baseline
+        return f"PSNR over bicubic {self.baseline:.2f} dB: one {gain:+.2f}"
+
+    def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
+        """Input, bicubic, one member and the truth of a few held-out places."""
+        shown = from_many_sets(self.pairs, SAMPLES)
+        return [side_by_side(pair, ours) for pair, ours in zip(shown, self._members(shown), strict=True)]
+
+    def describe(self) -> dict[str, Any]:
+        """What the provenance of the weights says of their data and recipe."""
+        return {
+            **self.data.describe(self.preset.use),
+            "degradation": repr(self.range) if self.recipe.psf == "blind" else "Sentinel-2 MTF",
+            "recipe": asdict(self.recipe),
+            "as_published": list(self.preset.published),
+        }
+
+    def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
+        """The bundle of the networks as they are now."""
+        return difffusr_bundle(self.preset.architecture, provenance, licence, self.preset.sampler)
+
+    def _members(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        """One sample (1, 3, H, W) of each."""
+        with self._system() as system:
+            device = placement.device_of(self.network)
+            return [members(system, pair, 1, device=device) for pair in pairs]
+
+    def _per_set(self, estimates: Sequence[Tensor]) -> dict[str, float]:
+        scores = [score(estimate, pair) for estimate, pair in zip(estimates, self.pairs, strict=True)]
+        return per_set_mean(self.pairs, scores)
+
+    @contextlib.contextmanager
+    def _system(self) -> Iterator[DiffFuSR]:
+        """The networks as the pipeline runs them, which freezes them inside the block."""
+        trained = [parameter.requires_grad for parameter in self.network.parameters()]
+        yield DiffFuSR(self.network, self.bundle())
+        for parameter, before in zip(self.network.parameters(), trained, strict=True):
+            parameter.requires_grad_(before)
+
+
+def orthogonal_(network: nn.Module) -> None:
+    """Orthogonal weights and zero biases for every convolution and linear layer, as Wu et al. start their U-Net."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.orthogonal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def middle(pair: Pair, side_px: int) -> Pair:
+    """At most `side_px` of the pair's middle, a multiple of the scale."""
+    height, width = (min(side, side_px) // SCALE for side in pair.hr.shape[-2:])
+    top, left = ((side - cut) // 2 for side, cut in zip(pair.lr.shape[-2:], (height, width), strict=True))
+    lr = pair.lr[..., top : top + height, left : left + width]
+    y, x = slice(SCALE * top, SCALE * (top + height)), slice(SCALE * left, SCALE * (left + width))
+    return replace(pair, hr=pair.hr[..., y, x], lr=lr)

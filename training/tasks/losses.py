@@ -1,0 +1,116 @@
+"""What training minimises.
+
+Lite networks: mean squared errors, whose minimiser is the conditional mean; CorrDiff's first stage wants it by
+definition, and it makes the x0 estimates of the second the posterior mean. DiffFuSR: the sum of its eq. 8.
+
+In: networks, sharp and coarse images. Out: scalar losses. Imports torch and the schedule of the noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from pipeline.models.degradation import DegradationEncoder
+from pipeline.models.diffusion import cosine_alpha_bar
+from training.loop.task import Objective
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from pipeline.models.difffusr import Networks
+    from pipeline.models.lite import LiteNetwork
+    from training.tasks.contrast import MomentumContrast
+
+_LEVELS = np.sqrt(np.concatenate([[1.0], cosine_alpha_bar()]))
+SPREAD_WEIGHT = 0.05
+EXPECTED_FLOOR = 0.03  # of the local reflectance: images with less error than this to expect do not weigh more
+SNR_FLOOR = 0.1  # errors at nearly clean levels count at most 1 / floor as much as at pure noise
+
+
+def regression_loss(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
+    """Squared error of the mean, and the likelihood of its spread given that error; the second moves only its head.
+
+    Each image counts in units of the error expected of it, so that fields weigh as much as towns. The weight follows
+    from the coarse image alone, hence the minimiser is still the conditional mean.
+    """
+    unit, features = network.unit(lr), network.features(lr)
+    error = network.mean(lr, features, unit) - hr
+    spread = network.spread(features.detach(), unit)
+    expected = (spread.square() + (EXPECTED_FLOOR * unit).square()).mean((1, 2, 3)).detach()
+    squared = error.square().mean((1, 2, 3)) / expected
+    surprise = (spread / unit).log() + 0.5 * (error.detach() / spread).square()
+    return squared.mean() + SPREAD_WEIGHT * surprise.mean()
+
+
+def sample_levels(count: int, generator: torch.Generator) -> Tensor:
+    """Signal levels (count,) in [0, 1]: s ~ U(sqrt(ab_t), sqrt(ab_(t-1))) for t uniform in 1..1000, cosine schedule."""
+    time = torch.rand(count, generator=generator).double().numpy() * (len(_LEVELS) - 1)
+    return torch.from_numpy(np.interp(time, np.arange(len(_LEVELS)), _LEVELS)).float()
+
+
+def denoising_loss(network: LiteNetwork, lr: Tensor, hr: Tensor, generator: torch.Generator) -> Tensor:
+    """Squared x0 error of the standardised residual at random noise levels; all but the denoiser stays as it is."""
+    with torch.no_grad():
+        features, unit = network.features(lr), network.unit(lr)
+        spread = network.spread(features, unit)
+        x0 = (hr - network.mean(lr, features, unit)) / spread
+    level = sample_levels(len(lr), generator).to(lr.device)
+    a = level[:, None, None, None]
+    eps = torch.randn(x0.shape, generator=generator).to(lr.device)
+    error = network.denoiser(a * x0 + (1 - a * a).sqrt() * eps, level, features) - x0
+    loss: Tensor = (error.square() / (1 - a * a).clamp_min(SNR_FLOOR)).mean()
+    return loss
+
+
+def degradation_encoder(networks: Networks) -> DegradationEncoder:
+    """The query encoder under its type: a ModuleDict, which keeps the released names, forgets it."""
+    encoder = networks.get_submodule("E.encoder_q")
+    if not isinstance(encoder, DegradationEncoder):
+        msg = f"E.encoder_q is a {type(encoder).__name__}; expected a DegradationEncoder"
+        raise TypeError(msg)
+    return encoder
+
+
+@dataclass(frozen=True)
+class Eq8:
+    """Weights of DiffFuSR's losses beside that of x0, and whether x0's error is squared (code) or absolute (eq. 5)."""
+
+    aux: float = 1.0
+    contrast: float = 0.05  # the released code's; the paper writes 0.01
+    squared: bool = False
+
+
+def eq8_losses(
+    networks: Networks,
+    contrast: MomentumContrast,
+    batch: Mapping[str, Tensor],
+    generator: torch.Generator,
+    weights: Eq8,
+) -> Objective:
+    """DiffFuSR's total loss (arXiv 2506.11764, eq. 8): x0 + aux * coarse image + contrast * InfoNCE.
+
+    `batch` holds `hr` (B, 3, 4h, 4w), `lr` (B, 3, h, w) and `other` (B, 3, h, w), a second crop of the same images
+    degraded alike, all in network range.
+    No level weighs more than another: at nearly clean ones the input gives x0 away and the error is next to nothing.
+    """
+    hr, lr = batch["hr"], batch["lr"]
+    features, vector = networks.encoder(lr), networks.degradation(lr)
+    level = sample_levels(len(lr), generator).to(lr.device)[:, None]
+    noise = torch.randn(hr.shape, generator=generator).to(hr.device)
+    s = level[:, :, None, None]
+    x0 = networks.ema(s * hr + (1 - s * s).clamp_min(0).sqrt() * noise, level, features, vector)
+    error = functional.mse_loss if weights.squared else functional.l1_loss
+    parts = {
+        "x0": error(x0.float(), hr),
+        "aux": functional.l1_loss(networks.encoder.coarse(features).float(), hr),
+        "contrast": contrast.loss(degradation_encoder(networks), vector, batch["other"]),
+    }
+    total = parts["x0"] + weights.aux * parts["aux"] + weights.contrast * parts["contrast"]
+    return Objective(total, parts)

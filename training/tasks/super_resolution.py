@@ -1,0 +1,132 @@
+"""The task of the lite super-resolver: RGB crops near 2.5 m, degraded x4, regression first and diffusion second.
+
+In: training data and a preset. Out: losses, validation lines, the bundle. Imports the pipeline's networks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.errors import UsageError
+from pipeline.models.bundle import Bundle
+from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
+from training import placement
+from training.degradation.degrade import DegradationRange, degrade_randomly
+from training.quality.pairs import (
+    average,
+    from_many_sets,
+    ibp_scores,
+    members,
+    per_set_mean,
+    score,
+    side_by_side,
+    watched_pairs,
+)
+from training.tasks import losses
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from training.data.sources import TrainingData
+    from training.loop.run import Draw
+    from training.presets import Preset, Stage
+
+SAMPLES = 4  # of the validated images are drawn
+
+
+def range_of(recipe: Mapping[str, float]) -> DegradationRange:
+    """What a preset's recipe samples, `presets.SENSOR`. UsageError where it is no degradation."""
+    within = DegradationRange(
+        sigma_px=(recipe["blur_from"], recipe["blur_to"]),
+        anisotropic=recipe["anisotropic"],
+        bicubic=recipe["bicubic"],
+        noise=(recipe["noise_from"], recipe["noise_to"]),
+    )
+    wrong = within.wrong()
+    if wrong:
+        raise UsageError(f"recipe {', '.join(f'{name}={value:g}' for name, value in recipe.items())}", wrong)
+    return within
+
+
+class SuperResolution:
+    """Task of the lite super-resolver: first the mean, then the diffusion of what it leaves open."""
+
+    def __init__(self, preset: Preset, data: TrainingData) -> None:
+        self.preset, self.data = preset, data
+        self.network = LiteNetwork(**preset.architecture)
+        self.range = range_of(preset.recipe)
+        self.sampler = data.hr_sampler("train", preset.crop_px)
+        self.pairs = watched_pairs(data)
+        self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
+
+    def batch(self, draw: Draw) -> dict[str, Tensor]:
+        """Coarse `lr` (B, 3, n/4, n/4) and sharp `hr` (B, 3, n, n) reflectance."""
+        hr = torch.from_numpy(self.sampler.batch(draw.rng, self.preset.batch))
+        return {"lr": degrade_randomly(hr, self.range, draw.torch), "hr": hr}
+
+    def begin(self, stage: Stage, draw: Draw) -> None:
+        """Nothing to prepare."""
+
+    def finish(self) -> None:
+        """Nothing to finish."""
+
+    def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Tensor:
+        """Squared error of the mean, or of the denoised residual."""
+        if stage.name == "mean":
+            return losses.regression_loss(self.network, batch["lr"], batch["hr"])
+        return losses.denoising_loss(self.network, batch["lr"], batch["hr"], draw.torch)
+
+    @torch.no_grad()
+    def validate(self, stage: Stage) -> str:
+        """PSNR over IBP of the mean head and, in the diffusion stage, of one member and the mean of four."""
+        system, device = LiteSuperResolver(self.network, self.bundle()), placement.device_of(self.network)
+        means, singles, fours = [], [], []
+        for pair in self.pairs:
+            means.append(score(placement.run(device, system.mean, pair.lr), pair))
+            if stage.name == "detail":
+                samples = members(system, pair, 4, device=device)
+                singles.append(score(samples[:1], pair))
+                fours.append(score(samples.mean(0, keepdim=True), pair))
+        named = {"mean": means, "one": singles, "of 4": fours}
+        gains = [
+            f"{name} {average(per_set_mean(self.pairs, values)) - self.baseline:+.2f}"
+            for name, values in named.items()
+            if values
+        ]
+        return f"PSNR over IBP {self.baseline:.2f} dB: " + "  ".join(gains)
+
+    @torch.no_grad()
+    def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
+        """Input, bicubic, ours (the mean head's estimate, later one member) and the truth of a few held-out places."""
+        system, device = LiteSuperResolver(self.network, self.bundle()), placement.device_of(self.network)
+        rows = []
+        for pair in from_many_sets(self.pairs, SAMPLES):
+            if stage.name == "detail":
+                ours = members(system, pair, 1, device=device)
+            else:
+                ours = placement.run(device, system.mean, pair.lr)
+            rows.append(side_by_side(pair, ours))
+        return rows
+
+    def describe(self) -> dict[str, Any]:
+        """What the provenance of the weights says of their data."""
+        return {**self.data.describe(self.preset.use), "degradation": repr(self.range)}
+
+    def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
+        """The bundle of the network as it is now."""
+        return Bundle(
+            system=SYSTEM,
+            architecture=self.preset.architecture,
+            in_bands=RGB_BANDS,
+            out_bands=RGB_BANDS,
+            scale=SCALE,
+            lattice=LATTICE,
+            normalisation=NORMALISATION,
+            sampler=self.preset.sampler,
+            provenance=provenance or {},
+            licence=licence,
+        )
