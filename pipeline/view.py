@@ -55,7 +55,8 @@ def page_file(arguments: argparse.Namespace) -> Path:
     path = Path(arguments.out) if arguments.out else place_of(arguments.store).picture.with_suffix(".html")
     if path.is_dir():
         raise UsageError(f"{path} is a folder", "a file name for the page, such as lyon.html")
-    require_parent(path)
+    if arguments.out:
+        require_parent(path)
     if path.is_file() and not arguments.overwrite:
         with path.open("rb") as file:
             ours = GENERATOR.encode() in file.read(4096)

@@ -17,7 +17,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,9 +28,16 @@ _LOCK = "sen2fine.lock"  # the file within that is held
 def require_parent(path: Path, flag: str = "--out") -> None:
     """UsageError where the folder that is to hold the output does not exist: with a slip, another disk fills."""
     parent = path.absolute().parent
-    if not parent.exists():
-        cure = f"mkdir -p {shlex.quote(str(parent))}, if the name is right"
-        raise UsageError(f"{flag} {path}: there is no folder {parent}", "one that exists, to write into", cure)
+    try:
+        if parent.is_dir():
+            return
+        there = parent.exists()
+    except OSError as error:
+        raise StorageError(f"{flag} {path} cannot be reached ({error.strerror})", "a writable folder") from error
+    if there:
+        raise UsageError(f"{flag} {path}: {parent} is no folder", "a folder to write into")
+    cure = f"mkdir -p {shlex.quote(str(parent))}, if the name is right"
+    raise UsageError(f"{flag} {path}: there is no folder {parent}", "one that exists, to write into", cure)
 
 
 @contextmanager

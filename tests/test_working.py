@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.archive.stack import Stack, split_stack
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.working import remove_leftovers, require_parent, working_folder
 
 
@@ -30,6 +30,21 @@ def killed(parent, prefix):
     done = subprocess.run([sys.executable, "-c", code, str(parent), prefix], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL
     return done.stdout.strip()
+
+
+def test_an_output_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="file is no folder"):
+        require_parent(tmp_path / "file" / "run.zarr")
+
+
+def test_an_output_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    with pytest.raises(StorageError, match=r"--out .* cannot be reached \(Permission denied\)"):
+        require_parent(tmp_path / "run.zarr")
 
 
 def test_an_output_needs_a_folder_that_exists(tmp_path, monkeypatch):

@@ -258,6 +258,8 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     run = Run(
         task, preset, budget_of(preset, args.minutes, args.images), args.out, args.seed, args.bf16, args.workers, digest
     )
+    if args.init:
+        run.started_from = load_bundle(args.init).digest
     if args.resume:
         run.resume(args.resume, checkpoint)
         if distributed.rank() == 0:
@@ -283,7 +285,7 @@ def train(ready: Ready) -> None:
 
 def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
     """Write the averaged network as `<out>/<preset>.safetensors`; returns what it scores, and its digest."""
-    from pipeline.models.bundle import load_bundle, save_bundle
+    from pipeline.models.bundle import save_bundle
 
     task.network.eval()
     provenance: dict[str, Any] = {
@@ -291,7 +293,7 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
         "preset": args.preset,
         "seed": run.seed,
         "data_before": run.learned_from[:-1],
-        "started_from": load_bundle(args.init).digest if args.init else "",
+        "started_from": run.started_from,
         "images": run.at.images,
         "steps": run.at.step,
         "minutes": round(run.at.elapsed_s / 60, 1),

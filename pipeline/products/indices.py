@@ -4,8 +4,8 @@ In: what `open_store` or `open_measured` gave. Out: lazy DataArrays. Imports err
 
 Formulas are those of the literature on surface reflectance, with B08 as near infrared throughout: at 2.5 m it is the
 near-infrared band measured most finely. Reflectance is as stored, baseline differences removed, and may be slightly
-negative, so that normalised differences of dark ground can leave -1 to 1; nothing is clipped. tests/store/test_indices
-compares every formula with the catalogue Awesome Spectral Indices (spyndex, MIT).
+negative, so that normalised differences of dark ground can leave -1 to 1; nothing is clipped.
+tests/products/test_indices compares every formula with the catalogue Awesome Spectral Indices (spyndex, MIT).
 """
 
 from __future__ import annotations

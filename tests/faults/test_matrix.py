@@ -23,6 +23,11 @@ def test_named_tests_exist(test):
         inside = found[0].body
 
 
+def test_the_table_has_every_row():
+    table = (TESTS / "faults" / "README.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table if line.startswith("| ")][1:] == [row.fault for row in ROWS]
+
+
 def test_no_test_stands_for_two_rows():
     assert len(set(NAMED)) == len(NAMED)
     for test in NAMED:

@@ -110,6 +110,16 @@ def test_an_image_that_would_be_learned_from_and_judged_by_is_refused(own, tmp_p
     assert run(own, tmp_path / "run", "--dry-run") == 0
 
 
+def test_a_scene_that_fusion_would_learn_from_and_be_judged_by_is_refused(own, tmp_path, capsys):
+    again = '\n[[source]]\nname = "judge"\nrole = "sentinel2"\npath = "scenes"\nsplit = "{}"\n'
+    first = 'name = "scenes"\n'
+    for split, leaks in (("held-out", True), ("train", False)):  # without the leak, none is left to judge by
+        own.write_text(TOML.replace(first, f'{first}split = "train"\n') + again.format(split))
+        assert run(own, tmp_path / "run", "--dry-run", preset="lite-fusion") == 2
+        said = capsys.readouterr().err
+        assert ("is to train on in source 'scenes' and held out in 'judge'" in said) == leaks
+
+
 @pytest.mark.parametrize("preset", ["lite-fusion", "difffusr-fusion-small"])
 def test_fusion_says_what_a_scene_needs(own, tmp_path, capsys, preset):
     own.write_text(TOML[: TOML.index('[[source]]\nname = "scenes"')])

@@ -1,7 +1,9 @@
 """The commands: a tiny run from files to a bundle that predicts, its resumption, and the report on shipped weights."""
 
 import hashlib
+import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -210,7 +212,7 @@ def test_a_resumed_run_says_what_one_may_not_expect(imagery, tmp_path, capsys):
     capsys.readouterr()
     assert train.main(arguments(imagery, run, "--images", "8", "--resume", str(run))) == 0
     said = capsys.readouterr().out
-    assert f"goes on from {run}: {images} images in 0.0 minutes\n" in said
+    assert re.search(rf"goes on from {re.escape(str(run))}: {images} images in \d+\.\d minutes\n", said)
     assert "nothing is left to train" in said
     assert "another text" not in said
     imagery.write_text(TOML.replace("towns", "other towns"))
@@ -267,6 +269,34 @@ def test_a_run_can_start_from_a_bundle(imagery, tmp_path):
     train.main(arguments(imagery, tmp_path / "b", "--images", "8", "--init", str(first)))
     second = load_bundle(tmp_path / "b" / "tiny-sr.safetensors")
     assert second.provenance["started_from"] == load_bundle(first).digest
+
+
+def test_a_run_that_began_with_weights_keeps_saying_so_when_it_is_resumed(imagery, tmp_path, capsys, monkeypatch):
+    def loss(task, stage, batch, draw):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return learn(task, stage, batch, draw)
+
+    train.main(arguments(imagery, tmp_path / "first", "--images", "8"))
+    first, run, learn = tmp_path / "first" / "tiny-sr.safetensors", tmp_path / "second", SuperResolution.loss
+    with monkeypatch.context() as patch:
+        patch.setattr(SuperResolution, "loss", loss)
+        assert train.main(arguments(imagery, run, "--images", "8", "--init", str(first))) == 75
+    assert f"with --resume {run} instead of --init goes on there" in capsys.readouterr().err
+    assert train.main(arguments(imagery, run, "--images", "8", "--resume", str(run))) == 0
+    assert load_bundle(run / "tiny-sr.safetensors").provenance["started_from"] == load_bundle(first).digest
+
+
+def test_a_checkpoint_from_before_its_recipe_had_settings_is_resumed(imagery, tmp_path, monkeypatch):
+    """Those settings were constants then, of the same values; other values are another run."""
+    run = tmp_path / "run"
+    train.main(arguments(imagery, run, "--images", "8"))
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    config = json.loads(content["config"])
+    assert config.pop("recipe") == SENSOR
+    torch.save({**content, "config": json.dumps({**config, "recipe": {}})}, run / "checkpoint.pt")
+    again = ("--images", "16", "--resume", str(run))
+    assert train.main(arguments(imagery, run, "--recipe", "bicubic=0.5", *again)) == 2
+    assert train.main(arguments(imagery, run, *again)) == 0
 
 
 def test_weights_to_start_from_that_do_not_fit_are_refused_before_data_are_read(imagery, tmp_path, capsys, monkeypatch):

@@ -93,11 +93,17 @@ class TrainingData:
             raise UsageError(f"{self.file.path}: {error.found}", error.expected, error.cure) from None
 
     def _refuse_leaks(self, images: Sequence[Image]) -> None:
-        """UsageError where two sources name one image and disagree about its split."""
-        first: dict[str, Image] = {}
+        """UsageError where two sources name one image and disagree about its split.
+
+        Sources that are split by place never disagree about ground; other cuts of one scene are other images.
+        """
+        by_place = {source.name for source in self.sources if source.split == "by-place"}
+        first: dict[tuple[str, tuple[int, ...]], Image] = {}
         for image in images:
-            other = first.setdefault(image.label, image)
-            if other.split != image.split:
+            path = Path(image.label)
+            label = str(path.resolve()) if path.exists() else image.label
+            other = first.setdefault((label, tuple(image.reader.shape)), image)
+            if other.split != image.split and not {other.source, image.source} <= by_place:
                 how = {"train": "to train on", "held-out": "held out", None: "split by its ground"}
                 raise UsageError(
                     f"{self.file.path}: {image.label} is {how[other.split]} in source {other.source!r} and "
@@ -117,7 +123,8 @@ class TrainingData:
         ]
 
     def tiles(self, split: Split) -> list[Tile]:
-        """Sentinel-2 scenes of one split, for fusion; without those it is watched by."""
+        """Sentinel-2 scenes of one split, for fusion; without those it is watched by. UsageError as `hr_sampler`."""
+        self._refuse_leaks(self.bracket)
         return [tile for tile in self.all_tiles if tile.split == split and not tile.watched]
 
     def watched_tiles(self) -> list[Tile]:

@@ -61,10 +61,10 @@ class Numbered(Dataset["Batch | PipelineError"]):
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C reaches a whole group of processes: the one that trains answers it, and ends the workers."""
+    """What asks a run to stop reaches a whole group of processes: the one that trains answers, and ends the workers."""
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Feed:

@@ -106,10 +106,8 @@ def _first_of_all(mine: PipelineError | None) -> PipelineError | None:
         found: list[PipelineError | None] = [None] * world()
         distributed.all_gather_object(found, mine)
     except RuntimeError:
-        if mine is None:
-            raise
         end()
-        return mine
+        return mine or Abandoned("the other processes cannot be reached", cure="see what the first of them said")
     return next((failure for failure in found if failure is not None), None)
 
 
@@ -120,7 +118,8 @@ def by_first(speak: Callable[[], object]) -> None:
     if rank() == 0:
         speak()
     if world() > 1:
-        distributed.barrier()
+        with contextlib.suppress(RuntimeError):  # the others have ended for reasons of their own
+            distributed.barrier()
 
 
 def end() -> None:

@@ -110,6 +110,7 @@ class Run:
         self.resumed_from: Path | None = None
         self.resumed_at = 0  # step
         self.learned_from = [data]
+        self.started_from = ""  # digest of the weights it began with
         self.stop: Callable[[], bool] = bool  # asked after every step
         self.stopping = False
         self.logged = False  # whether the log was begun
@@ -169,7 +170,8 @@ class Run:
             self._open_log()
         self.save()
         done = f"stopped after step {self.at.step}, {self.at.images} images"
-        raise Interrupted(done, cure=f"the same command with --resume {self.folder} goes on there")
+        instead = " instead of --init" if self.started_from else ""
+        raise Interrupted(done, cure=f"the same command with --resume {self.folder}{instead} goes on there")
 
     def _open_log(self) -> None:
         """Start the log when there is something to write: a run that fails before that leaves nothing behind."""
@@ -193,6 +195,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "at": asdict(self.at),
             "data": self.learned_from,
+            "started_from": self.started_from,
         }
         savepoint.write(self.folder, content)
 
@@ -220,6 +223,7 @@ class Run:
             ) from error
         self.resumed_from, self.resumed_at = folder, self.at.step
         before = content.get("data", self.learned_from)  # versions before this one did not tell
+        self.started_from = content.get("started_from", self.started_from)
         self.learned_from = before if before[-1:] == self.learned_from else [*before, *self.learned_from]
 
     def _spent(self) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import StorageError, UsageError
+from training.presets import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,8 +88,14 @@ def read(folder: Path, preset: Preset) -> dict[str, Any]:
         raise UsageError(f"{path} is no checkpoint of this version", expected, "start anew without --resume")
     if content["preset"] != preset.name:
         raise UsageError(f"{path} is of preset {content['preset']}", expected, f"--preset {content['preset']}")
-    _check_recipe(path, json.loads(content["config"]), recipe_of(preset))
+    _check_recipe(path, _completed(json.loads(content["config"]), preset), recipe_of(preset))
     return content
+
+
+def _completed(stored: dict[str, Any], preset: Preset) -> dict[str, Any]:
+    """What a checkpoint records, with settings that recipes did not have when it was written, as they were then."""
+    shipped = PRESETS[preset.name].recipe if preset.name in PRESETS else {}
+    return {**stored, "recipe": {**shipped, **stored.get("recipe", {})}}
 
 
 def _check_recipe(path: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:

@@ -192,10 +192,14 @@ def write_text(path: Path, text: str) -> None:
 
 def check_writable(path: Path) -> None:
     """StorageError where `write_text` would fail for want of a folder or rights; leaves nothing behind."""
-    if path.is_dir():
-        raise StorageError(f"{path} is a folder", "a file to write", "name one in the command")
     probe = path.with_name(path.name + ".probe")
-    absent = [folder for folder in path.parents if not folder.exists()]
+    try:
+        folder_in_the_way = path.is_dir()
+        absent = [folder for folder in path.parents if not folder.exists()]
+    except OSError as error:
+        raise StorageError(f"{path} cannot be reached ({error.strerror})", "a place to write to") from error
+    if folder_in_the_way:
+        raise StorageError(f"{path} is a folder", "a file to write", "name one in the command")
     try:
         write_text(probe, "")
         probe.unlink()

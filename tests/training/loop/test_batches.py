@@ -1,5 +1,8 @@
 """Batches by number: the same whoever makes them."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +38,17 @@ def test_a_feed_hands_out_batches_by_number_in_order(workers):
     assert feed.waited_s > 0
     assert torch.multiprocessing.active_children() == []
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_workers_go_on_when_their_whole_group_is_asked_to_stop(number):
+    """Slurm, torchrun and terminals ask all processes of a group; the one that trains answers."""
+    with Feed(make, seed=4, workers=2) as feed:
+        feed.next()
+        for worker in torch.multiprocessing.active_children():
+            os.kill(worker.pid, number)
+        for expected in range(1, 6):
+            np.testing.assert_array_equal(feed.next()["x"], make(Draw.seeded(4, FOR_BATCH, expected))["x"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
