@@ -2,7 +2,8 @@
 
 Cases: importing; opening a large store; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a
 cluster; one model window; seams; the embedded sample from command to verified store; 25 km2 of real tiles repeated into
-one scene (synthetic land where the real imagery is absent); memory over growing areas.
+one scene (synthetic land where the real imagery is absent); memory over growing areas; what a country and the world's
+land would cost.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
@@ -262,6 +263,30 @@ def opening(folder: Path, _workers: int) -> list[Row]:
     return [(f"opening a store of {chunks} chunks", "seconds (CPU)", f"{wall:.2f} ({cpu:.2f})")]
 
 
+def scale(folder: Path, _workers: int) -> list[Row]:
+    """A country, and a sixtieth of the world's land sixty times: one plan per UTM zone."""
+    from tests.benchmarks.scale import GERMANY_KM2, LAND_KM2, UTM_ZONES, cost
+
+    for name in ("country", "zone"):
+        (folder / name).mkdir()
+    country, per_window = cost(folder / "country", GERMANY_KM2)
+    zone, _ = cost(folder / "zone", LAND_KM2 / UTM_ZONES, per_window)
+    rows = []
+    for case, one, plans in (("Germany", country, 1), ("the world's land, 60 plans", zone, UTM_ZONES)):
+        rows += [
+            (case, "km2", f"{one.area_km2 * plans:,.0f}"),
+            (case, "units", f"{one.units * plans:,}"),
+            (case, "TiB stored, 12 bands, one date, with overviews", f"{one.stored_tib * plans:,.2f}"),
+            (case, "chunks at 2.5 m, one object each (16 in one with --shard)", f"{one.chunks * plans:,}"),
+            (case, "reads of COG blocks of 1024 px", f"{one.reads * plans:,}"),
+            (case, f"core-hours at {per_window:.2f} s per window", f"{one.core_hours * plans:,.0f}"),
+            (case, "GPU-hours for each s/km2 that a GPU takes", f"{one.area_km2 * plans / 3600:,.0f}"),
+            (case, "CPU seconds of planning, each plan", f"{one.planning_s:.1f}"),
+            (case, "MiB of the planning process", f"{one.planning_mib:.0f}"),
+        ]
+    return rows
+
+
 CASES = {
     "importing": importing,
     "opening": opening,
@@ -272,6 +297,7 @@ CASES = {
     "sample": sample,
     "area25": area25,
     "memory": memory,
+    "scale": scale,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""What a country and the world's land would cost, by the arithmetic of `--dry-run`: a plan of that size, no pixel read.
+
+In: a folder to plan in. Out: counts by area. A plan needs scenes; one small file that claims to cover everything stands
+for them, so that one date is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import time
+from typing import TYPE_CHECKING
+
+from pipeline.archive.aoi import read_aoi
+from pipeline.archive.local import footprint_of
+from pipeline.bands import GSDS_M, TARGET_GSD_M, bands_at
+from pipeline.config import RunConfig
+from pipeline.execution.estimate import estimate
+from pipeline.execution.planner import make_plan
+from pipeline.superres import superres, systems
+from tests.archive.synthetic import make_archive, make_scene
+from tests.benchmarks.scene import area_geojson
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.execution.plan import Plan
+
+GERMANY_KM2, LAND_KM2 = 357_000, 135_000_000  # land without Antarctica
+UTM_ZONES = 60
+COG_BLOCK_PX = 1024  # of the open archives' files: one request each, at most
+LEFT_M, BOTTOM_M, MARGIN_M = 100_000, 4_600_000, 120_000  # of the square, in EPSG:32632
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """One plan in numbers."""
+
+    area_km2: float
+    units: int
+    stored_tib: float
+    chunks: int  # at 2.5 m, one object each without --shard
+    reads: int  # of COG blocks, one date
+    core_hours: float  # `lite`, one member
+    planning_s: float  # CPU
+    planning_mib: float  # largest memory of the process so far
+
+
+def cost(folder: Path, area_km2: float, seconds_per_window: float | None = None) -> tuple[Cost, float]:
+    """The cost of a square of `area_km2`, and the seconds of one window, measured here unless given."""
+    started = time.process_time()
+    plan = _plan(folder, area_km2)
+    units = sum(1 for _ in plan.units())
+    planning_s = time.process_time() - started
+    counted = estimate(plan, 1, timed=seconds_per_window is None)
+    per_window = counted.seconds_per_window if seconds_per_window is None else seconds_per_window
+    bands = len(plan.config.band_names)
+    return Cost(
+        area_km2=counted.area_km2,
+        units=units,
+        stored_tib=counted.stored_mib / 2**20,
+        chunks=bands * sum(len(plan.chunks(unit)) for unit in plan.units()),
+        reads=_block_reads(plan),
+        core_hours=counted.windows * per_window / 3600,
+        planning_s=planning_s,
+        planning_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    ), per_window
+
+
+def _plan(folder: Path, area_km2: float) -> Plan:
+    side_m = math.sqrt(area_km2) * 1000
+    around = (LEFT_M - MARGIN_M, BOTTOM_M - MARGIN_M, LEFT_M + side_m + MARGIN_M, BOTTOM_M + side_m + MARGIN_M)
+    scene = make_scene(folder, scene_id="S2A_WIDE", size_m=1200)
+    index = make_archive(folder, [dataclasses.replace(scene, footprint=footprint_of(32632, around))])
+    aoi = area_geojson(folder / "aoi.geojson", 32632, LEFT_M, BOTTOM_M, side_m)
+    return make_plan(RunConfig(catalog=str(index), offset=0), read_aoi(str(aoi), max_area_km2=1e9), workers=64)
+
+
+def _block_reads(plan: Plan) -> int:
+    """Blocks that units touch on average, however their windows lie on the files' blocks."""
+    lattice, reads = systems.lattice_of(plan.system), 0.0
+    for unit in plan.units():
+        reach = superres.read_window(lattice, plan.window(unit))
+        for gsd in GSDS_M:
+            px = (side * TARGET_GSD_M / gsd for side in (reach.ny, reach.nx))
+            reads += len(bands_at(gsd, plan.config.band_names)) * math.prod(n / COG_BLOCK_PX + 1 for n in px)
+    return round(reads)

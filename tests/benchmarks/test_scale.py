@@ -1,0 +1,18 @@
+"""The arithmetic of large areas, on small ones."""
+
+import pytest
+
+from tests.benchmarks.scale import cost
+
+
+def test_costs_grow_with_the_area(tmp_path):
+    small, large = ((tmp_path / name) for name in ("small", "large"))
+    small.mkdir()
+    large.mkdir()
+    one, per_window = cost(small, 900, 0.5)
+    four, _ = cost(large, 3600, 0.5)
+    assert per_window == 0.5
+    assert one.area_km2 == pytest.approx(900, rel=0.1)
+    for name in ("units", "chunks", "reads", "stored_tib", "core_hours"):
+        assert getattr(four, name) / getattr(one, name) == pytest.approx(4, rel=0.2), name
+    assert one.chunks * 480**2 * 6.25e-6 / 12 == pytest.approx(one.area_km2, rel=0.05)
