@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 GERMANY_KM2, LAND_KM2 = 357_000, 135_000_000  # land without Antarctica
 UTM_ZONES = 60
 COG_BLOCK_PX = 1024  # of the open archives' files: one request each, at most
-LEFT_M, BOTTOM_M, MARGIN_M = 100_000, 4_600_000, 120_000  # of the square, in EPSG:32632
+LEFT_M, BOTTOM_M, MARGIN_M = 100_020, 4_600_020, 120_000  # of the square, in EPSG:32632
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def cost(folder: Path, area_km2: float, seconds_per_window: float | None = None)
 def _plan(folder: Path, area_km2: float) -> Plan:
     side_m = math.sqrt(area_km2) * 1000
     around = (LEFT_M - MARGIN_M, BOTTOM_M - MARGIN_M, LEFT_M + side_m + MARGIN_M, BOTTOM_M + side_m + MARGIN_M)
-    scene = make_scene(folder, scene_id="S2A_WIDE", size_m=1200)
+    scene = make_scene(folder, scene_id="S2A_WIDE", left_m=LEFT_M, top_m=BOTTOM_M + 1200, size_m=1200)
     index = make_archive(folder, [dataclasses.replace(scene, footprint=footprint_of(32632, around))])
     aoi = area_geojson(folder / "aoi.geojson", 32632, LEFT_M, BOTTOM_M, side_m)
     return make_plan(RunConfig(catalog=str(index), offset=0), read_aoi(str(aoi), max_area_km2=1e9), workers=64)

@@ -13,6 +13,8 @@ def test_costs_grow_with_the_area(tmp_path):
     four, _ = cost(large, 3600, 0.5)
     assert per_window == 0.5
     assert one.area_km2 == pytest.approx(900, rel=0.1)
-    for name in ("units", "chunks", "reads", "stored_tib", "core_hours"):
-        assert getattr(four, name) / getattr(one, name) == pytest.approx(4, rel=0.2), name
+    for name in ("chunks", "stored_tib"):
+        assert getattr(four, name) / getattr(one, name) == pytest.approx(4, rel=0.05), name
+    for name in ("units", "reads", "core_hours"):  # units grow too, and share more of their surroundings
+        assert 1 < getattr(four, name) / getattr(one, name) < 4.4, name
     assert one.chunks * 480**2 * 6.25e-6 / 12 == pytest.approx(one.area_km2, rel=0.05)
