@@ -26,7 +26,10 @@ _LOCK = "sen2fine.lock"  # the file within that is held
 
 
 def require_parent(path: Path, flag: str = "--out") -> None:
-    """UsageError where the folder that is to hold the output does not exist: with a slip, another disk fills."""
+    """UsageError where the folder that is to hold the output does not exist: with a slip, another disk fills.
+
+    StorageError where something else is in its place, or it cannot be reached.
+    """
     parent = path.absolute().parent
     try:
         if parent.is_dir():
@@ -35,7 +38,7 @@ def require_parent(path: Path, flag: str = "--out") -> None:
     except OSError as error:
         raise StorageError(f"{flag} {path} cannot be reached ({error.strerror})", "a writable folder") from error
     if there:
-        raise UsageError(f"{flag} {path}: {parent} is no folder", "a folder to write into")
+        raise StorageError(f"{flag} {path} cannot be written: {parent} is no folder", "a folder to write into")
     cure = f"mkdir -p {shlex.quote(str(parent))}, if the name is right"
     raise UsageError(f"{flag} {path}: there is no folder {parent}", "one that exists, to write into", cure)
 
