@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.benchmarks.scene import area_geojson, repeated_scene
+from tests.benchmarks.scene import area_geojson, repeated_scene, wide_plan
 from tests.conftest import DATA, REPOSITORY
 
 if TYPE_CHECKING:
@@ -70,22 +70,10 @@ def importing(folder: Path, workers: int) -> list[Row]:
 
 
 def _wide_plan(folder: Path, chunk_px: int, unit_chunks: int) -> Plan:
-    """A square of 240 km over one small scene that claims to cover it."""
-    import dataclasses
-
-    from pipeline.archive.aoi import read_aoi
-    from pipeline.archive.local import footprint_of
+    """A square of 239 km, in units of so many chunks."""
     from pipeline.config import RunConfig
-    from pipeline.execution.planner import make_plan
-    from tests.archive.synthetic import make_archive, make_scene
 
-    side_m = 240_000
-    scene = make_scene(folder, scene_id="S2A_BENCH", size_m=1200)
-    wide = dataclasses.replace(scene, footprint=footprint_of(32632, (400_000, 4_900_000, 640_000, 5_140_000)))
-    index = make_archive(folder, [wide])
-    aoi = area_geojson(folder / "aoi.geojson", 32632, 400_500, 4_900_500, side_m - 1000)
-    config = RunConfig(catalog=str(index), sr="bicubic", chunk_px=chunk_px, unit_chunks=unit_chunks, offset=0)
-    return make_plan(config, read_aoi(str(aoi), max_area_km2=1e6), workers=1)
+    return wide_plan(folder, 239_000, RunConfig(sr="bicubic", chunk_px=chunk_px, unit_chunks=unit_chunks))
 
 
 def planning(folder: Path, workers: int) -> list[Row]:

@@ -12,15 +12,11 @@ import resource
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.archive.aoi import read_aoi
-from pipeline.archive.local import footprint_of
 from pipeline.bands import GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.config import RunConfig
 from pipeline.execution.estimate import estimate
-from pipeline.execution.planner import make_plan
 from pipeline.superres import superres, systems
-from tests.archive.synthetic import make_archive, make_scene
-from tests.benchmarks.scene import area_geojson
+from tests.benchmarks.scene import wide_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 GERMANY_KM2, LAND_KM2 = 357_000, 135_000_000  # land without Antarctica
 UTM_ZONES = 60
 COG_BLOCK_PX = 1024  # of the open archives' files: one request each, at most
-LEFT_M, BOTTOM_M, MARGIN_M = 100_020, 4_600_020, 120_000  # of the square, in EPSG:32632
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Cost:
 def cost(folder: Path, area_km2: float, seconds_per_window: float | None = None) -> tuple[Cost, float]:
     """The cost of a square of `area_km2`, and the seconds of one window, measured here unless given."""
     started = time.process_time()
-    plan = _plan(folder, area_km2)
+    plan = wide_plan(folder, math.sqrt(area_km2) * 1000, RunConfig(), workers=64)
     units = sum(1 for _ in plan.units())
     planning_s = time.process_time() - started
     counted = estimate(plan, 1, timed=seconds_per_window is None)
@@ -66,15 +61,6 @@ def cost(folder: Path, area_km2: float, seconds_per_window: float | None = None)
         planning_s=planning_s,
         planning_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     ), per_window
-
-
-def _plan(folder: Path, area_km2: float) -> Plan:
-    side_m = math.sqrt(area_km2) * 1000
-    around = (LEFT_M - MARGIN_M, BOTTOM_M - MARGIN_M, LEFT_M + side_m + MARGIN_M, BOTTOM_M + side_m + MARGIN_M)
-    scene = make_scene(folder, scene_id="S2A_WIDE", left_m=LEFT_M, top_m=BOTTOM_M + 1200, size_m=1200)
-    index = make_archive(folder, [dataclasses.replace(scene, footprint=footprint_of(32632, around))])
-    aoi = area_geojson(folder / "aoi.geojson", 32632, LEFT_M, BOTTOM_M, side_m)
-    return make_plan(RunConfig(catalog=str(index), offset=0), read_aoi(str(aoi), max_area_km2=1e9), workers=64)
 
 
 def _block_reads(plan: Plan) -> int:

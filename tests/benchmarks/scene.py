@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from tests.archive.synthetic import make_archive, make_scene, write_band
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pipeline.config import RunConfig
+    from pipeline.execution.plan import Plan
 
 LEFT_M, TOP_M, EPSG = 600_000, 5_100_000, 32632
 _PATCH_M = 1200
@@ -28,6 +32,20 @@ def area_geojson(path: Path, epsg: int, left_m: float, bottom_m: float, side_m: 
     corners = [(left_m, bottom_m), (right, bottom_m), (right, top), (left_m, top), (left_m, bottom_m)]
     path.write_text(json.dumps({"type": "Polygon", "coordinates": [[list(turn(*corner)) for corner in corners]]}))
     return path
+
+
+def wide_plan(folder: Path, side_m: float, config: RunConfig, workers: int = 1) -> Plan:
+    """The plan of a square of `side_m` over one small scene that claims to cover more than it."""
+    from pipeline.archive.aoi import read_aoi
+    from pipeline.execution.planner import make_plan
+
+    left, bottom, margin = 100_020, 4_600_020, 120_000  # edges straight in degrees bulge in metres
+    scene = make_scene(folder, scene_id="S2A_WIDE", left_m=left, top_m=bottom + 1200, size_m=1200)
+    around = (left - margin, bottom - margin, left + side_m + margin, bottom + side_m + margin)
+    index = make_archive(folder, [dataclasses.replace(scene, footprint=footprint_of(32632, around))])
+    aoi = area_geojson(folder / "aoi.geojson", 32632, left, bottom, side_m)
+    config = dataclasses.replace(config, catalog=str(index), offset=0)
+    return make_plan(config, read_aoi(str(aoi), max_area_km2=1e9), workers=workers)
 
 
 def repeated_scene(folder: Path, data: Path, side_m: int) -> tuple[Path, bool]:

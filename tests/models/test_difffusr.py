@@ -16,18 +16,8 @@ from pipeline.models.bundle import BundleError, load_bundle, save_bundle
 from pipeline.models.difffusr import DiffFuSR, difffusr_bundle, to_network, to_reflectance
 from pipeline.models.difffusr_fusion import INPUTS, OUT_BANDS, DiffFuSRFusion, difffusr_fusion_bundle
 from pipeline.models.rrdb import SpatialEncoder
+from tests.models.small import DIFFFUSR as SMALL
 
-SMALL = {
-    "base": 8,
-    "mults": [1, 2],
-    "res_blocks": 1,
-    "groups": 4,
-    "attention_strides": [2],
-    "features": 8,
-    "growth": 4,
-    "encoder_blocks": 1,
-    "degradation_base": 4,
-}
 SMALL_FUSION = {"channels": 8, "growth": 4, "blocks": 1}
 FOUR_STEPS = {"name": "ddim", "steps": 4, "spacing": "trailing"}
 TOLERANCE = 1e-4  # of a reference array's standard deviation

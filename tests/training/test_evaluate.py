@@ -11,22 +11,11 @@ from PIL import Image
 from pipeline.models import difffusr, difffusr_fusion
 from pipeline.models.bundle import Bundle, load_bundle, save_bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork
+from tests.models.small import DIFFFUSR, LITE
 from training import evaluate
 from training.data.places import split_of
 from training.quality import judge
 
-LITE = {"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1}
-DIFFFUSR = {
-    "base": 8,
-    "mults": [1, 2],
-    "res_blocks": 1,
-    "groups": 4,
-    "attention_strides": [2],
-    "features": 8,
-    "growth": 4,
-    "encoder_blocks": 1,
-    "degradation_base": 4,
-}
 TOML = r"""
 name = "towns"
 licence = "the town"

@@ -10,6 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.models import difffusr
 from pipeline.models.bundle import Bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork, LiteSuperResolver
+from tests.models.small import DIFFFUSR, LITE
 from training.data.rasters import Chip
 from training.degradation.degrade import Degradation
 from training.quality import baselines, judge, opensr, steps
@@ -17,18 +18,6 @@ from training.quality.pairs import Pair, held_out_pairs, members, members_mean, 
 from training.quality.spreads import Pools, of_image
 from training.quality.tables import methods_of
 
-LITE = {"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1}
-DIFFFUSR = {
-    "base": 8,
-    "mults": [1, 2],
-    "res_blocks": 1,
-    "groups": 4,
-    "attention_strides": [2],
-    "features": 8,
-    "growth": 4,
-    "encoder_blocks": 1,
-    "degradation_base": 4,
-}
 HOW = Degradation(noise=0.0)
 
 
