@@ -3,7 +3,7 @@
 Cases: importing; opening a large store; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a
 cluster; one model window; seams; the embedded sample from command to verified store; 25 km2 of real tiles repeated into
 one scene (synthetic land where the real imagery is absent); memory over growing areas; what a country and the world's
-land would cost.
+land would cost; 25 km2 as a SLURM array with one task killed.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
@@ -265,7 +265,7 @@ def scale(folder: Path, _workers: int) -> list[Row]:
             (case, "km2", f"{one.area_km2 * plans:,.0f}"),
             (case, "units", f"{one.units * plans:,}"),
             (case, "TiB stored, 12 bands, one date, with overviews", f"{one.stored_tib * plans:,.2f}"),
-            (case, "chunks at 2.5 m, one object each (16 in one with --shard)", f"{one.chunks * plans:,}"),
+            (case, "chunks of reflectance at 2.5 m, one object each (16 in one with --shard)", f"{one.chunks * plans:,}"),
             (case, "reads of COG blocks of 1024 px", f"{one.reads * plans:,}"),
             (case, f"core-hours at {per_window:.2f} s per window", f"{one.core_hours * plans:,.0f}"),
             (case, "GPU-hours for each s/km2 that a GPU takes", f"{one.area_km2 * plans / 3600:,.0f}"),
@@ -273,6 +273,16 @@ def scale(folder: Path, _workers: int) -> list[Row]:
             (case, "MiB of the planning process", f"{one.planning_mib:.0f}"),
         ]
     return rows
+
+
+def slurm(folder: Path, _workers: int) -> list[Row]:
+    """An array of four with one task killed; needs SLURM and munge (apt-get install slurm-wlm munge)."""
+    from tests.benchmarks.slurm_array import array_against_one_run
+    from tests.deploy.local_slurm import missing
+
+    if missing():
+        return [("25 km2 as a SLURM array of four", "not run", missing())]
+    return [("25 km2 as a SLURM array of four", *row) for row in array_against_one_run(folder).items()]
 
 
 CASES = {
@@ -286,6 +296,7 @@ CASES = {
     "area25": area25,
     "memory": memory,
     "scale": scale,
+    "slurm": slurm,
 }
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Cost:
     area_km2: float
     units: int
     stored_tib: float
-    chunks: int  # at 2.5 m, one object each without --shard
+    chunks: int  # of reflectance at 2.5 m, all bands in one; one object each without --shard
     reads: int  # of COG blocks, one date
     core_hours: float  # `lite`, one member
     planning_s: float  # CPU
@@ -50,12 +50,11 @@ def cost(folder: Path, area_km2: float, seconds_per_window: float | None = None)
     planning_s = time.process_time() - started
     counted = estimate(plan, 1, timed=seconds_per_window is None)
     per_window = counted.seconds_per_window if seconds_per_window is None else seconds_per_window
-    bands = len(plan.config.band_names)
     return Cost(
         area_km2=counted.area_km2,
         units=units,
         stored_tib=counted.stored_mib / 2**20,
-        chunks=bands * sum(len(plan.chunks(unit)) for unit in plan.units()),
+        chunks=sum(len(plan.chunks(unit)) for unit in plan.units()),
         reads=_block_reads(plan),
         core_hours=counted.windows * per_window / 3600,
         planning_s=planning_s,

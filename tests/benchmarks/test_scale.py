@@ -17,4 +17,4 @@ def test_costs_grow_with_the_area(tmp_path):
         assert getattr(four, name) / getattr(one, name) == pytest.approx(4, rel=0.05), name
     for name in ("units", "reads", "core_hours"):  # units grow too, and share more of their surroundings
         assert 1 < getattr(four, name) / getattr(one, name) < 4.4, name
-    assert 1 <= one.chunks * 480**2 * 6.25e-6 / 12 / one.area_km2 < 1.15  # those at the edges are cut
+    assert 1 <= one.chunks * 480**2 * 6.25e-6 / one.area_km2 < 1.15  # those at the edges are cut
