@@ -265,7 +265,11 @@ def scale(folder: Path, _workers: int) -> list[Row]:
             (case, "km2", f"{one.area_km2 * plans:,.0f}"),
             (case, "units", f"{one.units * plans:,}"),
             (case, "TiB stored, 12 bands, one date, with overviews", f"{one.stored_tib * plans:,.2f}"),
-            (case, "chunks of reflectance at 2.5 m, one object each (16 in one with --shard)", f"{one.chunks * plans:,}"),
+            (
+                case,
+                "chunks of reflectance at 2.5 m, one object each (16 in one with --shard)",
+                f"{one.chunks * plans:,}",
+            ),
             (case, "reads of COG blocks of 1024 px", f"{one.reads * plans:,}"),
             (case, f"core-hours at {per_window:.2f} s per window", f"{one.core_hours * plans:,.0f}"),
             (case, "GPU-hours for each s/km2 that a GPU takes", f"{one.area_km2 * plans / 3600:,.0f}"),
