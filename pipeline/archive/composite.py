@@ -1,33 +1,27 @@
-"""Several scenes into one time step: which scenes belong together, which pixel of which scene is taken.
+"""Several scenes into one time step: which pixel of which scene is taken.
 
-In: scenes, or their `Step`s (pixels, read when asked for) best scene first. Out: `Period`s, or one `Composite`.
+In: the scenes' `Step`s (pixels, read when asked for) best scene first. Out: one `Composite`.
 Everything is decided within a 60 m cell, so a composite does not depend on where the grid ends.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from pipeline.archive.bandfile import UNCLASSIFIED
-from pipeline.archive.scene import Period
-from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.archive.scene import Scene
     from pipeline.grid.grid import Grid
 
-COMPOSITES: tuple[str, ...] = ("none", "mosaic", "median", "monthly")
 # SCL classes (Sen2Cor) that hide the ground: nodata, saturated, cloud shadow, medium and high cloud, thin cirrus.
 UNCLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)
-_YEAR_MONTH = len("2024-06")
 _CELL_M = 20  # pixel of SCL, on which the choice is made
 _FAR = np.int32(1 << 20)  # sorts behind every DN
 
@@ -68,63 +62,6 @@ class Composite(NamedTuple):
     used: tuple[int, ...]
 
 
-def best_first(scenes: Iterable[Scene]) -> tuple[Scene, ...]:
-    """Least cloudy first, unknown cloud cover last, then by id."""
-    return tuple(sorted(scenes, key=lambda s: (s.cloud_pct is None, s.cloud_pct or 0.0, s.id)))
-
-
-def periods(scenes: Sequence[Scene], composite: str) -> tuple[Period, ...]:
-    """Time steps for `composite`: "none" one per solar day, "monthly" one per month, else one of everything.
-
-    "mosaic" and "median" name how the scenes of a step are combined; a month is combined by its median, a day by its
-    mosaic. Steps come in order of time and name their scenes best first. Their time is that of their earliest scene,
-    that of a month its first day at 00:00 UTC: the same in every store, as pandas and xarray resample to "MS", and
-    `sel(time="2024-06")` finds it. Months without a scene are left out.
-    """
-    if composite not in COMPOSITES:
-        raise UsageError(f"composite {composite!r} is unknown", f"one of {', '.join(COMPOSITES)}")
-    if composite in ("mosaic", "median"):
-        return (_period(scenes, composite),) if scenes else ()
-    monthly = composite == "monthly"
-    steps: dict[str, list[Scene]] = defaultdict(list)
-    for scene in scenes:
-        day = solar_day(scene)
-        steps[day[:_YEAR_MONTH] if monthly else day].append(scene)
-    return tuple(_month(steps[at], at) if monthly else _period(steps[at], "mosaic") for at in sorted(steps))
-
-
-def solar_day(scene: Scene) -> str:
-    """Date of the local mean solar time (UTC + longitude / 15 h), so that no overpass is split at midnight UTC.
-
-    A scene at midnight to the second carries a date and no time, and keeps that date. Where a true overpass, which is
-    at half past ten by the sun, falls on midnight UTC, both dates are the same.
-    """
-    import shapely
-
-    from pipeline.archive.footprints import footprint_shape
-
-    if (moment := _utc(scene)).time() == time():
-        return moment.date().isoformat()
-    part = max(shapely.get_parts(footprint_shape(scene.footprint)), key=lambda piece: float(piece.area))
-    return (moment + timedelta(hours=part.centroid.x / 15)).date().isoformat()
-
-
-def _utc(scene: Scene) -> datetime:
-    moment = datetime.fromisoformat(scene.datetime_utc)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _period(scenes: Sequence[Scene], composite: str) -> Period:
-    days = sorted({solar_day(scene) for scene in scenes})
-    label = days[0] if len(days) == 1 else f"{days[0]}/{days[-1]}"
-    earliest = min(scenes, key=lambda s: (_utc(s), s.id))
-    return Period(label, earliest.datetime_utc, tuple(s.id for s in best_first(scenes)), composite)
-
-
-def _month(scenes: Sequence[Scene], month: str) -> Period:
-    return Period(month, f"{month}-01T00:00:00Z", tuple(s.id for s in best_first(scenes)), "median")
-
-
 def mosaic(steps: Iterable[Step]) -> Composite:
     """Best clear observation per 20 m cell, best scene first. Takes no more steps, and reads no more DN, than it needs.
 
@@ -150,20 +87,20 @@ def mosaic(steps: Iterable[Step]) -> Composite:
     return Composite(dn, _assemble_scl(taken, choice), clear, tuple(sorted(used)))
 
 
-def median(steps: Iterable[Step], days: Sequence[str]) -> Composite:
-    """Per pixel and band the median over days of clear valid DN (mean of the middle two, half up).
+def median(steps: Iterable[Step], pass_numbers: Sequence[int]) -> Composite:
+    """Per pixel and band the median over passes of clear valid DN (mean of the middle two, half up).
 
-    `days` names the day of each step; the steps of one day, which overlap where tiles do, count once, as their mosaic.
-    Where no day is clear, and for SCL, what `mosaic` takes of all steps. `used` are the steps that supplied to a day.
+    `pass_numbers`: the pass of each step; the steps of one pass, which overlap where tiles do, count once, as their
+    mosaic. Where no pass is clear, and for SCL, what `mosaic` takes of all steps. `used`: steps that supplied a pixel.
     """
     taken = list(steps)
-    members: dict[str, list[int]] = defaultdict(list)
-    for order, day in zip(range(len(taken)), days, strict=True):
-        members[day].append(order)
+    members: dict[int, list[int]] = defaultdict(list)
+    for order, number in enumerate(pass_numbers):
+        members[number].append(order)
     fallback = mosaic(taken)
-    daily = {day: mosaic([taken[order] for order in orders]) for day, orders in members.items()}
-    used = {members[day][place] for day, composite in daily.items() for place in composite.used}
-    observed = {gsd_m: _median(list(daily.values()), gsd_m) for gsd_m in fallback.dn}
+    mosaics = {number: mosaic([taken[order] for order in orders]) for number, orders in members.items()}
+    used = {members[number][place] for number, composite in mosaics.items() for place in composite.used}
+    observed = {gsd_m: _median(list(mosaics.values()), gsd_m) for gsd_m in fallback.dn}
     dn = {gsd_m: np.where(found > 0, found, fallback.dn[gsd_m]) for gsd_m, found in observed.items()}
     clear = {gsd_m: found.any(axis=0) | fallback.clear[gsd_m] for gsd_m, found in observed.items()}
     return Composite(dn, fallback.scl, clear, tuple(sorted(used)))
@@ -273,12 +210,12 @@ def _assemble_scl(taken: list[Step], choice: NDArray[np.int_]) -> NDArray[np.uin
     return out
 
 
-def _median(days: list[Composite], gsd_m: int) -> NDArray[np.uint16]:
-    """(band, y, x) at one GSD, 0 where no day is clear; integers throughout."""
-    dn = np.stack([day.dn[gsd_m] for day in days]).astype(np.int32)
-    seen = (dn > 0) & np.stack([day.clear[gsd_m] for day in days])[:, None]
+def _median(passes: list[Composite], gsd_m: int) -> NDArray[np.uint16]:
+    """(band, y, x) at one GSD, 0 where no pass is clear; integers throughout."""
+    dn = np.stack([one.dn[gsd_m] for one in passes]).astype(np.int32)
+    seen = (dn > 0) & np.stack([one.clear[gsd_m] for one in passes])[:, None]
     count = seen.sum(axis=0)[None]
     ordered = np.sort(np.where(seen, dn, _FAR), axis=0)
     low = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=0)[0]
-    high = np.take_along_axis(ordered, np.minimum(count // 2, len(days) - 1), axis=0)[0]
+    high = np.take_along_axis(ordered, np.minimum(count // 2, len(passes) - 1), axis=0)[0]
     return np.where(count[0] > 0, (low + high + 1) // 2, 0).astype(np.uint16)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.archive.bandfile import SCL, SCL_GSD_M, BandFile, BandReader, gdal_options
-from pipeline.archive.composite import median, mosaic, solar_day
+from pipeline.archive.composite import median, mosaic
+from pipeline.archive.passes import pass_numbers
 from pipeline.bands import GSDS_M, bands_at
 from pipeline.errors import UsageError
 
@@ -169,13 +170,13 @@ def read_period(
 
     Each file is opened at most once, those of scenes that are not needed never. `scl` is 7 on valid ground of scenes
     without SCL and 0 where nothing is valid; None where no scene has SCL, unless `with_scl`. `scenes` names those that
-    supplied a pixel (of a median: to the mosaic of their day).
+    supplied a pixel (of a median: to the mosaic of their pass).
     """
     if composite not in ("mosaic", "median"):
         raise UsageError(f"composite {composite!r} cannot be read", "mosaic or median")
     cube = open_cube(scenes, grid, bands, access, resample=resample)
     steps: list[Step] = [read(cube)] if len(scenes) == 1 else [_lazy(cube, i, s) for i, s in enumerate(scenes)]
-    found = mosaic(steps) if composite == "mosaic" else median(steps, [solar_day(scene) for scene in scenes])
+    found = mosaic(steps) if composite == "mosaic" else median(steps, pass_numbers(scenes))
     scl = found.scl if with_scl or cube.scl is not None else None
     names = {gsd_m: bands_at(gsd_m, bands) for gsd_m in found.dn}
     return Pixels(grid, found.dn, names, scl, tuple(scenes[order].id for order in found.used))

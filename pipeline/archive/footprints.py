@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.archive.zones import within_180
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 def footprint_shape(geometry: dict[str, Any]) -> Geometry:
     """Footprint in degrees; one wider than 180 degrees is taken to cross the antimeridian (granules are 1 to 10)."""
     import shapely
-    from shapely.affinity import translate
     from shapely.geometry import shape
 
     found = shape(geometry)
@@ -25,14 +26,7 @@ def footprint_shape(geometry: dict[str, Any]) -> Geometry:
     west, _, east, _ = found.bounds
     if east - west > 180:
         found = shapely.make_valid(shapely.transform(shape(geometry), _eastward))
-        west, east = found.bounds[0], found.bounds[2]
-    if west < -180:
-        found, east = translate(found, xoff=360), east + 360
-    if east <= 180:
-        return found
-    inside = found.intersection(shapely.box(-180, -90, 180, 90))
-    beyond = translate(found.intersection(shapely.box(180, -90, 540, 90)), xoff=-360)
-    return shapely.union_all([inside, beyond])
+    return within_180(found)
 
 
 def _eastward(lonlat: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+    from numpy.typing import NDArray
     from shapely import Geometry
 
 MIN_LAT, MAX_LAT = -80.0, 84.0  # UTM is defined between them
@@ -76,6 +78,42 @@ def to_utm(geometry: Geometry, epsg: int) -> Geometry:
         msg = f"a shape at {geometry.bounds} cannot be expressed in EPSG:{epsg}"
         raise ValueError(msg)
     return metres
+
+
+def grown(shape: Geometry, by_m: float) -> Geometry:
+    """The shape (EPSG:4326) and everything within `by_m` metres of it, a little more, within -180..180."""
+    import numpy as np
+    import pyproj
+    import shapely
+
+    parts: list[Geometry] = []
+    for epsg, part in cut_by_zone(shape).items():
+        # the octagon that stands for a circle reaches 0.92 of its radius, and simplified lines lie up to 0.05 inside
+        metres = to_utm(part, epsg).simplify(0.05 * by_m).buffer(1.2 * by_m, quad_segs=2)
+        central_deg = 6 * (epsg % 100) - 183
+        transformer = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
+
+        def to_degrees(xy: NDArray[np.float64], to: pyproj.Transformer = transformer, at: int = central_deg) -> object:
+            lon, lat = to.transform(xy[:, 0], xy[:, 1])
+            return np.column_stack([(lon - at + 180.0) % 360.0 - 180.0 + at, lat])
+
+        parts += [within_180(one) for one in shapely.get_parts(shapely.transform(metres, to_degrees))]
+    return shapely.union_all(parts)
+
+
+def within_180(shape: Geometry) -> Geometry:
+    """The shape with what lies beyond 180 or -180 degrees moved to the other side."""
+    import shapely
+    from shapely.affinity import translate
+
+    west, _, east, _ = shape.bounds
+    if west < -180:
+        shape, east = translate(shape, xoff=360), east + 360
+    if east <= 180:
+        return shape
+    inside = shape.intersection(shapely.box(-180, -90, 180, 90))
+    beyond = translate(shape.intersection(shapely.box(180, -90, 540, 90)), xoff=-360)
+    return shapely.union_all([inside, beyond])
 
 
 def _find(root: list[int], index: int) -> int:

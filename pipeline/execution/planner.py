@@ -15,6 +15,7 @@ from pipeline.archive.scene import OffsetDecision, Scene
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
 from pipeline.execution.outline import absent_bands
 from pipeline.execution.plan import Plan, Zone
+from pipeline.execution.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
 from pipeline.grid.grid import Grid, Phase
 from pipeline.superres import systems
 from pipeline.version import VERSION
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.archive.access import Access
     from pipeline.archive.aoi import Aoi
     from pipeline.archive.catalog import Catalog
+    from pipeline.archive.scene import Period
     from pipeline.config import RunConfig
 
 _DEFAULT_DAYS = 90
@@ -55,9 +57,10 @@ def make_plan(
     _check_bands(config, system)
     systems.load(system, "cpu")  # unfit weights are found before anything is asked of an archive
     say("searching")
-    found = _search(config, aoi)
+    around = grown_aoi(aoi, reach_m(config, systems.lattice_of(system)))
+    found = _search(config, aoi, around)
     scenes, notes = _audited(found, config, say)
-    zones, zone_notes = _zones(config, aoi, scenes, workers)
+    zones, zone_notes = _zones(config, aoi, around, scenes, workers)
     used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
     kept = {scene.id: scene for scene in scenes if scene.id in used}
     say("reading scene states")
@@ -99,7 +102,8 @@ def _check_bands(config: RunConfig, system: systems.Choice) -> None:
         )
 
 
-def _search(config: RunConfig, aoi: Aoi) -> _Found:
+def _search(config: RunConfig, aoi: Aoi, around: Aoi) -> _Found:
+    """Scenes over `around`, which holds the AOI; NoDataError where none of them is over the AOI itself."""
     from pipeline.archive.catalog import load_catalog
     from pipeline.archive.period import parse_period
     from pipeline.archive.search import search, summarised
@@ -111,12 +115,15 @@ def _search(config: RunConfig, aoi: Aoi) -> _Found:
         start = (last - timedelta(days=_DEFAULT_DAYS)).strftime("%Y-%m-%dT%H:%M:%SZ")
     if config.offset is not None:
         catalog = catalog.with_offset(config.offset)
-    result = search(catalog, aoi, start, end, config.max_cloud, bands=config.band_names)
-    scenes = tuple(scene for scene in result.scenes if scene.id not in config.exclude)
+    result = search(catalog, around, *padded(start, end), config.max_cloud, bands=config.band_names)
+    wanted, outside = whole_passes(result.scenes, aoi, start, end)
+    scenes = tuple(scene for scene in wanted if scene.id not in config.exclude)
     notes = [*result.notes, *summarised(result.rejected)]
-    if len(scenes) < len(result.scenes):
-        notes.append(f"left out by --exclude: {', '.join(s.id for s in result.scenes if s.id in config.exclude)}")
-    if not scenes:
+    if outside:
+        notes.append(f"{outside} scene{'' if outside == 1 else 's'} left out: of passes outside the period")
+    if len(scenes) < len(wanted):
+        notes.append(f"left out by --exclude: {', '.join(s.id for s in wanted if s.id in config.exclude)}")
+    if not over(aoi.shape, scenes):
         reasons = "; ".join(notes) or "the search came back empty"
         raise NoDataError(
             f"no usable scene of {catalog.name} over {aoi.name} from {start or 'the beginning'} to {end or 'now'} "
@@ -187,25 +194,24 @@ def _none_left(faults: list[str]) -> PipelineError:
     return ReadError(text, "at least one scene whose files can be read", "use another catalogue or period")
 
 
-def _zones(config: RunConfig, aoi: Aoi, scenes: tuple[Scene, ...], workers: int) -> tuple[tuple[Zone, ...], list[str]]:
+def _zones(
+    config: RunConfig, aoi: Aoi, around: Aoi, scenes: tuple[Scene, ...], workers: int
+) -> tuple[tuple[Zone, ...], list[str]]:
     from pipeline.archive.aoi import to_utm, utm_parts
+    from pipeline.archive.passes import periods
 
     parts, notes = assign(utm_parts(aoi), scenes)
     zones = []
     for epsg, part in parts.items():
-        over = _over(part, [scene for scene in scenes if scene.epsg == epsg])
-        zone, note = _zone(config, epsg, to_utm(part, epsg), over, workers)
+        mine = [scene for scene in scenes if scene.epsg == epsg]
+        inside = {scene.id for scene in over(part, mine)}
+        steps = periods(over(around.shape, mine), config.composite, over_area=inside)
+        zone, note = _zone(config, epsg, to_utm(part, epsg), mine, steps, workers)
         zones.append(zone)
         notes += note
     if not zones:
         raise NoDataError(f"the scenes found do not reach into {aoi.name}", cure="look at the AOI's coordinates")
     return tuple(zones), notes
-
-
-def _over(part: Geometry, scenes: list[Scene]) -> tuple[Scene, ...]:
-    from pipeline.archive.footprints import footprint_shape
-
-    return tuple(scene for scene in scenes if footprint_shape(scene.footprint).intersects(part))
 
 
 def assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[int, Geometry], list[str]]:
@@ -251,20 +257,19 @@ def _polygons(geometry: Geometry) -> Geometry:
 
 
 def _zone(
-    config: RunConfig, epsg: int, area: Geometry, scenes: tuple[Scene, ...], workers: int
+    config: RunConfig, epsg: int, area: Geometry, scenes: list[Scene], steps: tuple[Period, ...], workers: int
 ) -> tuple[Zone, list[str]]:
     from shapely.geometry import mapping
 
-    from pipeline.archive.composite import periods
-
-    phase, resample, notes = _phase(epsg, scenes)
+    used = {name for step in steps for name in step.scene_ids}
+    phase, resample, notes = _phase(epsg, [scene for scene in scenes if scene.id in used])
     left, bottom, right, top = area.bounds
     # edges straight in degrees bow by centimetres in metres: an AOI drawn along 60 m lines keeps to them
     bow_x, bow_y = min(_BOW_M, (right - left) / 4), min(_BOW_M, (top - bottom) / 4)
     grid = Grid.covering(epsg, (left + bow_x, bottom + bow_y, right - bow_x, top - bow_y), phase)
     ny, nx = (-(-length // config.chunk_px) for length in grid.shape)
     rows, cols = _breaks(ny, nx, config, workers)
-    return Zone(epsg, grid, _plain(mapping(area)), periods(scenes, config.composite), rows, cols, resample), notes
+    return Zone(epsg, grid, _plain(mapping(area)), steps, rows, cols, resample), notes
 
 
 def _plain(geometry: dict[str, Any]) -> dict[str, Any]:
@@ -276,7 +281,7 @@ def _plain(geometry: dict[str, Any]) -> dict[str, Any]:
     return {"type": geometry["type"], "coordinates": rounded(geometry["coordinates"])}
 
 
-def _phase(epsg: int, scenes: tuple[Scene, ...]) -> tuple[Phase, bool, list[str]]:
+def _phase(epsg: int, scenes: list[Scene]) -> tuple[Phase, bool, list[str]]:
     """Grid phase of a zone: the scenes' own when they share one, else the official one, by nearest resampling."""
     try:
         phases = {scene.id: scene.phase for scene in scenes}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -119,19 +119,28 @@ def _record(store: Place, plan: Plan, receipt: Receipt, stages: Stages) -> Recei
 
 
 def _stream(plan: Plan, unit: Unit) -> int:
-    """Noise stream of a unit. Composites of several dates have no date of their own and share one stream."""
+    """Noise stream of a unit. Composites of several passes have no date of their own and share one stream."""
     dated = plan.config.composite == "none"
-    return noise_stream(unit.epsg, plan.zone(unit.epsg).periods[unit.period].label if dated else "")
+    return noise_stream(unit.epsg, plan.zone(unit.epsg).periods[unit.period].datetime_utc if dated else "")
 
 
-def noise_stream(epsg: int, day: str) -> int:
-    """Noise stream of a zone and a date (ISO 8601, or empty): 8 bits of zone and hemisphere, 16 of days since launch.
+def noise_stream(epsg: int, datetime_utc: str) -> int:
+    """Noise stream of a zone and a pass (ISO 8601, or empty): 8 bits of zone and hemisphere, 16 of days since launch.
 
-    The date itself, not its place in the run's list: other dates, found or not, must not change these pixels.
+    The day is that of mean solar time at the zone's central meridian. All scenes of a pass have it in common, so the
+    stream does not depend on which of them a run found first; nor does it depend on the run's other passes.
     """
     zone = epsg % 100 + (100 if epsg // 100 == 327 else 0)
-    days = (date.fromisoformat(day) - _LAUNCH).days if day else 0
+    days = (_solar_day(epsg, datetime_utc) - _LAUNCH).days if datetime_utc else 0
     return (zone << 16) | (days & 0xFFFF)
+
+
+def _solar_day(epsg: int, datetime_utc: str) -> date:
+    """Date of mean solar time at the zone's central meridian; a time of 00:00:00 is a date without a time."""
+    moment = datetime.fromisoformat(datetime_utc)
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    central_deg = 6 * (epsg % 100) - 183
+    return moment.date() if moment.time() == time() else (moment + timedelta(hours=central_deg / 15)).date()
 
 
 def _scenes_over(plan: Plan, unit: Unit, window: Window) -> tuple[Scene, ...]:

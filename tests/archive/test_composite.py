@@ -1,16 +1,13 @@
 """Composites: clear before cloudy, best scene first, no dependence on where the grid ends."""
 
-import dataclasses
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.archive.composite import UNCLEAR_SCL, best_first, median, mosaic, periods, solar_day
+from pipeline.archive.composite import UNCLEAR_SCL, median, mosaic
 from pipeline.archive.cube import LazyPixels, Pixels
-from pipeline.archive.scene import Scene
-from pipeline.errors import UsageError
 from pipeline.grid.grid import Grid, Window
 
 CELL = 24  # 2.5 m pixels per 60 m
@@ -275,105 +272,3 @@ def test_median_rounds_half_up_and_survives_the_largest_values():
     assert (dn[10][0] == 1001).all()
     dn, *_ = median([flat(65530), flat(65533)], "ab")
     assert (dn[10][0] == 65532).all()
-
-
-# --- periods
-
-
-def scene(scene_id, when="2024-06-17T10:00:00Z", longitude=9.0, cloud=None):
-    box = [[longitude, 45], [longitude + 1, 45], [longitude + 1, 46], [longitude, 46], [longitude, 45]]
-    return Scene(scene_id, when, 32632, {"type": "Polygon", "coordinates": [box]}, {}, cloud_pct=cloud)
-
-
-def test_best_first_is_least_cloudy_then_by_id_unknown_last():
-    scenes = [scene("d"), scene("c", cloud=10), scene("b", cloud=10), scene("a", cloud=0.5)]
-    assert [s.id for s in best_first(scenes)] == ["a", "b", "c", "d"]
-
-
-def test_an_overpass_is_not_split_at_midnight_utc():
-    before = scene("before", "2024-06-17T23:59:50Z", longitude=178.0)
-    after = scene("after", "2024-06-18T00:00:05Z", longitude=178.5)
-    next_day = scene("next", "2024-06-18T23:59:50Z", longitude=178.0)
-    steps = periods([next_day, after, before], "none")
-    assert [step.scene_ids for step in steps] == [("after", "before"), ("next",)]
-    assert [step.label for step in steps] == ["2024-06-18", "2024-06-19"]
-    assert steps[0].datetime_utc == "2024-06-17T23:59:50Z"
-    assert {step.composite for step in steps} == {"mosaic"}
-
-
-def test_solar_day_of_a_footprint_split_at_the_antimeridian():
-    west = [[[179, 0], [180, 0], [180, 1], [179, 1], [179, 0]]]
-    east = [[[-180, 0], [-179.9, 0], [-179.9, 1], [-180, 1], [-180, 0]]]
-    split = dataclasses.replace(
-        scene("s", "2024-06-17T22:00:00Z"), footprint={"type": "MultiPolygon", "coordinates": [west, east]}
-    )
-    assert solar_day(split) == "2024-06-18"
-
-
-@pytest.mark.parametrize(("west", "east"), [(179.0, -179.9), (179.0, 180.1), (-181.0, -179.9)])
-def test_solar_day_of_a_footprint_written_across_the_antimeridian(west, east):
-    ring = [[west, 0], [east, 0], [east, 1], [west, 1], [west, 0]]
-    across = dataclasses.replace(
-        scene("s", "2024-06-17T22:00:00Z"), footprint={"type": "Polygon", "coordinates": [ring]}
-    )
-    assert solar_day(across) == "2024-06-18"
-
-
-def test_mosaic_and_median_are_one_period_over_everything():
-    scenes = [scene("late", "2024-08-31T10:00:00Z", cloud=1), scene("early", "2024-06-01T10:00:00Z", cloud=2)]
-    for composite in ("mosaic", "median"):
-        (step,) = periods(scenes, composite)
-        assert step.label == "2024-06-01/2024-08-31"
-        assert step.scene_ids == ("late", "early")
-        assert step.composite == composite
-        assert step.datetime_utc == "2024-06-01T10:00:00Z"
-
-
-def test_monthly_is_one_median_per_calendar_month_in_order():
-    scenes = [
-        scene("july", "2024-07-01T10:00:00Z"),
-        scene("june cloudy", "2024-06-02T10:00:00Z", cloud=40),
-        scene("june clear", "2024-06-28T10:00:00Z", cloud=1),
-        scene("last year", "2023-06-15T10:00:00Z"),
-    ]
-    steps = periods(scenes, "monthly")
-    assert [step.label for step in steps] == ["2023-06", "2024-06", "2024-07"]
-    assert [step.datetime_utc for step in steps] == [f"{step.label}-01T00:00:00Z" for step in steps]
-    assert [step.scene_ids for step in steps] == [("last year",), ("june clear", "june cloudy"), ("july",)]
-    assert {step.composite for step in steps} == {"median"}
-
-
-def test_a_month_begins_with_the_solar_day_not_at_midnight_utc():
-    """An overpass around midnight UTC stays whole, in the month of its local date."""
-    before = scene("before", "2024-06-30T23:59:50Z", longitude=178.0)
-    after = scene("after", "2024-07-01T00:00:05Z", longitude=178.5)
-    (step,) = periods([before, after], "monthly")
-    assert step.label == "2024-07"
-    assert step.scene_ids == ("after", "before")
-
-
-def test_a_date_without_a_time_stays_that_date_wherever_it_is():
-    days = [
-        scene("west", "2025-06-01T00:00:00Z", longitude=-63.0),
-        scene("east", "2025-06-01T00:00:00Z", longitude=170.0),
-    ]
-    assert [solar_day(day) for day in days] == ["2025-06-01", "2025-06-01"]
-    (step,) = periods(days, "monthly")
-    assert step.label == "2025-06"
-    assert solar_day(scene("west", "2025-06-01T00:00:01Z", longitude=-63.0)) == "2025-05-31"
-
-
-def test_months_agree_with_pandas():
-    """Time of a month is what resampling to month starts gives, so that series can be joined."""
-    import pandas as pd
-
-    days = ("2024-02-29", "2024-12-31", "2025-01-01")
-    scenes = [scene(day, f"{day}T10:00:00Z") for day in days]
-    stamps = [pd.Timestamp(step.datetime_utc).tz_localize(None) for step in periods(scenes, "monthly")]
-    assert stamps == list(pd.to_datetime(days).to_period("M").to_timestamp())
-
-
-def test_no_scenes_no_periods_and_unknown_composites_are_refused():
-    assert periods([], "none") == periods([], "median") == periods([], "monthly") == ()
-    with pytest.raises(UsageError, match="mean"):
-        periods([scene("a")], "mean")

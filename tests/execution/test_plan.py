@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import shape
 
+from pipeline.archive import passes
 from pipeline.archive.access import Access
 from pipeline.archive.aoi import aoi_from_bbox, read_aoi
 from pipeline.archive.index_file import write_index
@@ -137,7 +138,8 @@ def by_hand(corners, chunk_px, unit_chunks, workers, *, shard=False, periods=1):
     """A plan over one polygon (metres), without a search."""
     config = RunConfig(chunk_px=chunk_px, unit_chunks=unit_chunks, shard=shard, sr="bicubic", composite="none")
     scenes = tuple(scene(f"S{i}", date=f"2024-06-{10 + i}T10:00:00Z") for i in range(periods))
-    zone, _ = planner._zone(config, 32632, shapely.Polygon(corners), scenes, workers)
+    steps = passes.periods(scenes, config.composite)
+    zone, _ = planner._zone(config, 32632, shapely.Polygon(corners), list(scenes), steps, workers)
     return Plan(config, "aoi", "0", {s.id: s for s in scenes}, (zone,), Choice("bicubic"), Access())
 
 
