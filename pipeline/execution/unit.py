@@ -102,7 +102,8 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
 
     native = superres.Native(pixels.grid.window, pixels.dn, pixels.bands, pixels.scl)
     options = superres.Options(plan.config.seed, _stream(plan, unit), plan.config.members, plan.config.consistency)
-    result = superres.super_resolve(native, window, system, plan.config.band_names, options, _state_of(plan, unit))
+    wanted, names = plan.chunks(unit), plan.config.band_names
+    result = superres.super_resolve(native, window, system, names, options, _state_of(plan, unit), wanted)
     stages.lap("superres", within=result.seconds)
 
     receipt = _write(unit, plan, store, window, pixels, result)

@@ -15,6 +15,7 @@ Neighbouring ramps are w and 1 - w, so the weights of all windows sum to one by 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from pipeline.grid.grid import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -69,6 +70,15 @@ class Lattice:
         cols = self._cells(window.col, window.col_end)
         return [(row, col) for row in rows for col in cols]
 
+    def cells_touching_any(self, windows: Sequence[Window]) -> list[tuple[int, int]]:
+        """Cells (row, col) whose weight is not zero somewhere in one of `windows`, ascending."""
+        if not windows:
+            return []
+        whole = reduce(Window.union, windows)
+        if sum(window.ny * window.nx for window in windows) == whole.ny * whole.nx:  # they tile it, as most units do
+            return self.cells_touching(whole)
+        return sorted({cell for window in windows for cell in self.cells_touching(window)})
+
     def _cells(self, start: int, stop: int) -> range:
         half = self.ramp_px // 2
         return range((start - half) // self.stride_px, (stop - 1 + half) // self.stride_px + 1)
@@ -97,7 +107,7 @@ class Lattice:
             line[-self.ramp_px :] = 1.0 - rise
         return line
 
-    def placements(self, window: Window) -> Iterator[tuple[tuple[int, int], Window]]:
-        """Cells that touch `window`, each with the part of `window` that its support covers."""
-        for cell in self.cells_touching(window):
+    def placements(self, window: Window, wanted: Sequence[Window]) -> Iterator[tuple[tuple[int, int], Window]]:
+        """Cells that touch one of the `wanted` parts of `window`, each with the part of `window` that it supports."""
+        for cell in self.cells_touching_any(wanted):
             yield cell, self.support(*cell).intersect(window)

@@ -22,7 +22,7 @@ from pipeline.superres import fuse, masks
 from pipeline.superres.consistency import project_to_dn, round_to_dn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -127,10 +127,12 @@ def super_resolve(
     order: tuple[str, ...],
     options: Options,
     state_of: Callable[[Window], SceneState | None] = lambda _window: None,
+    wanted: Sequence[Window] = (),
 ) -> Result:
     """All bands of `order` at 2.5 m over `window` (edges multiples of 24 px), from native DN over the lattice's reach.
 
-    `native.window` must hold `read_window(system.lattice, window)`.
+    `native.window` must hold `read_window(system.lattice, window)`. `wanted`: the parts of `window` that are needed,
+    all of it where empty; model windows that touch none of them are not computed, and pixels elsewhere mean nothing.
     """
     seconds: dict[str, float] = defaultdict(float)
     blended = np.zeros((len(order), *window.shape), np.float32)
@@ -141,7 +143,7 @@ def super_resolve(
     if system.resolver is not None:
         bright = float(system.resolver.bundle.normalisation.get("bright_reflectance", bright))
     count = 0
-    for cell, part in system.lattice.placements(window):
+    for cell, part in system.lattice.placements(window, wanted or [window]):
         lattice_window = system.lattice.window(*cell)
         started = time.perf_counter()
         given = _window_input(native, lattice_window, bright)

@@ -1,6 +1,5 @@
 """Composites: clear before cloudy, best scene first, no dependence on where the grid ends."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

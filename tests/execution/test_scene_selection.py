@@ -1,4 +1,6 @@
-"""Which scenes a plan takes: all that its pixels depend on, whole passes, the same whatever the area's ends."""
+"""What a plan takes and computes: all that its pixels depend on, the same whatever the area's ends, and no more."""
+
+import json
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from pipeline.archive.zones import grown, to_utm
 from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
 from pipeline.errors import NoDataError
+from pipeline.execution.estimate import estimate
 from pipeline.execution.planner import make_plan
 from pipeline.execution.scene_selection import padded, reach_m
 from pipeline.grid.lattice import Lattice
+from pipeline.superres.systems import lattice_of
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import LEFT, TOP, box, config_for, run, values, write_aoi
 
@@ -108,3 +112,26 @@ def test_all_bands_still_come_from_the_scene_over_the_area(neighbours, tmp_path)
     plan, summary = run(config_for(neighbours), place, tmp_path / "out.zarr")
     assert summary.valid_fraction == 1.0
     assert set(plan.config.band_names) == set(BAND_NAMES)
+
+
+def test_scattered_fields_compute_only_the_windows_that_they_touch(neighbours, tmp_path):
+    """Two fields at opposite corners of one unit; what lies between them is not computed."""
+    corners = box(LEFT + 60, TOP - 110, LEFT + 110, TOP - 60), box(LEFT + 3420, TOP - 1700, LEFT + 3480, TOP - 1640)
+    rings = [json.loads(write_aoi(tmp_path / "ring.geojson", ring).read_text())["coordinates"] for ring in corners]
+    fields = tmp_path / "fields.geojson"
+    fields.write_text(json.dumps({"type": "MultiPolygon", "coordinates": rings}))
+    config = config_for(neighbours, sr="lite", unit_chunks=12, bands=("B02", "B03", "B04", "B11"))
+    plan, _ = run(config, fields, tmp_path / "fields.zarr")
+    lattice = lattice_of(plan.system)
+    (unit,) = plan.units()
+    computed = json.loads(next((tmp_path / "fields.zarr" / "_run" / "receipts").glob("*.json")).read_text())["windows"]
+    assert computed == len(lattice.cells_touching_any(plan.chunks(unit)))
+    assert computed < len(lattice.cells_touching(plan.window(unit)))
+    assert estimate(plan, 1, timed=False).windows == computed
+    everything = write_aoi(tmp_path / "all.geojson", box(LEFT + 60, TOP - 1700, LEFT + 3480, TOP - 60))
+    run(config, everything, tmp_path / "all.zarr")
+    found, whole = values(tmp_path / "fields.zarr"), values(tmp_path / "all.zarr")
+    assert found.shape == whole.shape
+    there = found > 0
+    assert 0 < there.mean() < 0.1
+    assert np.array_equal(found[there], whole[there])

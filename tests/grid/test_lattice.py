@@ -17,7 +17,7 @@ places = st.builds(
 def total_weight(lattice, window):
     total = np.zeros(window.shape, np.float32)
     weight = lattice.weight()
-    for cell, part in lattice.placements(window):
+    for cell, part in lattice.placements(window, [window]):
         total[part.slices(window)] += weight[part.slices(lattice.support(*cell))]
     return total
 
@@ -41,7 +41,7 @@ def test_cells_touching_are_those_whose_support_meets_the_window(lattice, window
     cells = lattice.cells_touching(window)
     rows = {row for row, _ in cells}
     cols = {col for _, col in cells}
-    assert all(not part.empty for _, part in lattice.placements(window))
+    assert all(not part.empty for _, part in lattice.placements(window, [window]))
     for row, col in [(min(rows) - 1, min(cols)), (max(rows) + 1, min(cols)), (min(rows), max(cols) + 1)]:
         assert lattice.support(row, col).intersect(window).empty
 
