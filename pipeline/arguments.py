@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--end", help="last day (today)")
     where.add_argument("--max-cloud", type=float, metavar="PCT", help="of the whole scene (60)")
     where.add_argument(
-        "--composite", choices=COMPOSITES, help="one mosaic or median, none: a step per day, monthly: medians (mosaic)"
+        "--composite", choices=COMPOSITES, help="one mosaic or median, none: a step per pass, monthly: medians (mosaic)"
     )
     where.add_argument("--exclude", metavar="ID", action="append", help="leave this scene out (may be repeated)")
     where.add_argument("--offset", type=int, choices=(0, -1000), help="override the archive's BOA offset rule")
