@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from pipeline.archive import zipped
 from pipeline.archive.politeness import Visit, asked_to_wait_s, host_of
 from pipeline.archive.redaction import redact
 from pipeline.archive.retry import retrying
@@ -201,7 +202,9 @@ class Access:
         real = Path(path).resolve()
         if not any(real.is_relative_to(Path(root).resolve()) for root in self.roots):
             raise _refused(path, f"it lies under none of the folders {list(self.roots)}")
-        return str(real)
+        # A path that leads through a zip file: the archive is what lies under the roots. Only its own members can be
+        # reached, since the path has no "..", and only by the drivers allowed for any file.
+        return str(real) if zipped.split(real) is None else f"/vsizip/{real}"
 
     def _check_host(self, href: str, parts: SplitResult) -> None:
         """Allow-list by exact name with port, by name, or by pattern; plain http only for listed loopback addresses."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.archive.access import ALLOWED_DRIVERS
+from pipeline.archive.image import Image, without_impossible
 from pipeline.archive.radiometry import to_house_dn
 from pipeline.bands import BY_NAME
 from pipeline.errors import ReadError, UsageError
@@ -35,8 +36,7 @@ SCL_GSD_M = 20
 UNCLASSIFIED = 7  # SCL class; stands for "this scene has no SCL"
 _WHOLE_PX = 1e-3  # origins closer than this, in pixels, are the same grid; file headers carry rounded decimals
 _CACHE_IN_BYTES = 100_000  # GDAL reads a GDAL_CACHEMAX below this as megabytes
-_GLANCE_PX = 512  # side of a glance
-_GLANCE_WHOLE_PX = 2048  # files up to this side are read whole where they have no overviews
+_LAST_CLASS = 11  # of SCL
 _TIE_PX = 1e-6  # a target centre on a source edge falls to the same side, whatever the window
 
 
@@ -72,7 +72,7 @@ class BandFile:
 
     @property
     def dtype(self) -> str:
-        """Sample type that the file must have."""
+        """Sample type of what is read."""
         return "uint8" if self.band == SCL else "uint16"
 
 
@@ -113,14 +113,14 @@ class BandReader:
     ) -> None:
         self._file, self._access, self._resample = files[url], access, resample
         self._spec, self._env = spec, gdal_env
-        self._dataset: DatasetReader | None = None
+        self._image: Image | None = None
         self._lock = threading.Lock()  # a GDAL dataset serves one thread at a time
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name not in ("_dataset", "_lock")}
+        return {name: value for name, value in vars(self).items() if name not in ("_image", "_lock")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state, _dataset=None, _lock=threading.Lock())
+        vars(self).update(state, _image=None, _lock=threading.Lock())
 
     def read(self, window: FileWindow, **_unused: object) -> NDArray[np.uint16] | NDArray[np.uint8]:
         """(ny, nx) house DN or SCL classes of `window` of the cube's grid. ReadError after retries."""
@@ -132,13 +132,13 @@ class BandReader:
         what = f"{file.band} of scene {file.scene_id}"
         with self._lock:
             stored = self._access.reading(file.href, lambda: self._attempt(target), what=what)
-        return stored if file.band == SCL else to_house_dn(stored, file.offset_dn)
+        return _classes(stored, file) if file.band == SCL else _house_dn(stored, file.offset_dn)
 
     def close(self) -> None:
         """Let go of the file."""
-        dataset, self._dataset = self._dataset, None
-        if dataset is not None:
-            dataset.close()
+        image, self._image = self._image, None
+        if image is not None:
+            image.close()
 
     def _target(self, window: FileWindow) -> Target:
         gsd_m = self._spec.resolutions_xy[0]
@@ -146,14 +146,14 @@ class BandReader:
         top_m = self._spec.bounds[3] - window.row_off * gsd_m
         return Target(self._spec.epsg, left_m, top_m, gsd_m, int(window.height), int(window.width))
 
-    def _attempt(self, target: Target) -> NDArray[np.uint16]:
-        """One try; a failed one drops the dataset, so that the next opens afresh, with a fresh signature."""
+    def _attempt(self, target: Target) -> NDArray[Any]:
+        """One try; a failed one drops the image, so that the next opens afresh, with a fresh signature."""
         try:
-            if self._dataset is None:
+            if self._image is None:
                 with self._env.open:
-                    self._dataset = open_checked(self._file, self._access)
+                    self._image = open_checked(self._file, self._access)
             with self._env.read:
-                return _read(self._dataset, self._file, target, self._resample)
+                return _read(self._image, self._file, target, self._resample)
         except BaseException:
             self.close()
             raise
@@ -168,58 +168,61 @@ def gdal_options(access: Access) -> dict[str, str | int]:
     return options
 
 
-def open_checked(file: BandFile, access: Access) -> DatasetReader:
+def sample_types(band: str) -> tuple[str, ...]:
+    """Sample types in which a band's DN, or the classes of SCL, may be stored."""
+    return ("uint8", "uint16", "int16") if band == SCL else ("uint16", "int16")
+
+
+def open_checked(file: BandFile, access: Access) -> Image:
     """Open the file; ReadError naming both sides where it is not what the scene's record promises."""
     import rasterio
+
+    from pipeline.archive.access import redact
 
     dataset = rasterio.open(access.href(file.href), sharing=False)
     if dataset.crs is None:
         dataset.close()
         raise OSError("the file has no georeferencing; its header is truncated or damaged")  # worth another try
     found = _disagreement(dataset, file)
-    if found:
-        from pipeline.archive.access import redact
+    try:
+        if not found:
+            return Image(dataset)
+    except (ValueError, UsageError) as error:
+        found = f"a file whose values cannot be used: {error}", ""
+    dataset.close()
+    raise ReadError(
+        f"{file.band} of scene {file.scene_id} is {found[0]}: {redact(file.href)}",
+        found[1],
+        "leave the scene out, or correct its entry in the catalogue",
+    )
 
-        dataset.close()
+
+def _house_dn(stored: NDArray[Any], offset_dn: int) -> NDArray[np.uint16]:
+    """Stored DN of any sample type -> house DN; what cannot be reflectance is nodata."""
+    possible = without_impossible(stored, offset_dn)
+    return np.asarray(to_house_dn(possible, offset_dn)).astype(np.uint16, copy=False)
+
+
+def _classes(stored: NDArray[Any], file: BandFile) -> NDArray[np.uint8]:
+    """Stored classes as uint8. ReadError where they are none of Sen2Cor's."""
+    highest = int(stored.max(initial=0))
+    if highest > _LAST_CLASS or int(stored.min(initial=0)) < 0:
         raise ReadError(
-            f"{file.band} of scene {file.scene_id} is {found[0]}: {redact(file.href)}",
-            found[1],
-            "leave the scene out, or correct its entry in the catalogue",
+            f"{file.band} of scene {file.scene_id} holds class {highest}",
+            f"scene classes 0 to {_LAST_CLASS}",
+            "leave the scene out, or remove its SCL",
         )
-    return dataset
-
-
-def glance(file: BandFile, access: Access) -> NDArray[np.uint16]:
-    """Stored values of a thinned-out file, any shape, about 512 x 512 px at most. ReadError after retries."""
-    import rasterio
-
-    def attempt() -> NDArray[np.uint16]:
-        with rasterio.Env(**gdal_options(access)), open_checked(file, access) as dataset:
-            return _thinned(dataset)
-
-    return access.reading(file.href, attempt, what=f"{file.band} of scene {file.scene_id}")
-
-
-def _thinned(dataset: DatasetReader) -> NDArray[np.uint16]:
-    """An overview where the file has them; else the whole of a small file or 16 windows of a large one."""
-    ny, nx = dataset.shape
-    if dataset.overviews(1) or max(ny, nx) <= _GLANCE_WHOLE_PX:
-        step = max(1, -(-max(ny, nx) // _GLANCE_PX))
-        image: NDArray[np.uint16] = dataset.read(1, out_shape=(-(-ny // step), -(-nx // step)))
-        return image
-    size = _GLANCE_PX // 4
-    corners = [(ny * row // 4, nx * col // 4) for row in range(4) for col in range(4)]
-    return np.concatenate([_read_block(dataset, row, col, size, size).ravel() for row, col in corners])
+    return stored.astype(np.uint8, copy=False)
 
 
 def _disagreement(dataset: DatasetReader, file: BandFile) -> tuple[str, str] | None:
     """(found, expected) of the first contradiction between a file and its record; None when they agree."""
     if dataset.driver not in ALLOWED_DRIVERS:  # GDAL goes by content, not by name; rasterio.open takes no list
         return f"a file of format {dataset.driver}", " or ".join(ALLOWED_DRIVERS)
-    if dataset.count != 1:
+    if dataset.count != 1 and not has_alpha(dataset):
         return f"a file of {dataset.count} bands", "one band per file"
-    if dataset.dtypes[0] != file.dtype:
-        return f"of type {dataset.dtypes[0]}", file.dtype
+    if dataset.dtypes[0] not in sample_types(file.band):
+        return f"of type {dataset.dtypes[0]}", " or ".join(sample_types(file.band))
     epsg = dataset.crs.to_epsg()
     if epsg != file.epsg:
         return f"in EPSG:{epsg}", f"EPSG:{file.epsg} as its record says"
@@ -237,6 +240,13 @@ def _disagreement(dataset: DatasetReader, file: BandFile) -> tuple[str, str] | N
     return None
 
 
+def has_alpha(dataset: DatasetReader) -> bool:
+    """True for one band with an alpha channel, which is its mask."""
+    from rasterio.enums import ColorInterp
+
+    return bool(dataset.count == 2 and dataset.colorinterp[1] == ColorInterp.alpha)
+
+
 def _misses(file: BandFile, target: Target) -> bool:
     """True when the record already says that the file does not touch the target, so that it need not be opened."""
     raster = file.raster
@@ -252,26 +262,20 @@ def _misses(file: BandFile, target: Target) -> bool:
     return left >= t_right or right <= t_left or bottom >= t_top or top <= t_bottom
 
 
-def _read(dataset: DatasetReader, file: BandFile, target: Target, resample: bool) -> NDArray[np.uint16]:
+def _read(image: Image, file: BandFile, target: Target, resample: bool) -> NDArray[Any]:
     """Stored values on the target; whole-pixel offsets are copied, anything else needs `resample` (nearest)."""
     if file.epsg != target.epsg:
         if not resample:
             raise _refusal(file, f"lies in EPSG:{file.epsg}", target)
-        stored = _read_reprojected(dataset, file, target)
-    else:
-        row = (dataset.transform.f - target.top_m) / target.gsd_m
-        col = (target.left_m - dataset.transform.c) / target.gsd_m
-        if max(abs(row - round(row)), abs(col - round(col))) < _WHOLE_PX:
-            stored = _read_block(dataset, round(row), round(col), target.ny, target.nx)
-        elif resample:
-            nearest = math.floor(row + 0.5 + _TIE_PX), math.floor(col + 0.5 + _TIE_PX)  # equal GSD: one whole shift
-            stored = _read_block(dataset, *nearest, target.ny, target.nx)
-        else:
-            raise _refusal(file, f"lies {row % 1:.3f} rows and {col % 1:.3f} columns off the grid", target)
-    nodata = dataset.nodata
-    if nodata:
-        stored[stored == nodata] = 0
-    return stored
+        return _read_reprojected(image, file, target)
+    row = (image.dataset.transform.f - target.top_m) / target.gsd_m
+    col = (target.left_m - image.dataset.transform.c) / target.gsd_m
+    if max(abs(row - round(row)), abs(col - round(col))) < _WHOLE_PX:
+        return image.read(round(row), round(col), target.ny, target.nx)
+    if resample:
+        nearest = math.floor(row + 0.5 + _TIE_PX), math.floor(col + 0.5 + _TIE_PX)  # equal GSD: one whole shift
+        return image.read(*nearest, target.ny, target.nx)
+    raise _refusal(file, f"lies {row % 1:.3f} rows and {col % 1:.3f} columns off the grid", target)
 
 
 def _refusal(file: BandFile, found: str, target: Target) -> UsageError:
@@ -282,21 +286,7 @@ def _refusal(file: BandFile, found: str, target: Target) -> UsageError:
     )
 
 
-def _read_block(dataset: DatasetReader, row: int, col: int, ny: int, nx: int) -> NDArray[np.uint16]:
-    """(ny, nx) pixels from file row and column on, which may lie outside; what does is 0."""
-    top, bottom = max(row, 0), min(row + ny, dataset.height)
-    left, right = max(col, 0), min(col + nx, dataset.width)
-    if top >= bottom or left >= right:
-        return np.zeros((ny, nx), dataset.dtypes[0])
-    inner: NDArray[np.uint16] = dataset.read(1, window=((top, bottom), (left, right)))
-    if inner.shape == (ny, nx):
-        return inner
-    block = np.zeros((ny, nx), inner.dtype)
-    block[top - row : bottom - row, left - col : right - col] = inner
-    return block
-
-
-def _read_reprojected(dataset: DatasetReader, file: BandFile, target: Target) -> NDArray[np.uint16]:
+def _read_reprojected(image: Image, file: BandFile, target: Target) -> NDArray[Any]:
     """Source pixel under each target centre, from another zone. Exact: GDAL's warper gets 1 % wrong."""
     from pyproj import Transformer
 
@@ -304,8 +294,8 @@ def _read_reprojected(dataset: DatasetReader, file: BandFile, target: Target) ->
     y_m = target.top_m - target.gsd_m * (np.arange(target.ny) + 0.5)
     transformer = Transformer.from_crs(target.epsg, file.epsg, always_xy=True)
     source_x_m, source_y_m = transformer.transform(*np.meshgrid(x_m, y_m))
-    rows = np.floor((dataset.transform.f - source_y_m) / file.gsd_m + _TIE_PX).astype(int)
-    cols = np.floor((source_x_m - dataset.transform.c) / file.gsd_m + _TIE_PX).astype(int)
+    rows = np.floor((image.dataset.transform.f - source_y_m) / file.gsd_m + _TIE_PX).astype(int)
+    cols = np.floor((source_x_m - image.dataset.transform.c) / file.gsd_m + _TIE_PX).astype(int)
     top, left = int(rows.min()), int(cols.min())
-    block = _read_block(dataset, top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
+    block = image.read(top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1)
     return np.asarray(block[rows - top, cols - left])

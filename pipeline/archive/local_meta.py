@@ -1,18 +1,20 @@
-"""What a folder says of its scene besides pixels: Sen2Cor's XML, a STAC item lying beside, or only names.
+"""What lies beside a scene's files: Sen2Cor's XML or a STAC item, together with what the names say.
 
-In: paths and names. Out: `Meta`, with the BOA offset decided where these sources can. ValueError where they contradict.
+In: paths and names. Out: `Meta`, with every statement about the BOA offset. ValueError where a source contradicts
+itself.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pipeline.archive import local_names, zipped
 from pipeline.archive.radiometry import baseline_number, offset_from_rule
-from pipeline.archive.scene import OffsetDecision
+from pipeline.archive.scene import OFFSET_KEY, OffsetDecision
 from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN
 from pipeline.errors import UsageError
 
@@ -20,28 +22,26 @@ if TYPE_CHECKING:
     from pathlib import Path
     from xml.etree.ElementTree import Element
 
-PRODUCT_XML = "MTD_MSIL2A.xml"
-TILE_XML = "MTD_TL.xml"
+    from pipeline.archive.local_names import Names
+
+PRODUCT_XML = re.compile(r"MTD_MSIL2A\.xml|S2[A-D]_\w{4}_MTD_SAFL2A_\w+\.xml", re.IGNORECASE)
+TILE_XML = re.compile(r"MTD_TL\.xml|S2[A-D]_\w{4}_MTD_L2A_TL_\w+\.xml", re.IGNORECASE)
 _MAX_BYTES = 20_000_000  # the largest MTD_TL.xml seen has 600 kB; nothing sane comes near
-# Product and patch names: S2A_MSIL2A_20170617T113321_N0205_R080_T29UPU_...; BigEarthNet writes T93021 for 09:30:21 and
-# T94161 for what cannot be 09:41:61.
-_MOMENT = re.compile(r"(?<!\d)(20\d{2})(\d{2})(\d{2})T(\d{1,2})(\d{2})(\d{2})(?!\d)")
-_BASELINE = re.compile(r"(?<![A-Za-z0-9])N(\d{4})(?![A-Za-z0-9])")
-_TILE = re.compile(r"(?<![A-Za-z0-9])T(\d{2}[C-X][A-Z]{2})(?![A-Za-z0-9])")
-_PLATFORM = re.compile(r"(?<![A-Za-z0-9])S2([A-D])(?=_)")
 
 
 @dataclass(frozen=True)
 class Meta:
-    """One scene's metadata; empty where the source is silent, `offset` None where nothing decides it."""
+    """One scene's metadata; empty where the sources are silent. `offsets`: each statement about the BOA offset."""
 
     id: str
     datetime_utc: str = ""
+    exact: bool = True  # the time is known to the second, not only its day
     baseline: str = ""
     cloud_pct: float | None = None
     tile: str = ""
-    offset: OffsetDecision | None = None
+    offsets: tuple[OffsetDecision, ...] = ()
     properties: dict[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def to_utc(text: str) -> str:
@@ -56,140 +56,167 @@ def to_utc(text: str) -> str:
     return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
 
 
-def from_names(scene_id: str, *names: str) -> Meta:
-    """What product-like names say: sensing time, baseline, tile, platform; the first name that knows wins."""
-    moment, baseline = _first(_MOMENT, names), _first(_BASELINE, names)
-    tile, platform = _first(_TILE, names), _first(_PLATFORM, names)
-    number = f"{baseline[1][:2]}.{baseline[1][2:]}" if baseline else ""
+def from_names(scene_id: str, names: Names) -> Meta:
+    """What the names alone say. ValueError where they contradict each other, or say Level-1."""
+    local_names.require_level_2a(*names.near, local_names.product_name(names))
+    moment, exact = local_names.sensing_time(names)
+    found, platform = local_names.baselines(names), local_names.platform(names)
     return Meta(
         id=scene_id,
-        datetime_utc=_moment(moment) if moment else "",
-        baseline=number,
-        tile=tile[1] if tile else "",
-        offset=_by_baseline(number) if number else None,
-        properties={"platform": f"sentinel-2{platform[1].lower()}"} if platform else {},
+        datetime_utc=moment,
+        exact=exact,
+        baseline=found[0][0] if found else "",
+        tile=local_names.tile(names),
+        offsets=local_names.offsets(names),
+        properties={"platform": platform} if platform else {},
     )
 
 
-def _first(pattern: re.Pattern[str], names: tuple[str, ...]) -> re.Match[str] | None:
-    return next((found for name in names if (found := pattern.search(name))), None)
-
-
-def _moment(found: re.Match[str]) -> str:
-    year, month, day, hour, minute, second = (int(part) for part in found.groups())
-    return to_utc(datetime(year, month, day, hour, minute, min(second, 59), tzinfo=UTC).isoformat())
-
-
-def _by_baseline(baseline: str) -> OffsetDecision | None:
-    if baseline_number(baseline) is None:
-        return None
-    return offset_from_rule("baseline", baseline=baseline, declared=None, applied=None)
-
-
-def from_item(item: dict[str, Any], fallback_id: str) -> Meta:
-    """What a STAC item says. ValueError where its offset statements contradict each other."""
+def from_item(item: dict[str, Any], named: Meta) -> Meta:
+    """What a STAC item says, then the names. ValueError where they give different days, or it says Level-1."""
     properties = item.get("properties") or {}
-    baseline = str(properties.get("s2:processing_baseline") or properties.get("processing:version") or "")
+    uri, name = str(properties.get("s2:product_uri") or ""), str(item.get("id") or "")
+    levels = [properties.get(key) for key in ("processing:level", "s2:product_type")]
+    local_names.require_level_2a(*(str(text or "") for text in (*levels, uri, name, item.get("collection"))))
+    inside = from_names("", local_names.Names((uri, name)))
+    moment = properties.get("datetime") or properties.get("start_datetime")
+    moment = to_utc(str(moment)) if moment else inside.datetime_utc
+    _require_one_day(f"item {name}", moment, named)
+    stated = _item_baseline(properties)
     cloud = properties.get("eo:cloud_cover")
     code = str(properties.get("grid:code") or properties.get("s2:mgrs_tile") or "")
-    named = from_names("", str(properties.get("s2:product_uri") or ""), str(item.get("id") or ""))
-    moment = properties.get("datetime") or properties.get("start_datetime")
+    kept = ("platform", "s2:product_uri", "sat:relative_orbit")
     return Meta(
-        id=str(item.get("id") or fallback_id),
-        datetime_utc=to_utc(str(moment)) if moment else named.datetime_utc,
-        baseline=baseline or named.baseline,
+        id=name or named.id,
+        datetime_utc=moment or named.datetime_utc,
+        exact=bool(moment) or named.exact,
+        baseline=stated or inside.baseline or named.baseline,
         cloud_pct=float(cloud) if isinstance(cloud, int | float) and 0 <= cloud <= 100 else None,
-        tile=code.removeprefix("MGRS-") or named.tile,
-        offset=_item_offset(item, properties, baseline or named.baseline),
-        properties={k: properties[k] for k in ("platform", "s2:product_uri", "sat:relative_orbit") if k in properties},
+        tile=code.removeprefix("MGRS-") or inside.tile or named.tile,
+        offsets=_item_offsets(item, properties, stated, inside, named),
+        properties={key: properties[key] for key in kept if key in properties},
+        remarks=named.remarks,
     )
 
 
-def _item_offset(item: dict[str, Any], properties: dict[str, Any], baseline: str) -> OffsetDecision | None:
-    """By the flag where there is one (Earth Search), else by declaration and baseline; None when both are silent."""
+def _require_one_day(source: str, moment: str, named: Meta) -> None:
+    if moment and named.datetime_utc and moment[:10] != named.datetime_utc[:10]:
+        raise ValueError(f"{source} says {moment[:10]} and its names say {named.datetime_utc[:10]}; expected one day")
+
+
+def _item_baseline(properties: dict[str, Any]) -> str:
+    """`s2:processing_baseline`, else a `processing:version` written like a baseline: "2.11" is a version of Sen2Cor."""
+    version = str(properties.get("processing:version") or "")
+    stated = properties.get("s2:processing_baseline")
+    if stated is None or stated == "":
+        return version if re.fullmatch(r"\d{2}\.\d{2}", version) else ""
+    return f"{stated:05.2f}" if isinstance(stated, float) else str(stated)
+
+
+def _item_offsets(
+    item: dict[str, Any], properties: dict[str, Any], stated: str, inside: Meta, named: Meta
+) -> tuple[OffsetDecision, ...]:
+    """By the flag where there is one (Earth Search), else by declaration and baseline; then by names."""
+    baseline = stated or inside.baseline or named.baseline
     if "earthsearch:boa_offset_applied" in properties:
         applied = bool(properties["earthsearch:boa_offset_applied"])
-        return offset_from_rule("earth-search-v1", baseline=baseline, declared=None, applied=applied)
-    stated = {
-        layer["offset"]
+        return (offset_from_rule("earth-search-v1", baseline=baseline, declared=None, applied=applied),)
+    layers = [
+        layer
         for asset in (item.get("assets") or {}).values()
+        if isinstance(asset, dict)
         for layer in asset.get("raster:bands") or [{"offset": asset.get("raster:offset")}]
-        if isinstance(layer.get("offset"), int | float)
-    }
-    declared = min(stated) if stated else None  # assets without reflectance state 0
-    if declared is None and baseline_number(baseline) is None:
-        return None
-    return offset_from_rule("declared-or-baseline", baseline=baseline, declared=declared, applied=None)
+    ]
+    declared = {layer["offset"] for layer in layers if isinstance(layer.get("offset"), int | float)}
+    own: tuple[OffsetDecision, ...] = ()
+    if declared or baseline_number(baseline) is not None:  # assets without reflectance state 0
+        lowest = min(declared) if declared else None
+        own = (offset_from_rule("declared-or-baseline", baseline=baseline, declared=lowest, applied=None),)
+    return (*own, *inside.offsets, *named.offsets)
 
 
-def item_beside(folder: Path) -> dict[str, Any] | None:
-    """The one STAC item among the folder's JSON files; None when there is none or several."""
-    items = [item for path in sorted(folder.glob("*.json")) if (item := _item(path)) is not None]
-    return items[0] if len(items) == 1 else None
+def items_in(paths: list[Path]) -> list[dict[str, Any]]:
+    """STAC items among JSON files, alone or in collections; indexes of our own say nothing that their files do not."""
+    found = []
+    for path in paths:
+        try:
+            record = json.loads((zipped.read(path, _MAX_BYTES) or b"").decode("utf-8-sig"))
+        except (ValueError, OSError, RecursionError, UsageError):
+            continue
+        features = record.get("features") if isinstance(record, dict) else None
+        for item in features if isinstance(features, list) else [record]:
+            if _is_item(item):
+                found.append(item)
+    return found
 
 
-def _item(path: Path) -> dict[str, Any] | None:
-    if path.stat().st_size > _MAX_BYTES:
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError):
-        return None
-    is_item = isinstance(record, dict) and record.get("type") == "Feature" and "stac_version" in record
-    return record if is_item else None
+def _is_item(record: object) -> bool:
+    if not isinstance(record, dict) or record.get("type") != "Feature" or "stac_version" not in record:
+        return False
+    properties, assets = record.get("properties"), record.get("assets")
+    if properties is not None and not isinstance(properties, dict):
+        return False
+    return isinstance(assets or {}, dict) and OFFSET_KEY not in (properties or {})
 
 
-def from_safe(product_xml: Path) -> Meta:
-    """What Sen2Cor's metadata say. UsageError when the XML is unreadable; ValueError when it contradicts itself."""
+def from_safe(product_xml: Path, tile_xmls: list[Path], named: Meta) -> Meta:
+    """What Sen2Cor's metadata say, then the names. UsageError when unreadable; ValueError for a contradiction."""
     product = _xml(product_xml)
-    tile_xmls = sorted(product_xml.parent.rglob(TILE_XML))
+    if product is None:
+        return replace(named, remarks=(*named.remarks, f"{product_xml.name} is empty; names tell what they can"))
+    uri = _text(product, "PRODUCT_URI") or _text(product, "PRODUCT_URI_2A")
+    local_names.require_level_2a(_text(product, "PRODUCT_TYPE"), _text(product, "PROCESSING_LEVEL"), uri)
     tile = _xml(tile_xmls[0]) if len(tile_xmls) == 1 else None
-    uri = (_text(product, "PRODUCT_URI") or product_xml.parent.name).removesuffix(".SAFE")
-    named = from_names(uri, uri, product_xml.parent.name)
     moment = (_text(tile, "SENSING_TIME") if tile is not None else "") or _text(product, "PRODUCT_START_TIME")
-    baseline = _text(product, "PROCESSING_BASELINE") or named.baseline
-    quantification = _text(product, "BOA_QUANTIFICATION_VALUE")
+    _require_one_day(product_xml.name, to_utc(moment) if moment else "", named)
+    quantification = _text(product, "BOA_QUANTIFICATION_VALUE") or _text(product, "L2A_BOA_QUANTIFICATION_VALUE")
     if quantification and float(quantification) != 1 / DN_SCALE:
         raise ValueError(
             f"{product_xml.name} states {quantification} DN per unit of reflectance, not {1 / DN_SCALE:.0f}"
         )
-    cloud = _text(product, "Cloud_Coverage_Assessment")
+    stated = _text(product, "PROCESSING_BASELINE")
+    inside = from_names("", local_names.Names((uri,)))
+    cloud = _text(product, "Cloud_Coverage_Assessment") or _text(product, "CLOUD_COVERAGE_PERCENTAGE")
     return Meta(
-        id=uri,
-        datetime_utc=to_utc(moment) if moment else named.datetime_utc,
-        baseline=baseline,
+        id=uri.removesuffix(".SAFE") or named.id,
+        datetime_utc=to_utc(moment) if moment else inside.datetime_utc or named.datetime_utc,
+        baseline=stated or inside.baseline or named.baseline,
         cloud_pct=float(cloud) if cloud else None,
-        tile=named.tile,
-        offset=_safe_offset(product, baseline),
-        properties={**named.properties, "s2:product_uri": f"{uri}.SAFE"},
-    )
+        tile=named.tile or inside.tile,
+        offsets=(*_safe_offsets(product, product_xml.name, stated), *inside.offsets, *named.offsets),
+        properties={
+            **inside.properties, **named.properties, **({"s2:product_uri": _with_suffix(uri)} if uri else {})
+        },
+        remarks=named.remarks,
+    )  # fmt: skip
 
 
-def _safe_offset(product: Element, baseline: str) -> OffsetDecision:
+def _with_suffix(uri: str) -> str:
+    return f"{uri.removesuffix('.SAFE')}.SAFE"
+
+
+def _safe_offsets(product: Element, name: str, baseline: str) -> tuple[OffsetDecision, ...]:
+    """BOA_ADD_OFFSET, which products before 04.00 do not have; nothing where neither it nor a baseline is stated."""
     stated = {int(float(node.text or "0")) for node in product.iter("BOA_ADD_OFFSET")}
-    number = baseline_number(baseline)
-    if (
-        not stated
-        and number is not None
-        and offset_from_rule("baseline", baseline=baseline, declared=None, applied=None).offset_dn
-    ):
-        raise ValueError(f"{PRODUCT_XML} has no BOA_ADD_OFFSET though baseline {baseline} carries one")
+    by_baseline = local_names.offset_of_baseline(baseline)
+    if not stated and by_baseline is not None and by_baseline.offset_dn:
+        raise ValueError(f"{name} has no BOA_ADD_OFFSET though baseline {baseline} carries one")
     if len(stated) > 1 or stated - {0, HOUSE_ADD_OFFSET_DN}:
-        raise ValueError(
-            f"{PRODUCT_XML} states BOA_ADD_OFFSET {sorted(stated)}; expected one of 0, {HOUSE_ADD_OFFSET_DN}"
-        )
-    if not stated:
-        return OffsetDecision(0, f"{PRODUCT_XML} states no BOA_ADD_OFFSET, baseline {baseline or 'unknown'}")
-    return OffsetDecision(stated.pop(), f"BOA_ADD_OFFSET of {PRODUCT_XML}, baseline {baseline or 'unknown'}")
+        raise ValueError(f"{name} states BOA_ADD_OFFSET {sorted(stated)}; expected one of 0, {HOUSE_ADD_OFFSET_DN}")
+    if stated:
+        return (OffsetDecision(stated.pop(), f"BOA_ADD_OFFSET of {name}, baseline {baseline or 'unknown'}"),)
+    if by_baseline is None:
+        return ()
+    return (OffsetDecision(0, f"{name} states no BOA_ADD_OFFSET, baseline {baseline}"),)
 
 
-def _xml(path: Path) -> Element:
-    from xml.etree.ElementTree import ParseError, parse
+def _xml(path: Path) -> Element | None:
+    """Root element; None for an empty file."""
+    from xml.etree.ElementTree import ParseError, fromstring
 
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} has {path.stat().st_size} bytes", f"at most {_MAX_BYTES}")
-        return parse(path).getroot()
+        content = zipped.read(path, _MAX_BYTES) or b""
+        return fromstring(content) if content.strip() else None
     except (ParseError, OSError) as error:
         raise UsageError(f"{path} cannot be read: {error}", "the metadata of a Sentinel-2 L2A product") from error
 

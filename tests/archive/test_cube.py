@@ -364,7 +364,7 @@ damaged = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWa
         (page, "not recognized"),
         (scramble, ""),
         (three_bands, "3 bands"),
-        (replaced(dtype="int16"), "int16"),
+        (replaced(dtype="int32"), "int32"),
         (replaced(dtype="float32"), "float32"),
         (replaced(dtype="uint8", fill=5), "uint8"),
         (replaced((100, 120)), "100 x 120"),

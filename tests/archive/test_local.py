@@ -19,6 +19,7 @@ from pipeline.archive.cube import read_period
 from pipeline.archive.index_file import write_index
 from pipeline.archive.local import AUDIT_KEY, sample_scenes, scan
 from pipeline.archive.local_meta import from_names, to_utc
+from pipeline.archive.local_names import Names
 from pipeline.archive.scene import Phase, Raster, Scene
 from pipeline.archive.search import search
 from pipeline.bands import BAND_NAMES, BY_NAME, bands_at
@@ -60,7 +61,7 @@ def test_patch_with_a_product_like_name(tmp_path):
     assert scene.phase == Phase.official(scene.epsg)
     assert scene.offset.offset_dn == 0
     assert "no processing baseline" in scene.offset.evidence
-    assert "pixels agree" in scene.offset.evidence
+    assert "the pixels show it" in scene.offset.evidence
     assert scene.properties[AUDIT_KEY].startswith("agrees")
     assert notes == ()
 
@@ -131,7 +132,7 @@ def test_bands_of_other_resolutions_are_not_usable_and_named(tmp_path):
         write_band(
             Path(scene.hrefs[band]), np.full((20, 20), 900, np.uint16), Raster(60, 600000, 5100000, 20, 20), 32632
         )
-    (found,), (note,) = scan(tmp_path)
+    (found,), (note,) = scan(tmp_path, offset_dn=0)
     assert not {"B02", "B11"} & set(found.hrefs)
     assert "without B02, B11 (B02: 60 m pixels instead of 10 m; B11: 60 m pixels instead of 20 m)" in note
 
@@ -215,7 +216,7 @@ def test_same_scene_twice_is_taken_once(tmp_path):
 
 def test_offset_of_files_without_baseline_follows_the_pixels_or_the_user(tmp_path):
     patch(tmp_path, offset_dn=-1000)
-    with pytest.raises(UsageError, match=r"BOA offset 0 .*just above 1000.*--offset -1000"):
+    with pytest.raises(UsageError, match=r"nothing tells its BOA offset.*just above 1000.*--offset -1000"):
         scan(tmp_path)
     (scene,), _ = scan(tmp_path, offset_dn=-1000)
     assert (scene.offset.offset_dn, scene.offset.evidence) == (-1000, "set by the user")
@@ -228,13 +229,13 @@ def test_offset_of_files_without_baseline_follows_the_pixels_or_the_user(tmp_pat
 
 
 def test_what_names_say():
-    meta = from_names("x", PRODUCT)
+    meta = from_names("x", Names((PRODUCT,)))
     assert (meta.datetime_utc, meta.baseline, meta.tile) == ("2024-06-17T10:15:59Z", "05.10", "32TMS")
-    assert meta.offset.offset_dn == -1000
+    assert [decision.offset_dn for decision in meta.offsets] == [-1000]
     assert meta.properties == {"platform": "sentinel-2b"}
-    silent = from_names("x", "scene_12", "T2024")
-    assert (silent.datetime_utc, silent.baseline, silent.offset, silent.tile) == ("", "", None, "")
-    assert from_names("x", "S2B_MSIL2A_20180204T94161_57_38").datetime_utc == "2018-02-04T09:41:59Z"
+    silent = from_names("x", Names(("scene_12", "T2024")))
+    assert (silent.datetime_utc, silent.baseline, silent.offsets, silent.tile) == ("", "", (), "")
+    assert from_names("x", Names(("S2B_MSIL2A_20180204T94161_57_38",))).datetime_utc == "2018-02-04T09:41:59Z"
 
 
 @pytest.mark.parametrize(
@@ -538,9 +539,11 @@ def test_every_real_folder_is_indexed_or_refused_with_its_reason(shared_data, tm
     reports = {Path(r["scenes"][0]["id"]).name: r for r in map(json.loads, said.out.splitlines())}
     assert codes == {
         "argentina_pampas_32720": 0, "bigearthnet": 0, "majortom_native": 0, "safe_T29UNU_R60m": 0,
-        "decimated_29RKH_all12": 2, "ftw_vienna_rgbn": 2, "theia_bouconne_7dates": 2,
+        "isan_thailand_20200223_a": 0, "isan_thailand_20200223_b": 0, "bigearthnet_v2_T33UUP_75_43": 0,
+        "arctic_sea_ice_32609": 2, "decimated_29RKH_all12": 2, "ftw_vienna_rgbn": 2, "theia_bouconne_7dates": 2,
     }  # fmt: skip
     errors = said.err.splitlines()
+    assert any("arctic" in line and "nothing tells its BOA offset" in line for line in errors)  # too bright to tell
     assert any("100 m pixels instead of 10 m" in line for line in errors)
     assert any("holds 8 bands in one file" in line for line in errors)
     assert any("holds 70 bands in one file" in line for line in errors)

@@ -210,7 +210,7 @@ def test_left_over_offset_is_found_and_stops_the_scene(shared_data):
     scenes, notes = scan(folder, datetime_utc="2020-05-05")
     assert [scene.id for scene in scenes] == ["282D_485L_3_3", "609U_541L_3_0"]
     (note,) = (note for note in notes if "433D_629L_3_1" in note)
-    assert "BOA offset 0" in note
+    assert "nothing tells its BOA offset" in note
     assert "B04 1125" in note
     assert "--offset -1000" in note
     (forced,), _ = scan(folder / "433D_629L_3_1", datetime_utc="2020-05-05", offset_dn=-1000)
