@@ -1,8 +1,8 @@
 """`python -m pipeline.check`: whether a store is complete, and its bytes are what was written.
 
 In: a store. Out: words or JSON, and an exit code: 0 complete and sound, 4 but for quarantined units, 75 to be
-continued, 7 damaged, 2 not ours. With --repair, exactly the units that are damaged, missing or quarantined are computed
-again.
+continued, 3 no pixel was measured, 7 damaged, 2 not ours. With --repair, exactly the units that are damaged, missing or
+quarantined are computed again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import EXIT_INTEGRITY, EXIT_OK, EXIT_QUARANTINE, EXIT_RESUMABLE, IntegrityError, PipelineError
+from pipeline.errors import (
+    EXIT_INTEGRITY,
+    EXIT_NO_DATA,
+    EXIT_OK,
+    EXIT_QUARANTINE,
+    EXIT_RESUMABLE,
+    IntegrityError,
+    PipelineError,
+)
 from pipeline.store.place import place_of
 from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.terminal import show
@@ -41,6 +49,7 @@ def examine(store: Where, verify: str) -> dict[str, Any]:
     plan = load_plan(store)
     ledger, aside = Ledger(store, plan.digest), Quarantine(store, plan.digest).read()
     missing, damaged, quarantined, chunks = [], {}, {}, 0
+    measured = False
     units = list(plan.units())
     found = ledger.survey([unit.id for unit in units], verify)
     for unit, (receipt, faults) in zip(units, found, strict=True):
@@ -53,6 +62,7 @@ def examine(store: Where, verify: str) -> dict[str, Any]:
         if verify == "full" and not faults:
             faults = _decode(plan, place, unit)
         chunks += len(receipt.chunks)
+        measured |= any(receipt.valid.values())
         if faults:
             damaged[unit.id] = faults
     damaged_units = len(damaged)
@@ -69,6 +79,7 @@ def examine(store: Where, verify: str) -> dict[str, Any]:
         "damaged_units": damaged_units,
         "quarantined": quarantined,
         "chunks": chunks,
+        "measured": measured,
         "verify": verify,
     }
 
@@ -166,7 +177,11 @@ def exit_code(report: dict[str, Any]) -> int:
     """Exit code for what `examine` found."""
     if report["damaged"]:
         return EXIT_INTEGRITY
-    if report["missing"] or report["status"] not in FINISHED:
+    if report["missing"]:
+        return EXIT_RESUMABLE
+    if not report["measured"] and not report["quarantined"]:
+        return EXIT_NO_DATA
+    if report["status"] not in FINISHED:
         return EXIT_RESUMABLE
     return EXIT_QUARANTINE if report["quarantined"] else EXIT_OK
 
@@ -183,6 +198,8 @@ def in_words(report: dict[str, Any]) -> str:
     ]
     for unit, why in list(report["quarantined"].items())[:_SHOWN]:
         lines += [f"  set aside {unit}: {why['error']}", f"           see it fail: {why['reproduce']}"]
+    if exit_code(report) == EXIT_NO_DATA:
+        lines.append("  no pixel was measured: the scenes hold nodata all over the area")
     hidden = max(0, len(report["missing"]) - _SHOWN) + max(0, len(report["damaged"]) - _SHOWN)
     if hidden:
         lines.append(f"  and {hidden} more")

@@ -1,7 +1,8 @@
 """Lazy cubes of scenes on one grid, and the loader that inference and training share.
 
 In: scenes, a 2.5 m grid whose edges are multiples of 60 m, band names, access. Out: a `Cube` of lazy DataArrays at the
-native 10, 20 and 60 m, or `Pixels`, the same as arrays. All DN are in the house convention, 0 is nodata.
+native 10, 20 and 60 m, or `Pixels`, the same as arrays. All DN are in the house convention, 0 is nodata, also where SCL
+is 0 (NO_DATA): some archives leave DN there.
 """
 
 from __future__ import annotations
@@ -148,12 +149,28 @@ def read(cube: Cube, window: Window | None = None, *, time: int = 0) -> Pixels:
     scl = None if cube.scl is None else _cut(cube.scl.isel(time=time), cube.grid, grid, SCL_GSD_M)
     lazy = [step.data for step in steps.values()] + ([] if scl is None else [scl.data])
     arrays = dask.compute(*lazy, scheduler="synchronous")
+    classes = None if scl is None else arrays[-1]
     return Pixels(
         grid,
-        dict(zip(steps, arrays, strict=False)),
+        {gsd_m: _classified(dn, classes, gsd_m) for gsd_m, dn in zip(steps, arrays, strict=False)},
         {gsd_m: tuple(str(name) for name in step.band.values) for gsd_m, step in steps.items()},
-        None if scl is None else arrays[-1],
+        classes,
     )
+
+
+def _classified(dn: NDArray[np.uint16], scl: NDArray[np.uint8] | None, gsd_m: int) -> NDArray[np.uint16]:
+    """(band, y, x) DN, 0 where every SCL cell of a pixel is 0 (NO_DATA)."""
+    if scl is None or scl.all():
+        return dn
+    missing = scl == 0
+    if gsd_m < SCL_GSD_M:
+        n = SCL_GSD_M // gsd_m
+        missing = missing.repeat(n, 0).repeat(n, 1)
+    elif gsd_m > SCL_GSD_M:
+        n = gsd_m // SCL_GSD_M
+        missing = missing.reshape(missing.shape[0] // n, n, missing.shape[1] // n, n).all((1, 3))
+    dn[:, missing] = 0
+    return dn
 
 
 def read_period(
@@ -188,11 +205,12 @@ def _lazy(cube: Cube, time: int, scene: Scene) -> LazyPixels:
 
     def load(gsd_m: int, bands: slice) -> NDArray[np.uint16]:
         lazy = cube.rasters[gsd_m].isel(time=time, band=bands)
-        return np.asarray(lazy.data.compute(scheduler="synchronous"))
+        return _classified(np.asarray(lazy.data.compute(scheduler="synchronous")), pixels.scl, gsd_m)
 
     classes = None if cube.scl is None or SCL not in scene.hrefs else cube.scl.isel(time=time).data
     load_scl = None if classes is None else partial(classes.compute, scheduler="synchronous")
-    return LazyPixels(cube.grid, names, load, load_scl)
+    pixels = LazyPixels(cube.grid, names, load, load_scl)
+    return pixels
 
 
 def _check(scenes: Sequence[Scene], grid: Grid, bands: tuple[str, ...]) -> None:

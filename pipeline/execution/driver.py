@@ -13,7 +13,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.errors import Interrupted, UpstreamError
+from pipeline.errors import Interrupted, NoDataError, UpstreamError
 from pipeline.execution import pyramid
 from pipeline.execution.catalogue_out import write_item
 from pipeline.execution.cluster import open_pool
@@ -144,7 +144,7 @@ def finalise(plan: Plan, store: Where, verify: str = "size") -> Summary:
 def _publish(plan: Plan, store: Where, summary: Summary, verify: str, *, changed: bool) -> None:
     """Complete the overviews, flip the store to complete last of all, and count overviews into the summary.
 
-    UpstreamError when more units are set aside than a store may lack.
+    UpstreamError when more units are set aside than a store may lack; NoDataError when no pixel was measured.
     """
     _complete(plan, store, summary, verify, changed=changed)
     for record in overview_records.read_all(place_of(store), plan.digest).values():
@@ -154,6 +154,8 @@ def _publish(plan: Plan, store: Where, summary: Summary, verify: str, *, changed
 def _complete(plan: Plan, store: Where, summary: Summary, verify: str, *, changed: bool) -> None:
     if verify != "none":
         pyramid.discard_faulty(plan, store, full=verify == "full")
+    if not summary.quarantined and not any(summary.valid.values()):
+        _refuse_empty(plan)
     status = layout.STATUS_QUARANTINE if summary.quarantined else layout.STATUS_COMPLETE
     settled = not changed and layout.status(store) == status and place_of(store).size(ITEM_KEY) is not None
     if settled and pyramid.whole(plan, store, summary.quarantined):
@@ -176,3 +178,13 @@ def _complete(plan: Plan, store: Where, summary: Summary, verify: str, *, change
     mark = {"plan_digest": plan.digest, "units": summary.units, **attributes}
     content = json.dumps(mark, indent=1, sort_keys=True).encode()
     place_of(store).write(f"{RUN_FOLDER}/COMPLETE.json", content)
+
+
+def _refuse_empty(plan: Plan) -> None:
+    """NoDataError: footprints in catalogues are wider than the images, so only the pixels tell."""
+    names = ", ".join(list(plan.scenes)[:_SHOWN]) + (", ..." if len(plan.scenes) > _SHOWN else "")
+    raise NoDataError(
+        f"no pixel over {plan.aoi_name} was measured: {names} hold nodata there, and the store is left incomplete",
+        "at least one scene whose pixels reach into the area",
+        "widen --start/--end or --max-cloud, or look at the AOI's place; then run again with --overwrite",
+    )
