@@ -163,7 +163,8 @@ def _scene(candidate: Candidate, when: str, override: OffsetDecision | None) -> 
 def _meta(candidate: Candidate) -> Meta:
     named = from_names(candidate.id, candidate.names)
     if candidate.product_xml is not None:
-        return from_safe(candidate.product_xml, candidate.tile_xmls, named)
+        meta = from_safe(candidate.product_xml, candidate.tile_xmls, named)
+        return replace(meta, id=f"{meta.id}_{named.tile or candidate.granule}") if candidate.granule else meta
     return named if candidate.item is None else from_item(candidate.item, named)
 
 

@@ -47,6 +47,7 @@ class Candidate:
     item: dict[str, Any] | None = None
     fault: str = ""  # why it cannot be used
     where: str = ""  # its place below the scanned folder, to tell scenes of one id apart
+    granule: str = ""  # which of a product's several
 
 
 def band_of(stem: str) -> tuple[str, str] | None:
@@ -104,10 +105,9 @@ def _of_product(place: Path, tree: Tree) -> Iterator[Candidate]:
         names = Names.of(prefixes[0] if prefixes else "", place / "GRANULE" / granule if granule else place, tree.top)
         about = [path for path in files if TILE_XML.fullmatch(path.name) and (not granule or granule in path.parts)]
         own = place.resolve().name.removesuffix(".SAFE")
-        several = len(granules) > 1
-        yield Candidate(
-            f"{own}_{granule}" if several else own, place, names, paths, xml, about, where=_where(place, tree.top)
-        )
+        part = granule if len(granules) > 1 else ""
+        where = _where(place, tree.top)
+        yield Candidate(own, place, names, paths, xml, about, where=where, granule=part)
 
 
 def _by_band(images: list[Path]) -> tuple[dict[str, list[Path]], list[str]]:
