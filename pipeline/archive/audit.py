@@ -5,13 +5,13 @@ In: stored DN of some bands, or a scene whose files are looked at. Out: an `Offs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.archive.sampling import blocks, look
-from pipeline.bands import BY_NAME, GSDS_M, HOUSE_ADD_OFFSET_DN, NODATA_DN, RGB
+from pipeline.bands import BAND_NAMES, BY_NAME, GSDS_M, HOUSE_ADD_OFFSET_DN, NODATA_DN, RGB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.archive.access import Access
+    from pipeline.archive.sampling import Look
     from pipeline.archive.scene import OffsetDecision, Scene
 
 # THRESHOLDS
 AUDIT_BANDS: tuple[str, ...] = ("B02", "B03", "B04", "B12")  # not B01: over water it is truly negative
+_NAMED = ", ".join(AUDIT_BANDS)
 _MIN_PIXELS_10M = 1000  # fewer are weak evidence, which neither confirms nor contradicts
 _MIN_PIXELS_20M = 250
 _IMPOSSIBLE_DN = 800.0  # reflectance -0.02 with the offset; lowest 5th percentile: 1093 with it; 323 without
@@ -47,6 +49,7 @@ class Judgement:
     offset_dn: int | None
     fact: str
     bright: bool = False  # enough pixels, all of them too bright to tell
+    remarks: tuple[str, ...] = ()
 
     def about(self, claimed: OffsetDecision) -> OffsetAudit:
         """The verdict on a record."""
@@ -111,6 +114,7 @@ def audit_scene(scene: Scene, access: Access) -> OffsetAudit:
     if judgement.offset_dn != scene.offset.offset_dn and not judgement.bright:
         judgement = judge_offset(blocks(scene, looks, access))
     audit = judgement.about(scene.offset)
+    audit = replace(audit, fact="; ".join((audit.fact, *_impossible(looks))))
     stated = {seen.offset_dn for seen in looks.values() if seen.offset_dn is not None}
     if audit.verdict == "agrees" or stated <= {scene.offset.offset_dn}:
         return audit
@@ -120,6 +124,18 @@ def audit_scene(scene: Scene, access: Access) -> OffsetAudit:
 
 
 def judge_scene(scene: Scene, access: Access) -> Judgement:
-    """What a scene's pixels show at full resolution, whatever its record says. ReadError when a file cannot be read."""
-    looks = look(scene, [band for band in AUDIT_BANDS if band in scene.hrefs], access)
-    return judge_offset(blocks(scene, looks, access)) if looks else Judgement(None, "none of B02, B03, B04 and B12")
+    """What a scene's pixels show at full resolution, whatever its record says; remarks on values of all bands.
+
+    ReadError when a file cannot be read.
+    """
+    looks = look(scene, [band for band in BAND_NAMES if band in scene.hrefs], access)
+    audited = {band: looks[band] for band in AUDIT_BANDS if band in looks}
+    judged = judge_offset(blocks(scene, audited, access)) if audited else Judgement(None, f"none of {_NAMED}")
+    return replace(judged, remarks=_impossible(looks))
+
+
+def _impossible(looks: Mapping[str, Look]) -> tuple[str, ...]:
+    """What is to be said of values that cannot be reflectance."""
+    shares = [f"{seen.impossible_pct:.3g} % of {band}" for band, seen in looks.items() if seen.impossible_pct > 0]
+    why = "cannot be reflectance (negative DN that wrapped around, or saturated) and are read as nodata"
+    return (f"{', '.join(shares)} {why}",) if shares else ()

@@ -81,10 +81,14 @@ def without_impossible(values: NDArray[Any], offset_dn: int) -> NDArray[Any]:
 
 def _open_mask(path: str, dataset: DatasetReader) -> DatasetReader:
     """The `.msk` file. ValueError when it is no GeoTIFF of the image's size."""
+    import warnings
+
     import rasterio
 
     try:
-        mask = rasterio.open(path, sharing=False)
+        with warnings.catch_warnings():  # a mask has no place of its own
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            mask = rasterio.open(path, sharing=False)
     except rasterio.errors.RasterioIOError as error:
         raise ValueError(f"its mask {path} cannot be opened: {error}") from error
     if mask.driver not in ALLOWED_DRIVERS or mask.shape != dataset.shape:

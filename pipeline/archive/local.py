@@ -156,8 +156,8 @@ def _scene(candidate: Candidate, when: str, override: OffsetDecision | None) -> 
     lacking = [f"without {', '.join(absent)}{f' ({others})' if others else ''}"] if absent else []
     if not absent and others:
         lacking = [f"without SCL ({others})"]
-    scene = decided(scene, (*meta.offsets, *_by_tags(files)), override)
-    return scene, [*lacking, *meta.remarks, *remark, *remarks]
+    scene, seen = decided(scene, (*meta.offsets, *_by_tags(files)), override)
+    return scene, [*lacking, *meta.remarks, *remark, *remarks, *seen]
 
 
 def _meta(candidate: Candidate) -> Meta:

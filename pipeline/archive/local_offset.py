@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 AUDIT_KEY = "sen2fine:offset_audit"  # scene property: what the pixels say about its offset
 
 
-def decided(scene: Scene, stated: Sequence[OffsetDecision], override: OffsetDecision | None) -> Scene:
-    """The scene with its offset. ValueError where nobody tells it, or sources contradict each other or the pixels.
+def decided(
+    scene: Scene, stated: Sequence[OffsetDecision], override: OffsetDecision | None
+) -> tuple[Scene, tuple[str, ...]]:
+    """(the scene with its offset, remarks). ValueError where nobody tells it, or sources or pixels contradict.
 
     `stated`: every statement found; the date is none, since old scenes are reprocessed with the offset.
     """
@@ -35,7 +37,7 @@ def decided(scene: Scene, stated: Sequence[OffsetDecision], override: OffsetDeci
             f"{audit.fact}; cure: --offset {other} if the pixels are right, --offset {chosen.offset_dn} if not"
         )
     properties = {**scene.properties, AUDIT_KEY: f"{audit.verdict}: {audit.fact}"}
-    return replace(scene, offset=chosen, properties=properties)
+    return replace(scene, offset=chosen, properties=properties), judgement.remarks
 
 
 def local_access(scene: Scene) -> Access:

@@ -37,7 +37,10 @@ Place = tuple[float, float]  # of a block's centre, as fractions of the image's 
 
 
 class Look:
-    """One file's thinned image: `dn` away from nodata, where ground lies, and what the file declares."""
+    """One file's thinned image: `dn` away from nodata, where ground lies, and what the file declares.
+
+    `impossible_pct`: share of the stored values that cannot be reflectance and are read as nodata.
+    """
 
     def __init__(self, image: Image, offset_dn: int) -> None:
         ny, nx = image.dataset.shape
@@ -45,11 +48,15 @@ class Look:
         self.full = step == 1
         self.offset_dn = image.declared.offset_dn
         self.places: tuple[Place, ...] = ()
+        self.impossible_pct = 0.0
         self.dn: NDArray[Any] = np.zeros(0, np.uint16)
         self.thinned = self.full or bool(image.dataset.overviews(1)) or max(ny, nx) <= _WHOLE_PX
         if not self.thinned:
             return
-        values = without_impossible(image.thinned(step), offset_dn)
+        values = image.thinned(step)
+        stored = np.count_nonzero(values)
+        values = without_impossible(values, offset_dn)
+        self.impossible_pct = 100 * (1 - np.count_nonzero(values) / stored) if stored else 0.0
         margin = round(_MARGIN_M / abs(image.dataset.transform.a)) if self.full else _MARGIN_LOOK_PX
         self.dn = values[away_from_nodata(values != 0, margin)]
         self.places = _places(values != 0)
