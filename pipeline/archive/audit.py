@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from pipeline.archive.sampling import Look
     from pipeline.archive.scene import OffsetDecision, Scene
 
-# THRESHOLDS
+# Thresholds in stored DN, measured by `python -m tests.archive.offset_audit` on 18 real scenes (snow, desert, cloud,
+# fields, forest, water, rice; two carry the offset) and 60 random crops of each, half a scene wide. The truth is never
+# contradicted. It is confirmed in 17 scenes and 1018 of 1080 crops; the rest, the desert and brightest snow, are
+# unknown. With 1000 DN added to the 16 without offset and taken from the other two, 14 scenes and 752 of 1080 crops are
+# recognised, none is mistaken.
 AUDIT_BANDS: tuple[str, ...] = ("B02", "B03", "B04", "B12")  # not B01: over water it is truly negative
 _NAMED = ", ".join(AUDIT_BANDS)
 _MIN_PIXELS_10M = 1000  # fewer are weak evidence, which neither confirms nor contradicts
