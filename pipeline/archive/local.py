@@ -77,7 +77,7 @@ def _add(scene: Scene, candidate: Candidate, scenes: dict[str, Scene]) -> None:
     """Keep a scene under its id, or under its place where another scene has the id. ValueError for a copy."""
     twin = scenes.get(scene.id)
     if twin is not None:
-        same = (twin.datetime_utc, twin.rasters) == (scene.datetime_utc, scene.rasters)
+        same = (twin.datetime_utc, twin.tile, twin.rasters) == (scene.datetime_utc, scene.tile, scene.rasters)
         if same and product_name(Names((scene.id,))):
             raise ValueError(f"{candidate.place} holds a copy: another folder holds this scene already")
         scene = replace(scene, id=f"{scene.id}_{candidate.where}" if candidate.where else scene.id)

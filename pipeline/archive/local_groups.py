@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.archive.bandfile import SCL
-from pipeline.archive.local_meta import PRODUCT_XML, TILE_XML, items_in
+from pipeline.archive.local_meta import LEVEL_1_XML, PRODUCT_XML, TILE_XML, items_in
 from pipeline.archive.local_names import Names, product_name
 from pipeline.archive.local_tree import RASTERS
 
@@ -71,6 +71,7 @@ def candidates(tree: Tree) -> Iterator[Candidate]:
     """Scenes of a tree, in its order. Files that hold several bands, or none, are left to `others`."""
     products = [place for place, files in tree.folders.items() if any(PRODUCT_XML.fullmatch(f.name) for f in files)]
     outermost = [p for p in products if not any(p != other and p.is_relative_to(other) for other in products)]
+    level_1 = [place for place, files in tree.folders.items() if any(LEVEL_1_XML.fullmatch(f.name) for f in files)]
     for place in tree.folders:
         if place in outermost:
             yield from _of_product(place, tree)
@@ -79,7 +80,9 @@ def candidates(tree: Tree) -> Iterator[Candidate]:
         for place, files in tree.folders.items()
         if not any(place.is_relative_to(product) for product in outermost)
     }
-    yield from _of_folders(rest, tree)
+    for candidate in _of_folders(rest, tree):
+        below = any(candidate.place.is_relative_to(place) for place in level_1)
+        yield replace(candidate, fault="its XML says Level-1C; expected Level-2A") if below else candidate
 
 
 def rasters(files: list[Path]) -> list[Path]:

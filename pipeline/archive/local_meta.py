@@ -7,6 +7,7 @@ itself.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.archive.local_names import Names
 
 PRODUCT_XML = re.compile(r"MTD_MSIL2A\.xml|S2[A-D]_\w{4}_MTD_SAFL2A_\w+\.xml", re.IGNORECASE)
+LEVEL_1_XML = re.compile(r"MTD_MSIL1C\.xml|S2[A-D]_\w{4}_MTD_SAFL1C_\w+\.xml", re.IGNORECASE)
 TILE_XML = re.compile(r"MTD_TL\.xml|S2[A-D]_\w{4}_MTD_L2A_TL_\w+\.xml", re.IGNORECASE)
 _MAX_BYTES = 20_000_000  # the largest MTD_TL.xml seen has 600 kB; nothing sane comes near
 
@@ -170,7 +172,7 @@ def from_safe(product_xml: Path, tile_xmls: list[Path], named: Meta) -> Meta:
     moment = (_text(tile, "SENSING_TIME") if tile is not None else "") or _text(product, "PRODUCT_START_TIME")
     _require_one_day(product_xml.name, to_utc(moment) if moment else "", named)
     quantification = _text(product, "BOA_QUANTIFICATION_VALUE") or _text(product, "L2A_BOA_QUANTIFICATION_VALUE")
-    if quantification and float(quantification) != 1 / DN_SCALE:
+    if quantification and _number(quantification) != 1 / DN_SCALE:
         raise ValueError(
             f"{product_xml.name} states {quantification} DN per unit of reflectance, not {1 / DN_SCALE:.0f}"
         )
@@ -181,7 +183,7 @@ def from_safe(product_xml: Path, tile_xmls: list[Path], named: Meta) -> Meta:
         id=uri.removesuffix(".SAFE") or named.id,
         datetime_utc=to_utc(moment) if moment else inside.datetime_utc or named.datetime_utc,
         baseline=stated or inside.baseline or named.baseline,
-        cloud_pct=float(cloud) if cloud else None,
+        cloud_pct=_number(cloud),
         tile=named.tile or inside.tile,
         offsets=(*_safe_offsets(product, product_xml.name, stated), *inside.offsets, *named.offsets),
         properties={
@@ -191,13 +193,25 @@ def from_safe(product_xml: Path, tile_xmls: list[Path], named: Meta) -> Meta:
     )  # fmt: skip
 
 
+def _number(text: str) -> float | None:
+    """The number that a text is; None for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _with_suffix(uri: str) -> str:
     return f"{uri.removesuffix('.SAFE')}.SAFE"
 
 
 def _safe_offsets(product: Element, name: str, baseline: str) -> tuple[OffsetDecision, ...]:
     """BOA_ADD_OFFSET, which products before 04.00 do not have; nothing where neither it nor a baseline is stated."""
-    stated = {int(float(node.text or "0")) for node in product.iter("BOA_ADD_OFFSET")}
+    texts = {(node.text or "").strip() for node in product.iter("BOA_ADD_OFFSET")}
+    if any(_number(text) is None for text in texts):
+        raise ValueError(f"{name} states BOA_ADD_OFFSET {sorted(texts)}; expected one of 0, {HOUSE_ADD_OFFSET_DN}")
+    stated = {int(float(text)) for text in texts}
     by_baseline = local_names.offset_of_baseline(baseline)
     if not stated and by_baseline is not None and by_baseline.offset_dn:
         raise ValueError(f"{name} has no BOA_ADD_OFFSET though baseline {baseline} carries one")

@@ -260,6 +260,31 @@ def test_level_1_products_are_refused(tmp_path):
         scan(tmp_path)
 
 
+def test_the_xml_of_level_1_counts_whatever_the_folder_is_called(tmp_path):
+    root = safe(tmp_path)
+    (root / "MTD_MSIL2A.xml").rename(root / "MTD_MSIL1C.xml")
+    with pytest.raises(UsageError, match="its XML says Level-1C"):
+        scan(tmp_path)
+
+
+def test_numbers_of_an_xml_that_are_none(tmp_path):
+    root = safe(tmp_path)
+    xml = root / "MTD_MSIL2A.xml"
+    xml.write_text(xml.read_text().replace("3.25", "n/a"))
+    assert scan(tmp_path)[0][0].cloud_pct is None
+    xml.write_text(xml.read_text().replace(">-1000<", ">x<"))
+    with pytest.raises(UsageError, match=r"BOA_ADD_OFFSET \['x'\]; expected one of 0, -1000"):
+        scan(tmp_path)
+
+
+def test_two_tiles_in_one_folder_of_a_product_are_two_scenes(tmp_path):
+    for tile in ("T32TMS", "T32TNS"):
+        files(tmp_path / PRODUCT, lambda band, tile=tile: f"{tile}_20240617T101559_{band}.tif", bands=RGBN, scl=False)
+    scenes, _ = scan(tmp_path)
+    assert {scene.tile for scene in scenes} == {"32TMS", "32TNS"}
+    assert len({scene.id for scene in scenes}) == 2
+
+
 def test_items_of_level_1_are_refused(tmp_path):
     files(tmp_path, lambda band: f"{band}.tif", scl=False)
     item = stac_item("x", hrefs={}, **{"processing:level": "L1C"})
