@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.errors import StorageError, UsageError
 from pipeline.products.blocks import Stored
 from pipeline.products.geotiff import describe, profile
+from pipeline.products.tiff_overviews import write_means
 from pipeline.store.place import place_of, storage_error
 from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
 from pipeline.working import require_parent, working_folder
@@ -161,8 +162,8 @@ def _write_slab(stored: Stored, cogs: list[Cog], working: Path, compress: str) -
     sums = _stream(stored, array, cogs, raws)
     for cog, raw, expected in zip(cogs, raws, sums, strict=True):
         finished = working / cog.path.name
-        _require_room(working, raw.stat().st_size)
-        _translate(raw, finished, slab.variable, compress)
+        _require_room(working, 2 * raw.stat().st_size)
+        _translate(raw, finished, slab, compress)
         raw.unlink()
         if _sums(finished) != expected:
             raise StorageError(f"{cog.path} was not written as it should be", "the sums of what was read", "try again")
@@ -216,14 +217,24 @@ def _flags(array: zarr.Array) -> dict[str, str]:
     return {"long_name": str(stated.get("long_name", "")), **named}
 
 
-def _translate(raw: Path, finished: Path, variable: str, compress: str) -> None:
+def _translate(raw: Path, finished: Path, slab: Slab, compress: str) -> None:
+    """Put the working file in order; GDAL makes overviews of classes, those of numbers it is given."""
     import rasterio.shutil
 
+    means: list[Path] = []
+    made = {"overview_resampling": "MODE", "overviews": "IGNORE_EXISTING"}
+    if slab.variable not in CLASSES:
+        with rasterio.open(raw) as file:
+            options = {"count": file.count, "dtype": file.dtypes[0], "nodata": file.nodata, **_WORKING,
+                       "blockxsize": _BLOCK_PX, "blockysize": _BLOCK_PX}  # fmt: skip
+        means = write_means(raw, int(options["nodata"]), _BLOCK_PX, options)
+        made = {"overviews": "AUTO" if means else "NONE"}
     rasterio.shutil.copy(
         raw, finished, driver="COG", compress=compress, predictor="YES", blocksize=_BLOCK_PX,
-        overview_resampling="MODE" if variable in CLASSES else "AVERAGE", overviews="IGNORE_EXISTING",
-        bigtiff="IF_SAFER", num_threads="ALL_CPUS",
+        bigtiff="IF_SAFER", num_threads="ALL_CPUS", **made,
     )  # fmt: skip
+    for path in means:
+        path.unlink()
 
 
 def _sums(path: Path) -> list[int]:

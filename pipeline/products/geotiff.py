@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, TARGET_GSD_M
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD, TARGET_GSD_M
 from pipeline.store.selection import CLASSES
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def profile(slab: Slab, bands: tuple[str, ...]) -> dict[str, Any]:
         "height": slab.window.ny,
         "width": slab.window.nx,
         "dtype": "uint8" if slab.variable in CLASSES else "uint16",
-        # in uncertainty 0 is a value
-        "nodata": None if slab.variable == "uncertainty" else NODATA_DN,
+        "nodata": NODATA_SPREAD if slab.variable == "uncertainty" else NODATA_DN,
         "crs": f"EPSG:{slab.epsg}",
         "transform": rasterio.Affine(*slab.transform),
     }

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
-from pipeline.store import levels
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD
+from pipeline.store import levels, uncertainty
 from pipeline.store.layout import STATUS_INCOMPLETE
 from pipeline.store.place import place_of
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pipeline.store.levels import Level, Raster
     from pipeline.store.place import Where
 
+FORMAT_VERSION = 2  # of stores and plans written now; 1 is read, finished and repaired as it was begun
+SPREAD_HAS_NODATA = 2  # first format whose `uncertainty` has a nodata value of its own
 _ZSTD_LEVEL = 1
 _DIMS = {
     "reflectance": ("time", "band", "y", "x"),
@@ -63,12 +65,19 @@ class Template:
     shard_px: int = 0  # 0: unsharded
     quality_meanings: str = ""
     attributes: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
 
     @property
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays of 2.5 m and of every overview."""
         optional = {"scl": self.with_scl, "uncertainty": self.with_uncertainty}
         return ("reflectance", "quality", *(name for name, wanted in optional.items() if wanted))
+
+    def fill(self, name: str) -> int:
+        """Fill value of an array: what no measured pixel can be. 0 is a class of its own in `quality` and `scl`."""
+        if name != "uncertainty":
+            return NODATA_DN
+        return NODATA_SPREAD if self.format_version >= SPREAD_HAS_NODATA else uncertainty.LEGACY_NODATA
 
     @property
     def base(self) -> Level:
@@ -207,7 +216,7 @@ def _data_array(group: zarr.Group, name: str, level: Level, template: Template) 
         chunks=(*lead, level.chunk_px, level.chunk_px),
         shards=shards,
         dtype="uint8" if name in ("quality", "scl") else "uint16",
-        fill_value=0,
+        fill_value=template.fill(name),
         compressors=[ZstdCodec(level=_ZSTD_LEVEL, checksum=True)],
         dimension_names=_DIMS[name],
         attributes=_array_attributes(name, level, template),
@@ -236,6 +245,7 @@ def _array_attributes(name: str, level: Level, template: Template) -> dict[str, 
             "units": "1",
             "scale_factor": DN_SCALE,
             "add_offset": 0.0,
+            **({"_FillValue": NODATA_SPREAD} if template.fill(name) == NODATA_SPREAD else {}),
             **coarse,
             **georeference,
         }
