@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD, TARGET_GSD_M
+from pipeline.store.gdal_names import COLOURS, band_title
 from pipeline.store.selection import CLASSES
 
 if TYPE_CHECKING:
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
     from pipeline.store.selection import Slab
 
 _INTERPRETED = {"B02": "blue", "B03": "green", "B04": "red"}  # what GDAL before 3.10 knows
-# Colours of scene classes as Sen2Cor's own viewer shows them (Sen2Cor user manual); of quality, ours.
-_COLOURS = {
-    "scl": ((0, 0, 0), (255, 0, 0), (47, 47, 47), (100, 50, 0), (0, 160, 0), (255, 230, 90), (0, 0, 255),
-            (128, 128, 128), (192, 192, 192), (255, 255, 255), (100, 200, 255), (255, 150, 255)),
-    "quality": ((0, 0, 0), (120, 120, 120), (240, 190, 60), (60, 160, 90)),
-}  # fmt: skip
 _SHOWN_SCENES = 50  # ids beyond these make the tag longer than some readers take
 
 
@@ -54,7 +49,7 @@ def describe(file: DatasetWriter, slab: Slab, bands: tuple[str, ...], flags: Map
     if slab.variable in CLASSES:
         file.set_band_description(1, flags.get("long_name", slab.variable))
         file.update_tags(1, **{key: value for key, value in flags.items() if key != "long_name"})
-        file.write_colormap(1, {value: (*colour, 255) for value, colour in enumerate(_COLOURS[slab.variable])})
+        file.write_colormap(1, {value: (*colour, 255) for value, colour in enumerate(COLOURS[slab.variable])})
         return
     reflectance = slab.variable == "reflectance"
     file.scales = (DN_SCALE,) * len(bands)
@@ -64,7 +59,7 @@ def describe(file: DatasetWriter, slab: Slab, bands: tuple[str, ...], flags: Map
         file.colorinterp = [ColorInterp[name] for name in named]
     for number, name in enumerate(bands, start=1):
         wavelength_nm = BY_NAME[name].wavelength_nm
-        file.set_band_description(number, f"{name} {wavelength_nm:g} nm{'' if reflectance else ' standard deviation'}")
+        file.set_band_description(number, band_title(name, slab.variable))
         file.update_tags(
             number,
             band=name,
