@@ -176,7 +176,7 @@ def bands_to_read(plan: Plan, system: systems.System, scenes: int) -> tuple[str,
     """
     stored = plan.config.band_names
     if system.resolver is None or system.fuser is None:
-        fused, guides = False, ()
+        fused, guides = False, tuple[str, ...]()
     else:
         fused = bool({*stored} & {*system.fuser.out_bands} - {*system.resolver.out_bands})
         guides = system.resolver.in_bands

@@ -94,7 +94,8 @@ class Stored:
         self._require_stored(array, slab, rows, cols, values)
         if slab.variable == "uncertainty" and array.fill_value != NODATA_SPREAD:
             measured = replace(slab, variable="reflectance")
-            return uncertainty.decoded(values, self.read(self.array(measured), measured, block))
+            dn = self.read(self.array(measured), measured, block)
+            return uncertainty.decoded(values.astype(np.uint16), dn.astype(np.uint16))
         return values if values.ndim == 3 else values[np.newaxis]
 
     def _require_stored(
