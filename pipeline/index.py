@@ -77,6 +77,8 @@ def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
     from pipeline.execution.catalogue_out import stores_below
 
     stores = [str(store) for store in stores_below(folder)]
+    if arguments.collection is not None and not stores:
+        raise UsageError(f"--collection {arguments.collection}, and no store in {folder}", "stores to put into it")
     try:
         scenes, notes = scan(folder, datetime_utc=arguments.datetime, offset_dn=arguments.offset)
     except UsageError:
