@@ -47,6 +47,7 @@ BLOCK_60M = 24  # output pixels per 60 m pixel, along one axis
 DN_SCALE = 1e-4
 DN_OFFSET = -0.1
 NODATA_DN = 0
+NODATA_SPREAD = 65535  # of `uncertainty`, where 0 is a value: reflectance would have to spread over 6.5
 HOUSE_ADD_OFFSET_DN = -1000  # BOA_ADD_OFFSET of that convention
 
 

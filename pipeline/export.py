@@ -19,6 +19,7 @@ from pipeline.terminal import Progress, counted, show
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.products.cog import Export
     from pipeline.store.selection import Request
 
 _VARIABLES = "reflectance, quality, scl, uncertainty"
@@ -108,21 +109,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress.clear()
     for note in made.notes:
         print(f"note: {note}", file=sys.stderr)
-    show(json.dumps(as_json(made.files, made.notes)) if arguments.json else in_words(made.files))
+    show(json.dumps(as_json(made)) if arguments.json else in_words(made))
     return EXIT_OK
 
 
-def as_json(files: Sequence[Path], notes: Sequence[str]) -> dict[str, object]:
+def as_json(made: Export) -> dict[str, object]:
     """What was written, for programs."""
-    return {"files": [{"path": str(path), "bytes": path.stat().st_size} for path in files], "notes": list(notes)}
+    return {
+        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in made.files],
+        "items": [str(path) for path in made.items],
+        "notes": list(made.notes),
+    }
 
 
-def in_words(files: Sequence[Path]) -> str:
+def in_words(made: Export) -> str:
     """What was written, for people."""
+    files = made.files
     total_mib = sum(path.stat().st_size for path in files) / 2**20
     lines = [f"  {path.name}  {path.stat().st_size / 2**20:.1f} MiB" for path in files[:_SHOWN]]
     if len(files) > _SHOWN:
         lines.append(f"  and {len(files) - _SHOWN} more")
+    lines.append(f"{counted(len(made.items), 'STAC item')}: {', '.join(path.name for path in made.items[:_SHOWN])}")
     return "\n".join([f"{counted(len(files), 'file')} in {files[0].parent}, {total_mib:.1f} MiB", *lines])
 
 

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="FILE", help=f"index ({_ARCHIVE}; for stores only where it is given)")
     p.add_argument("--datetime", metavar="UTC", help="sensing time of scenes whose names and files do not tell it")
     p.add_argument("--offset", type=int, choices=(0, -1000), help="BOA offset of all scenes, over files and audit")
+    p.add_argument("--collection", metavar="ID", help="of stores: their items name it, and it is written beside --out")
     p.add_argument("--relative", action="store_true", help="paths relative to the index, so that both can move")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
     return p
@@ -70,29 +71,56 @@ def _stores(what: Sequence[str]) -> list[str]:
 
 
 def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
-    """Index a folder's scenes; where it has none but stores, those."""
+    """Index a folder's scenes, and the stores that lie in it, in a file of their own."""
     from pipeline.archive.index_file import write_index
     from pipeline.archive.local import scan
     from pipeline.execution.catalogue_out import stores_below
 
+    stores = [str(store) for store in stores_below(folder)]
+    if arguments.collection is not None and not stores:
+        raise UsageError(f"--collection {arguments.collection}, and no store in {folder}", "stores to put into it")
     try:
         scenes, notes = scan(folder, datetime_utc=arguments.datetime, offset_dn=arguments.offset)
     except UsageError:
-        stores = stores_below(folder)
         if not stores:
             raise
-        return _of_stores([str(store) for store in stores], arguments)
+        return _of_stores(stores, arguments)
     out = arguments.out or _ARCHIVE
     write_index(scenes, out, relative=arguments.relative)
+    beside = out.with_name(f"{out.stem}_stores{out.suffix}")
+    listed, more = _listed_beside(stores, beside, arguments) if stores else (None, ())
+    notes = (*notes, *more)
     if arguments.json:
-        show(json.dumps({"index": str(out), "scenes": [as_json(s) for s in scenes], "notes": list(notes)}))
+        said: dict[str, object] = {"index": str(out), "scenes": [as_json(s) for s in scenes], "notes": list(notes)}
+        show(json.dumps({**said, "stores": stores_as_json(listed, beside)} if listed else said))
         return EXIT_OK
     for scene in scenes:
         show(in_words(scene))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     show(f"{counted(len(scenes), 'scene')} in {out}; next: python -m pipeline.run --catalog {out} --aoi region.geojson")
+    if listed:
+        _show_stores(listed)
+        show(f"{counted(len(listed.items), 'STAC item')} in {beside}")
     return EXIT_OK
+
+
+def _listed_beside(
+    stores: Sequence[str], out: Path, arguments: argparse.Namespace
+) -> tuple[Listed | None, tuple[str, ...]]:
+    """The stores among scenes, listed in `out`, and notes; None where not one of them is finished."""
+    from pipeline.execution.catalogue_out import list_stores
+
+    try:
+        listed = list_stores(stores, out, relative=arguments.relative, collection=arguments.collection)
+    except UsageError as error:
+        return None, (str(error),)
+    return listed, listed.notes
+
+
+def _show_stores(listed: Listed) -> None:
+    for store, item in zip(listed.stores, listed.items, strict=True):
+        show(f"{store}  {item['id']}  {_when(item)}  {', '.join(f'{value:.4f}' for value in item['bbox'])}")
 
 
 def _of_stores(stores: Sequence[str], arguments: argparse.Namespace) -> int:
@@ -101,16 +129,19 @@ def _of_stores(stores: Sequence[str], arguments: argparse.Namespace) -> int:
 
     if arguments.datetime is not None or arguments.offset is not None:
         raise UsageError("--datetime and --offset are for scenes", "neither, where stores are listed")
-    listed = list_stores(stores, arguments.out, relative=arguments.relative)
+    if arguments.collection is not None and arguments.out is None:
+        raise UsageError("--collection without --out", "a file for the items", "the collection is written beside it")
+    listed = list_stores(stores, arguments.out, relative=arguments.relative, collection=arguments.collection)
     if arguments.json:
         show(json.dumps(stores_as_json(listed, arguments.out)))
         return EXIT_OK
-    for store, item in zip(listed.stores, listed.items, strict=True):
-        show(f"{store}  {item['id']}  {_when(item)}  {', '.join(f'{value:.4f}' for value in item['bbox'])}")
+    _show_stores(listed)
     for note in listed.notes:
         print(f"note: {note}", file=sys.stderr)
     where = f" in {arguments.out}" if arguments.out else ", each in its store; --out FILE lists them in one file"
     show(f"{counted(len(listed.items), 'STAC item')}{where}")
+    if listed.collection is not None:
+        show(f"collection {arguments.collection} in {listed.collection}")
     return EXIT_OK
 
 
@@ -127,7 +158,8 @@ def stores_as_json(listed: Listed, out: Path | None) -> dict[str, object]:
         {"store": store, "id": item["id"], "bbox": item["bbox"], "datetime": _when(item)}
         for store, item in zip(listed.stores, listed.items, strict=True)
     ]
-    return {"index": str(out) if out else None, "items": items, "notes": list(listed.notes)}
+    said: dict[str, object] = {"index": str(out) if out else None, "items": items, "notes": list(listed.notes)}
+    return {**said, "collection": str(listed.collection)} if listed.collection else said
 
 
 def as_json(scene: Scene) -> dict[str, object]:

@@ -64,7 +64,8 @@ def test_the_command_of_the_issue(store, call):
     assert (code, err) == (0, "")
     names = [f"lake_utm32n_2024-06-17_{band}.tif" for band in BANDS]
     assert out.splitlines()[0].startswith("4 files in lake_tifs, ")
-    assert [line.split()[0] for line in out.splitlines()[1:]] == names
+    assert [line.split()[0] for line in out.splitlines()[1:-1]] == names
+    assert out.splitlines()[-1] == "1 STAC item: lake_utm32n_2024-06-17.json"
     for i, name in enumerate(names):
         with rasterio.open(f"lake_tifs/{name}") as file:
             assert np.array_equal(file.read(1), dn(store)[i])

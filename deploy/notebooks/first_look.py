@@ -7,6 +7,7 @@
 # gives a DataTree; continue with one of its zones, `ds = tree["utm31n"].to_dataset()`.
 
 # %%
+import json
 import sys
 
 import matplotlib.pyplot as plt
@@ -23,7 +24,7 @@ print(ds)
 
 # %%
 print(f"super-resolution by {ds.attrs['super_resolution']}, consistency {ds.attrs['consistency']}")
-for name, scene in ds.attrs["scenes"].items():
+for name, scene in json.loads(ds.attrs["scenes"]).items():
     print(f"{scene['datetime'][:10]}  {name}  BOA offset {scene['offset_dn']} ({scene['offset_evidence']})")
 
 # %% [markdown]

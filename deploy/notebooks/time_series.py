@@ -6,6 +6,7 @@
 # Level 3A, 2018: `s2_l2a/theia_bouconne_7dates`); else it makes a small landscape of its own, with the same dates.
 
 # %%
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -98,7 +99,7 @@ assert run.main([*words, "--cluster", "inline", "--out", str(store)]) == 0
 # %%
 ds = pipeline.open_store(store)
 print(ds.sizes, list(ds.band.values))
-print(*ds.attrs["notes"], sep="\n")
+print(*json.loads(ds.attrs["notes"]), sep="\n")
 
 # %% [markdown]
 # ## The season on a map

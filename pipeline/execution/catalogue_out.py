@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.archive.catalog import load_catalog
 from pipeline.errors import IntegrityError, PipelineError, StorageError, UsageError
 from pipeline.execution.plan import load_plan
+from pipeline.store.collection import collection_of, collection_path, named
 from pipeline.store.place import LocalPlace, place_of, write_atomic
 from pipeline.store.selection import require_finished, root_attributes
 from pipeline.store.stac_item import ITEM_KEY, GroupFacts, ItemFacts, Source, build_item
@@ -43,6 +44,7 @@ class Listed:
     items: tuple[dict[str, Any], ...]
     stores: tuple[str, ...]
     notes: tuple[str, ...]
+    collection: Path | None = None  # the file of their collection, where one was asked for
 
 
 def write_item(plan: Plan, store: Where) -> None:
@@ -83,9 +85,12 @@ def item_of(plan: Plan, place: Place) -> dict[str, Any]:
     )
 
 
-def list_stores(stores: Sequence[Where], out: Path | None, *, relative: bool = False) -> Listed:
+def list_stores(
+    stores: Sequence[Where], out: Path | None, *, relative: bool = False, collection: str | None = None
+) -> Listed:
     """Write the item of each finished store anew, and with `out` a FeatureCollection of all of them.
 
+    `collection`: id of the STAC Collection that the listed items name and that is written beside `out`.
     A store that cannot be listed is left out with a note; UsageError with all notes when none is left, StorageError
     when `out` cannot be written, or without `out` an item.
     """
@@ -104,10 +109,14 @@ def list_stores(stores: Sequence[Where], out: Path | None, *, relative: bool = F
         items.append(_placed(item, place, None if out is None or not relative else out.resolve().parent))
     if not items:
         raise UsageError(f"no finished store. {'. '.join(notes)}")
+    beside = None
     if out is not None:
-        content = {"type": "FeatureCollection", "features": items}
-        write_atomic(out, _encoded(content))
-    return Listed(tuple(items), tuple(listed), tuple(notes))
+        if collection is not None:
+            beside = collection_path(out)
+            write_atomic(beside, _encoded(collection_of(collection, items)))
+            items = [named(item, collection, beside, relative=relative) for item in items]
+        write_atomic(out, _encoded({"type": "FeatureCollection", "features": items}))
+    return Listed(tuple(items), tuple(listed), tuple(notes), beside)
 
 
 def stores_below(folder: Path) -> list[Path]:

@@ -109,7 +109,7 @@ def seconds_per_window(plan: Plan) -> float:
     lattice = system.lattice
     cell = Window(lattice.stride_px // 2, lattice.stride_px // 2, 24, 24).snap_out(24)
     window = superres.read_window(lattice, cell)
-    names = {gsd: bands_at(gsd, plan.config.band_names) for gsd in GSDS_M if bands_at(gsd, plan.config.band_names)}
+    names = {gsd: bands_at(gsd, plan.inputs) for gsd in GSDS_M if bands_at(gsd, plan.inputs)}
     rng = np.random.default_rng(0)
     dn = {
         gsd: rng.integers(1500, 4000, (len(bands), *window.coarsen(round(gsd / TARGET_GSD_M)).shape), dtype=np.uint16)

@@ -32,6 +32,7 @@ def template_of(plan: Plan, zone: Zone) -> Template:
         shard_px=plan.config.chunk_px * plan.config.unit_chunks if plan.config.shard else 0,
         quality_meanings=QUALITY_MEANINGS,
         attributes=_provenance(plan, zone.epsg),
+        format_version=plan.format_version,
     )
 
 

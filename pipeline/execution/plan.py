@@ -18,12 +18,14 @@ import numpy as np
 
 from pipeline.archive.access import Access
 from pipeline.archive.scene import Period, Scene
+from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Grid, Phase, Window
 from pipeline.store.keys import PLAN_KEY
 from pipeline.store.layout import group_name, plan_content
 from pipeline.store.place import place_of
+from pipeline.store.template import FORMAT_VERSION
 from pipeline.superres.systems import Choice
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from pipeline.archive.cube import Cube
     from pipeline.store.place import Where
 
-FORMAT_VERSION = 1
+ALL_BANDS_READ = 2  # first format whose pixels do not depend on the bands that are stored
+_KNOWN_FORMATS = range(1, FORMAT_VERSION + 1)
 
 
 @dataclass(frozen=True, order=True)
@@ -115,6 +118,7 @@ class Plan:
     credit: str = ""
     created_utc: str = ""
     version: str = ""
+    format_version: int = FORMAT_VERSION
 
     @cached_property
     def digest(self) -> str:
@@ -127,6 +131,17 @@ class Plan:
             zone.pop("row_breaks")
             zone.pop("col_breaks")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Bands that every scene has: what may be read, whichever bands the store holds.
+
+        Networks see all of them and composites ask all of them for gaps, so that `--bands` changes no pixel.
+        """
+        if self.format_version < ALL_BANDS_READ:
+            return self.config.band_names
+        shared = [name for name in BAND_NAMES if all(name in scene.hrefs for scene in self.scenes.values())]
+        return tuple(shared)
 
     def zone(self, epsg: int) -> Zone:
         """The zone of that EPSG code."""
@@ -191,7 +206,6 @@ class Plan:
         """Plain dictionary, re-readable by `from_json`."""
         return {
             **{k: v for k, v in asdict(self).items() if k not in ("config", "scenes", "digest")},
-            "format_version": FORMAT_VERSION,
             "config": self.config.to_json(),
             "scenes": {name: scene.to_json() for name, scene in self.scenes.items()},
         }
@@ -199,13 +213,13 @@ class Plan:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Plan:
         """Inverse of `to_json`. UsageError on another format version."""
-        if content.get("format_version") != FORMAT_VERSION:
+        if content.get("format_version") not in _KNOWN_FORMATS:
             raise UsageError(
                 f"the plan has format version {content.get('format_version')}",
-                str(FORMAT_VERSION),
+                f"at most {FORMAT_VERSION}",
                 "finish it with the version that wrote it, or start a new store",
             )
-        known = {k: v for k, v in content.items() if k != "format_version"}
+        known = dict(content)
         known["config"] = RunConfig.from_mapping(content["config"], "the plan")
         known["scenes"] = {name: Scene.from_json(record) for name, record in content["scenes"].items()}
         known["zones"] = tuple(_zone(record) for record in content["zones"])

@@ -97,7 +97,7 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
     scenes = _scenes_over(plan, unit, reach)
     if not scenes:
         return _record(store, plan, _empty(unit, plan, attempt), stages)
-    pixels = _read(plan, unit, scenes, reach)
+    pixels = _read(plan, unit, scenes, reach, bands_to_read(plan, system, len(scenes)))
     stages.lap("read")
 
     native = superres.Native(pixels.grid.window, pixels.dn, pixels.bands, pixels.scl)
@@ -107,7 +107,13 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
     stages.lap("superres", within=result.seconds)
 
     receipt = _write(unit, plan, store, window, pixels, result)
-    receipt = replace(receipt, scenes=pixels.scenes, windows=result.windows, attempts=attempt, holes=holes(pixels))
+    receipt = replace(
+        receipt,
+        scenes=pixels.scenes,
+        windows=result.windows,
+        attempts=attempt,
+        holes=holes(pixels, plan.config.band_names),
+    )
     stages.lap("write")
     return _record(store, plan, receipt, stages)
 
@@ -162,7 +168,24 @@ def _scenes_over(plan: Plan, unit: Unit, window: Window) -> tuple[Scene, ...]:
     return tuple(kept)
 
 
-def _read(plan: Plan, unit: Unit, scenes: tuple[Scene, ...], window: Window) -> Pixels:
+def bands_to_read(plan: Plan, system: systems.System, scenes: int) -> tuple[str, ...]:
+    """Bands that decide the pixels of those that are stored, in the order of the instrument.
+
+    All there are where the fusion network is asked for, which looks at every band, and where several scenes meet,
+    whose gaps in any band decide which scene is taken.
+    """
+    stored = plan.config.band_names
+    if system.resolver is None or system.fuser is None:
+        fused, guides = False, tuple[str, ...]()
+    else:
+        fused = bool({*stored} & {*system.fuser.out_bands} - {*system.resolver.out_bands})
+        guides = system.resolver.in_bands
+    if fused or scenes > 1:
+        return plan.inputs
+    return tuple(name for name in plan.inputs if name in stored or name in guides)
+
+
+def _read(plan: Plan, unit: Unit, scenes: tuple[Scene, ...], window: Window, bands: tuple[str, ...]) -> Pixels:
     from pipeline.archive.cube import read_period
 
     zone = plan.zone(unit.epsg)
@@ -171,7 +194,7 @@ def _read(plan: Plan, unit: Unit, scenes: tuple[Scene, ...], window: Window) -> 
         scenes,
         composite,
         zone.grid.of(window),
-        plan.config.band_names,
+        bands,
         plan.access,
         resample=zone.resample,
         with_scl=plan_has_scl(plan),
@@ -198,7 +221,8 @@ def _write(unit: Unit, plan: Plan, store: Place, window: Window, pixels: Pixels,
     """Write the active chunks of a unit; the receipt holds what was stored."""
     group = plan.group(unit.epsg)
     writer = RegionWriter(store, group, unit.period)
-    grid = plan.zone(unit.epsg).grid
+    zone = plan.zone(unit.epsg)
+    grid, template = zone.grid, template_of(plan, zone)
     inside = _clip_mask(plan, unit, window)
     arrays = _arrays(plan, window, pixels, result)
     stored: dict[str, list[int]] = {}
@@ -208,7 +232,10 @@ def _write(unit: Unit, plan: Plan, store: Place, window: Window, pixels: Pixels,
         cut = chunk.slices(window)
         part = {name: values[(..., *cut)] for name, values in arrays.items()}
         if inside is not None:
-            part = {name: np.where(inside[cut], values, 0).astype(values.dtype) for name, values in part.items()}
+            part = {
+                name: np.where(inside[cut], values, values.dtype.type(template.fill(name)))
+                for name, values in part.items()
+            }
         stored.update(writer.write(*chunk.slices(grid.window), part))
         for band, plane in zip(plan.config.band_names, part["reflectance"], strict=True):
             valid[band] += int(np.count_nonzero(plane != NODATA_DN))
@@ -237,8 +264,8 @@ def _write_measured(unit: Unit, plan: Plan, store: Place, pixels: Pixels) -> dic
     return stored
 
 
-def holes(pixels: Pixels) -> dict[str, int]:
-    """{band: native pixels of 10 and 20 m that are nodata where the scene classification says clear}.
+def holes(pixels: Pixels, bands: tuple[str, ...]) -> dict[str, int]:
+    """{band of `bands`: native pixels of 10 and 20 m that are nodata where the scene classification says clear}.
 
     Damage to an uncompressed file passes GDAL without an error; zeros that the classification contradicts are its
     trace. So are dark pixels that a product clipped to 0, hence this is told and not refused.
@@ -251,7 +278,7 @@ def holes(pixels: Pixels) -> dict[str, int]:
         for name, raster in zip(pixels.bands.get(gsd, ()), pixels.dn.get(gsd, ()), strict=True):
             seen = clear.repeat(repeat, 0).repeat(repeat, 1)
             count = int(np.count_nonzero(seen & (raster == NODATA_DN)))
-            if count:
+            if count and name in bands:
                 found[name] = count
     return found
 

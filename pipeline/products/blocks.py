@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.bands import NODATA_SPREAD
 from pipeline.errors import IntegrityError, PipelineError
 from pipeline.grid.grid import Window
+from pipeline.store import uncertainty
 from pipeline.store.receipts import Ledger
 
 if TYPE_CHECKING:
@@ -76,7 +79,10 @@ class Stored:
         return array
 
     def read(self, array: zarr.Array, slab: Slab, block: Window) -> NDArray[np.generic]:
-        """Values (band, y, x) of all bands. IntegrityError when a chunk is damaged, or missing against its receipt."""
+        """Values (band, y, x) of all bands, nodata of uncertainty 65535 whatever the store's format.
+
+        IntegrityError when a chunk is damaged, or missing against its receipt.
+        """
         rows, cols = slice(block.row, block.row_end), slice(block.col, block.col_end)
         try:
             with self.place.reading():
@@ -86,6 +92,10 @@ class Stored:
         except (RuntimeError, ValueError, OSError) as error:
             raise self._damaged(slab, rows, cols, f"cannot be decoded ({error})") from error
         self._require_stored(array, slab, rows, cols, values)
+        if slab.variable == "uncertainty" and array.fill_value != NODATA_SPREAD:
+            measured = replace(slab, variable="reflectance")
+            dn = self.read(self.array(measured), measured, block)
+            return uncertainty.decoded(values.astype(np.uint16), dn.astype(np.uint16))
         return values if values.ndim == 3 else values[np.newaxis]
 
     def _require_stored(
@@ -100,7 +110,7 @@ class Stored:
                 y, x = max(0, row * step - rows.start), max(0, col * step - cols.start)
                 part = values[..., y : (row + 1) * step - rows.start, x : (col + 1) * step - cols.start]
                 key = f"{lead}{slab.variable}/c/{slab.time_index}/{middle}{row}/{col}"
-                if not part.any() and key in self._chunks and self.place.size(key) is None:
+                if (part == array.fill_value).all() and key in self._chunks and self.place.size(key) is None:
                     raise self._damaged(slab, rows, cols, f"are lost: {key} is missing")
 
     def _damaged(self, slab: Slab, rows: slice, cols: slice, what: str) -> IntegrityError:

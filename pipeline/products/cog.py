@@ -11,7 +11,7 @@ with those of what was read. No VRT in between: archives' files keep that driver
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,8 +20,11 @@ import numpy as np
 
 from pipeline.errors import StorageError, UsageError
 from pipeline.products.blocks import Stored
-from pipeline.products.geotiff import describe, profile
-from pipeline.store.place import place_of, storage_error
+from pipeline.products.cog_item import Written, item_of, may_extend, write_item
+from pipeline.products.geotiff import date_image, describe, profile
+from pipeline.products.tiff_overviews import write_means
+from pipeline.store.gdal_names import of_classes, of_file
+from pipeline.store.place import place_of, storage_error, write_atomic
 from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
 from pipeline.working import require_parent, working_folder
 
@@ -63,6 +66,7 @@ class Export:
 
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    items: tuple[Path, ...] = ()  # STAC items that describe the files
 
 
 def export_cogs(
@@ -86,21 +90,27 @@ def export_cogs(
     attributes = root_attributes(place)
     notes = require_finished(place, attributes, allow_incomplete=allow_incomplete)
     slabs = select(place, attributes, request)
-    wanted = [_cogs(slab, out, name, single_file) for slab, name in zip(slabs, _names(place, slabs), strict=True)]
-    _require_free([cog.path for cogs in wanted for cog in cogs], overwrite=overwrite)
+    names = _names(place, slabs)
+    wanted = [_cogs(slab, out, name, single_file) for slab, name in zip(slabs, names, strict=True)]
+    items = {out / f"{name}.json": slab for name, slab in zip(names, slabs, strict=True)}
+    taken = [path for path, slab in items.items() if not may_extend(path, slab)]
+    _require_free([*(cog.path for cogs in wanted for cog in cogs), *taken], overwrite=overwrite)
     stored = Stored(place, str(attributes["plan_digest"]))
     made = not out.exists()
+    written: dict[str, list[Written]] = defaultdict(list)
     with _gdal(), _folder(out):
         try:
             with working_folder(out, ".export-") as working:
                 for number, cogs in enumerate(wanted, start=1):
                     report(f"{cogs[0].slab.variable} {cogs[0].slab.zone} {cogs[0].slab.date} ({number}/{len(wanted)})")
-                    _write_slab(stored, cogs, working, compress)
+                    written[names[number - 1]] += _write_slab(stored, cogs, working, compress)
+            for path, slab in items.items():
+                write_item(path, item_of(path.stem, written[path.stem]), slab)
         finally:
             if made:
                 with suppress(OSError):  # it holds files
                     out.rmdir()
-    return Export(tuple(cog.path for cogs in wanted for cog in cogs), tuple(notes))
+    return Export(tuple(cog.path for cogs in wanted for cog in cogs), tuple(notes), tuple(items))
 
 
 def _names(place: Place, slabs: list[Slab]) -> list[str]:
@@ -153,21 +163,31 @@ def _gdal() -> Iterator[None]:
         yield
 
 
-def _write_slab(stored: Stored, cogs: list[Cog], working: Path, compress: str) -> None:
-    """Write the files of one slab, and put them in place together."""
+def _write_slab(stored: Stored, cogs: list[Cog], working: Path, compress: str) -> list[Written]:
+    """Write the files of one slab, and put them in place together. Returns what they hold."""
     slab = cogs[0].slab
     array = stored.array(slab)
     raws = [working / f"{number}.raw.tif" for number in range(len(cogs))]
     sums = _stream(stored, array, cogs, raws)
     for cog, raw, expected in zip(cogs, raws, sums, strict=True):
         finished = working / cog.path.name
-        _require_room(working, raw.stat().st_size)
-        _translate(raw, finished, slab.variable, compress)
+        _require_room(working, 2 * raw.stat().st_size)
+        _translate(raw, finished, slab, compress)
         raw.unlink()
         if _sums(finished) != expected:
             raise StorageError(f"{cog.path} was not written as it should be", "the sums of what was read", "try again")
+    meanings = tuple(str(array.attrs.get("flag_meanings", "")).split()) if slab.variable in CLASSES else ()
     for cog in cogs:
+        if meanings:
+            _name_classes(cog, meanings)
         (working / cog.path.name).replace(cog.path)
+    return [Written(cog.path, slab, cog.bands, meanings) for cog in cogs]
+
+
+def _name_classes(cog: Cog, meanings: tuple[str, ...]) -> None:
+    """Put the words for classes beside their file: GDAL finds them in `.aux.xml` only, and QGIS labels by them."""
+    names = of_file(of_classes(cog.slab.variable, " ".join(meanings), (cog.slab.time_utc,)))
+    write_atomic(cog.path.with_name(f"{cog.path.name}.aux.xml"), names)
 
 
 def _stream(stored: Stored, array: zarr.Array, cogs: list[Cog], raws: list[Path]) -> list[list[int]]:
@@ -216,14 +236,25 @@ def _flags(array: zarr.Array) -> dict[str, str]:
     return {"long_name": str(stated.get("long_name", "")), **named}
 
 
-def _translate(raw: Path, finished: Path, variable: str, compress: str) -> None:
+def _translate(raw: Path, finished: Path, slab: Slab, compress: str) -> None:
+    """Put the working file in order; GDAL makes overviews of classes, those of numbers it is given."""
     import rasterio.shutil
 
+    means: list[Path] = []
+    made = {"overview_resampling": "MODE", "overviews": "IGNORE_EXISTING"}
+    if slab.variable not in CLASSES:
+        with rasterio.open(raw) as file:
+            options = {"count": file.count, "dtype": file.dtypes[0], "nodata": file.nodata, **_WORKING,
+                       "blockxsize": _BLOCK_PX, "blockysize": _BLOCK_PX}  # fmt: skip
+        means = write_means(raw, int(options["nodata"]), _BLOCK_PX, options)
+        made = {"overviews": "AUTO" if means else "NONE"}
     rasterio.shutil.copy(
         raw, finished, driver="COG", compress=compress, predictor="YES", blocksize=_BLOCK_PX,
-        overview_resampling="MODE" if variable in CLASSES else "AVERAGE", overviews="IGNORE_EXISTING",
-        bigtiff="IF_SAFER", num_threads="ALL_CPUS",
+        bigtiff="IF_SAFER", num_threads="ALL_CPUS", **made,
     )  # fmt: skip
+    for path in means:
+        path.unlink()
+    date_image(finished)
 
 
 def _sums(path: Path) -> list[int]:

@@ -6,25 +6,25 @@ selection; rasterio inside functions.
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, TARGET_GSD_M
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD, TARGET_GSD_M
+from pipeline.store.gdal_names import COLOURS, band_title
 from pipeline.store.selection import CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from rasterio.io import DatasetWriter
 
     from pipeline.store.selection import Slab
 
 _INTERPRETED = {"B02": "blue", "B03": "green", "B04": "red"}  # what GDAL before 3.10 knows
-# Colours of scene classes as Sen2Cor's own viewer shows them (Sen2Cor user manual); of quality, ours.
-_COLOURS = {
-    "scl": ((0, 0, 0), (255, 0, 0), (47, 47, 47), (100, 50, 0), (0, 160, 0), (255, 230, 90), (0, 0, 255),
-            (128, 128, 128), (192, 192, 192), (255, 255, 255), (100, 200, 255), (255, 150, 255)),
-    "quality": ((0, 0, 0), (120, 120, 120), (240, 190, 60), (60, 160, 90)),
-}  # fmt: skip
+# An item of GDAL's metadata as it is in the file, and a name of the same length in its place until that is finished.
+_DATE_ITEM = 'ACQUISITIONDATETIME" domain="IMAGERY'
+_DATE_MARK = "ACQUISITIONDATETIME".ljust(len(_DATE_ITEM), "_")
 _SHOWN_SCENES = 50  # ids beyond these make the tag longer than some readers take
 
 
@@ -37,8 +37,7 @@ def profile(slab: Slab, bands: tuple[str, ...]) -> dict[str, Any]:
         "height": slab.window.ny,
         "width": slab.window.nx,
         "dtype": "uint8" if slab.variable in CLASSES else "uint16",
-        # in uncertainty 0 is a value
-        "nodata": None if slab.variable == "uncertainty" else NODATA_DN,
+        "nodata": NODATA_SPREAD if slab.variable == "uncertainty" else NODATA_DN,
         "crs": f"EPSG:{slab.epsg}",
         "transform": rasterio.Affine(*slab.transform),
     }
@@ -52,10 +51,11 @@ def describe(file: DatasetWriter, slab: Slab, bands: tuple[str, ...], flags: Map
     from rasterio.enums import ColorInterp
 
     file.update_tags(AREA_OR_POINT="Area", **_tags(slab, bands))
+    file.update_tags(**{_DATE_MARK: slab.time_utc})
     if slab.variable in CLASSES:
         file.set_band_description(1, flags.get("long_name", slab.variable))
         file.update_tags(1, **{key: value for key, value in flags.items() if key != "long_name"})
-        file.write_colormap(1, {value: (*colour, 255) for value, colour in enumerate(_COLOURS[slab.variable])})
+        file.write_colormap(1, {value: (*colour, 255) for value, colour in enumerate(COLOURS[slab.variable])})
         return
     reflectance = slab.variable == "reflectance"
     file.scales = (DN_SCALE,) * len(bands)
@@ -65,7 +65,7 @@ def describe(file: DatasetWriter, slab: Slab, bands: tuple[str, ...], flags: Map
         file.colorinterp = [ColorInterp[name] for name in named]
     for number, name in enumerate(bands, start=1):
         wavelength_nm = BY_NAME[name].wavelength_nm
-        file.set_band_description(number, f"{name} {wavelength_nm:g} nm{'' if reflectance else ' standard deviation'}")
+        file.set_band_description(number, band_title(name, slab.variable))
         file.update_tags(
             number,
             band=name,
@@ -75,6 +75,19 @@ def describe(file: DatasetWriter, slab: Slab, bands: tuple[str, ...], flags: Map
             detail=_detail(name, slab),
         )
         file.update_tags(number, ns="IMAGERY", CENTRAL_WAVELENGTH_UM=f"{wavelength_nm / 1000:.4f}")
+
+
+def date_image(path: Path) -> None:
+    """Move the date of a finished file into the domain IMAGERY, where rio-stac looks, without moving a byte of it.
+
+    GDAL's COG driver copies that domain only with COPY_SRC_MDD=YES, which loses what bands say of themselves (3.9 to
+    3.12); to write it afterwards would put the head of the file at its end. ValueError where the mark is missing.
+    """
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        at = content.find(_DATE_MARK.encode())
+        if at < 0:
+            raise ValueError(f"{path} holds no {_DATE_MARK}")
+        content[at : at + len(_DATE_ITEM)] = _DATE_ITEM.encode()
 
 
 def _detail(name: str, slab: Slab) -> str:

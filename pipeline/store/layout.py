@@ -14,6 +14,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IntegrityError
+from pipeline.store import uncertainty
 from pipeline.store.keys import PLAN_KEY
 from pipeline.store.place import place_of
 from pipeline.store.place import storage_error as storage_error
@@ -64,8 +65,9 @@ class RegionWriter:
                 array = self._group[name]
             self._check(array, rows, cols)
             lead = (self._time,) if values.ndim == 2 else (self._time, slice(None))
+            stated = uncertainty.encoded(values, int(array.fill_value)) if name == "uncertainty" else values
             with self._place.writing():
-                array[(*lead, rows, cols)] = values
+                array[(*lead, rows, cols)] = stated
             keys = self._keys(array, rows, cols, values.ndim)
             stored.update(_chunk_facts(self._place, self._prefix, self._level + name, keys))
         return stored

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.bands import NODATA_DN
+from pipeline.bands import NODATA_DN, NODATA_SPREAD
+from pipeline.store import uncertainty
 from pipeline.store.layout import RegionWriter
 from pipeline.store.place import place_of
 
@@ -24,26 +25,27 @@ if TYPE_CHECKING:
     from pipeline.store.levels import Level
     from pipeline.store.place import Where
 
+NODATA = {"reflectance": NODATA_DN, "uncertainty": NODATA_SPREAD}  # of the arrays whose overviews are means
 
-def mean_of_measured(dn: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Half the size: rounded mean of the 2 x 2 pixels that are not nodata, nodata where none is. (..., y, x)."""
-    quarters = _quarters(dn, fill=NODATA_DN)
-    total, count = np.zeros(quarters[0].shape, np.uint32), np.zeros(quarters[0].shape, np.uint8)
+
+def mean_of_valid(values: NDArray[np.uint16], nodata: int) -> NDArray[np.uint16]:
+    """Half the size: mean of the 2 x 2 pixels that are not `nodata`, `nodata` where none is. (..., y, x).
+
+    Halves are rounded to even. Rounded up, every level would be 0.125 DN brighter than the one before it.
+    """
+    quarters = _quarters(values, fill=nodata)
+    if not any((quarter == nodata).any() for quarter in quarters):
+        total = sum(quarters[1:], quarters[0].astype(np.uint32))
+        return ((total + 1 + (total >> 2 & 1)) >> 2).astype(np.uint16)
+    total, count = np.zeros(quarters[0].shape, np.uint32), np.zeros(quarters[0].shape, np.uint32)
     for quarter in quarters:
-        total += quarter
-        count += quarter != NODATA_DN
-    divisor = np.maximum(count, 1)
-    mean: NDArray[np.uint16] = ((total + divisor // 2) // divisor).astype(np.uint16)
-    return mean
-
-
-def mean_of_all(values: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Half the size: rounded mean of 2 x 2 pixels; 0 counts, pixels beyond the edge do not. (..., y, x)."""
-    total = np.zeros(_quarters(values, fill=None)[0].shape, np.uint32)
-    for quarter in _quarters(values, fill=None):
-        total += quarter
-    mean: NDArray[np.uint16] = ((total + 2) // 4).astype(np.uint16)
-    return mean
+        valid = quarter != nodata
+        total += np.where(valid, quarter, 0)
+        count += valid
+    whole, rest = np.divmod(total, np.maximum(count, 1))
+    whole += (2 * rest > count) | ((2 * rest == count) & (whole % 2 == 1))
+    whole[count == 0] = nodata
+    return whole.astype(np.uint16)
 
 
 def nearest_class(classes: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
@@ -64,9 +66,8 @@ def _quarters(values: NDArray[Any], fill: int | None) -> list[NDArray[Any]]:
 
 def halve(name: str, values: NDArray[Any], factor: int) -> NDArray[Any]:
     """The next overview of an array of the store; `factor` is that of the result over 2.5 m."""
-    if name == "reflectance":
-        return mean_of_measured(values)
-    return mean_of_all(values) if name == "uncertainty" else nearest_class(values, factor)
+    nodata = NODATA.get(name)
+    return nearest_class(values, factor) if nodata is None else mean_of_valid(values, nodata)
 
 
 def build_block(
@@ -82,7 +83,7 @@ def build_block(
     with place.reading():
         source = zarr.open_group(store=place.zarr_store(group), mode="r", zarr_format=3)
         first = levels[0]
-        arrays = {name: _first(source[name], name, first, time_index, rows, cols) for name in first.arrays}
+        arrays = {name: _first(source, name, first, time_index, rows, cols) for name in first.arrays}
     facts: dict[str, list[int]] = {}
     for level in levels:
         if level is not first:
@@ -91,15 +92,24 @@ def build_block(
     return facts
 
 
-def _first(source: zarr.Array, name: str, level: Level, time_index: int, rows: slice, cols: slice) -> NDArray[Any]:
+def _first(source: zarr.Group, name: str, level: Level, time_index: int, rows: slice, cols: slice) -> NDArray[Any]:
     """The finest overview of a block, from chunk rows of the array itself."""
-    step = 2 * (source.shards or source.chunks)[-1]
-    stop = min(rows.stop, source.shape[-2])
+    array = source[name]
+    step = 2 * (array.shards or array.chunks)[-1]
+    stop = min(rows.stop, array.shape[-2])
     strips = [
-        halve(name, np.asarray(source[time_index, ..., top : min(top + step, stop), cols]), level.factor)
+        halve(name, _stored(source, name, (time_index, ..., slice(top, min(top + step, stop)), cols)), level.factor)
         for top in range(rows.start, stop, step)
     ]
     return np.concatenate(strips, axis=-2)
+
+
+def _stored(group: zarr.Group, name: str, where: tuple[Any, ...]) -> NDArray[Any]:
+    """Part of an array, nodata as in `NODATA` whatever the store's format."""
+    values = np.asarray(group[name][where])
+    if name == "uncertainty" and group[name].fill_value != NODATA_SPREAD:
+        return uncertainty.decoded(values, np.asarray(group["reflectance"][where]))
+    return values
 
 
 def _write(
@@ -129,7 +139,8 @@ def build_late(store: Where, group: str, time_index: int, source: Level, level: 
     for top in range(0, source.raster.shape[0], step):
         with place.reading():
             found = zarr.open_group(store=place.zarr_store(path), mode="r", zarr_format=3)
-            strip = {name: np.asarray(found[name][time_index, ..., top : top + step, :]) for name in level.arrays}
+            where = (time_index, ..., slice(top, top + step), slice(None))
+            strip = {name: _stored(found, name, where) for name in level.arrays}
         halved = {name: halve(name, values, level.factor) for name, values in strip.items()}
         rows = slice(top * source.factor, (top + step) * source.factor)
         facts.update(_write(store, group, time_index, level, halved, rows, slice(0, 0)))

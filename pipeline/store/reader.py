@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN, TARGET_GSD_M
+from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN, NODATA_SPREAD, TARGET_GSD_M
 from pipeline.errors import IntegrityError, UsageError
+from pipeline.store.flat import flat
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
 from pipeline.store.levels import MEASURED, OVERVIEWS, gsd_name
 from pipeline.store.place import place_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place, Where
 
 
+_OF_THE_STORE = ("groups", "multiscales", "zarr_conventions")  # which say nothing of one level, nor of a copy of it
 _PACKING = ("scale_factor", "add_offset", "_FillValue")
 
 
@@ -32,6 +34,8 @@ def open_store(path: Where, gsd_m: float | None = None) -> xr.Dataset | xr.DataT
     """Open a store: `reflectance` in float32 with NaN for nodata, `quality`, `scl`, `uncertainty`, and its CRS.
 
     Lazy; several UTM zones make a DataTree. `gsd_m` chooses an overview (5, 10, 20 ... m): means of the 2.5 m pixels.
+    `uncertainty` is NaN where reflectance is. Attributes that are lists of words or dictionaries, such as `scenes`, are
+    JSON text, so that `to_netcdf` takes them. A plain `xarray.open_zarr` decodes into float64: twice the memory.
     Raises UsageError when `path` is no store of this pipeline or has no such overview; warns when the store is not
     complete.
     """
@@ -125,9 +129,14 @@ def _decoded(location: Place, group: str) -> xr.Dataset:
     values = ((dn + np.float32(HOUSE_ADD_OFFSET_DN)) * np.float32(DN_SCALE)).where(dn != NODATA_DN)
     raw["reflectance"] = _unpacked(values, dn)
     if "uncertainty" in raw:
-        raw["uncertainty"] = _unpacked(raw["uncertainty"] * np.float32(DN_SCALE), raw["uncertainty"])
+        spread = raw["uncertainty"]
+        valid = spread != NODATA_SPREAD
+        if "_FillValue" not in spread.attrs:  # format 1, where 0 stands for nodata as well
+            valid &= dn != NODATA_DN
+        raw["uncertainty"] = _unpacked((spread * np.float32(DN_SCALE)).where(valid), spread)
     small = [name for name in ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated") if name in raw.variables]
     decoded: xr.Dataset = raw.set_coords(small).assign_coords({name: raw[name].load() for name in small})
+    decoded.attrs = flat({name: value for name, value in decoded.attrs.items() if name not in _OF_THE_STORE})
     return decoded
 
 

@@ -106,6 +106,24 @@ def _limit(deviation: NDArray[np.float32], native: NDArray[np.float32]) -> None:
         deviation[tight] *= (np.maximum(room[tight], 0.0) * (1 - 1e-5))[:, None].astype(np.float32)
 
 
+def _settled(blocks: NDArray[np.int32], native: NDArray[np.uint16]) -> NDArray[np.int32]:
+    """Blocks (n, k*k) of valid DN changed by 1 DN here and there, until each sums to k*k times its native DN.
+
+    Rounding may carry a pixel one step beyond 1 or 65535; clipping it changes the sum. The pixels furthest from that
+    end give it back, so that no pixel leaves the range. Always possible: the native DN itself is within the range.
+    """
+    blocks = blocks.copy()
+    lacking = native.astype(np.int64) * blocks.shape[-1] - blocks.sum(-1, dtype=np.int64)
+    while lacking.any():
+        step = np.sign(lacking)[:, None]
+        room = np.where(step > 0, _MAX_DN - blocks, blocks - 1)
+        rank = np.argsort(np.argsort(-room, axis=-1, kind="stable"), axis=-1, kind="stable")
+        moved = np.where((rank < np.abs(lacking)[:, None]) & (room > 0), step, 0)
+        blocks += moved.astype(np.int32)
+        lacking -= moved.sum(-1)
+    return blocks
+
+
 def project_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
     """DN (k*h, k*w) whose every k x k block sums to k*k times the native DN exactly; 0 where native is 0.
 
@@ -119,7 +137,12 @@ def project_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor
     carried = np.cumsum(deviation, axis=-1, dtype=np.float64)
     carried -= carried[..., -1:] * (np.arange(1, carried.shape[-1] + 1) / carried.shape[-1])
     steps = np.diff(np.rint(carried), axis=-1, prepend=0.0)
-    dn = np.clip(steps + native[..., None], 1, _MAX_DN).astype(np.uint16)
+    wanted = (steps + native[..., None]).astype(np.int32)
+    clipped = np.clip(wanted, 1, _MAX_DN)
+    off = (clipped != wanted).any(-1) & (native != NODATA_DN)
+    if off.any():
+        clipped[off] = _settled(clipped[off], native[off])
+    dn = clipped.astype(np.uint16)
     dn[native == NODATA_DN] = NODATA_DN
     return _from_blocks(dn, factor)
 

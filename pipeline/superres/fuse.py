@@ -65,24 +65,32 @@ def _natives(window: WindowInput, system: System) -> dict[str, Tensor]:
     return {name: _crop(image, CONTEXT_PX // factor_of(name)) for name, image in _with_context(window, system).items()}
 
 
-def interpolated(window: WindowInput, system: System, consistency: str) -> dict[str, Tensor]:
-    """Every band by bicubic interpolation made consistent: (1, 1, T, T) each."""
-    images = {}
-    for name, native in _with_context(window, system).items():
-        factor = factor_of(name)
+def interpolated(window: WindowInput, system: System, order: tuple[str, ...], consistency: str) -> dict[str, Tensor]:
+    """The bands of `order` by bicubic interpolation made consistent: (1, 1, T, T) each."""
+    images, natives = {}, _with_context(window, system)
+    for name in order:
+        native, factor = natives[name], factor_of(name)
         up = approach(bicubic_up(native, factor), native, factor, consistency)
         images[name] = _crop(up, CONTEXT_PX)
     return images
 
 
 def generated(
-    window: WindowInput, system: System, noise: NoiseSource, state: SceneState | None, consistency: str
+    window: WindowInput,
+    system: System,
+    order: tuple[str, ...],
+    noise: NoiseSource,
+    state: SceneState | None,
+    consistency: str,
 ) -> dict[str, Tensor]:
-    """Every band by the system's networks, made consistent: (1, 1, T, T) each."""
+    """The bands of `order` by the system's networks, made consistent: (1, 1, T, T) each.
+
+    The networks see every band of `window`, whichever are asked for.
+    """
     import torch
 
     if system.resolver is None or system.fuser is None:
-        return interpolated(window, system, consistency)
+        return interpolated(window, system, order, consistency)
     natives = _natives(window, system)
     lr = torch.cat([natives[name] for name in system.resolver.in_bands], 1)
     valid = torch.from_numpy(window.valid10)[None, None].to(system.device)
@@ -90,13 +98,13 @@ def generated(
     guide = approach(sr, lr, 4, consistency, "network")
     images = {name: guide[:, i : i + 1] for i, name in enumerate(system.resolver.out_bands)}
     rgb = torch.cat([images[name] for name in RGB], 1)
-    others = [name for name in system.fuser.out_bands if name in natives and name not in images]
+    others = [name for name in system.fuser.out_bands if name in order and name not in images]
     if others:
         fused = system.fuser.predict(rgb, _fusion_inputs(natives, lr), tuple(natives))
         for name in others:
             i, factor = system.fuser.out_bands.index(name), factor_of(name)
             images[name] = approach(fused[:, i : i + 1], natives[name], factor, consistency)
-    return images
+    return {name: images[name] for name in order}
 
 
 def _fusion_inputs(natives: dict[str, Tensor], lr: Tensor) -> dict[int, Tensor]:
@@ -129,10 +137,10 @@ def window_bands(
     from pipeline.superres.members import Ensemble
 
     with torch.inference_mode():
-        plain = interpolated(window, system, consistency) if _needs_plain(window, system) else None
+        plain = interpolated(window, system, order, consistency) if _needs_plain(window, system) else None
         ensemble = Ensemble()
         for member in range(members if system.resolver is not None else 1):
-            images = generated(window, system, noise_of(member), state, consistency)
+            images = generated(window, system, order, noise_of(member), state, consistency)
             if plain is not None and window.weight10 is not None:
                 images = _mix(images, plain, window.weight10)
             ensemble.add(torch.cat([images[name] for name in order], 1)[0])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, RGB, SCALE_10M, TARGET_GSD_M
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD, RGB, SCALE_10M, TARGET_GSD_M
 from pipeline.errors import PipelineError
 from pipeline.grid.noise import normal_field
 from pipeline.superres import fuse, masks
@@ -65,7 +65,10 @@ class Options:
 
 @dataclass
 class Result:
-    """Output over one window: `dn` (bands, ny, nx), `quality` (ny, nx), `spread` in DN or None, seconds per stage."""
+    """Output over one window: `dn` (bands, ny, nx), `quality` (ny, nx), `spread` in DN or None, seconds per stage.
+
+    Nodata is 0 in `dn` and 65535 in `spread`.
+    """
 
     dn: NDArray[np.uint16]
     quality: NDArray[np.uint8]
@@ -231,5 +234,7 @@ def _finish(
     quality, deviation = masks.quality(detail, valid), None
     if spread is not None:
         generated = (dn != NODATA_DN) & (quality != masks.QUALITY_MEASURED)
-        deviation = np.where(generated, np.rint(spread / np.float32(DN_SCALE)), 0).astype(np.uint16)
+        deviation = np.where(generated, np.rint(spread / np.float32(DN_SCALE)), 0)
+        deviation = np.minimum(deviation, NODATA_SPREAD - 1).astype(np.uint16)
+        deviation[dn == NODATA_DN] = NODATA_SPREAD
     return Result(dn, quality, deviation)

@@ -18,6 +18,7 @@ from pipeline.execution import catalogue_out
 from pipeline.execution.catalogue_out import list_stores
 from pipeline.run import main as run_main
 from pipeline.store import layout
+from pipeline.store.collection import covering
 from pipeline.store.place import place_of
 from pipeline.store.stac_item import ITEM_KEY
 from tests.archive.synthetic import make_archive, make_scene
@@ -239,12 +240,46 @@ def test_bad_words_are_one_line(store, tmp_path, call):
         assert err.startswith("error: ")
 
 
-def test_a_folder_of_scenes_is_still_an_archive_although_stores_lie_there(store, tmp_path, call):
+def test_a_folder_of_scenes_and_stores_lists_both(store, tmp_path, call):
     make_scene(tmp_path / "out", scene_id="S2A_ONE", size_m=600)
     code, out, _ = call(tmp_path / "out", "--datetime", "2024-06-17", "--out", tmp_path / "archive.json")
     assert code == 0
     assert "1 scene in" in out
-    assert not (store / ITEM_KEY).exists()
+    assert f"1 STAC item in {tmp_path / 'archive_stores.json'}" in out
+    scenes, stores = (json.loads((tmp_path / name).read_bytes()) for name in ("archive.json", "archive_stores.json"))
+    assert [item["id"] for item in scenes["features"]] == ["S2A_ONE"]
+    assert [item["id"] for item in stores["features"]] == [item_in(store)["id"]]
+
+
+def test_a_collection_is_written_and_named_by_its_items(store, tmp_path, call):
+    code, out, err = call(store, "--out", tmp_path / "stores.json", "--collection", "fields")
+    assert (code, err) == (0, "")
+    path = tmp_path / "stores_collection.json"
+    assert f"collection fields in {path}" in out
+    collection = pystac.Collection.from_file(str(path))
+    collection.validate()
+    assert (collection.id, collection.license) == ("fields", item_in(store)["properties"]["license"])
+    (item,) = pystac.ItemCollection.from_file(str(tmp_path / "stores.json"))
+    assert item.collection_id == "fields"
+    assert item.get_single_link("collection").target == str(path)
+    assert collection.extent.spatial.bboxes == [item.bbox]
+    validate(item.to_dict(transform_hrefs=False), without=("datacube",))
+    assert "collection" not in item_in(store), "a store may be in any collection"
+
+
+def test_a_collection_without_a_place_or_without_stores_is_refused(store, tmp_path, call):
+    make_scene(tmp_path / "scenes", scene_id="S2A_ONE", size_m=600)
+    for words in ((store,), (tmp_path / "scenes", "--datetime", "2024-06-17", "--out", tmp_path / "a.json")):
+        code, out, err = call(*words, "--collection", "fields")
+        assert (code, out, err.count("\n")) == (2, "", 1), words
+
+
+def test_the_box_of_a_collection_is_the_short_way_round():
+    boxes = [[170, -5, 175, 0], [-178, -9, -176, -1]]
+    assert covering(boxes) == [170, -9, -176, 0]
+    assert covering(boxes[::-1]) == [170, -9, -176, 0]
+    assert covering([[1, 2, 3, 4], [2, 2, 5, 6]]) == [1, 2, 5, 6]
+    assert covering([[179, 0, -179, 1]]) == [179, 0, -179, 1]
 
 
 def test_a_store_that_may_not_be_written_is_listed_all_the_same(store, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """From AOI to store on a synthetic archive: invariance, block means, coordinates, absences."""
 
+import json
 import random
 import shutil
 
@@ -45,8 +46,8 @@ def test_a_run_completes_with_all_bands_and_provenance(finished):
     ds = pipeline.open_store(store)
     assert tuple(ds.band.values) == BAND_NAMES
     assert ds.attrs["plan_digest"] == plan.digest
-    assert set(ds.attrs["scenes"]) == {"S2A_CLOUDY", "S2B_LATER"}
-    assert "pixels" in ds.attrs["scenes"]["S2A_CLOUDY"]["offset_evidence"]
+    assert set(json.loads(ds.attrs["scenes"])) == {"S2A_CLOUDY", "S2B_LATER"}
+    assert "pixels" in json.loads(ds.attrs["scenes"])["S2A_CLOUDY"]["offset_evidence"]
     left, bottom, right, top = plan.zones[0].grid.bounds_m
     assert (left, top) == (LEFT + 180, TOP - 300)
     assert (right - left) % 60 == (top - bottom) % 60 == 0

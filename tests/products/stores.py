@@ -67,7 +67,9 @@ def with_uncertainty(store: Path, members: int = 8) -> np.ndarray:
     shape = group["reflectance"].shape
     spread = np.zeros(shape, np.uint16) + (10 * np.arange(shape[1], dtype=np.uint16))[None, :, None, None]
     spread += np.arange(shape[3], dtype=np.uint16)
-    array = group.create_array("uncertainty", shape=shape, chunks=(1, shape[1], 120, 120), dtype="uint16", fill_value=0)
+    array = group.create_array(
+        "uncertainty", shape=shape, chunks=(1, shape[1], 120, 120), dtype="uint16", fill_value=65535
+    )
     array[:] = spread
     attributes(store, members=members)
     return spread

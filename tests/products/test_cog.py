@@ -33,7 +33,9 @@ ALL = ("reflectance", "quality", "scl", "uncertainty")
 FIRST, SECOND = "2024-06-17T10:20:31Z", "2024-06-27T10:20:31Z"
 
 
-def make_store(path, *, shape=(600, 696), chunk_px=120, times=(FIRST,), epsgs=(32632,), shard_px=0, finished=True):
+def make_store(
+    path, *, shape=(600, 696), chunk_px=120, times=(FIRST,), epsgs=(32632,), shard_px=0, finished=True, **more
+):
     """A store of random DN with nodata in the upper left chunk, each zone and time its own; and its receipts."""
     groups = [layout.group_name(epsg, len(epsgs)) for epsg in epsgs]
     attributes = {"plan_digest": DIGEST, "groups": groups, "title": "a test", "software": "sen2fine 9",
@@ -46,7 +48,7 @@ def make_store(path, *, shape=(600, 696), chunk_px=120, times=(FIRST,), epsgs=(3
         template = Template(
             Grid.covering(epsg, bounds), BANDS, times, chunk_px, ("B02", "B03", "B04"), with_scl=True,
             with_uncertainty=True, shard_px=shard_px, quality_meanings="nodata measured partly generated",
-            attributes=attributes,
+            attributes=attributes, **more,
         )  # fmt: skip
         create(path, group, template)
         rng = np.random.default_rng(epsg)
@@ -54,8 +56,8 @@ def make_store(path, *, shape=(600, 696), chunk_px=120, times=(FIRST,), epsgs=(3
             dn = rng.integers(1, 9000, (len(BANDS), *shape)).astype(np.uint16)
             arrays = {"reflectance": dn, "uncertainty": dn // 9, "quality": (dn[0] % 4).astype(np.uint8),
                       "scl": (dn[1] % 12).astype(np.uint8)}  # fmt: skip
-            for values in arrays.values():
-                values[..., :130, :120] = 0
+            for name, values in arrays.items():
+                values[..., :130, :120] = template.fill(name)
             step = slice(0, shape[0]), slice(0, shape[1])
             chunks = RegionWriter(path, group, index).write(*step, arrays)
             receipt = Receipt(f"u{epsg}-{index}", DIGEST, "done", group, chunks, {}, 1, None, ())
@@ -114,7 +116,7 @@ def test_each_band_is_a_file_with_the_pixels_of_the_store(store, tmp_path):
             assert file.crs.to_epsg() == 32632
             assert tuple(file.transform)[:6] == (2.5, 0.0, LEFT, 0.0, -2.5, TOP)
             assert (file.scales, file.offsets) == ((1e-4,), (-0.1,))
-    assert {path.name for path in (tmp_path / "tifs").iterdir()} == {path.name for path in files}
+    assert {path.name for path in (tmp_path / "tifs").glob("*.tif")} == {path.name for path in files}
 
 
 @pytest.mark.parametrize("compress", ["deflate", "zstd"])
@@ -146,8 +148,33 @@ def test_overviews_are_means_of_what_was_measured_and_no_class_is_mixed(store, t
     corners = stored(store, "scl").reshape(300, 2, 348, 2).transpose(0, 2, 1, 3).reshape(300, 348, 4)
     assert (classes[..., None] == corners).any(-1).mean() > 0.999
     with rasterio.open(files["uncertainty"], overview_level=0) as file:
-        spread = stored(store, "uncertainty").astype(float).reshape(4, 300, 2, 348, 2).mean((2, 4))
-        assert np.abs(file.read() - spread).max() <= 0.5
+        spread = stored(store, "uncertainty").astype(float).reshape(blocks.shape)
+        mean = np.where(blocks > 0, spread, 0).sum((2, 4)) / np.maximum(count, 1)
+        assert np.array_equal(file.read() == 65535, count == 0)
+        assert np.abs(file.read() - mean)[count > 0].max() <= 0.5
+
+
+def test_overviews_of_files_are_not_brighter_than_their_pixels(store, tmp_path):
+    """Halves rounded up made every level 0.125 DN brighter than the one before."""
+    (path,) = export(store, tmp_path, single_file=True)
+    with rasterio.open(path) as file:
+        assert file.overviews(1) == [2]
+    with rasterio.open(path, overview_level=0) as file:
+        coarse = file.read().astype(float)
+    dn = stored(store, "reflectance").reshape(4, 300, 2, 348, 2)
+    whole = (dn > 0).all((2, 4))
+    bias = (coarse - dn.mean((2, 4)))[whole]
+    assert abs(bias.mean()) < 4 * bias.std() / np.sqrt(bias.size)
+
+
+def test_uncertainty_of_an_older_store_gets_its_nodata_from_reflectance(tmp_path):
+    path = make_store(tmp_path / "old.zarr", format_version=1)
+    (file,) = export(path, tmp_path / "out", bands=("B03",), variables=("uncertainty",))
+    assert zarr.open_group(path, mode="r")["uncertainty"].fill_value == 0
+    with rasterio.open(file) as opened:
+        spread = opened.read(1, masked=True)
+    assert np.array_equal(np.ma.getmaskarray(spread), stored(path, "reflectance")[1] == 0)
+    assert spread.min() == 0
 
 
 def test_files_say_what_they_are(store, tmp_path):
@@ -191,12 +218,15 @@ def test_classes_have_names_and_colours(store, tmp_path):
         assert [file.tags(1)[f"class_{i}"] for i in range(4)] == ["nodata", "measured", "partly", "generated"]
 
 
-def test_uncertainty_counts_from_zero_and_has_no_nodata(store, tmp_path):
+def test_uncertainty_counts_from_zero_and_has_a_nodata_that_is_no_value(store, tmp_path):
     path = export(store, tmp_path, bands=("B03",), variables=("uncertainty",))[0]
     assert path.name == "lyon_utm32n_2024-06-17_B03_uncertainty.tif"
     with rasterio.open(path) as file:
-        assert (file.nodata, file.scales, file.offsets) == (None, (1e-4,), (0.0,))
-        assert np.array_equal(file.read(1), stored(store, "uncertainty")[1])
+        assert (file.nodata, file.scales, file.offsets) == (65535, (1e-4,), (0.0,))
+        spread, measured = file.read(1, masked=True), stored(store, "reflectance")[1] > 0
+        assert np.array_equal(~np.ma.getmaskarray(spread), measured)
+        assert np.array_equal(spread.data[measured], stored(store, "uncertainty")[1][measured])
+        assert spread.min() == 0
 
 
 @pytest.mark.parametrize("offset_m", [(0, 0), (0.4, 0.4), (300, 300), (311.25, 777.5)])
@@ -350,7 +380,7 @@ class TestRefusals:
         path.write_bytes(b"mine")
         with pytest.raises(UsageError, match=r"B03.tif exists; .*--overwrite"):
             export(store, out)
-        assert [file.name for file in out.iterdir()] == [path.name]
+        assert [file.name for file in out.glob("*.tif")] == [path.name]
         assert path.read_bytes() == b"mine"
         export(store, out, bands=("B03",), overwrite=True)
         assert path.read_bytes() == before, "the same export twice gives the same bytes"
@@ -393,7 +423,7 @@ class TestRefusals:
             with pytest.raises(StorageError):
                 export(store, out, bands=("B02",), overwrite=True)
             assert path.read_bytes() == good
-            assert len(list(out.iterdir())) == 1
+            assert len(list(out.glob("*.tif"))) == 1
 
     def test_being_stopped(self, store, tmp_path, monkeypatch):
         def stop(*_):
@@ -429,7 +459,7 @@ class TestRefusals:
                 process.kill()
         assert working in out.iterdir()
         export(store, out, bands=("B03",))
-        assert sorted(path.name[-7:] for path in out.iterdir()) == ["B02.tif", "B03.tif"]
+        assert sorted(path.name[-7:] for path in out.glob("*.tif")) == ["B02.tif", "B03.tif"]
 
 
 def test_an_object_store_is_exported_like_a_folder(store, tmp_path):

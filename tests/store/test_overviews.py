@@ -15,12 +15,29 @@ def grid_of(ny, nx):
 
 def test_reflectance_is_the_rounded_mean_of_what_was_measured():
     dn = np.array([[1, 2, 0, 0, 7], [2, 2, 0, 9, 0], [65535, 65535, 0, 0, 3]], np.uint16)
-    np.testing.assert_array_equal(overviews.mean_of_measured(dn), [[2, 9, 7], [65535, 0, 3]])
+    np.testing.assert_array_equal(overviews.halve("reflectance", dn, 2), [[2, 9, 7], [65535, 0, 3]])
 
 
-def test_uncertainty_counts_its_zeros_and_ends_at_the_edge():
-    spread = np.array([[4, 0, 6], [0, 0, 6]], np.uint16)
-    np.testing.assert_array_equal(overviews.mean_of_all(spread), [[1, 6]])
+def test_uncertainty_counts_its_zeros_but_not_nodata_and_ends_at_the_edge():
+    none = 65535
+    spread = np.array([[4, 0, 6, none, none], [0, 0, 6, none, 3]], np.uint16)
+    np.testing.assert_array_equal(overviews.halve("uncertainty", spread, 2), [[1, 6, 3]])
+    np.testing.assert_array_equal(overviews.halve("uncertainty", np.full((2, 3), none, np.uint16), 2), [[none, none]])
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.2])
+def test_rounding_of_many_levels_brightens_nothing(holes):
+    """The mean of 2**18 random blocks per level, four levels: within four standard errors of the mean below it."""
+    rng = np.random.default_rng(5)
+    dn = rng.integers(1, 4000, (16, 512, 512)).astype(np.uint16)
+    dn[rng.random(dn.shape) < holes] = 0
+    for level in range(4):
+        blocks = dn.reshape(16, dn.shape[1] // 2, 2, dn.shape[2] // 2, 2).astype(float)
+        count = (blocks > 0).sum((2, 4))
+        dn = overviews.halve("reflectance", dn, 2 ** (level + 1))
+        off = (dn - blocks.sum((2, 4)) / np.maximum(count, 1))[count > 0]
+        assert abs(off.mean()) < 4 * off.std() / np.sqrt(off.size), level
+        assert np.abs(off).max() <= 0.5
 
 
 def test_classes_are_taken_not_mixed_and_do_not_drift():

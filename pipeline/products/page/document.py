@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.bands import BY_NAME, TARGET_GSD_M, bands_at
+from pipeline.bands import BY_NAME, NODATA_SPREAD, TARGET_GSD_M, bands_at
 from pipeline.products.page import tables
 from pipeline.products.page.facts import read_facts, require_chunks
 from pipeline.products.page.images import (
@@ -34,6 +34,7 @@ from pipeline.products.page.region import WHOLE_PX, choose_window, focus_m
 from pipeline.products.page.residuals import residuals
 from pipeline.products.page.source import Context, Part, Zone, open_zone, read_context, read_part
 from pipeline.products.page.words import honesty_section
+from pipeline.store.overviews import mean_of_valid
 from pipeline.store.selection import labels
 
 if TYPE_CHECKING:
@@ -155,16 +156,15 @@ class _Images:
 
 
 def _spread_set(bands: tuple[str, ...], spread: NDArray[np.uint16] | None, room: int) -> Set | None:
-    """The uncertainty in DN + 1, as 0 would say "nodata": exact at 2.5 m where that fits, else its mean over 5 m."""
+    """The uncertainty in DN + 1, 0 for nodata: exact at 2.5 m where that fits, else its mean over 5 m."""
     if spread is None:
         return None
-    raised = np.minimum(spread, 65534) + np.uint16(1)
+    raised = spread + np.uint16(1)  # nodata, 65535, comes out as 0
     exact = encode_all_exact(dict(zip(bands, raised, strict=True)), room)
     if exact is not None:
         return exact
-    count, ny, nx = spread.shape
-    means = spread.reshape(count, ny // 2, 2, nx // 2, 2).mean((2, 4), dtype=np.float32)
-    return encode_lossy(dict(zip(bands, np.rint(np.minimum(means, 65534) + 1).astype(np.uint16), strict=True)), room)
+    means = mean_of_valid(spread, NODATA_SPREAD) + np.uint16(1)
+    return encode_lossy(dict(zip(bands, means, strict=True)), room)
 
 
 def _filled(

@@ -18,6 +18,7 @@ from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.grid.grid import Window
 from pipeline.store.place import place_of
 from pipeline.store.selection import labels, require_stored_dn, root_attributes, time_indices
+from pipeline.store.uncertainty import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,7 +69,7 @@ class Part:
     window: Window
     dn: NDArray[np.uint16]  # (band, ny, nx), 2.5 m
     quality: NDArray[np.uint8]  # (ny, nx)
-    uncertainty: NDArray[np.uint16] | None  # as `dn`
+    uncertainty: NDArray[np.uint16] | None  # as `dn`, nodata 65535
     measured: dict[int, NDArray[np.uint16]]  # gsd -> (band, y, x), bands as `bands_at(gsd, zone.bands)`
     measured_kept: bool  # False: the store keeps no input, and `measured` holds block means of the output
 
@@ -167,7 +168,7 @@ def read_part(zone: Zone, window: Window) -> Part:
     quality = _read(zone, zone.group, "quality", (rows, cols)).astype(np.uint8)
     spread = None
     if "uncertainty" in zone.group:
-        spread = _read(zone, zone.group, "uncertainty", (slice(None), rows, cols))
+        spread = decoded(_read(zone, zone.group, "uncertainty", (slice(None), rows, cols)), dn)
     measured = _measured(zone, window)
     if measured is not None:
         return Part(window, dn, quality, spread, measured, measured_kept=True)

@@ -97,20 +97,21 @@ async function paintUncertainty(canvas, names) {
   const grid = facts.uncertainty;
   const planes = await Promise.all(names.map((name) => planeOf(grid, name)));
   const spread = new Float32Array(grid.nx * grid.ny);
-  for (const plane of planes) for (let i = 0; i < spread.length; i++) spread[i] += Math.max(0, plane[i] - 1) ** 2;
+  for (const plane of planes) for (let i = 0; i < spread.length; i++) spread[i] += plane[i] ? (plane[i] - 1) ** 2 : NaN;
   const step = Math.max(1, Math.floor(spread.length / 50000));
   const sample = [];
   for (let i = 0; i < spread.length; i++) {
     spread[i] = Math.sqrt(spread[i] / planes.length);
-    if (i % step === 0) sample.push(spread[i]);
+    if (i % step === 0 && spread[i] >= 0) sample.push(spread[i]);
   }
-  const top = Math.max(1, sample.sort((a, b) => a - b)[Math.floor(0.98 * (sample.length - 1))]);
+  const top = Math.max(1, sample.sort((a, b) => a - b)[Math.floor(0.98 * (sample.length - 1))] || 0);
   canvas.width = grid.nx;
   canvas.height = grid.ny;
   const context = canvas.getContext("2d");
   const image = context.createImageData(grid.nx, grid.ny);
   const colours = Array.from({ length: 256 }, (_, i) => rampColour(i / 255));
   for (let i = 0; i < spread.length; i++) {
+    if (!(spread[i] >= 0)) continue; // nodata in a shown band stays transparent
     const [r, g, b] = colours[Math.min(255, Math.round((255 * spread[i]) / top))];
     image.data[4 * i] = r;
     image.data[4 * i + 1] = g;

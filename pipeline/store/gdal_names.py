@@ -1,0 +1,89 @@
+"""Names of bands and classes for GDAL and QGIS, which find them in `.aux.xml` files beside a raster and nowhere else.
+
+In: bands, classes, times. Out: XML of GDAL's Persistent Auxiliary Metadata. A Zarr array as a raster is a derived
+dataset of the array's `zarr.json`, named after the array (GDALMDArray::AsClassicDataset; seen with GDAL 3.12).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape, quoteattr
+
+from pipeline.bands import BY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+SIDECAR = "zarr.json.aux.xml"  # within an array's folder
+SCL_MEANINGS = (
+    "no_data saturated_or_defective dark_area cloud_shadow vegetation not_vegetated water unclassified "
+    "cloud_medium_probability cloud_high_probability thin_cirrus snow_or_ice"
+)
+# Colours of scene classes as Sen2Cor's own viewer shows them (Sen2Cor user manual); of quality, ours.
+COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "scl": ((0, 0, 0), (255, 0, 0), (47, 47, 47), (100, 50, 0), (0, 160, 0), (255, 230, 90), (0, 0, 255),
+            (128, 128, 128), (192, 192, 192), (255, 255, 255), (100, 200, 255), (255, 150, 255)),
+    "quality": ((0, 0, 0), (120, 120, 120), (240, 190, 60), (60, 160, 90)),
+}  # fmt: skip
+# Columns of a raster attribute table: name, type (0 integer, 2 text), use as GDALRATFieldUsage counts them.
+_COLUMNS = (("value", 0, 5), ("class", 2, 2), ("red", 0, 6), ("green", 0, 7), ("blue", 0, 8))
+
+
+def band_title(name: str, variable: str = "reflectance") -> str:
+    """What a band is called: "B04 664.6 nm", with "standard deviation" for uncertainty."""
+    what = "" if variable == "reflectance" else " standard deviation"
+    return f"{name} {BY_NAME[name].wavelength_nm:g} nm{what}"
+
+
+def of_bands(names: Sequence[str], variable: str, steps: Sequence[str]) -> list[str]:
+    """XML of the raster bands of (time, band, y, x); `steps` name the time steps where there are several."""
+    titles = [(f"{step} " if len(steps) > 1 else "") + band_title(name, variable) for step in steps for name in names]
+    wavelengths = [f"{BY_NAME[name].wavelength_nm / 1000:.4f}" for _ in steps for name in names]
+    return [
+        f'<PAMRasterBand band="{number}"><Description>{escape(title)}</Description>'
+        f'<Metadata domain="IMAGERY"><MDI key="CENTRAL_WAVELENGTH_UM">{wavelength}</MDI></Metadata></PAMRasterBand>'
+        for number, (title, wavelength) in enumerate(zip(titles, wavelengths, strict=True), start=1)
+    ]
+
+
+def of_classes(variable: str, meanings: str, steps: Sequence[str]) -> list[str]:
+    """XML of the raster bands of (time, y, x) classes: category names, colours, attribute table."""
+    names = [word.replace("_", " ") for word in meanings.split()]
+    colours = COLOURS[variable][: len(names)]
+    categories = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+    entries = "".join(f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in colours)
+    table = _attribute_table(
+        [(value, name, *colour) for value, (name, colour) in enumerate(zip(names, colours, strict=True))]
+    )
+    shared = f"<CategoryNames>{categories}</CategoryNames><ColorInterp>Palette</ColorInterp>"
+    shared += f"<ColorTable>{entries}</ColorTable>{table}"
+    return [
+        f'<PAMRasterBand band="{number}"><Description>{escape(f"{variable} {step}" if len(steps) > 1 else variable)}'
+        f"</Description>{shared}</PAMRasterBand>"
+        for number, step in enumerate(steps, start=1)
+    ]
+
+
+def _attribute_table(rows: Iterable[tuple[object, ...]]) -> str:
+    columns = "".join(
+        f'<FieldDefn index="{index}"><Name>{name}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
+        for index, (name, kind, usage) in enumerate(_COLUMNS)
+    )
+    body = "".join(
+        f'<Row index="{index}">{"".join(f"<F>{escape(str(value))}</F>" for value in row)}</Row>'
+        for index, row in enumerate(rows)
+    )
+    return f'<GDALRasterAttributeTable tableType="thematic">{columns}{body}</GDALRasterAttributeTable>'
+
+
+def of_file(bands: Iterable[str]) -> bytes:
+    """Sidecar of a raster file."""
+    return f"<PAMDataset>{''.join(bands)}</PAMDataset>\n".encode()
+
+
+def of_array(bands: Sequence[str], dims: int, paths: Iterable[str]) -> bytes:
+    """Sidecar of a Zarr array of `dims` dimensions; `paths` are its names in the stores it may be opened from."""
+    content = f"<PAMDataset>{''.join(bands)}</PAMDataset>"
+    views = [f"AsClassicDataset({dims - 1},{dims - 2}) view of /{path}" for path in dict.fromkeys(paths)]
+    derived = "".join(f"<DerivedDataset name={quoteattr(view)}>{content}</DerivedDataset>" for view in views)
+    return f"<PAMDataset>{derived}</PAMDataset>\n".encode()
