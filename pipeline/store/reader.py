@@ -1,6 +1,10 @@
 """Opening a finished store: one call, lazy and decoded.
 
 In: a path or URL. Out: an xarray Dataset (one UTM zone) or DataTree (several). Imports levels, layout, place, errors.
+
+With xarray alone: `xr.open_zarr(store)` for the 2.5 m arrays of one zone, `xr.open_groups(store, engine="zarr")` for
+all levels, or `xr.open_datatree(store, engine="zarr", group="overviews")`, and "measured". The whole store is no
+DataTree: in one, a group must share the coordinates of the group above it, and levels differ in x and y.
 """
 
 from __future__ import annotations

@@ -365,6 +365,12 @@ class TestRefusals:
             assert caught.value.exit_code == 7
             assert self.nothing_in(out)
 
+    def test_a_lost_chunk_of_uncertainty_is_not_taken_for_nodata(self, tmp_path):
+        store = make_store(tmp_path / "a.zarr", shape=(600, 600))
+        (store / "uncertainty" / "c" / "0" / "0" / "2" / "3").unlink()
+        with pytest.raises(IntegrityError, match="uncertainty .* are lost"):
+            export(store, tmp_path / "out", variables=("uncertainty",))
+
     def flip(self, path):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1

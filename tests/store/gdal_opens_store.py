@@ -23,4 +23,6 @@ for name in ("reflectance", "quality"):
         print(f"  scale {image.scales[0]}, offset {image.offsets[0]}; first 64 px: {corner.min()} to {corner.max()}")
         assert image.crs is not None
         assert image.transform.a > 0
+        print(f"  bands {', '.join(map(str, image.descriptions[:4]))}")
+        assert image.descriptions[0] == "quality" if name == "quality" else image.descriptions[0].endswith(" nm")
         assert name == "quality" or (image.nodata, image.scales[0], image.offsets[0]) == (0, 0.0001, -0.1)
