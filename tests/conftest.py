@@ -26,6 +26,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def state_folder(tmp_path_factory):
+    """The key that marks indexes is the tests' own, also in processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_torch_thread():
     """As in workers; more threads are slower for small tensors and may round differently."""
     import torch

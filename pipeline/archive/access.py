@@ -201,7 +201,9 @@ class Access:
             raise _refused(path, "it climbs with '..'")
         real = Path(path).resolve()
         if not any(real.is_relative_to(Path(root).resolve()) for root in self.roots):
-            raise _refused(path, f"it lies under none of the folders {list(self.roots)}")
+            rule = f"it lies under none of the folders {list(self.roots)}"
+            cure = "list the files with python -m pipeline.index FOLDER, or name their folder in SEN2FINE_ROOTS"
+            raise _refused(path, rule, cure=cure)
         # A path that leads through a zip file: the archive is what lies under the roots. Only its own members can be
         # reached, since the path has no "..", and only by the drivers allowed for any file.
         return str(real) if zipped.split(real) is None else f"/vsizip/{real}"
@@ -284,9 +286,10 @@ def _split(href: str) -> SplitResult:
         raise _refused(href, f"it is not an address ({error})") from None
 
 
-def _refused(href: str, rule: str, listing: str = "") -> UsageError:
+def _refused(href: str, rule: str, listing: str = "", cure: str = "") -> UsageError:
     shown = redact(href if len(href) <= 200 else href[:200] + "...")
-    cure = f"if you trust it, list {listing!r} under hosts in a catalogue file of your own" if listing else ""
+    if listing:
+        cure = f"if you trust it, list {listing!r} under hosts in a catalogue file of your own"
     return UsageError(f"asset href {shown!a} is refused: {rule}", cure=cure)
 
 

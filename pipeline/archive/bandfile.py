@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.archive.access import ALLOWED_DRIVERS
 from pipeline.archive.image import Image, without_impossible
 from pipeline.archive.radiometry import to_house_dn
+from pipeline.archive.scene import OPEN
 from pipeline.bands import BY_NAME
 from pipeline.errors import ReadError, UsageError
 
@@ -59,7 +60,12 @@ class BandFile:
             raise ReadError(
                 f"scene {scene.id} has no file for {band}",
                 f"a file per requested band, found {', '.join(sorted(scene.hrefs)) or 'none'}",
-                "leave the scene out or ask for fewer bands",
+                f"leave it out with --exclude {scene.id}, or ask for fewer bands",
+            )
+        if scene.offset.standing == OPEN:
+            raise UsageError(
+                f"the BOA offset of scene {scene.id} is unknown ({scene.offset.evidence})",
+                "an offset that metadata, pixels or --offset decide",
             )
         gsd_m = SCL_GSD_M if band == SCL else BY_NAME[band].gsd_m
         raster = next((r for r in scene.rasters if r.gsd_m == gsd_m), None)
@@ -193,7 +199,7 @@ def open_checked(file: BandFile, access: Access) -> Image:
     raise ReadError(
         f"{file.band} of scene {file.scene_id} is {found[0]}: {redact(file.href)}",
         found[1],
-        "leave the scene out, or correct its entry in the catalogue",
+        f"leave it out with --exclude {file.scene_id}, or correct its entry in the catalogue",
     )
 
 
@@ -210,7 +216,7 @@ def _classes(stored: NDArray[Any], file: BandFile) -> NDArray[np.uint8]:
         raise ReadError(
             f"{file.band} of scene {file.scene_id} holds class {highest}",
             f"scene classes 0 to {_LAST_CLASS}",
-            "leave the scene out, or remove its SCL",
+            f"leave it out with --exclude {file.scene_id}, or remove its SCL",
         )
     return stored.astype(np.uint8, copy=False)
 

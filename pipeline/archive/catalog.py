@@ -10,9 +10,10 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from pipeline.archive.access import ANY_PUBLIC_HOST, SIGNINGS, Access, redact
+from pipeline.archive.access import ANY_PUBLIC_HOST, SIGNINGS, Access
+from pipeline.archive.addresses import read_address, same_place
 from pipeline.archive.radiometry import OFFSET_RULES
 from pipeline.bands import BAND_NAMES, BY_NAME, HOUSE_ADD_OFFSET_DN
 from pipeline.errors import UsageError
@@ -59,7 +60,10 @@ class Patience:
 
 @dataclass(frozen=True)
 class Catalog:
-    """One archive and collection. `kind`: "api" (url is a STAC API), "file" (url is a path) or "sample"."""
+    """One archive and collection. `kind`: "api" (url is a STAC API), "file" (url is a path) or "sample".
+
+    `ids`: the only items wanted of it; all where empty.
+    """
 
     name: str
     kind: str
@@ -76,6 +80,7 @@ class Catalog:
     credit: str = ""
     known_issues: tuple[str, ...] = ()
     offset_override: int | None = None
+    ids: tuple[str, ...] = ()
 
     def access(self) -> Access:
         """How workers may reach the files of this archive."""
@@ -109,14 +114,17 @@ def load_catalog(name_or_source: str) -> Catalog:
         return Catalog(SAMPLE, SAMPLE, "", offset_rule="none", licence="CDLA-Permissive-1.0", credit=credit)
     if name_or_source in known:
         return _from_toml(known[name_or_source])
+    if name_or_source.startswith("file://"):
+        name_or_source = unquote(urlsplit(name_or_source).path)
     if "://" in name_or_source:
         return _from_address(name_or_source, [_from_toml(path) for path in known.values()])
     path = Path(name_or_source)
     if path.suffix == ".toml" and path.is_file():
         return _from_toml(path)
     if path.exists():
-        from pipeline.archive.stac_files import file_roots
+        from pipeline.archive.stac_files import file_roots, refuse_rasters
 
+        refuse_rasters(path)
         return Catalog(path.name, "file", str(path), hosts=(ANY_PUBLIC_HOST,), roots=file_roots(path))
     names = [SAMPLE, *known]
     near = difflib.get_close_matches(name_or_source, names, 1)
@@ -128,21 +136,13 @@ def load_catalog(name_or_source: str) -> Catalog:
 
 
 def _from_address(address: str, known: list[Catalog]) -> Catalog:
-    """API at an address; rules of a known archive apply where address and collection are its own."""
-    root, _, rest = address.partition("/collections/")
-    root = root.rstrip("/").removesuffix("/search")
-    collection = rest.strip("/").split("/")[0] or "sentinel-2-l2a"
-    parts = urlsplit(root)
-    if "@" in parts.netloc or parts.query:
-        raise UsageError(f"catalogue address {redact(address)!r} carries credentials", "a plain https address")
-    loopback = parts.hostname in ("127.0.0.1", "::1", "localhost")
-    if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
-        raise UsageError(f"catalogue address {address!r}", "an https address of a STAC API")
+    """API or static catalogue at an address; rules of a known archive apply where API and collection are its own."""
+    place = read_address(address)
     for catalog in known:
-        if (catalog.url.rstrip("/"), catalog.collection) == (root, collection):
-            return catalog
-    hosts = (parts.netloc, ANY_PUBLIC_HOST) if loopback else (ANY_PUBLIC_HOST,)
-    return Catalog(parts.netloc, "api", root, collection, hosts=hosts)
+        if catalog.collection == place.collection and same_place(catalog.url, place.url):
+            return replace(catalog, ids=place.ids)
+    hosts = (place.host, ANY_PUBLIC_HOST) if place.loopback else (ANY_PUBLIC_HOST,)
+    return Catalog(place.host, "api", place.url, place.collection, hosts=hosts, ids=place.ids)
 
 
 _TOML_KEYS: dict[str, type] = {

@@ -9,19 +9,27 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_BYTES = 10_000_000
 MAX_DEPTH = 32  # GeoJSON itself needs eight
 MAX_VERTICES = 1_000_000
 CONVERT = "ogr2ogr -f GeoJSON -t_srs EPSG:4326 aoi.geojson"
 
+_RECORD = "\x1e"  # begins each text of a sequence
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _GEOMETRIES = ("Polygon", "MultiPolygon", "GeometryCollection")
 _NOT_AREAS = ("Point", "MultiPoint", "LineString", "MultiLineString")
-_LONLAT_CRS = re.compile(r"(?:urn:ogc:def:crs:)?(?:OGC:(?:1\.3:|:)?CRS84|EPSG:(?:[\d.]*:)?4326)", re.IGNORECASE)
+_LONLAT_CRS = re.compile(
+    r"(?:urn:(?:x-)?ogc:def:crs:|https?://www\.opengis\.net/def/crs/)?"
+    r"(?:OGC[:/](?:[\d.]*[:/])?CRS84h?|EPSG[:/](?:[\d.]*[:/])?4326)/?",
+    re.IGNORECASE,
+)
 
 Position = tuple[float, float]
 
@@ -43,6 +51,7 @@ class Reading:
     warnings: list[str] = field(default_factory=list)
     vertices: int = 0
     altitudes: bool = False
+    skipped: list[tuple[str, ...]] = field(default_factory=list)  # arguments of `fail` for members without area
 
     def fail(self, path: str, found: str, expected: str = "", cure: str = "") -> NoReturn:
         """Raise UsageError naming source and JSON path."""
@@ -62,6 +71,13 @@ def read_rings(source: str, raw: bytes) -> Reading:
         reading.fail("$", f"a JSON {_kind(document)}", "a GeoJSON object")
     _check_dialect(reading, document)
     _collect(reading, "$", document)
+    if not reading.polygons and reading.skipped:
+        reading.fail(*reading.skipped[0])
+    if reading.skipped:
+        count = len(reading.skipped)
+        places = ", ".join(path.removesuffix(".type") for path, *_ in reading.skipped[:3])
+        shown = f"{places} ..." if count > 3 else places
+        reading.warn(f"{count} member{'' if count == 1 else 's'} without area left out: {shown}")
     if not reading.polygons:
         reading.fail("$", "no polygon in it", "at least one Polygon or MultiPolygon")
     if reading.altitudes:
@@ -83,9 +99,6 @@ def _parse(reading: Reading, raw: bytes) -> object:
     if deepest > MAX_DEPTH:
         reading.fail("$", f"nested {deepest} levels deep", f"at most {MAX_DEPTH}")
 
-    def constant(name: str) -> NoReturn:
-        reading.fail("$", f"the constant {name}", "finite numbers", "remove the feature or fix its coordinates")
-
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(items)
         if len(keys) < len(items):
@@ -94,13 +107,35 @@ def _parse(reading: Reading, raw: bytes) -> object:
             reading.fail("$", f"an object with the key {twice!r} twice", "every key once")
         return keys
 
+    def loaded(part: str) -> object:  # NaN is no JSON, yet many write it; among coordinates it is refused later
+        return json.loads(part, parse_constant=float, object_pairs_hook=pairs)
+
     try:
-        return json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
+        return loaded(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" or text.startswith(_RECORD):
+            return _sequence(reading, text, loaded)
         cut = " (the file ends too early)" if error.pos >= len(text.rstrip()) - 1 else ""
         reading.fail("$", f"not JSON: {error.msg} at line {error.lineno} column {error.colno}{cut}", "GeoJSON text")
     except ValueError as error:  # an integer of thousands of digits
         reading.fail("$", f"not JSON: {error}", "GeoJSON text")
+
+
+def _sequence(reading: Reading, text: str, loaded: Callable[[str], object]) -> dict[str, Any]:
+    """GeoJSON text sequences (RFC 8142) and features one a line, as one FeatureCollection."""
+    members = []
+    parts = text.split(_RECORD) if _RECORD in text else text.splitlines()
+    for number, part in enumerate(parts, 1):
+        if not part.strip():
+            continue
+        try:
+            member = loaded(part)
+        except ValueError as error:
+            reading.fail("$", f"neither one JSON text nor one a line: {error} in text {number}", "GeoJSON text")
+        if not isinstance(member, dict):
+            reading.fail("$", f"text {number} is a JSON {_kind(member)}", "a GeoJSON object")
+        members.append(member)
+    return {"type": "FeatureCollection", "features": members}
 
 
 def _decode(reading: Reading, raw: bytes) -> str:
@@ -126,7 +161,8 @@ def _check_dialect(reading: Reading, document: dict[str, Any]) -> None:
     crs = document.get("crs")
     if crs is None:
         return
-    name = str(crs.get("properties", {}).get("name", crs)) if isinstance(crs, dict) else str(crs)
+    named = crs.get("properties") if isinstance(crs, dict) else None
+    name = str(named.get("name", crs) if isinstance(named, dict) else crs)
     if not _LONLAT_CRS.fullmatch(name):
         reading.fail("$.crs", f"coordinates in {name[:80]!r}", "longitude and latitude (CRS84)", f"{CONVERT} YOUR_FILE")
 
@@ -146,8 +182,9 @@ def _collect(reading: Reading, path: str, node: object) -> None:
         _collect_all(reading, f"{path}.features", node.get("features"), "features")
     elif kind == "Feature":
         if node.get("geometry") is None:
-            reading.fail(f"{path}.geometry", "null", "a Polygon or MultiPolygon", "remove this feature")
-        _collect(reading, f"{path}.geometry", node["geometry"])
+            reading.skipped.append((f"{path}.geometry", "null", "a Polygon or MultiPolygon", "remove this feature"))
+        else:
+            _collect(reading, f"{path}.geometry", node["geometry"])
     elif kind == "GeometryCollection":
         _collect_all(reading, f"{path}.geometries", node.get("geometries"), "geometries")
     elif kind == "Polygon":
@@ -158,6 +195,9 @@ def _collect(reading: Reading, path: str, node: object) -> None:
             reading.fail(f"{path}.coordinates", _shown(parts), "an array of polygons")
         for index, part in enumerate(parts):
             _add_polygon(reading, f"{path}.coordinates[{index}]", part)
+    elif kind in _NOT_AREAS:
+        found = f"a {kind}, which has no area"
+        reading.skipped.append((f"{path}.type", found, "polygons only", "buffer it, or remove it from the file"))
     else:
         _fail_kind(reading, f"{path}.type", kind)
 
@@ -173,8 +213,6 @@ def _collect_all(reading: Reading, path: str, members: object, what: str) -> Non
 
 def _fail_kind(reading: Reading, path: str, kind: object) -> NoReturn:
     known = ("FeatureCollection", "Feature", *_GEOMETRIES, *_NOT_AREAS)
-    if kind in _NOT_AREAS:
-        reading.fail(path, f"a {kind}, which has no area", "polygons only", "buffer it, or remove it from the file")
     meant = next((name for name in known if isinstance(kind, str) and name.lower() == kind.lower()), None)
     cure = f"write {meant!r} (case counts)" if meant else ""
     reading.fail(path, f"type {kind!r}" if kind is not None else "no type", "a GeoJSON type", cure)
@@ -210,7 +248,10 @@ def _position(reading: Reading, ring_path: str, index: int, value: object) -> Po
     for number in value:
         if isinstance(number, bool) or not isinstance(number, int | float):
             reading.fail(f"{ring_path}[{index}]", f"{_shown(number)} as a coordinate", "a number without quotes")
-        if not abs(number) < 1e15 or not math.isfinite(number):
+        if not math.isfinite(number):
+            found = f"the constant {json.dumps(number)}, not finite"
+            reading.fail(f"{ring_path}[{index}]", found, "numbers", "fix these coordinates")
+        if not abs(number) < 1e15:
             reading.fail(f"{ring_path}[{index}]", "a coordinate that is not finite", "degrees")
     reading.altitudes |= len(value) == 3
     return round(float(value[0]), 9), round(float(value[1]), 9)  # 1e-9 degrees are 0.1 mm

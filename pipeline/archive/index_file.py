@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.bandfile import SCL, SCL_GSD_M
+from pipeline.archive.index_marks import marked
 from pipeline.archive.scene import BY_USER_KEY, EVIDENCE_KEY, OFFSET_KEY
 from pipeline.bands import BY_NAME
 from pipeline.errors import StorageError
@@ -35,7 +36,7 @@ _MEDIA_TYPES = {
 def write_index(scenes: Sequence[Scene], out: Path, *, relative: bool = False) -> None:
     """Write `scenes` to `out` in one atomic step; hrefs absolute, or relative to the index. Raises StorageError."""
     folder = out.resolve().parent
-    features = [to_item(scene, relative_to=folder if relative else None) for scene in scenes]
+    features = [marked(to_item(scene, relative_to=folder if relative else None)) for scene in scenes]
     text = json.dumps({"type": "FeatureCollection", "features": features}, indent=1, allow_nan=False)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.archive.scene import OffsetDecision
+from pipeline.archive.scene import DOUBTED, OffsetDecision
 from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN
 
 if TYPE_CHECKING:
@@ -21,30 +21,64 @@ if TYPE_CHECKING:
 OFFSET_BASELINE = 4.0
 # Baseline numbers at or above this are not ESA's: CDSE lists reprocessings by its operator as 99.99.
 FOREIGN_BASELINE = 90.0
+_ROUND_BASELINES = {(2, "1"), (5, "1")}  # 02.10 and 05.10; no archive has an L2A of 02.01 or 05.01
 OFFSET_RULES: tuple[str, ...] = ("always", "baseline", "declared-or-baseline", "earth-search-v1", "none")
+
+
+class Undecided(ValueError):
+    """What is stated of a scene does not settle its BOA offset: nothing is, or two statements contradict each other."""
+
+
+def canonical_baseline(value: object) -> str:
+    """Any spelling of a processing baseline as "05.09": 5.9, "5.09", "N0509", "0509", 509; "" for what is none.
+
+    A JSON number loses its last zero, so one decimal stands for the baseline that exists: 5.1 is 05.10, 5.9 is 05.09.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    text = str(value).strip().upper().removeprefix("N")
+    found = re.fullmatch(r"(\d{1,2})\.(\d{1,2})|(\d{1,2})(\d{2})|(\d)", text, re.ASCII)
+    if found is None:
+        return ""
+    major, minor = found[1] or found[3] or found[5], found[2] or found[4] or "00"
+    if len(minor) == 1:
+        minor = f"{minor}0" if (int(major), minor) in _ROUND_BASELINES or minor == "0" else f"0{minor}"
+    return f"{int(major):02d}.{minor}"
 
 
 def baseline_number(baseline: str) -> float | None:
     """Read "05.11", "5.11" or "N0511" as 5.11; None when the text is not a baseline or not one of ESA's (99.99)."""
-    match = re.fullmatch(r"N?(\d{2})(\d{2})|(\d{1,2}\.\d{1,2})", baseline.strip())
-    if match is None:
-        return None
-    number = float(match[3] or f"{match[1]}.{match[2]}")
+    text = canonical_baseline(baseline)
+    number = float(text) if text else 0.0
     return number if 0 < number < FOREIGN_BASELINE else None
+
+
+def expected_offset_dn(baseline: str) -> int | None:
+    """Offset that ESA's product of this baseline carries; None when the baseline does not say."""
+    number = baseline_number(baseline)
+    if number is None:
+        return None
+    return HOUSE_ADD_OFFSET_DN if number >= OFFSET_BASELINE else 0
 
 
 def offset_from_rule(rule: str, *, baseline: str, declared: float | None, applied: bool | None) -> OffsetDecision:
     """Offset in DN (0 or -1000) by an archive's written rule; facts per archive: catalogs/README.md.
 
     `declared` is the reflectance offset of the metadata (raster:bands or raster:offset), `applied` the flag
-    earthsearch:boa_offset_applied. ValueError names both facts when they contradict, or the one that is missing.
+    earthsearch:boa_offset_applied. Undecided names both facts when they contradict, or the one that is missing;
+    ValueError an offset that no product has.
     """
     if rule == "none":
         return OffsetDecision(0, "rule none: the archive delivers DN without offset")
     if rule == "always":
+        if applied:
+            msg = "flag boa_offset_applied is true contradicts rule always (the offset is in every product)"
+            raise Undecided(msg)
+        if declared is not None:
+            _check_declared(_declared_dn(declared), declared, HOUSE_ADD_OFFSET_DN, baseline or "of this collection")
         return OffsetDecision(HOUSE_ADD_OFFSET_DN, "rule always: every product of this collection carries the offset")
     if rule == "baseline":
-        return _by_baseline(baseline)
+        return _by_baseline(baseline, declared)
     if rule == "declared-or-baseline":
         return _by_declaration(baseline, declared, applied)
     if rule == "earth-search-v1":
@@ -53,19 +87,14 @@ def offset_from_rule(rule: str, *, baseline: str, declared: float | None, applie
     raise ValueError(msg)
 
 
-def _expected_dn(baseline: str) -> int | None:
-    """Offset that ESA's product of this baseline carries; None when the baseline does not say."""
-    number = baseline_number(baseline)
-    if number is None:
-        return None
-    return HOUSE_ADD_OFFSET_DN if number >= OFFSET_BASELINE else 0
-
-
-def _by_baseline(baseline: str) -> OffsetDecision:
-    expected = _expected_dn(baseline)
+def _by_baseline(baseline: str, declared: float | None = None) -> OffsetDecision:
+    """By the baseline, which a declared offset must not contradict."""
+    expected = expected_offset_dn(baseline)
     if expected is None:
         msg = f"processing baseline {baseline!r} does not say whether the BOA offset is in the DN"
-        raise ValueError(msg)
+        raise Undecided(msg)
+    if declared is not None:
+        _check_declared(_declared_dn(declared), declared, expected, baseline)
     relation = ">=" if expected else "<"
     return OffsetDecision(expected, f"processing baseline {baseline} {relation} 04.00")
 
@@ -76,19 +105,27 @@ def _by_declaration(baseline: str, declared: float | None, applied: bool | None)
         return OffsetDecision(0, "flag boa_offset_applied is true")
     if declared is None:
         return _by_baseline(baseline)
+    offset_dn = _declared_dn(declared)
+    expected = expected_offset_dn(baseline)
+    if expected is None:
+        evidence = f"declared offset {declared}; baseline {baseline or 'absent'} cannot confirm it"
+        return OffsetDecision(offset_dn, evidence, standing=DOUBTED)
+    _check_declared(offset_dn, declared, expected, baseline)
+    return OffsetDecision(offset_dn, f"declared offset {declared}, confirmed by processing baseline {baseline}")
+
+
+def _declared_dn(declared: float) -> int:
     offset_dn = round(declared / DN_SCALE)
     if offset_dn not in (0, HOUSE_ADD_OFFSET_DN):
         msg = f"declared offset {declared} is {offset_dn} DN; expected 0 or {HOUSE_ADD_OFFSET_DN}"
         raise ValueError(msg)
-    expected = _expected_dn(baseline)
-    if expected is None:
-        return OffsetDecision(
-            offset_dn, f"declared offset {declared}; baseline {baseline or 'absent'} cannot confirm it"
-        )
+    return offset_dn
+
+
+def _check_declared(offset_dn: int, declared: float, expected: int, baseline: str) -> None:
     if expected != offset_dn:
         msg = f"declared offset {declared} ({offset_dn} DN) contradicts processing baseline {baseline} ({expected} DN)"
-        raise ValueError(msg)
-    return OffsetDecision(offset_dn, f"declared offset {declared}, confirmed by processing baseline {baseline}")
+        raise Undecided(msg)
 
 
 def _by_flag(baseline: str, applied: bool | None) -> OffsetDecision:
@@ -100,9 +137,8 @@ def _by_flag(baseline: str, applied: bool | None) -> OffsetDecision:
         return decision
     flag = "false" if applied is False else "absent"
     doubt = "this flag is known to be unreliable, the pixel audit must confirm"
-    return OffsetDecision(
-        decision.offset_dn, f"{decision.evidence} and flag earthsearch:boa_offset_applied is {flag}; {doubt}"
-    )
+    evidence = f"{decision.evidence} and flag earthsearch:boa_offset_applied is {flag}; {doubt}"
+    return OffsetDecision(decision.offset_dn, evidence, standing=DOUBTED)
 
 
 def to_house_dn(stored: NDArray[np.uint16], offset_dn: int) -> NDArray[np.uint16]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.archive.access import redact
 from pipeline.archive.catalog import Patience
 from pipeline.archive.footprints import footprint_shape
+from pipeline.archive.hrefs import RejectedItem, absolute_href, self_href, storable_href
+from pipeline.archive.item_place import item_footprint, item_utc
 from pipeline.archive.search import items_of
-from pipeline.archive.stac import RejectedItem, absolute_href, item_utc, self_href, storable_href
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _touches(item: dict[str, Any], aoi: Aoi, period: tuple[str | None, str | Non
     moment = datetime.fromisoformat(item_utc(item["properties"]))
     if (start and moment < start) or (end and moment.replace(microsecond=0) > end):
         return False
-    return bool(footprint_shape(item["geometry"]).intersects(aoi.shape))
+    return bool(footprint_shape(item_footprint(item)).intersects(aoi.shape))
 
 
 def _raster(item: dict[str, Any], asset: str, access: Access, base: str) -> RasterItem:

@@ -128,8 +128,9 @@ def _asked_s(error: BaseException) -> float:
 _CURES = {
     "transient": "run the same command again later, it continues where it stopped",
     "auth": "check the archive's credentials in the environment of this process, and the machine's clock",
-    "gone": "the catalogue names a file that the archive does not have; leave this scene out or use another catalogue",
-    "permanent": "leave this scene out or use another catalogue",
+    "gone": "the catalogue names a file that the archive does not have; leave the scene out with --exclude ID, or use "
+    "another catalogue",
+    "permanent": "leave the scene out with --exclude ID, or use another catalogue",
 }
 
 

@@ -12,6 +12,9 @@ from pipeline.grid.grid import Phase
 
 # Names under which an index of ours keeps an `OffsetDecision` among an item's properties.
 OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY = "sen2fine:offset_dn", "sen2fine:offset_evidence", "sen2fine:offset_by_user"
+MARK_KEY = "sen2fine:index_mark"  # proof that this user's `pipeline.index` wrote the item (archive/index_marks.py)
+# How far an `OffsetDecision` stands before the pixels are looked at.
+STATED, DOUBTED, OPEN = "stated", "doubted", "open"
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,14 @@ class OffsetDecision:
     """BOA_ADD_OFFSET that still has to be added to the stored DN (0 or -1000), and why we think so.
 
     `by_user`: set by hand, now or when an index was made; pixels and metadata are not asked to confirm it.
+    `standing`: STATED; DOUBTED, where the metadata may be wrong and it is said when the pixels cannot confirm them;
+    OPEN, where the metadata do not tell: `offset_dn` is then a guess, and the scene is used only if its pixels tell.
     """
 
     offset_dn: int
     evidence: str
     by_user: bool = False
+    standing: str = STATED
 
 
 @dataclass(frozen=True)

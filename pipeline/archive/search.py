@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.access import redact
+from pipeline.archive.assets import SCL
 from pipeline.archive.catalog import SAMPLE, Patience
 from pipeline.archive.stac import RejectedItem, scene_from_item
 from pipeline.archive.stac_files import file_items
-from pipeline.archive.versions import drop_superseded
+from pipeline.archive.versions import drop_superseded, with_distinct_ids
 from pipeline.bands import BAND_NAMES
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.archive.aoi import Aoi
     from pipeline.archive.catalog import Catalog
     from pipeline.archive.scene import Scene
+    from pipeline.archive.versions import Look
 
 _EXAMPLES = 3  # items named per reason in a summary
 
@@ -46,11 +48,13 @@ def search(
     ids: Sequence[str] = (),
     bands: Sequence[str] = BAND_NAMES,
     patience: Patience | None = None,
+    look: Look | None = None,
 ) -> SearchResult:
     """Scenes that touch the AOI within [start, end] (ISO 8601 with Z) and up to `max_cloud` percent.
 
     Period, cloud and place are decided here whatever the archive answered; unknown cloud passes. `ids` keeps only
-    these scenes. Raises Interrupted when the archive stays away, UpstreamError when it refuses or loses items.
+    these scenes. `look` shows the valid pixels of scenes, which settle whether one supersedes another. Raises
+    Interrupted when the archive stays away, UpstreamError when it refuses or loses items.
     """
     notes: list[str] = []
     rejected: list[tuple[str, str]] = []
@@ -62,8 +66,9 @@ def search(
         items = items_of(catalog, aoi, start, end, ids, patience or Patience(), notes)
         scenes = _parsed(items, catalog, bands, rejected)
     scenes = _wanted(scenes, aoi, (start, end), max_cloud, ids, notes)
-    kept, superseded = drop_superseded(scenes)
-    ordered = sorted(kept, key=lambda scene: (scene.datetime_utc, scene.id))
+    kept, superseded = drop_superseded(scenes, look)
+    notes.extend(_without_scl(kept))
+    ordered = sorted(with_distinct_ids(kept), key=lambda scene: (scene.datetime_utc, scene.id))
     return SearchResult(tuple(ordered), tuple(notes), tuple(rejected) + tuple(superseded))
 
 
@@ -81,7 +86,7 @@ def items_of(
         return file_items(Path(catalog.url))
     from pipeline.archive.stac_api import api_items
 
-    return ((item, "") for item in api_items(catalog, aoi, start, end, ids, patience, notes))
+    return api_items(catalog, aoi, start, end, ids or catalog.ids, patience, notes)
 
 
 def _parsed(
@@ -92,21 +97,31 @@ def _parsed(
 ) -> list[Scene]:
     """Scenes of the items; the others go to `rejected`. Identical copies count once."""
     access = catalog.access()
-    scenes: list[Scene] = []
-    seen: dict[tuple[object, str], Scene] = {}
+    scenes: dict[tuple[str, frozenset[tuple[str, str]]], Scene] = {}
     for item, base in items:
-        name = str(item.get("id", "?"))[:200] if isinstance(item, dict) else "?"
+        name = _name(item)
         try:
             scene = scene_from_item(item, catalog, access, base=base, bands=bands)
         except RejectedItem as error:
             rejected.append((name, redact(str(error))))
             continue
-        twin = seen.setdefault((item.get("collection"), scene.id), scene)
-        if twin is scene:
-            scenes.append(scene)
-        elif twin.hrefs != scene.hrefs:
-            rejected.append((name, "another item has the same id and different files"))
-    return scenes
+        scenes.setdefault((scene.id, frozenset(scene.hrefs.items())), scene)
+    return list(scenes.values())
+
+
+def _name(item: object) -> str:
+    """Id of an item for messages; it came from far away."""
+    name = str(item.get("id", "?")) if isinstance(item, dict) else "?"
+    return "".join(char if char.isprintable() else "?" for char in name[:200])
+
+
+def _without_scl(scenes: Sequence[Scene]) -> list[str]:
+    """A note on scenes whose clouds cannot be masked."""
+    names = [scene.id for scene in scenes if SCL not in scene.hrefs]
+    if not names:
+        return []
+    shown = ", ".join(names[:_EXAMPLES]) + (" ..." if len(names) > _EXAMPLES else "")
+    return [f"{_counted(len(names), 'scene')} without scene classification (SCL), so that clouds stay: {shown}"]
 
 
 def _wanted(

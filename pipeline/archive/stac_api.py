@@ -1,39 +1,58 @@
-"""Items from a STAC API, all of them or an error: retries that happen, pages that are counted.
+"""Items from a STAC API, all of them or an error: pages that are counted, searches by POST or GET.
 
-In: catalogue, AOI, period. Out: item dictionaries. Raises Interrupted (try later) or UpstreamError (it is refused).
+In: catalogue, AOI, period. Out: item dictionaries. Raises Interrupted (try later), UpstreamError (it is refused) or
+UsageError (there is no such API or collection).
 """
 
 from __future__ import annotations
 
 import json
-import time
-import warnings
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote
 
+from pipeline.archive.hrefs import links_of
 from pipeline.archive.period import FIRST_DAY
 from pipeline.archive.redaction import redact
-from pipeline.archive.retry import TRANSIENT_STATUS, classify
-from pipeline.errors import Interrupted, PipelineError, UpstreamError, UsageError
+from pipeline.archive.stac_http import Refused, StacHttp
+from pipeline.archive.stac_static import is_static, static_items
+from pipeline.errors import PipelineError, UpstreamError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from pystac_client import Client, ItemSearch
-    from pystac_client.stac_api_io import StacApiIO
-    from urllib3 import BaseHTTPResponse
-    from urllib3.util import Retry
+    from collections.abc import Iterator, Sequence
 
     from pipeline.archive.aoi import Aoi
     from pipeline.archive.catalog import Catalog, Patience
 
 MAX_EMPTY_PAGES = 3  # in a row, each with a link to a next one
 MAX_SEARCH_VERTICES = 400  # of the geometry that is sent; the exact one decides afterwards, here
-# Earth Search throttles with 403 (Element84/earth-search#19), so it is worth waiting for too.
-RETRIED_STATUS = TRANSIENT_STATUS | {403}
+_NO_POST = frozenset({403, 404, 405, 501})  # answers of servers that search by GET only
+_NO_GET = frozenset({400, 403, 404, 405, 414, 422, 501})
+_ABSENT = frozenset({400, 404, 410, 422})
+_NAMED_COLLECTIONS = 12  # of those that there are, in a message
 
 Items = dict[tuple[str, str, str], dict[str, Any]]
+
+
+@dataclass
+class _Listing:
+    """What one search listed: items by identity, how many were listed, how many the archive says there are."""
+
+    items: Items = field(default_factory=dict)
+    listed: int = 0
+    matched: int | None = None
+    ended: bool = False  # by a page without a next one, rather than in a circle
+
+    @property
+    def complete(self) -> bool:
+        """True where as many different items came as the archive has, or it does not count and came to an end."""
+        return self.ended if self.matched is None else len(self.items) >= self.matched
+
+    @property
+    def repeated(self) -> bool:
+        """True where the archive lists documents twice, counts them twice, and so has listed all."""
+        return self.ended and self.matched is not None and self.listed >= self.matched
 
 
 def api_items(
@@ -44,167 +63,214 @@ def api_items(
     ids: Sequence[str],
     patience: Patience,
     notes: list[str],
-) -> Iterator[dict[str, Any]]:
-    """Every item of the collection that the archive finds for AOI and period (or for `ids`), each once."""
-    api = _Api(catalog, patience)
-    query: dict[str, Any] = {"collections": [catalog.collection], "limit": catalog.limits.page_items}
-    if ids:
-        items, matched, complete = api.collect(query | {"ids": list(ids)})
-        if not complete:
-            raise api.short(len(items), matched)
-        return iter(items.values())
-    query["intersects"] = _search_geometry(aoi)
-    items, matched, complete = api.collect(query | _datetime(start, end))
-    if not complete:
-        slices = _slices(start, end)
-        notes.append(f"{api.host} listed {len(items)} of {matched or 'many'} items; asked again in {len(slices)} parts")
-        counted = True
-        for first, last in slices:
-            more, part, whole = api.collect(query | _datetime(first, last))
-            items |= more
-            counted &= part is not None
-            if not whole:
-                raise api.short(len(items), matched)
-        # Large counts may be estimates; where every part was counted, the parts are the better witness.
-        if not counted and matched is not None and len(items) < matched:
-            raise api.short(len(items), matched)
-    return iter(items.values())
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """(item, base of its relative hrefs) of all that the archive finds for AOI and period (or for `ids`), each once."""
+    http = StacHttp(catalog.url, patience)
+    landing = _landing(http, catalog.url)
+    api = _Api(http, catalog, landing)
+    if not api.searches and is_static(landing):
+        return static_items(http, landing, catalog.url)
+    api.check_search()
+    try:
+        items = api.of_ids(ids) if ids else api.within(aoi, start, end, notes)
+    except UpstreamError:
+        api.check_collection()
+        raise
+    if not items:
+        api.check_collection()
+    return ((item, "") for item in items.values())
+
+
+def _landing(http: StacHttp, url: str) -> dict[str, Any]:
+    landing = http.document(url)
+    if not {"type", "stac_version", "links", "conformsTo"} & set(landing):
+        said = ", ".join(map(str, landing))[:60]
+        found = f"{http.host} answers, but not as a STAC API (an object of {redact(said) or 'nothing'})"
+        raise UsageError(found, "the root of a STAC API", "check the address")
+    return landing
 
 
 class _Api:
-    """One STAC API, opened through pystac-client with retries of our own."""
+    """The item search of one API."""
 
-    def __init__(self, catalog: Catalog, patience: Patience) -> None:
-        from pystac_client import Client
-        from pystac_client.stac_api_io import StacApiIO
+    def __init__(self, http: StacHttp, catalog: Catalog, landing: dict[str, Any]) -> None:
+        self.http, self.root, self.collection = http, catalog.url.rstrip("/"), catalog.collection
+        self.limits = catalog.limits
+        links = [link for link in links_of(landing) if link.get("rel") == "search"]
+        stated = landing.get("conformsTo")
+        self.classes = [str(name) for name in stated] if isinstance(stated, list) else []
+        self.searches = bool(links) or any("item-search" in name for name in self.classes)
+        here = (http.at_home(link["href"], f"{self.root}/") for link in links)
+        self.url = next((address for address in here if address), f"{self.root}/search").partition("?")[0]
+        # An API that names a method for its search and never POST takes GET; most that name none take both.
+        methods = {str(link["method"]).upper() for link in links if link.get("method")}
+        self.method = "GET" if methods and "POST" not in methods else "POST"
 
-        self.host = urlsplit(catalog.url).netloc
-        self.origin = urlsplit(catalog.url)[:2]
-        self.max_pages = catalog.limits.max_pages
-        self.patience = patience
-        timeout = (patience.connect_s, patience.read_s)
-        self.io: StacApiIO = StacApiIO(max_retries=_retry(patience))
-        self.io.session.max_redirects = 3
-        # The timeout goes through open(): what StacApiIO got before, open() silently sets back to none.
-        self.client = cast("Client", self._asked(lambda: Client.open(catalog.url, stac_io=self.io, timeout=timeout)))
+    def check_search(self) -> None:
+        """UsageError where the landing page says that there is no item search."""
+        stated = self.classes and not any("item-search" in name for name in self.classes)
+        if stated or not self.searches:
+            why = "its conformance classes do not name it" if stated else "no link to it, no conformance class"
+            raise UsageError(
+                f"{self.http.host} offers no item search ({why})", "the root of a STAC API", "check the address"
+            )
 
-    def collect(self, query: dict[str, Any]) -> tuple[Items, int | None, bool]:
-        """(items, how many the archive says it has, whether these are all of them)."""
-        from pystac import Link
+    def of_ids(self, ids: Sequence[str]) -> Items:
+        """Items by their ids, all that there are."""
+        found = self._collect({"ids": list(ids)})
+        if not (found.complete or found.repeated):
+            raise self._short(found)
+        return found.items
 
-        search = self._search(query)
-        parameters = search.get_parameters()
-        page = self._page(search.url, search.method, parameters)
-        items: Items = {}
-        matched: int | None = None
-        seen: set[str] = set()
-        empty = 0
-        for _ in range(self.max_pages):
-            items |= {_identity(item): item for item in page["features"]}
-            matched = _matched(page, matched)
-            following = next((link for link in page.get("links") or [] if link.get("rel") == "next"), None)
+    def within(self, aoi: Aoi, start: str | None, end: str | None, notes: list[str]) -> Items:
+        """Items of area and period. A list that stays short is asked for again in parts."""
+        place = _Place(aoi)
+        whole = self._collect(_datetime(start, end), place)
+        if whole.complete:
+            return whole.items
+        slices = _slices(start, end)
+        many = whole.matched or "many"
+        notes.append(f"{self.http.host} listed {len(whole.items)} of {many} items; asked again in {len(slices)} parts")
+        items, counted, repeated = dict(whole.items), True, 0
+        for first, last in slices:
+            part = self._collect(_datetime(first, last), place)
+            items |= part.items
+            counted &= part.matched is not None
+            if not part.complete:
+                if not part.repeated:
+                    raise self._short(_Listing(items, matched=whole.matched))
+                repeated += part.listed - len(part.items)
+        # Large counts may be estimates; where every part was counted, the parts are the better witness.
+        if not counted and whole.matched is not None and len(items) < whole.matched:
+            raise self._short(_Listing(items, matched=whole.matched))
+        if repeated:
+            notes.append(f"{self.http.host} lists {repeated} items twice; they count once")
+        return items
+
+    def _collect(self, query: dict[str, Any], place: _Place | None = None) -> _Listing:
+        """All pages of one search."""
+        query = {"collections": [self.collection], "limit": self.limits.page_items, **query}
+        page, parameters = self._first_page(query, place)
+        found, seen, empty = _Listing(), set(), 0
+        for _ in range(self.limits.max_pages):
+            found.items |= {_identity(item): item for item in page["features"]}
+            found.listed += len(page["features"])
+            found.matched = _matched(page, found.matched)
+            following = next((link for link in links_of(page) if link.get("rel") == "next"), None)
             empty = 0 if page["features"] else empty + 1
             if following is None:
-                return items, matched, matched is None or len(items) >= matched
+                found.ended = True
+                return found
             key = json.dumps(following, sort_keys=True)
             if key in seen or empty > MAX_EMPTY_PAGES:
-                return items, matched, matched is not None and len(items) >= matched
+                return found
             seen.add(key)
-            self._check_origin(search.url, following)
-            page = self._page(Link.from_dict(following), None, parameters)
+            page = self._next_page(following, parameters)
         raise UpstreamError(
-            f"{self.host} goes on after {self.max_pages} pages ({len(items)} items)",
-            f"at most {self.max_pages} pages",
+            f"{self.http.host} goes on after {self.limits.max_pages} pages ({len(found.items)} items)",
+            f"at most {self.limits.max_pages} pages",
             "narrow area or period, or raise limits.max_pages in a catalogue file of your own",
         )
 
-    def short(self, count: int, matched: int | None) -> UpstreamError:
-        """Error for a list that stays incomplete; part of the scenes is never taken for all of them."""
-        said = "its list runs in a circle" if matched is None else f"it says it has {matched} items and lists {count}"
-        return UpstreamError(f"{self.host}: {said}", "all of them", "narrow area or period, or use another catalogue")
-
-    def _search(self, query: dict[str, Any]) -> ItemSearch:
-        from pystac_client.warnings import DoesNotConformTo
-
+    def _first_page(self, query: dict[str, Any], place: _Place | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(page, parameters that were sent); the method that works is kept. 403 may also be a limit on requests."""
+        post = query | (place.posted() if place else {})
+        get = _get_parameters(query | (place.gotten() if place else {}))
+        if self.method == "GET":
+            return self._page(self.url, "GET", get), get
         try:
-            return self.client.search(method="POST", **query)
-        except (DoesNotConformTo, NotImplementedError) as error:
-            raise UsageError(
-                f"{self.host} offers no item search ({error})", "the root of a STAC API", "check the address"
-            ) from None
-
-    def _page(self, where: object, method: str | None, parameters: dict[str, Any]) -> dict[str, Any]:
-        """One page: a FeatureCollection, whatever it takes within our patience."""
-
-        def read() -> dict[str, Any]:
-            page = self.io.read_json(where, parameters=parameters, **({"method": method} if method else {}))
-            if not isinstance(page, dict) or not isinstance(page.get("features"), list):
-                raise json.JSONDecodeError("no list of items", "", 0)
-            return page
-
-        return cast("dict[str, Any]", self._asked(read))
-
-    def _asked(self, call: Callable[[], object]) -> object:
-        """Result of a request. Statuses and connections were retried by urllib3; bodies cut or not JSON are not."""
-        for attempt in range(1, max(1, self.patience.tries) + 1):
+            return self._page(self.url, "POST", post, refused=_NO_POST), post
+        except Refused as refusal:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of pystac-client, about conformance: search() decides
-                    return call()
-            except json.JSONDecodeError as error:  # a proxy's page instead of an answer
-                failure = self._failure(f"the answer is not what a STAC API sends ({error})", "permanent")
-            except PipelineError:
-                raise
-            except Exception as error:
-                kind = classify(error)
-                if kind == "bug":
-                    found = f"{self.host} answers, but not as a STAC API ({type(error).__name__}: {error})"
-                    raise UsageError(redact(found)[:400], "the root of a STAC API", "check the address") from None
-                failure = self._failure(str(error), kind)
-                if kind != "transient" or "Max retries exceeded" in str(error):
-                    raise failure from None
-            if attempt < self.patience.tries:
-                time.sleep(min(60.0, self.patience.backoff_s * 2 ** (attempt - 1)))
-        raise failure
+                page = self._page(self.url, "GET", get, refused=_NO_GET)
+            except Refused:
+                if refusal.status != 403:
+                    raise refusal.failure from None
+                return self._page(self.url, "POST", post), post
+            self.method = "GET"
+            return page, get
 
-    def _failure(self, text: str, kind: str) -> PipelineError:
-        shown = redact(" ".join(text.split()))
-        found = f"the catalogue at {self.host} cannot be searched: {shown[:300]}"
-        if kind == "transient":
-            return Interrupted(found, f"an answer within {self.patience.tries} tries", "run the same command later")
-        if kind == "auth":
-            return UpstreamError(found, "access", "wait if it limits requests, else check what it asks of its users")
-        return UpstreamError(found, "a list of items", "check collection and address, or use another catalogue")
+    def _next_page(self, link: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+        """The page of a next link, which must stay at its archive: it is sent with what the user's session carries."""
+        url = self.http.at_home(link["href"], self.url, search=self.url)
+        if url is None:
+            there = redact(link["href"])[:100]
+            raise UpstreamError(f"{self.http.host} sends the search on to {there}", f"pages at {self.http.host}")
+        if str(link.get("method", "GET")).upper() != "POST":
+            return self._page(url, "GET", {})
+        body = link.get("body")
+        sent = body if isinstance(body, dict) else {}
+        return self._page(url, "POST", {**parameters, **sent} if link.get("merge") or not sent else sent)
 
-    def _check_origin(self, url: str, link: dict[str, Any]) -> None:
-        """A next link must stay at its archive: it is sent with what the user's session carries."""
-        target = urljoin(url, str(link.get("href", "")))
-        if urlsplit(target)[:2] != self.origin:
-            there = redact(target)[:100]
-            raise UpstreamError(f"{self.host} sends the search on to {there}", f"pages at {self.host}")
+    def _page(
+        self, url: str, method: str, parameters: dict[str, Any], refused: frozenset[int] = frozenset()
+    ) -> dict[str, Any]:
+        """One page: an object with a list of items."""
+
+        def is_page(document: dict[str, Any]) -> bool:
+            return isinstance(document.get("features"), list)
+
+        return self.http.document(url, method=method, parameters=parameters, check=is_page, refused=refused)
+
+    def _short(self, found: _Listing) -> UpstreamError:
+        """Error for a list that stays incomplete; part of the scenes is never taken for all of them."""
+        host, count = self.http.host, len(found.items)
+        said = f"it says it has {found.matched} items and lists {count}"
+        said = "its list runs in a circle" if found.matched is None else said
+        return UpstreamError(f"{host}: {said}", "all of them", "narrow area or period, or use another catalogue")
+
+    def check_collection(self) -> None:
+        """UsageError listing the collections that there are, where ours is not among them."""
+        try:
+            self.http.document(f"{self.root}/collections/{quote(self.collection, safe='')}", refused=_ABSENT)
+        except Refused:
+            names = self._collections()
+            if names and self.collection not in names:
+                shown = ", ".join(names[:_NAMED_COLLECTIONS]) + (" ..." if len(names) > _NAMED_COLLECTIONS else "")
+                raise UsageError(
+                    f"{self.http.host} has no collection {self.collection!r}",
+                    f"one of {shown}",
+                    f"--catalog {self.root}/collections/{names[0]}",
+                ) from None
+        except PipelineError:
+            return
+
+    def _collections(self) -> list[str]:
+        """Ids of the collections, those of Sentinel-2 first; [] where the API does not tell."""
+        try:
+            answer = self.http.document(f"{self.root}/collections", refused=_ABSENT | {403, 405, 501})
+        except (Refused, PipelineError):
+            return []
+        listed = answer.get("collections")
+        objects = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        names = sorted({str(entry["id"])[:100] for entry in objects if isinstance(entry.get("id"), str)})
+        names = [name for name in names if name.isprintable()]
+        return sorted(names, key=lambda name: ("sentinel" not in name.lower(), "2" not in name, name))
 
 
-def _retry(patience: Patience) -> Retry:
-    """Retries of urllib3 that also cover POST and bad statuses (pystac-client's own number covers neither)."""
-    from urllib3.util import Retry
+class _Place:
+    """The AOI as search parameters: outline for POST; box for GET, whose addresses must stay short."""
 
-    cap_s = patience.max_retry_after_s
+    def __init__(self, aoi: Aoi) -> None:
+        self.aoi = aoi
 
-    class CappedRetry(Retry):
-        """Retry-After is honoured, up to what we are ready to wait."""
+    def posted(self) -> dict[str, Any]:
+        """Outline, simplified where it has many vertices."""
+        return {"intersects": _search_geometry(self.aoi)}
 
-        def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
-            asked = super().get_retry_after(response)
-            return None if asked is None else min(asked, cap_s)
+    def gotten(self) -> dict[str, Any]:
+        """Bounding box, or the boxes on both sides of the antimeridian."""
+        from shapely.geometry import mapping
 
-    return CappedRetry(
-        total=patience.tries,
-        backoff_factor=patience.backoff_s,
-        backoff_jitter=patience.backoff_s,
-        backoff_max=60,
-        status_forcelist=RETRIED_STATUS,
-        allowed_methods=None,
-    )
+        west, south, east, north = self.aoi.shape.bounds
+        if east - west <= 180:
+            return {"bbox": ",".join(f"{number:.9g}" for number in (west, south, east, north))}
+        return {"intersects": json.dumps(mapping(_hulls(self.aoi)), separators=(",", ":"))}
+
+
+def _get_parameters(query: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a query string: lists joined by commas."""
+    return {key: ",".join(value) if isinstance(value, list) else value for key, value in query.items()}
 
 
 def _identity(item: object) -> tuple[str, str, str]:
@@ -222,7 +288,7 @@ def _matched(page: dict[str, Any], before: int | None) -> int | None:
     """Number of items the archive claims, from whichever field it uses; the first page decides."""
     context = page.get("context")
     value = page.get("numberMatched", context.get("matched") if isinstance(context, dict) else None)
-    return before if before is not None or not isinstance(value, int) else value
+    return before if before is not None or type(value) is not int else value
 
 
 def _datetime(start: str | None, end: str | None) -> dict[str, str]:
@@ -261,6 +327,12 @@ def _search_geometry(aoi: Aoi) -> dict[str, Any]:
         grown = shape.simplify(tolerance_deg).buffer(tolerance_deg, quad_segs=1).intersection(world)
         if shapely.get_num_coordinates(grown) <= MAX_SEARCH_VERTICES:
             return cast("dict[str, Any]", mapping(grown))
-    halves = [shape.intersection(shapely.box(west, -90, west + 180, 90)) for west in (-180, 0)]
-    hulls = [shapely.box(*half.bounds) for half in halves if not half.is_empty]
-    return cast("dict[str, Any]", mapping(shapely.MultiPolygon(hulls)))
+    return cast("dict[str, Any]", mapping(_hulls(aoi)))
+
+
+def _hulls(aoi: Aoi) -> Any:  # noqa: ANN401
+    """Bounding boxes of the AOI's western and eastern parts."""
+    import shapely
+
+    halves = [aoi.shape.intersection(shapely.box(west, -90, west + 180, 90)) for west in (-180, 0)]
+    return shapely.MultiPolygon([shapely.box(*half.bounds) for half in halves if not half.is_empty])

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.archive.scene import OFFSET_KEY
+from pipeline.archive.hrefs import links_of
+from pipeline.archive.index_marks import is_ours, named_roots
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_FILES = 1_000_000  # of one static catalogue
+_LOOKED_AT = 100_000  # files of a folder, for images among them
+_RASTER_SUFFIXES = (".TIF", ".TIFF", ".JP2", ".SAFE", ".ZIP")
+_PRODUCT_FILES = ("MTD_MSIL2A.xml", "MTD_MSIL1C.xml")
 _EXPECTED = "a STAC item, ItemCollection or static catalogue, or a folder of them"
 
 
@@ -30,28 +35,49 @@ def file_items(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def file_roots(path: Path) -> tuple[str, ...]:
-    """Folders under which files named in `path` may be opened: its own; for our own index also where its files are.
+    """Folders under which files named in `path` may be opened: its own, those named by the user, those of our index.
 
-    Anybody's catalogue may name any path; an index was written on this machine by its user.
+    Anybody's catalogue may name any path; an item with this user's mark was written here by `pipeline.index`.
     """
     folder = path.resolve() if path.is_dir() else path.resolve().parent
+    roots = {str(folder), *named_roots()}
     if path.is_dir() or path.suffix.lower() not in (".json", ".geojson"):
-        return (str(folder),)
+        return tuple(sorted(roots))
     content = _load(path)
     features = content.get("features") if content.get("type") == "FeatureCollection" else None
-    hrefs = [
-        str(asset.get("href"))
-        for item in features or []
-        if isinstance(item, dict) and OFFSET_KEY in (item.get("properties") or {})
-        for asset in (item.get("assets") or {}).values()
-        if os.path.isabs(str(asset.get("href")))
-    ]
+    items = (
+        [item for item in features if isinstance(item, dict) and is_ours(item)] if isinstance(features, list) else []
+    )
+    hrefs = [str(asset["href"]) for item in items for asset in item["assets"].values()]
+    hrefs = [href for href in hrefs if os.path.isabs(href)]
     if not hrefs:
-        return (str(folder),)
+        return tuple(sorted(roots))
     common = os.path.commonpath([os.path.dirname(href) for href in hrefs])
     if common != os.path.sep:
-        return tuple(sorted({str(folder), common}))
-    return tuple(sorted({str(folder), *(os.path.join(os.path.sep, Path(href).parts[1]) for href in hrefs)}))
+        return tuple(sorted({*roots, common}))
+    return tuple(sorted({*roots, *(os.path.join(os.path.sep, Path(href).parts[1]) for href in hrefs)}))
+
+
+def refuse_rasters(path: Path) -> None:
+    """UsageError naming `pipeline.index` for products and images, UsageError for a finished store."""
+    name = path.name.upper()
+    if path.is_dir():
+        if (path / "zarr.json").is_file():
+            raise UsageError(f"{path} is a Zarr store", _EXPECTED, "name the archive that scenes are to come from")
+        product = name.endswith(".SAFE") or any((path / xml).is_file() for xml in _PRODUCT_FILES)
+    else:
+        product = name.endswith(_RASTER_SUFFIXES) or path.name in _PRODUCT_FILES
+        path = path.parent if product else path
+    if product:
+        _refuse_images(path)
+
+
+def _refuse_images(folder: Path) -> NoReturn:
+    raise UsageError(
+        f"{folder} holds images, not a catalogue",
+        _EXPECTED,
+        f"python -m pipeline.index {folder} --out archive.json, then --catalog archive.json",
+    )
 
 
 def _folder_items(folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -60,12 +86,27 @@ def _folder_items(folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
             yield from file_items(folder / name)
             return
     paths = sorted([*folder.glob("*.json"), *folder.glob("*.geojson")])
-    if not paths:
+    documents = [(path, _load(path)) for path in paths]
+    found = [(path, document) for path, document in documents if _holds_items(document)]
+    if not found and _holds_images(folder):
+        _refuse_images(folder)
+    if not found:
         raise UsageError(f"{folder} holds no catalog.json and no items", _EXPECTED)
-    for path in paths:
-        content = _load(path)
-        if content.get("type") in ("Feature", "FeatureCollection"):
-            yield from _walk(content, path.resolve(), root=folder.resolve())
+    for path, document in found:
+        yield from _walk(document, path.resolve(), root=folder.resolve())
+
+
+def _holds_items(document: dict[str, Any]) -> bool:
+    """True for an item or a list of items, rather than another GeoJSON such as an area of interest."""
+    features = document.get("features")
+    if document.get("type") == "FeatureCollection":
+        return isinstance(features, list) and any(isinstance(one, dict) and "assets" in one for one in features)
+    return document.get("type") == "Feature" and "assets" in document
+
+
+def _holds_images(folder: Path) -> bool:
+    names = (path.name.upper() for path in islice(folder.rglob("*"), _LOOKED_AT))
+    return any(name.endswith(_RASTER_SUFFIXES) for name in names)
 
 
 def _walk(content: dict[str, Any], path: Path, root: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -93,8 +134,8 @@ def _walk(content: dict[str, Any], path: Path, root: Path) -> Iterator[tuple[dic
 def _links(content: dict[str, Any], path: Path, root: Path) -> list[Path]:
     """Files that a catalogue names as children or items; all must lie below the folder of the first one."""
     found = []
-    for link in content.get("links") or []:
-        if not isinstance(link, dict) or link.get("rel") not in ("child", "item", "items"):
+    for link in links_of(content):
+        if link.get("rel") not in ("child", "item", "items"):
             continue
         href = str(link.get("href", ""))
         if "://" in href:

@@ -9,9 +9,10 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.archive.scene import OffsetDecision, Scene
+from pipeline.archive.scene import STATED, OffsetDecision, Scene
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
 from pipeline.execution.outline import absent_bands
 from pipeline.execution.plan import Plan, Zone
@@ -36,6 +37,7 @@ _AUDIT_THREADS = 8
 _LACKING = re.compile(r"bands (.+) are missing")  # the catalogue's word for an item that lacks some
 _BOW_M = 0.05
 _SLIVER_DEG2 = 1e-9  # about ten square metres
+_SLIVER_SHARE = 1e-3  # of an area that is itself no larger
 _STATE_WINDOWS = 64  # windows of 64 x 64 px from which a scene's state is taken
 
 
@@ -105,17 +107,19 @@ def _check_bands(config: RunConfig, system: systems.Choice) -> None:
 def _search(config: RunConfig, aoi: Aoi, around: Aoi) -> _Found:
     """Scenes over `around`, which holds the AOI; NoDataError where none of them is over the AOI itself."""
     from pipeline.archive.catalog import load_catalog
+    from pipeline.archive.ground import grounds
     from pipeline.archive.period import parse_period
     from pipeline.archive.search import search, summarised
 
     catalog = load_catalog(config.catalog)
     start, end = parse_period(config.start or None, config.end or None)
-    if not config.start and catalog.kind == "api":
+    if not config.start and catalog.kind == "api" and not catalog.ids:
         last = datetime.fromisoformat(end) if end else datetime.now(UTC)
         start = (last - timedelta(days=_DEFAULT_DAYS)).strftime("%Y-%m-%dT%H:%M:%SZ")
     if config.offset is not None:
         catalog = catalog.with_offset(config.offset)
-    result = search(catalog, around, *padded(start, end), config.max_cloud, bands=config.band_names)
+    look = partial(grounds, access=catalog.access())
+    result = search(catalog, around, *padded(start, end), config.max_cloud, bands=config.band_names, look=look)
     wanted, outside = whole_passes(result.scenes, aoi, start, end)
     scenes = tuple(scene for scene in wanted if scene.id not in config.exclude)
     notes = [*result.notes, *summarised(result.rejected)]
@@ -152,43 +156,45 @@ def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tu
         decision = OffsetDecision(config.offset, f"--offset {config.offset}", by_user=True)
         return tuple(replace(scene, offset=decision) for scene in found.scenes), []
     from pipeline.archive.audit import audit_scene
+    from pipeline.archive.offset_verdict import verdict
 
-    def audit(scene: Scene) -> tuple[Scene, str]:
-        """The scene with what its pixels say, and why it is left out (empty: it stays)."""
+    def audit(scene: Scene) -> tuple[Scene, str, str]:
+        """The scene with what its pixels say, why it is left out (empty: it stays), and what else is to be said."""
         if scene.offset.by_user:
-            return scene, ""
+            return scene, "", ""
         try:
-            result = audit_scene(scene, found.access)
+            found_dn = verdict(scene.offset, audit_scene(_guessed(scene), found.access))
         except Unreachable:
             raise
         except ReadError as error:
-            return scene, f"left out {scene.id}: {error.found}"
-        evidence = f"{scene.offset.evidence}; pixels: {result.verdict}, {result.fact}"
-        decided = replace(scene, offset=replace(scene.offset, evidence=evidence))
-        if result.verdict != "contradicts":
-            return decided, ""
-        rule = f"offset {scene.offset.offset_dn} by rule ({scene.offset.evidence})"
-        return decided, f"left out {scene.id}: {rule}, but the pixels contradict: {result.fact}"
+            return scene, f"left out {scene.id}: {error.found}", ""
+        fault = f"left out {scene.id}: {found_dn.fault}" if found_dn.fault else ""
+        return replace(scene, offset=found_dn.decision), fault, f"{scene.id}: {found_dn.note}" if found_dn.note else ""
 
     audited = []
     with ThreadPoolExecutor(max(1, min(_AUDIT_THREADS, found.catalog.limits.connections))) as pool:
         for done, outcome in enumerate(pool.map(audit, found.scenes), 1):
             audited.append(outcome)
             say(f"looking at the scenes' pixels, {done} of {len(found.scenes)}")
-    faults = [fault for _, fault in audited if fault]
-    kept = tuple(scene for scene, fault in audited if not fault)
+    faults = [fault for _, fault, _ in audited if fault]
+    kept = tuple(scene for scene, fault, _ in audited if not fault)
     if not kept:
         raise _none_left(faults)
-    return kept, faults
+    return kept, faults + [note for _, _, note in audited if note]
+
+
+def _guessed(scene: Scene) -> Scene:
+    """The scene with an open offset taken as a guess, so that its pixels may be read to judge it."""
+    return replace(scene, offset=replace(scene.offset, standing=STATED))
 
 
 def _none_left(faults: list[str]) -> PipelineError:
     """Why no scene is left after the audit, as the error that fits: wrong offsets, or files that cannot be read."""
     text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
-    if any("contradict" in fault for fault in faults):
+    if any("contradict" in fault or "BOA offset is unknown" in fault for fault in faults):
         return UsageError(
             text,
-            "metadata and pixels that agree on the BOA offset",
+            "metadata or pixels that tell the BOA offset, and do not contradict each other",
             "say which is right with --offset 0 or --offset -1000",
         )
     return ReadError(text, "at least one scene whose files can be read", "use another catalogue or period")
@@ -231,16 +237,16 @@ def assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[
     assigned: dict[int, list[Geometry]] = {}
     notes: list[str] = []
     for epsg, part in parts.items():
-        left = part
+        left, sliver_deg2 = part, min(_SLIVER_DEG2, _SLIVER_SHARE * part.area)
         for home in [epsg, *sorted(covered.keys() - {epsg}, key=lambda other: (abs(other - epsg), other))]:
             mine = left.intersection(covered[home]) if home in covered else shapely.Polygon()
-            if mine.area <= _SLIVER_DEG2:
+            if mine.area <= sliver_deg2:
                 continue
             if home != epsg:
                 notes.append(f"part of the AOI in EPSG:{epsg} is processed in EPSG:{home}, where its scenes are")
             assigned.setdefault(home, []).append(mine)
             left = left.difference(mine)
-        if left.area > _SLIVER_DEG2:
+        if left.area > sliver_deg2:
             share = 100 * left.area / part.area
             notes.append(f"no scene covers {share:.3g} % of the AOI's part in EPSG:{epsg}")
             if epsg in assigned:

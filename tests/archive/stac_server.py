@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from pyproj import Transformer
 
@@ -99,6 +99,11 @@ class StacServer:
         self.matched = True
         self.requests = []
         self.url = ""
+        self.refusals = {}  # method -> status of searches
+        self.collections = None  # ids that /collections lists; None: there is no such page
+        self.documents = {}  # path -> JSON
+        self.next_href = None  # of next links, instead of the address of the search
+        self.next_by_get = False
 
     @property
     def searches(self):
@@ -106,13 +111,27 @@ class StacServer:
 
     def answer(self, method, path, body):
         """(status, headers, bytes) for a request."""
+        if path in self.documents:
+            return 200, {}, json.dumps(self.documents[path]).encode()
         if path == "/":
             return 200, {}, json.dumps(self.landing()).encode()
+        if path.startswith("/collections") and self.collections is not None:
+            return self.of_collections(path.removeprefix("/collections").strip("/"))
         if not path.startswith("/search"):
             return 404, {}, b"{}"
+        if method in self.refusals:
+            return self.refusals[method], {}, b'{"message": "not like this"}'
         faulty = getattr(self, f"fault_{self.fault}", None) if self.fault else None
         answer = faulty(body) if faulty else None
         return answer or (200, {}, json.dumps(self.page(body)).encode())
+
+    def of_collections(self, name):
+        """The list of collections, or one of them."""
+        if name:
+            found = name in self.collections
+            return (200 if found else 404), {}, json.dumps({"type": "Collection", "id": name} if found else {}).encode()
+        listed = [{"type": "Collection", "id": name} for name in self.collections]
+        return 200, {}, json.dumps({"collections": listed, "links": []}).encode()
 
     def landing(self):
         links = [
@@ -150,7 +169,10 @@ class StacServer:
         return {**page, "numberMatched": len(found)} if self.matched else page
 
     def next_link(self, body):
-        return {"rel": "next", "href": f"{self.url}/search", "method": "POST", "body": body}
+        href = f"{self.url}/search" if self.next_href is None else self.next_href
+        if self.next_by_get or self.next_href is not None:
+            return {"rel": "next", "href": f"{href}?{urlencode(body)}"}
+        return {"rel": "next", "href": href, "method": "POST", "body": body}
 
     # -- faults: None means "answer normally"
 

@@ -472,7 +472,7 @@ def test_missing_files_are_looked_at_once_more():
     call = Failing(http_error(404))
     assert retrying(call, what="x", sleep=lambda _s: None) == "done"
     call = Failing(*[http_error(404)] * 9)
-    with pytest.raises(ReadError, match="leave this scene out"):
+    with pytest.raises(ReadError, match="leave the scene out with --exclude ID"):
         retrying(call, what="x", sleep=lambda _s: None)
     assert call.calls == 2
 

@@ -40,6 +40,13 @@ def features(*geometries, **extra):
     return {"type": "FeatureCollection", "features": members, **extra}
 
 
+def feature(geometry):
+    return {"type": "Feature", "properties": {}, "geometry": geometry}
+
+
+OGC = "http://www.opengis.net/def/crs/"
+
+
 def text_of(value):
     return value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
 
@@ -66,12 +73,11 @@ REFUSED = {
     "10 boolean": (poly([[True, 45.0], *SQUARE[1:]]), "$.coordinates[0][0]: true as a coordinate"),
     "11 no features": (features(), "$.features: no features"),
     "11 features null": ({"type": "FeatureCollection", "features": None}, "$.features: null"),
-    "12 geometry null": (features(poly(), None), "$.features[1].geometry: null"),
+    "12 geometry null": (features(None), "$.features[0].geometry: null"),
     "13 empty collection": ({"type": "GeometryCollection", "geometries": []}, "$.geometries: no geometries"),
     "14 point": (features({"type": "Point", "coordinates": [7, 45]}), "$.features[0].geometry.type: a Point"),
     "14 multipoint": ({"type": "MultiPoint", "coordinates": [[7, 45]]}, "$.type: a MultiPoint"),
     "15 line": ({"type": "LineString", "coordinates": [[7, 45], [8, 46]]}, "$.type: a LineString"),
-    "16 mixed": (features(poly(), {"type": "Point", "coordinates": [7, 45]}), "$.features[1].geometry.type: a Point"),
     "17 case": ({"type": "polygon", "coordinates": [SQUARE]}, "write 'Polygon' (case counts)"),
     "17 no type": ({"coordinates": [SQUARE]}, "$.type: no type"),
     "18 TopoJSON": ({"type": "Topology", "objects": {}, "arcs": []}, "TopoJSON"),
@@ -128,6 +134,34 @@ ACCEPTED = {
     "28 swapped but possible": (poly([p[::-1] for p in SQUARE]), 122.3, None),
     "30 CRS84": (features(poly(), crs={"properties": {"name": "urn:ogc:def:crs:OGC:1.3:CRS84"}}), 87.5, None),
     "30 EPSG 4326": (features(poly(), crs={"properties": {"name": "urn:ogc:def:crs:EPSG::4326"}}), 87.5, None),
+    "30 CRS84 address": (features(poly(), crs={"properties": {"name": OGC + "OGC/1.3/CRS84"}}), 87.5, None),
+    "30 EPSG address": (features(poly(), crs={"properties": {"name": OGC + "EPSG/0/4326"}}), 87.5, None),
+    "9 NaN in properties": (
+        json.dumps({"type": "Feature", "properties": {"a": float("nan")}, "geometry": poly()}).encode(),
+        87.5,
+        None,
+    ),
+    "41 one feature a line": (
+        b"\n".join(json.dumps(one).encode() for one in (feature(poly()), feature(poly(moved(SQUARE, 0.1))))),
+        175.1,
+        None,
+    ),
+    "41 RFC 8142": (
+        b"".join(b"\x1e" + json.dumps(one, indent=1).encode() for one in (feature(poly()), feature(None))),
+        87.5,
+        "$.features[1].geometry",
+    ),
+    "12 geometry null beside": (features(poly(), None), 87.5, "1 member without area left out: $.features[1].geometry"),
+    "16 points beside": (
+        features(poly(), {"type": "Point", "coordinates": [7, 45]}, {"type": "LineString", "coordinates": []}),
+        87.5,
+        "2 members without area left out",
+    ),
+    "13 collection with a point": (
+        {"type": "GeometryCollection", "geometries": [{"type": "Point", "coordinates": [7, 45]}, poly()]},
+        87.5,
+        "$.geometries[0]",
+    ),
     "30 crs null": (features(poly(), crs=None), 87.5, None),
     "31 lon 0..360": (poly(moved(SQUARE, 345.0)), 87.5, "brought into -180..180"),
     "33 170 to -170": (

@@ -285,10 +285,9 @@ REJECTED = {
     "3 id climbs": (edited("id", value="../../x"), "plain name"),
     "3 id NUL": (edited("id", value="a\0b"), "plain name"),
     "3 id long": (edited("id", value="x" * 300), "plain name"),
-    "4 geometry null": (edited("geometry", value=None), "no footprint"),
+    "4 geometry null": ({**edited("geometry", value=None), "bbox": None}, "no footprint"),
     "4 geometry NaN": (edited("geometry", "coordinates", 0, 0, 0, value=float("nan")), "footprint is no polygon"),
     "5 no datetime": (edited("properties", "datetime", value=None), "no datetime"),
-    "5 naive": (edited("properties", "datetime", value="2024-06-17T10:15:59"), "no time zone"),
     "5 bad": (edited("properties", "datetime", value="yesterday"), "is not one"),
     "5 leap second": (edited("properties", "datetime", value="2016-12-31T23:59:60Z"), "is not one"),
     "6 no assets": (edited("assets", value={}), "no assets"),
@@ -298,7 +297,7 @@ REJECTED = {
     "8 metadata address": (with_asset("B02", href="http://169.254.169.254/latest"), "plain http"),
     "8 address": (with_asset("B02", href="https://169.254.169.254/latest"), "instead of names"),
     "8 gopher": (with_asset("B02", href="gopher://example.org/x"), "scheme gopher"),
-    "8 vsi": (with_asset("B02", href="/vsicurl/https://data.example.org/x.tif"), "virtual file systems"),
+    "8 vsi": (with_asset("B02", href="/vsigs/bucket/x.tif"), "virtual file systems"),
     "8 vrt": (with_asset("B02", href="https://data.example.org/x.vrt"), "point to other files"),
     "8 empty": (with_asset("B02", href=""), "empty href"),
     "8 100 kB": (with_asset("B02", href="https://data.example.org/" + "x" * 100_000), "100025 characters"),
@@ -318,7 +317,6 @@ REJECTED = {
     "11 scale 1": (with_asset("B03", **{"raster:bands": [{"scale": 1.0, "offset": -0.1}]}), "scale"),
     "11 bands disagree": (with_asset("B03", **{"raster:bands": [{"offset": 0.0}]}), "different offsets"),
     "11 asset against band": (with_asset("B03", **{"raster:offset": 0.0}), "different offsets"),
-    "12 contradiction": (make_item(baseline="02.14"), "contradicts processing baseline 02.14"),
     "16 float": (with_asset("B03", **{"raster:bands": [{"data_type": "float32"}]}), "B03 is float32"),
     "16 other nodata": (with_asset("B03", **{"raster:bands": [{"nodata": 65535}]}), "nodata 65535"),
     "16 resampled": (
@@ -499,13 +497,6 @@ def test_two_halves_of_one_granule_are_both_kept():
     whole = make_item(made="20240617T160000")
     other_tile = make_item(tile="32TLR", left_m=299_940, made="20240617T150000")
     assert set(ids(found([west, whole, other_tile]))) >= {west["id"], whole["id"]}
-
-
-def test_the_same_id_with_other_files_is_reported():
-    one, other = make_item(name="same"), make_item(name="same", base="https://data.example.org/b/")
-    result = found([one, other])
-    assert ids(result) == ["same"]
-    assert result.rejected == (("same", "another item has the same id and different files"),)
 
 
 # -- searches through pystac-client
@@ -815,11 +806,3 @@ def test_addresses_with_lasting_secrets_are_rejected(name):
     with pytest.raises(RejectedItem, match=f"carry {name}=") as caught:
         parse(signed_item("data.example.org", f"{name}={CANARY}"), ANYWHERE)
     assert CANARY not in str(caught.value)
-
-
-@pytest.mark.parametrize(("kind", "by_user"), [("file", True), ("api", False)])
-def test_only_an_index_on_disk_can_say_that_the_user_set_the_offset(kind, by_user):
-    item = make_item()
-    item["properties"] |= {"sen2fine:offset_dn": -1000, "sen2fine:offset_by_user": True}
-    decision = parse(item, dataclasses.replace(ANYWHERE, kind=kind)).offset
-    assert (decision.offset_dn, decision.by_user) == (-1000, by_user)

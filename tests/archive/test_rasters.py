@@ -71,10 +71,10 @@ def test_place_and_time_are_decided_here():
         (naip("x", href="https://evil.example.org/a.tif"), "host 'evil.example.org' is not listed"),
         (naip("x", href="http://169.254.169.254/a.tif"), "plain http is only for listed loopback addresses"),
         (naip("x", href="/etc/passwd"), "it lies under none of the folders"),
-        (naip("x", href="/vsicurl/http://a/b.tif"), "GDAL's virtual file systems are not for catalogues to choose"),
-        ({**naip("x"), "geometry": None}, "malformed item"),
+        (naip("x", href="/vsigs/a/b.tif"), "GDAL's virtual file systems are not for catalogues to choose"),
+        ({**naip("x"), "geometry": None, "bbox": None}, "no footprint polygon"),
         ({**naip("x"), "assets": None}, "malformed item"),
-        (naip("x", datetime="2020-06-01T00:00:00"), "has no time zone"),
+        (naip("x", datetime="2020-06-01T25:00:00Z"), "is not one"),
     ],
 )
 def test_items_that_cannot_be_used_are_left_out_with_a_reason(item, reason):

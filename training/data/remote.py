@@ -115,6 +115,7 @@ def _item_images(source: Source, item: RasterItem, header: Header, access: Acces
 
 def remote_scenes(source: Source) -> tuple[list[Scene], Access, Aoi]:
     """Sentinel-2 scenes of the source's area and period, how to reach them, the area. UsageError when there is none."""
+    from pipeline.archive.scene import OPEN
     from pipeline.archive.search import search, summarised
     from pipeline.bands import RGB
 
@@ -123,9 +124,15 @@ def remote_scenes(source: Source) -> tuple[list[Scene], Access, Aoi]:
     if source.offset_dn is not None:
         catalog = catalog.with_offset(source.offset_dn)
     found = search(catalog, aoi, start, end, source.max_cloud, bands=(*RGB, "B08"))
-    placed = [scene for scene in found.scenes if scene.rasters]
+    told = [scene for scene in found.scenes if scene.offset.standing != OPEN]
+    placed = [scene for scene in told if scene.rasters]
     if not placed:
-        reasons = "; ".join([*found.notes, *summarised(found.rejected)][:3]) or "none says where its pixels lie"
+        unknown = (
+            [f"the BOA offset of {len(found.scenes) - len(told)} is unknown"] if len(told) < len(found.scenes) else []
+        )
+        reasons = (
+            "; ".join([*unknown, *found.notes, *summarised(found.rejected)][:3]) or "none says where its pixels lie"
+        )
         raise source.fault(f"no scene in {source.aoi} ({reasons})", "at least one", "widen aoi, period or max_cloud")
     return placed, catalog.access(), aoi
 
