@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--unit-chunks", type=int, help="at most so many chunks per unit and axis (4)")
     out.add_argument("--overwrite", action="store_true", help="delete an existing store first")
     out.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how finished units are checked")
+    out.add_argument(
+        "--mixed-software", action="store_true", help="go on where other software computed units; pixels may differ"
+    )
     parts = p.add_argument_group("in parts, for job arrays")
     parts.add_argument("--plan-only", action="store_true", help="freeze the plan into --out and stop")
     parts.add_argument("--plan", metavar="STORE", help="go on with the frozen plan of this store")

@@ -87,3 +87,11 @@ class Interrupted(PipelineError):
     """Stopped before the end, resumable by the same command. Exit code 75."""
 
     exit_code = EXIT_RESUMABLE
+
+
+class StoreHeld(Interrupted):
+    """Another run holds the store, or what is asked of it. Exit code 75."""
+
+
+class LeaseLost(Interrupted):
+    """Another run took the store over, or began it anew; this one writes nothing more. Exit code 75."""

@@ -13,7 +13,7 @@ from pipeline.archive.redaction import redact_logs
 from pipeline.arguments import aoi_of, config_of, parser
 from pipeline.bbox import joined
 from pipeline.config import RunConfig, differences
-from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, PipelineError, UsageError
+from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, LeaseLost, PipelineError, StorageError, UsageError
 from pipeline.store.place import LocalPlace, place_of
 from pipeline.terminal import (
     Progress,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from pipeline.archive.aoi import Aoi
     from pipeline.execution.plan import Plan
+    from pipeline.store.lease import Lease
     from pipeline.store.place import Place
 
 
@@ -53,12 +54,18 @@ def absolute(out: Place) -> Place:
 def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
     """The quicklook; kept when nothing was computed. Its failure is said and does not fail a finished store."""
     from pipeline.execution.quicklook import write_quicklook
+    from pipeline.products.quicklook import is_quicklook
 
     path = store.picture
-    if path.is_file() and not anew:
+    if not anew and is_quicklook(path):
         return path
     try:
         return write_quicklook(plan, store)
+    except LeaseLost:
+        raise
+    except StorageError as error:
+        print(f"warning: the store is complete, but it has no picture: {error}", file=sys.stderr)
+        return None
     except Exception as error:
         cure = f"if bytes are damaged, python -m pipeline.check {store} --verify full finds them"
         print(f"warning: the store is complete, but its picture failed ({error}); {cure}", file=sys.stderr)
@@ -68,45 +75,56 @@ def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
 def existing_plan(store: Place, config: RunConfig, aoi: Aoi) -> Plan | None:
     """Plan of a store to continue; None when there is none. UsageError when it is another run's, or not ours."""
     from pipeline.execution.plan import load_plan
-    from pipeline.store.keys import PLAN_KEY
+    from pipeline.store.ownership import Standing, standing
 
-    if not store.exists():
+    found = standing(store)
+    if found in (Standing.EMPTY, Standing.BEGINNING):
         return None
-    if store.size(PLAN_KEY) is None:
-        if _ours(store):
-            return None
+    if found is Standing.ORPHANED:
+        raise UsageError(
+            f"{store} is a store of this pipeline that has lost its plan",
+            "a new path, or a store with its plan to continue",
+            "choose another --out, or delete what is left with --overwrite",
+        )
+    if found is Standing.FOREIGN:
         raise UsageError(f"{store} exists and is not a store of this pipeline", "a new path", "choose another --out")
     plan = load_plan(store)
-    found = differences(plan.config, config)
+    differ = differences(plan.config, config)
     if plan.aoi_digest != aoi.digest:
-        found.insert(0, f"AOI: {plan.aoi_name} ({plan.aoi_digest[:8]}) -> {aoi.name} ({aoi.digest[:8]})")
-    if found:
+        differ.insert(0, f"AOI: {plan.aoi_name} ({plan.aoi_digest[:8]}) -> {aoi.name} ({aoi.digest[:8]})")
+    if differ:
         raise UsageError(
-            f"{store} was begun with other settings ({'; '.join(found)})",
+            f"{store} was begun with other settings ({'; '.join(differ)})",
             "the same settings, to continue it",
             "choose another --out, or start anew with --overwrite",
         )
     return plan
 
 
-def _ours(store: Place) -> bool:
-    """True for a store that a run began; a folder with anything else in it is never touched."""
-    if store.empty():
-        return True
-    try:
-        attributes = json.loads(store.read("zarr.json") or b"").get("attributes", {})
-    except (OSError, ValueError):
-        return False
-    return "plan_digest" in attributes
+def require_ours(store: Place) -> None:
+    """UsageError, before any work, where --overwrite would meet what is not a store of this pipeline."""
+    from pipeline.store.ownership import Standing, standing
 
-
-def remove_store(store: Place) -> None:
-    """Delete a store of ours, and nothing else."""
-    if not store.exists():
-        return
-    if not _ours(store):
+    if standing(store) is Standing.FOREIGN:
         raise UsageError(f"{store} is not a store of this pipeline", "one of ours to overwrite", "choose another --out")
-    store.remove()
+
+
+def settled(plan: Plan, held: Lease, arguments: argparse.Namespace, config: RunConfig, aoi: Aoi) -> Plan:
+    """The plan of the store, which is begun with `plan` where it is not another run's work to continue.
+
+    Looked for under the lease: another run may have begun the store since. UsageError as for `existing_plan`.
+    """
+    from pipeline.execution.begin import make_room
+    from pipeline.execution.driver import prepare
+    from pipeline.store.keys import BEGINNING_KEY
+
+    there = None if arguments.overwrite else existing_plan(held.place, config, aoi)
+    if there is not None:
+        return there
+    make_room(held)
+    prepare(plan, held.place)
+    held.place.delete(BEGINNING_KEY)
+    return plan
 
 
 def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
@@ -128,9 +146,9 @@ def execute(arguments: argparse.Namespace) -> int:
         raise UsageError("--shard-of or --finalise without --plan", "--plan STORE, after a run with --plan-only")
     from pipeline.archive.access import restrict_drivers
     from pipeline.execution.cluster import processors
-    from pipeline.execution.driver import prepare
     from pipeline.execution.estimate import estimate
     from pipeline.execution.planner import make_plan
+    from pipeline.store.lease import lease
 
     restrict_drivers()  # before GDAL is first used
     progress = Progress(quiet=arguments.quiet or arguments.json)
@@ -145,7 +163,9 @@ def execute(arguments: argparse.Namespace) -> int:
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")
     plan = None if arguments.overwrite or arguments.dry_run else existing_plan(store, config, aoi)
-    fresh = plan is None
+    if arguments.overwrite:
+        require_ours(store)
+    known = plan is not None
     if plan is None:
         plan = make_plan(config, aoi, workers=workers, say=progress.say)
     cost = estimate(plan, workers, timed=arguments.dry_run)
@@ -154,16 +174,21 @@ def execute(arguments: argparse.Namespace) -> int:
         words = f"{aoi.describe()}\n{described_plan(plan, cost, shown)}"
         show(json.dumps({"plan": plan.to_json(), "estimate": cost.to_json()}) if arguments.json else words)
         return EXIT_OK
-    if fresh:
-        if arguments.overwrite:
-            remove_store(store)
-        prepare(plan, store)
-    if arguments.plan_only:
-        progress.clear()
-        show(json.dumps(plan_json(plan, shown)) if arguments.json else frozen_plan(plan, shown))
-        return EXIT_OK
-    workers = _affordable(arguments, workers, cost.worker_mib)
-    return compute(plan, store, shown, arguments, workers, progress)
+    if not arguments.plan_only:
+        workers = _affordable(arguments, workers, cost.worker_mib)
+    if arguments.plan_only and known:
+        return _frozen(plan, shown, arguments, progress)
+    with lease(store, say=progress.say) as held:
+        plan = settled(plan, held, arguments, config, aoi)
+        if arguments.plan_only:
+            return _frozen(plan, shown, arguments, progress)
+        return compute(plan, held, shown, arguments, workers, progress)
+
+
+def _frozen(plan: Plan, shown: Place, arguments: argparse.Namespace, progress: Progress) -> int:
+    progress.clear()
+    show(json.dumps(plan_json(plan, shown)) if arguments.json else frozen_plan(plan, shown))
+    return EXIT_OK
 
 
 def go_on(arguments: argparse.Namespace) -> int:
@@ -172,6 +197,8 @@ def go_on(arguments: argparse.Namespace) -> int:
     from pipeline.execution.cluster import processors
     from pipeline.execution.estimate import estimate
     from pipeline.execution.plan import load_plan
+    from pipeline.execution.shards import Shard
+    from pipeline.store.lease import lease
 
     restrict_drivers()
     decided = [name for name in RunConfig().to_json() if getattr(arguments, name, None) is not None]
@@ -188,7 +215,10 @@ def go_on(arguments: argparse.Namespace) -> int:
     workers = (
         wanted if arguments.finalise else _affordable(arguments, wanted, estimate(plan, wanted, timed=False).worker_mib)
     )
-    return compute(plan, store, shown, arguments, workers, Progress(quiet=arguments.quiet or arguments.json))
+    shard = Shard.parse(arguments.shard_of).label if arguments.shard_of else ""
+    progress = Progress(quiet=arguments.quiet or arguments.json)
+    with lease(store, shard, progress.say) as held:
+        return compute(plan, held, shown, arguments, workers, progress)
 
 
 def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) -> int:
@@ -204,9 +234,10 @@ def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) 
 
 
 def compute(
-    plan: Plan, store: Place, shown: Place, arguments: argparse.Namespace, workers: int, progress: Progress
+    plan: Plan, held: Lease, shown: Place, arguments: argparse.Namespace, workers: int, progress: Progress
 ) -> int:
-    """Run what the arguments ask of a plan whose store exists, and say how it went; returns the exit code."""
+    """Run what the arguments ask of a plan whose store is held, and say how it went; returns the exit code."""
+    from pipeline.execution import software
     from pipeline.execution.driver import finalise, run_plan
     from pipeline.execution.shards import Shard
     from pipeline.execution.work import Patience
@@ -214,10 +245,10 @@ def compute(
     shard = Shard.parse(arguments.shard_of) if arguments.shard_of else None
     units = len(shard.units(plan)) if shard else sum(1 for _ in plan.units())
     cluster = _cluster_of(arguments, units, workers)
-    picture = None
+    picture, store = None, held.place
     try:
         if arguments.finalise:
-            summary = finalise(plan, store, arguments.verify)
+            summary = finalise(plan, store, arguments.verify, held)
         else:
             summary = run_plan(
                 plan,
@@ -228,6 +259,8 @@ def compute(
                 shard=shard,
                 patience=Patience(max_outage_s=60 * arguments.max_outage),
                 report=progress.units,
+                held=held,
+                mixed=arguments.mixed_software,
             )
         if shard is None:
             progress.say("drawing the quicklook")
@@ -235,6 +268,8 @@ def compute(
             picture = _picture(plan, store, anew=anew) and shown.picture
     finally:
         progress.clear()
+    if found := software.mixed_words(plan, store):
+        print(f"warning: {shown} was computed by {' and by '.join(found)}", file=sys.stderr)
     if shard is not None:
         show(
             json.dumps(shard_json(shard, summary, shown)) if arguments.json else described_shard(shard, summary, shown)

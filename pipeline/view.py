@@ -86,9 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         at = place_asked(arguments.at)
         path = page_file(arguments)
         from pipeline.products.page.document import make_page
+        from pipeline.store.current import unchanged
         from pipeline.store.place import write_atomic
 
-        page = make_page(arguments.store, arguments.zone, arguments.time, at)
+        with unchanged(arguments.store):
+            page = make_page(arguments.store, arguments.zone, arguments.time, at)
         write_atomic(path, page.content)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)

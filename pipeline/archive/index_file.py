@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from pipeline.archive.bandfile import SCL, SCL_GSD_M
 from pipeline.archive.index_marks import marked
@@ -38,7 +39,7 @@ def write_index(scenes: Sequence[Scene], out: Path, *, relative: bool = False) -
     folder = out.resolve().parent
     features = [marked(to_item(scene, relative_to=folder if relative else None)) for scene in scenes]
     text = json.dumps({"type": "FeatureCollection", "features": features}, indent=1, allow_nan=False)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = out.with_name(f".{out.name}.{uuid4().hex}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(out)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.catalog import load_catalog
-from pipeline.errors import IntegrityError, PipelineError, StorageError, UsageError
+from pipeline.errors import IntegrityError, PipelineError, StorageError, StoreHeld, UsageError
 from pipeline.execution.plan import load_plan
 from pipeline.store.collection import collection_of, collection_path, named
+from pipeline.store.lease import lease
 from pipeline.store.place import LocalPlace, place_of, write_atomic
 from pipeline.store.selection import require_finished, root_attributes
 from pipeline.store.stac_item import ITEM_KEY, GroupFacts, ItemFacts, Source, build_item
@@ -132,9 +133,11 @@ def _renewed(place: Place, *, must_write: bool) -> tuple[dict[str, Any], list[st
     content = _encoded(item)
     if place.read(ITEM_KEY) != content:
         try:
-            place.write(ITEM_KEY, content)
-        except StorageError as error:
-            if must_write:
+            with lease(place) as held:  # a run may have begun the store anew
+                require_finished(place, root_attributes(place), allow_incomplete=False)
+                held.place.write(ITEM_KEY, content)
+        except (StorageError, StoreHeld) as error:
+            if must_write and isinstance(error, StorageError):
                 raise
             notes.append(f"{place.shown(ITEM_KEY)} was not written: {error}")
     return item, notes

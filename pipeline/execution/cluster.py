@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
+from pipeline.execution.able import require_able
 from pipeline.execution.scaling import Demand
 from pipeline.execution.scheduler import existing_scheduler
+from pipeline.execution.software import this_software
+from pipeline.execution.stop import Stop
 from pipeline.execution.unit import process
 
 if TYPE_CHECKING:
@@ -103,8 +106,11 @@ class DaskPool:
         digest: str,
         unmanned_s: float = _WORKERS_TIMEOUT_S,
         demand: Demand | None = None,
+        stop: Stop | None = None,
     ) -> None:
         from distributed import as_completed
+
+        self._stop = stop or Stop()
 
         self._demand = demand or Demand(0)
         self._workers = 1
@@ -133,7 +139,7 @@ class DaskPool:
         """Send a unit to the cluster."""
         key = f"{unit.id}#{attempt}"
         self._units[key] = (unit, attempt)
-        task = (self._workers, unit, self._store, self._digest, attempt)
+        task = (self._workers, unit, self._store, self._digest, attempt, str(this_software()))
         self._done.add(self._client.submit(_beside_others, *task, key=key, pure=False, retries=0))
 
     def next(self, timeout_s: float) -> Outcome | None:
@@ -178,7 +184,7 @@ class DaskPool:
             if now - self._heard > _SILENCE_S or self._client.status in ("closed", "closing"):
                 raise self._gone()
             return
-        if now - self._asked < _ASK_EVERY_S:
+        if now - self._asked < (_POLL_S[1] if self._stop.asked else _ASK_EVERY_S):
             return
         self._asked = now
         try:
@@ -188,6 +194,8 @@ class DaskPool:
         self._heard = now
         if threads:
             self._manned = now
+        elif self._stop.asked:
+            raise Interrupted("stopped while no worker was there", cure="run the same command again to continue")
         elif now - self._manned > self._unmanned_s:
             raise Interrupted(
                 f"the Dask cluster has had no worker for {self._unmanned_s:.0f} s",
@@ -195,8 +203,10 @@ class DaskPool:
             )
 
 
-def _beside_others(processes: int, unit: Unit, store: str, digest: str, attempt: int) -> Receipt:
+def _beside_others(processes: int, unit: Unit, store: str, digest: str, attempt: int, software: str = "") -> Receipt:
     """`process` in a worker that is one of so many: they share what archives grant, and log no secret.
+
+    UsageError from a worker, perhaps one that came late, with other `software` than the driver's.
 
     Errors travel without what caused them. Dask would send that along, and where it cannot be pickled, as those of
     GDAL, the driver would get a plain Exception and know neither an outage nor a damaged file for what it is.
@@ -206,6 +216,8 @@ def _beside_others(processes: int, unit: Unit, store: str, digest: str, attempt:
 
     redact_logs()  # a worker that we did not start has run no `worker_setup`
     share(processes)
+    if software not in ("", str(this_software())):
+        raise UsageError(f"a worker computes with {this_software()}", software, "start it from the run's environment")
     try:
         return process(unit, store, digest, attempt)
     except PipelineError as error:
@@ -226,8 +238,11 @@ def _explained(error: BaseException, unit: Unit) -> BaseException:
 
 
 @contextmanager
-def open_pool(cluster: str, workers: int, store: str, digest: str) -> Iterator[Pool]:
-    """A pool for `cluster`: "inline", "local", "cuda", "slurm", or the address of a Dask scheduler."""
+def open_pool(cluster: str, workers: int, store: str, digest: str, stop: Stop | None = None) -> Iterator[Pool]:
+    """A pool for `cluster`: "inline", "local", "cuda", "slurm", or the address of a Dask scheduler.
+
+    Interrupted when `stop` is asked for before there is a worker.
+    """
     if cluster == "inline":
         yield InlinePool(store, digest)
         return
@@ -237,13 +252,15 @@ def open_pool(cluster: str, workers: int, store: str, digest: str) -> Iterator[P
             found, "a folder that all nodes see, for keys and logs", "--plan-only, then --shard-of in jobs"
         )
     demand = Demand(workers)
-    with _client(cluster, workers, Path(store), demand) as client:
+    with _client(cluster, workers, Path(store), demand, stop or Stop()) as client:
+        if cluster not in _STARTED:  # those that we start are copies of this process
+            require_able(client, store, digest)
         # a queue may keep workers waiting for hours; elsewhere nobody would bring them any more
-        yield DaskPool(client, store, digest, math.inf if cluster == "slurm" else _WORKERS_TIMEOUT_S, demand)
+        yield DaskPool(client, store, digest, math.inf if cluster == "slurm" else _WORKERS_TIMEOUT_S, demand, stop)
 
 
 @contextmanager
-def _client(cluster: str, workers: int, store: Path, demand: Demand) -> Iterator[Client]:
+def _client(cluster: str, workers: int, store: Path, demand: Demand, stop: Stop) -> Iterator[Client]:
     import dask
     from distributed import Client
 
@@ -259,7 +276,7 @@ def _client(cluster: str, workers: int, store: Path, demand: Demand) -> Iterator
             with _STARTED[cluster](workers, store, demand) as started, Client(started) as client:
                 yield client
             return
-        with existing_scheduler(cluster, _WORKERS_TIMEOUT_S) as client:
+        with existing_scheduler(cluster, _WORKERS_TIMEOUT_S, stop) as client:
             yield client
 
 

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from pipeline.errors import Interrupted, NoDataError, UpstreamError
-from pipeline.execution import pyramid
+from pipeline.execution import pyramid, software
+from pipeline.execution.begin import going_on
 from pipeline.execution.catalogue_out import write_item
 from pipeline.execution.cluster import open_pool
 from pipeline.execution.outline import template_of
 from pipeline.execution.quarantine import Quarantine, allowed
-from pipeline.execution.work import Summary, Work, stop_on_signals
+from pipeline.execution.stop import stop_on_signals
+from pipeline.execution.work import Summary, Work
 from pipeline.store import layout, overview_records, template
+from pipeline.store.current import Current
 from pipeline.store.keys import PLAN_KEY, RUN_FOLDER
 from pipeline.store.lease import lease
 from pipeline.store.place import place_of
@@ -29,32 +34,36 @@ from pipeline.store.stac_item import ITEM_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from contextlib import AbstractContextManager
 
     from pipeline.execution.plan import Plan, Unit
     from pipeline.execution.shards import Shard
     from pipeline.execution.work import Patience, Report
-    from pipeline.store.place import Where
+    from pipeline.store.lease import Lease
+    from pipeline.store.place import Place, Where
 
 _SHOWN = 10
 
 
 def prepare(plan: Plan, store: Where) -> None:
-    """Write the frozen plan and the store's template. The store must not exist, or be empty.
+    """Write the store's template, then the frozen plan. The store must not exist, or hold nothing but leases.
 
-    The plan comes last: a store without one was never begun, and is made anew.
+    The plan comes last: a store without one was never begun.
     """
+    place = place_of(store)
     if "" not in {plan.group(zone.epsg) for zone in plan.zones}:
-        template.create_root(store, _root_attributes(plan))
+        template.create_root(place, _root_attributes(plan))
     for zone in plan.zones:
-        template.create(store, plan.group(zone.epsg), template_of(plan, zone))
-    layout.consolidate(store)
-    place_of(store).write(PLAN_KEY, json.dumps(plan.to_json(), indent=1).encode())
+        template.create(place, plan.group(zone.epsg), template_of(plan, zone))
+    layout.consolidate(place)
+    place.write(PLAN_KEY, json.dumps(plan.to_json(), indent=1).encode())
+    Current(plan.digest, uuid4().hex).put(place)
 
 
 def write_metadata(plan: Plan, store: Where) -> None:
     """Put the template's files over those that are there, which are damaged; the store is to be published again."""
     if "" not in {plan.group(zone.epsg) for zone in plan.zones}:
-        template.create_root(store, _root_attributes(plan), overwrite=False)
+        template.create_root(store, _root_attributes(plan))
     for zone in plan.zones:
         template.write_metadata(store, plan.group(zone.epsg), template_of(plan, zone))
     layout.consolidate(store)
@@ -100,64 +109,86 @@ def run_plan(
     shard: Shard | None = None,
     patience: Patience | None = None,
     report: Report = lambda _summary, _running: None,
+    held: Lease | None = None,
+    mixed: bool = False,
 ) -> Summary:
     """Compute what the ledger lacks, then publish; a shard computes its part alone and leaves publishing to `finalise`.
 
-    Interrupted when asked to stop; PipelineError when more units failed than may be set aside.
+    Under the lease `held`, or one of its own. `mixed` lets software go on that computes other pixels than that which
+    began. Interrupted when asked to stop; PipelineError when more units failed than may be set aside.
     """
     started = time.perf_counter()
-    layout.status(store)  # metadata that cannot be read is said once, not by every unit
-    with lease(store, shard.label if shard else ""):
+    with _under(held, store, shard) as mine:
+        place = going_on(plan, mine, part=shard is not None)
+        layout.status(place)  # metadata that cannot be read is said once, not by every unit
         if shard is None:  # other shards may be writing
-            Ledger(store, plan.digest).sweep()
-        todo, summary = survey(plan, store, verify, shard)
+            Ledger(place, plan.digest).sweep()
+        todo, summary = survey(plan, place, verify, shard)
         if todo:
+            software.require_same(plan, place, done=summary.resumed, mixed=mixed)
             with (
                 stop_on_signals() as stop,
-                open_pool(cluster, min(workers, len(todo)), str(store), plan.digest) as pool,
+                open_pool(cluster, min(workers, len(todo)), str(place), plan.digest, stop) as pool,
             ):
-                Work(pool, summary, report, stop, store, plan.digest, patience).through(todo)
+                Work(pool, summary, report, stop, place, plan.digest, patience, mine).through(todo)
         if shard is None:
-            _publish(plan, store, summary, verify, changed=bool(todo))
+            _publish(plan, mine, summary, verify, changed=bool(todo), mixed=mixed)
     summary.seconds = time.perf_counter() - started
     return summary
 
 
-def finalise(plan: Plan, store: Where, verify: str = "size") -> Summary:
+def finalise(plan: Plan, store: Where, verify: str = "size", held: Lease | None = None) -> Summary:
     """Publish a store whose shards are all done. Interrupted with the list of units that are missing."""
     started = time.perf_counter()
-    with lease(store):
-        Ledger(store, plan.digest).sweep()
-        todo, summary = survey(plan, store, verify)
-        if todo:
-            named = ", ".join(unit.id for unit in todo[:_SHOWN]) + (", ..." if len(todo) > _SHOWN else "")
-            raise Interrupted(
-                f"{len(todo)} of {summary.units} units are missing or damaged: {named}",
-                "every shard to have run to its end",
-                f"run the missing shards again, or python -m pipeline.run --plan {store} to compute the rest here",
-            )
-        _publish(plan, store, summary, verify, changed=True)
+    with _under(held, store) as mine:
+        place = going_on(plan, mine)
+        Ledger(place, plan.digest).sweep()
+        todo, summary = survey(plan, place, verify)
+        _require_all(todo, summary.units, store)
+        _publish(plan, mine, summary, verify, changed=True)
     summary.seconds = time.perf_counter() - started
     return summary
 
 
-def _publish(plan: Plan, store: Where, summary: Summary, verify: str, *, changed: bool) -> None:
+def _under(held: Lease | None, store: Where, shard: Shard | None = None) -> AbstractContextManager[Lease]:
+    return lease(store, shard.label if shard else "") if held is None else nullcontext(held)
+
+
+def _require_all(todo: list[Unit], units: int, store: Where) -> None:
+    """Interrupted, with names, where units are to do."""
+    if todo:
+        named = ", ".join(unit.id for unit in todo[:_SHOWN]) + (", ..." if len(todo) > _SHOWN else "")
+        raise Interrupted(
+            f"{len(todo)} of {units} units are missing or damaged: {named}",
+            "every unit in the store as its receipt says",
+            f"run the missing shards again, or python -m pipeline.run --plan {store} to compute the rest here",
+        )
+
+
+def _publish(plan: Plan, held: Lease, summary: Summary, verify: str, *, changed: bool, mixed: bool = False) -> None:
     """Complete the overviews, flip the store to complete last of all, and count overviews into the summary.
 
-    UpstreamError when more units are set aside than a store may lack; NoDataError when no pixel was measured.
+    What was computed counts as far as it is in the store: Interrupted when units have gone since. UpstreamError when
+    more units are set aside than a store may lack; NoDataError when no pixel was measured.
     """
-    _complete(plan, store, summary, verify, changed=changed)
-    for record in overview_records.read_all(place_of(store), plan.digest).values():
+    place = held.place
+    if changed:
+        todo, found = survey(plan, place, verify)
+        _require_all(todo, found.units, place)
+        summary.take_from(found)
+    held.renew()
+    _complete(plan, place, summary, verify, changed=changed, mixed=mixed)
+    for record in overview_records.read_all(place, plan.digest).values():
         summary.add_overviews(record)
 
 
-def _complete(plan: Plan, store: Where, summary: Summary, verify: str, *, changed: bool) -> None:
+def _complete(plan: Plan, store: Place, summary: Summary, verify: str, *, changed: bool, mixed: bool) -> None:
     if verify != "none":
         pyramid.discard_faulty(plan, store, full=verify == "full")
     if not summary.quarantined and not any(summary.valid.values()):
         _refuse_empty(plan)
     status = layout.STATUS_QUARANTINE if summary.quarantined else layout.STATUS_COMPLETE
-    settled = not changed and layout.status(store) == status and place_of(store).size(ITEM_KEY) is not None
+    settled = not changed and layout.status(store) == status and store.size(ITEM_KEY) is not None
     if settled and pyramid.whole(plan, store, summary.quarantined):
         return
     if len(summary.quarantined) > allowed(summary.units):
@@ -166,18 +197,22 @@ def _complete(plan: Plan, store: Where, summary: Summary, verify: str, *, change
             f"at most {allowed(summary.units)}",
             f"mend the cause, then python -m pipeline.check {store} --repair",
         )
-    attributes = {
+    attributes: dict[str, Any] = {
         "valid_fraction": round(summary.valid_fraction, 6),
         "scenes_used": list(summary.scenes),
         "units": summary.units,
         "quarantined": list(summary.quarantined),
     }
+    if computed_with := software.mixed_words(plan, store):
+        attributes["computed_with"] = computed_with
+    if pyramid.lacking(plan, store, summary.quarantined):
+        software.require_same_code(plan, store, mixed=mixed)
     pyramid.complete(plan, store, summary.quarantined)
     layout.finish(store, [plan.group(zone.epsg) for zone in plan.zones], attributes, status)
     write_item(plan, store)
     mark = {"plan_digest": plan.digest, "units": summary.units, **attributes}
     content = json.dumps(mark, indent=1, sort_keys=True).encode()
-    place_of(store).write(f"{RUN_FOLDER}/COMPLETE.json", content)
+    store.write(f"{RUN_FOLDER}/COMPLETE.json", content)
 
 
 def _refuse_empty(plan: Plan) -> None:

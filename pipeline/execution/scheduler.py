@@ -7,31 +7,38 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipeline.errors import UsageError
+from pipeline.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from distributed import Client
 
+    from pipeline.execution.stop import Stop
+
 INSECURE_VARIABLE = "SEN2FINE_INSECURE_SCHEDULER"  # 1 lets in schedulers of other machines without encryption
 _CONNECT_TIMEOUT = "30s"
+_STEP_S = 1.0
 _ENCRYPTED = ("tls", "wss")
 
 
 @contextmanager
-def existing_scheduler(address: str, workers_timeout_s: float) -> Iterator[Client]:
-    """A client of the scheduler at `address`, which must have a worker within the time-out. UsageError otherwise."""
+def existing_scheduler(address: str, workers_timeout_s: float, stop: Stop | None = None) -> Iterator[Client]:
+    """A client of the scheduler at `address`, which must have a worker within the time-out. UsageError otherwise.
+
+    Interrupted when `stop` is asked for before.
+    """
     from distributed import Client
 
     _require_privacy(address)
     try:
         client = Client(address, timeout=_CONNECT_TIMEOUT)
-        client.wait_for_workers(1, timeout=workers_timeout_s)
+        _wait_for_a_worker(client, workers_timeout_s, stop)
     except (TypeError, RuntimeError) as error:  # tls:// without certificates, or tcp:// where encryption is required
         raise UsageError(
             f"{address} and Dask's settings disagree ({str(error)[:120]})",
@@ -46,6 +53,25 @@ def existing_scheduler(address: str, workers_timeout_s: float) -> Iterator[Clien
         ) from error
     with client:
         yield client
+
+
+def _wait_for_a_worker(client: Client, timeout_s: float, stop: Stop | None) -> None:
+    """TimeoutError when none comes in time. In short steps, since a signal is heeded only between them."""
+    until = time.monotonic() + timeout_s
+    try:
+        while True:
+            try:
+                client.wait_for_workers(1, timeout=min(_STEP_S, max(0.01, until - time.monotonic())))
+            except TimeoutError:
+                if time.monotonic() >= until:
+                    raise
+            else:
+                return
+            if stop is not None and stop.asked:
+                raise Interrupted("stopped while waiting for workers", cure="run the same command again to continue")
+    except BaseException:
+        client.close(timeout=_STEP_S)
+        raise
 
 
 def _require_privacy(address: str) -> None:

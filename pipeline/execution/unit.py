@@ -22,6 +22,7 @@ from pipeline.execution import pyramid
 from pipeline.execution.outline import plan_has_scl, template_of
 from pipeline.execution.plan import Plan, Unit, load_plan
 from pipeline.execution.stages import Stages
+from pipeline.store.current import Fence
 from pipeline.store.layout import RegionWriter
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
@@ -75,8 +76,9 @@ def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
     """Compute and store one unit of the plan in `store`; returns its receipt. Errors name the unit."""
     stages = Stages()
     prepare_process()
+    fence = Fence(place_of(store), digest)
     plan = _plan(store, digest)
-    place = place_of(store)
+    place = place_of(store).guarded(fence.require)
     stages.lap("start")
     try:
         receipt = _process(unit, plan, place, attempt, stages)

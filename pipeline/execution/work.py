@@ -6,25 +6,31 @@ quarantine and errors; holds addresses and receipts, never arrays.
 
 from __future__ import annotations
 
-import signal
 import statistics
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.archive.redaction import redact
-from pipeline.errors import Interrupted, PipelineError, StorageError, StoreUnreachable, Unreachable, UsageError
+from pipeline.errors import (
+    Interrupted,
+    LeaseLost,
+    PipelineError,
+    StorageError,
+    StoreUnreachable,
+    Unreachable,
+    UsageError,
+)
 from pipeline.execution.quarantine import Quarantine, allowed, isolated, worth_isolating
 from pipeline.store.receipts import Ledger, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
+    from collections.abc import Callable
 
     from pipeline.execution.cluster import Pool
     from pipeline.execution.plan import Unit
+    from pipeline.execution.stop import Stop
+    from pipeline.store.lease import Lease
     from pipeline.store.overview_records import Record
     from pipeline.store.place import Where
 
@@ -34,7 +40,7 @@ ATTEMPTS = 3
 _TICK_S = 1.0  # how often a waiting driver looks at the clock
 _STRAGGLER_TIMES = 3.0  # a last unit that takes so many times the median is given to another worker as well
 _STRAGGLER_AFTER = 10  # units that must have ended to know a median
-_FATAL = (UsageError, StorageError)  # no other unit would fare better
+_FATAL = (UsageError, StorageError, LeaseLost)  # no other unit would fare better
 
 
 @dataclass
@@ -83,41 +89,18 @@ class Summary:
         self.stored_bytes += sum(size for size, _ in receipt.chunks.values())
         self.peak_worker_mib = max(self.peak_worker_mib, receipt.peak_rss_mib)
 
+    def take_from(self, found: Summary) -> None:
+        """Say what is in the store, by the ledger, in place of what was counted while units came in."""
+        computed = min(self.computed, found.resumed)
+        for name in ("units", "stage_seconds", "pixels", "clear_pixels", "valid", "scenes", "stored_bytes",
+                     "peak_worker_mib", "quarantined", "holes"):  # fmt: skip
+            setattr(self, name, getattr(found, name))
+        self.computed, self.resumed = computed, found.resumed - computed
+
     def add_overviews(self, record: Record) -> None:
         """Count the overviews of one block in."""
         self.stage_seconds["overviews"] = self.stage_seconds.get("overviews", 0.0) + record.seconds
         self.stored_bytes += sum(size for size, _ in record.chunks.values())
-
-
-class Stop:
-    """Remembers that the user asked to stop; a second request stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.outage = ""  # who stays away, and what was last heard
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
-        del frame
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """SIGINT, SIGTERM and SIGUSR1 (Slurm's warning before its time limit) ask for a stop; main thread only."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -177,9 +160,10 @@ class Work:
         store: Where,
         plan_digest: str,
         patience: Patience | None = None,
+        held: Lease | None = None,
     ) -> None:
         self._pool, self._summary, self._report, self._stop = pool, summary, report, stop
-        self._store = store
+        self._store, self._held = store, held
         self._ledger, self._quarantine = Ledger(store, plan_digest), Quarantine(store, plan_digest)
         self._queue: list[tuple[Unit, int]] = []
         self._running: dict[tuple[Unit, int], float] = {}  # unit and attempt -> when it was submitted
@@ -196,6 +180,8 @@ class Work:
         self._queue = [(unit, 1) for unit in reversed(todo)]
         self._report(self._summary, 0)
         while self._left(todo):
+            if self._held is not None and self._held.lost:
+                self._held.require()
             self._submit()
             self._report(self._summary, len(self._running))
             if not self._running:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
 
 from pipeline.errors import UsageError
 
@@ -69,7 +70,7 @@ def save_bundle(path: Path, bundle: Bundle, tensors: Mapping[str, Tensor]) -> st
     described = {k: v for k, v in asdict(bundle).items() if k not in ("digest", "path")}
     metadata = {_METADATA_KEY: json.dumps(described, sort_keys=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
         partial.touch()
         mode = partial.stat().st_mode  # what the user's umask gives; safetensors makes files that others cannot read

@@ -23,6 +23,7 @@ from pipeline.products.blocks import Stored
 from pipeline.products.cog_item import Written, item_of, may_extend, write_item
 from pipeline.products.geotiff import date_image, describe, profile
 from pipeline.products.tiff_overviews import write_means
+from pipeline.store.current import unchanged
 from pipeline.store.gdal_names import of_classes, of_file
 from pipeline.store.place import place_of, storage_error, write_atomic
 from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import zarr
     from rasterio.io import DatasetWriter
 
-    from pipeline.store.place import Place, Where
+from pipeline.store.place import Place, Where
 
 COMPRESSIONS = ("deflate", "zstd")
 _BLOCK_PX = 512  # of the finished files
@@ -98,12 +99,12 @@ def export_cogs(
     stored = Stored(place, str(attributes["plan_digest"]))
     made = not out.exists()
     written: dict[str, list[Written]] = defaultdict(list)
-    with _gdal(), _folder(out):
+    with _gdal(), _folder(out), unchanged(place) as require_unchanged:
         try:
             with working_folder(out, ".export-") as working:
                 for number, cogs in enumerate(wanted, start=1):
                     report(f"{cogs[0].slab.variable} {cogs[0].slab.zone} {cogs[0].slab.date} ({number}/{len(wanted)})")
-                    written[names[number - 1]] += _write_slab(stored, cogs, working, compress)
+                    written[names[number - 1]] += _write_slab(stored, cogs, working, compress, require_unchanged)
             for path, slab in items.items():
                 write_item(path, item_of(path.stem, written[path.stem]), slab)
         finally:
@@ -163,8 +164,10 @@ def _gdal() -> Iterator[None]:
         yield
 
 
-def _write_slab(stored: Stored, cogs: list[Cog], working: Path, compress: str) -> list[Written]:
-    """Write the files of one slab, and put them in place together. Returns what they hold."""
+def _write_slab(
+    stored: Stored, cogs: list[Cog], working: Path, compress: str, require_unchanged: Callable[[], None]
+) -> list[Written]:
+    """Write the files of one slab, and put them in place together, if the store is still the same; what they hold."""
     slab = cogs[0].slab
     array = stored.array(slab)
     raws = [working / f"{number}.raw.tif" for number in range(len(cogs))]
@@ -177,6 +180,7 @@ def _write_slab(stored: Stored, cogs: list[Cog], working: Path, compress: str) -
         if _sums(finished) != expected:
             raise StorageError(f"{cog.path} was not written as it should be", "the sums of what was read", "try again")
     meanings = tuple(str(array.attrs.get("flag_meanings", "")).split()) if slab.variable in CLASSES else ()
+    require_unchanged()
     for cog in cogs:
         if meanings:
             _name_classes(cog, meanings)

@@ -1,4 +1,7 @@
-"""Pictures of a store: the quicklook PNG. In: reflectance arrays. Out: files. Imports place only; no archive."""
+"""Pictures of a store: the quicklook PNG. In: reflectance arrays. Out: files. Imports place only; no archive.
+
+Every picture says in its text chunks that it is one of ours, so that no other file is ever overwritten.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.store.place import write_atomic
+from pipeline.errors import StorageError
+from pipeline.store.place import LocalPlace, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +25,7 @@ _GAP_PX = 16
 _LABEL_PX = 34
 _BACKGROUND, _INK, _QUIET, _FRAME = (255, 255, 255), (25, 28, 32), (110, 116, 122), (255, 196, 0)
 _NODATA_GREY = 205
+_SIGNATURE = ("Software", "sen2fine quicklook")  # keyword of the PNG specification, and our name
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,32 @@ def _tile(rgb: NDArray[np.uint8]) -> PilImage.Image:
     )
 
 
+def is_quicklook(path: Path) -> bool:
+    """True for a picture that `quicklook` made."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return bool(image.info.get(_SIGNATURE[0]) == _SIGNATURE[1])
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a picture; StorageError where there is another file."""
+    if is_quicklook(path):
+        write_atomic(path, content)
+    elif not LocalPlace(path.parent).create(path.name, content):
+        raise StorageError(f"{path} exists and is not a picture of a store", cure="move it away, then run again")
+
+
 def quicklook(path: Path, panels: list[Panel], box: tuple[float, float, float, float], title: str, system: str) -> None:
-    """Write the PNG: per row the whole area with the place framed, its 10 m input and its 2.5 m output."""
+    """Write the PNG: per row the whole area with the place framed, its 10 m input and its 2.5 m output.
+
+    StorageError where there is a file that is no picture of ours.
+    """
     from PIL import Image, ImageDraw, ImageFont
+    from PIL.PngImagePlugin import PngInfo
 
     font, small = ImageFont.load_default(20), ImageFont.load_default(15)
     width = 3 * _TILE_PX + 4 * _GAP_PX
@@ -91,5 +119,7 @@ def quicklook(path: Path, panels: list[Panel], box: tuple[float, float, float, f
                 origin = (left, top + _LABEL_PX - 8)
                 draw.rectangle([c + origin[k % 2] for k, c in enumerate(corners)], outline=_FRAME, width=2)
     content = io.BytesIO()
-    sheet.save(content, "PNG")
-    write_atomic(path, content.getvalue())
+    signed = PngInfo()
+    signed.add_text(*_SIGNATURE)
+    sheet.save(content, "PNG", pnginfo=signed)
+    _put(path, content.getvalue())

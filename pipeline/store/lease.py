@@ -1,22 +1,27 @@
-"""One run per store at a time. In: a store. Out: a lease file, held while the run lives. Imports errors, keys, place.
+"""One run per store at a time: a lease in the store itself, which lapses when its holder does not renew it.
 
-Losing a lease would do no harm, since units are idempotent and their receipts name the plan; two runs at once would
-only waste work and trip over each other's temporary files.
+`_run/lease.json`, or `_run/lease-J-of-N.json` of a part, is made by a conditional write and never changed. Its holder
+renews it by writing `_run/lease.beat-OWNER`, which nobody else writes, so that a late renewal cannot undo that another
+run has taken over. Ages go by the clock of the storage, so clocks of machines need not agree.
+
+Whoever finds a lease that has lapsed announces itself (`_run/lease.heir-OWNER`) and looks at the age once more before
+it deletes the lease; a holder writes its renewal first and looks for an heir afterwards. So of two at once, at least
+one sees the other. A holder that could not renew in time writes nothing until it has renewed.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from typing import TYPE_CHECKING
 
-from pipeline.errors import PipelineError, StoreUnreachable, UsageError
-from pipeline.store.keys import RUN_FOLDER
+from pipeline.errors import LeaseLost, PipelineError, StoreHeld, StoreUnreachable, UsageError
+from pipeline.store.holder import Holder, clock_s, read_holder, this_process
+from pipeline.store.keys import LEASES
 from pipeline.store.place import place_of
 
 if TYPE_CHECKING:
@@ -24,91 +29,244 @@ if TYPE_CHECKING:
 
     from pipeline.store.place import Place, Where
 
-_LEASE_S = 600.0  # a holder elsewhere that has not touched its lease for so long is gone
-_GOODBYE_S = 5.0  # a heartbeat that hangs on a dead server is not waited for
+    Say = Callable[[str], None]
+
+LAPSE_ENV = "SEN2FINE_LEASE_S"
+_LAPSE_S = 75.0
+_OLD_LAPSE_S = 600.0  # of leases that do not say; versions before wrote them
+_RENEWALS = 3  # within the time after which a lease lapses
+_VALID = 5 / 6  # of that time the holder trusts its last renewal
+_POLL_S = 1.0
+_DATED_S = 1.0  # object stores date to the second
+_GOODBYE_S = 5.0  # a renewal that hangs on a dead server is not waited for
+_WHOLE = f"{LEASES}.json"
 
 
-_WHOLE = f"{RUN_FOLDER}/lease.json"
+class Lease:
+    """A lease that this process holds."""
+
+    def __init__(self, place: Place, key: str, mine: Holder) -> None:
+        self._place, self._key, self._mine = place, key, mine
+        self._content = mine.content()
+        self._count = 0
+        self._valid_until = -math.inf
+        self._taken = ""  # who took it
+        self._lock = threading.Lock()
+
+    @property
+    def owner(self) -> str:
+        """Unique to this lease."""
+        return self._mine.owner
+
+    @property
+    def place(self) -> Place:
+        """The store, written to only while the lease is held."""
+        return self._place.guarded(self.require)
+
+    @property
+    def lost(self) -> bool:
+        """True once another run has taken the lease."""
+        return bool(self._taken)
+
+    def require(self) -> None:
+        """LeaseLost unless the lease is ours now. Asks the storage only when the last renewal is too long ago."""
+        if self._taken or clock_s() >= self._valid_until:
+            self.renew()
+
+    def renew(self) -> None:
+        """Show life, then see that nobody has taken the lease: LeaseLost, for good, when somebody has."""
+        with self._lock:
+            if not self._taken:
+                at = clock_s()
+                self._show_life()
+                heir = _heir_left(self._place, self._mine)
+                found = self._place.read(self._key)
+                if found == self._content and heir is None:
+                    self._valid_until = at + _VALID * self._mine.lapse_s
+                    return
+                taker = heir if found == self._content else found
+                self._taken = "somebody deleted it" if taker is None else str(read_holder(taker, _OLD_LAPSE_S))
+            raise LeaseLost(
+                f"{self._place} is not this run's any more: its lease is gone ({self._taken})",
+                "one run per store at a time",
+                "run the same command again when the other run has ended, if this run is still wanted",
+            )
+
+    def take(self, rivals: Callable[[], list[str]], say: Say) -> None:
+        """Get hold of the lease, past those of runs that are gone. StoreHeld while another run lives."""
+        for rival in rivals():  # before anybody could see ours
+            _clear(self._place, rival, self._mine, say)
+        self._show_life()
+        while not self._place.create(self._key, self._content):
+            _clear(self._place, self._key, self._mine, say)
+            self._show_life()
+        self.renew()
+
+    def require_alone(self, rivals: Callable[[], list[str]], say: Say) -> None:
+        """StoreHeld where a rival got hold of its lease at the same time; both have created theirs before they look."""
+        for rival in rivals():
+            _clear(self._place, rival, self._mine, say)
+
+    def sweep(self) -> None:
+        """Delete what runs that were killed left of their leases. Whoever lives would have written since."""
+        for key in self._place.names(LEASES.rpartition("/")[0]):
+            if not key.startswith(f"{LEASES}.") or key in (_WHOLE, _beat(self._mine)):
+                continue
+            if (self._place.age_s(key) or 0.0) > 2 * max(self._mine.lapse_s, _LAPSE_S):
+                self._place.delete(key)
+
+    def keep(self, done: threading.Event) -> None:
+        """Renew until `done`, or until the lease is lost."""
+        pause_s = self._mine.lapse_s / _RENEWALS
+        while not self._taken and not done.wait(pause_s):
+            pause_s = self._mine.lapse_s / (5 * _RENEWALS)
+            with suppress(OSError, PipelineError):
+                self.renew()
+                pause_s = self._mine.lapse_s / _RENEWALS
+
+    def release(self) -> None:
+        """Give it back, if it is ours."""
+        with suppress(OSError, PipelineError):
+            if not self._taken and clock_s() < self._valid_until and self._place.read(self._key) == self._content:
+                self._place.delete(self._key)
+            self._place.delete(_beat(self._mine))
+
+    def _show_life(self) -> None:
+        self._count += 1
+        self._place.write(_beat(self._mine), json.dumps({"renewals": self._count}).encode())
 
 
 @contextmanager
-def lease(store: Where, shard: str = "") -> Iterator[None]:
-    """Hold a store for one run, or one shard of it. UsageError when another run holds the same and is alive.
+def lease(store: Where, shard: str = "", say: Say = lambda _: None) -> Iterator[Lease]:
+    """Hold a store for one run, or one part of it. StoreHeld when another run holds the same and is alive.
 
-    Different shards live side by side; a whole run and a shard do not. A holder on this machine is asked for by its
-    process; one elsewhere is alive while it touches the file.
+    Different parts live side by side; a whole run and a part do not. A run that may be gone is waited for until its
+    lease lapses, a minute or so; `say` is told.
     """
     place = place_of(store)
-    key = f"{RUN_FOLDER}/lease-{shard}.json" if shard else _WHOLE
-    others = [key, _WHOLE] if shard else sorted({key, *_leases(place)})
-    mine = {"host": socket.gethostname(), "pid": os.getpid()}
-    content = json.dumps({**mine, "owner": uuid4().hex}).encode()  # unique: it tells whose a created file is
-    for other in others:
-        _refuse_if_held(place, other, mine)
-    if not place.create(key, content):
-        _refuse_if_held(place, key, mine)  # somebody may have been quicker; else it is a dead run's
-        place.write(key, content)
+    held = Lease(place, f"{LEASES}-{shard}.json" if shard else _WHOLE, this_process(_lapse_s()))
+    rivals = (lambda: [_WHOLE]) if shard else (lambda: _parts(place))
     done = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(place, key, content, done), daemon=True)
-    beat.start()
+    beat = threading.Thread(target=held.keep, args=(done,), daemon=True)
     away = False
+    existed = place.exists()
     try:
-        yield
+        held.take(rivals, say)
+        beat.start()
+        held.require_alone(rivals, say)
+        if not shard:
+            held.sweep()
+        yield held
     except StoreUnreachable:
-        away = True  # it would not hear the goodbye either; the lease expires
+        away = True  # it would not hear the goodbye either; the lease lapses
         raise
     finally:
         done.set()
-        beat.join(_GOODBYE_S)
+        if beat.ident is not None:
+            beat.join(_GOODBYE_S)
         if not away:
-            _release(place, key, content)
+            held.release()
+            place.tidy(whole=not existed)
 
 
-def _leases(place: Place) -> list[str]:
-    return [key for key in place.names(RUN_FOLDER) if key.startswith(f"{RUN_FOLDER}/lease") and key.endswith(".json")]
-
-
-def _refuse_if_held(place: Place, key: str, mine: dict[str, Any]) -> None:
-    held = _holder(place, key)
-    if held is not None and held != mine and _alive(held, partial(place.age_s, key)):
-        raise UsageError(
-            f"{place} is being written by process {held['pid']} on {held['host']}",
-            "one run per store at a time",
-            f"wait for it, or delete {place.shown(key)} if that run is gone",
-        )
-
-
-def _holder(place: Place, key: str) -> dict[str, Any] | None:
+def _lapse_s() -> float:
+    text = os.environ.get(LAPSE_ENV, "")
     try:
-        held = json.loads(place.read(key) or b"")
-        return {"host": str(held["host"]), "pid": int(held["pid"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        seconds = float(text or _LAPSE_S)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"{LAPSE_ENV}={text}", f"seconds, more than 0, such as {_LAPSE_S:g}")
+    return seconds
+
+
+def _parts(place: Place) -> list[str]:
+    """Leases of parts."""
+    found = place.names(LEASES.rpartition("/")[0])
+    return [key for key in found if key.startswith(f"{LEASES}-") and key.endswith(".json")]
+
+
+def _beat(holder: Holder) -> str:
+    return f"{LEASES}.beat-{holder.owner}"
+
+
+def _heir(holder: Holder) -> str:
+    return f"{LEASES}.heir-{holder.owner}"
+
+
+def _clear(place: Place, key: str, mine: Holder, say: Say) -> None:
+    """Return when the lease `key` is gone: given back, or lapsed and deleted. StoreHeld when its holder lives."""
+    while (content := place.read(key)) is not None:
+        held = read_holder(content, _OLD_LAPSE_S)
+        if not held.has_ended:
+            _wait_for_lapse(place, key, content, held, say)
+        _depose(place, key, content, held, mine)
+
+
+def _wait_for_lapse(place: Place, key: str, content: bytes, held: Holder, say: Say) -> None:
+    """Return when a lease has lapsed or is gone; StoreHeld at the first sign of life."""
+    age_s = _age_s(place, key, held)
+    if age_s is None or age_s >= held.lapse_s:
+        return
+    if held.is_here:  # and has not ended
+        raise _held(place, held, age_s)
+    left_s = held.lapse_s - age_s + (_DATED_S if place.hands > 1 else 0.0)
+    say(f"{place} is being written by {held}, last seen {age_s:.0f} s ago; waiting {left_s:.0f} s for a sign of life")
+    seen, until = place.read(_beat(held)), clock_s() + left_s
+    while clock_s() < until:
+        time.sleep(min(_POLL_S, held.lapse_s / 10))
+        if place.read(key) != content:
+            return
+        if place.read(_beat(held)) != seen:
+            break
+    age_s = _age_s(place, key, held)
+    if age_s is not None and age_s < held.lapse_s:
+        raise _held(place, held, age_s)
+
+
+def _held(place: Place, held: Holder, age_s: float) -> StoreHeld:
+    return StoreHeld(
+        f"{place} is being written by {held}, last seen {max(0.0, age_s):.0f} s ago",
+        "one run per store at a time",
+        "run the same command again when that run has ended; "
+        f"should it have died, its lease lapses in {max(0.0, held.lapse_s - age_s):.0f} s",
+    )
+
+
+def _age_s(place: Place, key: str, held: Holder) -> float | None:
+    """Seconds since a holder last showed life; None when its lease is gone."""
+    made = place.age_s(key)
+    if made is None:
         return None
+    renewed = place.age_s(_beat(held))
+    return made if renewed is None else min(made, renewed)
 
 
-def _alive(held: dict[str, Any], age_s: Callable[[], float | None]) -> bool:
-    if held["host"] != socket.gethostname():
-        age = age_s()
-        return age is not None and age < _LEASE_S
+def _depose(place: Place, key: str, content: bytes, held: Holder, mine: Holder) -> None:
+    """Delete a lease that has lapsed, unless its holder shows life at the last moment."""
+    heir = _heir(held)
+    if not place.create(heir, mine.content()):  # another is at it
+        age_s = place.age_s(heir)
+        if age_s is not None and age_s > held.lapse_s:
+            place.delete(heir)
+        time.sleep(min(_POLL_S, held.lapse_s / 10))
+        return
     try:
-        os.kill(held["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _heartbeat(place: Place, key: str, content: bytes, done: threading.Event) -> None:
-    while not done.wait(_LEASE_S / 10):
-        with suppress(OSError, PipelineError):
-            if place.read(key) != content:  # lost, which does no harm
-                return
-            if not done.is_set():
-                place.write(key, content)
-
-
-def _release(place: Place, key: str, content: bytes) -> None:
-    with suppress(OSError, PipelineError):
-        if place.read(key) == content:
+        age_s = _age_s(place, key, held)
+        lapsed = held.has_ended or (age_s is not None and age_s >= held.lapse_s)
+        if lapsed and place.read(key) == content:
             place.delete(key)
+            place.delete(_beat(held))
+    finally:
+        place.delete(heir)
+
+
+def _heir_left(place: Place, mine: Holder) -> bytes | None:
+    """Who is about to take our lease, after time to withdraw for the life that we have just shown; None: nobody is."""
+    until = clock_s() + mine.lapse_s / 2
+    while (found := place.read(_heir(mine))) is not None and clock_s() < until:
+        time.sleep(min(_POLL_S, mine.lapse_s / 20))
+    if found is not None and (place.age_s(_heir(mine)) or 0.0) > mine.lapse_s:  # it has died on the way
+        place.delete(_heir(mine))
+        return None
+    return found

@@ -10,12 +10,11 @@ so whoever creates looks at what is there, and content unique to its writer tell
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -24,16 +23,19 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from pipeline.errors import PipelineError, StorageError, StoreUnreachable, UsageError
-from pipeline.store.keys import PLAN_KEY, RUN_FOLDER
+from pipeline.store.keys import LEASES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from obstore.store import ObjectStore as Client
-    from zarr.storage import ObjectStore
+    from zarr.abc.store import Store
+
+    from pipeline.store.place import Guard
 
 PATIENCE_ENV = "SEN2FINE_STORE_PATIENCE_S"
 _PATIENCE_S = 90.0  # of one request, over all its tries; less than the grace of a job that is asked to stop
+_LISTED = 1000  # objects that one request lists or deletes
 _TRIES = 3  # of a conditional PUT, each with its own patience
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 15.0
 _SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
@@ -59,6 +61,7 @@ class ObjectPlace:
     """A prefix of a bucket, by its URL."""
 
     url: str
+    guard: Guard | None = field(default=None, compare=False, repr=False)
 
     hands = 32
 
@@ -89,9 +92,17 @@ class ObjectPlace:
         with self.reading():
             return any(len(batch) > 0 for batch in obstore.list(self._client, chunk_size=1))
 
-    def empty(self) -> bool:
-        """True when no object lies under the prefix: there are no folders."""
-        return not self.exists()
+    def guarded(self, guard: Guard) -> ObjectPlace:
+        """The same prefix."""
+        return ObjectPlace(self.url, guard)
+
+    def walk(self) -> Iterator[str]:
+        """All objects under the prefix; there are no folders."""
+        import obstore
+
+        with self.reading():
+            for batch in obstore.list(self._client, chunk_size=_LISTED):
+                yield from (meta["path"] for meta in batch)
 
     def read(self, key: str) -> bytes | None:
         """Content of one object."""
@@ -118,7 +129,7 @@ class ObjectPlace:
         """Seconds by the object store's clock, which is asked for by an object written now."""
         import obstore
 
-        now = f"{RUN_FOLDER}/clock-{uuid4().hex}"
+        now = f"{LEASES}.clock-{uuid4().hex}"
         with self.reading():
             try:
                 written = obstore.head(self._client, key)["last_modified"]
@@ -148,6 +159,7 @@ class ObjectPlace:
         import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 
+        self._require()
         for last in (*[False] * (_TRIES - 1), True):
             try:
                 obstore.put(self._client, key, content, mode="create", use_multipart=False)
@@ -155,6 +167,8 @@ class ObjectPlace:
                 found = self.read(key)
                 if found is not None:
                     return found == content
+                if isinstance(error, AlreadyExistsError):  # and deleted since
+                    return False
                 if isinstance(error, NotSupportedError) or "status code: 501" in str(error):
                     self.write(key, content)  # a server without conditional PUT: the last of two wins
                     return self.read(key) == content
@@ -172,33 +186,46 @@ class ObjectPlace:
         with self.writing(), suppress(FileNotFoundError):
             obstore.delete(self._client, key)
 
-    def remove(self) -> None:
-        """Mark the store incomplete, take its plan, then all objects, and last the one by which it is known as ours."""
+    def clear(self, kept: tuple[str, ...]) -> None:
+        """Delete objects, as many at once as one request takes; the guard is asked before each."""
+        batch: list[str] = []
+        for key in self.walk():
+            if not key.startswith(kept):
+                batch.append(key)
+            if len(batch) == _LISTED:
+                self._delete(batch)
+                batch = []
+        self._delete(batch)
+
+    def _delete(self, keys: list[str]) -> None:
         import obstore
 
-        mark = self.read("zarr.json")
-        if mark is not None:
-            root = json.loads(mark)
-            root["attributes"]["status"] = "incomplete"
-            self.write("zarr.json", json.dumps(root).encode())
-        self.delete(PLAN_KEY)
-        with self.writing():
-            for batch in obstore.list(self._client):
-                keys = [meta["path"] for meta in batch if meta["path"] != "zarr.json"]
-                if keys:
-                    obstore.delete(self._client, keys)
-        self.delete("zarr.json")
+        if keys:
+            with self.writing():
+                obstore.delete(self._client, keys)
+
+    def tidy(self, *, whole: bool) -> None:
+        """Nothing: there are no folders."""
 
     def sweep(self) -> int:
         """Nothing: an interrupted PUT leaves no object."""
         return 0
 
-    def zarr_store(self, group: str = "") -> ObjectStore[object]:
+    def zarr_store(self, group: str = "") -> Store:
         """A Zarr store over the group's prefix."""
         from zarr.storage import ObjectStore
 
         url = f"{self.url}/{group}" if group else self.url
-        return ObjectStore(_client(url, self.url, _environment(), _patience_s()))
+        store = ObjectStore(_client(url, self.url, _environment(), _patience_s()))
+        if self.guard is None:
+            return store
+        from pipeline.store.guarded import guarded_store
+
+        return guarded_store(store, self.guard)
+
+    def _require(self) -> None:
+        if self.guard is not None:
+            self.guard()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -220,6 +247,7 @@ class ObjectPlace:
         """Like `reading`; an object that cannot be put because something is not found is a failure as well."""
         from obstore.exceptions import BaseError
 
+        self._require()
         try:
             yield
         except PipelineError:

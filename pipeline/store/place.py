@@ -10,24 +10,32 @@ import errno
 import os
 import re
 import shutil
-import time
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 from pipeline.errors import StorageError, UsageError
+from pipeline.store.files import partial_path, put_file
+from pipeline.store.files import storage_error as storage_error
+from pipeline.store.files import write_atomic as write_atomic
+from pipeline.store.keys import RUN_FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from zarr.storage import ObjectStore
+    from zarr.abc.store import Store
+
+    Guard = Callable[[], None]
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # one letter is a Windows drive
+_REMOVED = "removed-"  # folder within the run's, for what is about to be deleted
+_TEMPORARY = re.compile(r"\.([0-9a-f]{32}|\d+)\.partial$")  # ours, zarr's, and ours of versions before
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -59,8 +67,12 @@ class Place(Protocol):
         """True when anything is there."""
         ...
 
-    def empty(self) -> bool:
-        """True when it is there, or may be made there, and holds nothing."""
+    def guarded(self, guard: Guard) -> Place:
+        """The same place, which calls `guard` before anything is written; what it raises keeps that from happening."""
+        ...
+
+    def walk(self) -> Iterator[str]:
+        """Keys of all files, in any order; of empty folders too, with a slash at the end."""
         ...
 
     def read(self, key: str) -> bytes | None:
@@ -91,15 +103,19 @@ class Place(Protocol):
         """Take a file away, if there is one."""
         ...
 
-    def remove(self) -> None:
-        """Take everything away, so that a kill leaves nothing that looks like a store to read or to continue."""
+    def clear(self, kept: tuple[str, ...]) -> None:
+        """Take everything away but the files of `_run` whose keys begin with one of `kept`."""
+        ...
+
+    def tidy(self, *, whole: bool) -> None:
+        """Remove the run's folder where it is empty, and with `whole` the place itself."""
         ...
 
     def sweep(self) -> int:
         """Remove temporary files that killed processes left; returns how many. Only with no run alive."""
         ...
 
-    def zarr_store(self, group: str = "") -> str | ObjectStore[object]:
+    def zarr_store(self, group: str = "") -> str | Store:
         """What `zarr.open_group` and `xarray.open_zarr` take."""
         ...
 
@@ -149,6 +165,7 @@ class LocalPlace:
     """A folder, which need not exist yet."""
 
     path: Path
+    guard: Guard | None = field(default=None, compare=False, repr=False)
 
     hands = 1
 
@@ -162,7 +179,7 @@ class LocalPlace:
 
     def absolute(self) -> LocalPlace:
         """The path resolved. OSError when it cannot be."""
-        return LocalPlace(self.path.resolve())
+        return LocalPlace(self.path.resolve(), self.guard)
 
     def shown(self, key: str) -> str:
         """The file's path."""
@@ -172,9 +189,20 @@ class LocalPlace:
         """True for a file as well: it stands in the way."""
         return self.path.exists()
 
-    def empty(self) -> bool:
-        """True for a folder with nothing in it."""
-        return self.path.is_dir() and not any(self.path.iterdir())
+    def guarded(self, guard: Guard) -> LocalPlace:
+        """The same folder."""
+        return LocalPlace(self.path, guard)
+
+    def walk(self) -> Iterator[str]:
+        """By walking; a file in the place's stead is one without a name."""
+        if self.path.exists() and not self.path.is_dir():
+            yield ""
+        for folder, inside, files in os.walk(self.path):
+            at = Path(folder).relative_to(self.path)
+            yield from ((at / name).as_posix() for name in files)
+            yield from ((at / name).as_posix() for name in inside if (Path(folder) / name).is_symlink())
+            if not inside and not files and at != Path():
+                yield f"{at.as_posix()}/"
 
     def read(self, key: str) -> bytes | None:
         """Content; OSError when the disk refuses to read."""
@@ -189,11 +217,21 @@ class LocalPlace:
         return path.stat().st_size if path.is_file() else None
 
     def age_s(self, key: str) -> float | None:
-        """Seconds by this machine's clock."""
+        """Seconds by the file system's clock, which a file written now tells: a server's may differ from ours."""
         try:
-            return time.time() - (self.path / key).stat().st_mtime
-        except FileNotFoundError:
+            written = (self.path / key).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        probe = (self.path / key).with_name(f"lease.clock-{uuid4().hex}")
+        try:
+            probe.touch()
+            now = probe.stat().st_mtime
+        except OSError as error:
+            raise storage_error(error, probe) from error
+        finally:
+            with suppress(OSError):
+                probe.unlink()
+        return now - written
 
     def names(self, folder: str) -> list[str]:
         """Files of a folder, temporary ones left out."""
@@ -202,14 +240,16 @@ class LocalPlace:
 
     def write(self, key: str, content: bytes) -> None:
         """Write beside, bring to disk, rename."""
+        self._require()
         write_atomic(self.path / key, content)
 
     def create(self, key: str, content: bytes) -> bool:
         """Write beside, then link under the name, which fails where there is one."""
+        self._require()
         path = self.path / key
-        partial = _partial(path)
+        partial = partial_path(path)
         try:
-            _put(partial, content)
+            put_file(partial, content)
             try:
                 os.link(partial, path)
             except OSError as error:
@@ -228,28 +268,57 @@ class LocalPlace:
 
     def delete(self, key: str) -> None:
         """Unlink."""
-        (self.path / key).unlink(missing_ok=True)
+        self._require()
+        with suppress(NotADirectoryError):
+            (self.path / key).unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Rename first, so that a kill leaves no half store under its name. StorageError when the system refuses."""
-        doomed = self.path.with_name(self.path.name + ".deleting")
+    def clear(self, kept: tuple[str, ...]) -> None:
+        """Move everything aside, then delete it there: what somebody writes to its old place meanwhile is not hit."""
+        run = self.path / RUN_FOLDER
+        aside = run / f"{_REMOVED}{uuid4().hex}"
         try:
-            shutil.rmtree(doomed, ignore_errors=True)
-            self.path.rename(doomed)
-            shutil.rmtree(doomed)
+            (aside / RUN_FOLDER).mkdir(parents=True)
+            for path in [*self.path.iterdir(), *run.iterdir()]:
+                key = path.relative_to(self.path)
+                if path != run and not path.name.startswith(_REMOVED) and not key.as_posix().startswith(kept):
+                    self._require()
+                    path.rename(aside / key)
+            for folder in run.glob(f"{_REMOVED}*"):
+                shutil.rmtree(folder)
         except OSError as error:
-            raise StorageError(f"cannot delete {self}: {error.strerror}", cure="delete it by hand") from error
+            raise StorageError(
+                f"cannot delete what is in {self}: {error.strerror}", cure="delete it by hand"
+            ) from error
+
+    def tidy(self, *, whole: bool) -> None:
+        """As far as the system allows."""
+        with suppress(OSError):
+            (self.path / RUN_FOLDER).rmdir()
+            if whole:
+                self.path.rmdir()
 
     def sweep(self) -> int:
-        """Remove all *.partial files, ours and zarr's."""
-        leftovers = [path for path in self.path.rglob("*.partial") if path.is_file()]
+        """Remove temporary files, ours and zarr's; those of the user, by whatever name, stay."""
+        leftovers = [path for path in self.path.rglob("*.partial") if _TEMPORARY.search(path.name) and path.is_file()]
         for path in leftovers:
+            self._require()
             path.unlink(missing_ok=True)
         return len(leftovers)
 
-    def zarr_store(self, group: str = "") -> str:
+    def zarr_store(self, group: str = "") -> str | Store:
         """The group's folder."""
-        return str(self.path / group)
+        path = self.path / group
+        if self.guard is None:
+            return str(path)
+        from zarr.storage import LocalStore
+
+        from pipeline.store.guarded import guarded_store
+
+        return guarded_store(LocalStore(path), self.guard)
+
+    def _require(self) -> None:
+        if self.guard is not None:
+            self.guard()
 
     def reading(self) -> AbstractContextManager[None]:
         """Nothing to put into words: a disk's failures on reading are as good as damage to the file."""
@@ -258,43 +327,8 @@ class LocalPlace:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """The system's refusals as StorageError."""
+        self._require()
         try:
             yield
         except OSError as error:
             raise storage_error(error, self.path) from error
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.partial")
-
-
-def _put(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at a local `path` whole or not at all. Raises StorageError."""
-    partial = _partial(path)
-    try:
-        _put(partial, content)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed either
-            partial.unlink()
-        raise storage_error(error, path) from error
-
-
-def storage_error(error: OSError, where: Path) -> StorageError:
-    """Put an operating system's refusal into words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"no space left while writing {where}", cure="free space and run the same command again")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(f"may not write to {where}", cure="choose another --out, or fix its permissions")
-    return StorageError(
-        f"writing {where} failed: {error.strerror or error}",
-        cure="mend it or choose another --out, and run the command again",
-    )

@@ -98,14 +98,16 @@ class Template:
 
 
 def create(store: Where, group: str, template: Template) -> None:
-    """Write metadata and coordinates of one zone's groups; no data chunk. Raises StorageError."""
+    """Write metadata and coordinates of one zone's groups, which are not there yet; no data chunk.
+
+    Raises StorageError.
+    """
     import zarr
 
     place = place_of(store)
     with place.writing():
-        # attributes go with the group's first write: a killed start is still recognised as ours
-        attributes = _attributes(template)
-        root = zarr.create_group(store=place.zarr_store(group), attributes=attributes, overwrite=True, zarr_format=3)
+        # without `overwrite`, which would delete the lease and whatever else is there
+        root = zarr.create_group(store=place.zarr_store(group), attributes=_attributes(template), zarr_format=3)
         if place.hands == 1:
             _fill_all(root, template)
     if place.hands == 1:
@@ -165,18 +167,14 @@ def _fill_all(root: zarr.Group, template: Template) -> None:
             _fill(root.create_group(level.path, attributes=_georeference(level.raster)), level, template)
 
 
-def create_root(store: Where, attributes: Mapping[str, Any], *, overwrite: bool = True) -> None:
-    """Write the root group above several zones' groups; it holds attributes only. Raises StorageError.
-
-    Without `overwrite`, what lies below stays.
-    """
+def create_root(store: Where, attributes: Mapping[str, Any]) -> None:
+    """Write the root group above several zones' groups anew; what lies below stays. Raises StorageError."""
     import zarr
 
     place, stated = place_of(store), {"status": STATUS_INCOMPLETE, **attributes}
-    if not overwrite:
-        place.delete("zarr.json")
+    place.delete("zarr.json")
     with place.writing():
-        zarr.create_group(store=place.zarr_store(), attributes=stated, overwrite=overwrite, zarr_format=3)
+        zarr.create_group(store=place.zarr_store(), attributes=stated, zarr_format=3)
 
 
 def _georeference(raster: Raster, *more: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from pipeline.execution import cluster
-from pipeline.execution.work import Stop, Summary, Work
+from pipeline.execution.stop import Stop
+from pipeline.execution.work import Summary, Work
 from pipeline.store.receipts import Receipt
 
 if TYPE_CHECKING:

@@ -209,7 +209,7 @@ def test_kill_9_then_the_same_command_and_a_second_run_beside_it(archive, aoi, u
         time.sleep(0.05)
     assert first.poll() is None, first.communicate()
     code, _, err = call(*words(archive, aoi, url))
-    assert code == 2
+    assert code == 75
     assert f"being written by process {first.pid}" in err
     os.killpg(first.pid, signal.SIGKILL)
     said = "".join(first.communicate())

@@ -221,9 +221,13 @@ def test_two_runs_of_one_store_do_not_meet(archive, aoi, tmp_path):
     store = tmp_path / "held.zarr"
     run(config_for(archive, unit_chunks=1), aoi, store)
     with lease(store):
-        second = subprocess.run(command(archive, aoi, store), capture_output=True, text=True)
-    assert second.returncode == 2
-    assert f"process {os.getpid()}" in second.stderr
+        before = chunk_digests(store)
+        for more in ((), ("--overwrite",), ("--overwrite", "--plan-only")):
+            second = subprocess.run(command(archive, aoi, store, *more), capture_output=True, text=True)
+            assert second.returncode == 75
+            assert f"process {os.getpid()}" in second.stderr
+            assert "delete" not in second.stderr
+        assert chunk_digests(store) == before
     assert go_on(archive, aoi, store) == 0
     assert not (store / RUN_FOLDER / "lease.json").exists()
 

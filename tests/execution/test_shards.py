@@ -1,6 +1,7 @@
 """A frozen plan in parts: N shards and a publication give what one run gives."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -8,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.execution import driver
 from pipeline.execution.plan import Unit, load_plan
 from pipeline.execution.shards import Shard
 from pipeline.run import main
@@ -88,19 +88,15 @@ def test_publication_refuses_and_names_what_is_missing(frozen, capsys):
     assert json.loads(capsys.readouterr().out)["computed"] == len(missing)
 
 
-def test_a_shard_has_one_worker_at_a_time_and_no_whole_run_beside_it(frozen, monkeypatch):
-    plan = load_plan(frozen)
-    monkeypatch.setattr("pipeline.store.lease._alive", lambda held, path: True)
-    monkeypatch.setattr("os.getpid", lambda: 1)
+def test_a_shard_has_one_worker_at_a_time_and_no_whole_run_beside_it(frozen, capsys):
     with lease(frozen, "1-of-2"):
-        monkeypatch.setattr("os.getpid", lambda: 2)
         with lease(frozen, "2-of-2"):
             pass
-        for shard in ("1-of-2", ""):
-            with pytest.raises(UsageError, match="being written by process 1"), lease(frozen, shard):
-                pass
-        with pytest.raises(UsageError, match="being written"):
-            driver.finalise(plan, frozen)
+        for words in (["--shard-of", "1/2"], ["--finalise"], []):
+            capsys.readouterr()
+            assert main(["--plan", str(frozen), "--cluster", "inline", *words]) == 75
+            assert f"being written by process {os.getpid()}" in capsys.readouterr().err
+    assert main(["--plan", str(frozen), "--cluster", "inline", "--shard-of", "1/2"]) == 0
 
 
 @pytest.mark.parametrize(

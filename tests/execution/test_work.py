@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.errors import Interrupted, PipelineError, ReadError, StorageError, Unreachable
 from pipeline.execution.plan import Unit
-from pipeline.execution.work import Breaker, Patience, Stop, Summary, Work
+from pipeline.execution.stop import Stop
+from pipeline.execution.work import Breaker, Patience, Summary, Work
 from pipeline.store.receipts import Receipt
 
 DIGEST = "d" * 64

@@ -207,9 +207,11 @@ def test_receipts_are_believed_only_for_their_plan_and_when_whole(store):
 
 def test_sweep_removes_what_a_killed_process_left(store):
     (store / "reflectance" / "c").mkdir(parents=True, exist_ok=True)
-    (store / "reflectance" / "c" / "0.abc.partial").write_bytes(b"x")
-    assert Ledger(store, "d").sweep() == 1
+    for name in (f"0.{'a' * 32}.partial", f"plan.json.{'b' * 32}.partial", "0.4711.partial", "thesis.partial"):
+        (store / "reflectance" / "c" / name).write_bytes(b"x")
+    assert Ledger(store, "d").sweep() == 3
     assert Ledger(store, "d").sweep() == 0
+    assert (store / "reflectance" / "c" / "thesis.partial").is_file(), "the user's"
 
 
 def test_status_flips_last(store):

@@ -1,9 +1,7 @@
 """Places: one suite for folders and for an object store, and what lost answers, refusals and outages come to."""
 
-import os
 import pickle
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -15,10 +13,8 @@ import pipeline
 from pipeline.errors import StorageError, StoreUnreachable, UsageError
 from pipeline.grid.grid import Grid
 from pipeline.store import layout
-from pipeline.store import lease as leases
 from pipeline.store.layout import RegionWriter, verify_chunks
-from pipeline.store.lease import lease
-from pipeline.store.place import LocalPlace, place_of
+from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.template import Template, create, create_root
 from tests.store.s3_server import KEY_ID, SECRET, Fault, s3_server
@@ -54,7 +50,7 @@ def test_files_are_read_as_written_and_absent_ones_are_none(place):
     assert (place.read("a/b"), place.size("a/b")) == (b"three", 5)
     assert -2 < place.age_s("a/b") < 60
     assert place.exists()
-    assert not place.empty()
+    assert list(place.walk()) == ["a/b"]
     place.delete("a/b")
     place.delete("a/b")
     assert place.read("a/b") is None
@@ -89,7 +85,13 @@ def test_places_travel_and_show_their_name(place):
 def test_removal_leaves_nothing(place):
     for key in ("zarr.json", "_run/plan.json", "reflectance/c/0/0/0"):
         place.write(key, b'{"attributes": {"status": "complete"}}')
-    place.remove()
+    place.write("overviews/a", b"x")
+    place.write("_run/overviews/a", b"x")
+    place.write("_run/lease.json", b"x")
+    place.clear(("_run/lease",))
+    assert list(place.walk()) == ["_run/lease.json"]
+    place.delete("_run/lease.json")
+    place.tidy(whole=True)
     assert not place.exists()
 
 
@@ -137,37 +139,6 @@ def test_what_is_no_store_is_said_so(place):
         pipeline.open_store(place)
     with pytest.raises(UsageError, match="holds no plan"):
         pipeline.load_plan(str(place))
-
-
-def test_a_lease_elsewhere_counts_by_age_and_is_then_taken_over(place, monkeypatch):
-    other = b'{"host": "elsewhere", "pid": 1, "owner": "o"}'
-    place.write("_run/lease.json", other)
-    if not isinstance(place, LocalPlace):  # this machine's clock does not count there
-        monkeypatch.setattr(time, "time", lambda: 4e9)
-    for shard in ("", "1-of-2"):
-        with pytest.raises(UsageError, match="process 1 on elsewhere"), lease(place, shard):
-            pass
-    assert place.read("_run/lease.json") == other
-    monkeypatch.setattr(leases, "_LEASE_S", -60.0)
-    monkeypatch.setattr(leases, "_heartbeat", lambda *_: None)
-    with lease(place):
-        assert f'"pid": {os.getpid()}'.encode() in place.read("_run/lease.json")
-    assert place.names("_run") == []
-
-
-def test_a_heartbeat_renews_its_own_lease_and_leaves_that_of_another(place, monkeypatch):
-    monkeypatch.setattr(leases, "_LEASE_S", 0.5)
-    written = []
-    monkeypatch.setattr(type(place), "write", lambda self, key, content: written.append(key))
-    with lease(place):
-        until = time.monotonic() + 10
-        while not written and time.monotonic() < until:
-            time.sleep(0.02)
-    assert set(written) == {"_run/lease.json"}
-    monkeypatch.undo()
-    with lease(place):
-        place.write("_run/lease.json", b"another's")
-    assert place.read("_run/lease.json") == b"another's"
 
 
 class TestNames:
@@ -229,6 +200,11 @@ class TestFaults:
         server.faults[:] = [Fault("PUT", "lease", "lost")]
         assert not far.create("lease", b"mine")
         assert far.read("lease") == b"another's"
+
+    def test_a_creation_that_lost_to_another_who_is_gone_since_may_be_tried_again(self, server, far):
+        server.faults[:] = [Fault("PUT", "lease", 412)]
+        assert not far.create("lease", b"mine")
+        assert far.create("lease", b"mine")
 
     def test_a_server_without_conditional_puts_lets_the_last_win(self, server, far, monkeypatch):
         monkeypatch.setenv("SEN2FINE_STORE_PATIENCE_S", "0.2")

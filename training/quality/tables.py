@@ -11,6 +11,7 @@ import io
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from pipeline.errors import StorageError
 
@@ -172,7 +173,7 @@ def _cells(values: Mapping[str, float | None], metrics: Sequence[str]) -> list[s
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under another name, then move it to `path`. StorageError where that cannot be."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)

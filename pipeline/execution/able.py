@@ -1,0 +1,51 @@
+"""Whether workers that others started can do the work: the same software, and the store in their sight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from pipeline.archive.redaction import redact
+from pipeline.errors import PipelineError, UsageError
+from pipeline.execution.software import this_software
+from pipeline.store.current import Fence
+from pipeline.store.keys import LEASES
+from pipeline.store.place import place_of
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_WORDS = 300  # characters of a worker's own words that are repeated
+
+
+def require_able(client: Client, store: str, digest: str) -> None:
+    """UsageError, in a worker's own words, when one of those that are there now could not do its part."""
+    try:
+        answers = client.run(look, store, digest, on_error="return")
+    except Exception as error:  # from the scheduler: whatever could not be unpickled there
+        answers = {"the scheduler": error}
+    expected = str(this_software())
+    for worker, answer in sorted(answers.items(), key=lambda item: str(item[0])):
+        if answer == expected:
+            continue
+        if isinstance(answer, PipelineError):
+            said = str(answer)
+        elif isinstance(answer, BaseException):
+            said = f"{type(answer).__name__}: {answer}"
+        else:
+            said = f"it computes with {answer}"
+        raise UsageError(
+            f"{worker} cannot do the work: {redact(said)[:_WORDS]}",
+            f"{expected}, and {store} in its sight, to write into",
+            "start the workers from this environment, where they see the store under this path",
+        )
+
+
+def look(store: str, digest: str) -> str:
+    """In a worker: what it computes with, once it has seen that it may write into the store of the plan."""
+    place = place_of(store)
+    Fence(place, digest)
+    probe = f"{LEASES}.probe-{uuid4().hex}"
+    place.write(probe, b"")
+    place.delete(probe)
+    return str(this_software())

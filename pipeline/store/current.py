@@ -1,0 +1,98 @@
+"""Which plan a store is of, in one small file that every process looks at before it writes.
+
+A unit at work on a store that another run has begun anew would else put pixels of one plan among those of another.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import Interrupted, LeaseLost, UsageError
+from pipeline.store.holder import clock_s
+from pipeline.store.keys import CURRENT_KEY
+from pipeline.store.place import place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pipeline.store.place import Place, Where
+
+TRUSTED_S = 0.5  # an object store is not asked more often
+
+
+@dataclass(frozen=True)
+class Current:
+    """What is written into a store at present."""
+
+    plan_digest: str
+    begun: str  # unique to one beginning of the store; "" where a version before did not say
+    run: str = ""  # the whole run that writes, by its lease; "" for parts
+
+    def put(self, place: Place) -> None:
+        """Write it down."""
+        place.write(CURRENT_KEY, json.dumps(asdict(self), sort_keys=True).encode())
+
+
+def read_current(place: Place) -> Current | None:
+    """What a store says; None when it does not, as while it is begun anew."""
+    return _parsed(place.read(CURRENT_KEY))
+
+
+def _parsed(content: bytes | None) -> Current | None:
+    try:
+        found = json.loads(content or b"")
+        return Current(str(found["plan_digest"]), str(found["begun"]), str(found.get("run", "")))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class Fence:
+    """Lets a process write only while the store stays what it was when the process began.
+
+    LeaseLost from the start where the store is not of the plan, UsageError where this process sees no store.
+    """
+
+    def __init__(self, place: Place, plan_digest: str) -> None:
+        self._place, self._asked_s = place, clock_s()
+        self._content = place.read(CURRENT_KEY)
+        found = _parsed(self._content)
+        if self._content is None and not place.exists():
+            raise UsageError(f"{place} does not exist on {socket.gethostname()}", "a path that all workers see")
+        if found is None or found.plan_digest != plan_digest:
+            raise self._taken()
+
+    def require(self) -> None:
+        """LeaseLost when another run has taken over, or begun the store anew."""
+        now_s = clock_s()
+        if self._place.hands > 1 and now_s < self._asked_s + TRUSTED_S:
+            return
+        if self._place.read(CURRENT_KEY) != self._content:
+            raise self._taken()
+        self._asked_s = now_s
+
+    def _taken(self) -> LeaseLost:
+        return LeaseLost(
+            f"{self._place} was taken over or begun anew by another run",
+            "one run per store at a time",
+            "run the same command again when the other run has ended, if this run is still wanted",
+        )
+
+
+@contextmanager
+def unchanged(store: Where) -> Iterator[Callable[[], None]]:
+    """Around reading a store: Interrupted when it was begun anew meanwhile, at the end and wherever asked."""
+    place = place_of(store)
+    before = read_current(place)
+
+    def require() -> None:
+        after = read_current(place)
+        if (before and (before.plan_digest, before.begun)) != (after and (after.plan_digest, after.begun)):
+            cure = "run the same command again when it is finished"
+            raise Interrupted(f"{place} was begun anew while it was read", "the store of one plan", cure)
+
+    yield require
+    require()

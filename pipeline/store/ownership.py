@@ -1,0 +1,44 @@
+"""Whose a place is, before anything in it is continued or deleted."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from pipeline.store.keys import BEGINNING_KEY, LEASES, PLAN_KEY, RUN_FOLDER
+
+if TYPE_CHECKING:
+    from pipeline.store.place import Place
+
+
+class Standing(Enum):
+    """What is found at a place."""
+
+    EMPTY = "nothing but leases"
+    BEGINNING = "a store whose beginning was interrupted"
+    BEGUN = "a store with its plan"
+    ORPHANED = "a store of ours that has lost its plan"
+    FOREIGN = "something else"
+
+
+def standing(place: Place) -> Standing:
+    """What is at a place; nothing is changed."""
+    if place.size(PLAN_KEY) is not None:
+        return Standing.BEGUN
+    if all(key.startswith(LEASES) or key == f"{RUN_FOLDER}/" for key in place.walk()):
+        return Standing.EMPTY
+    if place.size(BEGINNING_KEY) is not None:
+        return Standing.BEGINNING
+    return Standing.ORPHANED if _signed(place) else Standing.FOREIGN
+
+
+def _signed(place: Place) -> bool:
+    """True where metadata or receipts say that a run of ours wrote here."""
+    if any(key.endswith(".json") for key in place.names(f"{RUN_FOLDER}/receipts")):
+        return True
+    try:
+        attributes = json.loads(place.read("zarr.json") or b"").get("attributes", {})
+    except (OSError, ValueError, AttributeError):
+        return False
+    return isinstance(attributes, dict) and "plan_digest" in attributes
