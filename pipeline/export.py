@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import bbox
 from pipeline.bands import BAND_NAMES
-from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError
+from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError, printable
 from pipeline.terminal import Progress, counted, show
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_RESUMABLE
     progress.clear()
     for note in made.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     show(json.dumps(as_json(made)) if arguments.json else in_words(made))
     return EXIT_OK
 

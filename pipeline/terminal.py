@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.bands import TARGET_GSD_M
+from pipeline.errors import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Show what is going on now."""
         if self._shown:
-            self._stream.write(f"\r{text[:_WIDTH]:<{_WIDTH}}")
+            self._stream.write(f"\r{printable(text)[:_WIDTH]:<{_WIDTH}}")
             self._stream.flush()
 
     def units(self, summary: Summary, running: int) -> None:
@@ -64,9 +65,9 @@ class Progress:
 
 
 def show(text: str) -> None:
-    """Print; a reader that leaves early (`| head`) is no failure of the run."""
+    """Print, control characters as escapes; a reader that leaves early (`| head`) is no failure of the run."""
     try:
-        print(text, flush=True)
+        print(printable(text), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails again at exit
 

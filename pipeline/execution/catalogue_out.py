@@ -16,9 +16,10 @@ from pipeline.archive.catalog import load_catalog
 from pipeline.errors import IntegrityError, PipelineError, StorageError, StoreHeld, UsageError
 from pipeline.execution.plan import load_plan
 from pipeline.store.collection import collection_of, collection_path, named
+from pipeline.store.identity import group_attributes, root_attributes
 from pipeline.store.lease import lease
 from pipeline.store.place import LocalPlace, place_of, write_atomic
-from pipeline.store.selection import require_finished, root_attributes
+from pipeline.store.selection import VARIABLES, require_finished
 from pipeline.store.stac_item import ITEM_KEY, GroupFacts, ItemFacts, Source, build_item
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def item_of(plan: Plan, place: Place) -> dict[str, Any]:
     attributes = root_attributes(place)
     try:
         groups = tuple(group for zone in plan.zones for group in _groups(place, plan.group(zone.epsg)))
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         found = f"the metadata of {place} cannot be read ({error})"
         raise IntegrityError(found, cure=f"python -m pipeline.check {place} --verify full") from error
     shape = _area(plan)
@@ -104,6 +105,9 @@ def list_stores(
             raise
         except PipelineError as error:
             notes.append(f"left out: {error}")
+            continue
+        except Exception as error:  # one store with odd content must not lose the others
+            notes.append(f"left out: {place} cannot be read ({type(error).__name__}: {error})")
             continue
         notes += remarks
         listed.append(str(place))
@@ -171,35 +175,45 @@ def _groups(place: Place, group: str) -> Iterator[GroupFacts]:
     with place.reading():
         opened = zarr.open_group(place.zarr_store(group), mode="r")
         prefix = f"{group}-" if group else ""
-        epsg = str(opened.attrs["proj:code"])
-        yield _facts(opened, group or "data", group, f"all bands at 2.5 m, {epsg}")
+        stated = group_attributes(place, group, opened)
+        epsg = str(stated["proj:code"])
+        yield _facts(opened, stated, group or "data", group, f"all bands at 2.5 m, {epsg}")
         if _MEASURED not in opened:
             return
         below = f"{group}/{_MEASURED}" if group else _MEASURED
-        for name in sorted(opened[_MEASURED].group_keys(), key=lambda name: float(name.removesuffix("m"))):
+        for name in sorted(
+            filter(_is_gsd, opened[_MEASURED].group_keys()), key=lambda name: float(name.removesuffix("m"))
+        ):
             title = f"the input on its native grid, {name.removesuffix('m')} m, {epsg}"
-            yield _facts(opened[f"{_MEASURED}/{name}"], f"{prefix}{_MEASURED}-{name}", f"{below}/{name}", title)
+            level = opened[f"{_MEASURED}/{name}"]
+            attributes = group_attributes(place, f"{below}/{name}", level)
+            yield _facts(level, attributes, f"{prefix}{_MEASURED}-{name}", f"{below}/{name}", title)
 
 
-def _facts(opened: zarr.Group, key: str, path: str, title: str) -> GroupFacts:
+def _is_gsd(name: str) -> bool:
+    """True for names of levels such as "10m"; other groups are somebody else's."""
+    return name.endswith("m") and name.removesuffix("m").replace(".", "", 1).isdecimal()
+
+
+def _facts(opened: zarr.Group, stated: dict[str, Any], key: str, path: str, title: str) -> GroupFacts:
     bands = [str(name) for name in opened["band"][:]]
-    transform = tuple(float(value) for value in opened.attrs["spatial:transform"])
-    ny, nx = (int(value) for value in opened.attrs["spatial:shape"])
+    transform = tuple(float(value) for value in stated["spatial:transform"])
+    ny, nx = (int(value) for value in stated["spatial:shape"])
     return GroupFacts(
         key=key,
         path=path,
         title=title,
-        epsg=int(str(opened.attrs["proj:code"]).removeprefix("EPSG:")),
+        epsg=int(str(stated["proj:code"]).removeprefix("EPSG:")),
         gsd_m=transform[0],
         shape=(ny, nx),
         transform=transform,
-        bounds_m=tuple(float(value) for value in opened.attrs["spatial:bbox"]),
+        bounds_m=tuple(float(value) for value in stated["spatial:bbox"]),
         bands=tuple(bands),
         times_utc=tuple(_utc(int(value)) for value in opened["time"][:]),
         arrays={name: tuple(map(str, array.metadata.dimension_names or ())) for name, array in sorted(opened.arrays())
-                if array.ndim >= 3},
+                if name in VARIABLES},
         generated=tuple(name for name, flag in zip(bands, opened["generated"][:], strict=True) if flag),
-        multiscales="multiscales" in opened.attrs,
+        multiscales="multiscales" in stated,
     )  # fmt: skip
 
 

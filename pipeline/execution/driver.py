@@ -9,31 +9,32 @@ stopping means waiting for those alone.
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from pipeline.errors import Interrupted, NoDataError, UpstreamError
-from pipeline.execution import pyramid, software
+from pipeline.execution import integrity, pyramid, software
 from pipeline.execution.begin import going_on
-from pipeline.execution.catalogue_out import write_item
 from pipeline.execution.cluster import open_pool
-from pipeline.execution.outline import template_of
+from pipeline.execution.expected import write_template
+from pipeline.execution.plan import plan_file
 from pipeline.execution.quarantine import Quarantine, allowed
 from pipeline.execution.stop import stop_on_signals
+from pipeline.execution.trust import require_local_access
+from pipeline.execution.unnamed import chunks_of
 from pipeline.execution.work import Summary, Work
-from pipeline.store import layout, overview_records, template
+from pipeline.store import layout, overview_records
 from pipeline.store.current import Current
-from pipeline.store.keys import PLAN_KEY, RUN_FOLDER
+from pipeline.store.keys import PLAN_KEY
 from pipeline.store.lease import lease
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.stac_item import ITEM_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
     from contextlib import AbstractContextManager
 
     from pipeline.execution.plan import Plan, Unit
@@ -51,26 +52,9 @@ def prepare(plan: Plan, store: Where) -> None:
     The plan comes last: a store without one was never begun.
     """
     place = place_of(store)
-    if "" not in {plan.group(zone.epsg) for zone in plan.zones}:
-        template.create_root(place, _root_attributes(plan))
-    for zone in plan.zones:
-        template.create(place, plan.group(zone.epsg), template_of(plan, zone))
-    layout.consolidate(place)
-    place.write(PLAN_KEY, json.dumps(plan.to_json(), indent=1).encode())
+    write_template(plan, place)
+    place.write(PLAN_KEY, plan_file(plan))
     Current(plan.digest, uuid4().hex).put(place)
-
-
-def write_metadata(plan: Plan, store: Where) -> None:
-    """Put the template's files over those that are there, which are damaged; the store is to be published again."""
-    if "" not in {plan.group(zone.epsg) for zone in plan.zones}:
-        template.create_root(store, _root_attributes(plan))
-    for zone in plan.zones:
-        template.write_metadata(store, plan.group(zone.epsg), template_of(plan, zone))
-    layout.consolidate(store)
-
-
-def _root_attributes(plan: Plan) -> dict[str, object]:
-    return {"groups": [plan.group(zone.epsg) for zone in plan.zones], "plan_digest": plan.digest}
 
 
 def pending(
@@ -111,21 +95,25 @@ def run_plan(
     report: Report = lambda _summary, _running: None,
     held: Lease | None = None,
     mixed: bool = False,
+    first: Callable[[Place], None] = lambda _place: None,
 ) -> Summary:
     """Compute what the ledger lacks, then publish; a shard computes its part alone and leaves publishing to `finalise`.
 
     Under the lease `held`, or one of its own. `mixed` lets software go on that computes other pixels than that which
-    began. Interrupted when asked to stop; PipelineError when more units failed than may be set aside.
+    began. `first` is called once the store is held, before anything of it is read. Interrupted when asked to stop;
+    PipelineError when more units failed than may be set aside.
     """
     started = time.perf_counter()
     with _under(held, store, shard) as mine:
         place = going_on(plan, mine, part=shard is not None)
+        first(place)
         layout.status(place)  # metadata that cannot be read is said once, not by every unit
         if shard is None:  # other shards may be writing
             Ledger(place, plan.digest).sweep()
         todo, summary = survey(plan, place, verify, shard)
         if todo:
             software.require_same(plan, place, done=summary.resumed, mixed=mixed)
+            require_local_access(plan)
             with (
                 stop_on_signals() as stop,
                 open_pool(cluster, min(workers, len(todo)), str(place), plan.digest, stop) as pool,
@@ -182,37 +170,42 @@ def _publish(plan: Plan, held: Lease, summary: Summary, verify: str, *, changed:
         summary.add_overviews(record)
 
 
-def _complete(plan: Plan, store: Place, summary: Summary, verify: str, *, changed: bool, mixed: bool) -> None:
+def _complete(plan: Plan, place: Place, summary: Summary, verify: str, *, changed: bool, mixed: bool) -> None:
+    full = verify == "full"
     if verify != "none":
-        pyramid.discard_faulty(plan, store, full=verify == "full")
+        pyramid.discard_faulty(plan, place, full=full)
     if not summary.quarantined and not any(summary.valid.values()):
         _refuse_empty(plan)
     status = layout.STATUS_QUARANTINE if summary.quarantined else layout.STATUS_COMPLETE
-    settled = not changed and layout.status(store) == status and store.size(ITEM_KEY) is not None
-    if settled and pyramid.whole(plan, store, summary.quarantined):
+    facts = facts_of(plan, place, summary)
+    settled = not changed and place.size(ITEM_KEY) is not None
+    settled = settled and integrity.is_published(plan, place, facts, status, full=full)
+    if settled and pyramid.whole(plan, place, summary.quarantined):
         return
     if len(summary.quarantined) > allowed(summary.units):
         raise UpstreamError(
             f"{len(summary.quarantined)} of {summary.units} units are quarantined",
             f"at most {allowed(summary.units)}",
-            f"mend the cause, then python -m pipeline.check {store} --repair",
+            f"mend the cause, then python -m pipeline.check {place} --repair",
         )
-    attributes: dict[str, Any] = {
+    _discard_unfinished(plan, place, summary.quarantined)
+    if pyramid.lacking(plan, place, summary.quarantined):
+        software.require_same_code(plan, place, mixed=mixed)
+    pyramid.complete(plan, place, summary.quarantined)
+    integrity.publish(plan, place, facts, status)
+
+
+def facts_of(plan: Plan, place: Place, summary: Summary) -> dict[str, object]:
+    """What a published store says about its units, and about the software where more than one computed them."""
+    facts: dict[str, object] = {
         "valid_fraction": round(summary.valid_fraction, 6),
         "scenes_used": list(summary.scenes),
         "units": summary.units,
         "quarantined": list(summary.quarantined),
     }
-    if computed_with := software.mixed_words(plan, store):
-        attributes["computed_with"] = computed_with
-    if pyramid.lacking(plan, store, summary.quarantined):
-        software.require_same_code(plan, store, mixed=mixed)
-    pyramid.complete(plan, store, summary.quarantined)
-    layout.finish(store, [plan.group(zone.epsg) for zone in plan.zones], attributes, status)
-    write_item(plan, store)
-    mark = {"plan_digest": plan.digest, "units": summary.units, **attributes}
-    content = json.dumps(mark, indent=1, sort_keys=True).encode()
-    store.write(f"{RUN_FOLDER}/COMPLETE.json", content)
+    if computed_with := software.mixed_words(plan, place):
+        facts["computed_with"] = computed_with
+    return facts
 
 
 def _refuse_empty(plan: Plan) -> None:
@@ -223,3 +216,12 @@ def _refuse_empty(plan: Plan) -> None:
         "at least one scene whose pixels reach into the area",
         "widen --start/--end or --max-cloud, or look at the AOI's place; then run again with --overwrite",
     )
+
+
+def _discard_unfinished(plan: Plan, place: Place, quarantined: Collection[str]) -> None:
+    """Delete the chunks of units that were set aside before they had written all: they would show, and be averaged."""
+    ledger = Ledger(place, plan.digest)
+    for unit in plan.units() if quarantined else ():
+        if unit.id in quarantined and ledger.read(unit.id) is None:
+            for key in sorted(chunks_of(plan, unit)):
+                place.delete(key)

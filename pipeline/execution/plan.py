@@ -22,6 +22,7 @@ from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Grid, Phase, Window
+from pipeline.store import sealed
 from pipeline.store.keys import PLAN_KEY
 from pipeline.store.layout import group_name, plan_content
 from pipeline.store.place import place_of
@@ -219,7 +220,7 @@ class Plan:
                 f"at most {FORMAT_VERSION}",
                 "finish it with the version that wrote it, or start a new store",
             )
-        known = dict(content)
+        known = {key: value for key, value in content.items() if key != "plan_digest"}
         known["config"] = RunConfig.from_mapping(content["config"], "the plan")
         known["scenes"] = {name: Scene.from_json(record) for name, record in content["scenes"].items()}
         known["zones"] = tuple(_zone(record) for record in content["zones"])
@@ -253,6 +254,11 @@ def _zone(record: dict[str, Any]) -> Zone:
 def plan_path(store: Path) -> Path:
     """Where a local store keeps its plan."""
     return store / PLAN_KEY
+
+
+def plan_file(plan: Plan) -> bytes:
+    """The plan as it lies in a store, with its digest for readers that do not compute one, and a checksum."""
+    return sealed.dump({**plan.to_json(), "plan_digest": plan.digest}, indent=1, sort_keys=False)
 
 
 def load_plan(store: Where) -> Plan:

@@ -91,7 +91,7 @@ def complete(plan: Plan, store: Where, without: Collection[str] = ()) -> None:
 def faults(plan: Plan, store: Where, *, full: bool) -> dict[str, list[str]]:
     """{"overviews of ID": what is wrong} for every record whose chunks are not what it says, or that is missing."""
     place = place_of(store)
-    names = [*(block.id for block in _blocks(plan)), *_late_names(plan)]
+    names = record_names(plan)
     with ThreadPoolExecutor(place.hands) as pool:
         wrong = list(pool.map(_wrong, repeat(plan), repeat(place), names, repeat(full)))
     return {f"overviews of {name}": what for name, what in zip(names, wrong, strict=True) if what}
@@ -100,8 +100,43 @@ def faults(plan: Plan, store: Where, *, full: bool) -> dict[str, list[str]]:
 def _wrong(plan: Plan, place: Place, name: str, full: bool) -> list[str]:
     record = overview_records.read(place, plan.digest, name)
     if record is None:
-        return ["no valid record"]
-    return verify_chunks(place, record.chunks, full=full, group=plan.group(int(name[1:].split("-")[0])))
+        return [f"{overview_records.key_of(name)} is missing or damaged"]
+    return verify_chunks(place, record.chunks, full=full, group=group_of(plan, name))
+
+
+def record_names(plan: Plan) -> list[str]:
+    """Names of all records of overviews that a finished store has."""
+    return [*(block.id for block in _blocks(plan)), *_late_names(plan)]
+
+
+def chunks_of(plan: Plan, name: str) -> set[str]:
+    """Keys of all chunks that the record of that name may list."""
+    zone = plan.zone(_epsg(name))
+    numbers = {part[0]: int(part[1:]) for part in name.split("-") if part[1:].isdecimal()}
+    late, size = "r" not in numbers, _side(plan) * plan.config.chunk_px
+    keys: set[str] = set()
+    for level in template_of(plan, zone).overviews:
+        if level.late != late:
+            continue
+        height, width = level.raster.shape
+        rows, cols = (range(-(-length // level.step_px)) for length in (height, width))
+        if not late:
+            step, side = level.step_px, size // level.factor
+            rows, cols = (range(numbers[axis] * side // step, -(-(numbers[axis] + 1) * side // step)) for axis in "rc")
+        keys |= {
+            level.chunk_key(array, numbers["t"], row, col) for array in level.arrays for row in rows for col in cols
+        }
+    group = plan.group(zone.epsg)
+    return {f"{group}/{key}" if group else key for key in keys}
+
+
+def group_of(plan: Plan, name: str) -> str:
+    """Path of the zone's group that a record is about."""
+    return plan.group(_epsg(name))
+
+
+def _epsg(name: str) -> int:
+    return int(name[1:].split("-")[0])
 
 
 def discard_faulty(plan: Plan, store: Where, *, full: bool) -> None:

@@ -6,7 +6,6 @@ the failure again. Imports plan, place and errors.
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.archive.redaction import redact
 from pipeline.errors import IntegrityError, PipelineError, ReadError, StorageError, Unreachable, UsageError
+from pipeline.store import sealed
 from pipeline.store.keys import RUN_FOLDER
 from pipeline.store.place import place_of
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.store.place import Where
 
 ALLOWED_SHARE = 0.01  # of a run's units; more have one cause, which no quarantine cures
+_FOLDER = f"{RUN_FOLDER}/quarantine"
 _ISOLATION_TIMEOUT_S = 3600.0
 _KINDS = {kind.exit_code: kind for kind in (UsageError, ReadError, StorageError, IntegrityError, Unreachable)}
 
@@ -78,27 +79,31 @@ class Quarantine:
 
     def __init__(self, store: Where, plan_digest: str) -> None:
         self._place, self._digest = place_of(store), plan_digest
-        self._folder = f"{RUN_FOLDER}/quarantine"
+
+    @staticmethod
+    def key(unit: str) -> str:
+        """Where the record of a unit lies."""
+        return f"{_FOLDER}/{unit}.json"
 
     def add(self, unit: Unit, error: BaseException, attempts: int) -> None:
         """Set a unit aside."""
         record = Quarantined(
             unit.id, self._digest, redact(str(error)), attempts, shlex.join(["python", *command(unit, self._place)[1:]])
         )
-        self._place.write(f"{self._folder}/{unit.id}.json", json.dumps(asdict(record), indent=1).encode())
+        self._place.write(self.key(unit.id), sealed.dump(asdict(record), indent=1))
 
     def read(self) -> dict[str, Quarantined]:
         """{unit id: record} of all units set aside by this plan; damaged records are as good as none."""
         found = {}
-        for key in self._place.names(self._folder):
+        for key in self._place.names(_FOLDER):
             try:
-                record = Quarantined(**json.loads(self._place.read(key) or b""))
+                record = Quarantined(**sealed.load(self._place.read(key) or b""))
             except (OSError, ValueError, TypeError):
                 continue
-            if record.plan_digest == self._digest:
+            if record.plan_digest == self._digest and key == self.key(record.unit):
                 found[record.unit] = record
         return found
 
     def release(self, unit: str) -> None:
         """Take a unit out, to be tried again."""
-        self._place.delete(f"{self._folder}/{unit}.json")
+        self._place.delete(self.key(unit))

@@ -22,6 +22,7 @@ from pipeline.execution import pyramid
 from pipeline.execution.outline import plan_has_scl, template_of
 from pipeline.execution.plan import Plan, Unit, load_plan
 from pipeline.execution.stages import Stages
+from pipeline.execution.trust import require_local_access
 from pipeline.store.current import Fence
 from pipeline.store.layout import RegionWriter
 from pipeline.store.place import place_of
@@ -336,6 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         unit = next((unit for unit in plan.units() if unit.id == arguments.unit), None)
         if unit is None:
             raise UsageError(f"{arguments.store} has no unit {arguments.unit}", "an id as pipeline.check lists them")
+        require_local_access(plan)
         receipt = process(unit, str(place), plan.digest)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)

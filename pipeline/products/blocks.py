@@ -36,13 +36,15 @@ _AHEAD = 8  # blocks asked for before their turn, where a question travels far
 class Stored:
     """Reads blocks of a store's arrays, and knows from its receipts which chunks must be there."""
 
-    def __init__(self, place: Place, plan_digest: str) -> None:
+    def __init__(self, place: Place, plan_digest: str, *, complete: bool = True) -> None:
         self.place = place
+        self.hidden: set[str] = set()  # chunks that no receipt names, read as nodata
         self._digest = plan_digest
+        self._complete = complete
 
     @cached_property
     def _chunks(self) -> set[str]:
-        """Keys of all chunks that receipts list; read when a block first lacks every value."""
+        """Keys of all chunks that receipts list; none where the store keeps no receipts."""
         return {
             f"{receipt.group}/{key}" if receipt.group else key
             for receipt in Ledger(self.place, self._digest).read_all()
@@ -81,27 +83,29 @@ class Stored:
     def read(self, array: zarr.Array, slab: Slab, block: Window) -> NDArray[np.generic]:
         """Values (band, y, x) of all bands, nodata of uncertainty 65535 whatever the store's format.
 
-        IntegrityError when a chunk is damaged, or missing against its receipt.
+        IntegrityError when a chunk is damaged, or missing against its receipt, or is there without one in a complete
+        store. Of a store that lacks units, a chunk without a receipt is what such a unit left: it reads as nodata.
         """
         rows, cols = slice(block.row, block.row_end), slice(block.col, block.col_end)
         try:
             with self.place.reading():
-                values = np.asarray(array[(slab.time_index, ..., rows, cols)])
+                values = np.array(array[(slab.time_index, ..., rows, cols)])
         except PipelineError:
             raise
         except (RuntimeError, ValueError, OSError) as error:
             raise self._damaged(slab, rows, cols, f"cannot be decoded ({error})") from error
-        self._require_stored(array, slab, rows, cols, values)
+        self._compare_with_receipts(array, slab, rows, cols, values)
         if slab.variable == "uncertainty" and array.fill_value != NODATA_SPREAD:
             measured = replace(slab, variable="reflectance")
             dn = self.read(self.array(measured), measured, block)
             return uncertainty.decoded(values.astype(np.uint16), dn.astype(np.uint16))
         return values if values.ndim == 3 else values[np.newaxis]
 
-    def _require_stored(
+    def _compare_with_receipts(
         self, array: zarr.Array, slab: Slab, rows: slice, cols: slice, values: NDArray[np.generic]
     ) -> None:
-        """Chunks without any value are not stored; one that a receipt lists was lost since, and reads as nodata."""
+        """Chunks without any value are not stored, and chunks with values are named by a receipt."""
+        fill = array.fill_value
         step = (array.shards or array.chunks)[-1]
         lead = f"{slab.group}/" if slab.group else ""
         middle = "0/" if array.ndim == 4 else ""
@@ -110,8 +114,14 @@ class Stored:
                 y, x = max(0, row * step - rows.start), max(0, col * step - cols.start)
                 part = values[..., y : (row + 1) * step - rows.start, x : (col + 1) * step - cols.start]
                 key = f"{lead}{slab.variable}/c/{slab.time_index}/{middle}{row}/{col}"
-                if (part == array.fill_value).all() and key in self._chunks and self.place.size(key) is None:
+                stored = bool((part != fill).any())
+                if not stored and key in self._chunks and self.place.size(key) is None:
                     raise self._damaged(slab, rows, cols, f"are lost: {key} is missing")
+                if stored and self._chunks and key not in self._chunks:
+                    if self._complete:
+                        raise self._damaged(slab, rows, cols, f"are not the run's: no receipt names {key}")
+                    part[...] = fill
+                    self.hidden.add(key)
 
     def _damaged(self, slab: Slab, rows: slice, cols: slice, what: str) -> IntegrityError:
         return IntegrityError(

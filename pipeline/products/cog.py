@@ -25,6 +25,7 @@ from pipeline.products.geotiff import date_image, describe, profile
 from pipeline.products.tiff_overviews import write_means
 from pipeline.store.current import unchanged
 from pipeline.store.gdal_names import of_classes, of_file
+from pipeline.store.layout import STATUS_COMPLETE
 from pipeline.store.place import place_of, storage_error, write_atomic
 from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
 from pipeline.working import require_parent, working_folder
@@ -96,7 +97,8 @@ def export_cogs(
     items = {out / f"{name}.json": slab for name, slab in zip(names, slabs, strict=True)}
     taken = [path for path, slab in items.items() if not may_extend(path, slab)]
     _require_free([*(cog.path for cogs in wanted for cog in cogs), *taken], overwrite=overwrite)
-    stored = Stored(place, str(attributes["plan_digest"]))
+    complete = attributes.get("status") == STATUS_COMPLETE
+    stored = Stored(place, str(attributes["plan_digest"]), complete=complete)
     made = not out.exists()
     written: dict[str, list[Written]] = defaultdict(list)
     with _gdal(), _folder(out), unchanged(place) as require_unchanged:
@@ -111,6 +113,8 @@ def export_cogs(
             if made:
                 with suppress(OSError):  # it holds files
                     out.rmdir()
+    if stored.hidden:
+        notes.append(f"{len(stored.hidden)} chunk(s) that no receipt names were left out as nodata")
     return Export(tuple(cog.path for cogs in wanted for cog in cogs), tuple(notes), tuple(items))
 
 
@@ -235,8 +239,9 @@ def _require_room(folder: Path, size: int) -> None:
 def _flags(array: zarr.Array) -> dict[str, str]:
     """Classes in words: "class_4": "vegetation"."""
     stated = dict(array.attrs)
-    meanings = str(stated.get("flag_meanings", "")).split()
-    named = {f"class_{value}": meaning for value, meaning in zip(stated.get("flag_values", []), meanings, strict=True)}
+    meanings, values = str(stated.get("flag_meanings", "")).split(), stated.get("flag_values", [])
+    pairs = zip(values, meanings, strict=True) if isinstance(values, list) and len(values) == len(meanings) else ()
+    named = {f"class_{value}": meaning for value, meaning in pairs}
     return {"long_name": str(stated.get("long_name", "")), **named}
 
 

@@ -14,7 +14,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IntegrityError
-from pipeline.store import uncertainty
+from pipeline.store import sealed, uncertainty
 from pipeline.store.keys import PLAN_KEY
 from pipeline.store.place import place_of
 from pipeline.store.place import storage_error as storage_error
@@ -146,17 +146,12 @@ def consolidate(store: Where) -> None:
 
 
 def plan_content(store: Where) -> dict[str, Any] | None:
-    """The frozen plan of a store as it was written; None when there is none, ValueError when it is no JSON object.
+    """The frozen plan of a store as it was written; None when there is none, ValueError when it is damaged.
 
     What it means, execution/plan.py knows; in this room it is only quoted.
     """
     found = place_of(store).read(PLAN_KEY)
-    if found is None:
-        return None
-    content = json.loads(found)
-    if not isinstance(content, dict):
-        raise ValueError("no JSON object")
-    return content
+    return None if found is None else sealed.load(found)
 
 
 def status(store: Where) -> str:

@@ -16,6 +16,7 @@ from pipeline.bands import GSDS_M, bands_at
 if TYPE_CHECKING:
     from pipeline.grid.grid import Grid
 
+BANDED = ("reflectance", "uncertainty")  # arrays (time, band, y, x), whose chunks hold all bands; others lack `band`
 OVERVIEWS, MEASURED = "overviews", "measured"
 BLOCK_CHUNKS = 4  # chunks of 2.5 m along one side of a block; a shard is a block of its own
 _LEAST_CHUNK_PX = 48  # below, a level is many tiny files
@@ -57,6 +58,21 @@ class Level:
     arrays: tuple[str, ...]
     shard_px: int = 0  # 0: unsharded
     late: bool = False  # an overview made at the end, from the level before it
+
+    @property
+    def step_px(self) -> int:
+        """Side of what is stored as one object: a shard, or a chunk."""
+        return self.shard_px or self.chunk_px
+
+    def chunk_key(self, array: str, time_index: int, row: int, col: int) -> str:
+        """Key of an object of an array, relative to the zone's group; `row` and `col` count objects.
+
+        >>> Level("overviews/5m", 2, None, 240, ("B02",), ("quality",)).chunk_key("quality", 0, 1, 2)
+        'overviews/5m/quality/c/0/1/2'
+        """
+        lead = f"{self.path}/" if self.path else ""
+        bands = "0/" if array in BANDED else ""
+        return f"{lead}{array}/c/{time_index}/{bands}{row}/{col}"
 
 
 def gsd_name(gsd_m: float) -> str:

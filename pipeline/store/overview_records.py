@@ -5,13 +5,14 @@ In: records. Out: small JSON files under `_run/overviews`. Imports keys and plac
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING
 
+from pipeline.store import sealed
 from pipeline.store.keys import RUN_FOLDER
+from pipeline.store.receipts import stored
 
 if TYPE_CHECKING:
     from pipeline.store.place import Place
@@ -31,19 +32,19 @@ class Record:
 
 def write(store: Place, name: str, record: Record) -> None:
     """Put the record of the block `name`; its overviews must already be in place."""
-    store.write(_key(name), json.dumps(asdict(record), sort_keys=True).encode())
+    store.write(key_of(name), sealed.dump(asdict(record)))
 
 
 def forget(store: Place, name: str) -> None:
     """Take a record away, so that its overviews are made again."""
-    store.delete(_key(name))
+    store.delete(key_of(name))
 
 
 def read(store: Place, digest: str, name: str) -> Record | None:
     """The record of that name; None when there is none, it is damaged, or it belongs to another plan."""
     try:
-        content = json.loads(store.read(_key(name)) or b"")
-        record = Record(**{**content, "units": tuple(content["units"]), "chunks": dict(content["chunks"])})
+        content = sealed.load(store.read(key_of(name)) or b"")
+        record = Record(**{**content, "units": tuple(content["units"]), "chunks": stored(content["chunks"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record if record.plan_digest == digest else None
@@ -63,5 +64,6 @@ def read_all(store: Place, digest: str) -> dict[str, Record]:
     return {name: record for name, record in found if record is not None}
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """Where the record of that name lies."""
     return f"{FOLDER}/{name}.json"

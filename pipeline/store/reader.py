@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN, NODATA_SPREAD, TARGET_GSD_M
-from pipeline.errors import IntegrityError, UsageError
+from pipeline.errors import IntegrityError, PipelineError, UsageError
 from pipeline.store.flat import flat
+from pipeline.store.identity import group_attributes, groups_of, root_attributes
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
 from pipeline.store.levels import MEASURED, OVERVIEWS, gsd_name
 from pipeline.store.place import place_of
-from pipeline.store.selection import require_stored_dn, root_attributes
+from pipeline.store.selection import VARIABLES, require_stored_dn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import xarray as xr
     import zarr
 
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 _OF_THE_STORE = ("groups", "multiscales", "zarr_conventions")  # which say nothing of one level, nor of a copy of it
 _PACKING = ("scale_factor", "add_offset", "_FillValue")
+_TIME = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}  # as a run writes it
+_SMALL = ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated")
+_OURS = {*VARIABLES, *_SMALL, "x", "y", "time", "band"}
 
 
 def open_store(path: Where, gsd_m: float | None = None) -> xr.Dataset | xr.DataTree:
@@ -45,11 +51,11 @@ def open_store(path: Where, gsd_m: float | None = None) -> xr.Dataset | xr.DataT
     """
     import xarray as xr
 
-    location, root = _root(path)
-    _warn_if_unfinished(location, root)
-    groups = [str(group) for group in root.attrs.get("groups", [""])]
+    location, root, attributes = _root(path)
+    _warn_if_unfinished(location, attributes)
+    groups = groups_of(location, attributes)
     level = "" if gsd_m is None else _overview(location, root, groups, gsd_m)
-    opened = {group: _decoded(location, _joined(group, level)) for group in groups}
+    opened = {group: _decoded(location, group, level) for group in groups}
     if groups == [""]:
         return opened[""]
     return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in opened.items()})
@@ -71,18 +77,18 @@ def open_measured(path: Where, zone: str = "") -> dict[int, xr.Dataset]:
 
     `zone` such as "utm31n" chooses one of several UTM zones. UsageError when it is not there, or must be given.
     """
-    location, root = _root(path)
-    groups = [str(group) for group in root.attrs.get("groups", [""])]
+    location, root, attributes = _root(path)
+    groups = groups_of(location, attributes)
     if zone not in groups and groups != [""]:
         found = f"no zone {zone}" if zone else "several UTM zones"
         raise UsageError(f"{location} has {found}", f'zone="{groups[0]}" or another of {", ".join(groups)}')
     group = "" if groups == [""] else zone
     gsds = [int(name) for name in _gsds(root, group, MEASURED)]
-    return {gsd: _decoded(location, _joined(group, f"{MEASURED}/{gsd}m")) for gsd in gsds}
+    return {gsd: _decoded(location, group, f"{MEASURED}/{gsd}m") for gsd in gsds}
 
 
-def _root(path: Where) -> tuple[Place, zarr.Group]:
-    """A store's place and root group. UsageError when it is none of ours."""
+def _root(path: Where) -> tuple[Place, zarr.Group, dict[str, Any]]:
+    """A store's place, root group and attributes. UsageError when it is none of ours."""
     import zarr
 
     importlib.import_module("rioxarray")  # registers the `.rio` accessor that users expect to find
@@ -91,22 +97,22 @@ def _root(path: Where) -> tuple[Place, zarr.Group]:
     try:
         with location.reading():
             root = zarr.open_group(location.zarr_store(), mode="r")
-            for group in map(str, attributes.get("groups", [""])):
+            for group in groups_of(location, attributes):
                 require_stored_dn(location, group, root)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise IntegrityError(
             f"the metadata of {location} cannot be read ({error})",
             "what the run wrote",
             f"python -m pipeline.check {location} --verify full --repair",
         ) from error
-    return location, root
+    return location, root, attributes
 
 
-def _warn_if_unfinished(location: Place, root: zarr.Group) -> None:
-    if root.attrs.get("status") == STATUS_QUARANTINE:
-        aside = ", ".join(map(str, root.attrs.get("quarantined", [])))
+def _warn_if_unfinished(location: Place, attributes: Mapping[str, Any]) -> None:
+    if attributes.get("status") == STATUS_QUARANTINE:
+        aside = ", ".join(map(str, attributes.get("quarantined", [])))
         warnings.warn(f"{location} lacks units that were set aside ({aside}); they read as NaN", stacklevel=3)
-    elif root.attrs.get("status") != STATUS_COMPLETE:
+    elif attributes.get("status") != STATUS_COMPLETE:
         warnings.warn(f"{location} is not complete; missing units read as NaN", stacklevel=3)
 
 
@@ -119,14 +125,25 @@ def _gsds(root: zarr.Group, group: str, folder: str) -> list[str]:
     path = _joined(group, folder)
     if path not in root:
         return []
-    return sorted((name.removesuffix("m") for name in root[path].group_keys()), key=float)
+    names = (name.removesuffix("m") for name in root[path].group_keys() if name.endswith("m"))
+    return sorted((name for name in names if name.replace(".", "", 1).isdecimal()), key=float)
 
 
-def _decoded(location: Place, group: str) -> xr.Dataset:
+def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
+    """One level of a zone; arrays that the run did not write are decoded as their own attributes say."""
     import xarray as xr
+    import zarr
 
+    path = _joined(group, level)
     with location.reading():
-        raw = xr.open_zarr(location.zarr_store(), group=group or None, chunks={}, mask_and_scale=False)
+        opened = zarr.open_group(location.zarr_store(path), mode="r")
+        arrays = {name: array for name, array in opened.arrays() if name not in _OURS}
+        nameless = [name for name, array in arrays.items() if array.metadata.dimension_names is None]
+        raw = _open(location, path, list(arrays), nameless, packed=True)
+        if not level:
+            raw.attrs = group_attributes(location, group, opened)
+    raw["time"].attrs = {**_TIME, **raw["time"].attrs}
+    raw = xr.decode_cf(raw, mask_and_scale=False)
     dn = raw["reflectance"]
     # float32: a DN needs 16 bits, so nothing is lost, and it halves the memory of xarray's float64
     # and the offset in whole DN first, so that DN 1000 is exactly 0
@@ -135,13 +152,55 @@ def _decoded(location: Place, group: str) -> xr.Dataset:
     if "uncertainty" in raw:
         spread = raw["uncertainty"]
         valid = spread != NODATA_SPREAD
-        if "_FillValue" not in spread.attrs:  # format 1, where 0 stands for nodata as well
+        if spread.attrs.get("_FillValue", 0) != NODATA_SPREAD:  # format 1, where 0 stands for nodata as well
             valid &= dn != NODATA_DN
         raw["uncertainty"] = _unpacked((spread * np.float32(DN_SCALE)).where(valid), spread)
-    small = [name for name in ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated") if name in raw.variables]
+    small = [name for name in _SMALL if name in raw.variables]
     decoded: xr.Dataset = raw.set_coords(small).assign_coords({name: raw[name].load() for name in small})
+    decoded = _with_foreign(location, path, decoded, list(arrays), nameless)
     decoded.attrs = flat({name: value for name, value in decoded.attrs.items() if name not in _OF_THE_STORE})
     return decoded
+
+
+def _open(location: Place, path: str, dropped: list[str], nameless: list[str], *, packed: bool) -> xr.Dataset:
+    """A group without some arrays; those without names of dimensions must not even be seen by xarray.
+
+    `packed`: values as stored, times too.
+    """
+    import xarray as xr
+
+    store = location.zarr_store()
+    with warnings.catch_warnings():
+        if nameless:
+            from zarr.errors import ZarrUserWarning
+
+            from pipeline.store.hiding import without
+
+            warnings.simplefilter("ignore", ZarrUserWarning)  # the run folder is no Zarr node
+            store = without(store, [_joined(path, name) for name in nameless])
+        opened: xr.Dataset = xr.open_zarr(
+            store, group=path or None, chunks={}, drop_variables=dropped, consolidated=False if nameless else None,
+            mask_and_scale=not packed, decode_times=not packed,
+        )  # fmt: skip
+    return opened
+
+
+def _with_foreign(location: Place, path: str, ours: xr.Dataset, names: list[str], nameless: list[str]) -> xr.Dataset:
+    """`ours` and arrays of other programs; a warning for those that do not fit it."""
+    for name in names:
+        try:
+            if name in nameless:
+                raise ValueError("its dimensions have no names")
+            with location.reading():
+                others = [str(other) for other in (*ours.variables, *names) if other != name]
+                ours = ours.merge(
+                    _open(location, path, others, nameless, packed=False), join="exact", combine_attrs="override"
+                )
+        except PipelineError:
+            raise
+        except Exception as error:  # whatever an array of somebody else's makes xarray raise
+            warnings.warn(f"{location}: {name}, which the run did not write, is left out ({error})", stacklevel=4)
+    return ours
 
 
 def _unpacked(values: xr.DataArray, packed: xr.DataArray) -> xr.DataArray:

@@ -9,14 +9,15 @@ the same bytes) or a true one.
 
 from __future__ import annotations
 
-import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import StorageError
+from pipeline.store import sealed
 from pipeline.store.keys import RUN_FOLDER
 from pipeline.store.layout import verify_chunks
 from pipeline.store.place import place_of
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pipeline.store.place import Where
 
 _FOLDER = f"{RUN_FOLDER}/receipts"
+_GROUP = re.compile(r"(utm\d\d[ns])?")
+_CHUNK_KEY = re.compile(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*/c(/\d+)+")  # of an array's path, which never climbs
 VERIFY_LEVELS = ("none", "size", "full")
 
 
@@ -51,6 +54,18 @@ class Receipt:
     holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
 
 
+def stored(chunks: object) -> dict[str, list[int]]:
+    """{chunk key: [bytes, crc32]} out of JSON. ValueError when it is anything else, or a key leaves the store."""
+    if not isinstance(chunks, dict):
+        raise ValueError("chunks are no object")
+    for key, fact in chunks.items():
+        if not _CHUNK_KEY.fullmatch(key) or ".." in key.split("/"):
+            raise ValueError(f"{key!r} names no chunk")
+        if not isinstance(fact, list) or len(fact) != 2 or not all(type(number) is int for number in fact):
+            raise ValueError(f"{key!r} is not described by its size and crc32")
+    return chunks
+
+
 class Ledger:
     """Receipts of one store."""
 
@@ -58,24 +73,26 @@ class Ledger:
         self._place = place_of(store)
         self._digest = plan_digest
 
-    def _key(self, unit: str) -> str:
+    @staticmethod
+    def key(unit: str) -> str:
+        """Where the receipt of a unit lies."""
         return f"{_FOLDER}/{unit}.json"
 
     def record(self, receipt: Receipt) -> None:
         """Write a receipt; the unit's data must already be in place."""
         if receipt.plan_digest != self._digest:
             raise StorageError(f"receipt of {receipt.unit} names plan {receipt.plan_digest[:12]}", self._digest[:12])
-        content: dict[str, Any] = asdict(receipt)
-        self._place.write(self._key(receipt.unit), json.dumps(content, sort_keys=True).encode())
+        self._place.write(self.key(receipt.unit), sealed.dump(asdict(receipt)))
 
     def read(self, unit: str) -> Receipt | None:
         """The receipt of `unit`, or None when there is none, it is damaged, or it belongs to another plan."""
         try:
-            content = json.loads(self._place.read(self._key(unit)) or b"")
-            receipt = Receipt(**{**content, "scenes": tuple(content["scenes"])})
+            content = sealed.load(self._place.read(self.key(unit)) or b"")
+            receipt = Receipt(**{**content, "scenes": tuple(content["scenes"]), "chunks": stored(content["chunks"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return receipt if receipt.plan_digest == self._digest and receipt.unit == unit else None
+        ours = (receipt.plan_digest, receipt.unit) == (self._digest, unit) and _GROUP.fullmatch(str(receipt.group))
+        return receipt if ours else None
 
     def read_all(self) -> list[Receipt]:
         """All receipts of this plan that are whole, in the order of their units' names."""

@@ -6,7 +6,6 @@ layout and place.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,7 +15,10 @@ import numpy as np
 
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Window
+from pipeline.store.identity import group_attributes, groups_of
+from pipeline.store.identity import root_attributes as root_attributes
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
+from pipeline.store.levels import BANDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,10 +27,9 @@ if TYPE_CHECKING:
 
     from pipeline.store.place import Place
 
-PER_BAND = ("reflectance", "uncertainty")  # variables (time, band, y, x)
+PER_BAND = BANDED  # variables (time, band, y, x)
 CLASSES = ("quality", "scl")  # variables (time, y, x)
 VARIABLES = (*PER_BAND, *CLASSES)
-_ANEW = "python -m pipeline.check {0} --verify full --repair writes it anew from the plan"
 _MAX_INDEX_DIGITS = 3  # more digits are a year
 _ON_EDGE_PX = 1e-6  # a box that ends on a pixel's edge, but for rounding, does not ask for the next pixel
 
@@ -71,23 +72,6 @@ class Slab:
         return self.label.replace("/", "_")
 
 
-def root_attributes(place: Place) -> dict[str, Any]:
-    """Attributes of a store's root. UsageError when there is no store, or none of ours; IntegrityError when damaged."""
-    content = place.read("zarr.json")
-    if content is None:
-        raise UsageError(f"{place} is not a Zarr store", "the folder or URL that a run wrote, such as region.zarr")
-    try:
-        attributes = json.loads(content)["attributes"]
-        ours = "plan_digest" in attributes
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"{place.shown('zarr.json')} cannot be read ({error})", "a store's metadata", _ANEW.format(place)
-        ) from error
-    if not ours:
-        raise UsageError(f"{place} was not written by this pipeline", "a group with the attribute plan_digest")
-    return dict(attributes)
-
-
 def require_stored_dn(place: Place, group: str, root: zarr.Group) -> None:
     """UsageError unless a zone's reflectance is uint16 DN: a copy that another program wrote has lost that."""
     found = root["/".join(part for part in (group, "reflectance") if part)].dtype
@@ -128,15 +112,16 @@ def select(place: Place, attributes: dict[str, Any], request: Request) -> list[S
     if request.bbox is not None:
         _check_bbox(request.bbox)
     found: list[Slab] = []
-    for group in map(str, attributes.get("groups", [""])):
+    for group in groups_of(place, attributes):
         try:
             with place.reading():
                 opened = zarr.open_group(place.zarr_store(group), mode="r")
                 require_stored_dn(place, "", opened)
-            window = _window(opened, request.bbox)
+                stated = group_attributes(place, group, opened)
+            window = _window(stated, request.bbox)
             if not window.empty:
-                found += _of_zone(place, group, opened, window, request)
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+                found += _of_zone(place, group, opened, stated, window, request)
+        except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise IntegrityError(
                 f"the metadata of {place}, group {group or '/'} cannot be read ({error})",
                 cure=f"python -m pipeline.check {place} --verify full",
@@ -147,24 +132,26 @@ def select(place: Place, attributes: dict[str, Any], request: Request) -> list[S
     return found
 
 
-def _of_zone(place: Place, group: str, opened: zarr.Group, window: Window, request: Request) -> list[Slab]:
+def _of_zone(
+    place: Place, group: str, opened: zarr.Group, attributes: dict[str, Any], window: Window, request: Request
+) -> list[Slab]:
     with place.reading():
         bands = [str(name) for name in opened["band"][:]]
         flags = opened["generated"][:]
         seconds = [int(value) for value in opened["time"][:]]
-    a, _, c, _, e, f = (float(value) for value in opened.attrs["spatial:transform"])
+    a, _, c, _, e, f = (float(value) for value in attributes["spatial:transform"])
     chosen = request.bands or tuple(bands)
     _require(place, "band", [name for name in chosen if name not in bands], bands)
     present = [name for name in VARIABLES if name in opened]
     absent = [name for name in request.variables if name not in present]
     hint = "uncertainty is written by runs with --members 2 or more" if "uncertainty" in absent else ""
     _require(place, "variable", absent, present, hint)
-    times, attributes = [_iso(value) for value in seconds], dict(opened.attrs)
+    times = [_iso(value) for value in seconds]
     named = labels(attributes, times)
     return [
         Slab(
             group=group,
-            epsg=int(str(opened.attrs["proj:code"]).removeprefix("EPSG:")),
+            epsg=int(str(attributes["proj:code"]).removeprefix("EPSG:")),
             variable=variable,
             time_index=index,
             time_utc=times[index],
@@ -233,16 +220,16 @@ def _check_bbox(bbox: tuple[float, float, float, float]) -> None:
         raise UsageError(f"the box {shown} is none", "west,south,east,north in degrees, west < east and south < north")
 
 
-def _window(opened: zarr.Group, bbox: tuple[float, float, float, float] | None) -> Window:
+def _window(attributes: Mapping[str, Any], bbox: tuple[float, float, float, float] | None) -> Window:
     """Pixels of the group that a box touches, all of them without one; empty when there are none."""
-    ny, nx = (int(value) for value in opened.attrs["spatial:shape"])
+    ny, nx = (int(value) for value in attributes["spatial:shape"])
     whole = Window(0, 0, ny, nx)
     if bbox is None:
         return whole
     from pyproj import Transformer
 
-    a, _, c, _, e, f = (float(value) for value in opened.attrs["spatial:transform"])
-    to_metres = Transformer.from_crs(4326, str(opened.attrs["proj:code"]), always_xy=True)
+    a, _, c, _, e, f = (float(value) for value in attributes["spatial:transform"])
+    to_metres = Transformer.from_crs(4326, str(attributes["proj:code"]), always_xy=True)
     left, bottom, right, top = to_metres.transform_bounds(*bbox, densify_pts=21)
     if not all(map(math.isfinite, (left, bottom, right, top))):
         return Window(0, 0, 0, 0)
@@ -257,9 +244,9 @@ def _extent(place: Place, attributes: dict[str, Any]) -> str:
     from pyproj import Transformer
 
     boxes = []
-    for group in map(str, attributes.get("groups", [""])):
+    for group in groups_of(place, attributes):
         with place.reading():
-            stated = zarr.open_group(place.zarr_store(group), mode="r").attrs
+            stated = group_attributes(place, group, zarr.open_group(place.zarr_store(group), mode="r"))
         to_degrees = Transformer.from_crs(str(stated["proj:code"]), 4326, always_xy=True)
         boxes.append(",".join(f"{v:.4f}" for v in to_degrees.transform_bounds(*stated["spatial:bbox"], densify_pts=21)))
     return " or ".join(boxes)

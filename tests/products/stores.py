@@ -46,7 +46,9 @@ def attributes(store: Path, **changed) -> None:
 def plan(store: Path, **changed) -> None:
     """Change the plan as a file."""
     path = store / "_run" / "plan.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    content = {**json.loads(path.read_text()), **changed}
+    content.pop("checksum", None)
+    path.write_text(json.dumps(content))
 
 
 def without(store: Path, *folders: str) -> Path:

@@ -32,7 +32,7 @@ from pipeline.products.page.images import (
 )
 from pipeline.products.page.region import WHOLE_PX, choose_window, focus_m
 from pipeline.products.page.residuals import residuals
-from pipeline.products.page.source import Context, Part, Zone, open_zone, read_context, read_part
+from pipeline.products.page.source import Context, Part, Zone, context_gsd_m, open_zone, read_context, read_part
 from pipeline.products.page.words import honesty_section
 from pipeline.store.overviews import mean_of_valid
 from pipeline.store.selection import labels
@@ -109,9 +109,10 @@ def make_page(
     facts = read_facts(source)
     window = choose_window(source, at)
     whole = window == source.whole
-    context = None if whole else read_context(source)
-    require_chunks(source, facts, window, context.gsd_m if context else None)
-    part = read_part(source, window)
+    around = None if whole else context_gsd_m(source)
+    hidden = require_chunks(source, facts, window, around)
+    context = read_context(source, around, hidden) if around else None
+    part = read_part(source, window, hidden)
     checked = residuals(part, source.bands)
     images = _Images.of(source, part, context)
     content = _filled(source, facts, part, context, checked, images).encode()

@@ -7,6 +7,7 @@ Imports bands, errors, layout, overview_records, source and receipts.
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,13 @@ from pipeline.errors import IntegrityError
 from pipeline.products.page.source import factor_of, subgroup
 from pipeline.store.keys import RUN_FOLDER
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE, plan_content, verify_chunks
+from pipeline.store.levels import BANDED
 from pipeline.store.overview_records import read_all
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.selection import periods
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from pipeline.grid.grid import Window
     from pipeline.products.page.source import Zone
@@ -149,8 +151,11 @@ def _aside(zone: Zone, digest: str) -> tuple[Aside, ...]:
     return tuple(kept[unit] for unit in sorted(kept))
 
 
-def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int | None = None) -> None:
+def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int | None = None) -> frozenset[str]:
     """IntegrityError when a chunk that a receipt names within `window` is missing or has another size.
+
+    Returns the keys of chunks that no receipt names, which units left that did not end: they are to be read as nodata.
+    In a complete store there are none, and they are an IntegrityError, too.
 
     `context_gsd_m`: an overview that is shown as well, of the whole zone.
 
@@ -172,10 +177,15 @@ def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int 
     stored = [receipt.chunks for receipt in facts.receipts if receipt.group == zone.name]
     if group is not None:
         stored += [record.chunks for name, record in facts.overviews.items() if name.startswith(f"z{zone.epsg}-")]
-    faults = []
+    faults: list[str] = []
+    named: set[str] = set()
     for chunks in stored:
         shown = {key: fact for key, fact in chunks.items() if _within(key, steps, zone.time, within)}
         faults += verify_chunks(zone.place, shown, full=False, group=zone.name)
+        named |= shown.keys()
+    unnamed = _unnamed(zone, named, steps, within) if named or facts.receipts else frozenset()
+    if facts.status == STATUS_COMPLETE:
+        faults += [f"{key} is named by no receipt" for key in sorted(unnamed)]
     if faults:
         more = f" and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
         raise IntegrityError(
@@ -183,6 +193,25 @@ def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int 
             "what the receipts name",
             f"python -m pipeline.check {zone.place} --verify full --repair",
         )
+    return unnamed
+
+
+def _unnamed(
+    zone: Zone, named: Collection[str], steps: Mapping[str, int], within: Mapping[str, Window]
+) -> frozenset[str]:
+    """Keys of chunks that are there and that nothing names, of those that meet their window."""
+    found = set()
+    for path, step in steps.items():
+        window, name = within[path], path.rpartition("/")[2]
+        lead = f"{path}/c/{zone.time}/" + ("0/" if name in BANDED else "")
+        rows = range(window.row // step, -(-window.row_end // step))
+        cols = range(window.col // step, -(-window.col_end // step))
+        keys = [f"{lead}{row}/{col}" for row in rows for col in cols if f"{lead}{row}/{col}" not in named]
+        lead = f"{zone.name}/" if zone.name else ""
+        with ThreadPoolExecutor(zone.place.hands) as pool:
+            sizes = pool.map(zone.place.size, [lead + key for key in keys])
+            found |= {key for key, size in zip(keys, sizes, strict=True) if size is not None}
+    return frozenset(found)
 
 
 def _within(key: str, steps: Mapping[str, int], time: int, within: Mapping[str, Window]) -> bool:

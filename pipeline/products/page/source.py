@@ -16,8 +16,9 @@ import numpy as np
 from pipeline.bands import BY_NAME, GSDS_M, NODATA_DN, TARGET_GSD_M, bands_at
 from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.grid.grid import Window
+from pipeline.store.identity import group_attributes, groups_of, root_attributes
 from pipeline.store.place import place_of
-from pipeline.store.selection import labels, require_stored_dn, root_attributes, time_indices
+from pipeline.store.selection import labels, require_stored_dn, time_indices
 from pipeline.store.uncertainty import decoded
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def open_zone(where: Where, zone: str | None = None, time: str | None = None) ->
 
     place = place_of(where)
     attributes = root_attributes(place)
-    names = tuple(str(name) for name in _list(attributes.get("groups"), [""]))
+    names = tuple(groups_of(place, attributes))
     chosen = names[0] if zone is None else zone
     if chosen not in names:
         known = ", ".join(name for name in names if name) or "none, there is one zone only"
@@ -100,8 +101,9 @@ def open_zone(where: Where, zone: str | None = None, time: str | None = None) ->
 
 
 def _zone(place: Place, name: str, names: tuple[str, ...], group: zarr.Group, time: str | None) -> Zone:
+    stated = group_attributes(place, name, group)
     times = tuple(_utc(seconds) for seconds in np.asarray(group["time"][:]))
-    _, _, left, _, _, top = (float(value) for value in group.attrs["spatial:transform"])
+    _, _, left, _, _, top = (float(value) for value in stated["spatial:transform"])
     bands = tuple(str(band) for band in np.asarray(group["band"][:]))
     unknown = [band for band in bands if band not in BY_NAME]
     if unknown:
@@ -109,19 +111,15 @@ def _zone(place: Place, name: str, names: tuple[str, ...], group: zarr.Group, ti
     flags = np.asarray(group["generated"][:])
     ny, nx = group["reflectance"].shape[-2:]
     return Zone(
-        place, name, names, group, dict(group.attrs), bands,
+        place, name, names, group, stated, bands,
         tuple(band for band, flag in zip(bands, flags, strict=True) if flag),
-        times, _time_index(place, times, group.attrs, time),
-        int(str(group.attrs["proj:code"]).removeprefix("EPSG:")), left, top, ny, nx,
+        times, _time_index(place, times, stated, time),
+        int(str(stated["proj:code"]).removeprefix("EPSG:")), left, top, ny, nx,
     )  # fmt: skip
 
 
 def _utc(seconds: int) -> str:
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _list(value: object, default: list[str]) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else default
 
 
 def _time_index(place: Place, times: tuple[str, ...], attributes: Mapping[str, Any], asked: str | None) -> int:
@@ -140,7 +138,7 @@ def undamaged(place: Place, what: str) -> Iterator[None]:
     try:
         with place.reading():
             yield
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise IntegrityError(
             f"{place}: {what} cannot be read ({reason})",
@@ -159,17 +157,20 @@ def nothing(zone: Zone) -> NoDataError:
     )  # fmt: skip
 
 
-def read_part(zone: Zone, window: Window) -> Part:
-    """All arrays of `window`. IntegrityError when bytes are damaged, NoDataError when nothing there is measured."""
+def read_part(zone: Zone, window: Window, hidden: frozenset[str] = frozenset()) -> Part:
+    """All arrays of `window`; the chunks `hidden` as nodata.
+
+    IntegrityError when bytes are damaged, NoDataError when nothing there is measured.
+    """
     rows, cols = window.slices(zone.whole)
-    dn = _read(zone, zone.group, "reflectance", (slice(None), rows, cols))
+    dn = _read(zone, zone.group, "reflectance", (slice(None), rows, cols), hidden)
     if not dn.any():
         raise nothing(zone)
-    quality = _read(zone, zone.group, "quality", (rows, cols)).astype(np.uint8)
+    quality = _read(zone, zone.group, "quality", (rows, cols), hidden).astype(np.uint8)
     spread = None
     if "uncertainty" in zone.group:
-        spread = decoded(_read(zone, zone.group, "uncertainty", (slice(None), rows, cols)), dn)
-    measured = _measured(zone, window)
+        spread = decoded(_read(zone, zone.group, "uncertainty", (slice(None), rows, cols), hidden), dn)
+    measured = _measured(zone, window, hidden)
     if measured is not None:
         return Part(window, dn, quality, spread, measured, measured_kept=True)
     means = {
@@ -194,13 +195,25 @@ def block_means(dn: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
     return means
 
 
-def _read(zone: Zone, group: zarr.Group, name: str, where: tuple[slice, ...]) -> NDArray[np.uint16]:
+def _read(
+    zone: Zone, group: zarr.Group, name: str, where: tuple[slice, ...], hidden: frozenset[str], path: str = ""
+) -> NDArray[np.uint16]:
+    """Pixels of the array `name`, which lies at `path` in the zone's group."""
     with undamaged(zone.place, name):
-        values: NDArray[np.uint16] = np.asarray(group[name][(zone.time, *where)])
+        array = group[name]
+        values: NDArray[np.uint16] = np.array(array[(zone.time, *where)])
+    step, (rows, cols) = (array.shards or array.chunks)[-1], where[-2:]
+    for key in hidden:
+        if key.startswith(f"{path or name}/c/"):
+            row, col = (int(part) * step for part in key.split("/")[-2:])
+            top, left = max(0, row - rows.start), max(0, col - cols.start)
+            values[..., top : max(0, row + step - rows.start), left : max(0, col + step - cols.start)] = (
+                array.fill_value
+            )
     return values
 
 
-def _measured(zone: Zone, window: Window) -> dict[int, NDArray[np.uint16]] | None:
+def _measured(zone: Zone, window: Window, hidden: frozenset[str]) -> dict[int, NDArray[np.uint16]] | None:
     """DN of what went in; None where the store does not keep it."""
     found: dict[int, NDArray[np.uint16]] = {}
     for gsd in GSDS_M:
@@ -212,7 +225,8 @@ def _measured(zone: Zone, window: Window) -> dict[int, NDArray[np.uint16]] | Non
             return None
         kept = [str(band) for band in np.asarray(group["band"][:])]
         rows, cols = window.coarsen(factor_of(gsd)).slices(zone.whole.coarsen(factor_of(gsd)))
-        dn = _read(zone, group, "reflectance", (slice(None), rows, cols))
+        path = f"measured/{gsd}m/reflectance"
+        dn = _read(zone, group, "reflectance", (slice(None), rows, cols), hidden, path)
         found[gsd] = dn if kept == list(names) else np.stack([dn[kept.index(name)] for name in names])
     return found
 
@@ -237,10 +251,18 @@ def overviews(zone: Zone) -> list[tuple[int, zarr.Array]]:
     return found
 
 
-def read_context(zone: Zone) -> Context | None:
-    """The finest overview that is small enough; None when there is none."""
-    for gsd, array in overviews(zone):
-        if array.shape[-2] * array.shape[-1] <= _CONTEXT_PX:
-            with undamaged(zone.place, f"the overview of {gsd} m"):
-                return Context(gsd, np.asarray(array[zone.time]))
-    return None
+def context_gsd_m(zone: Zone) -> int | None:
+    """GSD of the finest overview that is small enough; None when there is none."""
+    sizes = ((gsd, array.shape[-2] * array.shape[-1]) for gsd, array in overviews(zone))
+    return next((gsd for gsd, pixels in sizes if pixels <= _CONTEXT_PX), None)
+
+
+def read_context(zone: Zone, gsd_m: int, hidden: frozenset[str] = frozenset()) -> Context | None:
+    """The overview of that GSD; the chunks `hidden` as nodata."""
+    path = f"overviews/{gsd_m}m"
+    group = subgroup(zone, path)
+    if group is None:
+        return None
+    rows, cols = (slice(0, length) for length in group["reflectance"].shape[-2:])
+    dn = _read(zone, group, "reflectance", (slice(None), rows, cols), hidden, f"{path}/reflectance")
+    return Context(gsd_m, dn)

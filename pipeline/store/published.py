@@ -1,0 +1,88 @@
+"""The record of a publication: what a finished store says about itself, and the digest of each of its small files.
+
+Data chunks are in the receipts; receipts carry checksums of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline.store import sealed
+from pipeline.store.keys import RUN_FOLDER
+from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.store.place import Place
+
+KEY = f"{RUN_FOLDER}/COMPLETE.json"
+FACTS = ("valid_fraction", "scenes_used", "units", "quarantined")  # what every record says of the units
+_OTHERS = ("plan_digest", "status", "attributes", "files")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Content of `_run/COMPLETE.json`. Stores published before digests were recorded have no `files`."""
+
+    plan_digest: str
+    status: str
+    facts: Mapping[str, Any]  # attributes that are known at the end only: FACTS and more
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # path of a group -> its attributes
+    files: Mapping[str, str] = field(default_factory=dict)  # key -> sha256 of what was published
+
+
+def digest(content: bytes) -> str:
+    """sha256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def dump(record: Published) -> bytes:
+    """The file's content."""
+    content = {
+        "plan_digest": record.plan_digest,
+        "status": record.status,
+        **record.facts,
+        "attributes": record.attributes,
+        "files": record.files,
+    }
+    return sealed.dump(content, indent=1, sort_keys=False)  # attributes are written anew in this order
+
+
+def read(place: Place) -> Published | None:
+    """The record of a store; None when there is none. ValueError when it is damaged."""
+    raw = place.read(KEY)
+    if raw is None:
+        return None
+    content = sealed.load(raw)
+    if "files" in content and not sealed.has_checksum(raw):
+        raise ValueError("it has lost its checksum")
+    try:
+        facts = {name: value for name, value in content.items() if name not in _OTHERS}
+        if absent := [name for name in FACTS if name not in facts]:
+            raise KeyError(*absent)
+        status = content.get("status", STATUS_QUARANTINE if facts["quarantined"] else STATUS_COMPLETE)
+        attributes, files = dict(content.get("attributes", {})), dict(content.get("files", {}))
+        return Published(str(content["plan_digest"]), str(status), facts, attributes, files)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it lacks {error}") from error
+
+
+def find(place: Place) -> Published | None:
+    """As `read`; None also when the record is damaged, which is for `pipeline.check` to say."""
+    try:
+        return read(place)
+    except (OSError, ValueError):
+        return None
+
+
+def attributes_of(zarr_json: bytes | None) -> dict[str, Any]:
+    """Attributes in a group's zarr.json. ValueError when that is damaged or missing."""
+    content = json.loads(zarr_json or b"")
+    attributes = content.get("attributes", {}) if isinstance(content, dict) else None
+    if not isinstance(attributes, dict):
+        raise ValueError("no Zarr metadata")
+    return attributes
