@@ -24,6 +24,7 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
+from pipeline.plain import plain
 from pipeline.store.place import place_of
 from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.terminal import show
@@ -98,11 +99,10 @@ def in_words(report: dict[str, Any]) -> str:
     if exit_code(report) == EXIT_NO_DATA:
         lines.append("  no pixel was measured: the scenes hold nodata all over the area")
     lines += [f"  to do    {unit}" for unit in report["missing"][:_SHOWN]]
-    lines += [
-        f"  damaged  {unit}: {'; '.join(faults[:2])}" for unit, faults in list(report["damaged"].items())[:_SHOWN]
-    ]
+    damaged = list(report["damaged"].items())[:_SHOWN]
+    lines += [f"  damaged  {unit}: {plain('; '.join(faults[:2]))}" for unit, faults in damaged]
     for unit, why in list(report["quarantined"].items())[:_SHOWN]:
-        lines += [f"  set aside {unit}: {why['error']}", f"           see it fail: {why['reproduce']}"]
+        lines += [f"  set aside {unit}: {plain(why['error'])}", f"           see it fail: {plain(why['reproduce'])}"]
     hidden = max(0, len(report["missing"]) - _SHOWN) + max(0, len(report["damaged"]) - _SHOWN)
     if hidden:
         lines.append(f"  and {hidden} more")

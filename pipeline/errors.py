@@ -1,11 +1,11 @@
 """What the pipeline says when it cannot go on: one exception per exit code, each with found / expected / cure.
 
-In: nothing. Out: exceptions and exit codes. May be imported from every room.
+Messages are one line without control characters, whatever they quote. May be imported from every room.
 """
 
 from __future__ import annotations
 
-import re
+from pipeline.plain import plain
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -17,19 +17,6 @@ EXIT_INTEGRITY = 7
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h; Slurm's RequeueExit uses the same number
 
 
-# C0 and C1 controls but tab and newline, line separators, and marks that turn the direction of text
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    r"""Text of others for a terminal: control characters as escapes, so that they move no cursor and set no title.
-
-    >>> print(printable("ab" + chr(27) + "[2J"))
-    ab\x1b[2J
-    """
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
 class PipelineError(Exception):
     """A failure that is explained to the user in one line and never as a stack trace.
 
@@ -39,14 +26,14 @@ class PipelineError(Exception):
     exit_code = 1
 
     def __init__(self, found: str, expected: str = "", cure: str = "") -> None:
-        found, expected, cure = printable(found), printable(expected), printable(cure)
+        found, expected, cure = (plain(part, lines=True) for part in (found, expected, cure))
         self.found, self.expected, self.cure = found, expected, cure
         parts = [found]
         if expected:
             parts.append(f"expected {expected}")
         if cure:
             parts.append(f"cure: {cure}")
-        super().__init__("; ".join(parts))
+        super().__init__(plain("; ".join(parts)))
 
     def __reduce__(self) -> tuple[type[PipelineError], tuple[str, str, str]]:
         """Exceptions cross process borders by pickle; keep the three parts."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pipeline import bbox
 from pipeline.bands import BAND_NAMES
-from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError, printable
-from pipeline.terminal import Progress, counted, show
+from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError
+from pipeline.terminal import Progress, counted, show, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_RESUMABLE
     progress.clear()
     for note in made.notes:
-        print(f"note: {printable(note)}", file=sys.stderr)
+        tell(f"note: {note}")
     show(json.dumps(as_json(made)) if arguments.json else in_words(made))
     return EXIT_OK
 

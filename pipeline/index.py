@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.bands import BAND_NAMES
-from pipeline.errors import EXIT_OK, PipelineError, UsageError, printable
+from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.store.place import place_of
-from pipeline.terminal import counted, show
+from pipeline.terminal import counted, show, tell
 from pipeline.working import require_parent
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
     for scene in scenes:
         show(in_words(scene))
     for note in notes:
-        print(f"note: {printable(note)}", file=sys.stderr)
+        tell(f"note: {note}")
     show(f"{counted(len(scenes), 'scene')} in {out}; next: python -m pipeline.run --catalog {out} --aoi region.geojson")
     if listed:
         _show_stores(listed)
@@ -137,7 +137,7 @@ def _of_stores(stores: Sequence[str], arguments: argparse.Namespace) -> int:
         return EXIT_OK
     _show_stores(listed)
     for note in listed.notes:
-        print(f"note: {printable(note)}", file=sys.stderr)
+        tell(f"note: {note}")
     where = f" in {arguments.out}" if arguments.out else ", each in its store; --out FILE lists them in one file"
     show(f"{counted(len(listed.items), 'STAC item')}{where}")
     if listed.collection is not None:

@@ -25,6 +25,7 @@ from pipeline.terminal import (
     run_json,
     shard_json,
     show,
+    tell,
 )
 from pipeline.working import require_parent
 
@@ -68,7 +69,7 @@ def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
         return None
     except Exception as error:
         cure = f"if bytes are damaged, python -m pipeline.check {store} --verify full finds them"
-        print(f"warning: the store is complete, but its picture failed ({error}); {cure}", file=sys.stderr)
+        tell(f"warning: the store is complete, but its picture failed ({error}); {cure}")
         return None
 
 
@@ -154,7 +155,7 @@ def execute(arguments: argparse.Namespace) -> int:
     progress = Progress(quiet=arguments.quiet or arguments.json)
     config, aoi = config_of(arguments), aoi_of(arguments)
     for warning in aoi.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        tell(f"warning: {warning}")
     shown = place_of(arguments.out or f"{aoi.name}.zarr")
     store = absolute(shown)
     if isinstance(store, LocalPlace):

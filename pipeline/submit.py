@@ -17,7 +17,7 @@ from pipeline import arguments as run_arguments
 from pipeline import bbox
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.execution.task import MEMORY_SHARE, Task, limit_s, memory_mib
-from pipeline.terminal import counted, show
+from pipeline.terminal import counted, show, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -268,7 +268,7 @@ def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifes
     if not store.startswith(f"{MOUNT}/") or ".." in store.split("/"):
         raise UsageError(f"--out {out}", f"a path below {MOUNT}, where pods see the claim")
     for warning in area.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        tell(f"warning: {warning}")
     return Manifests(
         store=store,
         flags=flags,

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.bands import TARGET_GSD_M
-from pipeline.errors import printable
+from pipeline.plain import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Show what is going on now."""
         if self._shown:
-            self._stream.write(f"\r{printable(text)[:_WIDTH]:<{_WIDTH}}")
+            self._stream.write(f"\r{plain(text)[:_WIDTH]:<{_WIDTH}}")
             self._stream.flush()
 
     def units(self, summary: Summary, running: int) -> None:
@@ -67,9 +67,14 @@ class Progress:
 def show(text: str) -> None:
     """Print, control characters as escapes; a reader that leaves early (`| head`) is no failure of the run."""
     try:
-        print(printable(text), flush=True)
+        print(plain(text, lines=True), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails again at exit
+
+
+def tell(text: str) -> None:
+    """Print one line to stderr: a note or a warning, which may quote what came from elsewhere."""
+    print(plain(text), file=sys.stderr)
 
 
 def duration(seconds: float) -> str:
@@ -87,7 +92,8 @@ def counted(number: int, thing: str) -> str:
 def described_plan(plan: Plan, cost: Estimate, store: Place) -> str:
     """A plan in words: scenes with dates and offsets, zones, units, cost."""
     lines = [
-        f"plan for {plan.aoi_name}: {plan.system.name}, {len(plan.config.band_names)} bands, {store} (not written)"
+        f"plan for {plain(plan.aoi_name)}: {plan.system.name}, {len(plan.config.band_names)} bands, "
+        f"{store} (not written)"
     ]
     for zone in plan.zones:
         ny, nx = zone.grid.shape
@@ -97,10 +103,9 @@ def described_plan(plan: Plan, cost: Estimate, store: Place) -> str:
             for name in period.scene_ids:
                 scene = plan.scenes[name]
                 cloud = "unknown" if scene.cloud_pct is None else f"{scene.cloud_pct:.1f} %"
-                lines.append(
-                    f"      {scene.datetime_utc[:10]}  cloud {cloud:<8} offset {scene.offset.offset_dn:>5}  {name}"
-                )
-    lines += [f"  note: {note}" for note in plan.notes]
+                told = f"cloud {cloud:<8} offset {scene.offset.offset_dn:>5}"
+                lines.append(f"      {scene.datetime_utc[:10]}  {told}  {plain(name)}")
+    lines += [f"  note: {plain(note)}" for note in plan.notes]
     per_window = f" ({cost.seconds_per_window:.2f} s per window, measured here)" if cost.seconds_per_window else ""
     lines += [
         f"  area     {cost.area_km2:g} km2 per time step, {cost.output_pixels:,} pixels per band in all",
@@ -128,10 +133,10 @@ def described_run(plan: Plan, summary: Summary, store: Place, picture: Path | No
         f"{store} is complete{_but(summary)}: {len(plan.config.band_names)} bands at 2.5 m, {zones}, "
         f"by {plan.system.name}",
         f"  scenes    {len(summary.scenes)} used",
-        *(f"            {plan.scenes[name].datetime_utc[:10]}  {name}" for name in summary.scenes[:8]),
+        *(f"            {plan.scenes[name].datetime_utc[:10]}  {plain(name)}" for name in summary.scenes[:8]),
         *([f"            and {len(summary.scenes) - 8} more"] if len(summary.scenes) > 8 else []),
         f"  measured  {100 * summary.valid_fraction:.1f} % of pixels; clear {clear}",
-        *(f"  note      {note}" for note in plan.notes),
+        *(f"  note      {plain(note)}" for note in plan.notes),
         *([f"  note      {_holes(summary)}"] if summary.holes else []),
         f"  units     {summary.computed} computed, {summary.resumed} found done",
         f"  time      {summary.seconds:.1f} s in all; worker seconds: {stages}",

@@ -1,70 +1,53 @@
 """What GDAL may open, signed just before it does: href policy, tokens, GDAL options, retries, redaction.
 
 In: unsigned hrefs of scenes. Out: paths for GDAL, and errors without secrets. An `Access` holds no secret and pickles.
+https files are read through `pipeline.archive.gateway`, which checks redirects and the addresses that names resolve to.
 """
 
 from __future__ import annotations
 
 import functools
-import ipaddress
 import json
 import os
 import re
-import socket
 import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from pipeline.archive import zipped
-from pipeline.archive.politeness import Visit, asked_to_wait_s, host_of
+from pipeline.archive.drivers import ALLOWED_DRIVERS, open_raster, restrict_drivers, skipped_drivers
+from pipeline.archive.hosts import ANY_PUBLIC_HOST, HostPolicy, listing_cure
+from pipeline.archive.politeness import Visit, host_of
 from pipeline.archive.redaction import redact
 from pipeline.archive.retry import retrying
-from pipeline.errors import UpstreamError, UsageError
+from pipeline.errors import PipelineError, ReadError, UpstreamError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ALLOWED_DRIVERS", "SIGNINGS", "Access", "redact", "restrict_drivers", "retrying"]
+__all__ = [
+    "ALLOWED_DRIVERS", "ANY_PUBLIC_HOST", "SIGNINGS", "Access", "open_raster", "redact", "restrict_drivers", "retrying",
+]  # fmt: skip
 
 T = TypeVar("T")
 
 SIGNINGS: tuple[str, ...] = ("none", "planetary-computer", "cdse-s3", "s3-env")
 PLANETARY_TOKEN_URL = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 CDSE_S3_ENDPOINT = "eodata.dataspace.copernicus.eu"
-ANY_PUBLIC_HOST = "*"
 MAX_HREF_CHARS = 2048  # real hrefs stay under 400; GDAL itself cuts file names at 2048
 READ_TRIES = 6  # of a file whose host does not answer or is busy
 TOKEN_MARGIN_S = 300.0  # a token this close to its end is not handed out any more
 _BLOB_SUFFIX = ".blob.core.windows.net"
 
-ALLOWED_DRIVERS: tuple[str, ...] = ("GTiff", "JP2OpenJPEG")  # of bands' files; to GDAL a COG is a GTiff
-# Drivers that open other files or addresses named inside a file: a remote VRT reads local files (OSGeo/gdal#12645).
-_INDIRECT_DRIVERS = (
-    "VRT,GTI,DERIVED,STACIT,STACTA,Zarr,WMS,WMTS,WCS,OGCAPI,HTTP,PLMOSAIC,DAAS,EEDA,EEDAI,NGW,PostGISRaster,"
-    "Rasterlite,GDALG,TIL,DIMAP,SAFE,SENTINEL2,KMLSUPEROVERLAY,MBTiles,ESRIC,netCDF,HDF5,HDF5Image"
-)
+_S3_EXTENSIONS = " .tif .tiff .jp2 .TIF .TIFF .JP2"
 _INDIRECT_SUFFIXES = (".vrt", ".gti", ".xml", ".json", ".til", ".zip", ".tar", ".tgz", ".gz")
 
 _tokens: dict[tuple[str, str, str], tuple[str, float]] = {}  # (endpoint, account, container) -> (token, expiry)
 _tokens_lock = threading.Lock()
-
-
-def restrict_drivers() -> bool:
-    """Keep GDAL from opening files that point to other files; True when it took effect.
-
-    GDAL reads GDAL_SKIP only while it registers drivers, and only from the process environment (an option of
-    rasterio.Env comes too late), so call this before rasterio is first used. WarpedVRT, hence stackstac, still works.
-    """
-    os.environ.setdefault("GDAL_SKIP", _INDIRECT_DRIVERS)
-    import rasterio
-
-    with rasterio.Env() as env:
-        return "VRT" not in env.drivers()
 
 
 @dataclass(frozen=True)
@@ -91,6 +74,15 @@ class Access:
         if type(self.connections) is not int or self.connections < 1:
             raise UsageError(f"limits.connections = {self.connections!r}", "a number of connections, at least 1")
 
+    @property
+    def _reads_s3(self) -> bool:
+        return any(host.startswith("s3://") for host in self.hosts)
+
+    @property
+    def policy(self) -> HostPolicy:
+        """Which hosts may be talked to."""
+        return HostPolicy(self.hosts)
+
     def href(self, href: str) -> str:
         """Path that GDAL may open, signed where the archive wants it. UsageError when the policy refuses `href`."""
         kind, parts = self._admitted(href)
@@ -100,9 +92,19 @@ class Access:
             if self.signing in ("cdse-s3", "s3-env"):
                 _require_s3_keys(self.signing)
             return f"/vsis3/{parts.netloc}{parts.path}"
+        from pipeline.archive.gateway import gdal_path
+
+        return gdal_path(self._identity(href), self.address(href), self.policy, self.connections)
+
+    def address(self, href: str) -> str:
+        """Address of an https file, signed for now. UsageError when the policy refuses `href`."""
+        _, parts = self._admitted(href)
         if self.signing == "planetary-computer" and parts.netloc.endswith(_BLOB_SUFFIX):
-            return f"/vsicurl/{parts.scheme}://{parts.netloc}{parts.path}?{self._token(parts)}"
-        return f"/vsicurl/{parts.geturl()}"
+            return f"{parts.scheme}://{parts.netloc}{parts.path}?{self._token(parts)}"
+        return parts.geturl()
+
+    def _identity(self, href: str) -> str:
+        return f"{self!r} {href}"
 
     def check(self, href: str) -> None:
         """Raise UsageError when the policy refuses `href`; needs neither network nor credentials."""
@@ -110,35 +112,58 @@ class Access:
 
     def lists(self, host: str) -> bool:
         """True where a host is allowed by its name or a pattern, not only as any public host."""
-        return any(fnmatchcase(host, pattern) for pattern in self.hosts if pattern != ANY_PUBLIC_HOST)
+        return self.policy.lists(host)
 
-    def refresh(self, href: str) -> str:
-        """As `href`, with a new token: call it when the archive answered 401 or 403."""
+    def refresh(self, href: str) -> None:
+        """Forget the token for `href`: call it when the archive answered 401 or 403."""
         kind, parts = self._admitted(href)
         if kind == "https" and self.signing == "planetary-computer" and parts.netloc.endswith(_BLOB_SUFFIX):
             with _tokens_lock:
                 _tokens.pop(self._token_key(parts), None)
-        return self.href(href)
 
     def reading(self, href: str, call: Callable[[], T], *, what: str) -> T:
         """Result of `call`, which reads the file at `href`: in its turn, tried again, signed anew once if refused.
 
         ReadError, or Unreachable, with `what` and the file in the message.
         """
-        visit = self._visit(href)
+        place = f"{what} at {redact(href)}"
+
+        def attempt() -> T:
+            try:
+                return call()
+            except PipelineError:
+                raise
+            except Exception as error:
+                explained = self._explained(href, place)
+                if explained is None:
+                    raise
+                raise explained from error
+
         return retrying(
-            call, what=f"{what} at {redact(href)}", tries=READ_TRIES, on_auth=lambda: self.refresh(href), visit=visit
+            attempt, what=place, tries=READ_TRIES, on_auth=lambda: self.refresh(href), visit=self._visit(href)
         )
+
+    def _explained(self, href: str, place: str) -> Exception | None:
+        """What the gateway knows of a failure, if anything. A refused redirect is final."""
+        from pipeline.archive.gateway import last_failure
+
+        known = last_failure(self._identity(href))
+        if known.get("refused"):
+            found, expected, cure = known["refused"]
+            return ReadError(f"{place}: {found}", expected, cure)
+        return ConnectionError(known["trouble"]) if known.get("trouble") else None
 
     def _visit(self, href: str) -> Visit | None:
         """Turns at the host of `href`; None for a path."""
+        from pipeline.archive.gateway import last_failure
+
         kind, parts = self._admitted(href)
         if kind == "path":
             return None
         if kind == "s3":
             return Visit(host_of(parts.netloc), self.connections)
         host = host_of(parts.netloc.lower())
-        return Visit(host, self.connections, lambda: asked_to_wait_s(self.href(href).removeprefix("/vsicurl/")))
+        return Visit(host, self.connections, lambda: float(last_failure(self._identity(href)).get("wait_s", 0.0)))
 
     def gdal_env(self) -> dict[str, str]:
         """GDAL options as environment variables (reasons: each line).
@@ -157,21 +182,33 @@ class Access:
             "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",  # 1000 bytes/s for 30 s
             "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
             "GDAL_HTTP_MULTIRANGE": "SERIAL",  # one read, one connection; YES opens one for each row of blocks
-            "GDAL_HTTP_VERSION": "2",
             "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing, no side-car files
             "GDAL_INGESTED_BYTES_AT_OPEN": "32768",  # the header of a COG in one request
             "GDAL_CACHEMAX": "256",  # MB per process; the default is 5 % of RAM for every worker
             "GDAL_NUM_THREADS": "1",
-            "GDAL_SKIP": _INDIRECT_DRIVERS,
+            "GDAL_SKIP": skipped_drivers(),
+            **self.fence(),
+            "VSICURL_PC_URL_SIGNING": "NO",  # nor does GDAL sign
+            "CPL_CURL_VERBOSE": "NO",  # headers, with what they hold, on the terminal
+            "GDAL_VRT_ENABLE_PYTHON": "NO",
             # GDAL remembers a 404 for the life of the process unless told not to, so that a retry would be a fake.
             # It splits this list at every colon, hence prefixes without host.
             "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http:/vsis3/",
         }
-        if self.signing == "none" and any(host.startswith("s3://") for host in self.hosts):
+        if self.signing == "none" and self._reads_s3:
             env["AWS_NO_SIGN_REQUEST"] = "YES"
         if self.signing == "cdse-s3":
             env |= {"AWS_S3_ENDPOINT": self.s3_endpoint, "AWS_VIRTUAL_HOSTING": "FALSE", "AWS_HTTPS": "YES"}
         return env
+
+    def fence(self) -> dict[str, str]:
+        """The GDAL option that keeps this process from all network files but the gateway's and listed buckets'.
+
+        A GeoTIFF's own metadata can name another file for its overviews (OVERVIEW_FILE), anywhere.
+        """
+        from pipeline.archive.gateway import SUFFIX
+
+        return {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": SUFFIX + (_S3_EXTENSIONS if self._reads_s3 else "")}
 
     def _admitted(self, href: str) -> tuple[str, SplitResult]:
         """("path" | "s3" | "https", parts) of an href that the policy allows; UsageError names the rule it broke."""
@@ -210,27 +247,9 @@ class Access:
 
     def _check_host(self, href: str, parts: SplitResult) -> None:
         """Allow-list by exact name with port, by name, or by pattern; plain http only for listed loopback addresses."""
-        try:
-            host, port = (parts.hostname or "").lower().rstrip("."), parts.port
-        except ValueError as error:
-            raise _refused(href, f"its port is not a number ({error})") from None
-        if "@" in parts.netloc:
-            raise _refused(href, "it carries a user name or password")
-        listed = parts.netloc.lower() in self.hosts
-        if parts.scheme.lower() == "http" and not (listed and _is_loopback(host)):
-            raise _refused(href, "plain http is only for listed loopback addresses", parts.netloc)
-        if listed:
-            return
-        if port not in (None, 443):
-            raise _refused(href, f"port {port} is not listed", parts.netloc)
-        if _is_address(host):
-            raise _refused(href, "addresses instead of names must be listed", parts.netloc)
-        if self.lists(host):
-            return
-        if ANY_PUBLIC_HOST not in self.hosts:
-            raise _refused(href, f"host {host!r} is not listed", host)
-        if "." not in host or host.endswith((".local", ".internal", ".localhost")) or _resolves_inside(host):
-            raise _refused(href, f"host {host!r} is not a public one", host)
+        fault = self.policy.fault(parts)
+        if fault:
+            raise _refused(href, *fault)
 
     def _token_key(self, parts: SplitResult) -> tuple[str, str, str]:
         container = parts.path.lstrip("/").split("/", 1)[0]
@@ -250,15 +269,24 @@ class Access:
 
 
 def _fetch_token(endpoint: str, account: str, container: str) -> tuple[str, float]:
-    """(token, expiry in seconds since 1970) from the Planetary Computer's token service."""
-    from urllib.request import Request, urlopen
+    """(token, expiry in seconds since 1970) from the Planetary Computer's token service, which stays at its host."""
+    from email.message import Message
+    from urllib.error import HTTPError
 
-    request = Request(f"{endpoint}/{quote(account)}/{quote(container)}", headers={"Accept": "application/json"})
+    from requests import Session
+
+    from pipeline.archive.web import guarded, open_url
+
+    headers = {"Accept": "application/json"}
     key = os.environ.get("PC_SDK_SUBSCRIPTION_KEY")
-    if key:  # unredirected: never sent on to where a redirect points
-        request.add_unredirected_header("Ocp-Apim-Subscription-Key", key)
-    with urlopen(request, timeout=30) as response:
-        body = response.read(65536)
+    if key:  # never sent to another host: redirects may not lead there
+        headers["Ocp-Apim-Subscription-Key"] = key
+    address = f"{endpoint}/{quote(account)}/{quote(container)}"
+    policy = HostPolicy((urlsplit(endpoint).netloc.lower(),))
+    with guarded(Session(), policy) as session, open_url(session, address, headers) as response:
+        body = response.raw.read(65536, decode_content=True)
+    if response.status_code != 200:
+        raise HTTPError(address, response.status_code, str(response.reason), Message(), None)
     try:
         answer: dict[str, Any] = json.loads(body)
         expiry = datetime.fromisoformat(str(answer["msft:expiry"]))
@@ -288,35 +316,7 @@ def _split(href: str) -> SplitResult:
 
 def _refused(href: str, rule: str, listing: str = "", cure: str = "") -> UsageError:
     shown = redact(href if len(href) <= 200 else href[:200] + "...")
-    if listing:
-        cure = f"if you trust it, list {listing!r} under hosts in a catalogue file of your own"
-    return UsageError(f"asset href {shown!a} is refused: {rule}", cure=cure)
-
-
-def _is_address(host: str) -> bool:
-    """True for IPv4/IPv6 literals, including the decimal, octal and hexadecimal spellings that libcurl understands."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return re.fullmatch(r"(0x[0-9a-f]+|\d+)(\.(0x[0-9a-f]+|\d+)){0,3}", host) is not None
-    return True
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-@functools.lru_cache(maxsize=1024)
-def _resolves_inside(host: str) -> bool:
-    """True when a name points into a private network; names that do not resolve here are left to GDAL to fail on."""
-    try:
-        found = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
-    except OSError:
-        return False
-    return any(not ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_global for entry in found)
+    return UsageError(f"asset href {shown!a} is refused: {rule}", cure=listing_cure(listing) or cure)
 
 
 def _require_s3_keys(signing: str) -> None:

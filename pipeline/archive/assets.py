@@ -24,11 +24,19 @@ _DN_TYPES = ("uint16", "int16")
 # Query parameters of signed addresses, in lower case: AWS (SigV4, SigV2), Google, CloudFront; Azure's only next to sig.
 _SIGNATURE = re.compile(r"x-(amz|goog)-.+|awsaccesskeyid|googleaccessid|signature|expires|policy|key-pair-id")
 _SAS = re.compile(r"sig|s[eiprstv]|spr|srt|sip|sdd|sk[estv]|sk(oid|tid|dutid)|s[au]oid|scid|ses|rsc[cdelt]")
-_SECRET = re.compile(r"(access[-_]?|id[-_]?|auth[-_]?)?token|api[-_]?key|subscription-key|password|authorization")
 _EPSG = re.compile(
     r"(?:EPSG:+|urn:ogc:def:crs:EPSG:[\d.]*:|https?://www\.opengis\.net/def/crs/EPSG/[\d.]+/)?(\d{4,6})(?:\.0)?",
     re.IGNORECASE,
 )
+# Parameters that may stay in an address that is stored: versions and forms of a file. Everything else may be a secret.
+_HARMLESS_NAMES = ("version", "versionid", "v", "format", "f", "download", "raw", "alt")
+_HARMLESS = re.compile("|".join(_HARMLESS_NAMES))
+_SEARCH_NAMES = frozenset(
+    ("collections", "collection", "ids", "bbox", "datetime", "limit", "query", "filter", "filter-lang", "sortby")
+    + ("fields", "intersects")
+)
+_MAX_FIELD_CHARS = 80
+_PATH_PARAMETER = re.compile(r";[^/;]*=")
 _MAX_SIDE_PX = 100_000  # a full granule has 10980 at 10 m
 
 
@@ -123,26 +131,44 @@ def rasters_of(assets: Mapping[str, Asset]) -> tuple[Raster, ...]:
 
 
 def unsigned(href: str) -> tuple[str, bool]:
-    """(the address without signature, whether it had one). Signatures end within hours, and are secrets until then.
+    """(the address without signature and fragment, whether it was signed). Signatures end, and are secrets until then.
 
-    Paths come back as they are. ValueError when the address carries a lasting secret, which must not be stored.
+    Paths come back as they are. ValueError when the address has a query parameter that is neither part of a signature
+    nor known to be harmless: it may be a lasting secret, which must not be stored, and without it may be another file.
     """
     parts = urlsplit(href)
-    if "://" not in href or not parts.query:
+    if "://" not in href:
         return href, False
-    fields = [(unquote(field.partition("=")[0]).lower(), field) for field in parts.query.split("&")]
-    secret = next((name for name, _ in fields if _SECRET.fullmatch(name)), None)
-    if secret:
-        raise ValueError(f"its addresses carry {secret}=...; expected addresses without credentials")
+    if _PATH_PARAMETER.search(unquote(parts.path)):
+        raise ValueError("its addresses carry parameters in their path (;name=...); expected addresses without them")
+    fields = [(unquote(field.partition("=")[0]).lower(), field) for field in parts.query.split("&") if field]
     sas = any(name == "sig" for name, _ in fields)
-    kept = [field for name, field in fields if not (_SIGNATURE.fullmatch(name) or (sas and _SAS.fullmatch(name)))]
-    return parts._replace(query="&".join(kept)).geturl(), len(kept) < len(fields)
+    kept = [
+        (name, field) for name, field in fields if not (_SIGNATURE.fullmatch(name) or (sas and _SAS.fullmatch(name)))
+    ]
+    for name, field in kept:
+        if not (_HARMLESS.fullmatch(name) and len(field) <= _MAX_FIELD_CHARS):
+            shown = ascii(name[:40]) if "=" in field else "without a name"
+            raise ValueError(
+                f"its addresses carry the query parameter {shown}, which may be a secret; expected none, or one "
+                f"of {', '.join(_HARMLESS_NAMES)}; cure: a catalogue whose addresses need no key, or files on disk"
+            )
+    query = "&".join(field for _, field in kept)
+    return parts._replace(query=query, fragment="").geturl(), len(kept) < len(fields)
+
+
+def without_query(href: str) -> str:
+    """An address without query, fragment and user: for provenance, where it is only named."""
+    parts = urlsplit(href)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def carries_secret(address: str) -> bool:
-    """True for an address with a signature, token or key among its query parameters."""
+    """True for an address with anything among its query parameters that is no search's and may be a secret."""
     try:
-        return unsigned(address)[1]
+        parts = urlsplit(address)
+        fields = [field for field in parts.query.split("&") if field.partition("=")[0].lower() not in _SEARCH_NAMES]
+        return unsigned(parts._replace(query="&".join(fields)).geturl())[1]
     except ValueError:
         return True
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.archive.access import ALLOWED_DRIVERS
+from pipeline.archive.access import ALLOWED_DRIVERS, open_raster
 from pipeline.archive.image import Image, without_impossible
 from pipeline.archive.radiometry import to_house_dn
 from pipeline.archive.scene import OPEN
@@ -154,11 +154,14 @@ class BandReader:
 
     def _attempt(self, target: Target) -> NDArray[Any]:
         """One try; a failed one drops the image, so that the next opens afresh, with a fresh signature."""
+        import rasterio
+
+        fence = self._access.fence()  # this process's own, whichever laid out the cube
         try:
             if self._image is None:
-                with self._env.open:
+                with self._env.open, rasterio.Env(**fence):
                     self._image = open_checked(self._file, self._access)
-            with self._env.read:
+            with self._env.read, rasterio.Env(**fence):
                 return _read(self._image, self._file, target, self._resample)
         except BaseException:
             self.close()
@@ -181,11 +184,9 @@ def sample_types(band: str) -> tuple[str, ...]:
 
 def open_checked(file: BandFile, access: Access) -> Image:
     """Open the file; ReadError naming both sides where it is not what the scene's record promises."""
-    import rasterio
-
     from pipeline.archive.access import redact
 
-    dataset = rasterio.open(access.href(file.href), sharing=False)
+    dataset = open_raster(access.href(file.href), f"{file.band} of scene {file.scene_id}", sharing=False)
     if dataset.crs is None:
         dataset.close()
         raise OSError("the file has no georeferencing; its header is truncated or damaged")  # worth another try

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.archive.access import ANY_PUBLIC_HOST, SIGNINGS, Access
 from pipeline.archive.addresses import read_address, same_place
 from pipeline.archive.radiometry import OFFSET_RULES
+from pipeline.archive.redaction import redact
 from pipeline.bands import BAND_NAMES, BY_NAME, HOUSE_ADD_OFFSET_DN
 from pipeline.errors import UsageError
 
@@ -164,8 +165,9 @@ def _from_toml(path: Path) -> Catalog:
     for key, value in content.items():
         if key not in _TOML_KEYS or not isinstance(value, _TOML_KEYS[key]):
             wanted = _TOML_KEYS.get(key)
-            expected = f"a {wanted.__name__}" if wanted else f"keys {', '.join(_TOML_KEYS)}"
-            raise UsageError(f"{path}: {key} = {value!r:.60}", expected)
+            if wanted is None:  # its value is not shown: it may be a header with a password
+                raise UsageError(f"{path}: {key} is no field of a catalogue", f"keys {', '.join(_TOML_KEYS)}")
+            raise UsageError(f"{path}: {key} = {redact(f'{value!r:.60}')}", f"a {wanted.__name__}")
     absent = [key for key in _TOML_KEYS if key not in content and key not in _OPTIONAL]
     if absent:
         raise UsageError(f"{path}: {', '.join(absent)} missing", "a catalogue as in catalogs/README.md")
@@ -177,6 +179,11 @@ def _built(path: Path, content: dict[str, Any]) -> Catalog:
     for key, allowed in (("offset_rule", OFFSET_RULES), ("signing", SIGNINGS)):
         if content.get(key, "none") not in allowed:
             raise UsageError(f"{path}: {key} = {content[key]!r}", f"one of {', '.join(allowed)}")
+    read_address(content["url"])
+    for host in content["hosts"]:
+        if not isinstance(host, str) or "@" in host or "?" in host:
+            shown = "a name with user or query" if isinstance(host, str) else type(host).__name__
+            raise UsageError(f"{path}: hosts holds {shown}", "plain names of hosts")
     bands = content.pop("bands")
     if set(bands) - set(BAND_NAMES) or not all(isinstance(keys, list) and keys for keys in bands.values()):
         raise UsageError(f"{path}: bands", f"lists of asset names for {', '.join(BAND_NAMES)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.archive.access import open_raster
 from pipeline.archive.bandfile import SCL, gdal_options
 from pipeline.bands import BY_NAME, NODATA_DN
 from pipeline.errors import ReadError, Unreachable
@@ -65,7 +66,7 @@ def _ground(scene: Scene, access: Access) -> Ground | None:
     href = scene.hrefs[band]
 
     def attempt() -> Ground:
-        with rasterio.Env(**gdal_options(access)), rasterio.open(access.href(href), sharing=False) as dataset:
+        with rasterio.Env(**gdal_options(access)), open_raster(access.href(href), sharing=False) as dataset:
             side = max(dataset.shape)
             step = max(1, -(-side // _SIDE_PX))
             ny, nx = (-(-length // step) for length in dataset.shape)

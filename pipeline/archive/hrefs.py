@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from pipeline.archive.assets import unsigned
+from pipeline.archive.assets import unsigned, without_query
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,10 +71,10 @@ def first_storable(hrefs: Iterable[str], base: str, access: Access) -> str:
 
 
 def self_href(item: dict[str, Any]) -> str:
-    """Address of the item itself, unsigned, from which relative hrefs start; "" when it does not say."""
+    """Address of the item itself, without query, from which relative hrefs start; "" when it does not say."""
     for link in links_of(item):
         if link.get("rel") == "self" and str(link.get("href", "")).startswith("https://"):
-            return unsigned(str(link["href"]))[0]
+            return without_query(str(link["href"]))
     return ""
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.archive.access import ALLOWED_DRIVERS
+from pipeline.archive.access import ALLOWED_DRIVERS, open_raster
 from pipeline.archive.declared import Declared, declared_by
 from pipeline.bands import HOUSE_ADD_OFFSET_DN, NODATA_DN
 
@@ -88,7 +88,7 @@ def _open_mask(path: str, dataset: DatasetReader) -> DatasetReader:
     try:
         with warnings.catch_warnings():  # a mask has no place of its own
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            mask = rasterio.open(path, sharing=False)
+            mask = open_raster(path, sharing=False)
     except rasterio.errors.RasterioIOError as error:
         raise ValueError(f"its mask {path} cannot be opened: {error}") from error
     if mask.driver not in ALLOWED_DRIVERS or mask.shape != dataset.shape:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.archive import zipped
-from pipeline.archive.access import Access
+from pipeline.archive.access import Access, open_raster
 from pipeline.archive.bandfile import SCL, SCL_GSD_M, gdal_options, has_alpha, sample_types
 from pipeline.archive.image import Image
 from pipeline.bands import BAND_NAMES, BY_NAME
@@ -53,7 +53,7 @@ def header(path: Path) -> File:
     inside = zipped.split(path)
     access = Access(roots=(str((path if inside is None else inside[0]).resolve().parent),))
     try:
-        with rasterio.Env(**gdal_options(access)), rasterio.open(access.href(str(path.resolve()))) as dataset:
+        with rasterio.Env(**gdal_options(access)), open_raster(access.href(str(path.resolve()))) as dataset:
             a, b, left_m, d, e, top_m = tuple(dataset.transform)[:6]
             if b or d or abs(a + e) > _WHOLE_M:
                 raise UsageError(f"{path} has pixels of ({a:g}, {b:g}, {d:g}, {e:g})", "square, north-up pixels")

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 PROCESSES_VARIABLE = "SEN2FINE_PROCESSES"  # how many processes read beside each other, where no pool can tell
 MAX_RETRY_AFTER_S = 300.0  # a host that asks for more is not waited for any longer
-_ASK_TIMEOUT_S = 10.0
 BUDGET_RETRIES = 100  # a host may cost so many retries,
 BUDGET_SHARE = 0.1  # and so many more per read
 
@@ -163,27 +162,6 @@ def retry_after_s(headers: Headers) -> float:
         except (ValueError, TypeError):  # no date either; one without a zone cannot be compared
             return 0.0
     return min(asked_s, MAX_RETRY_AFTER_S) if asked_s > 0 else 0.0  # NaN is not
-
-
-def asked_to_wait_s(url: str) -> float:
-    """Seconds that a busy host asks us to wait, from one request for one byte: GDAL shows no headers of its answers.
-
-    0 when it does not say, or is not busy any more. Follows no redirect: those have not been admitted.
-    """
-    from urllib.error import HTTPError
-    from urllib.request import HTTPRedirectHandler, Request, build_opener
-
-    class Stay(HTTPRedirectHandler):
-        def redirect_request(self, *_: object) -> None:
-            return None
-
-    try:
-        with build_opener(Stay).open(Request(url, headers={"Range": "bytes=0-0"}), timeout=_ASK_TIMEOUT_S):
-            return 0.0
-    except HTTPError as error:
-        return retry_after_s(error.headers)
-    except (OSError, ValueError):
-        return 0.0
 
 
 def host_of(name: str) -> Host:

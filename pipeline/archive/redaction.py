@@ -13,18 +13,29 @@ import threading
 import traceback
 from typing import TYPE_CHECKING
 
+from pipeline.plain import plain
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
 _SECRET_NAMES = (
-    r"sig|signature|skoid|sktid|ske|sks|skv|skt|access_?token|refresh_?token|token|x-amz-[a-z-]+|awsaccesskeyid"
-    r"|aws_secret_access_key|aws_access_key_id|aws_session_token|access_?key|secret(?:_?key)?|password|api_?key"
-    r"|subscription[-_]key|ocp-apim-subscription-key"
+    r"sig|signature|skoid|sktid|ske|sks|skv|skt|sas|sas_?token|[\w-]*token|jwt|x-amz-[a-z-]+|awsaccesskeyid"
+    r"|aws_secret_access_key|aws_access_key_id|aws_session_token|access_?key|[\w-]*secret(?:_?key)?|private_?key"
+    r"|[\w-]*password|passwd|pwd|passphrase|(?:x-)?api[-_]?key|credentials?|session_?id|jsessionid"
+    r"|subscription[-_]key|ocp-apim-subscription-key|set-cookie|cookie|userpwd"
 )
-_SECRET_ENV = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "PC_SDK_SUBSCRIPTION_KEY")
+# Variables of the environment whose values are taken out wherever they stand.
+_SECRET_VARIABLE = re.compile(
+    r"SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|ACCOUNT_?KEY|SUBSCRIPTION_?KEY|BEARER|USERPWD|COOKIE|HTTP_HEADERS"
+)
+_SCHEME = r"(?<![\w+.-])[a-zA-Z][\w+.-]*://"
+_GATEWAY = re.compile(r"/vsicurl/http://127\.0\.0\.1:\d+/[\w-]{32}/[0-9a-f]{32}/([\w.-]*?)\.[0-9a-f]{16}\b")
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
-_QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?(?!\[redacted\])[^\s'\"<>)\]}]*")
+_QUERY = re.compile(rf"({_SCHEME}[^\s?#'\"<>]+)([?#])(?!\[redacted\])[^\s'\"<>)\]}}]+")
+_REQUEST = re.compile(r"((?:GET|HEAD|POST) [^\s?\"]+)\?(?!\[redacted\])[^\s\"]+")  # as clients log theirs, without host
+_JWT = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?")
+_BEARER = re.compile(r"\b(bearer) +(?!\[redacted)[\w.~+/=-]{8,}", re.IGNORECASE)
 _SAS = re.compile(r"[\w-]+=[^\s&'\"]*(?:&[\w-]+=[^\s&'\"]*)*&?\bsig=[^\s'\"<>)\]}]*", re.IGNORECASE)
 _HEADER = re.compile(r"(authorization['\"]?\s*[=:])(?!\s*['\"]?\[redacted\])\s*['\"]?[^'\"\n]+", re.IGNORECASE)
 _PAIR = re.compile(rf"(\b(?:{_SECRET_NAMES})\b['\"]?\s*[=:]\s*['\"]?)(?!\[redacted)[^\s&'\",;)\]}}]+", re.IGNORECASE)
@@ -32,12 +43,14 @@ _PAIR = re.compile(rf"(\b(?:{_SECRET_NAMES})\b['\"]?\s*[=:]\s*['\"]?)(?!\[redact
 
 def redact(text: str) -> str:
     """The text without query strings, user names in URLs, tokens, keys, and values of secret environment variables."""
-    for name in _SECRET_ENV:
-        value = os.environ.get(name, "")
-        if len(value) >= 8:  # shorter ones would blank out ordinary words
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_VARIABLE.search(name.upper()):  # shorter ones would blank out ordinary words
             text = text.replace(value, "[redacted]")
+    text = _GATEWAY.sub(r"\1", text)
     text = _USERINFO.sub("[redacted]@", text)
-    text = _QUERY.sub(r"\1?[redacted]", text)
+    text = _QUERY.sub(r"\1\2[redacted]", text)
+    text = _REQUEST.sub(r"\1?[redacted]", text)
+    text = _BEARER.sub(r"\1 [redacted]", _JWT.sub("[redacted]", text))
     text = _SAS.sub("[redacted]", text)
     text = _HEADER.sub(r"\1 [redacted]", text)
     return _PAIR.sub(r"\1[redacted]", text)
@@ -72,7 +85,7 @@ class _RedactedRecords:
         except (TypeError, ValueError):  # arguments that do not fit, which logging would print as they are
             record.msg, record.args = redact(f"{record.msg} {record.args}"), ()
         else:
-            clean = redact(text)
+            clean = plain(redact(text), lines=True)
             if clean != text:
                 record.msg, record.args = clean, ()
         if record.exc_info and record.exc_info[0] is not None:  # formatters take a text that is there already
@@ -81,7 +94,7 @@ class _RedactedRecords:
 
 
 def _trace(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> str:
-    return redact("".join(traceback.format_exception(kind, error, where)).rstrip("\n"))
+    return plain(redact("".join(traceback.format_exception(kind, error, where)).rstrip("\n")), lines=True)
 
 
 def _show(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:

@@ -65,7 +65,7 @@ def api_items(
     notes: list[str],
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """(item, base of its relative hrefs) of all that the archive finds for AOI and period (or for `ids`), each once."""
-    http = StacHttp(catalog.url, patience)
+    http = StacHttp(catalog.url, patience, catalog.hosts)
     landing = _landing(http, catalog.url)
     api = _Api(http, catalog, landing)
     if not api.searches and is_static(landing):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.archive.hrefs import links_of
 from pipeline.archive.index_marks import is_ours, named_roots
+from pipeline.archive.redaction import redact
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -140,11 +141,11 @@ def _links(content: dict[str, Any], path: Path, root: Path) -> list[Path]:
         href = str(link.get("href", ""))
         if "://" in href:
             raise UsageError(
-                f"{path} links to {href[:100]}", "a catalogue of files", "give the address of its API instead"
+                f"{path} links to {redact(href[:100])}", "a catalogue of files", "give the address of its API instead"
             )
         target = (path.parent / href).resolve()
         if not target.is_relative_to(root):
-            raise UsageError(f"{path} links to {href[:100]}, outside its folder", f"files below {root}")
+            raise UsageError(f"{path} links to {redact(href[:100])}, outside its folder", f"files below {root}")
         found.append(target)
     return found
 

@@ -9,12 +9,14 @@ import warnings
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
+from pipeline.archive.hosts import HostPolicy
 from pipeline.archive.redaction import redact
 from pipeline.archive.retry import TRANSIENT_STATUS, classify
+from pipeline.archive.web import guarded
 from pipeline.errors import Interrupted, PipelineError, UpstreamError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pystac_client.stac_api_io import StacApiIO
     from urllib3 import BaseHTTPResponse
@@ -39,16 +41,16 @@ class Refused(Exception):
 
 
 class StacHttp:
-    """One STAC server. Every request stays at its host; every failure is a PipelineError that names it."""
+    """One STAC server. Requests stay at its host, redirects at it or at `hosts`; every failure is a PipelineError."""
 
-    def __init__(self, url: str, patience: Patience) -> None:
+    def __init__(self, url: str, patience: Patience, hosts: Sequence[str] = ()) -> None:
         from pystac_client.stac_api_io import StacApiIO
 
         self.own = urlsplit(url)
         self.host = self.own.netloc
         self.patience = patience
-        self.io: StacApiIO = StacApiIO(max_retries=_retry(patience))
-        self.io.session.max_redirects = 3
+        self.io: StacApiIO = StacApiIO()
+        guarded(self.io.session, HostPolicy((self.host.lower(), *hosts)), retries=_retry(patience))
         self.io.timeout = (patience.connect_s, patience.read_s)
 
     def document(
@@ -73,6 +75,8 @@ class StacHttp:
             except PipelineError:
                 raise
             except Exception as error:
+                if isinstance(error.__context__, PipelineError):  # pystac-client wraps what its session raises
+                    raise error.__context__ from None
                 status = getattr(error, "status_code", None)
                 kind = "permanent" if isinstance(error, json.JSONDecodeError) else _kind(error)
                 failure = self._failure(error, kind)

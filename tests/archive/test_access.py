@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.archive import access as access_module
+from pipeline.archive import hosts
 from pipeline.archive.access import Access, redact, restrict_drivers, retrying
 from pipeline.archive.bandfile import gdal_options
 from pipeline.archive.retry import classify
@@ -31,13 +33,12 @@ BLOB = "https://sentinel2l2a01.blob.core.windows.net/sentinel2-l2/31/T/CJ/B02.ti
 # -- policy
 
 ALLOWED = [
-    ("https://data.example.org/a/B02.tif", "/vsicurl/https://data.example.org/a/B02.tif"),
-    ("https://DATA.example.org/a/B02.tif", "/vsicurl/https://DATA.example.org/a/B02.tif"),
-    ("https://data.example.org:443/B02.tif", "/vsicurl/https://data.example.org:443/B02.tif"),
-    ("https://eu.cdn.example.net/B02.tif?v=1", "/vsicurl/https://eu.cdn.example.net/B02.tif?v=1"),
-    ("http://127.0.0.1:8080/B02.tif", "/vsicurl/http://127.0.0.1:8080/B02.tif"),
-    ("https://198.51.100.7:8443/B02.tif", "/vsicurl/https://198.51.100.7:8443/B02.tif"),
-    ("s3://bucket/a/B02.tif", "/vsis3/bucket/a/B02.tif"),
+    "https://data.example.org/a/B02.tif",
+    "https://DATA.example.org/a/B02.tif",
+    "https://data.example.org:443/B02.tif",
+    "https://eu.cdn.example.net/B02.tif?v=1",
+    "http://127.0.0.1:8080/B02.tif",
+    "https://198.51.100.7:8443/B02.tif",
 ]
 HOSTS = ("data.example.org", "*.cdn.example.net", "127.0.0.1:8080", "198.51.100.7:8443", "s3://bucket")
 REFUSED = [
@@ -84,11 +85,21 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("href", "expected"), ALLOWED)
-def test_listed_places_are_opened(href, expected):
+GATEWAY = r"/vsicurl/http://127\.0\.0\.1:\d+/[\w-]{32}/[0-9a-f]{32}/B02\.tif\.[0-9a-f]{16}"
+
+
+@pytest.mark.parametrize("href", ALLOWED)
+def test_listed_places_are_opened(href):
+    """GDAL gets an address of this process, never the archive's."""
     access = Access(hosts=HOSTS)
     access.check(href)
-    assert access.href(href) == expected
+    assert access.address(href) == href
+    assert re.fullmatch(GATEWAY, access.href(href))
+    assert access.href(href) == access.href(href)
+
+
+def test_a_listed_bucket_is_opened():
+    assert Access(hosts=HOSTS).href("s3://bucket/a/B02.tif") == "/vsis3/bucket/a/B02.tif"
 
 
 @pytest.mark.parametrize(("href", "expected"), REFUSED)
@@ -128,21 +139,21 @@ def test_any_public_host_excludes_the_inner_network(monkeypatch):
             raise OSError("no such name")
         return [(0, 0, 0, "", (addresses[host], port))]
 
-    monkeypatch.setattr(access_module.socket, "getaddrinfo", resolve)
-    access_module._resolves_inside.cache_clear()
+    monkeypatch.setattr(hosts.socket, "getaddrinfo", resolve)
+    hosts._resolves_inside.cache_clear()
     access = Access(hosts=("*",))
-    assert access.href("https://public.example.org/a.tif").startswith("/vsicurl/")
-    assert access.href("https://unresolved.example.org/a.tif").startswith("/vsicurl/")
+    for host in ("public.example.org", "unresolved.example.org"):
+        assert access.address(f"https://{host}/a.tif") == f"https://{host}/a.tif"
     for host in ("rebound.example.org", "meta.example.org", "localhost", "printer.local", "metadata.google.internal"):
         with pytest.raises(UsageError, match="not a public one"):
-            access.href(f"https://{host}/a.tif")
+            access.address(f"https://{host}/a.tif")
     with pytest.raises(UsageError, match="addresses instead of names"):
         access.href("https://10.0.0.7/a.tif")
     with pytest.raises(UsageError, match="plain http"):
         access.href("http://public.example.org/a.tif")
     with pytest.raises(UsageError, match="bucket"):
         access.href("s3://any/a.tif")
-    access_module._resolves_inside.cache_clear()
+    hosts._resolves_inside.cache_clear()
 
 
 @settings(max_examples=100, deadline=None)
@@ -236,32 +247,32 @@ def tokens(monkeypatch):
 
 
 def test_tokens_are_fetched_once_per_container_and_appended(tokens):
-    first, again = tokens.access.href(BLOB), tokens.access.href(BLOB.replace("B02", "B03"))
-    assert first == f"/vsicurl/{BLOB}?st=2024&se=2025&sp=rl&sig={CANARY}1"
+    first, again = tokens.access.address(BLOB), tokens.access.address(BLOB.replace("B02", "B03"))
+    assert first == f"{BLOB}?st=2024&se=2025&sp=rl&sig={CANARY}1"
     assert again.endswith(f"B03.tif?st=2024&se=2025&sp=rl&sig={CANARY}1")
     assert tokens.asked == ["/token/sentinel2l2a01/sentinel2-l2"]
-    tokens.access.href(BLOB.replace("sentinel2-l2", "other"))
+    tokens.access.address(BLOB.replace("sentinel2-l2", "other"))
     assert tokens.asked[1:] == ["/token/sentinel2l2a01/other"]
     assert tokens.keys == [None, None]
 
 
 def test_an_old_signature_on_the_href_is_replaced(tokens):
-    assert tokens.access.href(f"{BLOB}?sig=old&se=2020").endswith(f"B02.tif?st=2024&se=2025&sp=rl&sig={CANARY}1")
+    assert tokens.access.address(f"{BLOB}?sig=old&se=2020").endswith(f"B02.tif?st=2024&se=2025&sp=rl&sig={CANARY}1")
 
 
 def test_tokens_are_renewed_five_minutes_before_their_end_and_on_refresh(tokens):
     tokens.lifetime_s = 290.0
-    assert tokens.access.href(BLOB).endswith("1")
+    assert tokens.access.address(BLOB).endswith("1")
     tokens.lifetime_s = 3600.0
-    assert tokens.access.href(BLOB).endswith("2")
-    assert tokens.access.href(BLOB).endswith("2")
-    assert tokens.access.refresh(BLOB).endswith("3")
-    assert tokens.access.href(BLOB).endswith("3")
+    assert tokens.access.address(BLOB).endswith("2")
+    assert tokens.access.address(BLOB).endswith("2")
+    tokens.access.refresh(BLOB)
+    assert tokens.access.address(BLOB).endswith("3")
 
 
 def test_many_threads_fetch_one_token(tokens):
     results = []
-    threads = [threading.Thread(target=lambda: results.append(tokens.access.href(BLOB))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: results.append(tokens.access.address(BLOB))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -272,7 +283,7 @@ def test_many_threads_fetch_one_token(tokens):
 
 def test_a_busy_token_service_is_waited_for(tokens):
     tokens.failures = [(429, {"Retry-After": "0.05"}), (503, {})]
-    assert tokens.access.href(BLOB).endswith("3")
+    assert tokens.access.address(BLOB).endswith("3")
 
 
 def test_a_token_service_that_refuses_or_talks_nonsense_is_an_upstream_error(tokens, monkeypatch):
@@ -282,13 +293,13 @@ def test_a_token_service_that_refuses_or_talks_nonsense_is_an_upstream_error(tok
     with pytest.raises(
         UpstreamError, match=r"token for sentinel2l2a01/sentinel2-l2 from 127.0.0.1:\d+: HTTP Error 404"
     ):
-        tokens.access.href(BLOB)
+        tokens.access.address(BLOB)
     tokens.failures, tokens.body = [], b"<html>"
     with pytest.raises(UpstreamError, match="something else than a token"):
-        tokens.access.href(BLOB)
+        tokens.access.address(BLOB)
 
 
-def test_the_subscription_key_is_sent_to_the_service_only(tokens, monkeypatch):
+def test_the_token_service_may_not_send_us_elsewhere_and_the_key_stays_with_it(tokens, monkeypatch):
     monkeypatch.setenv("PC_SDK_SUBSCRIPTION_KEY", CANARY)
     other = TokenService()
 
@@ -306,9 +317,10 @@ def test_the_subscription_key_is_sent_to_the_service_only(tokens, monkeypatch):
 
     with serving(Elsewhere) as url:
         tokens.failures = [(302, {"Location": f"{url}/token"})]
-        tokens.access.href(BLOB)
+        with pytest.raises(UpstreamError, match="redirect to .* is refused"):
+            tokens.access.address(BLOB)
     assert tokens.keys == [CANARY]
-    assert other.keys == [None]
+    assert other.keys == []
 
 
 # -- redaction
@@ -331,6 +343,14 @@ def test_the_subscription_key_is_sent_to_the_service_only(tokens, monkeypatch):
         f"AWS_SECRET_ACCESS_KEY={CANARY}",
         f"token = {CANARY}",
         f"Ocp-Apim-Subscription-Key: {CANARY}",
+        *(f"https://h.example.org/a.tif?{name}={CANARY}" for name in ("key", "code", "sas", "k", "anything")),
+        f"s3://bucket/key?key={CANARY}",
+        f"https://h.example.org/a.tif#{CANARY}",
+        f'127.0.0.1:80 "GET /a.tif?key={CANARY} HTTP/1.1" 206',
+        *(f"{name}={CANARY}" for name in ("x-api-key", "client_secret", "jwt", "pwd", "sas", "id_token", "sessionid")),
+        f"Cookie: {CANARY}",
+        f"Bearer {CANARY}",
+        f"eyJhbGciOiJIUzI1NiJ9.{CANARY}.{CANARY}",
     ],
 )
 def test_secrets_do_not_survive_redaction(text):
@@ -339,10 +359,27 @@ def test_secrets_do_not_survive_redaction(text):
     assert redact(redact(text)) == redact(text)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN",
+        "GDAL_HTTP_BEARER",
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "MY_API_KEY",
+        "EARTHDATA_PASSWORD",
+        "gdal_http_userpwd",
+    ],
+)
+def test_secret_variables_of_the_environment_are_taken_out_wherever_they_stand(monkeypatch, name):
+    monkeypatch.setenv(name, CANARY)
+    assert redact(f"the server says: {CANARY} is wrong") == "the server says: [redacted] is wrong"
+
+
 def test_redaction_keeps_what_helps():
     text = redact(f"CURL error on {BLOB}?sig={CANARY}: 503")
     assert BLOB in text
     assert "503" in text
+    assert redact("HTTP response code: 503; error code: 7") == "HTTP response code: 503; error code: 7"
     plain = "scene S2A_MSIL2A_20240617T101559 of tile 31TCJ: 12 bands, se=3"
     assert redact(plain) == plain
 
@@ -585,16 +622,21 @@ def test_every_option_is_accepted_by_rasterio_and_stackstac(geotiff):
 SKIP_PROBE = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from pipeline.archive.access import restrict_drivers
-assert restrict_drivers()
+from pipeline.archive.access import open_raster, restrict_drivers
+took = restrict_drivers()
 import numpy as np, rasterio, stackstac
 from rasterio.errors import RasterioIOError
-tif, vrt = sys.argv[1:]
-try:
-    rasterio.open(vrt)
-    raise SystemExit("a VRT was opened")
-except RasterioIOError:
-    pass
+from pipeline.errors import ReadError
+tif, vrt, expected = sys.argv[1:]
+assert took is (expected == "took"), took
+for opened, refusal in ((rasterio.open, RasterioIOError), (open_raster, ReadError)):
+    try:
+        opened(vrt)
+        if took or opened is open_raster:
+            raise SystemExit(f"a VRT was opened by {opened}")
+    except refusal:
+        pass
+assert open_raster(tif).driver == "GTiff"
 item = {"type": "Feature", "stac_version": "1.0.0", "id": "x", "geometry": None, "bbox": [7.7, 45.9, 7.8, 46.1],
         "properties": {"datetime": "2024-01-01T00:00:00Z", "proj:epsg": 32632}, "links": [],
         "assets": {"B02": {"href": tif, "proj:transform": [10, 0, 399960, 0, -10, 5100000], "proj:shape": [60, 60]}}}
@@ -608,15 +650,32 @@ print("ok")
 """
 
 
-def test_without_vrt_driver_stackstac_still_reads_and_warps(geotiff, tmp_path):
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, "took"),
+        ({"GDAL_SKIP": "GPKG"}, "took"),
+        ({"GDAL_SKIP": "GPKG PDF"}, "took"),
+        ({"GDAL_SKIP": "GPKG,ESRI Shapefile"}, "took"),
+        ({"GDAL_SKIP": ""}, "took"),
+        ({"GDAL_SKIP": "GTiff,PNG"}, "took"),
+        ({"GDAL_VRT_ENABLE_PYTHON": "YES"}, "took"),
+        ({"GDAL_CONFIG_FILE": "{config}"}, "came too late"),
+    ],
+)
+def test_no_configuration_of_gdal_lets_a_vrt_in_and_stackstac_still_reads_and_warps(geotiff, tmp_path, own, expected):
+    """A configuration file may register the driver all the same; each file is opened by a named driver."""
     vrt = tmp_path / "harmless.tif"
     vrt.write_text(
         '<VRTDataset rasterXSize="60" rasterYSize="60"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
         f"<SourceFilename>{geotiff}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
     )
+    config = tmp_path / "gdalrc"
+    config.write_text("[directives]\nignore-env-vars=yes\n[configoptions]\nGDAL_SKIP=GPKG\n")
     environment = {key: value for key, value in os.environ.items() if key != "GDAL_SKIP"}
+    environment |= {name: value.format(config=config) for name, value in own.items()}
     done = subprocess.run(
-        [sys.executable, "-c", SKIP_PROBE, str(geotiff), str(vrt)],
+        [sys.executable, "-c", SKIP_PROBE, str(geotiff), str(vrt), expected],
         capture_output=True,
         text=True,
         env=environment,

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 from dataclasses import dataclass, field
-from html import escape
 from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from pipeline.bands import BY_NAME, NODATA_SPREAD, TARGET_GSD_M, bands_at
 from pipeline.products.page import tables
+from pipeline.products.page.escaping import escape
 from pipeline.products.page.facts import read_facts, require_chunks
 from pipeline.products.page.images import (
     Plane,

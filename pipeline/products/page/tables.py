@@ -5,11 +5,11 @@ In: facts, residuals, planes. Out: HTML text. Imports bands, residuals, facts an
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pipeline.bands import DN_SCALE
+from pipeline.products.page.escaping import escape
 from pipeline.products.page.residuals import PROMISE_DN
 from pipeline.store.selection import labels, periods
 

@@ -1,0 +1,27 @@
+"""Text that came from elsewhere (catalogues, servers, files, receipts), made safe to show."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # control, format (bidi, zero width), surrogates ...
+
+
+def plain(text: str, *, lines: bool = False) -> str:
+    r"""The text with everything that a terminal acts on or a reader cannot see written as an escape, like \x1b.
+
+    Line breaks and tabs are kept where `lines` is true.
+
+    >>> print(plain("a\x1b[31mb\nc"))
+    a\x1b[31mb\nc
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(
+        _escaped(char) if unicodedata.category(char) in _HIDDEN and char not in kept else char for char in text
+    )
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
