@@ -32,8 +32,20 @@ _EPSG = re.compile(
 _HARMLESS_NAMES = ("version", "versionid", "v", "format", "f", "download", "raw", "alt")
 _HARMLESS = re.compile("|".join(_HARMLESS_NAMES))
 _SEARCH_NAMES = frozenset(
-    ("collections", "collection", "ids", "bbox", "datetime", "limit", "query", "filter", "filter-lang", "sortby")
-    + ("fields", "intersects")
+    [
+        "collections",
+        "collection",
+        "ids",
+        "bbox",
+        "datetime",
+        "limit",
+        "query",
+        "filter",
+        "filter-lang",
+        "sortby",
+        "fields",
+        "intersects",
+    ]
 )
 _MAX_FIELD_CHARS = 80
 _PATH_PARAMETER = re.compile(r";[^/;]*=")
