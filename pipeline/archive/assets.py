@@ -32,21 +32,9 @@ _EPSG = re.compile(
 _HARMLESS_NAMES = ("version", "versionid", "v", "format", "f", "download", "raw", "alt")
 _HARMLESS = re.compile("|".join(_HARMLESS_NAMES))
 _SEARCH_NAMES = frozenset(
-    [
-        "collections",
-        "collection",
-        "ids",
-        "bbox",
-        "datetime",
-        "limit",
-        "query",
-        "filter",
-        "filter-lang",
-        "sortby",
-        "fields",
-        "intersects",
-    ]
-)
+    {"collections", "collection", "ids", "bbox", "datetime", "limit", "query", "filter", "filter-lang", "sortby",
+     "fields", "intersects"}
+)  # fmt: skip
 _MAX_FIELD_CHARS = 80
 _PATH_PARAMETER = re.compile(r";[^/;]*=")
 _MAX_SIDE_PX = 100_000  # a full granule has 10980 at 10 m
