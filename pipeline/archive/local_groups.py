@@ -135,6 +135,7 @@ def _of_folders(folders: dict[Path, list[Path]], tree: Tree) -> Iterator[Candida
             named = band_of(path.stem)
             if named:
                 root = place.parent if _RESOLUTION.fullmatch(place.name) else place
+                known.setdefault((root, path.name), path)  # so that an item above R10m finds its files
                 groups.setdefault((root, named[0]), {}).setdefault(named[1], []).append(path)
     taken: set[Path] = set()
     for place, files in folders.items():

@@ -183,6 +183,15 @@ def test_an_item_finds_its_files_in_another_folder(tmp_path):
     assert (scene.id, scene.offset.offset_dn) == ("A", -1000)
 
 
+def test_an_item_above_folders_of_resolutions_claims_what_lies_in_them(tmp_path):
+    files(tmp_path, lambda band: f"R{gsd(band)}m/{TILE}_{band}_{gsd(band)}m.tif")
+    hrefs = {band: f"https://x.example/a/{TILE}_{band}_{gsd(band)}m.tif" for band in (*BAND_NAMES, SCL)}
+    (tmp_path / "a.json").write_text(json.dumps(stac_item("A", hrefs=hrefs)))
+    (scene,), notes = scan(tmp_path)
+    assert (scene.id, scene.offset.offset_dn, len(scene.hrefs)) == ("A", -1000, 13)
+    assert notes == ()
+
+
 def test_an_index_of_ours_beside_the_files_is_no_item(tmp_path):
     files(tmp_path, lambda band: f"field_{band}.tif", bands=RGBN, scl=False)
     forced, _ = scan(tmp_path, datetime_utc="2024-06-17", offset_dn=0)

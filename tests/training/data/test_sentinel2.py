@@ -27,7 +27,7 @@ def data_of(folder, **keys) -> TrainingData:
 def test_tiles_hold_what_inference_reads(tmp_path):
     """DN that name their own place arrive at that place, in every band, as reflectance."""
     make_scene(tmp_path / "scenes", scene_id="S2_A", size_m=1800, kind="coordinates", scl=False)
-    (tile,) = data_of(tmp_path, split='"train"').tiles("train")
+    (tile,) = data_of(tmp_path, split='"train"', offset_dn="0").tiles("train")
     assert (tile.shape, tile.place) == ((30, 30), "a/S2_A")
     for gsd, names in BANDS.items():
         row, col, side = -5100000 // gsd, 600000 // gsd, 1800 // gsd
@@ -35,7 +35,7 @@ def test_tiles_hold_what_inference_reads(tmp_path):
             dn = coordinate_dn(name, np.arange(row, row + side), np.arange(col, col + side))
             np.testing.assert_allclose(tile.rho[gsd][index], dn * DN_SCALE, atol=1e-6)
     assert tile.valid.all()
-    image = data_of(tmp_path, split='"train"').bracket[0]
+    image = data_of(tmp_path, split='"train"', offset_dn="0").bracket[0]
     stored = image.reader.read(7, 11, 20, 30)  # not on 60 m pixels
     for index, name in enumerate(RGB):
         dn = coordinate_dn(name, np.arange(-510000 + 7, -510000 + 27), np.arange(60000 + 11, 60000 + 41))
@@ -164,7 +164,7 @@ def test_scenes_of_an_archive_are_read_within_the_area(tmp_path):
 
 def test_tiles_are_read_once_while_held(tmp_path, monkeypatch):
     make_scene(tmp_path / "scenes", scene_id="S2_A", size_m=1800, scl=False)
-    (tile,) = data_of(tmp_path, split='"train"').tiles("train")
+    (tile,) = data_of(tmp_path, split='"train"', offset_dn="0").tiles("train")
     loads = []
     plain = type(tile.ground).load
     monkeypatch.setattr(type(tile.ground), "load", lambda self, window: loads.append(window) or plain(self, window))
