@@ -62,6 +62,11 @@ class Fence:
         found = _parsed(self._content)
         if self._content is None and not place.exists():
             raise UsageError(f"{place} does not exist on {socket.gethostname()}", "a path that all workers see")
+        if self._content is None:
+            raise LeaseLost(
+                f"{place} is being begun anew by another run, or a version before wrote it",
+                cure=f"python -m pipeline.run --plan {place} goes on with it",
+            )
         if found is None or found.plan_digest != plan_digest:
             raise self._taken()
 
