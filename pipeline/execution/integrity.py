@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IntegrityError
+from pipeline.execution import software
 from pipeline.execution.expected import expected_files, groups_of
 from pipeline.execution.plan import plan_file
 from pipeline.store import compare, published
 from pipeline.store.compare import Difference, Node
-from pipeline.store.keys import PLAN_KEY
+from pipeline.store.current import read_current
+from pipeline.store.keys import CURRENT_KEY, PLAN_KEY
 from pipeline.store.published import Published, attributes_of, digest
 from pipeline.store.stac_item import ITEM_KEY
 from pipeline.version import VERSION
@@ -44,6 +46,26 @@ def look(
     `record` is the publication's, where it is whole. Without digests and with `full`, everything is compared with the
     plan: as published with `facts` and `status`, or as a run begins it where `facts` is None.
     """
+    seen = _look_at_files(plan, place, record, facts, status, full=full)
+    if record is not None and record.software:
+        _look_at_records(plan, place, record, seen)
+    return seen
+
+
+def _look_at_records(plan: Plan, place: Place, record: Published, seen: Look) -> None:
+    """What the run keeps of itself: which plan the store is of, and the software that computed its units."""
+    now = read_current(place)
+    if now is None or now.plan_digest != plan.digest:
+        seen.faults[CURRENT_KEY] = ["is missing or damaged"]  # whoever holds the store writes it anew
+    for key, content in read_many(place, record.software).items():
+        if content != record.software[key].encode():
+            seen.faults[key] = ["is not what was published"]
+            seen.mend[key] = record.software[key].encode()
+
+
+def _look_at_files(
+    plan: Plan, place: Place, record: Published | None, facts: Mapping[str, Any] | None, status: str, *, full: bool
+) -> Look:
     sealed = record.files if record is not None else {}
     if not sealed and not full:
         return Look()
@@ -211,6 +233,7 @@ def publish(plan: Plan, place: Place, facts: Mapping[str, Any], status: str) -> 
         facts,
         {group: attributes_of(expected[key]) for key, group in groups.items()},
         {key: digest(content) for key, content in files.items()},
+        software.records(place),
     )
     place.write(published.KEY, published.dump(record))
 

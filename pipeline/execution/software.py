@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
+from pipeline.store import sealed
 from pipeline.store.keys import RUN_FOLDER
 from pipeline.version import VERSION
 
@@ -104,7 +105,7 @@ def _records(plan: Plan, place: Place) -> dict[str, Software]:
     found = {}
     for key in place.names(FOLDER):
         try:
-            content = json.loads(place.read(key) or b"")
+            content = sealed.load(place.read(key) or b"")
             if content["plan_digest"] == plan.digest:
                 found[key] = Software(**content["software"])
         except (ValueError, KeyError, TypeError):
@@ -115,7 +116,12 @@ def _records(plan: Plan, place: Place) -> dict[str, Software]:
 def _record(plan: Plan, software: Software, *, mixed: bool) -> bytes:
     at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     content = {"plan_digest": plan.digest, "software": asdict(software), "first_used_utc": at, "mixed": mixed}
-    return json.dumps(content, indent=1, sort_keys=True).encode()
+    return sealed.dump(content, indent=1)
+
+
+def records(place: Place) -> dict[str, str]:
+    """{key: content} of all records of software, as they are; for the record of the publication."""
+    return {key: (place.read(key) or b"").decode(errors="replace") for key in place.names(FOLDER)}
 
 
 def _code_digest() -> str:
