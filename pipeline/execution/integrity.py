@@ -13,8 +13,7 @@ from pipeline.execution.expected import expected_files, groups_of
 from pipeline.execution.plan import plan_file
 from pipeline.store import compare, published
 from pipeline.store.compare import Difference, Node
-from pipeline.store.current import read_current
-from pipeline.store.keys import CURRENT_KEY, PLAN_KEY
+from pipeline.store.keys import PLAN_KEY
 from pipeline.store.published import Published, attributes_of, digest
 from pipeline.store.stac_item import ITEM_KEY
 from pipeline.version import VERSION
@@ -46,26 +45,6 @@ def look(
     `record` is the publication's, where it is whole. Without digests and with `full`, everything is compared with the
     plan: as published with `facts` and `status`, or as a run begins it where `facts` is None.
     """
-    seen = _look_at_files(plan, place, record, facts, status, full=full)
-    if record is not None and record.software:
-        _look_at_records(plan, place, record, seen)
-    return seen
-
-
-def _look_at_records(plan: Plan, place: Place, record: Published, seen: Look) -> None:
-    """What the run keeps of itself: which plan the store is of, and the software that computed its units."""
-    now = read_current(place)
-    if now is None or now.plan_digest != plan.digest:
-        seen.faults[CURRENT_KEY] = ["is missing or damaged"]  # whoever holds the store writes it anew
-    for key, content in read_many(place, record.software).items():
-        if content != record.software[key].encode():
-            seen.faults[key] = ["is not what was published"]
-            seen.mend[key] = record.software[key].encode()
-
-
-def _look_at_files(
-    plan: Plan, place: Place, record: Published | None, facts: Mapping[str, Any] | None, status: str, *, full: bool
-) -> Look:
     sealed = record.files if record is not None else {}
     if not sealed and not full:
         return Look()
@@ -78,6 +57,8 @@ def _look_at_files(
     expected = expected_files(plan, facts, status)
     if sealed:
         expected[PLAN_KEY] = plan_file(plan)
+    if record is not None:
+        expected |= {key: text.encode() for key, text in record.kept.items()}
     seen = compare_files(place, expected, keys or list(expected))
     for key in seen.faults:
         if why := _refusal(plan, key, expected.get(key), sealed.get(key)):
@@ -226,16 +207,26 @@ def publish(plan: Plan, place: Place, facts: Mapping[str, Any], status: str) -> 
             "finish the run with the version that began it, or start a new store",
         )
     put(place, seen.mend)
-    files = {**expected, PLAN_KEY: place.read(PLAN_KEY) or b""}
+    kept = _kept(plan, place)
+    files = {**expected, **kept, PLAN_KEY: place.read(PLAN_KEY) or b""}
     record = Published(
         plan.digest,
         status,
         facts,
         {group: attributes_of(expected[key]) for key, group in groups.items()},
         {key: digest(content) for key, content in files.items()},
-        software.records(place),
+        {key: content.decode() for key, content in kept.items()},
     )
     place.write(published.KEY, published.dump(record))
+
+
+def _kept(plan: Plan, place: Place) -> dict[str, bytes]:
+    """Records of the software that computed units; those that were lost since the last publication are put back."""
+    before = published.find(place)
+    known = dict(before.kept) if before is not None and before.plan_digest == plan.digest else {}
+    there = software.contents(plan, place)
+    put(place, {key: text.encode() for key, text in known.items() if key not in there})
+    return {**{key: text.encode() for key, text in known.items()}, **there}
 
 
 def is_published(plan: Plan, place: Place, facts: Mapping[str, Any], status: str, *, full: bool) -> bool:
