@@ -22,6 +22,8 @@ from pipeline.errors import StorageError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_NAME = b"sen2fine"  # stands in all that this software writes as text
+_BLOCK = 1 << 20
 _LOCK = "sen2fine.lock"  # the file within that is held
 
 
@@ -41,6 +43,19 @@ def require_parent(path: Path, flag: str = "--out") -> None:
         raise StorageError(f"{flag} {path} cannot be written: {parent} is no folder", "a folder to write into")
     cure = f"mkdir -p {shlex.quote(str(parent))}, if the name is right"
     raise UsageError(f"{flag} {path}: there is no folder {parent}", "one that exists, to write into", cure)
+
+
+def require_ours(path: Path, flag: str = "--out") -> None:
+    """UsageError where there is a file already that does not name this software: it is not ours to replace."""
+    try:
+        with path.open("rb") as file:
+            ours = any(_NAME in block for block in iter(lambda: file.read(_BLOCK), b""))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{flag} {path} cannot be replaced ({error.strerror})", "a file, or no file") from error
+    if not ours:
+        raise UsageError(f"{flag} {path} exists and was not written by sen2fine", "a new name", "choose another")
 
 
 @contextmanager

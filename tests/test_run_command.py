@@ -213,9 +213,10 @@ class TestRun:
         assert "run the same command again" in err
         assert seen.pop("patience").max_outage_s == 1800
         seen.pop("report")
+        assert seen.pop("held").place == seen["store"]
         assert seen == {
             "cluster": "tcp://x:1", "workers": 3, "verify": "full", "store": place_of(Path("kept.zarr").resolve()),
-            "seed": 11, "shard": None,
+            "seed": 11, "shard": None, "mixed": False,
         }  # fmt: skip
 
 

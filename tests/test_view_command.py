@@ -5,7 +5,7 @@ import os
 import pytest
 
 from pipeline import view
-from pipeline.store import place as places
+from pipeline.store import files
 from tests.products.stores import attributes, chunk_of, copied, make_store
 
 
@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_the_old_page(store, empty_folder, call, monkeypatch)
         path.write_bytes(content[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(places, "_put", full)
+    monkeypatch.setattr(files, "put_file", full)
     code, _, err = call(store, "--out", "a.html")
     assert code == 6
     assert "no space left" in err

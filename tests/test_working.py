@@ -115,3 +115,19 @@ def test_a_folder_that_is_taken_away_before_it_is_locked_is_made_again(tmp_path,
     with working_folder(tmp_path, ".a-") as folder:
         assert (folder / "sen2fine.lock").exists()
         assert folder != seen[0]
+
+
+@pytest.mark.parametrize("content", ["", "thesis", '{"type": "FeatureCollection", "features": []}'])
+def test_a_file_that_does_not_name_this_software_is_not_replaced(tmp_path, content):
+    from pipeline.archive.index_file import write_index
+    from pipeline.errors import UsageError
+
+    path = tmp_path / "archive.json"
+    write_index((), tmp_path / "new.json")
+    path.write_text(content)
+    with pytest.raises(UsageError, match="was not written by sen2fine"):
+        write_index((), path)
+    assert path.read_text() == content
+    path.write_text('{"sen2fine:offset_dn": 0}')
+    write_index((), path)
+    assert "FeatureCollection" in path.read_text()

@@ -17,6 +17,7 @@ from pipeline.archive.index_marks import marked
 from pipeline.archive.scene import BY_USER_KEY, EVIDENCE_KEY, OFFSET_KEY
 from pipeline.bands import BY_NAME
 from pipeline.errors import StorageError
+from pipeline.working import require_ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,10 +36,14 @@ _MEDIA_TYPES = {
 
 
 def write_index(scenes: Sequence[Scene], out: Path, *, relative: bool = False) -> None:
-    """Write `scenes` to `out` in one atomic step; hrefs absolute, or relative to the index. Raises StorageError."""
+    """Write `scenes` to `out` in one atomic step; hrefs absolute, or relative to the index.
+
+    Raises StorageError, and UsageError where another file is in the way.
+    """
     folder = out.resolve().parent
     features = [marked(to_item(scene, relative_to=folder if relative else None)) for scene in scenes]
     text = json.dumps({"type": "FeatureCollection", "features": features}, indent=1, allow_nan=False)
+    require_ours(out)
     partial = out.with_name(f".{out.name}.{uuid4().hex}.partial")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -72,6 +72,15 @@ def going_on(plan: Plan, held: Lease, *, part: bool = False) -> Place:
     return place
 
 
+def settle(plan: Plan, held: Lease) -> None:
+    """What the store says once no unit is at work any more: units still at work somewhere write nothing into it."""
+    found = read_current(held.place)
+    if found is None or found.plan_digest != plan.digest:
+        raise _other(held.place, f"{CURRENT_KEY} names another plan")
+    if found.run:
+        Current(plan.digest, found.begun).put(held.place)
+
+
 def _other(place: Place, found: str) -> LeaseLost:
     return LeaseLost(
         f"another run began {place} anew meanwhile ({found})",

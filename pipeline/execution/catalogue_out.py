@@ -21,6 +21,7 @@ from pipeline.store.lease import lease
 from pipeline.store.place import LocalPlace, place_of, write_atomic
 from pipeline.store.selection import VARIABLES, require_finished
 from pipeline.store.stac_item import ITEM_KEY, GroupFacts, ItemFacts, Source, build_item
+from pipeline.working import require_ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,6 +97,8 @@ def list_stores(
     A store that cannot be listed is left out with a note; UsageError with all notes when none is left, StorageError
     when `out` cannot be written, or without `out` an item.
     """
+    if out is not None:
+        require_ours(out)
     items, listed, notes = [], [], []
     for store in stores:
         place = place_of(store)
@@ -118,6 +121,7 @@ def list_stores(
     if out is not None:
         if collection is not None:
             beside = collection_path(out)
+            require_ours(beside, "--collection")
             write_atomic(beside, _encoded(collection_of(collection, items)))
             items = [named(item, collection, beside, relative=relative) for item in items]
         write_atomic(out, _encoded({"type": "FeatureCollection", "features": items}))

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from pipeline.errors import Interrupted, NoDataError, UpstreamError
 from pipeline.execution import integrity, pyramid, software
-from pipeline.execution.begin import going_on
+from pipeline.execution.begin import going_on, settle
 from pipeline.execution.cluster import open_pool
 from pipeline.execution.expected import write_template
 from pipeline.execution.plan import plan_file
@@ -165,6 +165,7 @@ def _publish(plan: Plan, held: Lease, summary: Summary, verify: str, *, changed:
         _require_all(todo, found.units, place)
         summary.take_from(found)
     held.renew()
+    settle(plan, held)
     _complete(plan, place, summary, verify, changed=changed, mixed=mixed)
     for record in overview_records.read_all(place, plan.digest).values():
         summary.add_overviews(record)

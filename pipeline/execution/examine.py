@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.errors import IntegrityError, PipelineError, StoreUnreachable
-from pipeline.execution import integrity, pyramid, unnamed
+from pipeline.execution import integrity, pyramid, software, unnamed
 from pipeline.execution.driver import facts_of
 from pipeline.execution.quarantine import Quarantine, command
 from pipeline.execution.work import Summary
 from pipeline.store import published
+from pipeline.store.current import read_current
+from pipeline.store.keys import CURRENT_KEY
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
 from pipeline.store.receipts import Ledger
 
@@ -68,6 +70,7 @@ def examine(plan: Plan, place: Place, verify: str) -> Findings:
     found.measured = bool(without) or any(summary.valid.values())
     if verify != "none":
         found.damaged |= faults
+        found.damaged |= _run_files(plan, place, record)
         _look_over(plan, place, found, summary, record, verify)
         if status in FINISHED:
             found.damaged |= pyramid.faults(plan, place, full=verify == "full")
@@ -86,6 +89,18 @@ def _record(plan: Plan, place: Place) -> tuple[Published | None, dict[str, list[
     if record is not None and record.plan_digest != plan.digest:
         return None, {published.KEY: ["belongs to another plan"]}
     return record, {}
+
+
+def _run_files(plan: Plan, place: Place, record: Published | None) -> dict[str, list[str]]:
+    """Faults of the run folder's files that change while runs go on, hence without a digest in the record."""
+    wrong = {key: ["cannot be read: what computed units is not known"] for key in software.damaged(place)}
+    kept = record is not None and record.kept  # published since there is such a file
+    current = read_current(place)
+    if current is None and (kept or place.size(CURRENT_KEY) is not None):
+        wrong[CURRENT_KEY] = ["is missing or damaged"]
+    if current is not None and current.plan_digest != plan.digest:
+        wrong[CURRENT_KEY] = ["names another plan"]
+    return wrong
 
 
 def _status(place: Place, record: Published | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IntegrityError
+from pipeline.execution import software
 from pipeline.execution.expected import expected_files, groups_of
 from pipeline.execution.plan import plan_file
 from pipeline.store import compare, published
@@ -56,6 +57,8 @@ def look(
     expected = expected_files(plan, facts, status)
     if sealed:
         expected[PLAN_KEY] = plan_file(plan)
+    if record is not None:
+        expected |= {key: text.encode() for key, text in record.kept.items()}
     seen = compare_files(place, expected, keys or list(expected))
     for key in seen.faults:
         if why := _refusal(plan, key, expected.get(key), sealed.get(key)):
@@ -204,15 +207,26 @@ def publish(plan: Plan, place: Place, facts: Mapping[str, Any], status: str) -> 
             "finish the run with the version that began it, or start a new store",
         )
     put(place, seen.mend)
-    files = {**expected, PLAN_KEY: place.read(PLAN_KEY) or b""}
+    kept = _kept(plan, place)
+    files = {**expected, **kept, PLAN_KEY: place.read(PLAN_KEY) or b""}
     record = Published(
         plan.digest,
         status,
         facts,
         {group: attributes_of(expected[key]) for key, group in groups.items()},
         {key: digest(content) for key, content in files.items()},
+        {key: content.decode() for key, content in kept.items()},
     )
     place.write(published.KEY, published.dump(record))
+
+
+def _kept(plan: Plan, place: Place) -> dict[str, bytes]:
+    """Records of the software that computed units; those that were lost since the last publication are put back."""
+    before = published.find(place)
+    known = dict(before.kept) if before is not None and before.plan_digest == plan.digest else {}
+    there = software.contents(plan, place)
+    put(place, {key: text.encode() for key, text in known.items() if key not in there})
+    return {**{key: text.encode() for key, text in known.items()}, **there}
 
 
 def is_published(plan: Plan, place: Place, facts: Mapping[str, Any], status: str, *, full: bool) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import PipelineError, UsageError
 from pipeline.execution.task import Task, deploy_folder
 from pipeline.store.receipts import write_atomic
+from pipeline.working import require_ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -183,6 +184,8 @@ def write(manifests: Manifests, folder: Path) -> list[Path]:
     texts = {name: as_yaml(documents) for name, documents in manifests.files().items()}
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--manifest {folder} is a file", "a folder")
+    for name in texts:
+        require_ours(folder / name, "--manifest")
     for name, text in texts.items():
         write_atomic(folder / name, text.encode())
     return [folder / name for name in texts]

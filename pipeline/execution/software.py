@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
+from pipeline.store import sealed
 from pipeline.store.keys import RUN_FOLDER
 from pipeline.version import VERSION
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 FOLDER = f"{RUN_FOLDER}/software"
 _RECEIPTS = f"{RUN_FOLDER}/receipts"
 _DECIDING = ("archive", "grid", "models", "superres", "bands.py", "execution/unit.py", "store/overviews.py")
+_RECORD = re.compile(r"[0-9a-f]{16}\.json")  # other files are not of a run
 _COMPARED = ("version", "code", "torch", "numpy")  # the rest is told and does not decide pixels
 
 
@@ -94,28 +98,58 @@ def mixed_words(plan: Plan, place: Place) -> list[str]:
 
 def _unlike(plan: Plan, others: list[Software], done: int, place: Place) -> str:
     """What computed units that are there, in words; empty where it is like this software, or there are none."""
-    if others:
-        return str(others[0]) if place.names(_RECEIPTS) else ""
+    lost = damaged(place)
+    if (others or lost) and not place.names(_RECEIPTS):
+        return ""
+    if others or lost:
+        return str(others[0]) if others else f"software that is not known ({place.shown(lost[0])} is damaged)"
     return f"sen2fine {plan.version}" if done and plan.version != VERSION else ""  # versions before kept no record
 
 
 def _records(plan: Plan, place: Place) -> dict[str, Software]:
     """{key: software} of the records that belong to a plan."""
+    return {key: _parsed(content)[1] for key, content in contents(plan, place).items()}
+
+
+def contents(plan: Plan, place: Place) -> dict[str, bytes]:
+    """{key: content} of the records that belong to a plan and are whole."""
     found = {}
-    for key in place.names(FOLDER):
-        try:
-            content = json.loads(place.read(key) or b"")
-            if content["plan_digest"] == plan.digest:
-                found[key] = Software(**content["software"])
-        except (ValueError, KeyError, TypeError):
-            continue
+    for key, content in _files(place).items():
+        with suppress(ValueError):
+            if _parsed(content)[0] == plan.digest:
+                found[key] = content
     return found
+
+
+def damaged(place: Place) -> list[str]:
+    """Keys of records that cannot be read: nobody knows what they said."""
+    wrong = []
+    for key, content in _files(place).items():
+        try:
+            _parsed(content)
+        except ValueError:
+            wrong.append(key)
+    return wrong
+
+
+def _files(place: Place) -> dict[str, bytes]:
+    names = (key for key in place.names(FOLDER) if _RECORD.fullmatch(key.rpartition("/")[2]))
+    return {key: place.read(key) or b"" for key in names}
+
+
+def _parsed(content: bytes) -> tuple[str, Software]:
+    """(digest of the plan, software) of a record. ValueError when it is damaged."""
+    record = sealed.load(content)
+    try:
+        return str(record["plan_digest"]), Software(**record["software"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no record of software ({error})") from error
 
 
 def _record(plan: Plan, software: Software, *, mixed: bool) -> bytes:
     at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     content = {"plan_digest": plan.digest, "software": asdict(software), "first_used_utc": at, "mixed": mixed}
-    return json.dumps(content, indent=1, sort_keys=True).encode()
+    return sealed.dump(content, indent=1)
 
 
 def _code_digest() -> str:

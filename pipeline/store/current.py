@@ -5,13 +5,13 @@ A unit at work on a store that another run has begun anew would else put pixels 
 
 from __future__ import annotations
 
-import json
 import socket
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import Interrupted, LeaseLost, UsageError
+from pipeline.store import sealed
 from pipeline.store.holder import clock_s
 from pipeline.store.keys import CURRENT_KEY
 from pipeline.store.place import place_of
@@ -34,7 +34,7 @@ class Current:
 
     def put(self, place: Place) -> None:
         """Write it down."""
-        place.write(CURRENT_KEY, json.dumps(asdict(self), sort_keys=True).encode())
+        place.write(CURRENT_KEY, sealed.dump(asdict(self)))
 
 
 def read_current(place: Place) -> Current | None:
@@ -44,7 +44,7 @@ def read_current(place: Place) -> Current | None:
 
 def _parsed(content: bytes | None) -> Current | None:
     try:
-        found = json.loads(content or b"")
+        found = sealed.load(content or b"")
         return Current(str(found["plan_digest"]), str(found["begun"]), str(found.get("run", "")))
     except (ValueError, KeyError, TypeError):
         return None
@@ -62,6 +62,11 @@ class Fence:
         found = _parsed(self._content)
         if self._content is None and not place.exists():
             raise UsageError(f"{place} does not exist on {socket.gethostname()}", "a path that all workers see")
+        if self._content is None:
+            raise LeaseLost(
+                f"{place} is being begun anew by another run, or a version before wrote it",
+                cure=f"python -m pipeline.run --plan {place} goes on with it",
+            )
         if found is None or found.plan_digest != plan_digest:
             raise self._taken()
 

@@ -26,12 +26,11 @@ from pipeline.errors import PipelineError, StorageError, StoreUnreachable, Usage
 from pipeline.store.keys import LEASES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from obstore.store import ObjectStore as Client
     from zarr.abc.store import Store
 
-    from pipeline.store.place import Guard
 
 PATIENCE_ENV = "SEN2FINE_STORE_PATIENCE_S"
 _PATIENCE_S = 90.0  # of one request, over all its tries; less than the grace of a job that is asked to stop
@@ -61,7 +60,7 @@ class ObjectPlace:
     """A prefix of a bucket, by its URL."""
 
     url: str
-    guard: Guard | None = field(default=None, compare=False, repr=False)
+    guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
     hands = 32
 
@@ -92,7 +91,7 @@ class ObjectPlace:
         with self.reading():
             return any(len(batch) > 0 for batch in obstore.list(self._client, chunk_size=1))
 
-    def guarded(self, guard: Guard) -> ObjectPlace:
+    def guarded(self, guard: Callable[[], None]) -> ObjectPlace:
         """The same prefix."""
         return ObjectPlace(self.url, guard)
 

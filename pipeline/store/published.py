@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KEY = f"{RUN_FOLDER}/COMPLETE.json"
 FACTS = ("valid_fraction", "scenes_used", "units", "quarantined")  # what every record says of the units
-_OTHERS = ("plan_digest", "status", "attributes", "files")
+_OTHERS = ("plan_digest", "status", "attributes", "files", "kept")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Published:
     facts: Mapping[str, Any]  # attributes that are known at the end only: FACTS and more
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # path of a group -> its attributes
     files: Mapping[str, str] = field(default_factory=dict)  # key -> sha256 of what was published
+    kept: Mapping[str, str] = field(default_factory=dict)  # key -> content of those that no plan gives back
 
 
 def digest(content: bytes) -> str:
@@ -48,6 +49,7 @@ def dump(record: Published) -> bytes:
         **record.facts,
         "attributes": record.attributes,
         "files": record.files,
+        "kept": record.kept,
     }
     return sealed.dump(content, indent=1, sort_keys=False)  # attributes are written anew in this order
 
@@ -65,8 +67,8 @@ def read(place: Place) -> Published | None:
         if absent := [name for name in FACTS if name not in facts]:
             raise KeyError(*absent)
         status = content.get("status", STATUS_QUARANTINE if facts["quarantined"] else STATUS_COMPLETE)
-        attributes, files = dict(content.get("attributes", {})), dict(content.get("files", {}))
-        return Published(str(content["plan_digest"]), str(status), facts, attributes, files)
+        attributes, files, kept = (dict(content.get(name, {})) for name in ("attributes", "files", "kept"))
+        return Published(str(content["plan_digest"]), str(status), facts, attributes, files, kept)
     except (KeyError, TypeError) as error:
         raise ValueError(f"it lacks {error}") from error
 

@@ -153,7 +153,9 @@ class TestMetadata:
         code, _, err = call(check, store, "--verify", "full", "--repair")
         assert code == 7
         assert "cannot be written anew" in err
-        assert listing(store) == before
+        after = listing(store)
+        assert after.pop("_run/current.json") != before.pop("_run/current.json")  # which run has held it
+        assert after == before
 
 
 class TestUnnamed:
@@ -493,3 +495,36 @@ def test_a_folder_that_may_not_be_read_is_no_stack_trace(call, store):
         pytest.skip("root reads everything")
     (store / "x").chmod(0)
     assert call(check, store, "--verify", "full")[0] in (6, 7)
+
+
+class TestSoftware:
+    """Records of the software that computed units, which no plan could give back."""
+
+    def test_a_damaged_record_is_put_back_by_repair_and_by_a_run(self, call, store):
+        (path,) = (store / "_run" / "software").iterdir()
+        (path.parent / ".DS_Store").write_bytes(b"\0\xff")  # is none of ours
+        whole = listing(store)
+        for mend in ((check, store, "--repair"), (run_command, "--plan", store, "--verify", "full")):
+            path.write_text(path.read_text().replace('"code": "', '"code": "0'))
+            assert call(check, store)[0] == 7
+            assert call(*mend)[0] == 0
+            assert listing(store) == whole
+
+    def test_an_unfinished_store_whose_record_is_damaged_is_not_gone_on_with(self, call, store, monkeypatch):
+        """Nobody knows any more what computed its units."""
+        from pipeline.execution import software
+
+        other = replace(software.this_software(), torch="0.0")
+        monkeypatch.setattr(software, "this_software", lambda: other)
+        (store / "_run" / "COMPLETE.json").unlink()
+        edited(store / "zarr.json", lambda root: root["attributes"].update(status=layout.STATUS_INCOMPLETE))
+        (store / "_run" / "receipts" / "z32632-r0-c0-t0.json").unlink()
+        (path,) = (store / "_run" / "software").iterdir()
+        path.write_text(path.read_text()[:-9])
+        code, out, _ = call(check, store)
+        assert code == 7
+        assert path.name in out
+        code, _, err = call(run_command, "--plan", store, "--cluster", "inline")
+        assert code == 2
+        assert f"software that is not known ({path} is damaged)" in err
+        assert "--mixed-software" in err

@@ -152,7 +152,7 @@ def kind_of(key: str) -> str:
     if key.endswith("zarr.json"):
         return "zarr.json of the root" if key == "zarr.json" else "zarr.json of groups and arrays"
     if key.startswith("_run/"):
-        return "_run/receipts" if "receipts" in key else "_run/overviews" if "overviews" in key else key
+        return next((f"_run/{name}" for name in ("receipts", "overviews", "software") if f"/{name}/" in key), key)
     if key == "stac-item.json":
         return key
     names = ("reflectance", "quality", "scl", "uncertainty")

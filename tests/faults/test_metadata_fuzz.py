@@ -19,7 +19,7 @@ def test_every_kind_of_damage_to_every_kind_of_file_is_noticed_and_mended_or_ref
     random.Random(1).shuffle(cases)
     chosen = {(kind_of(case.key), case.kind): case for case in cases}
     groups = {kind_of(key) for key in listing(sound)}
-    assert len(groups) == 9
+    assert len(groups) == 11
     assert set(chosen) == {(group, kind) for group in groups for kind in KINDS}
     outcomes = fuzz(sound, list(chosen.values()))
     assert all(one.good for one in outcomes), table(outcomes)
