@@ -65,8 +65,10 @@ def archive(content, answer=lambda request, first, last: None):
                 self.part(first, last, content[first : last + 1], len(content))
 
         def part(self, first, last, body, total):
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
+            self.send_response(206 if "Range" in self.headers else 200)
+            if "Range" in self.headers:
+                self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
+            self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
