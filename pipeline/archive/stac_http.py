@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 from pipeline.archive.hosts import HostPolicy
+from pipeline.archive.hosts import Refused as RefusedByPolicy
 from pipeline.archive.redaction import redact
 from pipeline.archive.retry import TRANSIENT_STATUS, classify
 from pipeline.archive.web import guarded
@@ -75,7 +76,7 @@ class StacHttp:
             except PipelineError:
                 raise
             except Exception as error:
-                if isinstance(error.__context__, PipelineError):  # pystac-client wraps what its session raises
+                if isinstance(error.__context__, RefusedByPolicy):  # pystac-client wraps what its session raises
                     raise error.__context__ from None
                 status = getattr(error, "status_code", None)
                 kind = "permanent" if isinstance(error, json.JSONDecodeError) else _kind(error)

@@ -51,7 +51,7 @@ def listed(url, aoi, name=COLLECTION, page_items=100, **query):
     """Ids that the API lists."""
     catalog = dataclasses.replace(load_catalog(f"{url}/collections/{name}"), limits=Limits(page_items=page_items))
     asked = {"start": "2024-05-01T00:00:00Z", "end": "2024-06-30T00:00:00Z", "ids": (), **query}
-    items = list(api_items(catalog, aoi, patience=PATIENT, notes=[], **asked))
+    items = [item for item, _ in api_items(catalog, aoi, patience=PATIENT, notes=[], **asked)]
     ids = [item["id"] for item in items]
     assert len(set(ids)) == len(ids)
     return set(ids)
