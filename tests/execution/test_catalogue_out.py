@@ -305,11 +305,14 @@ def test_nothing_to_list_is_said(tmp_path):
 
 def test_products_are_no_scenes_to_a_run(store, tmp_path, aoi, call):
     assert call(store, "--out", tmp_path / "stores.json")[0] == 0
-    for catalog in (tmp_path / "stores.json", store / ITEM_KEY, store):
+    said = "a product of this pipeline at 2.5 m; expected a Level-2A scene"
+    for catalog, expected, words in (
+        (tmp_path / "stores.json", 3, said), (store / ITEM_KEY, 3, said), (store, 2, "is a Zarr store; expected"),
+    ):  # fmt: skip
         code, out, err = call("--catalog", catalog, "--aoi", aoi, "--start", "2024-06-01", "--end", "2024-07-01",
                               "--out", tmp_path / "again.zarr", program=run_main)  # fmt: skip
-        assert (code, out, err.count("\n")) == (3, "", 1)
-        assert "a product of this pipeline at 2.5 m; expected a Level-2A scene" in err
+        assert (code, out, err.count("\n")) == (expected, "", 1), err
+        assert words in err
         assert not (tmp_path / "again.zarr").exists()
 
 

@@ -16,6 +16,7 @@ from pipeline.products.page import region, source
 from pipeline.products.page.document import _IMAGE_BYTES, LIMIT_BYTES, make_page
 from pipeline.products.page.residuals import residuals
 from pipeline.products.page.source import block_means, open_zone, read_part
+from pipeline.store import sealed
 from pipeline.store.place import place_of
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import config_for, run
@@ -116,8 +117,8 @@ def test_text_from_outside_stays_text(store, tmp_path):
                software=HOSTILE, license=HOSTILE, consistency=HOSTILE, members=HOSTILE)  # fmt: skip
     plan(path, aoi_name=HOSTILE, created_utc=HOSTILE)
     receipt = next((path / "_run" / "receipts").iterdir())
-    content = json.loads(receipt.read_text())
-    receipt.write_text(json.dumps({**content, "seconds": {HOSTILE: 1.0}}))
+    content = sealed.load(receipt.read_bytes())
+    receipt.write_bytes(sealed.dump({**content, "seconds": {HOSTILE: 1.0}}))
     plain, changed = read(make_page(store))[1], read(make_page(path))
     assert changed[1].tags.count("script") == plain.tags.count("script")
     assert "img" not in changed[1].tags
@@ -275,7 +276,7 @@ def test_large_stores_show_a_part_and_an_overview(store, monkeypatch):
     monkeypatch.setattr(region, "_DETAIL_PX", 192)
     asked = []
     original = source._read
-    monkeypatch.setattr(source, "_read", lambda *a: asked.append(a[2:]) or original(*a))
+    monkeypatch.setattr(source, "_read", lambda *a: asked.append(a[2:4]) or original(*a))
     page = make_page(store)
     text, _, facts = read(page)
     assert (page.whole, page.shown_km2, page.context_gsd_m) == (False, 0.2304, 5)

@@ -16,7 +16,7 @@ import zarr
 from pipeline.bands import BAND_NAMES
 from pipeline.products.page import document, region
 from pipeline.products.page.document import make_page
-from tests.products.stores import HOSTILE, attributes, copied, make_store, plan, with_uncertainty
+from tests.products.stores import HOSTILE, attributes, copied, make_store, plan, put_into_a_receipt, with_uncertainty
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -396,6 +396,7 @@ def test_lossy_pages_keep_what_they_state(browser, store, tmp_path, monkeypatch)
     store = copied(store, tmp_path)
     spread = zarr.open_group(store, mode="r+", use_consolidated=False)["uncertainty"]
     spread[:] = np.random.default_rng(1).integers(0, 200, spread.shape).astype(np.uint16)
+    put_into_a_receipt(store, "uncertainty")
     made = make_page(store)
     out.write_bytes(made.content)
     assert not made.exact
