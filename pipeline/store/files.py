@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -13,10 +14,17 @@ from pipeline.errors import StorageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+_TEMPORARY = re.compile(r"\.([0-9a-f]{32}|\d+)\.partial$")
+
 
 def partial_path(path: Path) -> Path:
     """Where a file is written before it is whole. Process numbers would not tell containers apart."""
     return path.with_name(f"{path.name}.{uuid4().hex}.partial")
+
+
+def is_temporary(name: str) -> bool:
+    """True for names of files that are not whole yet: ours, zarr's, and ours of versions before."""
+    return _TEMPORARY.search(name) is not None
 
 
 def put_file(path: Path, content: bytes) -> None:

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
+_at_work: set[str] = set()  # owners of the leases that this process holds or wants
+
 
 @dataclass(frozen=True)
 class Holder:
@@ -41,9 +43,11 @@ class Holder:
 
     @property
     def has_ended(self) -> bool:
-        """True when the holder's process is known to be gone."""
+        """True when the holder's process is known to be gone, or is this one and done with the lease."""
         if not self.is_here or self.pid <= 0:
             return False
+        if self.pid == os.getpid() and self.started == _started(self.pid):
+            return self.owner not in _at_work
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -56,7 +60,14 @@ class Holder:
 def this_process(lapse_s: float) -> Holder:
     """A new holder: the process that asks."""
     pid = os.getpid()
-    return Holder(uuid4().hex, socket.gethostname(), pid, _machine(), _started(pid), lapse_s)
+    holder = Holder(uuid4().hex, socket.gethostname(), pid, _machine(), _started(pid), lapse_s)
+    _at_work.add(holder.owner)
+    return holder
+
+
+def done_with(holder: Holder) -> None:
+    """Forget a holder of this process: what it could not give back is nobody's."""
+    _at_work.discard(holder.owner)
 
 
 def read_holder(content: bytes, lapse_s: float) -> Holder:

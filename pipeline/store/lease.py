@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LeaseLost, PipelineError, StoreHeld, StoreUnreachable, UsageError
-from pipeline.store.holder import Holder, clock_s, read_holder, this_process
+from pipeline.store.holder import Holder, clock_s, done_with, read_holder, this_process
 from pipeline.store.keys import LEASES
 from pipeline.store.place import place_of
 
@@ -144,7 +144,8 @@ def lease(store: Where, shard: str = "", say: Say = lambda _: None) -> Iterator[
     lease lapses, a minute or so; `say` is told.
     """
     place = place_of(store)
-    held = Lease(place, f"{LEASES}-{shard}.json" if shard else _WHOLE, this_process(_lapse_s()))
+    mine = this_process(_lapse_s())
+    held = Lease(place, f"{LEASES}-{shard}.json" if shard else _WHOLE, mine)
     rivals = (lambda: [_WHOLE]) if shard else (lambda: _parts(place))
     done = threading.Event()
     beat = threading.Thread(target=held.keep, args=(done,), daemon=True)
@@ -166,6 +167,8 @@ def lease(store: Where, shard: str = "", say: Say = lambda _: None) -> Iterator[
             beat.join(_GOODBYE_S)
         if not away:
             held.release()
+        done_with(mine)
+        if not away:
             place.tidy(whole=not existed)
 
 

@@ -6,6 +6,7 @@ import json
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from pipeline.store.files import is_temporary
 from pipeline.store.keys import BEGINNING_KEY, LEASES, PLAN_KEY, RUN_FOLDER
 
 if TYPE_CHECKING:
@@ -26,11 +27,16 @@ def standing(place: Place) -> Standing:
     """What is at a place; nothing is changed."""
     if place.size(PLAN_KEY) is not None:
         return Standing.BEGUN
-    if all(key.startswith(LEASES) or key == f"{RUN_FOLDER}/" for key in place.walk()):
+    if all(key.startswith(LEASES) or key == f"{RUN_FOLDER}/" or _half_written(key) for key in place.walk()):
         return Standing.EMPTY
     if place.size(BEGINNING_KEY) is not None:
         return Standing.BEGINNING
     return Standing.ORPHANED if _signed(place) else Standing.FOREIGN
+
+
+def _half_written(key: str) -> bool:
+    """True for what a run that was killed left of the first file that it wrote into its folder."""
+    return key.startswith(f"{RUN_FOLDER}/") and is_temporary(key)
 
 
 def _signed(place: Place) -> bool:

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from pipeline.errors import StorageError, UsageError
-from pipeline.store.files import partial_path, put_file
+from pipeline.store.files import is_temporary, partial_path, put_file
 from pipeline.store.files import storage_error as storage_error
 from pipeline.store.files import write_atomic as write_atomic
 from pipeline.store.keys import RUN_FOLDER
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # one letter is a Windows drive
 _REMOVED = "removed-"  # folder within the run's, for what is about to be deleted
-_TEMPORARY = re.compile(r"\.([0-9a-f]{32}|\d+)\.partial$")  # ours, zarr's, and ours of versions before
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -299,7 +298,7 @@ class LocalPlace:
 
     def sweep(self) -> int:
         """Remove temporary files, ours and zarr's; those of the user, by whatever name, stay."""
-        leftovers = [path for path in self.path.rglob("*.partial") if _TEMPORARY.search(path.name) and path.is_file()]
+        leftovers = [path for path in self.path.rglob("*.partial") if is_temporary(path.name) and path.is_file()]
         for path in leftovers:
             self._require()
             path.unlink(missing_ok=True)

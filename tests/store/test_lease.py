@@ -6,11 +6,12 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
-from pipeline.errors import LeaseLost, StoreHeld, UsageError
+from pipeline.errors import LeaseLost, StoreHeld, StoreUnreachable, UsageError
 from pipeline.store import holder as holders
 from pipeline.store import lease as leases
 from pipeline.store.current import Current, Fence, unchanged
@@ -146,6 +147,16 @@ def test_leases_of_versions_before_and_torn_ones_lapse_too(place, monkeypatch):
         with lease(place) as held:
             held.require()
         assert place.names("_run") == []
+
+
+def test_a_lease_that_this_process_could_not_give_back_is_not_waited_for(tmp_path):
+    """As after an outage of the object store that holds it, in a notebook that runs the same command again."""
+    place = place_of(tmp_path / "a.zarr")
+    with suppress(StoreUnreachable), lease(place):
+        raise StoreUnreachable("the store is away")
+    assert place.read(KEY) is not None
+    with lease(place) as held:
+        held.require()
 
 
 def test_it_is_renewed_and_a_late_renewal_cannot_undo_a_takeover(place, short, monkeypatch):
@@ -288,6 +299,14 @@ class TestStanding:
         for key, content in files.items():
             place.write(key, content)
         assert standing(place) is expected
+
+    def test_what_a_kill_left_of_the_first_file_is_nothing(self, tmp_path):
+        store = tmp_path / "a.zarr"
+        (store / "_run").mkdir(parents=True)
+        (store / "_run" / f"beginning.json.{'0' * 32}.partial").write_text("{")
+        assert standing(place_of(store)) is Standing.EMPTY
+        (store / f"zarr.json.{'0' * 32}.partial").write_text("{")
+        assert standing(place_of(store)) is Standing.FOREIGN, "a run puts nothing there before its own folder tells"
 
     def test_of_folders_and_files_that_are_not_ours(self, tmp_path):
         (tmp_path / "file").write_text("thesis")
