@@ -490,7 +490,9 @@ def test_a_file_that_points_to_other_files_is_not_opened_whatever_its_name(tmp_p
             f"<GeoTransform>{LEFT},10,0,{TOP},0,-10</GeoTransform>"
             f'<VRTRasterBand dataType="UInt16" band="1">{source}</VRTRasterBand></VRTDataset>'
         )
-    with rasterio.open(scene.hrefs["B02"]) as dataset:
-        assert dataset.driver == "VRT"  # this process would open it
+    with rasterio.Env() as env:
+        if "VRT" in env.drivers():  # no test before has restricted this process
+            with rasterio.open(scene.hrefs["B02"]) as dataset:
+                assert dataset.driver == "VRT"
     with pytest.raises(ReadError, match="cannot be read as GeoTIFF or JPEG 2000"):
         read_period([scene], "mosaic", grid_over(scene, 0), ("B02",), local)
