@@ -143,7 +143,8 @@ def test_parts_publication_damage_and_repair(archive, aoi, url, server, sound, c
     assert_like(stored(server, url), sound)
 
 
-def test_what_a_server_may_do_changes_no_byte(archive, aoi, url, server, sound, call):
+def test_what_a_server_may_do_changes_no_byte(archive, aoi, url, server, sound, call, monkeypatch):
+    monkeypatch.setenv("SEN2FINE_STORE_PATIENCE_S", "5")  # the first PUT, of the lease, meets 503 three times
     server.faults[:] = [
         Fault("PUT", "", 503, times=3),
         Fault("PUT", "reflectance/c/", "lost", times=2, after=1),
