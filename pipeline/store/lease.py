@@ -38,6 +38,7 @@ _RENEWALS = 3  # within the time after which a lease lapses
 _VALID = 5 / 6  # of that time the holder trusts its last renewal
 _POLL_S = 1.0
 _DATED_S = 1.0  # object stores date to the second
+_TICK_S = 0.05  # file systems date by the kernel's tick
 _GOODBYE_S = 5.0  # a renewal that hangs on a dead server is not waited for
 _WHOLE = f"{LEASES}.json"
 
@@ -213,7 +214,7 @@ def _wait_for_lapse(place: Place, key: str, content: bytes, held: Holder, say: S
         return
     if held.is_here:  # and has not ended
         raise _held(place, held, age_s)
-    left_s = held.lapse_s - age_s + (_DATED_S if place.hands > 1 else 0.0)
+    left_s = held.lapse_s - age_s + (_DATED_S if place.hands > 1 else _TICK_S)
     say(f"{place} is being written by {held}, last seen {age_s:.0f} s ago; waiting {left_s:.0f} s for a sign of life")
     seen, until = place.read(_beat(held)), clock_s() + left_s
     while clock_s() < until:

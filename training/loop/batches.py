@@ -7,8 +7,10 @@ long training waited for them. Imports torch and the errors.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 # What chance is for; together with the seed and a number they key a `Draw`.
 FOR_BATCH, FOR_LOSS, FOR_STAGE = 0, 1, 2
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PREFETCH = 2  # batches that each worker keeps ready
 
 
@@ -63,8 +66,18 @@ class Numbered(Dataset["Batch | PipelineError"]):
 def _leave_signals(worker: int) -> None:
     """What asks a run to stop reaches a whole group of processes: the one that trains answers, and ends the workers."""
     del worker
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals that ask this thread, or a process that it forks, to stop wait until the block has ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Feed:
@@ -95,13 +108,22 @@ class Feed:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else the loader would use the global one
         )
-        self._batches: Iterator[Batch | PipelineError] = iter(loader)
+        self._batches: Iterator[Batch | PipelineError]
+        others = set(multiprocessing.active_children())
+        with _held_back():  # until a worker ignores them
+            self._batches = iter(loader)
+        self._workers = [process for process in multiprocessing.active_children() if process not in others]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._batches = iter(())  # the loader's iterator ends its workers when nothing holds it
+        # An iterator ends its workers when nothing holds it; after a failure its traceback does.
+        getattr(self._batches, "_shutdown_workers", lambda: None)()
+        self._batches = iter(())
+        for worker in self._workers:  # one that hangs ignores the loader's SIGTERM, and would keep Python from ending
+            worker.kill()
+            worker.join()
 
     def next(self) -> Batch:
         """The next batch. Raises what its making raised."""

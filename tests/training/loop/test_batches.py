@@ -44,11 +44,20 @@ def test_a_feed_hands_out_batches_by_number_in_order(workers):
 def test_workers_go_on_when_their_whole_group_is_asked_to_stop(number):
     """Slurm, torchrun and terminals ask all processes of a group; the one that trains answers."""
     with Feed(make, seed=4, workers=2) as feed:
-        feed.next()
-        for worker in torch.multiprocessing.active_children():
+        for worker in torch.multiprocessing.active_children():  # which have hardly begun
             os.kill(worker.pid, number)
-        for expected in range(1, 6):
+        for expected in range(6):
             np.testing.assert_array_equal(feed.next()["x"], make(Draw.seeded(4, FOR_BATCH, expected))["x"])
+
+
+def test_workers_end_when_one_was_killed_and_its_traceback_is_kept():
+    """They ignore the SIGTERM by which Python ends its children at exit, and would be waited for without end."""
+    with pytest.raises(RuntimeError, match="DataLoader worker"), Feed(make, seed=4, workers=2) as feed:
+        feed.next()
+        os.kill(torch.multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        for _ in range(6):
+            feed.next()
+    assert torch.multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])
