@@ -52,11 +52,16 @@ def test_workers_go_on_when_their_whole_group_is_asked_to_stop(number):
 
 def test_workers_end_when_one_was_killed_and_its_traceback_is_kept():
     """They ignore the SIGTERM by which Python ends its children at exit, and would be waited for without end."""
-    with pytest.raises(RuntimeError, match="DataLoader worker"), Feed(make, seed=4, workers=2) as feed:
-        feed.next()
-        os.kill(torch.multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        for _ in range(6):
+
+    def feed_until_one_is_missed():
+        with Feed(make, seed=4, workers=2) as feed:
             feed.next()
+            os.kill(torch.multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            for _ in range(6):
+                feed.next()
+
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        feed_until_one_is_missed()
     assert torch.multiprocessing.active_children() == []
 
 
