@@ -56,8 +56,8 @@ def words(place, url, *more):
     )]  # fmt: skip
 
 
-def objects(gateway, url):
-    """{key below the store: bytes}."""
+def keys(gateway, url):
+    """(client, prefix, keys below the store)."""
     import boto3
 
     client = boto3.client(
@@ -65,12 +65,15 @@ def objects(gateway, url):
         region_name="default",
     )  # fmt: skip
     prefix = url.removeprefix(f"s3://{ceph.BUCKET}/") + "/"
-    found = {}
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=ceph.BUCKET, Prefix=prefix):
-        for entry in page.get("Contents", []):
-            body = client.get_object(Bucket=ceph.BUCKET, Key=entry["Key"])["Body"].read()
-            found[entry["Key"].removeprefix(prefix)] = body
-    return found
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=ceph.BUCKET, Prefix=prefix)
+    listed = [entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", [])]
+    return client, prefix, listed
+
+
+def objects(gateway, url):
+    """{key below the store: bytes}."""
+    client, prefix, listed = keys(gateway, url)
+    return {key: client.get_object(Bucket=ceph.BUCKET, Key=prefix + key)["Body"].read() for key in listed}
 
 
 def test_a_run_that_is_killed_twice_resumes_and_is_that_into_a_folder(gateway, place, url, tmp_path, capsys):
@@ -88,7 +91,7 @@ def test_a_run_that_is_killed_twice_resumes_and_is_that_into_a_folder(gateway, p
         )  # fmt: skip
         until = time.monotonic() + 240
         while time.monotonic() < until and process.poll() is None:
-            if sum(key.startswith("_run/receipts/") for key in objects(gateway, url)) >= enough:
+            if sum(key.startswith("_run/receipts/") for key in keys(gateway, url)[2]) >= enough:
                 break
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
