@@ -112,6 +112,7 @@ def _act(program: str, words: list[str], host: str, log: str, environment: dict[
     os.environ["SEN2FINE_LEASE_S"] = str(LAPSE_S)
     real = holder._machine
     holder._machine = lambda: f"{real()}/{host}"
+    os.chdir(Path(log).parent)  # pictures of stores in object stores are written where a run is
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
