@@ -149,6 +149,21 @@ def test_leases_of_versions_before_and_torn_ones_lapse_too(place, monkeypatch):
         assert place.names("_run") == []
 
 
+def test_a_silent_lease_lapses_though_files_are_dated_by_the_kernels_tick(place, monkeypatch):
+    """Ages are differences of two such dates: a tick too much before the wait, a tick too little after it."""
+    place.write(KEY, replace(this_process(1.0), host="elsewhere", machine="elsewhere").content())
+    exact, asked = leases._age_s, []
+
+    def by_the_tick(*given):
+        asked.append(1)
+        age_s = exact(*given)
+        return age_s if age_s is None else age_s + (0.01 if len(asked) == 1 else -0.01)
+
+    monkeypatch.setattr(leases, "_age_s", by_the_tick)
+    with lease(place) as held:
+        held.require()
+
+
 def test_a_lease_that_this_process_could_not_give_back_is_not_waited_for(tmp_path):
     """As after an outage of the object store that holds it, in a notebook that runs the same command again."""
     place = place_of(tmp_path / "a.zarr")

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 # What chance is for; together with the seed and a number they key a `Draw`.
 FOR_BATCH, FOR_LOSS, FOR_STAGE = 0, 1, 2
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PREFETCH = 2  # batches that each worker keeps ready
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # ask a run to stop
 
 
 @dataclass
