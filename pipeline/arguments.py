@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import bbox
 from pipeline.archive.aoi import MAX_AREA_KM2
-from pipeline.config import COMPOSITES, CONSISTENCIES, RunConfig
+from pipeline.config import COMPOSITES, CONSISTENCIES, ESTIMATES, RunConfig
 from pipeline.errors import UsageError
 from pipeline.store.receipts import VERIFY_LEVELS
 
@@ -48,9 +48,17 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--sr", help="system: lite, difffusr or bicubic (lite)")
     how.add_argument("--weights", metavar="FILE", help="super-resolver bundle: .safetensors, or hf://OWNER/REPO/FILE")
     how.add_argument("--fusion-weights", metavar="FILE", help="fusion bundle, likewise")
-    how.add_argument("--members", type=int, metavar="N", help="draws to average; more than 1 adds uncertainty (1)")
+    how.add_argument("--estimate", choices=ESTIMATES, help="the best estimate, or one draw of what may be there (mean)")
+    how.add_argument("--members", type=int, metavar="N", help="average so many draws; more than 1 adds uncertainty")
     how.add_argument("--seed", type=int, help="of the generated detail (0)")
-    how.add_argument("--consistency", choices=CONSISTENCIES, help="block means equal the input (box)")
+    how.add_argument(
+        "--consistency",
+        choices=CONSISTENCIES,
+        help="what the sensor would measure, or block means, equal the input (sensor)",
+    )
+    how.add_argument(
+        "--mtf", metavar="[BAND=]VALUE", action="append", help="of the sensor at Nyquist, not as published"
+    )
     how.add_argument("--config", metavar="TOML", help="file of these settings; flags win")
     out = p.add_argument_group("output")
     out.add_argument("--out", metavar="STORE", help="folder or s3://... to write or continue (AOI's name + .zarr)")
@@ -86,8 +94,8 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
     """Defaults, then the TOML file, then flags."""
     config = RunConfig.from_toml(Path(arguments.config)) if arguments.config else RunConfig()
     given = {name: value for name in config.to_json() if (value := getattr(arguments, name, None)) is not None}
-    if "exclude" in given:
-        given["exclude"] = tuple(given["exclude"])
+    for name in {"exclude", "mtf"} & given.keys():
+        given[name] = tuple(given[name])
     if "bands" in given:
         given["bands"] = tuple(band.strip() for band in given["bands"].split(",") if band.strip())
         if not given["bands"]:

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMPOSITES = ("mosaic", "median", "none", "monthly")
-CONSISTENCIES = ("box", "tent", "none")
+CONSISTENCIES = ("sensor", "box", "tent", "none")
+ESTIMATES = ("mean", "sample")
+MTF_RANGE = (0.05, 0.6)  # 2 / pi is a pixel's average alone
 _MAX_TOML_BYTES = 1_000_000
 _EXAMPLES = {  # of values whose default shows no form
     **dict.fromkeys(("start", "end"), 'a date in quotes, such as "2024-06-01"'),
     **dict.fromkeys(("weights", "fusion_weights"), "the path of a file, in quotes"),
     "bands": 'a list such as ["B02", "B03", "B04"]',
+    "mtf": 'a list such as ["B02=0.25"]',
     "offset": "0 or -1000",
 }
 
@@ -41,9 +44,11 @@ class RunConfig:
     sr: str = "lite"
     weights: str = ""  # super-resolver bundle; empty: the one that ships with `sr`
     fusion_weights: str = ""
-    members: int = 1  # draws per pixel; more than one averages them and adds `uncertainty`
+    estimate: str = "mean"  # the best estimate, or one sample of what may be there
+    members: int = 0  # draws that a mean is of, where not left to the system; more than one adds `uncertainty`
     seed: int = 0
-    consistency: str = "box"
+    consistency: str = "sensor"
+    mtf: tuple[str, ...] = ()  # at Nyquist, where not the published ones: "0.25", or by band "B02=0.25"
     exclude: tuple[str, ...] = ()  # scene ids to leave out
     offset: int | None = None  # BOA_ADD_OFFSET to add to the archive's DN, overriding rules and audit
     clip: bool = False  # mask pixels outside the polygon
@@ -52,7 +57,8 @@ class RunConfig:
     shard: bool = False  # one Zarr shard per unit: fewer files, needs GDAL 3.13 to be read by GDAL
 
     def __post_init__(self) -> None:
-        for name, known in (("composite", COMPOSITES), ("consistency", CONSISTENCIES)):
+        known_words = (("composite", COMPOSITES), ("consistency", CONSISTENCIES), ("estimate", ESTIMATES))
+        for name, known in known_words:
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} = {getattr(self, name)!r}", f"one of {', '.join(known)}")
         unknown = [str(band) for band in self.bands if band not in BAND_NAMES]
@@ -65,8 +71,11 @@ class RunConfig:
             raise UsageError(f"chunk_px = {self.chunk_px}", "a positive multiple of 24 (60 m)")
         if self.unit_chunks < 1:
             raise UsageError(f"unit_chunks = {self.unit_chunks}", "at least 1")
-        if not 1 <= self.members <= 1000:
-            raise UsageError(f"members = {self.members}", "1 to 1000")
+        if not 0 <= self.members <= 1000:
+            raise UsageError(f"members = {self.members}", "0 to 1000")
+        if self.estimate == "sample" and self.members > 1:
+            raise UsageError(f"estimate = sample with members = {self.members}", "one draw", "leave out one of the two")
+        _ = self.mtf_by_band
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"seed = {self.seed}", "0 to 2**64 - 1")
         if self.offset not in (None, 0, -1000):
@@ -80,9 +89,25 @@ class RunConfig:
         chosen = self.bands or BAND_NAMES
         return tuple(name for name in BAND_NAMES if name in chosen)
 
+    @property
+    def mtf_by_band(self) -> tuple[tuple[str, float], ...]:
+        """(band, MTF at Nyquist) of those that are given; a value without a band is that of all others."""
+        found: dict[str, float] = {}
+        for text in sorted(self.mtf, key=lambda text: "=" in text):
+            name, _, number = text.rpartition("=")
+            try:
+                value = float(number)
+            except ValueError:
+                value = 0.0
+            if (name and name not in BAND_NAMES) or not MTF_RANGE[0] <= value <= MTF_RANGE[1]:
+                low, high = MTF_RANGE
+                raise UsageError(f"mtf = {text!r}", f"a value from {low:g} to {high:g}, or BAND=VALUE such as B02=0.25")
+            found |= dict.fromkeys([name] if name else BAND_NAMES, value)
+        return tuple(sorted(found.items()))
+
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, re-readable by `from_mapping`."""
-        return {**asdict(self), "bands": list(self.bands), "exclude": list(self.exclude)}
+        return {**asdict(self), "bands": list(self.bands), "exclude": list(self.exclude), "mtf": list(self.mtf)}
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], source: str = "configuration") -> RunConfig:

@@ -6,7 +6,7 @@ In: a `Plan`. Out: an `Estimate`. Imports plan, outline and superres.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES, GSDS_M, TARGET_GSD_M, bands_at
@@ -58,7 +58,8 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
     lattice = systems.lattice_of(plan.system)
     units = list(plan.units())
     windows = [plan.window(unit) for unit in units]
-    cells = sum(len(lattice.cells_touching_any(plan.chunks(unit))) for unit in units)
+    reach = plan.reach_px
+    cells = sum(len(lattice.cells_touching_any(plan.chunks(unit), reach)) for unit in units)
     pixels = sum(chunk.ny * chunk.nx for unit in units for chunk in plan.chunks(unit))
     periods = sum(len(zone.periods) for zone in plan.zones)
     bands = len(plan.config.band_names)
@@ -69,7 +70,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
     medians = [len(p.scene_ids) for zone in plan.zones for p in zone.periods if p.composite == "median"]
     scenes = max(2, min(10, max(medians, default=0)))
     per_window = seconds_per_window(plan) if timed else 0.0
-    per_member = plan.config.members if plan.system.sr_weights else 1
+    per_member = plan.draws or 1
     return Estimate(
         scenes=len(plan.scenes),
         zones=len(plan.zones),
@@ -81,7 +82,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
         output_mib=round(pixels * (band_bytes * len(arrays) + 1) / 2**20, 1),
         stored_mib=round(pixels * band_bytes * sum(1 / _COMPRESSION[name] for name in arrays) * _LEVELS / 2**20, 1),
         overlap=round(cells * lattice.window_px**2 / max(1, pixels), 2),
-        worker_mib=round(worker_mib(plan.system.name, largest, lattice.window_px, bands, plan.config.members, scenes)),
+        worker_mib=round(worker_mib(plan.system.name, largest, lattice.window_px, bands, plan.draws, scenes)),
         seconds_per_window=round(per_window, 3),
         seconds=round(cells * per_window * per_member / max(1, min(workers, len(units))), 1),
         workers=workers,
@@ -108,6 +109,7 @@ def seconds_per_window(plan: Plan) -> float:
     system = systems.load(plan.system, device_name())
     lattice = system.lattice
     cell = Window(lattice.stride_px // 2, lattice.stride_px // 2, 24, 24).snap_out(24)
+    options = replace(plan.options(), members=min(plan.draws, 1), consistency="none")
     window = superres.read_window(lattice, cell)
     names = {gsd: bands_at(gsd, plan.inputs) for gsd in GSDS_M if bands_at(gsd, plan.inputs)}
     rng = np.random.default_rng(0)
@@ -120,6 +122,6 @@ def seconds_per_window(plan: Plan) -> float:
     spent = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        superres.super_resolve(native, cell, system, plan.config.band_names, superres.Options(), lambda _w: state)
+        superres.super_resolve(native, cell, system, plan.config.band_names, options, lambda _w: state)
         spent = time.perf_counter() - started
     return spent

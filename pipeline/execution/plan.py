@@ -27,7 +27,8 @@ from pipeline.store.keys import PLAN_KEY
 from pipeline.store.layout import group_name, plan_content
 from pipeline.store.place import place_of
 from pipeline.store.template import FORMAT_VERSION
-from pipeline.superres.systems import Choice
+from pipeline.superres.superres import Options
+from pipeline.superres.systems import Choice, draws
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline.store.place import Where
 
 ALL_BANDS_READ = 2  # first format whose pixels do not depend on the bands that are stored
+NAMES_ESTIMATE = 3  # first format that says which estimate it holds, and of which MTF
 _KNOWN_FORMATS = range(1, FORMAT_VERSION + 1)
 
 
@@ -128,10 +130,32 @@ class Plan:
         for name in ("notes", "created_utc", "access"):
             content.pop(name)
         content["system"].pop("licence")
+        if self.format_version < NAMES_ESTIMATE:
+            for name in ("estimate", "mtf"):
+                content["config"].pop(name)
         for zone in content["zones"]:  # how the area is cut into units follows the number of workers and shows nowhere
             zone.pop("row_breaks")
             zone.pop("col_breaks")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def draws(self) -> int:
+        """Draws that every pixel is the mean of; 0 where a regression gives it."""
+        return draws(self.system.name, self.config.estimate, self.config.members)
+
+    def options(self, stream: int = 0) -> Options:
+        """What shapes the pixels besides scenes and weights; `stream` is that of the noise."""
+        return Options(self.config.seed, stream, self.draws, self.config.consistency, self.config.mtf_by_band)
+
+    @property
+    def mtf(self) -> dict[str, float]:
+        """MTF at Nyquist by band, as the consistency "sensor" takes it."""
+        return {name: round(self.options().mtf_of(name), 4) for name in self.config.band_names}
+
+    @property
+    def reach_px(self) -> int:
+        """How far around a piece of ground its bands are predicted."""
+        return self.options().reach_px(self.config.band_names)
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:

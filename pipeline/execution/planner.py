@@ -19,6 +19,7 @@ from pipeline.execution.plan import Plan, Zone
 from pipeline.execution.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
 from pipeline.grid.grid import Grid, Phase
 from pipeline.superres import systems
+from pipeline.superres.superres import Options
 from pipeline.version import VERSION
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def make_plan(
     _check_bands(config, system)
     systems.load(system, "cpu")  # unfit weights are found before anything is asked of an archive
     say("searching")
-    around = grown_aoi(aoi, reach_m(config, systems.lattice_of(system)))
+    reach_px = Options(consistency=config.consistency, mtf=config.mtf_by_band).reach_px(config.band_names)
+    around = grown_aoi(aoi, reach_m(config, systems.lattice_of(system), reach_px))
     found = _search(config, aoi, around)
     scenes, notes = _audited(found, config, say)
     zones, zone_notes = _zones(config, aoi, around, scenes, workers)
@@ -86,8 +88,15 @@ def make_plan(
 def _remarks(config: RunConfig, system: systems.Choice, scenes: Mapping[str, Scene]) -> list[str]:
     """Settings that have no effect, and bands that there are not, said aloud."""
     remarks = []
-    if config.members > 1 and not system.sr_weights:
-        remarks.append(f"--members {config.members} has no effect with --sr {system.name}, which draws nothing")
+    drawn = systems.draws(system.name, config.estimate, config.members)
+    if drawn and not system.sr_weights:
+        asked = f"--members {config.members}" if config.members else "--estimate sample"
+        remarks.append(f"{asked} has no effect with --sr {system.name}, which draws nothing")
+    elif drawn > 1 and not config.members:
+        remarks.append(
+            f"--sr {system.name} has no regression: its best estimate is the mean of {drawn} draws, at {drawn} times the "
+            "cost of one (--members N for another number, --estimate sample for one draw)"
+        )
     absent = [band for band, why in absent_bands(config.band_names, scenes).items() if "scene" in why]
     if absent:
         remarks.append(f"the store is without {', '.join(absent)}: no scene has them")

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from pipeline.grid.lattice import Lattice
 
 
-def reach_m(config: RunConfig, lattice: Lattice) -> float:
+def reach_m(config: RunConfig, lattice: Lattice, reach_px: int = 0) -> float:
     """How far beyond the area, in metres, the pixels lie that its output depends on.
 
     A stored chunk that touches the area extends up to its own side beyond it, a window that touches the chunk up to
-    its own, and interpolation looks at some pixels around the window. All are squares, hence the diagonal.
+    its own, and interpolation looks at some pixels around the window; `reach_px` is how far around a chunk bands are
+    predicted. All are squares, hence the diagonal.
     """
     stored_px = config.chunk_px * (config.unit_chunks if config.shard else 1)
-    return math.sqrt(2) * (stored_px + lattice.window_px + CONTEXT_PX) * TARGET_GSD_M
+    return math.sqrt(2) * (stored_px + reach_px + lattice.window_px + CONTEXT_PX) * TARGET_GSD_M
 
 
 def grown_aoi(aoi: Aoi, by_m: float) -> Aoi:

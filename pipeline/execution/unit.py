@@ -96,7 +96,7 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
     stages.lap("load")
 
     window = plan.window(unit)
-    reach = superres.read_window(system.lattice, window)
+    reach = superres.read_window(system.lattice, window, plan.reach_px)
     scenes = _scenes_over(plan, unit, reach)
     if not scenes:
         return _record(store, plan, _empty(unit, plan, attempt), stages)
@@ -104,7 +104,7 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
     stages.lap("read")
 
     native = superres.Native(pixels.grid.window, pixels.dn, pixels.bands, pixels.scl)
-    options = superres.Options(plan.config.seed, _stream(plan, unit), plan.config.members, plan.config.consistency)
+    options = plan.options(_stream(plan, unit))
     wanted, names = plan.chunks(unit), plan.config.band_names
     result = superres.super_resolve(native, window, system, names, options, _state_of(plan, unit), wanted)
     stages.lap("superres", within=result.seconds)

@@ -70,14 +70,14 @@ class Lattice:
         cols = self._cells(window.col, window.col_end)
         return [(row, col) for row in rows for col in cols]
 
-    def cells_touching_any(self, windows: Sequence[Window]) -> list[tuple[int, int]]:
-        """Cells (row, col) whose weight is not zero somewhere in one of `windows`, ascending."""
+    def cells_touching_any(self, windows: Sequence[Window], around_px: int = 0) -> list[tuple[int, int]]:
+        """Cells (row, col) whose weight is not zero within `around_px` of one of `windows`, ascending."""
         if not windows:
             return []
         whole = reduce(Window.union, windows)
         if sum(window.ny * window.nx for window in windows) == whole.ny * whole.nx:  # they tile it, as most units do
-            return self.cells_touching(whole)
-        return sorted({cell for window in windows for cell in self.cells_touching(window)})
+            return self.cells_touching(whole.pad(around_px))
+        return sorted({cell for window in windows for cell in self.cells_touching(window.pad(around_px))})
 
     def _cells(self, start: int, stop: int) -> range:
         half = self.ramp_px // 2
@@ -107,7 +107,12 @@ class Lattice:
             line[-self.ramp_px :] = 1.0 - rise
         return line
 
-    def placements(self, window: Window, wanted: Sequence[Window]) -> Iterator[tuple[tuple[int, int], Window]]:
-        """Cells that touch one of the `wanted` parts of `window`, each with the part of `window` that it supports."""
-        for cell in self.cells_touching_any(wanted):
-            yield cell, self.support(*cell).intersect(window)
+    def placements(
+        self, window: Window, wanted: Sequence[Window], around_px: int = 0
+    ) -> Iterator[tuple[tuple[int, int], Window]]:
+        """Cells within `around_px` of one of the `wanted` parts of `window`, each with the part that it supports.
+
+        That part lies in `window` or within `around_px` of it.
+        """
+        for cell in self.cells_touching_any(wanted, around_px):
+            yield cell, self.support(*cell).intersect(window.pad(around_px))

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.bands import BY_NAME, RGB, TARGET_GSD_M
+from pipeline.errors import PipelineError
 from pipeline.superres.consistency import approach, bicubic_up
-from pipeline.superres.systems import FUSION_INPUTS
+from pipeline.superres.systems import FUSION_INPUTS, Regressor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,13 +80,14 @@ def generated(
     window: WindowInput,
     system: System,
     order: tuple[str, ...],
-    noise: NoiseSource,
+    noise: NoiseSource | None,
     state: SceneState | None,
     consistency: str,
 ) -> dict[str, Tensor]:
     """The bands of `order` by the system's networks, made consistent: (1, 1, T, T) each.
 
-    The networks see every band of `window`, whichever are asked for.
+    A draw that follows from `noise`, or the conditional mean where that is None. The networks see every band of
+    `window`, whichever are asked for.
     """
     import torch
 
@@ -93,8 +95,13 @@ def generated(
         return interpolated(window, system, order, consistency)
     natives = _natives(window, system)
     lr = torch.cat([natives[name] for name in system.resolver.in_bands], 1)
-    valid = torch.from_numpy(window.valid10)[None, None].to(system.device)
-    sr = system.resolver.predict(lr, {}, valid, noise, state)
+    if noise is None:
+        if not isinstance(system.resolver, Regressor):
+            raise PipelineError(f"{system.name} gives no mean without draws", "members of 1 or more")
+        sr = system.resolver.mean(lr)
+    else:
+        valid = torch.from_numpy(window.valid10)[None, None].to(system.device)
+        sr = system.resolver.predict(lr, {}, valid, noise, state)
     guide = approach(sr, lr, 4, consistency, "network")
     images = {name: guide[:, i : i + 1] for i, name in enumerate(system.resolver.out_bands)}
     rgb = torch.cat([images[name] for name in RGB], 1)
@@ -130,6 +137,8 @@ def window_bands(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """Mean over `members` draws of all bands in `order`, (bands, T, T) reflectance, and their spread (or None).
 
+    Without members: the conditional mean as the system gives it.
+
     The spread is the standard deviation of one member, as `Ensemble` estimates it; None with fewer than two.
     """
     import torch
@@ -139,8 +148,10 @@ def window_bands(
     with torch.inference_mode():
         plain = interpolated(window, system, order, consistency) if _needs_plain(window, system) else None
         ensemble = Ensemble()
-        for member in range(members if system.resolver is not None else 1):
-            images = generated(window, system, order, noise_of(member), state, consistency)
+        draws = range(members) if members and system.resolver is not None else (None,)
+        for member in draws:
+            noise = None if member is None else noise_of(member)
+            images = generated(window, system, order, noise, state, consistency)
             if plain is not None and window.weight10 is not None:
                 images = _mix(images, plain, window.weight10)
             ensemble.add(torch.cat([images[name] for name in order], 1)[0])

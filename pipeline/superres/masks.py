@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 # Scene classification (Sen2Cor ATBD, SCL): saturated or defective 1, cloud medium 8, cloud high 9, thin cirrus 10.
 NO_DETAIL_SCL: tuple[int, ...] = (1, 8, 9, 10)
 NOT_CLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)  # those, no data, and cloud shadow 3
-BRIGHT_REFLECTANCE = 0.6  # training imagery rarely reaches it; beyond, networks extrapolate
+BRIGHT_REFLECTANCE = 1.6  # beyond what networks were trained on, unless their weights say otherwise
+# What is taken for cloud without a classification: white, bright, and no gap as wide as a large roof fits beside it.
+CLOUD_REFLECTANCE = 0.4  # of the darkest of the three colours
+CLOUD_TINT = 0.2  # at most, of the brightest: (brightest - darkest) / brightest
+CLOUD_PX = 31  # 10 m px; 310 m
 _GUARD_PX = 4  # 10 m px kept clear around what is blocked
 _RAMP_PX = 2  # 10 m px over which detail then fades in
 
@@ -58,17 +62,32 @@ def _spread(mask: NDArray[np.bool_], px: int) -> NDArray[np.bool_]:
     return spread
 
 
+def _like_cloud(rho: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where reflectance (band, y, x) of visible bands is bright and white over at least `CLOUD_PX` each way."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    darkest, brightest = rho.min(0), rho.max(0)
+    white: NDArray[np.bool_] = (darkest > CLOUD_REFLECTANCE) & (brightest - darkest < CLOUD_TINT * brightest)
+    if not white.any():
+        return white
+    core = minimum_filter(white, size=CLOUD_PX, mode="nearest")
+    cloud: NDArray[np.bool_] = maximum_filter(core, size=CLOUD_PX, mode="nearest")
+    return cloud
+
+
 def detail_weight(
     dn10: NDArray[np.uint16], scl: NDArray[np.uint8] | None, bright: float = BRIGHT_REFLECTANCE
 ) -> NDArray[np.float32] | None:
     """Weight 0..1 of generated detail on the 10 m grid, shape (y, x); None when it is 1 everywhere.
 
+    Blocked are nodata, reflectance above `bright`, and clouds: by the classification, or by their look without one.
+
     `dn10` is (band, y, x) of the network's input bands, `scl` the 20 m classification (y/2, x/2) or None. Blocked
     pixels and 4 px around them get 0, and the weight then rises linearly over 4 px.
     """
-    blocked = (dn10 == NODATA_DN).any(0) | (reflectance(dn10).max(0) > bright)
-    if scl is not None:
-        blocked |= np.isin(scl, NO_DETAIL_SCL).repeat(2, 0).repeat(2, 1)
+    rho = reflectance(dn10)
+    blocked = (dn10 == NODATA_DN).any(0) | (rho.max(0) > bright)
+    blocked |= _like_cloud(rho) if scl is None else np.isin(scl, NO_DETAIL_SCL).repeat(2, 0).repeat(2, 1)
     if not blocked.any():
         return None
     from scipy.ndimage import uniform_filter

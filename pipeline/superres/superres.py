@@ -15,11 +15,23 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD, RGB, SCALE_10M, TARGET_GSD_M
+from pipeline.bands import (
+    BLOCK_60M,
+    BY_NAME,
+    DN_OFFSET,
+    DN_SCALE,
+    NODATA_DN,
+    NODATA_SPREAD,
+    RGB,
+    SCALE_10M,
+    TARGET_GSD_M,
+)
 from pipeline.errors import PipelineError
 from pipeline.grid.noise import normal_field
 from pipeline.superres import fuse, masks
 from pipeline.superres.consistency import project_to_dn, round_to_dn
+from pipeline.superres.contract import agreeing
+from pipeline.superres.sensor import Sensor, product_mtf, reach_px, sensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,8 +71,23 @@ class Options:
 
     seed: int = 0
     stream: int = 0  # tells UTM zones and time steps apart
-    members: int = 1
-    consistency: str = "box"
+    members: int = 0  # draws that are averaged; none: the system's regression gives the mean
+    consistency: str = "sensor"
+    mtf: tuple[tuple[str, float], ...] = ()  # by band, where not the published ones
+
+    def sensor(self, name: str) -> Sensor | None:
+        """How a band is measured, where the output has to agree with that; else None."""
+        if self.consistency != "sensor":
+            return None
+        return sensor(self.mtf_of(name), fuse.factor_of(name))
+
+    def mtf_of(self, name: str) -> float:
+        """MTF of a band at the Nyquist frequency of its own grid."""
+        return dict(self.mtf).get(name) or product_mtf(name)
+
+    def reach_px(self, order: tuple[str, ...]) -> int:
+        """How far around a piece of ground its bands have to be predicted, a multiple of 24 px."""
+        return reach_px([found for name in order if (found := self.sensor(name)) is not None], BLOCK_60M)
 
 
 @dataclass
@@ -77,9 +104,12 @@ class Result:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
-def read_window(lattice: Lattice, window: Window) -> Window:
-    """What has to be read to compute `window`: every model window that touches it, with context for interpolation."""
-    return lattice.read_window(window).pad(fuse.CONTEXT_PX)
+def read_window(lattice: Lattice, window: Window, reach: int = 0) -> Window:
+    """What has to be read to compute `window`, for which bands are predicted up to `reach` px around it.
+
+    Every model window that touches those, with context for interpolation.
+    """
+    return lattice.read_window(window.pad(reach)).pad(fuse.CONTEXT_PX)
 
 
 def _cut(native: Native, window: Window) -> dict[int, NDArray[np.uint16]]:
@@ -138,19 +168,23 @@ def super_resolve(
     all of it where empty; model windows that touch none of them are not computed, and pixels elsewhere mean nothing.
     """
     seconds: dict[str, float] = defaultdict(float)
-    blended = np.zeros((len(order), *window.shape), np.float32)
+    reach = options.reach_px(order)
+    area = window.pad(reach)
+    blended = np.zeros((len(order), *area.shape), np.float32)
     spread = np.zeros_like(blended) if options.members > 1 and system.resolver is not None else None
-    detail = np.zeros(window.shape, np.float32)
+    detail = np.zeros(area.shape, np.float32)
+    void: list[Window] = []  # where nothing was measured and nothing is predicted
     weight = system.lattice.weight()
     bright = masks.BRIGHT_REFLECTANCE
     if system.resolver is not None:
         bright = float(system.resolver.bundle.normalisation.get("bright_reflectance", bright))
     count = 0
-    for cell, part in system.lattice.placements(window, wanted or [window]):
+    for cell, part in system.lattice.placements(window, wanted or [window], reach):
         lattice_window = system.lattice.window(*cell)
         started = time.perf_counter()
         given = _window_input(native, lattice_window, bright)
         if given is None:
+            void.append(part)
             continue
         noise, state = _noise_of(lattice_window, options, system), state_of(lattice_window)
         draw = partial(fuse.window_bands, given, system, order, noise, state, options.consistency, options.members)
@@ -158,7 +192,7 @@ def super_resolve(
         seconds["superres"] += time.perf_counter() - started
         started = time.perf_counter()
         share = weight[part.slices(system.lattice.support(*cell))]
-        into, of = part.slices(window), part.slices(lattice_window)
+        into, of = part.slices(area), part.slices(lattice_window)
         blended[(slice(None), *into)] += share * bands[(slice(None), *of)]
         if spread is not None and deviation is not None:
             spread[(slice(None), *into)] += share * deviation[(slice(None), *of)]
@@ -167,7 +201,12 @@ def super_resolve(
         seconds["blend"] += time.perf_counter() - started
         count += 1
     started = time.perf_counter()
-    result = _finish(native, window, order, options, blended, spread, detail)
+    blended -= np.float32(DN_OFFSET)
+    blended /= np.float32(DN_SCALE)
+    images = agreeing(native, window, area, order, options, blended, void)
+    inside = (..., *window.slices(area))
+    deviation = None if spread is None else spread[inside]
+    result = _finish(native, window, order, options, images, deviation, detail[inside])
     seconds["project"] += time.perf_counter() - started
     result.windows, result.seconds = count, seconds
     return result
@@ -215,7 +254,10 @@ def _finish(
     spread: NDArray[np.float32] | None,
     detail: NDArray[np.float32],
 ) -> Result:
-    """Project each band onto its native block means, quantise, and classify. PipelineError on values that are none."""
+    """Quantise each band, projected onto its native block means where that is asked for, and classify.
+
+    PipelineError on values that are none.
+    """
     broken = [name for name, image in zip(order, blended, strict=True) if not np.isfinite(image).all()]
     if broken:
         raise PipelineError(
@@ -225,8 +267,6 @@ def _finish(
         )
     to_dn = project_to_dn if options.consistency == "box" else round_to_dn
     dn = np.empty(blended.shape, np.uint16)
-    blended -= np.float32(DN_OFFSET)
-    blended /= np.float32(DN_SCALE)
     for i, name in enumerate(order):
         dn[i] = to_dn(blended[i], native.band(name, window), fuse.factor_of(name))
     measured = [i for i, name in enumerate(order) if name in RGB] or list(range(len(order)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pipeline.errors import UsageError
 from pipeline.grid.lattice import Lattice
@@ -65,6 +65,15 @@ class SuperResolver(Protocol):
         ...
 
 
+@runtime_checkable
+class Regressor(Protocol):
+    """A super-resolver that gives the conditional mean without draws."""
+
+    def mean(self, lr: Tensor) -> Tensor:
+        """Reflectance (b, c_out, 4h, 4w) from reflectance (b, c_in, h, w)."""
+        ...
+
+
 class Fuser(Protocol):
     """The other bands at 2.5 m, guided by the super-resolved RGB."""
 
@@ -90,6 +99,7 @@ FUSION_INPUTS: dict[int, tuple[str, ...]] = {
     20: ("B05", "B06", "B07", "B8A", "B11", "B12"),
     60: ("B01", "B09"),
 }
+MEMBERS = 4  # draws that are averaged where a system has no regression and nothing else is asked for
 DEFAULT_LATTICE = Lattice(480, 384, 48, 24)
 _SHIPPED = "shipped:"
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
@@ -105,6 +115,7 @@ class Spec:
     fusion_systems: tuple[str, ...]
     sr_weights: str | None
     fusion_weights: str | None
+    regresses: bool = False  # whether its super-resolver gives the conditional mean without draws
 
 
 SYSTEMS: dict[str, Spec] = {
@@ -115,6 +126,7 @@ SYSTEMS: dict[str, Spec] = {
         ("lite-fusion",),
         "lite-sr.safetensors",
         "lite-fusion.safetensors",
+        regresses=True,
     ),
     "difffusr": Spec(
         "difffusr",
@@ -183,6 +195,23 @@ class System:
     resolver: SuperResolver | None
     fuser: Fuser | None
     device: torch.device
+
+
+def draws(name: str, estimate: str, members: int) -> int:
+    """How many draws of a system an estimate takes: those asked for; else as few as give it, 0 being a regression.
+
+    An average of draws without a regression takes `MEMBERS`. UsageError where several are asked for of one sample.
+    """
+    if estimate == "sample":
+        if members > 1:
+            raise UsageError(
+                f"estimate = sample with members = {members}", "one draw", "leave --members out, or --estimate sample"
+            )
+        return 1
+    if members:
+        return members
+    spec = SYSTEMS[name]
+    return 0 if spec.sr_system is None or spec.regresses else MEMBERS
 
 
 def choose(name: str, sr_weights: str = "", fusion_weights: str = "") -> Choice:

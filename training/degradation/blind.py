@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from pipeline.bands import BANDS
 from training.degradation.degrade import apply_kernels, compose, gaussian
 
 if TYPE_CHECKING:
@@ -21,22 +22,7 @@ if TYPE_CHECKING:
 
     from training.degradation.published import AsPublished
 
-# Modulation transfer at the Nyquist frequency of each band's own grid, optics and detector together: ESA's Sentinel-2
-# data quality reports, as tabulated for the 12 bands by Ulfarsson et al. 2019 (S2Sharp, IEEE TGRS 57(9)).
-MTF_NYQUIST: dict[str, float] = {
-    "B01": 0.32,
-    "B02": 0.26,
-    "B03": 0.28,
-    "B04": 0.24,
-    "B05": 0.38,
-    "B06": 0.34,
-    "B07": 0.34,
-    "B08": 0.26,
-    "B8A": 0.33,
-    "B09": 0.26,
-    "B11": 0.22,
-    "B12": 0.23,
-}
+MTF_NYQUIST: dict[str, float] = {band.name: band.mtf for band in BANDS}  # at the Nyquist frequency of its own grid
 _REACH = 5  # side of a sensor kernel in coarse px: 4.6 standard deviations to each side for the widest band
 _STEPS_8BIT = 255.0
 
