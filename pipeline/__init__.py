@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.execution.plan import load_plan, open_cube
     from pipeline.products.color import false_color, true_color
     from pipeline.products.indices import indices
+    from pipeline.products.reobserve import reobserve
     from pipeline.store.reader import open_measured, open_store
 
 __version__ = VERSION
@@ -27,6 +28,7 @@ __all__ = [
     "open_cube",
     "open_measured",
     "open_store",
+    "reobserve",
     "true_color",
 ]
 
@@ -34,6 +36,7 @@ _HOMES = {
     "open_store": "pipeline.store.reader",
     "open_measured": "pipeline.store.reader",
     "indices": "pipeline.products.indices",
+    "reobserve": "pipeline.products.reobserve",
     "true_color": "pipeline.products.color",
     "false_color": "pipeline.products.color",
     "load_plan": "pipeline.execution.plan",

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Of the instrument's MTF. Measured on images of known truth: 0.20 in the visible, which this makes of the published
+# 0.26, costs least whether the true blur is 1.5 or 2.8 px of 2.5 m.
+RESAMPLED_MTF = 0.77
+
 
 @dataclass(frozen=True)
 class Band:
@@ -18,9 +22,14 @@ class Band:
     common_name: str  # STAC eo:bands common_name
     mtf: float  # modulation transfer at the Nyquist frequency of its own grid, optics and detector together
 
+    @property
+    def product_mtf(self) -> float:
+        """MTF at that frequency as products show it, which are resampled onto the UTM grid."""
+        return self.mtf * RESAMPLED_MTF
 
-# Central wavelengths: ESA Sentinel-2 User Handbook, spectral bands of S2A. MTF: ESA's Sentinel-2 data quality reports, as
-# tabulated for the 12 bands by Ulfarsson et al. 2019 (S2Sharp, IEEE TGRS 57(9)).
+
+# Central wavelengths: ESA Sentinel-2 User Handbook, spectral bands of S2A. MTF: ESA's Sentinel-2 data quality reports,
+# as tabulated for the 12 bands by Ulfarsson et al. 2019 (S2Sharp, IEEE TGRS 57(9)).
 BANDS: tuple[Band, ...] = (
     Band("B01", 60, 442.7, "coastal", 0.32),
     Band("B02", 10, 492.4, "blue", 0.26),

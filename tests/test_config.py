@@ -25,7 +25,8 @@ configs = st.builds(
     sr=words,
     weights=words,
     fusion_weights=words,
-    members=st.integers(1, 1000),
+    members=st.integers(0, 1000),
+    mtf=st.lists(st.sampled_from(["0.3", "B02=0.25", "B11=0.05"]), unique=True).map(tuple),
     seed=st.integers(0, 2**64 - 1),
     consistency=st.sampled_from(CONSISTENCIES),
     offset=st.sampled_from([None, 0, -1000]),
@@ -98,7 +99,11 @@ def test_bands_come_in_the_order_of_the_instrument():
         ("chunk_px = 500", "multiple of 24"),
         ("chunk_px = -24", "multiple of 24"),
         ("unit_chunks = 0", "unit_chunks = 0; expected at least 1"),
-        ("members = 0", "members = 0; expected 1 to 1000"),
+        ("members = -1", "members = -1; expected 0 to 1000"),
+        ('estimate = "sample"\nmembers = 2', "estimate = sample with members = 2; expected one draw"),
+        ('mtf = ["B02=0.9"]', "mtf = 'B02=0.9'; expected a value from 0.05 to 0.6"),
+        ('mtf = ["B2=0.2"]', "mtf = 'B2=0.2'"),
+        ('mtf = ["x"]', "mtf = 'x'"),
         ("members = 1001", "members = 1001"),
         ("seed = -1", "seed = -1"),
         ("max_cloud = 100.1", "0 to 100 per cent"),
@@ -151,7 +156,8 @@ def test_flags_win_over_toml_and_toml_over_defaults(tmp_path):
 
 def test_differences_name_every_knob():
     other = RunConfig(
-        "x", "a", "b", 1.0, "none", ("B02",), "bicubic", "w", "f", 2, 1, "tent", ("s",), 0, True, 24, 1, True
+        "x", "a", "b", 1.0, "none", ("B02",), "bicubic", "w", "f", "sample", 1, 1, "tent", ("0.3",),
+        ("s",), 0, True, 24, 1, True,
     )  # fmt: skip
     assert [line.split(":")[0] for line in differences(RunConfig(), other)] == [f.name for f in fields(RunConfig)]
     assert differences(other, other) == []

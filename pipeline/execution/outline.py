@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from pipeline.execution.plan import Plan, Zone
 
 
+_AGREES = {
+    "sensor": "Seen by the sensor, whose MTF is given by band, it gives back the measured values to within noise.",
+    "box": "The mean over each native pixel is the measured value.",
+    "tent": "The tent-weighted mean over each native pixel is close to the measured value.",
+    "none": "Nothing ties it to the measured values.",
+}
+
+
 def template_of(plan: Plan, zone: Zone) -> Template:
     """What a zone's group holds before any pixel is written."""
     return Template(
@@ -31,13 +39,14 @@ def template_of(plan: Plan, zone: Zone) -> Template:
         with_uncertainty=plan.draws > 1 and bool(plan.system.sr_weights),
         shard_px=plan.config.chunk_px * plan.config.unit_chunks if plan.config.shard else 0,
         quality_meanings=QUALITY_MEANINGS,
+        mtf=plan.mtf,
         attributes=_provenance(plan, zone.epsg),
         format_version=plan.format_version,
     )
 
 
 def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
-    zone = plan.zone(epsg)
+    zone, how = plan.zone(epsg), plan.config.consistency
     used = [plan.scenes[name] for period in zone.periods for name in period.scene_ids]
     return {
         "title": f"Sentinel-2 L2A at 2.5 m over {plan.aoi_name}",
@@ -60,13 +69,11 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         "seed": plan.config.seed,
         "estimate": plan.config.estimate,
         "members": plan.draws,
-        "consistency": plan.config.consistency,
-        **({"mtf": plan.mtf} if plan.config.consistency == "sensor" else {}),
+        "consistency": how,
         "license": plan.licence,
         "weights_license": plan.system.licence,
         "credit": plan.credit,
-        "comment": f"Detail finer than a band's native GSD is {_made(plan)}, not measured; with consistency box, the "
-        "mean over each native pixel is the measured value.",
+        "comment": f"Detail finer than a band's native GSD is {_made(plan)}, not measured. " + _AGREES[how],
         "notes": list(plan.notes),
         "software": f"sen2fine {plan.version}",
     }  # fmt: skip

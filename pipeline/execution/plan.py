@@ -149,7 +149,9 @@ class Plan:
 
     @property
     def mtf(self) -> dict[str, float]:
-        """MTF at Nyquist by band, as the consistency "sensor" takes it."""
+        """MTF at Nyquist by band where the consistency is "sensor"; else empty."""
+        if self.config.consistency != "sensor":
+            return {}
         return {name: round(self.options().mtf_of(name), 4) for name in self.config.band_names}
 
     @property

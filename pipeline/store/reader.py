@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _OF_THE_STORE = ("groups", "multiscales", "zarr_conventions")  # which say nothing of one level, nor of a copy of it
 _PACKING = ("scale_factor", "add_offset", "_FillValue")
 _TIME = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}  # as a run writes it
-_SMALL = ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated")
+_SMALL = ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated", "mtf")
 _OURS = {*VARIABLES, *_SMALL, "x", "y", "time", "band"}
 
 

@@ -10,37 +10,38 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bands import NODATA_DN
-from pipeline.superres.sensor import correction, observed
+from pipeline.grid.sensor import correction, observed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from pipeline.grid.grid import Window
-    from pipeline.superres.sensor import Sensor
-    from pipeline.superres.superres import Native, Options
+    from pipeline.grid.sensor import Sensor
 
 
 def agreeing(
-    native: Native,
-    window: Window,
-    area: Window,
-    order: tuple[str, ...],
-    options: Options,
     blended: NDArray[np.float32],
+    area: Window,
+    window: Window,
+    sensors: Sequence[Sensor | None],
+    measured: Callable[[int, Window], NDArray[np.uint16]],
     void: Sequence[Window],
 ) -> NDArray[np.float32]:
-    """Bands (bands, *area) in DN made to agree with what the sensor measured, cut to `window`."""
+    """Bands (bands, *area) in DN made to agree with what their sensors measured, cut to `window`.
+
+    `measured(i, window)` is native DN of band i; bands without a sensor are only cut. Parts of `area` that are `void`
+    hold no prediction: native pixels that see something of them are not asked.
+    """
     images = np.ascontiguousarray(blended[(slice(None), *window.slices(area))])
-    for i, name in enumerate(order):
-        of = options.sensor(name)
+    for i, of in enumerate(sensors):
         if of is None:
             continue
         around = window.pad(of.reach_px)
-        measured = native.band(name, window.pad(of.cells * of.factor))
-        lacking = measured - observed(blended[(i, *around.slices(area))], of)
-        lacking[measured == NODATA_DN] = 0.0
+        given = measured(i, window.pad(of.cells * of.factor))
+        lacking = given - observed(blended[(i, *around.slices(area))], of)
+        lacking[given == NODATA_DN] = 0.0
         lacking[_seeing(void, around, of)] = 0.0
         images[i] += correction(lacking, of)
     return images

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 NO_DETAIL_SCL: tuple[int, ...] = (1, 8, 9, 10)
 NOT_CLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)  # those, no data, and cloud shadow 3
 BRIGHT_REFLECTANCE = 1.6  # beyond what networks were trained on, unless their weights say otherwise
-# What is taken for cloud without a classification: white, bright, and no gap as wide as a large roof fits beside it.
+# What is taken for cloud without a classification: bright, white, and wider than roofs are.
 CLOUD_REFLECTANCE = 0.4  # of the darkest of the three colours
 CLOUD_TINT = 0.2  # at most, of the brightest: (brightest - darkest) / brightest
 CLOUD_PX = 31  # 10 m px; 310 m
-_GUARD_PX = 4  # 10 m px kept clear around what is blocked
+# 10 m px around clouds where a network does worse than interpolation: measured on images of known truth with a step to
+# reflectance 0.9, RMSE 13 and 15 % worse in the two nearest pixels and 13 % better from the third on. Beside nodata,
+# which is filled, it does better from the first pixel on.
+_GUARD_PX = 2
 _RAMP_PX = 2  # 10 m px over which detail then fades in
 
 QUALITY_NODATA, QUALITY_MEASURED, QUALITY_PARTIAL, QUALITY_GENERATED = 0, 1, 2, 3
@@ -80,21 +83,24 @@ def detail_weight(
 ) -> NDArray[np.float32] | None:
     """Weight 0..1 of generated detail on the 10 m grid, shape (y, x); None when it is 1 everywhere.
 
-    Blocked are nodata, reflectance above `bright`, and clouds: by the classification, or by their look without one.
+    Clouds are those of the classification, or what looks like one where there is none, and reflectance above `bright`.
 
-    `dn10` is (band, y, x) of the network's input bands, `scl` the 20 m classification (y/2, x/2) or None. Blocked
-    pixels and 4 px around them get 0, and the weight then rises linearly over 4 px.
+    `dn10` is (band, y, x) of the network's input bands, `scl` the 20 m classification (y/2, x/2) or None. Nodata
+    gets 0; so do clouds and 2 px around them, from where the weight rises linearly over 4 px.
     """
     rho = reflectance(dn10)
-    blocked = (dn10 == NODATA_DN).any(0) | (rho.max(0) > bright)
+    missing = (dn10 == NODATA_DN).any(0)
+    blocked = rho.max(0) > bright
     blocked |= _like_cloud(rho) if scl is None else np.isin(scl, NO_DETAIL_SCL).repeat(2, 0).repeat(2, 1)
-    if not blocked.any():
+    if not (blocked | missing).any():
         return None
-    from scipy.ndimage import uniform_filter
+    weight = np.ones(missing.shape, np.float32)
+    if blocked.any():
+        from scipy.ndimage import uniform_filter
 
-    kept = (~_spread(blocked, _GUARD_PX + _RAMP_PX)).astype(np.float32)
-    weight: NDArray[np.float32] = uniform_filter(kept, size=2 * _RAMP_PX + 1, mode="nearest")
-    weight[blocked] = 0.0
+        kept = (~_spread(blocked, _GUARD_PX + _RAMP_PX)).astype(np.float32)
+        weight = uniform_filter(kept, size=2 * _RAMP_PX + 1, mode="nearest")
+    weight[blocked | missing] = 0.0
     return np.clip(weight, 0.0, 1.0)
 
 

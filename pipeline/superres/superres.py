@@ -28,10 +28,10 @@ from pipeline.bands import (
 )
 from pipeline.errors import PipelineError
 from pipeline.grid.noise import normal_field
+from pipeline.grid.sensor import Sensor, reach_px, sensor
 from pipeline.superres import fuse, masks
 from pipeline.superres.consistency import project_to_dn, round_to_dn
 from pipeline.superres.contract import agreeing
-from pipeline.superres.sensor import Sensor, product_mtf, reach_px, sensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,7 +83,7 @@ class Options:
 
     def mtf_of(self, name: str) -> float:
         """MTF of a band at the Nyquist frequency of its own grid."""
-        return dict(self.mtf).get(name) or product_mtf(name)
+        return dict(self.mtf).get(name) or BY_NAME[name].product_mtf
 
     def reach_px(self, order: tuple[str, ...]) -> int:
         """How far around a piece of ground its bands have to be predicted, a multiple of 24 px."""
@@ -203,7 +203,8 @@ def super_resolve(
     started = time.perf_counter()
     blended -= np.float32(DN_OFFSET)
     blended /= np.float32(DN_SCALE)
-    images = agreeing(native, window, area, order, options, blended, void)
+    sensors = [options.sensor(name) for name in order]
+    images = agreeing(blended, area, window, sensors, lambda i, part: native.band(order[i], part), void)
     inside = (..., *window.slices(area))
     deviation = None if spread is None else spread[inside]
     result = _finish(native, window, order, options, images, deviation, detail[inside])

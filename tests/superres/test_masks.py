@@ -18,18 +18,34 @@ def test_clouds_and_their_neighbourhood_get_no_detail_and_the_rest_all():
     scl[10, 10] = 9
     weight = masks.detail_weight(clear_dn(), scl)
     assert (weight[20:22, 20:22] == 0).all()
-    assert (weight[16:26, 16:26] == 0).all()
+    assert (weight[18:24, 18:24] == 0).all()
     assert (weight[:12] == 1).all()
-    assert 0 < weight[20, 13] < 1 or 0 < weight[20, 14] < 1
+    assert 0 < weight[20, 16] < 1
 
 
-def test_nodata_and_bright_pixels_are_blocked():
+def test_nodata_is_blocked_alone_and_what_networks_never_saw_with_its_surroundings():
     dn = clear_dn()
     dn[1, 5, 5] = 0
-    dn[:, 30, 30] = 9000
+    dn[:, 30, 30] = 17_500
     weight = masks.detail_weight(dn, None)
-    assert weight[5, 5] == weight[30, 30] == 0
-    assert weight[18, 18] == 1
+    assert weight[5, 5] == 0
+    assert (weight[4:7, 6] == 1).all()
+    assert (weight[28:33, 28:33] == 0).all()
+    assert weight[18, 18] == weight[30, 20] == 1
+
+
+def test_roofs_keep_their_detail_and_clouds_without_a_classification_lose_it():
+    """A white roof of 250 m, a sand-coloured desert, and a white cloud of 400 m."""
+    roof, sand, cloud = clear_dn(120, 120), clear_dn(120, 120), clear_dn(120, 120)
+    roof[:, 40:65, 40:65] = 8000
+    sand[:] = np.array([7500, 6300, 5200], np.uint16)[:, None, None]
+    cloud[:, 40:80, 40:80] = 8000
+    assert masks.detail_weight(roof, None) is None
+    assert masks.detail_weight(sand, None) is None
+    weight = masks.detail_weight(cloud, None)
+    assert (weight[40:80, 40:80] == 0).all()
+    assert (weight[:30] == 1).all()
+    assert masks.detail_weight(cloud, np.full((60, 60), 4, np.uint8)) is None  # which knows better
 
 
 def test_fill_takes_the_nearest_valid_pixel():

@@ -1,11 +1,12 @@
 """The sensor's view of an image: what a band would have measured, and the image nearest to it that measures right.
 
-In: an image at 2.5 m and what was measured of it, as arrays. Out: arrays. Imports bands only; no I/O, no torch.
+In: an image at 2.5 m and what was measured of it, as arrays. Out: arrays. Imports nothing; no I/O.
 
-A native pixel of factor k (4, 8 or 24 px a side) sees the image through a Gaussian and averages over itself. The
-Gaussian follows from the MTF of the band at its Nyquist frequency, which a pixel's average alone would make 2/pi:
+A native pixel of factor k (4, 8 or 24 px a side) sees the image through a Gaussian, cut off k px from its centre, and
+averages over itself. The Gaussian follows from the MTF of the band at its Nyquist frequency, which a pixel's average
+alone would make 2/pi. Without the cut it would be, with sigma in px of 2.5 m,
 
-    MTF = 2/pi * exp(-(pi * sigma / k)^2 / 2)        sigma in px of 2.5 m
+    MTF = 2/pi * exp(-(pi * sigma / k)^2 / 2)
 
 With H the observation and B its adjoint times k*k (both keep a flat field), H B is a convolution on the native grid.
 The correction adds B K (y - H x) to an image x, where y is measured and K approaches the inverse of H B: exactly where
@@ -27,24 +28,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import BY_NAME
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-# Of the published MTF, which is the instrument's, in products, which are resampled onto the UTM grid. Measured on
-# images of known truth: a MTF of 0.20 in the visible costs least whether the true blur is 1.5 or 2.8 px.
-RESAMPLED = 0.77
 DAMPING = 0.02
 NOISE_DN = 5.0  # within which a measured value is met; the instrument's noise is 5 to 15 DN over land
 _ORDER = 3  # of the iterated regularisation
-_TAIL = 3.0  # of the Gaussian that is kept, in sigma
-_SUPPORT = {4: 6, 8: 5, 24: 2}  # native pixels on each side of the inverse
+_SUPPORT = {4: 6, 8: 5, 24: 4}  # native pixels on each side of the inverse
 _LOCAL = {4: 2, 8: 2, 24: 1}  # likewise of the local mean
 _FREQUENCIES = 48  # along one axis, at which the inverse is designed
-_MTF_OF_PIXEL = 2 / math.pi
+_HALVINGS = 40
 
 
 @dataclass(frozen=True)
@@ -52,13 +47,8 @@ class Sensor:
     """How a band with pixels of `factor` px is measured: `taps` along one axis, and the inverse on the native grid."""
 
     factor: int
-    taps: NDArray[np.float32]  # (factor + 2 * tail,), sum 1, symmetric
+    taps: NDArray[np.float32]  # (3 * factor,), sum 1, symmetric
     inverse: NDArray[np.float32]  # (2 * support + 1, 2 * support + 1)
-
-    @property
-    def tail_px(self) -> int:
-        """How far a native pixel sees beyond its own edge."""
-        return (len(self.taps) - self.factor) // 2
 
     @property
     def support(self) -> int:
@@ -68,34 +58,38 @@ class Sensor:
     @property
     def cells(self) -> int:
         """Native pixels around an area whose measurement decides its correction."""
-        return -(-self.tail_px // self.factor) + self.support + _LOCAL[self.factor]
+        return 1 + self.support + _LOCAL[self.factor]
 
     @property
     def reach_px(self) -> int:
-        """How far around an area the image decides its correction, a multiple of `factor`."""
-        return (self.cells + -(-self.tail_px // self.factor)) * self.factor
-
-
-def product_mtf(band: str) -> float:
-    """MTF of a band at the Nyquist frequency of its own grid, as products show it."""
-    return BY_NAME[band].mtf * RESAMPLED
-
-
-def sigma_px(mtf: float, factor: int) -> float:
-    """Standard deviation of the Gaussian, in px of 2.5 m, that gives `mtf` at Nyquist of pixels of `factor` px."""
-    return factor / math.pi * math.sqrt(2 * math.log(_MTF_OF_PIXEL / mtf))
+        """How far around an area the image decides its correction, in px of 2.5 m."""
+        return (self.cells + 1) * self.factor
 
 
 @lru_cache(maxsize=64)
 def sensor(mtf: float, factor: int, damping: float = DAMPING) -> Sensor:
-    """The sensor of a band: its MTF at Nyquist (above 0.05, below 2/pi) and its pixel in px of 2.5 m."""
+    """The sensor of a band: its MTF at Nyquist (0.05 to 0.6) and its pixel in px of 2.5 m."""
     taps = _taps(sigma_px(mtf, factor), factor)
     return Sensor(factor, taps.astype(np.float32), _inverse(taps, factor, damping).astype(np.float32))
 
 
+def sigma_px(mtf: float, factor: int) -> float:
+    """Standard deviation of the Gaussian, in px of 2.5 m, that gives `mtf` at Nyquist of pixels of `factor` px."""
+    low, high = 0.02 * factor, 4.0 * factor
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _at_nyquist(_taps(middle, factor), factor) > mtf else (low, middle)
+    return (low + high) / 2
+
+
+def _at_nyquist(taps: NDArray[np.float64], factor: int) -> float:
+    """Transfer of symmetric taps at the Nyquist frequency of the native grid."""
+    centred = np.arange(len(taps)) - (len(taps) - 1) / 2
+    return float((taps * np.cos(math.pi * centred / factor)).sum())
+
+
 def _taps(sigma: float, factor: int) -> NDArray[np.float64]:
-    tail = math.ceil(_TAIL * sigma)
-    gauss = np.exp(-(np.arange(-tail, tail + 1) ** 2) / (2 * sigma**2))
+    gauss = np.exp(-(np.arange(-factor, factor + 1) ** 2) / (2 * sigma**2))
     return np.convolve(np.full(factor, 1 / factor), gauss / gauss.sum())
 
 
@@ -135,41 +129,36 @@ def _inverse(taps: NDArray[np.float64], factor: int, damping: float) -> NDArray[
 
 
 def observed(image: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
-    """What the sensor measures of `image` (k*h, k*w), of those native pixels that it sees wholly within the image.
-
-    Shape (h - 2n, w - 2n), n = tail / k rounded up.
-    """
-    start = -of.tail_px % of.factor
-    return _observed(_observed(image, of, start, 0), of, start, 1)
+    """What the sensor measures of `image` (k*h, k*w), of those native pixels that it sees wholly: (h - 2, w - 2)."""
+    return _observed(_observed(image, of, 0), of, 1)
 
 
-def _observed(image: NDArray[np.float32], of: Sensor, start: int, axis: int) -> NDArray[np.float32]:
+def _observed(image: NDArray[np.float32], of: Sensor, axis: int) -> NDArray[np.float32]:
     taps, k = of.taps, of.factor
-    size = image.shape[axis] // k - 2 * (-(-of.tail_px // k))
     image = np.moveaxis(image, axis, 0)
+    size = len(image) // k - 2
     total = np.zeros((size, *image.shape[1:]), np.float32)
     for t in range(len(taps) // 2):
-        first = image[start + t :: k][:size] + image[start + len(taps) - 1 - t :: k][:size]
-        first *= taps[t]
-        total += first
+        pair = image[t::k][:size] + image[len(taps) - 1 - t :: k][:size]
+        pair *= taps[t]
+        total += pair
     if len(taps) % 2:
         middle = len(taps) // 2
-        total += image[start + middle :: k][:size] * taps[middle]
+        total += image[middle::k][:size] * taps[middle]
     return np.moveaxis(total, 0, axis)
 
 
 def _spread(values: NDArray[np.float32], of: Sensor, axis: int) -> NDArray[np.float32]:
-    """B along one axis: (h,) to (k * (h - 2n),), n = tail / k rounded up."""
-    k, n = of.factor, -(-of.tail_px // of.factor)
+    """B along one axis, (h,) to (k * (h - 2),)."""
+    k = of.factor
     values = np.moveaxis(values, axis, 0)
-    size = values.shape[0] - 2 * n
+    size = len(values) - 2
     out = np.empty((size * k, *values.shape[1:]), np.float32)
     for phase in range(k):
         total = np.zeros((size, *values.shape[1:]), np.float32)
-        for cell in range(-n, n + 1):
-            t = phase - cell * k + of.tail_px
-            if 0 <= t < len(of.taps):
-                total += values[n + cell : n + cell + size] * (of.taps[t] * np.float32(k))
+        for cell in (-1, 0, 1):
+            weight = of.taps[phase - cell * k + k] * np.float32(k)
+            total += values[1 + cell : 1 + cell + size] * weight
         out[phase::k] = total
     return np.moveaxis(out, 0, axis)
 
