@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
+import pipeline
 from pipeline.archive.aoi import read_aoi
 from pipeline.archive.cube import read_period
 from pipeline.bands import BY_NAME
@@ -87,8 +88,23 @@ def values(store: Path, name="reflectance") -> np.ndarray:
     return np.asarray(zarr.open_group(store, mode="r")[name][:])
 
 
+def sensor_errors(store) -> dict[str, tuple[float, float]]:
+    """{band: (99th percentile of |measured - seen again|, mean of the difference)} in DN over all zones and times."""
+    fine, found = pipeline.open_store(store).reflectance, {}
+    for gsd, seen in pipeline.reobserve(fine).items():
+        off = (seen - pipeline.open_measured(store)[gsd].reflectance) * 1e4
+        for name in off.band.values:
+            one = off.sel(band=name)
+            found[str(name)] = float(abs(one).quantile(0.99)), float(one.mean())
+    return found
+
+
 def block_mean_errors(plan, store) -> dict[str, float]:
-    """{band: largest |block mean - composited input DN|} over native pixels with data, first zone and time step."""
+    """{band: largest |block mean - composited input DN|} over native pixels with data, first zone and time step.
+
+    Of runs with --consistency box.
+    """
+    assert plan.config.consistency == "box"
     zone, names = plan.zones[0], plan.config.band_names
     pixels = read_period(plan.period_scenes(zone.epsg, 0), "mosaic", zone.grid, names, plan.access)
     dn, errors = values(store)[0], {}

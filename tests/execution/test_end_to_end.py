@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from scipy.ndimage import binary_erosion
 
 import pipeline
 from pipeline.bands import BAND_NAMES
@@ -26,9 +27,12 @@ from tests.execution.conftest import (
     chunk_digests,
     config_for,
     run,
+    sensor_errors,
     values,
     write_aoi,
 )
+
+SENSOR_PX = 48  # how far the contract with the sensor reaches in bands of 10 m
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +110,17 @@ def test_a_small_aoi_is_the_same_place_cut_out_of_a_large_one(finished, archive,
     assert np.array_equal(values(store)[..., rows, cols], values(tmp_path / "small.zarr"))
 
 
-def test_block_means_equal_the_composited_input(finished):
-    plan, _, store = finished
-    assert max(block_mean_errors(plan, store).values()) <= 0.5
+def test_the_sensor_would_measure_the_input_again(finished):
+    """Within its noise, without bias; clouds with sharp edges included."""
+    _, _, store = finished
+    for name, (largest, bias) in sensor_errors(store).items():
+        assert largest < 15, name
+        assert abs(bias) < 0.5, name
+
+
+def test_block_means_equal_the_composited_input_where_asked(archive, aoi, tmp_path):
+    plan, _ = run(config_for(archive, consistency="box"), aoi, tmp_path / "box.zarr")
+    assert max(block_mean_errors(plan, tmp_path / "box.zarr").values()) <= 0.5
 
 
 def test_detail_differs_from_interpolation_but_not_under_clouds(finished, archive, aoi, tmp_path):
@@ -118,9 +130,9 @@ def test_detail_differs_from_interpolation_but_not_under_clouds(finished, archiv
     quality = values(store, "quality")[0]
     red = BAND_NAMES.index("B04")
     assert np.abs(lite[red] - plain[red])[quality == 3].mean() > 1
-    blocked = quality == 1
-    if blocked.any():
-        assert np.abs(lite[red] - plain[red])[blocked].max() <= 1
+    blocked = binary_erosion(quality == 1, iterations=SENSOR_PX, border_value=1)
+    assert blocked.any()
+    assert np.abs(lite[red] - plain[red])[blocked].max() <= 1
 
 
 def test_coordinate_images_land_on_themselves_through_the_whole_pipeline(tmp_path):
@@ -128,7 +140,7 @@ def test_coordinate_images_land_on_themselves_through_the_whole_pipeline(tmp_pat
     scene = make_scene(tmp_path, scene_id="S2A_COORD", kind="coordinates", size_m=SIZE, scl=False)
     index = make_archive(tmp_path, [scene])
     aoi = write_aoi(tmp_path / "aoi.geojson", box(LEFT + 250, TOP - 900, LEFT + 910, TOP - 310))
-    plan, _ = run(config_for(index, offset=0), aoi, tmp_path / "coord.zarr")
+    plan, _ = run(config_for(index, offset=0, consistency="box"), aoi, tmp_path / "coord.zarr")
     from tests.archive.synthetic import coordinate_dn
 
     window = plan.zones[0].grid.window

@@ -33,12 +33,12 @@ ONE = ("--sr", "bicubic", "--chunk-px", "240", "--unit-chunks", "1", "--max-clou
 def sound(archive, aoi, tmp_path_factory):
     """{consistency: chunks} of undisturbed runs."""
     found = {}
-    for name in ("box", "none"):
+    for name in ("sensor", "none"):
         store = tmp_path_factory.mktemp("sound") / "run.zarr"
         config = config_for(archive, chunk_px=240, unit_chunks=1, bands=("B02", "B03", "B04"), consistency=name)
         run(config, aoi, store)
         found[name] = chunk_digests(store)
-    assert found["box"] != found["none"]
+    assert found["sensor"] != found["none"]
     return found
 
 
@@ -81,13 +81,13 @@ class TestAFreshStart:
         code, out, _ = call("--json")
         said = json.loads(out)
         assert (code, said["computed"], said["resumed"]) == (0, 0, said["units"])
-        assert chunk_digests(store) == sound["box"]
+        assert chunk_digests(store) == sound["sensor"]
 
     def test_leaves_a_faster_one_of_other_settings_alone(self, call, store, sound, monkeypatch):
         while_planning(monkeypatch, lambda: call("--consistency", "none"))
         code, _, err = call()
         assert code == 2
-        assert "begun with other settings (consistency: 'none' -> 'box')" in err
+        assert "begun with other settings (consistency: 'none' -> 'sensor')" in err
         assert chunk_digests(store) == sound["none"]
 
     def test_does_not_touch_a_store_that_another_holds(self, call, store, monkeypatch):
@@ -116,7 +116,7 @@ class TestAFreshStart:
             assert "no plan" not in words
             assert code == 0 or "is being written by process" in words
         assert layout.status(store) == layout.STATUS_COMPLETE
-        assert chunk_digests(store) == sound["box"]
+        assert chunk_digests(store) == sound["sensor"]
 
 
 class TestAnInterruptedBeginning:
@@ -141,7 +141,7 @@ class TestAnInterruptedBeginning:
     def test_loses_nothing_and_mixes_nothing(self, call, archive, aoi, store, sound, tmp_path, monkeypatch):
         monkeypatch.setattr("pipeline.execution.begin.TRUSTED_S", 0.0)
         assert call("--consistency", "none")[0] == 0
-        plan = planner.make_plan(replace(load_plan(store).config, consistency="box"), _area(aoi), workers=1)
+        plan = planner.make_plan(replace(load_plan(store).config, consistency="sensor"), _area(aoi), workers=1)
         kept = tmp_path / "kept.zarr"
         shutil.copytree(store, kept)
         last, outcomes = 0, set()
@@ -161,7 +161,7 @@ class TestAnInterruptedBeginning:
             if count[0] < last:
                 break
             old = (store / "_run" / "plan.json").is_file() and load_plan(store).digest != plan.digest
-            expected = "none" if old else "box"
+            expected = "none" if old else "sensor"
             if (store / "zarr.json").exists() and layout.status(store) == layout.STATUS_COMPLETE:
                 assert chunk_digests(store) == sound["none"], last
             found = (expected, standing(place_of(store)))
@@ -173,7 +173,7 @@ class TestAnInterruptedBeginning:
             assert chunk_digests(store) == sound[expected], last
             assert not (store / "_run" / "beginning.json").exists()
         assert last > 10
-        assert {("none", Standing.BEGUN), ("box", Standing.BEGINNING), ("box", Standing.BEGUN)} <= outcomes
+        assert {("none", Standing.BEGUN), ("sensor", Standing.BEGINNING), ("sensor", Standing.BEGUN)} <= outcomes
 
 
 def _area(aoi):
@@ -256,7 +256,7 @@ class TestARun:
         monkeypatch.undo()
         code, out, _ = call("--json")
         assert (code, json.loads(out)["computed"]) == (0, 2)
-        assert chunk_digests(store) == sound["box"]
+        assert chunk_digests(store) == sound["sensor"]
 
     def test_counts_what_it_computed_and_what_it_found(self, call):
         said = json.loads(call("--json")[1])
@@ -271,7 +271,7 @@ class TestARun:
         assert call()[0] == 0
         monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 2**28)
         assert call("--overwrite", "--workers", "8")[0] == 2
-        assert chunk_digests(store) == sound["box"]
+        assert chunk_digests(store) == sound["sensor"]
 
 
 class TestARunElsewhere:
@@ -286,7 +286,7 @@ class TestARunElsewhere:
         self.begin(store, 2.0)
         code, _, err = call()
         assert code == 0, err
-        assert chunk_digests(store) == sound["box"]
+        assert chunk_digests(store) == sound["sensor"]
         assert [path.name for path in (store / "_run").glob("lease*")] == []
 
     @pytest.mark.parametrize("more", [(), ("--overwrite",)])
@@ -311,7 +311,7 @@ class TestOwnership:
         code, _, err = call()
         assert code == 2
         assert "has lost its plan" in err
-        assert chunk_digests(store) == sound["box"]
+        assert chunk_digests(store) == sound["sensor"]
         assert call("--overwrite", "--consistency", "none")[0] == 0
         assert chunk_digests(store) == sound["none"]
 
@@ -486,7 +486,7 @@ def test_stores_of_versions_before_are_gone_on_with(call, store, sound):
     assert read_current(place_of(store)).begun == ""
     assert main(["--plan", str(store), "--cluster", "inline"]) == 0
     assert read_current(place_of(store)).plan_digest == load_plan(store).digest
-    assert chunk_digests(store) == sound["box"]
+    assert chunk_digests(store) == sound["sensor"]
 
 
 def test_two_processes_with_one_number_write_one_file(tmp_path, monkeypatch):

@@ -87,7 +87,8 @@ def make(source, folder, *, sr="bicubic", ground=None, name="out", **more):
     bounds, epsg = source.bounds()
     left, bottom, right, top = ground or (bounds[0] + 5, bounds[1] + 5, bounds[2] - 5, bounds[3] - 5)
     aoi = write_aoi(folder / f"{name}.geojson", box(left, bottom, right, top), epsg)
-    settings = {"sr": sr, "bands": source.bands, "chunk_px": 480, "unit_chunks": 4, **more.pop("settings", {})}
+    settings = {"sr": sr, "bands": source.bands, "chunk_px": 480, "unit_chunks": 4, "consistency": "box"}
+    settings |= more.pop("settings", {})
     store = folder / f"{name}.zarr"
     plan, _ = run(config_for(index, **settings), aoi, store, **more)
     assert [zone.epsg for zone in plan.zones] == [epsg]

@@ -15,7 +15,7 @@ import pipeline
 from pipeline.models import difffusr, difffusr_fusion
 from pipeline.models.bundle import save_bundle
 from pipeline.run import main
-from tests.execution.conftest import LEFT, TOP, block_mean_errors, box, values, write_aoi
+from tests.execution.conftest import LEFT, TOP, box, sensor_errors, values, write_aoi
 from tests.models.test_difffusr import SMALL, SMALL_FUSION, ruled, shapes_of
 from tests.superres.hub_server import COMMIT, connected, hub_server
 from tests.training.test_convert import released
@@ -101,8 +101,7 @@ def test_converted_weights_give_the_pixels_of_the_networks_they_hold(command, fi
 
 
 def test_a_store_of_converted_weights_keeps_the_promises(finished):
-    plan = pipeline.load_plan(finished)
-    assert max(block_mean_errors(plan, finished).values()) <= 0.5
+    assert max(largest for largest, _ in sensor_errors(finished).values()) < 15
     attributes = json.loads((finished / "zarr.json").read_text())["attributes"]
     assert attributes["weights_license"] == "licence of sr; licence of fusion"
 
