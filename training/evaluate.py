@@ -1,8 +1,9 @@
 """`python -m training.evaluate RUN_OR_BUNDLE ... --on my_eval.toml --out table.md`: measure what was trained.
 
-Super-resolution is measured on places held out by location and on real Sentinel-2 patches, fusion by Wald's protocol on
-scenes that no training sees; each beside the methods it has to beat, on the same pixels. Without arguments: the weights
-that come with the project, on its own data.
+Super-resolution is measured on places held out by location and on real Sentinel-2 patches, as a run stores it; fusion
+by Wald's protocol on scenes that no training sees; both together on native scenes seen by a coarser sensor. Each stands
+beside the methods it has to beat, on the same pixels. Without arguments: the weights that come with the project, on its
+own data.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.models.bundle import Bundle
-    from pipeline.superres.systems import System
+    from pipeline.superres.systems import Choice, System
     from training.data.sources import TrainingData
     from training.quality.tables import Section
 
 EXIT_AT_ONCE = 130
 SUFFIX, CSV = ".safetensors", ".csv"
 FUSIONS = ("lite-fusion", "difffusr-fusion")
+PARTS = ("images", "wald", "scenes")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--steps", type=_steps, help="only compare these numbers of sampling steps, such as 1,2,4,8,20,50")
     p.add_argument("--per-set", type=_natural, help="use only the first so many images of each set")
+    p.add_argument(
+        "--only",
+        choices=PARTS,
+        help="only this part: super-resolution of held-out images, Wald's protocol for fusion, or native scenes through "
+        "the whole pipeline",
+    )
     p.add_argument("--decimator", choices=["box", "bicubic"], default="box", help="of the test degradation")
     p.add_argument("--seed", type=int, default=0, help="of the members' noise")
     p.add_argument("--device", default="cpu", help="where super-resolvers run: cpu, cuda, cuda:1 ...")
@@ -137,10 +145,44 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     names = names_of(bundles, [bundle.system if system is None else system.name for bundle, system in pairs])
     sections: list[Section] = []
     for name, (bundle, system) in zip(names, pairs, strict=True):
-        if system is None:
+        if system is None and args.only in (None, "wald"):
             sections += _of_fusion(name, bundle, data, args, say)
-        else:
+        elif system is not None and args.only in (None, "images"):
             sections += _of_system(name, system, data, args, say)
+    if not args.steps and args.only in (None, "scenes"):
+        sections += _of_whole(bundles, data, args, device, say)
+    return sections
+
+
+def whole_choices(bundles: Sequence[Bundle]) -> list[Choice]:
+    """Every super-resolver with every fusion that goes with it; the shipped one where none is among the bundles."""
+    from pipeline.superres.systems import SYSTEMS, choose
+
+    fusions = [bundle for bundle in bundles if bundle.system in FUSIONS]
+    resolvers = [bundle for bundle in bundles if bundle.system not in FUSIONS]
+    choices = []
+    for spec in SYSTEMS.values():
+        own = [bundle.path for bundle in resolvers if bundle.system == spec.sr_system]
+        fitting = [bundle.path for bundle in fusions if bundle.system in spec.fusion_systems]
+        if not resolvers and fitting and spec.sr_weights:
+            own = [""]
+        choices += [choose(spec.name, sr, fusion) for sr in own for fusion in (fitting or [""])]
+    return choices
+
+
+def _of_whole(
+    bundles: Sequence[Bundle], data: TrainingData, args: argparse.Namespace, device: str, say: Callable[[str], None]
+) -> list[Section]:
+    """Tables of whole systems."""
+    from pipeline.superres.systems import choose, load
+    from training.quality.whole import whole_sections
+
+    choices, plain = whole_choices(bundles), load(choose("bicubic"), "cpu")
+    sections = []
+    for choice in choices:
+        both = f"{choice.name} ({Path(choice.sr_weights).stem} {choice.sr_digest[:6]}, {choice.fusion_digest[:6]})"
+        name = f"{both if len(choices) > 1 else choice.name}, all bands"
+        sections += whole_sections(name, load(choice, device), plain, data, args.per_set, args.seed, say)
     return sections
 
 
@@ -173,16 +215,14 @@ def _of_system(
     from training.quality.pairs import held_out_pairs
     from training.quality.report import sr_sections
 
-    if system.resolver is None:
-        raise UsageError(f"{system.name} has no network")
-    candidate = Candidate(name, system.resolver, args.seed, system.device)
+    candidate = Candidate(name, system, args.seed)
     how = Degradation(decimator=args.decimator)
     if args.picture:
         picture.write(candidate, held_out_pairs(data.held_out_chips(), how), data.all_tiles, args.picture, say)
     if args.steps:
         pairs = held_out_pairs(data.held_out_chips(), how, args.per_set or steps.PER_SET)
         return [steps.section(candidate, pairs, args.steps, how, say)]
-    return sr_sections(candidate, (system, load(choose("bicubic"), "cpu")), data, how, args.per_set, say)
+    return sr_sections(candidate, load(choose("bicubic"), "cpu"), data, how, args.per_set, say)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

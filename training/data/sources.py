@@ -114,13 +114,17 @@ class TrainingData:
 
     def held_out_chips(self) -> list[Chip]:
         """Held-out images of the evaluated sources at their evaluation GSD, in the order of sources and files."""
-        evaluated = {source.name for source in self.sources if source.evaluated}
-        return [
-            chip
-            for image in self.images
-            if image.source in evaluated and image.share("held-out") > 0
-            for chip in held_out_chips(image)
-        ]
+        evaluated = {source.name: source.images_per_place for source in self.sources if source.evaluated}
+        seen: Counter[tuple[str, str]] = Counter()
+        chips: list[Chip] = []
+        for image in self.images:
+            if image.source not in evaluated or image.share("held-out") == 0:
+                continue
+            seen[image.source, image.place] += 1
+            most = evaluated[image.source]
+            if not (most and image.place and seen[image.source, image.place] > most):
+                chips += held_out_chips(image)
+        return chips
 
     def tiles(self, split: Split) -> list[Tile]:
         """Sentinel-2 scenes of one split, for fusion; without those it is watched by. UsageError as `hr_sampler`."""

@@ -71,6 +71,7 @@ class Source:
     family: str = ""  # sets that share places share a family
     split: Literal["by-place", "train", "held-out"] = "by-place"
     weight: float = 1.0  # how often it is drawn, relative to its size
+    images_per_place: int = 0  # judged at most, of a place that has a name; 0: all
     evaluated: bool = True  # False for scales far from 2.5 m, which only widen training
     watched: bool = False  # fusion decides by these scenes, and does not train on them
     target_stated: bool = field(default=False, metadata={"internal": True})  # whether the file gave `target_gsd_m`
@@ -177,7 +178,7 @@ def _checked(label: str, key: str, value: object) -> object:
         if number is None or (key in _POSITIVE and number <= 0):
             raise UsageError(wrong, "a number above 0" if key in _POSITIVE else "a number")
         return number
-    if key == "dates":
+    if key in ("dates", "images_per_place"):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UsageError(wrong, "a whole number of at least 1")
         return value

@@ -1,7 +1,7 @@
 """A super-resolver on held-out images beside the methods it has to beat: every score of every image.
 
-In: a loaded system and `Pair`s. Out: `Record`s. Each image is super-resolved once and all metrics look at the same
-members. Imports metrics, OpenSR-test, baselines and the pipeline's systems.
+In: loaded systems and `Pair`s. Out: `Record`s. What is judged is what a run stores (`product`); beside it stand methods
+without a network, and the regression of the network alone. Imports metrics, OpenSR-test, baselines and products.
 """
 
 from __future__ import annotations
@@ -15,30 +15,44 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models.difffusr import DiffFuSR
-from pipeline.models.lite import SCALE, LiteSuperResolver
-from pipeline.superres.consistency import approach
+from pipeline.models.lite import LiteSuperResolver
+from pipeline.superres import masks
+from pipeline.superres.systems import Regressor
 from training import placement
 from training.degradation.degrade import degrade
-from training.quality import baselines, metrics, opensr
+from training.quality import baselines, metrics, opensr, product
 from training.quality.metrics import trimmed
-from training.quality.pairs import BORDER_PX, CPU, Pair, members, score
+from training.quality.pairs import BORDER_PX, Pair, members, score
+from training.quality.product import DEFAULT, Way
 from training.quality.spreads import Pools, of_image
 from training.quality.tables import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from pipeline.models.bundle import Bundle
-    from pipeline.superres.systems import SuperResolver
+    from pipeline.superres.systems import SuperResolver, System
     from training.degradation.degrade import Degradation
     from training.quality.perceptual import Perceptual
+    from training.quality.product import Stored
 
     Quick = Callable[[Tensor, Tensor], float]
 
 MEMBERS = 8
 WINDOW_PX = 480  # one window of the lattice, at 2.5 m
+DRAW, OF_MEMBERS = Way("sample"), Way(members=MEMBERS)
+WAYS = (Way(consistency="none"), Way(consistency="box"), DEFAULT, DRAW)
+PLAIN = (Way(consistency="box"), DEFAULT)  # of interpolation
+DETAIL = "generated detail"  # table of shares
+SHARES = {
+    "generated": masks.QUALITY_GENERATED,
+    "partly": masks.QUALITY_PARTIAL,
+    "none": masks.QUALITY_MEASURED,
+}
 PAIR_METRICS: Mapping[str, Quick] = {
     "SSIM": metrics.ssim,
     "SAM": metrics.sam,
@@ -54,12 +68,26 @@ PAIR_METRICS: Mapping[str, Quick] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A super-resolver under test, under a short name."""
+    """A system under test, under a short name. UsageError for one without a network."""
 
     name: str
-    resolver: SuperResolver
+    system: System
     seed: int = 0
-    device: torch.device = CPU  # where the weights are
+
+    def __post_init__(self) -> None:
+        if self.system.resolver is None:
+            raise UsageError(f"{self.system.name} has no network", "a system with weights")
+
+    @property
+    def resolver(self) -> SuperResolver:
+        """Its super-resolver."""
+        assert self.system.resolver is not None
+        return self.system.resolver
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.system.device
 
     @property
     def bundle(self) -> Bundle:
@@ -75,24 +103,35 @@ class Candidate:
             f"{sampler.get('name')}, seed {self.seed}"
         )
 
+    def label(self, way: Way) -> str:
+        """What tables call a product of it."""
+        return label(self.name, way)
+
     def with_steps(self, steps: int) -> Candidate:
         """The same networks sampled in another number of steps. UsageError for numbers that samplers cannot do."""
         bundle = replace(self.bundle, sampler={**self.bundle.sampler, "steps": steps})
         resolver = self.resolver
+        other: SuperResolver | None = None
         try:
             if isinstance(resolver, LiteSuperResolver):
-                return replace(self, resolver=LiteSuperResolver(resolver.network, bundle))
-            if isinstance(resolver, DiffFuSR):
-                return replace(self, resolver=DiffFuSR(resolver.networks, bundle))
+                other = LiteSuperResolver(resolver.network, bundle)
+            elif isinstance(resolver, DiffFuSR):
+                other = DiffFuSR(resolver.networks, bundle)
         except ValueError as error:
             raise UsageError(str(error), cure="other numbers in --steps") from error
-        raise UsageError(f"{bundle.system} has no steps", "lite-sr or difffusr-sr")
+        if other is None:
+            raise UsageError(f"{bundle.system} has no steps", "lite-sr or difffusr-sr")
+        return replace(self, system=replace(self.system, resolver=other))
 
     def regression(self, lr: Tensor) -> Tensor | None:
-        """The estimate without diffusion (1, 3, 4h, 4w), of systems that have one."""
-        if not isinstance(self.resolver, LiteSuperResolver):
+        """The network's estimate without draws (1, 3, 4h, 4w), of systems that have one."""
+        if not isinstance(self.resolver, Regressor):
             return None
         return placement.run(self.device, self.resolver.mean, lr)
+
+    def stored(self, pair: Pair, way: Way = DEFAULT) -> Stored:
+        """What a run stores of one image."""
+        return product.of_pair(pair, self.system, way, self.seed)
 
     def members(self, pair: Pair, count: int = MEMBERS) -> Tensor:
         """Samples (count, 3, H, W)."""
@@ -119,22 +158,17 @@ def without_network(pair: Pair, how: Degradation) -> dict[str, Tensor]:
     }
 
 
-def with_network(candidate: Candidate, pair: Pair, samples: Tensor) -> dict[str, Tensor]:
-    """Estimates (1, 3, H, W) that rest on the candidate, from its members (N, 3, H, W), and as a run stores them."""
-    name, regression = candidate.name, candidate.regression(pair.lr)
-    first = {} if regression is None else {f"{name}, regression": regression}
-    one, mean = f"{name}, one member", f"{name}, mean of {len(samples)}"
-    drawn = {one: samples[:1], mean: samples.mean(0, keepdim=True)}
-    return {**first, **drawn, **{f"{key}, stored": stored(image, pair.lr) for key, image in drawn.items()}}
+def label(name: str, way: Way) -> str:
+    """What tables call a product of a system."""
+    return f"stored {name}: {way}"
 
 
-def stored(image: Tensor, lr: Tensor) -> Tensor:
-    """An estimate (1, 3, 4h, 4w) with the block means of its input lr (1, 3, h, w), as the pipeline makes it.
-
-    That a sensor sees block means is not quite true; the promise to keep them costs what the tables show.
-    """
-    smooth = approach(image, lr, SCALE, "box", "network")
-    return smooth + baselines.nearest(lr - baselines.box(smooth))
+def others(candidate: Candidate, plain: System, pair: Pair, how: Degradation) -> dict[str, Tensor]:
+    """Estimates (1, 3, H, W) beside the candidate's products: `without_network`, `plain` stored, its regression."""
+    found = without_network(pair, how)
+    found |= {label(plain.name, way): product.of_pair(pair, plain, way).rho[None] for way in PLAIN}
+    regression = candidate.regression(pair.lr)
+    return found if regression is None else {**found, f"{candidate.name}, network alone": regression}
 
 
 def scores(
@@ -155,30 +189,59 @@ def scores(
 
 @torch.inference_mode()
 def judge(
-    candidate: Candidate, pairs: Sequence[Pair], how: Degradation, perceptual: Mapping[str, Perceptual]
+    candidate: Candidate,
+    plain: System,
+    pairs: Sequence[Pair],
+    how: Degradation,
+    perceptual: Mapping[str, Perceptual],
 ) -> list[Record]:
-    """All methods on all pairs: table "quality"; tables "spread" and "spread, pooled": what members know of errors."""
-    records, pools = [], Pools()
+    """All methods on all pairs: tables "quality" and `DETAIL`. `plain`: interpolation."""
+    records = []
     for pair in pairs:
-        samples = candidate.members(pair)
-        estimates = without_network(pair, how) | with_network(candidate, pair, samples)
+        estimates = others(candidate, plain, pair, how)
+        products = {way: candidate.stored(pair, way) for way in WAYS}
+        estimates |= {candidate.label(way): found.rho[None] for way, found in products.items()}
         for method, estimate in estimates.items():
             values, why = scores(estimate, pair, perceptual)
             records.append(Record("quality", pair.source, pair.place, pair.index, method, values, why))
-        name = f"{candidate.name}, {len(samples)} members"
-        records.append(of_image(name, pair, samples))
-        kept = torch.cat([stored(sample[None], pair.lr) for sample in samples])
-        pools.add(name, pair, samples)
-        pools.add(f"{name}, stored", pair, kept)
-    return [*records, *pools.records()]
+        records.append(_detail(candidate, pair, products[DEFAULT]))
+    return records
 
 
 @torch.inference_mode()
-def judge_quickly(candidate: Candidate, pairs: Sequence[Pair], how: Degradation, table: str) -> list[Record]:
+def judge_members(candidate: Candidate, pairs: Sequence[Pair]) -> list[Record]:
+    """Tables "spread" and "spread, pooled": what members know of errors, and their mean's PSNR."""
+    records, pools, name = [], Pools(), candidate.label(OF_MEMBERS)
+    for pair in pairs:
+        products = {way: candidate.stored(pair, way) for way in (DEFAULT, DRAW, OF_MEMBERS)}
+        record = of_image(name, pair, products[OF_MEMBERS], products[DRAW])
+        psnr = {f"PSNR, {way}": score(products[way].rho[None], pair) for way in (DEFAULT, OF_MEMBERS)}
+        records.append(replace(record, values={**psnr, **record.values}))
+        pools.add(name, pair, products[OF_MEMBERS])
+    return [*records, *pools.records()]
+
+
+def _detail(candidate: Candidate, pair: Pair, found: Stored) -> Record:
+    """Shares of the pixels of an image with generated detail, partly so, and without."""
+    values = shares(found.quality)
+    return Record(DETAIL, pair.source, pair.place, pair.index, candidate.label(DEFAULT), values)
+
+
+def shares(quality: NDArray[np.uint8]) -> dict[str, float | None]:
+    """Shares of measured pixels by class of `quality`; None where nothing is measured."""
+    measured = int((quality != masks.QUALITY_NODATA).sum())
+    return {name: float((quality == value).sum() / measured) if measured else None for name, value in SHARES.items()}
+
+
+@torch.inference_mode()
+def judge_quickly(
+    candidate: Candidate, plain: System, pairs: Sequence[Pair], how: Degradation, table: str
+) -> list[Record]:
     """PSNR and gradient of all methods on all pairs, for other degradations."""
     records = []
     for pair in pairs:
-        estimates = without_network(pair, how) | with_network(candidate, pair, candidate.members(pair))
+        estimates = others(candidate, plain, pair, how)
+        estimates |= {candidate.label(way): candidate.stored(pair, way).rho[None] for way in WAYS}
         for method, estimate in estimates.items():
             x, truth = (trimmed(image, BORDER_PX)[0] for image in (estimate, pair.hr))
             values = {"PSNR": score(estimate, pair), "gradient": metrics.gradient_ratio(x, truth)}

@@ -16,7 +16,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
-from pipeline.superres import masks
 from pipeline.superres.members import Ensemble
 from training.quality import baselines, real
 from training.quality.metrics import average_gradient
@@ -63,7 +62,7 @@ def chosen(pairs: Sequence[Pair], sets: int = SETS) -> list[Pair]:
 
 def real_pair(tiles: Sequence[Tile]) -> Pair | None:
     """The sharpest clear patch of Sentinel-2 itself; its `hr` is empty."""
-    clear = [found for found in real.patches(tiles, REAL_PX) if found[1].max() <= masks.BRIGHT_REFLECTANCE]
+    clear = [found for found in real.patches(tiles, REAL_PX) if found[1].max() <= real.SNOW_REFLECTANCE]
     if not clear:
         return None
     tile, rgb = max(clear, key=lambda found: average_gradient(torch.from_numpy(found[1])))

@@ -1,37 +1,36 @@
-"""Consistency of the pipeline's own product with real Sentinel-2 images, where there is no truth to compare with.
+"""Consistency of what a run stores with real Sentinel-2 images, where there is no truth to compare with.
 
-In: Level-2A tiles and loaded systems. Out: `Record`s. Each tile lends one window of the lattice; it goes through
-`pipeline.superres` as in a run, to DN and back. Imports pipeline.superres, OpenSR-test and metrics.
+In: Sentinel-2 tiles and loaded systems. Out: `Record`s. Imports products, OpenSR-test and metrics.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from pipeline.bands import DN_OFFSET, DN_SCALE, NODATA_DN, RGB
-from pipeline.superres import fuse, masks
-from pipeline.superres.superres import Native, Options, super_resolve
-from training.quality import metrics
+from pipeline.bands import RGB
+from training.quality import metrics, product
 from training.quality.opensr import Triplet, explained, to_coarse
-from training.quality.pairs import state_windows
+from training.quality.product import Way
 from training.quality.tables import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from pipeline.superres.systems import SceneState, System
+    from pipeline.superres.systems import System
     from training.data.tiles import Tile
 
 PATCHES = 9
+PATCH_PX = 84  # side at 10 m; whole pixels of 60 m
 FACTOR = 4  # 10 m -> 2.5 m
+CONTRACTS = ("none", "sensor", "box", "tent")
 BRIGHTEST = "brightest input"  # reflectance; snow and cloud give themselves away by it
+SNOW_REFLECTANCE = 0.6
 DIGITS = {
     "reflectance": 5,
     "spectral": 3,
@@ -44,53 +43,36 @@ DIGITS = {
 }
 
 
-def patches(tiles: Iterable[Tile], side_px: int, count: int = PATCHES) -> list[tuple[Tile, NDArray[np.float32]]]:
-    """The first tiles that hold a window of `side_px` at 10 m, each with the RGB (3, side, side) of its middle."""
+def patches(
+    tiles: Iterable[Tile], side_px: int, count: int = PATCHES, per_tile: int = 1
+) -> list[tuple[Tile, NDArray[np.float32]]]:
+    """RGB (3, side, side) at 10 m of `count` patches that are measured throughout, at most `per_tile` of each tile.
+
+    One of a tile is its middle; of several, none overlaps another.
+    """
     chosen: list[tuple[Tile, NDArray[np.float32]]] = []
     for tile in tiles:
-        top, left = ((side * 6 - side_px) // 2 for side in tile.shape)
-        if min(top, left) < 0:
-            continue
-        rgb = tile.rho[10][: len(RGB)]
-        measured = tile.valid[top // 6 : -(-(top + side_px) // 6), left // 6 : -(-(left + side_px) // 6)]
-        if measured.all():
-            chosen.append((tile, rgb[:, top : top + side_px, left : left + side_px].copy()))
-        if len(chosen) == count:
-            break
+        own = 0
+        for top, left in _corners(tile, side_px, per_tile):
+            measured = tile.valid[top // 6 : -(-(top + side_px) // 6), left // 6 : -(-(left + side_px) // 6)]
+            if own == per_tile or len(chosen) == count or not measured.all():
+                continue
+            rgb = tile.rho[10][: len(RGB), top : top + side_px, left : left + side_px].copy()
+            chosen.append((tile, rgb))
+            own += 1
     return chosen
 
 
-def product(
-    system: System, rgb: NDArray[np.float32], consistency: str, seed: int = 0, members: int = 1
-) -> tuple[Tensor, Tensor]:
-    """One window of the lattice through the pipeline: RGB (3, T/4, T/4) -> its (3, n, n) inside and (3, 4n, 4n).
-
-    What lies beyond the window is nodata, as at the edge of a scene; the inside is where no other window has a share.
-    """
-    lattice = system.lattice
-    window = lattice.window(0, 0)
-    inside = window.pad(-(lattice.margin_px + lattice.ramp_px))
-    dn = np.rint((rgb - DN_OFFSET) / DN_SCALE).clip(1, 65535).astype(np.uint16)
-    context = fuse.CONTEXT_PX // FACTOR
-    around = np.pad(dn, ((0, 0), (context, context), (context, context)), constant_values=NODATA_DN)
-    native = Native(window.pad(fuse.CONTEXT_PX), {10: around}, {10: RGB})
-    state = _state(system, rgb)
-    result = super_resolve(
-        native, inside, system, RGB, Options(seed=seed, members=members, consistency=consistency), lambda _window: state
-    )
-    rows, cols = inside.coarsen(FACTOR).slices(window.coarsen(FACTOR))
-    return _reflectance(dn[:, rows, cols]), _reflectance(result.dn)
-
-
-def _state(system: System, rgb: NDArray[np.float32]) -> SceneState | None:
-    """What the network needs to know of the scene, from this window."""
-    if system.resolver is None or not system.resolver.needs_state:
-        return None
-    return system.resolver.scene_state(state_windows(torch.from_numpy(rgb)[None]))
-
-
-def _reflectance(dn: NDArray[np.uint16]) -> Tensor:
-    return torch.from_numpy(masks.reflectance(dn))
+def _corners(tile: Tile, side_px: int, per_tile: int) -> Iterator[tuple[int, int]]:
+    """Upper left corners of squares around the middle of a tile."""
+    spans = [side * 6 for side in tile.shape]
+    if min(spans) < side_px:
+        return
+    fits = [1 if per_tile == 1 else span // side_px for span in spans]
+    for row in range(fits[0]):
+        for col in range(fits[1]):
+            top, left = ((span - n * side_px) // 2 for span, n in zip(spans, fits, strict=True))
+            yield top + row * side_px, left + col * side_px
 
 
 def scores(lr: Tensor, sr: Tensor) -> dict[str, float | None]:
@@ -108,13 +90,15 @@ def scores(lr: Tensor, sr: Tensor) -> dict[str, float | None]:
 
 
 def judge(system: System, plain: System, tiles: Iterable[Tile], seed: int = 0) -> list[Record]:
-    """`system` and interpolation (`plain`) on real patches, without projection, with that of the box, of the tent."""
+    """`system` and interpolation (`plain`) on real patches that no weights have learned from, under every contract."""
+    untrained = [tile for tile in tiles if tile.split == "held-out"]
     records = []
-    for index, (tile, rgb) in enumerate(patches(tiles, system.lattice.window_px // FACTOR)):
-        for name, under_test in (("bicubic", plain), (system.name, system)):
-            for consistency in ("none", "box", "tent"):
-                lr, sr = product(replace(under_test, lattice=system.lattice), rgb, consistency, seed)
-                method = f"{name}, {consistency}"
-                values, why = explained({**scores(lr, sr), BRIGHTEST: float(rgb.max())})
+    for index, (tile, rgb) in enumerate(patches(untrained, PATCH_PX, per_tile=PATCHES)):
+        lr = torch.from_numpy(rgb)
+        for under_test in (plain, system):
+            for contract in CONTRACTS:
+                stored = product.of_rgb(rgb, under_test, Way(consistency=contract), seed, index)
+                values, why = explained({**scores(lr, stored.rho), BRIGHTEST: float(rgb.max())})
+                method = f"{under_test.name}, {contract}"
                 records.append(Record("real", tile.source or "L2A", tile.place, index, method, values, why))
     return records

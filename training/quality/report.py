@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.models.lite_fusion import LiteFusion
-from pipeline.superres import masks
 from training.quality import judge, perceptual, real, spreads, wald
 from training.quality.pairs import BORDER_PX, held_out_pairs
+from training.quality.product import DEFAULT
 from training.quality.tables import (
     NULL,
     Record,
     Section,
     by_set,
     markdown,
-    mean,
     methods_of,
     methods_table,
+    metrics_of,
     number,
     over_sets,
     reasons,
@@ -38,11 +38,14 @@ if TYPE_CHECKING:
     from training.data.tiles import Tile
     from training.degradation.degrade import Degradation
     from training.quality.judge import Candidate
+    from training.quality.pairs import Pair
 
     Say = Callable[[str], None]
 
-OTHER_SIGMAS_PX = (1.8, 2.8)  # beside the default; the band of what is known of Sentinel-2's blur
-OTHER_PER_SET = 6
+OTHER_SIGMAS_PX = (1.5, 1.8)  # beside the default; the band of what is known of Sentinel-2's blur
+MEMBERS_PER_SET = 6  # images of each set whose members are drawn
+EASY_SET = "naip_iowa_1m"  # gains most by far; averages are given with and without it
+BEATEN = ("bicubic", "IBP, true kernel")  # what the default has to beat in every set
 QUALITY_DIGITS = {
     "PSNR": 2,
     "SSIM": 4,
@@ -71,14 +74,9 @@ SCENES = 12  # of each source at most
 
 
 def sr_sections(
-    candidate: Candidate,
-    systems: tuple[System, System],
-    data: TrainingData,
-    how: Degradation,
-    per_set: int | None,
-    say: Say,
+    candidate: Candidate, plain: System, data: TrainingData, how: Degradation, per_set: int | None, say: Say
 ) -> list[Section]:
-    """Everything that is measured of a super-resolver. `systems`: the one it belongs to, and plain interpolation."""
+    """Everything that is measured of a super-resolver beside `plain` interpolation."""
     chips = data.held_out_chips()
     pairs = held_out_pairs(chips, how, per_set)
     sections = []
@@ -86,13 +84,17 @@ def sr_sections(
         text = f"{NULL}: no image of the data is held out, or those that are show nothing."
         sections.append(_section(candidate, f"{candidate.name}: held-out places", text, (), ""))
     else:
-        say(f"{candidate.name}: {len(pairs)} held-out images, {judge.MEMBERS} members each")
-        records = judge.judge(candidate, pairs, how, perceptual.distances())
+        say(f"{candidate.name}: {len(pairs)} held-out images")
+        records = judge.judge(candidate, plain, pairs, how, perceptual.distances())
         sections += truth_sections(candidate, records, how)
-        say(f"{candidate.name}: other degradations")
-        sections.append(degradation_section(candidate, chips, how, min(per_set or OTHER_PER_SET, OTHER_PER_SET)))
-    say(f"{candidate.name}: real Level-2A patches")
-    found = real.judge(*systems, data.all_tiles, seed=candidate.seed)
+        say(f"{candidate.name}: other blurs")
+        quality = [record for record in records if record.table == "quality"]
+        sections.append(blur_section(candidate, plain, chips, how, per_set, quality))
+        few = min(per_set or MEMBERS_PER_SET, MEMBERS_PER_SET)
+        say(f"{candidate.name}: {judge.MEMBERS} members of {few} images of each set")
+        sections.append(members_section(candidate, held_out_pairs(chips, how, few), how, few))
+    say(f"{candidate.name}: real patches")
+    found = real.judge(candidate.system, plain, data.all_tiles, seed=candidate.seed)
     return sections + real_sections(candidate, found)
 
 
@@ -107,12 +109,13 @@ def _section(candidate: Candidate, title: str, text: str, records: Sequence[Reco
 def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degradation) -> list[Section]:
     """Tables of held-out images whose truth is known."""
     quality = [record for record in records if record.table == "quality"]
-    of_spread = [record for record in records if record.table in (spreads.TABLE, spreads.POOLED)]
+    detail = [record for record in records if record.table == judge.DETAIL]
     under = repr(how)
     seconds = f"One member of one window of {judge.WINDOW_PX} px: {candidate.window_seconds():.2f} core-seconds."
     psnr = (
-        f"PSNR in dB, data range 1 reflectance, {BORDER_PX} px border left out. `stored`: after the pipeline's "
-        f"projection onto the block means of its input. {seconds}\n\n{psnr_table(quality)}"
+        f"PSNR in dB, data range 1 reflectance, {BORDER_PX} px border left out. `stored`: what a run stores, masks, "
+        f"blending, contract and quantisation included, by estimate and --consistency. {seconds}\n\n"
+        f"{psnr_table(quality)}\n\n{below_text(candidate, quality)}"
     )
     against = (
         f"Averages over sets. SAM in degrees, ERGAS with Wald's factor, SRE in dB, gradient over that of the truth "
@@ -127,86 +130,142 @@ def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degrada
         _section(candidate, f"{candidate.name}: PSNR on held-out places", psnr, quality, under),
         _section(candidate, f"{candidate.name}: against the truth", against, (), under),
         _section(candidate, f"{candidate.name}: OpenSR-test on held-out places", opened, (), under),
-        _section(candidate, f"{candidate.name}: what members know of errors", spread_text(of_spread), of_spread, under),
+        _section(candidate, f"{candidate.name}: generated detail", detail_text(detail), detail, under),
     ]
 
 
 def psnr_table(records: Sequence[Record]) -> str:
-    """PSNR by set and method, the average over sets, its spread over images, and the gain over IBP."""
+    """PSNR by method and set, averages over sets with and without `EASY_SET`, the gain over IBP, spread over images."""
     methods = methods_of(records)
     columns = {method: by_set(records, method, "PSNR") for method in methods}
     counts = {name: sum(r.set == name and r.method == methods[0] for r in records) for name in columns[methods[0]]}
-    rows = [[f"{name} ({count})", *(number(columns[m][name]) for m in methods)] for name, count in counts.items()]
-    means = {method: mean(column.values()) or 0.0 for method, column in columns.items()}
-    rows.append(["**average over sets**", *(f"**{number(value)}**" for value in means.values())])
-    rows.append([f"over {REFERENCE}", *(f"{value - means[REFERENCE]:+.2f}" for value in means.values())])
-    deviations = [spread(r.values["PSNR"] for r in records if r.method == method) for method in methods]
-    rows.append(["sd over images", *(number(value) for value in deviations)])
-    return markdown(["set (images)", *methods], rows)
+    averages = [("**average over sets**", records), *_without_easy(records)]
+    reference = over_sets(records, REFERENCE, "PSNR") or 0.0
+    rows = []
+    for method in methods:
+        means = [over_sets(inside, method, "PSNR") for _, inside in averages]
+        gain = f"{(means[0] or 0.0) - reference:+.2f}"
+        deviation = spread(r.values["PSNR"] for r in records if r.method == method)
+        sets = [number(columns[method][name]) for name in counts]
+        rows.append([method, *sets, f"**{number(means[0])}**", *map(number, means[1:]), gain, number(deviation)])
+    heads = [f"{name} ({count})" for name, count in counts.items()]
+    return markdown(["method", *heads, *(name for name, _ in averages), f"over {REFERENCE}", "sd over images"], rows)
 
 
-def spread_text(records: Sequence[Record]) -> str:
-    """By set: how well the members' standard deviation tells where their mean is wrong, and what members add."""
+def _without_easy(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """The other sets' records under a name, where `EASY_SET` is among several."""
+    rest = [record for record in records if record.set != EASY_SET]
+    return [(f"without {EASY_SET}", rest)] if rest and len(rest) < len(records) else []
+
+
+def below_text(candidate: Candidate, records: Sequence[Record]) -> str:
+    """The sets in which the default is worse than a method that it has to beat, by how much."""
+    method, lines = candidate.label(DEFAULT), []
+    ours = by_set(records, method, "PSNR")
+    for other in BEATEN:
+        gaps = {name: (theirs or 0.0) - (ours[name] or 0.0) for name, theirs in by_set(records, other, "PSNR").items()}
+        said = ", ".join(f"{name} (by {gap:.2f} dB)" for name, gap in gaps.items() if gap > 0) or "none"
+        lines.append(f"Sets in which `{method}` is below {other}: {said}.")
+    return " ".join(lines)
+
+
+def detail_text(records: Sequence[Record]) -> str:
+    """By set, how much of the ground got generated detail; none of these images has clouds."""
+    method = methods_of(records)[0]
+    columns = {name: by_set(records, method, name) for name in judge.SHARES}
+    rows = [
+        [name, *(f"{100 * (column[name] or 0.0):.1f} %" for column in columns.values())]
+        for name in columns["generated"]
+    ]
+    return f"Share of the pixels of `{method}` by `quality`.\n\n{markdown(['set', *columns], rows)}"
+
+
+def members_section(candidate: Candidate, pairs: Sequence[Pair], how: Degradation, per_set: int) -> Section:
+    """What drawing members adds to the default: PSNR, and what they know of errors."""
+    records = judge.judge_members(candidate, pairs)
+    text = f"The first {per_set} images of each set. {members_text(records)}"
+    return _section(candidate, f"{candidate.name}: what members know of errors", text, records, repr(how))
+
+
+def members_text(records: Sequence[Record]) -> str:
+    """By set: PSNR, how well `uncertainty` tells where the mean of members is wrong, and what members add."""
     single = [record for record in records if record.table == spreads.TABLE]
     pooled = [record for record in records if record.table == spreads.POOLED]
-    methods, metrics, rank = methods_of(single), spreads.METRICS, spreads.RANK
-    by_metric = {metric: by_set(single, methods[0], metric) for metric in metrics}
-    whole = {method: by_set(pooled, method, rank) for method in methods_of(pooled)}
+    method, rank = methods_of(single)[0], spreads.RANK
+    whole = by_set(pooled, method, rank)
+    by_metric = {metric: by_set(single, method, metric) for metric in metrics_of(single)}
     rows = [
-        [name, *(number(column.get(name)) for column in (*whole.values(), *by_metric.values()))]
-        for name in by_metric[metrics[0]]
+        [name, number(whole.get(name)), *(number(column[name]) for column in by_metric.values())]
+        for name in next(iter(by_metric.values()))
     ]
-    means = [over_sets(pooled, method, rank) for method in whole]
-    means += [over_sets(single, methods[0], metric) for metric in metrics]
+    means = [over_sets(pooled, method, rank), *(over_sets(single, method, metric) for metric in by_metric)]
     rows.append(["**average over sets**", *map(number, means)])
-    heads = [f"{rank} over the set{', stored' if 'stored' in method else ''}" for method in whole]
     return (
-        f"Spearman: rank correlation of the standard deviation of {methods[0]} with the absolute error of their mean: "
+        f"Spearman: rank correlation of `uncertainty` of `{method}` with the absolute error of its reflectance: "
         "over all pixels of a set, and per image. Spread / error: ratio of their root mean squares; below 1 members "
-        "agree too much. Then the texture of what a member adds to the mean, and of what the mean lacks of the truth: "
+        "agree too much. Then the texture of what a draw adds to the mean, and of what the mean lacks of the truth: "
         "correlation between bands and between neighbouring pixels; plain noise has 0.\n\n"
-        f"{markdown(['set', *heads, *metrics], rows)}" + reasons(single, metrics)
+        f"{markdown(['set', f'{rank} over the set', *by_metric], rows)}" + reasons(single, by_metric)
     )
 
 
-def degradation_section(candidate: Candidate, chips: Sequence[Chip], how: Degradation, per_set: int) -> Section:
-    """PSNR and sharpness where the blur is another than the default one."""
-    records: list[Record] = []
-    tables = {}
-    for sigma in sorted({how.sigma_px, *OTHER_SIGMAS_PX}):
-        blur = replace(how, sigma_px=sigma)
-        tables[sigma] = f"sigma {sigma:g} px"
-        records += judge.judge_quickly(candidate, held_out_pairs(chips, blur, per_set), blur, tables[sigma])
-    methods = methods_of(records)
-    rows = []
-    for sigma, table in tables.items():
-        inside = [record for record in records if record.table == table]
-        cells = [(over_sets(inside, m, "PSNR"), over_sets(inside, m, "gradient")) for m in methods]
-        rows.append([f"{sigma:g} px", *(f"{number(psnr)} / {number(gradient)}" for psnr, gradient in cells)])
+def blur_section(
+    candidate: Candidate,
+    plain: System,
+    chips: Sequence[Chip],
+    how: Degradation,
+    per_set: int | None,
+    known: Sequence[Record],
+) -> Section:
+    """PSNR and sharpness by blur, side by side; `known` are the records of `how`."""
+    by_sigma: dict[float, Sequence[Record]] = {how.sigma_px: known}
+    for sigma in OTHER_SIGMAS_PX:
+        if sigma != how.sigma_px:
+            blur = replace(how, sigma_px=sigma)
+            pairs = held_out_pairs(chips, blur, per_set)
+            by_sigma[sigma] = judge.judge_quickly(candidate, plain, pairs, blur, f"sigma {sigma:g} px")
+    heads, columns, below = [], [], []
+    for sigma in sorted(by_sigma):
+        for name, inside in [("", by_sigma[sigma]), *_without_easy(by_sigma[sigma])]:
+            heads.append(f"{sigma:g} px{f', {name}' if name else ''}")
+            columns.append(inside)
+        below.append(f"{sigma:g} px: {below_text(candidate, by_sigma[sigma])}")
+    rows = [
+        [
+            method,
+            *(
+                f"{number(over_sets(inside, method, 'PSNR'))} / {number(over_sets(inside, method, 'gradient'))}"
+                for inside in columns
+            ),
+        ]
+        for method in methods_of(known)
+    ]
     text = (
-        f"PSNR in dB / gradient over that of the truth, averages over sets, the first {per_set} images of each. "
-        "Methods other than `IBP, true kernel` do not know the blur.\n\n" + markdown(["blur", *methods], rows)
+        "PSNR in dB / gradient over that of the truth, averages over sets. Methods other than `IBP, true kernel` do "
+        f"not know the blur.\n\n{markdown(['method', *heads], rows)}\n\n" + "\n\n".join(below)
     )
-    return _section(candidate, f"{candidate.name}: other degradations", text, records, repr(how))
+    new = [record for sigma, records in by_sigma.items() if sigma != how.sigma_px for record in records]
+    return _section(candidate, f"{candidate.name}: other blurs", text, new, repr(how))
 
 
 def real_sections(candidate: Candidate, records: Sequence[Record]) -> list[Section]:
     """Consistency with real patches: all of them, and those without snow or cloud."""
-    title = f"{candidate.name}: consistency with real Level-2A patches"
+    title = f"{candidate.name}: consistency with real patches"
     if not records:
-        text = f"{NULL}: no scene of the data holds a whole window of the lattice."
+        text = f"{NULL}: no held-out scene of the data holds a patch of {real.PATCH_PX} px at 10 m."
         return [_section(candidate, title, text, (), "")]
-    bright = {record.place for record in records if (record.values.get(real.BRIGHTEST) or 0) > masks.BRIGHT_REFLECTANCE}
-    clear = [record for record in records if record.place not in bright]
-    patches = len({(record.place, record.image) for record in records})
+    bright = {r.image for r in records if (r.values.get(real.BRIGHTEST) or 0) > real.SNOW_REFLECTANCE}
+    clear = [record for record in records if record.image not in bright]
+    patches = len({record.image for record in records})
+    sources = ", ".join(dict.fromkeys(record.set for record in records))
     intro = (
-        "One window of each through the pipeline: no projection (`none`), block means (`box`, the default), tent "
-        "(`tent`). Reflectance, spectral (degrees), spatial (LR px) as OpenSR-test measures them; R2 of block "
+        f"{patches} patches of {sources}, none of which took part in training, as a run stores their mean under each "
+        "--consistency. Reflectance, spectral (degrees), spatial (LR px) as OpenSR-test measures them; R2 of block "
         "means; the rest on what the tent makes of it; PSNR, cosine, Table IV on 8-bit values as in DiffFuSR.\n\n"
     )
-    text = f"{intro}{patches} patches:\n\n{methods_table(_as_one_set(records), real.DIGITS)}"
+    text = f"{intro}{methods_table(_as_one_set(records), real.DIGITS)}"
     if bright and clear:
-        text += f"\n\nWithout the {len(bright)} that hold snow or cloud (above {masks.BRIGHT_REFLECTANCE:g}):\n\n"
+        text += f"\n\nWithout the {len(bright)} that hold snow or cloud (above {real.SNOW_REFLECTANCE:g}):\n\n"
         text += methods_table(_as_one_set(clear), real.DIGITS)
     return [_section(candidate, title, text, records, "")]
 

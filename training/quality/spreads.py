@@ -1,6 +1,6 @@
-"""What the members of an ensemble know of their error: their standard deviation against it, by image and pooled.
+"""What a store's `uncertainty` knows of the error of its reflectance: by image and pooled over a set.
 
-In: members and their truth. Out: `Record`s. Imports metrics and the pipeline's Ensemble.
+In: a stored mean of members, one stored draw, and their truth. Out: `Record`s. Imports metrics and products.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.superres.members import Ensemble
 from training.quality import metrics
 from training.quality.metrics import trimmed
 from training.quality.pairs import BORDER_PX
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.quality.pairs import Pair
+    from training.quality.product import Stored
 
 TABLE, POOLED = "spread", "spread, pooled"
 RANK = "Spearman"
@@ -32,21 +32,13 @@ METRICS = (
 )
 
 
-def _deviation_and_missing(pair: Pair, samples: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Standard deviation of members (N, 3, H, W), what their mean lacks of the truth, and the mean; borders cut off."""
-    ensemble = Ensemble()
-    for sample in samples:
-        ensemble.add(sample)
-    spread = None if ensemble.spread is None else trimmed(ensemble.spread, BORDER_PX)
-    return spread, trimmed(pair.hr[0] - ensemble.mean, BORDER_PX), ensemble.mean
-
-
-def of_image(method: str, pair: Pair, samples: Tensor) -> Record:
+def of_image(method: str, pair: Pair, mean: Stored, draw: Stored) -> Record:
     """Where, how far and with what texture members depart from their mean, against how the truth does."""
-    deviation, missing, mean = _deviation_and_missing(pair, samples)
-    added = trimmed(samples[0] - mean, BORDER_PX)
+    missing = trimmed(pair.hr[0] - mean.rho, BORDER_PX)
+    added = trimmed(draw.rho - mean.rho, BORDER_PX)
     values: dict[str, float | None] = dict.fromkeys(METRICS)
-    if deviation is not None:
+    if mean.spread is not None:
+        deviation = trimmed(mean.spread, BORDER_PX)
         numbers = (
             metrics.spearman(deviation, missing.abs()),
             float(deviation.square().mean().sqrt() / missing.square().mean().sqrt()),
@@ -56,22 +48,23 @@ def of_image(method: str, pair: Pair, samples: Tensor) -> Record:
             metrics.neighbour_correlation(missing),
         )
         values = dict(zip(METRICS, numbers, strict=True))
-    why = dict.fromkeys(values, "fewer than two members") if deviation is None else {}
+    why = dict.fromkeys(values, "fewer than two members") if mean.spread is None else {}
     return Record(TABLE, pair.source, pair.place, pair.index, method, values, why)
 
 
 class Pools:
-    """Deviations and errors of all pixels of a set, for a rank correlation over places and not only within one."""
+    """Spreads and errors of all pixels of a set, for a rank correlation over places and not only within one."""
 
     def __init__(self) -> None:
         self._pixels: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
 
-    def add(self, method: str, pair: Pair, samples: Tensor) -> None:
-        """Take in the members (N, 3, H, W) of one image; fewer than two say nothing."""
-        deviation, missing, _ = _deviation_and_missing(pair, samples)
-        if deviation is not None:
-            kept = deviation.flatten(), missing.abs().flatten()
-            self._pixels.setdefault((pair.source, method), []).append(kept)
+    def add(self, method: str, pair: Pair, mean: Stored) -> None:
+        """Take in the mean of one image's members; one without a spread says nothing."""
+        if mean.spread is None:
+            return
+        missing = trimmed(pair.hr[0] - mean.rho, BORDER_PX).abs()
+        kept = trimmed(mean.spread, BORDER_PX).flatten(), missing.flatten()
+        self._pixels.setdefault((pair.source, method), []).append(kept)
 
     def records(self) -> list[Record]:
         """One per set and method."""

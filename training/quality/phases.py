@@ -1,0 +1,72 @@
+"""The mesh: a pattern that a network repeats in every 10 m pixel, where the ground is flat and shows nothing.
+
+In: Sentinel-2 tiles as they were measured, a loaded system. Out: `Record`s. Imports products and native scenes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from pipeline.bands import BAND_NAMES, DN_SCALE, RGB, SCALE_10M
+from training.data.tiles import BANDS
+from training.quality import judge, product
+from training.quality.product import DEFAULT, Way
+from training.quality.tables import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.superres.systems import System
+    from training.quality.scenes import NativeScene
+
+TABLE = "phase pattern"
+WAYS = (DEFAULT, Way("sample"))
+AROUND_PX = 5  # 10 m px over which ground is called flat or not
+FLATTEST = 10.0  # per cent of the pixels of a scene
+SIDE_60M_PX = 40  # at most, of a scene: 2.4 km hold enough flat pixels that their noise averages out
+PEAK = "{} peak"
+
+
+def flat_pixels(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The pixels at 10 m around which RGB (3, h, w) varies least, mean over bands of the local standard deviation."""
+    size = (0, AROUND_PX, AROUND_PX)
+    values = rgb.astype(np.float64)
+    mean = ndimage.uniform_filter(values, size, mode="nearest")
+    variance = ndimage.uniform_filter(values**2, size, mode="nearest") - mean**2
+    deviation = np.sqrt(variance.clip(0)).mean(0)
+    flat: NDArray[np.bool_] = deviation <= np.percentile(deviation, FLATTEST)
+    return flat
+
+
+def pattern(image: NDArray[np.float32], flat: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean over the flat blocks of pixel less block mean, by phase (4, 4); `image` (4h, 4w), `flat` (h, w)."""
+    h, w = flat.shape
+    blocks = image.astype(np.float64).reshape(h, SCALE_10M, w, SCALE_10M).transpose(0, 2, 1, 3)[flat]
+    mean: NDArray[np.float64] = (blocks - blocks.mean((1, 2), keepdims=True)).mean(0)
+    return mean
+
+
+@torch.inference_mode()
+def measure(system: System, scenes: Sequence[NativeScene], seed: int = 0) -> list[Record]:
+    """RMS and peak of the pattern in DN, by scene, product and band; and shares of generated detail."""
+    records = []
+    for index, scene in enumerate(scenes):
+        rho = {g: v[:, : SIDE_60M_PX * 60 // g, : SIDE_60M_PX * 60 // g].numpy() for g, v in scene.rho.items()}
+        dn = {gsd: product.to_dn(values) for gsd, values in rho.items()}
+        flat = flat_pixels(rho[10][: len(RGB)])
+        for way in WAYS:
+            stored = product.store(dn, BANDS, system, way.options(system, seed, index), BAND_NAMES)
+            values = judge.shares(stored.quality)
+            for name, image in zip(BAND_NAMES, stored.rho.numpy(), strict=True):
+                found = pattern(image, flat) / DN_SCALE
+                values[name] = float(np.sqrt((found**2).mean()))
+                values[PEAK.format(name)] = float(np.abs(found).max())
+            method = judge.label(system.name, way)
+            records.append(Record(TABLE, scene.source, scene.place, index, method, values))
+    return records

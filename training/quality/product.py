@@ -1,0 +1,124 @@
+"""What a run stores of one image: the pipeline's own windows, masks, blending, contract and quantisation.
+
+In: native DN, or a held-out pair, and a loaded system. Out: `Stored`. The image is put into the lattice of the system's
+windows and continued by reflection on all sides. Imports pipeline.superres and pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.bands import BLOCK_60M, DN_OFFSET, DN_SCALE, RGB, SCALE_10M, TARGET_GSD_M
+from pipeline.grid.grid import Window
+from pipeline.superres import masks
+from pipeline.superres.superres import Native, Options, read_window, super_resolve
+from pipeline.superres.systems import draws
+from training.quality.pairs import state_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.superres.superres import Result
+    from pipeline.superres.systems import SceneState, System
+    from training.quality.pairs import Pair
+
+MAX_DN = 65535
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a product is asked for: `estimate` and `consistency` as in a run; `members` averages so many draws."""
+
+    estimate: str = "mean"
+    consistency: str = "sensor"
+    members: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.estimate}{f' of {self.members}' if self.members else ''}, {self.consistency}"
+
+    def options(self, system: System, seed: int = 0, stream: int = 0) -> Options:
+        """What the pipeline is told."""
+        members = draws(system.name, self.estimate, self.members)
+        return Options(seed=seed, stream=stream, members=members, consistency=self.consistency)
+
+
+DEFAULT = Way()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Reflectance (bands, H, W), quality (H, W), and the spread of members in reflectance (bands, H, W) or None."""
+
+    rho: Tensor
+    quality: NDArray[np.uint8]
+    spread: Tensor | None = None
+
+
+def to_dn(rho: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Reflectance as a product holds it; nothing becomes nodata."""
+    dn: NDArray[np.uint16] = np.rint((rho - DN_OFFSET) / DN_SCALE).clip(1, MAX_DN).astype(np.uint16)
+    return dn
+
+
+def store(
+    dn: Mapping[int, NDArray[np.uint16]],
+    bands: Mapping[int, tuple[str, ...]],
+    system: System,
+    options: Options,
+    order: tuple[str, ...],
+) -> Stored:
+    """All bands of `order` from native DN by GSD (bands, h, w), whose names are `bands`. 10 m must be among them."""
+    ny, nx = (max(-(-raster.shape[axis] * gsd // 60) for gsd, raster in dn.items()) * BLOCK_60M for axis in (1, 2))
+    stride = system.lattice.stride_px
+    row, col = ((stride - side) // 2 // BLOCK_60M * BLOCK_60M for side in (ny, nx))  # as few windows as can be
+    window = Window(row, col, ny, nx)
+    around = read_window(system.lattice, window, options.reach_px(order))
+    continued = {gsd: _continued(raster, gsd, window, around) for gsd, raster in dn.items()}
+    native = Native(around, continued, dict(bands))
+    state = _state(system, dn[10], bands[10])
+    result = super_resolve(native, window, system, order, options, lambda _window: state)
+    height, width = (SCALE_10M * side for side in dn[10].shape[1:])
+    return _cut(result, height, width)
+
+
+def _continued(raster: NDArray[np.uint16], gsd: int, window: Window, around: Window) -> NDArray[np.uint16]:
+    """A raster (bands, h, w) whose corner lies at that of `window`, reflected so that it fills `around`."""
+    factor = round(gsd / TARGET_GSD_M)
+    top, left = (window.row - around.row) // factor, (window.col - around.col) // factor
+    below, right = around.ny // factor - top - raster.shape[1], around.nx // factor - left - raster.shape[2]
+    continued: NDArray[np.uint16] = np.pad(raster, ((0, 0), (top, below), (left, right)), mode="symmetric")
+    return continued
+
+
+def _state(system: System, ten: NDArray[np.uint16], names: tuple[str, ...]) -> SceneState | None:
+    """What the network needs to know of the scene, from the middle of the image."""
+    if system.resolver is None or not system.resolver.needs_state:
+        return None
+    wanted = [names.index(name) for name in system.resolver.in_bands]
+    return system.resolver.scene_state(state_windows(torch.from_numpy(masks.reflectance(ten[wanted]))[None]))
+
+
+def _cut(result: Result, height: int, width: int) -> Stored:
+    rho = torch.from_numpy(masks.reflectance(result.dn[:, :height, :width]))
+    spread = None
+    if result.spread is not None:
+        spread = torch.from_numpy(result.spread[:, :height, :width].astype(np.float32) * np.float32(DN_SCALE))
+    return Stored(rho, result.quality[:height, :width], spread)
+
+
+@torch.inference_mode()
+def of_rgb(rgb: NDArray[np.float32], system: System, way: Way = DEFAULT, seed: int = 0, stream: int = 0) -> Stored:
+    """RGB at 2.5 m from reflectance at 10 m (3, h, w)."""
+    return store({10: to_dn(rgb)}, {10: RGB}, system, way.options(system, seed, stream), RGB)
+
+
+def of_pair(pair: Pair, system: System, way: Way = DEFAULT, seed: int = 0) -> Stored:
+    """RGB at 2.5 m of a held-out image; noise differs from image to image."""
+    return of_rgb(pair.lr[0].numpy(), system, way, seed, pair.index)
