@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--only",
         choices=PARTS,
-        help="only this part: super-resolution of held-out images, Wald's protocol for fusion, or native scenes through "
-        "the whole pipeline",
+        help="only this part: super-resolution of held-out images, Wald's protocol for fusion, or native scenes "
+        "through the whole pipeline",
     )
     p.add_argument("--decimator", choices=["box", "bicubic"], default="box", help="of the test degradation")
     p.add_argument("--seed", type=int, default=0, help="of the members' noise")

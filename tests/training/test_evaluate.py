@@ -14,7 +14,7 @@ from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, Lite
 from tests.models.small import DIFFFUSR, LITE
 from training import evaluate
 from training.data.places import split_of
-from training.quality import judge
+from training.quality import cost, judge
 
 TOML = r"""
 name = "towns"
@@ -33,6 +33,7 @@ place = '(tile\d+)'
 def towns(tmp_path, monkeypatch):
     """A training file with one held-out image, and windows small enough to be timed at once."""
     monkeypatch.setattr(judge, "WINDOW_PX", 64)
+    monkeypatch.setattr(cost, "SIDE_60M_PX", 4)
     assert split_of("dubai_1m/tile2") == "held-out"
     blocks = np.random.default_rng(0).integers(40, 200, (17, 17, 3)).astype(np.uint8)
     (tmp_path / "images").mkdir()
@@ -58,17 +59,27 @@ def test_a_run_is_measured_and_every_score_is_written(towns, run, tmp_path, caps
     report = out.read_text()
     assert report.strip() == capsys.readouterr().out.strip()
     assert "| dubai_1m (1) |" in report
-    for said in ("lite, mean of 8", "hallucination", "2 steps of dpm++2m", "sigma_px=2.2", "in LPIPS: package"):
+    for said in (
+        "stored lite: mean of 8, sensor",
+        "hallucination",
+        "2 steps of dpm++2m",
+        "sigma_px=2.2",
+        "in LPIPS: package",
+        "is below bicubic: ",
+        "| 1.5 px | 1.8 px | 2.2 px |",
+        "| sample, box |",
+    ):
         assert said in report
-    assert "no scene of the data holds a whole window" in report
+    assert "no held-out scene of the data holds a patch" in report
+    assert "no scene of the data has all 12 bands" in report
     rows = list(csv.DictReader((tmp_path / "new" / "table.csv").open()))
     assert {row["table"] for row in rows} == {
         "quality",
+        "generated detail",
         "spread",
         "spread, pooled",
+        "sigma 1.5 px",
         "sigma 1.8 px",
-        "sigma 2.2 px",
-        "sigma 2.8 px",
     }
     assert {row["statistic"] for row in rows} == {"value", "mean", "sd"}
     assert all(row["LPIPS"] == "null" for row in rows if row["table"] == "quality")
@@ -81,7 +92,8 @@ def test_weights_of_one_system_are_told_apart(towns, run, tmp_path, capsys):
     torch.manual_seed(1)
     save_bundle(other, load_bundle(run / "tiny-sr.safetensors"), LiteNetwork(**LITE).state_dict())
     command = ["--on", str(towns), "--per-set", "1", "--out", str(out), "--picture", str(tmp_path / "sheets")]
-    assert evaluate.main([str(run), str(other), str(run / "tiny-sr.safetensors"), *command]) == 0
+    targets = [str(run), str(other), str(run / "tiny-sr.safetensors")]
+    assert evaluate.main([*targets, "--only", "images", *command]) == 0
     titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("### ")]
     assert len(set(titles)) == len(titles)
     assert {title.split(":")[0] for title in titles} == {"### lite (run)", "### lite (later)"}
@@ -198,3 +210,21 @@ def test_bad_arguments_are_refused(arguments, said, capsys):
 def test_a_device_that_is_not_there_is_said_before_anything_is_read(capsys):
     assert evaluate.main(["--device", "cuda:99"]) == 2
     assert "--device" in capsys.readouterr().err
+
+
+def test_systems_as_a_whole_are_every_super_resolver_with_every_fusion_that_fits(run, tmp_path):
+    (shipped_fusion,) = (bundle for bundle in evaluate.bundles_of([]) if bundle.system == "lite-fusion")
+    (own,) = evaluate.bundles_of([run])
+    bundle = difffusr_fusion.difffusr_fusion_bundle({"channels": 8, "growth": 4, "blocks": 1})
+    path = tmp_path / "fusion.safetensors"
+    save_bundle(path, bundle, difffusr_fusion.FusionNetworks(**bundle.architecture).state_dict())
+    other = load_bundle(path)
+
+    def digests(*bundles):
+        return [(choice.name, choice.sr_digest, choice.fusion_digest) for choice in evaluate.whole_choices(bundles)]
+
+    assert digests(own) == [("lite", own.digest, shipped_fusion.digest)]
+    (alone,) = digests(shipped_fusion)
+    assert alone[2] == shipped_fusion.digest
+    assert digests(own, shipped_fusion) == digests(own)
+    assert digests(other) == []  # of DiffFuSR, whose super-resolver is not here

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from training.data.sources import load_training_file, shipped_data
 
 WHERE = (600_000.0, 5_099_880.0)  # left, top of images that say where they are
 # What weights are judged on: SHA-256 over (source, place, GSD, shape) of all held-out images, and how many of each set.
+EVALUATION_ONLY = Path(__file__).resolve().parents[3] / "training" / "evaluation_only.toml"
 FLAT = 0.02  # spread below which an image shows nothing to sharpen
 HELD_OUT_DIGEST = "cc68be8a02bbe3b96b986ea29b5c9956a0c68eb89c4e17fb2da623f659d673ee"
 HELD_OUT = {
@@ -103,6 +105,46 @@ def test_shipped_scenes_are_those_of_before(shared_data):
 
 
 # -- files
+
+
+@pytest.mark.shared_data
+def test_what_judges_alone_never_trains(shared_data):
+    data = load_training_file(EVALUATION_ONLY, shared_data)
+    assert {source.split for source in data.sources} == {"held-out"}
+    for image in (*data.images, *data.bracket):
+        assert image.share("train") == 0
+    with pytest.raises(UsageError, match="no train image"):
+        data.hr_sampler()
+    assert data.tiles("train") == []
+    chips = data.held_out_chips()
+    assert {(chip.source, chip.gsd_m) for chip in chips} == {("spot_world", 3.6), ("airports", 3.0)}
+    assert len({chip.place for chip in chips}) == len(chips) == 97
+    ours = {image.label for image in shipped_data(shared_data).images}
+    assert not ours & {image.label for image in data.images}
+
+
+def test_a_held_out_source_is_drawn_from_by_no_sampler_of_another(tmp_path):
+    for name, split in (("a", "train"), ("b", "held-out")):
+        write_raster(tmp_path / name / "town.png", texture(300, 300, len(split)), driver="PNG")
+    keys = 'role = "hr"\ngsd_m = 2.0\n'
+    tables = [
+        f'[[source]]\nname = "{n}"\npath = "{n}"\nsplit = "{s}"\n{keys}' for n, s in (("a", "train"), ("b", "held-out"))
+    ]
+    data = load_training_file(write_toml(tmp_path, "\n".join(tables)))
+    sampler = data.hr_sampler(crop_px=64)
+    drawn = {sampler.images[index].source for pool in sampler.pools.values() for index in pool}
+    assert drawn == {"a"}
+    assert {chip.source for chip in data.held_out_chips()} == {"b"}
+
+
+def test_at_most_so_many_images_of_a_place_are_judged(tmp_path):
+    for name in ("a_0", "a_1", "b_3", "c_0", "c_7"):
+        write_raster(tmp_path / "images" / f"{name}.png", texture(100, 100), driver="PNG")
+    keys = {"place": r"'([^_]+)_'", "gsd_m": "2.0", "split": '"held-out"'}
+    assert [chip.place for chip in data_of(tmp_path, **keys).held_out_chips()] == ["a/a", "a/a", "a/b", "a/c", "a/c"]
+    one = data_of(tmp_path, **keys, images_per_place="1")
+    assert [chip.place for chip in one.held_out_chips()] == ["a/a", "a/b", "a/c"]
+    assert "images_per_place" in refusal(tmp_path, images_per_place="0")
 
 
 def test_files_without_georeferencing_are_places_of_their_own(tmp_path):

@@ -1,4 +1,4 @@
-"""Super-resolvers judged: members of every system, stored products, what members say of their error, steps."""
+"""Super-resolvers judged: members of every system, what runs store, what members say of their error, steps."""
 
 from dataclasses import replace
 
@@ -8,13 +8,15 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models import difffusr
-from pipeline.models.bundle import Bundle
-from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork, LiteSuperResolver
+from pipeline.models.bundle import Bundle, save_bundle
+from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork
+from pipeline.superres.systems import MEMBERS, choose, load
 from tests.models.small import DIFFFUSR, LITE
 from training.data.rasters import Chip
 from training.degradation.degrade import Degradation
 from training.quality import baselines, judge, opensr, steps
 from training.quality.pairs import Pair, held_out_pairs, members, members_mean, noise_of, state_windows
+from training.quality.product import Stored
 from training.quality.spreads import Pools, of_image
 from training.quality.tables import methods_of
 
@@ -22,20 +24,41 @@ HOW = Degradation(noise=0.0)
 
 
 @pytest.fixture(scope="module")
-def lite():
-    """An untrained lite super-resolver: bicubic as mean, noise around it."""
+def lite_system(tmp_path_factory):
+    """An untrained lite system: bicubic as mean, noise around it."""
     torch.manual_seed(0)
     sampler = {"name": "dpm++2m", "steps": 2}
-    bundle = Bundle(SYSTEM, LITE, RGB_BANDS, RGB_BANDS, 4, LATTICE, NORMALISATION, sampler=sampler, digest="a" * 64)
-    return LiteSuperResolver(LiteNetwork(**LITE).requires_grad_(False), bundle)
+    bundle = Bundle(SYSTEM, LITE, RGB_BANDS, RGB_BANDS, 4, LATTICE, NORMALISATION, sampler=sampler)
+    path = tmp_path_factory.mktemp("lite") / "sr.safetensors"
+    save_bundle(path, bundle, LiteNetwork(**LITE).state_dict())
+    return load(choose("lite", str(path)), "cpu")
 
 
 @pytest.fixture(scope="module")
-def released():
+def lite(lite_system):
+    """Its super-resolver."""
+    return lite_system.resolver
+
+
+@pytest.fixture(scope="module")
+def released_system(tmp_path_factory):
     """DiffFuSR's networks, scaled down."""
     torch.manual_seed(0)
     bundle = difffusr.difffusr_bundle(DIFFFUSR, sampler={"name": "ddim", "steps": 2, "spacing": "trailing"})
-    return difffusr.DiffFuSR(difffusr.Networks(**bundle.architecture), bundle)
+    path = tmp_path_factory.mktemp("difffusr") / "sr.safetensors"
+    save_bundle(path, bundle, difffusr.Networks(**bundle.architecture).state_dict())
+    return load(choose("difffusr", str(path)), "cpu")
+
+
+@pytest.fixture(scope="module")
+def released(released_system):
+    """Its super-resolver."""
+    return released_system.resolver
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return load(choose("bicubic"), "cpu")
 
 
 def chips(count, side=(64, 64), source="town"):
@@ -90,109 +113,118 @@ def test_windows_of_state_are_mirrored_where_images_are_small():
     assert torch.equal(state_windows(large), large[..., 8:72, 3:67])
 
 
-def test_stored_images_keep_block_means(lite):
-    pair = held_out_pairs(chips(1), HOW)[0]
-    kept = judge.stored(members(lite, pair, 1), pair.lr)
-    torch.testing.assert_close(baselines.box(kept), pair.lr, atol=1e-6, rtol=0)
-
-
-def test_every_method_gets_every_score(lite):
+def test_every_method_gets_every_score(lite_system, plain):
     pairs = held_out_pairs(chips(2), HOW)
-    records = judge.judge(judge.Candidate("lite", lite), pairs, HOW, {})
+    records = judge.judge(judge.Candidate("lite", lite_system), plain, pairs, HOW, {})
     quality = [record for record in records if record.table == "quality"]
-    assert methods_of(quality) == [
+    methods = [
         "nearest",
         "bicubic",
         "IBP",
         "IBP, true kernel",
-        "lite, regression",
-        "lite, one member",
-        "lite, mean of 8",
-        "lite, one member, stored",
-        "lite, mean of 8, stored",
+        "stored bicubic: mean, box",
+        "stored bicubic: mean, sensor",
+        "lite, network alone",
+        "stored lite: mean, none",
+        "stored lite: mean, box",
+        "stored lite: mean, sensor",
+        "stored lite: sample, sensor",
     ]
-    assert len(quality) == 2 * 9
+    assert methods_of(quality) == methods
+    assert len(quality) == 2 * len(methods)
     for record in quality:
         assert {"PSNR", *judge.PAIR_METRICS, *opensr.NAMES, "block R2"} == set(record.values)
         assert all(value is not None or name in record.why for name, value in record.values.items())
     by_method = {record.method: record.values for record in quality if record.image == 0}
     assert by_method["nearest"]["block R2"] == pytest.approx(1.0)
-    assert by_method["lite, mean of 8, stored"]["block R2"] == pytest.approx(1.0)
-    assert by_method["lite, one member"]["gradient"] > by_method["lite, mean of 8"]["gradient"]
-    # antithetic noise around a mean that is linear in it: the mean of members is the regression
-    assert by_method["lite, mean of 8"]["PSNR"] == pytest.approx(by_method["lite, regression"]["PSNR"], abs=0.5)
+    assert by_method["stored lite: mean, box"]["block R2"] == pytest.approx(1.0, abs=1e-4)
+    assert by_method["stored lite: mean, none"]["PSNR"] == pytest.approx(
+        by_method["lite, network alone"]["PSNR"], abs=0.1
+    )
+    assert by_method["stored lite: sample, sensor"]["gradient"] > by_method["stored lite: mean, sensor"]["gradient"]
+    detail = [record for record in records if record.table == judge.DETAIL]
+    assert [record.values for record in detail] == [{"generated": 1.0, "partly": 0.0, "none": 0.0}] * 2
 
 
-def test_a_system_without_regression_has_no_such_row(released):
+def test_members_are_judged_as_they_are_stored(lite_system):
     pairs = held_out_pairs(chips(1), HOW)
-    records = judge.judge(judge.Candidate("difffusr", released), pairs, HOW, {})
-    assert "difffusr, one member" in methods_of(records)
-    assert "difffusr, regression" not in methods_of(records)
+    single, pooled = judge.judge_members(judge.Candidate("lite", lite_system), pairs)
+    assert single.method == pooled.method == "stored lite: mean of 8, sensor"
+    # antithetic noise around a mean that is linear in it: the mean of members is the regression
+    assert single.values["PSNR, mean of 8, sensor"] == pytest.approx(single.values["PSNR, mean, sensor"], abs=0.5)
+    assert single.values["spread / error"] > 0
+    assert set(pooled.values) == {"Spearman"}
 
 
-class Known:
-    """A super-resolver whose members are the truth plus noise of a spread that varies from place to place."""
-
-    needs_state, scale = False, 4
-
-    def __init__(self, bundle, centre, spread):
-        self.bundle, self.centre, self.spread = bundle, centre, spread
-
-    def predict(self, lr, conditions, valid, noise, state):
-        return self.centre + self.spread * noise(step=0, channels=3)
+def test_a_system_without_regression_is_stored_as_the_mean_of_draws(released_system, plain):
+    assert judge.DEFAULT.options(released_system).members == MEMBERS
+    candidate = judge.Candidate("difffusr", released_system)
+    (pair,) = held_out_pairs(chips(1, (40, 40)), HOW)
+    assert "difffusr, network alone" not in judge.others(candidate, plain, pair, HOW)
 
 
-def test_spread_is_judged_by_the_error_it_foretells(lite):
+def test_a_system_without_network_is_no_candidate(plain):
+    with pytest.raises(UsageError, match="bicubic has no network"):
+        judge.Candidate("bicubic", plain)
+
+
+def pair_of(index, spread, seed):
+    """A pair, and what is stored of it where the error has the standard deviation `spread` (1, 3, 64, 64)."""
     hr = torch.full((1, 3, 64, 64), 0.3)
+    error, added = (torch.randn(hr.shape, generator=torch.Generator().manual_seed(seed + i)) for i in (0, 1))
+    pair = Pair("town", index, hr, baselines.box(hr))
+    quality = np.full((64, 64), 3, np.uint8)
+    mean = Stored((hr + spread * error)[0], quality, spread[0])
+    return pair, mean, Stored(mean.rho + (spread * added)[0], quality)
+
+
+def test_spread_is_judged_by_the_error_it_foretells():
     spread = 0.002 + 0.05 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    wrong = hr + spread * torch.randn(hr.shape, generator=torch.Generator().manual_seed(2))
-    pair = Pair("town", 0, hr, baselines.box(hr))
-    honest = of_image("x", pair, members(Known(lite.bundle, wrong, spread), pair, 8))
-    assert honest.values["spread / error"] == pytest.approx(1.0, abs=0.15)
+    pair, mean, draw = pair_of(0, spread, 2)
+    honest = of_image("x", pair, mean, draw)
+    assert honest.values["spread / error"] == pytest.approx(1.0, abs=0.05)
     assert honest.values["Spearman"] > 0.35
     assert abs(honest.values["neighbours alike, added"]) < 0.05
-    timid = members(Known(lite.bundle, wrong, spread / 4), pair, 8)
-    assert of_image("x", pair, timid).values["spread / error"] < 0.3
-    alone = of_image("x", pair, timid[:1])
+    timid = replace(mean, spread=spread[0] / 4)
+    assert of_image("x", pair, timid, draw).values["spread / error"] < 0.3
+    alone = of_image("x", pair, replace(mean, spread=None), draw)
     assert set(alone.values.values()) == {None}
     assert alone.why["Spearman"] == "fewer than two members"
 
 
-def test_pooled_spread_tells_hard_places_from_easy_ones(lite):
-    """Two images, each of one spread throughout: within an image it ranks nothing, over both it does."""
+def test_pooled_spread_tells_hard_places_from_easy_ones():
+    """Two images, each of nearly one spread: within an image it ranks little, over both it does."""
     pools, within = Pools(), []
-    for seed, deviation in ((1, 0.002), (2, 0.1)):
-        hr = torch.full((1, 3, 64, 64), 0.3)
-        wrong = hr + deviation * torch.randn(hr.shape, generator=torch.Generator().manual_seed(seed))
-        pair = Pair("town", seed, hr, baselines.box(hr))
-        drawn = members(Known(lite.bundle, wrong, torch.full_like(hr, deviation)), pair, 8)
-        pools.add("x", pair, drawn)
-        pools.add("x", pair, drawn[:1])
-        within.append(of_image("x", pair, drawn).values["Spearman"])
+    for seed, deviation in ((1, 0.002), (5, 0.1)):
+        spread = deviation * (1 + 0.01 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed + 2)))
+        pair, mean, draw = pair_of(seed, spread, seed)
+        pools.add("x", pair, mean)
+        pools.add("x", pair, replace(mean, spread=None))
+        within.append(of_image("x", pair, mean, draw).values["Spearman"])
     (found,) = pools.records()
     assert max(map(abs, within)) < 0.1
     assert found.values["Spearman"] > 0.5
 
 
-def test_a_candidate_can_be_sampled_in_other_numbers_of_steps(lite, released):
-    for name, resolver in (("lite", lite), ("difffusr", released)):
-        more = judge.Candidate(name, resolver).with_steps(5)
+def test_a_candidate_can_be_sampled_in_other_numbers_of_steps(lite_system, released_system):
+    for system in (lite_system, released_system):
+        more = judge.Candidate(system.name, system).with_steps(5)
         assert len(more.resolver.levels) == 5
         assert "5 steps" in more.settings
-        assert len(resolver.levels) == 2
+        assert len(system.resolver.levels) == 2
     with pytest.raises(UsageError, match="--steps"):
-        judge.Candidate("lite", lite).with_steps(500)
+        judge.Candidate("lite", lite_system).with_steps(500)
 
 
-def test_steps_are_compared_on_the_same_noise(lite, monkeypatch):
+def test_steps_are_compared_on_the_same_noise(lite_system, monkeypatch):
     monkeypatch.setattr(judge, "WINDOW_PX", 64)
     pairs, said = held_out_pairs(chips(2), HOW), []
-    found = steps.section(judge.Candidate("lite", lite), pairs, (2, 3), HOW, said.append)
+    found = steps.section(judge.Candidate("lite", lite_system), pairs, (2, 3), HOW, said.append)
     assert [line.split("|")[1].strip() for line in found.text.splitlines()[4:6]] == ["2", "3"]
-    assert "a" * 12 in found.settings
+    assert lite_system.resolver.bundle.digest[:12] in found.settings
     assert {record.method for record in found.records} == {"2 steps", "3 steps"}
-    again = steps.measure(judge.Candidate("lite", lite), pairs, "2 steps")
+    again = steps.measure(judge.Candidate("lite", lite_system), pairs, "2 steps")
     assert [record.values for record in again] == [r.values for r in found.records if r.method == "2 steps"]
-    other = steps.measure(replace(judge.Candidate("lite", lite), seed=1), pairs, "2 steps")
+    other = steps.measure(replace(judge.Candidate("lite", lite_system), seed=1), pairs, "2 steps")
     assert other[0].values != again[0].values
     assert len(said) == 2

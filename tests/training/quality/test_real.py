@@ -1,4 +1,6 @@
-"""Consistency with real patches: the pipeline's own path, and the limits it has to keep."""
+"""Consistency with real patches: which are taken, and the limits that the pipeline's product has to keep."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,12 +9,13 @@ import torch
 from pipeline.superres import systems
 from training.data.sources import shipped_data
 from training.data.tiles import BANDS, Tile
-from training.quality import real
+from training.quality import product, real
+from training.quality.product import Way
 
-SIDE_PX = 120  # at 10 m: one window of the default lattice
+SIDE_PX = 120
 
 
-def tile(name, side_60m=22, level=0.2, hole=False):
+def tile(name, side_60m=22, level=0.2, hole=False, split="held-out"):
     rng = np.random.default_rng(0)
     rho = {
         gsd: (level + 0.1 * rng.random((len(bands), side_60m * 60 // gsd, side_60m * 60 // gsd))).astype(np.float32)
@@ -20,7 +23,7 @@ def tile(name, side_60m=22, level=0.2, hole=False):
     }
     valid = np.ones((side_60m, side_60m), bool)
     valid[side_60m // 2, side_60m // 2] = not hole
-    return Tile.of(name, rho, valid, ("B02", "B03", "B04"))
+    return replace(Tile.of(name, rho, valid, ("B02", "B03", "B04")), split=split)
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +31,20 @@ def plain():
     return systems.load(systems.choose("bicubic"), "cpu")
 
 
-def test_patches_are_whole_windows_from_the_middle():
+def test_patches_are_whole_squares_from_the_middle():
     tiles = [tile("small", 18), tile("holed", hole=True), tile("a"), tile("b", 20), tile("c", 30)]
     found = real.patches(tiles, SIDE_PX, count=2)
     assert [patch.place for patch, _ in found] == ["a", "b"]
     np.testing.assert_array_equal(found[0][1], found[0][0].rho[10][:3, 6:126, 6:126])
 
 
-def test_a_product_keeps_block_means_to_half_a_dn(plain):
-    lr, sr = real.product(plain, tile("a", 20).rho[10][:3], "box")
-    assert sr.shape == (3, 336, 336)  # less margin and ramp on either side
-    assert lr.shape == (3, 84, 84)
-    means = torch.nn.functional.avg_pool2d(sr[None].double(), 4)[0]
-    assert float((means - lr).abs().max()) <= 0.5e-4 + 1e-8
-    np.testing.assert_allclose(lr, tile("a", 20).rho[10][:3, 18:102, 18:102], atol=0.51e-4)
+def test_a_large_tile_lends_several_patches_that_do_not_overlap():
+    of = tile("a", 41)  # 246 px: two by two of 120, 3 px on every side
+    found = real.patches([of, tile("b")], SIDE_PX, count=9, per_tile=4)
+    assert [patch.place for patch, _ in found] == ["a"] * 4 + ["b"]
+    whole = np.block([[found[0][1], found[1][1]], [found[2][1], found[3][1]]])
+    np.testing.assert_array_equal(whole, of.rho[10][:3, 3:243, 3:243])
+    assert len(real.patches([of], SIDE_PX, count=9, per_tile=3)) == 3
 
 
 def test_scores_of_a_perfectly_consistent_product():
@@ -52,10 +55,13 @@ def test_scores_of_a_perfectly_consistent_product():
     assert set(real.DIGITS) <= set(found)
 
 
-def test_every_patch_is_judged_under_every_projection(plain):
-    records = real.judge(plain, plain, [tile("a"), tile("b")])
-    assert len(records) == 2 * 6
+def test_every_patch_that_nothing_learned_from_is_judged_under_every_contract(plain, monkeypatch):
+    monkeypatch.setattr(real, "PATCH_PX", 60)
+    monkeypatch.setattr(real, "PATCHES", 2)
+    records = real.judge(plain, plain, [tile("seen", split="train"), tile("a", 12), tile("b", 12)])
+    assert {record.place for record in records} == {"a", "b"}
     by_method = {record.method: record.values for record in records if record.place == "a"}
+    assert list(by_method) == ["bicubic, none", "bicubic, sensor", "bicubic, box", "bicubic, tent"]
     assert by_method["bicubic, tent"]["reflectance"] < by_method["bicubic, box"]["reflectance"]
     assert by_method["bicubic, box"]["reflectance"] < by_method["bicubic, none"]["reflectance"]
     assert by_method["bicubic, box"][real.BRIGHTEST] == pytest.approx(0.3, abs=0.001)
@@ -66,8 +72,11 @@ def test_the_shipped_system_stays_within_the_limits_on_clear_ground(shared_data)
     """Box: reflectance 0.0015, spectral 0.75 degrees, spatial 0.005 LR px; tent: 0.0005 and 0.3 degrees."""
     system = systems.load(systems.choose("lite"), "cpu")
     tiles = [tile for tile in shipped_data(shared_data).all_tiles if "20170617T113321_36_85" in tile.place]
-    ((_, rgb),) = real.patches(tiles, SIDE_PX)
-    box, tent = (real.scores(*real.product(system, rgb, consistency)) for consistency in ("box", "tent"))
+    ((_, rgb),) = real.patches(tiles, real.PATCH_PX)
+    box, tent = (
+        real.scores(torch.from_numpy(rgb), product.of_rgb(rgb, system, Way(consistency=contract)).rho)
+        for contract in ("box", "tent")
+    )
     assert box["reflectance"] <= 0.0015
     assert box["spectral"] <= 0.75
     assert box["spatial"] <= 0.005
