@@ -28,14 +28,14 @@ def rgb(height, width, level=0.2):
 
 
 @pytest.mark.parametrize("shape", [(17, 16), (64, 110)])  # one window; several
-def test_interpolation_is_stored_as_it_is_to_half_a_dn(plain, shape):
+def test_interpolation_is_stored_as_it_is_to_a_dn(plain, shape):
     image = masks.reflectance(product.to_dn(rgb(*shape)))
     found = product.of_rgb(image, plain, Way(consistency="none"))
     assert found.rho.shape == (3, 4 * shape[0], 4 * shape[1])
     assert found.spread is None
     mirrored = np.pad(image, ((0, 0), (4, 4), (4, 4)), mode="symmetric")
     expected = bicubic_up(torch.from_numpy(mirrored)[None], 4)[0, :, 16:-16, 16:-16]
-    assert float((found.rho - expected).abs().max()) <= 0.51e-4
+    assert float((found.rho - expected).abs().max()) <= 1.01e-4  # rounded with the error carried on
 
 
 def test_the_contract_is_that_of_the_store(plain):
