@@ -136,6 +136,7 @@ def described_run(plan: Plan, summary: Summary, store: Place, picture: Path | No
         *(f"            {plan.scenes[name].datetime_utc[:10]}  {plain(name)}" for name in summary.scenes[:8]),
         *([f"            and {len(summary.scenes) - 8} more"] if len(summary.scenes) > 8 else []),
         f"  measured  {100 * summary.valid_fraction:.1f} % of pixels; clear {clear}",
+        *([f"  detail    {_detail(summary)}"] if plan.system.generated_bands and summary.detail_shares else []),
         *(f"  note      {plain(note)}" for note in plan.notes),
         *([f"  note      {_holes(summary)}"] if summary.holes else []),
         f"  units     {summary.computed} computed, {summary.resumed} found done",
@@ -150,6 +151,30 @@ def described_run(plan: Plan, summary: Summary, store: Place, picture: Path | No
     lines.append(f"  look      python -m pipeline.view {store}")
     lines.append(f'  open      import pipeline; ds = pipeline.open_store("{store}")')
     return "\n".join(lines)
+
+
+_CAUSES = {
+    "cloud": "clouds of the classification",
+    "like_cloud": "what looks like cloud",
+    "saturated": "saturated pixels",
+    "bright": "pixels brighter than the network was trained on",
+    "nodata": "nodata",
+}
+
+
+def _detail(summary: Summary) -> str:
+    """How much of what was measured has generated detail, and why the rest lacks some or all of it."""
+    shares = summary.detail_shares
+    words = f"generated in {_percent(shares['generated'])} of measured pixels"
+    words += f", partly in {_percent(shares['partial'])}" if shares["partial"] else ""
+    words += f", not in {_percent(shares['none'])}" if shares["none"] else ""
+    causes = sorted(summary.withheld, key=lambda cause: -summary.withheld[cause])
+    why = [f"{_CAUSES.get(cause, cause)} ({_percent(shares[f'withheld_{cause}'])})" for cause in causes]
+    return f"{words}; withheld at or near {', '.join(why)}" if why else words
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _but(summary: Summary) -> str:
@@ -225,5 +250,6 @@ def run_json(plan: Plan, summary: Summary, store: Place, picture: Path | None) -
         "stored_bytes": summary.stored_bytes,
         "peak_worker_mib": summary.peak_worker_mib,
         "holes": summary.holes,
+        "detail": summary.detail_shares,
         "notes": list(plan.notes),
     }

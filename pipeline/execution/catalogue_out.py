@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 _DECIMALS = 7  # of degrees: a centimetre
 _SETTLED = ("status", "valid_fraction", "units", "quarantined", "plan_digest", "super_resolution", "sr_weights",
-            "fusion_weights", "sr_weights_sha256", "fusion_weights_sha256", "weights_license", "seed", "members",
-            "consistency", "license", "credit", "notes", "bands_absent")  # fmt: skip
+            "fusion_weights", "sr_weights_sha256", "fusion_weights_sha256", "weights_license", "seed",
+            "estimate", "members", "consistency", "detail", "license", "credit", "notes", "bands_absent")  # fmt: skip
 _MEASURED = "measured"
 
 
@@ -82,6 +82,7 @@ def item_of(plan: Plan, place: Place) -> dict[str, Any]:
             licence=plan.licence,
             credit=plan.credit,
             facts={"composite": plan.config.composite}
+            | ({"mtf": plan.mtf} if plan.mtf else {})
             | {name: attributes[name] for name in _SETTLED if name in attributes},
             platforms=tuple(sorted({str(s.properties["platform"]) for s in scenes if s.properties.get("platform")})),
         )

@@ -204,6 +204,8 @@ def facts_of(plan: Plan, place: Place, summary: Summary) -> dict[str, object]:
         "units": summary.units,
         "quarantined": list(summary.quarantined),
     }
+    if shares := summary.detail_shares:
+        facts["detail"] = shares
     if computed_with := software.mixed_words(plan, place):
         facts["computed_with"] = computed_with
     return facts

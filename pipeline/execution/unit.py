@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.bands import NODATA_DN
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.execution import pyramid
 from pipeline.execution.outline import plan_has_scl, template_of
 from pipeline.execution.plan import Plan, Unit, load_plan
 from pipeline.execution.stages import Stages
+from pipeline.execution.tally import Tally, holes
 from pipeline.execution.trust import require_local_access
 from pipeline.store.current import Fence
 from pipeline.store.layout import RegionWriter
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.superres import superres, systems
-from pipeline.superres.masks import NOT_CLEAR_SCL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from pipeline.superres.systems import SceneState
 
 
-_UNCLASSIFIED_SCL = 7  # says nothing; stands also where a scene has no classification
 _LAUNCH = date(2015, 6, 23)  # Sentinel-2A
 
 
@@ -229,8 +227,7 @@ def _write(unit: Unit, plan: Plan, store: Place, window: Window, pixels: Pixels,
     inside = _clip_mask(plan, unit, window)
     arrays = _arrays(plan, window, pixels, result)
     stored: dict[str, list[int]] = {}
-    valid = dict.fromkeys(plan.config.band_names, 0)
-    count, clear = 0, 0
+    tally = Tally(plan.config.band_names)
     for chunk in plan.chunks(unit):
         cut = chunk.slices(window)
         part = {name: values[(..., *cut)] for name, values in arrays.items()}
@@ -240,16 +237,14 @@ def _write(unit: Unit, plan: Plan, store: Place, window: Window, pixels: Pixels,
                 for name, values in part.items()
             }
         stored.update(writer.write(*chunk.slices(grid.window), part))
-        for band, plane in zip(plan.config.band_names, part["reflectance"], strict=True):
-            valid[band] += int(np.count_nonzero(plane != NODATA_DN))
-        count += chunk.ny * chunk.nx if inside is None else int(np.count_nonzero(inside[cut]))
-        if "scl" in part:
-            clear += int(
-                np.count_nonzero(~np.isin(part["scl"], NOT_CLEAR_SCL) & (part["reflectance"] != NODATA_DN).all(0))
-            )
+        pixels_there = chunk.ny * chunk.nx if inside is None else int(np.count_nonzero(inside[cut]))
+        tally.add(part, pixels_there, None if result.causes is None else result.causes[cut])
     stored.update(_write_measured(unit, plan, store, pixels))
-    status = "done" if any(valid.values()) else "empty"
-    return Receipt(unit.id, plan.digest, status, group, stored, valid, count, clear if "scl" in arrays else None, ())
+    status = "done" if any(tally.valid.values()) else "empty"
+    return Receipt(
+        unit.id, plan.digest, status, group, stored, tally.valid, tally.pixels, tally.clear, (),
+        detail=tally.detail, withheld=tally.withheld,
+    )  # fmt: skip
 
 
 def _write_measured(unit: Unit, plan: Plan, store: Place, pixels: Pixels) -> dict[str, list[int]]:
@@ -265,25 +260,6 @@ def _write_measured(unit: Unit, plan: Plan, store: Place, pixels: Pixels) -> dic
             place = chunk.coarsen(level.factor).slices(zone.grid.window.coarsen(level.factor))
             stored.update(writer.write(*place, part))
     return stored
-
-
-def holes(pixels: Pixels, bands: tuple[str, ...]) -> dict[str, int]:
-    """{band of `bands`: native pixels of 10 and 20 m that are nodata where the scene classification says clear}.
-
-    Damage to an uncompressed file passes GDAL without an error; zeros that the classification contradicts are its
-    trace. So are dark pixels that a product clipped to 0, hence this is told and not refused.
-    """
-    if pixels.scl is None:
-        return {}
-    clear = ~np.isin(pixels.scl, (*NOT_CLEAR_SCL, _UNCLASSIFIED_SCL))
-    found = {}
-    for gsd, repeat in ((10, 2), (20, 1)):
-        for name, raster in zip(pixels.bands.get(gsd, ()), pixels.dn.get(gsd, ()), strict=True):
-            seen = clear.repeat(repeat, 0).repeat(repeat, 1)
-            count = int(np.count_nonzero(seen & (raster == NODATA_DN)))
-            if count and name in bands:
-                found[name] = count
-    return found
 
 
 def _arrays(plan: Plan, window: Window, pixels: Pixels, result: superres.Result) -> dict[str, NDArray[Any]]:
@@ -312,7 +288,8 @@ def _clip_mask(plan: Plan, unit: Unit, window: Window) -> NDArray[np.bool_] | No
 def _empty(unit: Unit, plan: Plan, attempt: int) -> Receipt:
     pixels = sum(chunk.ny * chunk.nx for chunk in plan.chunks(unit))
     valid = dict.fromkeys(plan.config.band_names, 0)
-    return Receipt(unit.id, plan.digest, "empty", plan.group(unit.epsg), {}, valid, pixels, None, (), 0, attempt)
+    group = plan.group(unit.epsg)
+    return Receipt(unit.id, plan.digest, "empty", group, {}, valid, pixels, None, (), 0, attempt, detail={})
 
 
 def peak_rss_mib() -> float:

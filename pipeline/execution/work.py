@@ -25,7 +25,7 @@ from pipeline.execution.quarantine import Quarantine, allowed, isolated, worth_i
 from pipeline.store.receipts import Ledger, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pipeline.execution.cluster import Pool
     from pipeline.execution.plan import Unit
@@ -63,11 +63,26 @@ class Summary:
     peak_worker_mib: float = 0.0
     quarantined: tuple[str, ...] = ()  # units set aside
     holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
+    # measured pixels by generated detail, and those without all of it by cause; None where a receipt does not say
+    detail: dict[str, int] | None = field(default_factory=dict)
+    withheld: dict[str, int] = field(default_factory=dict)
 
     @property
     def valid_fraction(self) -> float:
         """Share of output pixels that were measured, mean over bands."""
         return sum(self.valid.values()) / (len(self.valid) * self.pixels) if self.valid and self.pixels else 0.0
+
+    @property
+    def detail_shares(self) -> dict[str, float]:
+        """Of the measured pixels: shares by generated detail, and by cause of those that lack some or all of it.
+
+        Empty where nothing was measured or an old receipt does not say.
+        """
+        measured = sum(self.detail.values()) if self.detail else 0
+        if not self.detail or not measured:
+            return {}
+        causes = {f"withheld_{cause}": count for cause, count in sorted(self.withheld.items())}
+        return {name: round(count / measured, 6) for name, count in (self.detail | causes).items()}
 
     @property
     def left(self) -> int:
@@ -78,10 +93,14 @@ class Summary:
         """Count one receipt in."""
         for stage, seconds in receipt.seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
-        for band, count in receipt.valid.items():
-            self.valid[band] = self.valid.get(band, 0) + count
-        for band, count in receipt.holes.items():
-            self.holes[band] = self.holes.get(band, 0) + count
+        for total, counts in (
+            (self.valid, receipt.valid), (self.holes, receipt.holes), (self.withheld, receipt.withheld)
+        ):  # fmt: skip
+            _add(total, counts)
+        if receipt.detail is None:
+            self.detail = None
+        elif self.detail is not None:
+            _add(self.detail, receipt.detail)
         self.pixels += receipt.pixels
         if receipt.clear is not None:
             self.clear_pixels = (self.clear_pixels or 0) + receipt.clear
@@ -93,7 +112,7 @@ class Summary:
         """Say what is in the store, by the ledger, in place of what was counted while units came in."""
         computed = min(self.computed, found.resumed)
         for name in ("units", "stage_seconds", "pixels", "clear_pixels", "valid", "scenes", "stored_bytes",
-                     "peak_worker_mib", "quarantined", "holes"):  # fmt: skip
+                     "peak_worker_mib", "quarantined", "holes", "detail", "withheld"):  # fmt: skip
             setattr(self, name, getattr(found, name))
         self.computed, self.resumed = computed, found.resumed - computed
 
@@ -101,6 +120,11 @@ class Summary:
         """Count the overviews of one block in."""
         self.stage_seconds["overviews"] = self.stage_seconds.get("overviews", 0.0) + record.seconds
         self.stored_bytes += sum(size for size, _ in record.chunks.values())
+
+
+def _add(total: dict[str, int], counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        total[name] = total.get(name, 0) + count
 
 
 @dataclass(frozen=True)

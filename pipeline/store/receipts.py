@@ -52,6 +52,9 @@ class Receipt:
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
     peak_rss_mib: float = 0.0
     holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
+    # measured output pixels by generated detail: "generated", "partial", "none"; None in receipts of older versions
+    detail: dict[str, int] | None = None
+    withheld: dict[str, int] = field(default_factory=dict)  # cause -> those of them that are partial or none
 
 
 def stored(chunks: object) -> dict[str, list[int]]:

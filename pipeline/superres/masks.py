@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Scene classification (Sen2Cor ATBD, SCL): saturated or defective 1, cloud medium 8, cloud high 9, thin cirrus 10.
-NO_DETAIL_SCL: tuple[int, ...] = (1, 8, 9, 10)
+_SCL_CAUSES: dict[str, tuple[int, ...]] = {"cloud": (8, 9, 10), "saturated": (1,)}
 NOT_CLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)  # those, no data, and cloud shadow 3
 BRIGHT_REFLECTANCE = 1.6  # beyond what networks were trained on, unless their weights say otherwise
 # What is taken for cloud without a classification: bright, white, and wider than roofs are.
@@ -27,6 +27,9 @@ CLOUD_PX = 31  # 10 m px; 310 m
 # which is filled, it does better from the first pixel on.
 _GUARD_PX = 2
 _RAMP_PX = 2  # 10 m px over which detail then fades in
+
+NODATA_CAUSE = "nodata"
+CAUSES = ("cloud", "like_cloud", "saturated", "bright", NODATA_CAUSE)  # why detail is withheld there, or close to it
 
 QUALITY_NODATA, QUALITY_MEASURED, QUALITY_PARTIAL, QUALITY_GENERATED = 0, 1, 2, 3
 QUALITY_MEANINGS = "nodata no_generated_detail partly_generated_detail generated_detail"
@@ -78,6 +81,17 @@ def _like_cloud(rho: NDArray[np.float32]) -> NDArray[np.bool_]:
     return cloud
 
 
+def _causes(dn10: NDArray[np.uint16], scl: NDArray[np.uint8] | None, bright: float) -> dict[str, NDArray[np.bool_]]:
+    """Where no detail may be generated, on the 10 m grid (y, x), by cause; arguments as for `detail_weight`."""
+    rho = reflectance(dn10)
+    found = {NODATA_CAUSE: (dn10 == NODATA_DN).any(0), "bright": rho.max(0) > bright}
+    if scl is None:
+        return {**found, "like_cloud": _like_cloud(rho)}
+    for cause, classes in _SCL_CAUSES.items():
+        found[cause] = np.isin(scl, classes).repeat(2, 0).repeat(2, 1)
+    return found
+
+
 def detail_weight(
     dn10: NDArray[np.uint16], scl: NDArray[np.uint8] | None, bright: float = BRIGHT_REFLECTANCE
 ) -> NDArray[np.float32] | None:
@@ -88,10 +102,9 @@ def detail_weight(
     `dn10` is (band, y, x) of the network's input bands, `scl` the 20 m classification (y/2, x/2) or None. Nodata
     gets 0; so do clouds and 2 px around them, from where the weight rises linearly over 4 px.
     """
-    rho = reflectance(dn10)
-    missing = (dn10 == NODATA_DN).any(0)
-    blocked = rho.max(0) > bright
-    blocked |= _like_cloud(rho) if scl is None else np.isin(scl, NO_DETAIL_SCL).repeat(2, 0).repeat(2, 1)
+    causes = _causes(dn10, scl, bright)
+    missing = causes.pop(NODATA_CAUSE)
+    blocked = np.logical_or.reduce(list(causes.values()))
     if not (blocked | missing).any():
         return None
     weight = np.ones(missing.shape, np.float32)
@@ -102,6 +115,28 @@ def detail_weight(
         weight = uniform_filter(kept, size=2 * _RAMP_PX + 1, mode="nearest")
     weight[blocked | missing] = 0.0
     return np.clip(weight, 0.0, 1.0)
+
+
+def nearest_cause(
+    dn10: NDArray[np.uint16], scl: NDArray[np.uint8] | None, bright: float = BRIGHT_REFLECTANCE
+) -> NDArray[np.uint8]:
+    """Index into `CAUSES` of what withholds detail nearest to each 10 m pixel, (y, x).
+
+    Arguments as for `detail_weight`. Where causes meet it is the first of them. Model windows see a part of the ground
+    alone and may take for cloud what the whole shows to be none; hence "like_cloud" where nothing withholds detail.
+    """
+    nearest = np.full(dn10.shape[1:], len(CAUSES), np.uint8)
+    causes = _causes(dn10, scl, bright)
+    for i, cause in reversed(list(enumerate(CAUSES))):
+        if cause in causes:
+            nearest[causes[cause]] = i
+    if (nearest == len(CAUSES)).all():
+        return np.full_like(nearest, CAUSES.index("like_cloud"))
+    from scipy.ndimage import distance_transform_edt
+
+    rows, cols = distance_transform_edt(nearest == len(CAUSES), return_distances=False, return_indices=True)
+    found: NDArray[np.uint8] = nearest[rows, cols]
+    return found
 
 
 def quality(weight: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:

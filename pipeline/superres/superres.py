@@ -94,12 +94,14 @@ class Options:
 class Result:
     """Output over one window: `dn` (bands, ny, nx), `quality` (ny, nx), `spread` in DN or None, seconds per stage.
 
-    Nodata is 0 in `dn` and 65535 in `spread`.
+    Nodata is 0 in `dn` and 65535 in `spread`. `causes` (ny, nx) index `masks.CAUSES`: what is nearest of that which
+    withholds detail; None where none is withheld or none is generated at all.
     """
 
     dn: NDArray[np.uint16]
     quality: NDArray[np.uint8]
     spread: NDArray[np.uint16] | None
+    causes: NDArray[np.uint8] | None = None
     windows: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -126,7 +128,7 @@ def _window_input(native: Native, window: Window, bright: float) -> fuse.WindowI
     around, dn = _cut(native, window.pad(fuse.CONTEXT_PX)), _cut(native, window)
     if not any((raster != NODATA_DN).any() for raster in dn.values()):
         return None
-    rgb = [native.bands[10].index(name) for name in RGB if name in native.bands.get(10, ())]
+    rgb = _rgb_rows(native)
     scl = None
     if native.scl is not None:
         rows, cols = window.coarsen(8).slices(native.window.coarsen(8))
@@ -136,6 +138,22 @@ def _window_input(native: Native, window: Window, bright: float) -> fuse.WindowI
     weight = masks.detail_weight(dn[10][rgb], scl, bright) if rgb else None
     filled = {gsd: masks.filled_reflectance(raster) for gsd, raster in around.items()}
     return fuse.WindowInput(filled, native.bands, valid10, weight)
+
+
+def _rgb_rows(native: Native) -> list[int]:
+    """Where RGB stands among the 10 m bands."""
+    return [native.bands[10].index(name) for name in RGB if name in native.bands.get(10, ())]
+
+
+def _nearest_cause(
+    native: Native, window: Window, quality: NDArray[np.uint8], bright: float
+) -> NDArray[np.uint8] | None:
+    """`Result.causes` over `window`, looked for in all that was read."""
+    if not ((quality == masks.QUALITY_MEASURED) | (quality == masks.QUALITY_PARTIAL)).any():
+        return None
+    nearest = masks.nearest_cause(native.dn[10][_rgb_rows(native)], native.scl, bright)
+    rows, cols = window.coarsen(SCALE_10M).slices(native.window.coarsen(SCALE_10M))
+    return nearest[rows, cols].repeat(SCALE_10M, 0).repeat(SCALE_10M, 1)
 
 
 def _noise_of(window: Window, options: Options, system: System) -> Callable[[int], NoiseSource]:
@@ -208,6 +226,8 @@ def super_resolve(
     inside = (..., *window.slices(area))
     deviation = None if spread is None else spread[inside]
     result = _finish(native, window, order, options, images, deviation, detail[inside])
+    if system.resolver is not None:
+        result.causes = _nearest_cause(native, window, result.quality, bright)
     seconds["project"] += time.perf_counter() - started
     result.windows, result.seconds = count, seconds
     return result

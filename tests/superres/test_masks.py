@@ -62,3 +62,18 @@ def test_quality_classes():
     weight = np.array([[0.0, 0.5, 1.0, 1.0]], np.float32)
     valid = np.array([[True, True, True, False]])
     assert masks.quality(weight, valid).tolist() == [[1, 2, 3, 0]]
+
+
+def test_causes_are_those_nearest():
+    dn, scl = clear_dn(), np.full((20, 20), 4, np.uint8)
+    scl[2, 2], scl[17, 17] = 9, 1
+    dn[1, :, 39] = 0
+    dn[:, 36, 2] = 17_500
+    nearest = masks.nearest_cause(dn, scl)
+    named = {place: masks.CAUSES[nearest[place]] for place in ((8, 8), (30, 30), (5, 37), (33, 4), (30, 38))}
+    assert named == {
+        (8, 8): "cloud", (30, 30): "saturated", (5, 37): "nodata", (33, 4): "bright", (30, 38): "nodata"
+    }  # fmt: skip
+    dn[:, :35, :35] = 8000
+    assert masks.CAUSES[masks.nearest_cause(dn, None)[3, 3]] == "like_cloud"
+    assert masks.CAUSES[masks.nearest_cause(clear_dn(), None)[3, 3]] == "like_cloud"  # a window's edge saw one
