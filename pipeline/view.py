@@ -72,11 +72,7 @@ def described(page: Page, path: Path) -> str:
         around = f"the rest at {page.context_gsd_m} m" if page.context_gsd_m else "the rest not shown"
         what += f" ({around})"
     how = "numbers exact" if page.exact else "8-bit images, precision stated on the page"
-    check = "no input kept to check against"
-    if page.largest_residual_dn is not None:
-        off = f"within {page.largest_residual_dn:g} DN of" if page.largest_residual_dn else "equal to"
-        check = f"block means {off} the input"
-    return f"{path}: {page.label}, {what}, {len(page.content) / 1e6:.1f} MB, {how}; {check}"
+    return f"{path}: {page.label}, {what}, {len(page.content) / 1e6:.1f} MB, {how}; {page.check}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,6 +73,12 @@ def test_the_item_of_a_run_is_valid_and_names_its_scenes(finished):
     assert properties["sen2fine:valid_fraction"] == attributes["valid_fraction"]
     assert properties["sen2fine:native_gsd_m"] == {"B02": 10, "B03": 10, "B04": 10, "B11": 20}
     assert properties["created"] == plan.created_utc
+    said = {name: properties[f"sen2fine:{name}"] for name in ("estimate", "members", "consistency", "mtf", "detail")}
+    assert said == {
+        "estimate": "mean", "members": 0, "consistency": "sensor", "mtf": plan.mtf,
+        "detail": {"generated": 0.0, "partial": 0.0, "none": 1.0},
+    }  # fmt: skip
+    assert set(plan.mtf) == {"B02", "B03", "B04", "B11"}
 
 
 def test_the_item_lies_where_the_area_lies(finished, aoi):

@@ -45,6 +45,14 @@ def attributes(store: Path, **changed) -> None:
     path.write_text(json.dumps(root))
 
 
+def without_attribute(store: Path, name: str) -> None:
+    """Take an attribute of the root group away, as from a store of an older version."""
+    path = store / "zarr.json"
+    root = json.loads(path.read_text())
+    root["attributes"].pop(name)
+    path.write_text(json.dumps(root))
+
+
 def plan(store: Path, **changed) -> None:
     """Change the plan as a file."""
     path = store / "_run" / "plan.json"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,24 +10,42 @@ import pyproj
 import pytest
 import zarr
 
-from pipeline.bands import BAND_NAMES
+import pipeline
+from pipeline.bands import BAND_NAMES, bands_at
 from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.grid.grid import Window
 from pipeline.products.page import region, source
 from pipeline.products.page.document import _IMAGE_BYTES, LIMIT_BYTES, make_page
-from pipeline.products.page.residuals import residuals
+from pipeline.products.page.residuals import Residual, residuals
 from pipeline.products.page.source import block_means, open_zone, read_part
+from pipeline.products.page.tables import check_section
 from pipeline.store import sealed
 from pipeline.store.place import place_of
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import config_for, run
-from tests.products.stores import HOSTILE, attributes, chunk_of, copied, make_store, plan, with_uncertainty, without
+from tests.products.stores import (
+    HOSTILE,
+    attributes,
+    chunk_of,
+    copied,
+    make_store,
+    plan,
+    with_uncertainty,
+    without,
+    without_attribute,
+)
 from tests.store.s3_server import s3_server
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return make_store(tmp_path_factory.mktemp("page"))
+    return make_store(tmp_path_factory.mktemp("page"), consistency="box")
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """The same with the default consistency, "sensor"."""
+    return make_store(tmp_path_factory.mktemp("seen"))
 
 
 class _Text(HTMLParser):
@@ -63,8 +82,8 @@ def test_the_page_holds_all_sections_and_every_band(store):
     text, parser, facts = read(page)
     for words in (
         "lake_shore", "What is measured, what is invented", "Radiometric check", "Holds in every band.", "Scenes",
-        "S2A_CLOUDY", "synthetic", "Worker seconds by stage", "project onto block means", "No unit was set aside.",
-        "Settings, licence, credit", "bicubic", "without loss", "Leaflet",
+        "S2A_CLOUDY", "synthetic", "Worker seconds by stage", "make consistent with the input",
+        "No unit was set aside.", "Settings, licence, credit", "bicubic", "without loss", "Leaflet",
     ):  # fmt: skip
         assert words in text, words
     assert [band["name"] for band in facts["bands"]] == list(BAND_NAMES)
@@ -72,7 +91,7 @@ def test_the_page_holds_all_sections_and_every_band(store):
     assert [grid["gsd"] for grid in facts["measured"]] == [10, 20, 60]
     assert facts["measuredKept"] is True
     assert facts["uncertainty"] is None
-    assert (page.whole, page.exact, page.largest_residual_dn <= 0.5) == (True, True, True)
+    assert (page.whole, page.exact, page.check) == (True, True, "block means equal to the input")
     assert page.shown_km2 == pytest.approx(0.9216)
     assert parser.tags.count("h1") == 1
 
@@ -136,23 +155,117 @@ def test_block_means_that_differ_from_the_input_are_said(store, tmp_path):
         receipt.unlink()  # their sizes would be other ones
     page = make_page(path)
     assert "Does NOT hold in every band" in read(page)[0]
-    assert 2.5 <= page.largest_residual_dn <= 3.5
+    off = float(re.match(r"block means within ([\d.]+) DN of the input", page.check)[1])
+    assert 2.5 <= off <= 3.5
 
 
 def test_residuals_leave_out_blocks_that_the_output_does_not_fill(store):
     zone = open_zone(store)
     part = read_part(zone, zone.whole)
     part.dn[zone.bands.index("B11"), 0, 0] = 0
-    b11 = next(one for one in residuals(part, zone.bands) if one.band == "B11")
+    b11 = next(one for one in residuals(part, zone) if one.band == "B11")
     assert (b11.compared, b11.left_out, b11.gsd_m) == (48 * 48 - 1, 1, 20)
     assert b11.largest_dn <= 0.5
+
+
+def test_the_sensors_view_is_that_of_reobserve_by_band(seen):
+    zone = open_zone(seen)
+    found = {one.band: one for one in residuals(read_part(zone, zone.whole), zone)}
+    again, measured = pipeline.reobserve(pipeline.open_store(seen).reflectance), pipeline.open_measured(seen)
+    for gsd in (10, 20, 60):
+        for band in again[gsd].band.values:
+            off = 1e4 * (again[gsd] - measured[gsd].reflectance).sel(band=band).values[0]
+            inside = off[np.isfinite(off)]
+            one = found[band]
+            assert (one.seen, one.compared, one.left_out) == (True, inside.size, off.size - inside.size)
+            assert one.bias_dn == pytest.approx(inside.mean(), abs=0.01)
+            numbers = (one.median_dn, one.p99_dn, one.largest_dn)
+            assert numbers == pytest.approx([*np.percentile(np.abs(inside), (50, 99, 100))], abs=0.05), band
+    assert found["B02"].left_out == 96**2 - 94**2
+
+
+def test_the_check_of_the_default_is_the_sensors_view(seen):
+    page = make_page(seen)
+    text = read(page)[0]
+    for words in (
+        "looked at as the sensor would", "Mean (bias), DN", "is what the satellite would measure of the output",
+        "Consistency sensor", "MTF at Nyquist", "0.2 (B02, B08, B09)",
+    ):  # fmt: skip
+        assert words in text, words
+    assert re.match(
+        r"seen by the sensor within [\d.]+ DN of the input \(99 % of B\d[\dA], the worst band\)", page.check
+    )
+    assert "the mean of the output is the measured number" not in text
+
+
+def test_pixels_that_the_sensor_would_not_see_so_are_found(seen):
+    zone = open_zone(seen)
+    part = read_part(zone, zone.whole)
+    before = {one.band: one for one in residuals(part, zone)}
+    part.measured[20][bands_at(20, zone.bands).index("B11"), ::5, ::5] += 400  # 4 % of the pixels
+    part.measured[60][0] -= 3
+    after = {one.band: one for one in residuals(part, zone)}
+    assert [band for band in BAND_NAMES if before[band] != after[band]] == ["B01", "B11"]
+    assert after["B11"].p99_dn > before["B11"].p99_dn + 300
+    assert after["B01"].bias_dn == pytest.approx(before["B01"].bias_dn + 3)
+
+
+@pytest.mark.parametrize(
+    ("bias", "p99", "kind", "verdict"),
+    [
+        (-0.4, 14.0, "good", "Holds in every band: bias at most 0.5 DN, 99 % of the pixels within 15 DN."),
+        (0.1, 16.0, "bad", "No band is biased. More than 1 % of the pixels lie beyond 15 DN in B11 and B12."),
+        (-0.6, 9.0, "bad", "There is a bias of more than 0.5 DN in B11 and B12."),
+    ],
+)
+def test_the_verdict_on_the_sensors_view(seen, bias, p99, kind, verdict):
+    zone = open_zone(seen)
+    good = Residual("B02", 10, True, 900, 0, 20.0, 4.0, 3.0, 6.0, 1.0, 0.02)
+    others = [replace(good, band=band, bias_dn=bias, p99_dn=p99) for band in ("B11", "B12")]
+    words = check_section([good, *others], read_part(zone, zone.whole), "sensor")
+    assert f'<strong class="{kind}">{verdict}</strong>' in words
+
+
+def test_what_sees_nodata_is_left_out_and_counted(seen):
+    zone = open_zone(seen)
+    part = read_part(zone, zone.whole)
+    part.dn[zone.bands.index("B11"), 96, 96] = 0
+    b11 = next(one for one in residuals(part, zone) if one.band == "B11")
+    assert (b11.compared, b11.left_out) == (46 * 46 - 9, 48 * 48 - 46 * 46 + 9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        (
+            {"estimate": "mean", "members": 0},
+            ["gives its best estimate: what", "lite, best estimate", "Members 0: a"],
+            ["Invented", "Seed"],
+        ),
+        ({"estimate": "mean", "members": 4}, ["gives its best estimate, the mean of 4 draws: what", "Members 4"], []),
+        ({"estimate": "sample", "members": 1}, ["Invented", "one of many", "lite, one sample", "Seed 0"], ["best"]),
+        ({"members": 1}, ["Invented", "Estimate sample, one draw of many"], ["best"]),  # as older stores say it
+        ({"members": 8}, ["the mean of 8 draws", "Estimate mean, the best estimate"], ["Invented"]),
+    ],
+)
+def test_words_fit_the_estimate(seen, tmp_path, changes, said, unsaid):
+    path = copied(seen, tmp_path)
+    without_attribute(path, "estimate")
+    attributes(path, super_resolution="lite", **changes)
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    group["generated"][:] = True
+    text = read(make_page(path))[0]
+    for words in said:
+        assert words in text, words
+    for words in unsaid:
+        assert words not in text, words
 
 
 def test_stores_without_input_show_block_means_and_say_so(store, tmp_path):
     path = without(copied(store, tmp_path), "measured", "overviews")
     page = make_page(path)
     text, _, facts = read(page)
-    assert page.largest_residual_dn is None
+    assert page.check == "no input kept to check against"
     assert facts["measuredKept"] is False
     assert 'data-label="block means"' in page.content.decode()
     assert "This store does not keep its measured input" in text
@@ -368,7 +481,7 @@ def test_each_utm_zone_has_its_page(tmp_path):
     aoi = tmp_path / "border.geojson"
     aoi.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
     path = tmp_path / "border.zarr"
-    run(config_for(make_archive(tmp_path, scenes), bands=("B02", "B03", "B04", "B11")), aoi, path)
+    run(config_for(make_archive(tmp_path, scenes), bands=("B02", "B03", "B04", "B11"), consistency="box"), aoi, path)
     first, second = read(make_page(path)), read(make_page(path, zone="utm33n"))
     assert "This page shows the UTM zone utm32n. The store also holds utm33n: make their pages with --zone." in first[0]
     assert ("EPSG:32632" in first[0], "EPSG:32633" in second[0]) == (True, True)

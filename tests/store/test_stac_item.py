@@ -199,4 +199,29 @@ def test_facts_are_prefixed_and_unknown_platforms_left_out():
     assert item["properties"]["sen2fine:members"] == 8
     assert item["properties"]["sen2fine:seed"] == 3
     assert "platform" not in item["properties"]
-    assert "8 member(s)" in item["properties"]["processing:lineage"]
+
+
+@pytest.mark.parametrize(
+    ("said", "lineage", "description"),
+    [
+        ({"members": 0}, "by lite, best estimate by regression, nothing drawn; seen again by", "best estimate"),
+        ({"members": 8}, "by lite, best estimate as the mean of 8 draws with seed 3; seen again by", "best estimate"),
+        ({"members": 1}, "by lite, one sample drawn with seed 3; seen again by the sensor", "drawn by a network"),
+        ({"consistency": "box"}, "; its mean over each native pixel is the measured value (consistency box)", "not me"),
+        ({"consistency": "none"}, "; nothing ties it to the measured values (consistency none)", "not measured"),
+    ],
+)
+def test_what_the_output_is_and_agrees_with_is_said(said, lineage, description):
+    mtf = {"B04": 0.185, "B11": 0.169}
+    given = {"seed": 3, "members": 8, "consistency": "sensor", "mtf": mtf, "super_resolution": "lite", **said}
+    item = build_item(facts(facts=given))
+    validate(item, without=("datacube",))
+    properties = item["properties"]
+    assert lineage in properties["processing:lineage"]
+    assert description in properties["description"]
+    assert properties["sen2fine:mtf"] == mtf
+
+
+def test_interpolation_is_no_estimate():
+    properties = build_item(facts(groups=(group(generated=()),)))["properties"]
+    assert "estimate" not in properties["processing:lineage"] + properties["description"]

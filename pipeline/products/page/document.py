@@ -31,7 +31,7 @@ from pipeline.products.page.images import (
     stretch,
 )
 from pipeline.products.page.region import WHOLE_PX, choose_window, focus_m
-from pipeline.products.page.residuals import residuals
+from pipeline.products.page.residuals import in_words, residuals
 from pipeline.products.page.source import Context, Part, Zone, context_gsd_m, open_zone, read_context, read_part
 from pipeline.products.page.words import honesty_section
 from pipeline.store.overviews import mean_of_valid
@@ -94,7 +94,7 @@ class Page:
     whole: bool  # False: a part of the store at 2.5 m, the rest as an overview
     context_gsd_m: int | None
     exact: bool
-    largest_residual_dn: float | None  # None: the store keeps no input to compare with
+    check: str  # how the output compares with the input, in words
 
 
 def make_page(
@@ -113,11 +113,10 @@ def make_page(
     hidden = require_chunks(source, facts, window, around)
     context = read_context(source, around, hidden) if around else None
     part = read_part(source, window, hidden)
-    checked = residuals(part, source.bands)
+    checked = residuals(part, source)
     images = _Images.of(source, part, context)
     content = _filled(source, facts, part, context, checked, images).encode()
     left, bottom, right, top = source.bounds_m(window)
-    largest = [one.largest_dn for one in checked if one.largest_dn is not None]
     return Page(
         content,
         labels(source.attributes, source.times)[source.time],
@@ -125,7 +124,7 @@ def make_page(
         whole,
         context.gsd_m if context else None,
         images.output.exact,
-        max(largest) if largest else None,
+        in_words(checked),
     )
 
 
@@ -189,7 +188,7 @@ def _filled(
         shown=escape(_shown(zone, part, context)),
         left_label="measured" if part.measured_kept else "block means",
         honesty=honesty_section(zone, part),
-        check=tables.check_section(checked, part, str(facts.attributes.get("consistency", ""))),
+        check=tables.check_section(checked, part, zone.consistency),
         scenes=tables.scenes_section(facts, zone),
         run=tables.run_section(facts),
         aside=tables.aside_section(facts),
@@ -231,10 +230,22 @@ def _summary(zone: Zone, facts: Facts, part: Part, label: str) -> str:
     system = facts.attributes.get("super_resolution", "")
     ny, nx = zone.ny, zone.nx
     km = f"{nx * TARGET_GSD_M / 1000:.3g} × {ny * TARGET_GSD_M / 1000:.3g} km"
-    members = facts.attributes.get("members")
-    draws = f", mean of {members} members" if part.uncertainty is not None else ""
-    said = [f"Sentinel-2 L2A, {label}", f"{len(names)} bands at 2.5 m by {system}{draws}", km, f"EPSG:{zone.epsg}"]
+    said = [
+        f"Sentinel-2 L2A, {label}",
+        f"{len(names)} bands at 2.5 m by {system}{_estimate(zone, part)}",
+        km,
+        f"EPSG:{zone.epsg}",
+    ]
     return " · ".join(f"<span>{escape(item)}</span>" for item in said)
+
+
+def _estimate(zone: Zone, part: Part) -> str:
+    """What the output is, after the system's name."""
+    if part.uncertainty is not None:
+        return f", mean of {zone.drawn} members"
+    if not zone.generated:
+        return ""
+    return ", best estimate" if zone.estimate == "mean" else ", one sample"
 
 
 def _shown(zone: Zone, part: Part, context: Context | None) -> str:

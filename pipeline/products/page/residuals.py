@@ -1,6 +1,6 @@
-"""The radiometric check on the report page: block means of the stored output against the stored input.
+"""The radiometric check on the report page: the stored output, brought to the native grids, against the stored input.
 
-In: a `Part`. Out: one `Residual` per band. Imports bands and source only.
+In: a `Part`. Out: one `Residual` per band. Imports bands, sensor and source only.
 """
 
 from __future__ import annotations
@@ -11,56 +11,132 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bands import BY_NAME, NODATA_DN, bands_at
+from pipeline.grid.sensor import observed, sensor
 from pipeline.products.page.source import factor_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.products.page.source import Part
+    from pipeline.products.page.source import Part, Zone
 
-PROMISE_DN = 0.5  # of `consistency = box`, after rounding to whole DN
+PROMISE_DN = 0.5  # of `consistency = box`, after rounding to whole DN; of the bias where it is `sensor`
+NOISE_DN = 15.0  # within which `consistency = sensor` has 99 % of the pixels: the instrument's noise is 5 to 15 DN
+LOCAL_PX = 5  # native pixels a side, whose means are looked at
 
 
 @dataclass(frozen=True)
 class Residual:
-    """How far block means of one band are from the native pixels, in DN; None where none could be compared."""
+    """Output brought to the native grid of one band, minus what was measured, in DN.
+
+    `seen`: brought there as the sensor sees it, which `consistency = sensor` makes agree; else by block means. Numbers
+    are None where nothing could be compared.
+    """
 
     band: str
     gsd_m: int
+    seen: bool
     compared: int  # native pixels
-    left_out: int  # measured, but the output is nodata in at least one pixel of the block
-    largest_dn: float | None
-    mean_dn: float | None
+    left_out: int  # measured, but seeing nodata of the output or beyond the shown part
+    largest_dn: float | None = None  # of absolute values, as are those below, but for the bias
+    mean_dn: float | None = None
+    median_dn: float | None = None
+    p99_dn: float | None = None
+    local_p99_dn: float | None = None  # of means over LOCAL_PX x LOCAL_PX native pixels, all of them compared
+    bias_dn: float | None = None
+
+    @property
+    def unbiased(self) -> bool:
+        """True when the mean is the measured one to within half a rounding step."""
+        return self.bias_dn is not None and abs(self.bias_dn) <= PROMISE_DN
+
+    @property
+    def within_noise(self) -> bool:
+        """True when 99 % of the pixels are within the noise of the instrument."""
+        return self.p99_dn is not None and self.p99_dn <= NOISE_DN
 
     @property
     def kept(self) -> bool:
-        """True when the promise of `consistency = box` holds here."""
+        """True when the promise of `consistency = box`, or of `sensor` where `seen`, holds here."""
+        if self.seen:
+            return self.unbiased and self.within_noise
         return self.largest_dn is not None and self.largest_dn <= PROMISE_DN
 
 
-def residuals(part: Part, bands: tuple[str, ...]) -> list[Residual]:
+def residuals(part: Part, zone: Zone) -> list[Residual]:
     """One per band, in the store's order; empty when the store keeps no input to compare with."""
     if not part.measured_kept:
         return []
     found = []
-    for index, name in enumerate(bands):
+    for index, name in enumerate(zone.bands):
         gsd = BY_NAME[name].gsd_m
-        native = part.measured[gsd][bands_at(gsd, bands).index(name)]
-        found.append(_residual(name, gsd, part.dn[index], native))
+        native = part.measured[gsd][bands_at(gsd, zone.bands).index(name)]
+        if zone.consistency == "sensor":
+            values, whole = _as_seen(part.dn[index], gsd, zone.mtf[name])
+        else:
+            values, whole = _block_means(part.dn[index], gsd)
+        found.append(_residual(name, zone.consistency == "sensor", values, whole, native))
     return found
 
 
-def _residual(name: str, gsd_m: int, dn: NDArray[np.uint16], native: NDArray[np.uint16]) -> Residual:
+def in_words(found: list[Residual]) -> str:
+    """The check in one line, for the worst band."""
+    compared = [one for one in found if one.compared]
+    if not compared:
+        return "no input kept to check against"
+    if compared[0].seen:
+        worst = max(compared, key=lambda one: one.p99_dn or 0.0)
+        return f"seen by the sensor within {worst.p99_dn:.3g} DN of the input (99 % of {worst.band}, the worst band)"
+    largest = max(one.largest_dn or 0.0 for one in compared)
+    return f"block means {f'within {largest:g} DN of' if largest else 'equal to'} the input"
+
+
+def _as_seen(dn: NDArray[np.uint16], gsd_m: int, mtf: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """DN that the sensor would measure, (y, x), and where it sees neither nodata nor beyond the edge."""
     factor = factor_of(gsd_m)
-    ny, nx = native.shape
-    blocks = dn.reshape(ny, factor, nx, factor)
-    whole = (blocks != NODATA_DN).all((1, 3))
+    of = sensor(mtf, factor)
+    shape = (dn.shape[0] // factor, dn.shape[1] // factor)
+    values, whole = np.zeros(shape), np.zeros(shape, bool)
+    if min(shape) > 2:
+        values[1:-1, 1:-1] = observed(dn.astype(np.float32), of)
+        void = dn == NODATA_DN
+        whole[1:-1, 1:-1] = observed(void.astype(np.float32), of) == 0 if void.any() else True
+    return values, whole
+
+
+def _block_means(dn: NDArray[np.uint16], gsd_m: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Means over native pixels, (y, x), and where they hold no nodata."""
+    factor = factor_of(gsd_m)
+    blocks = dn.reshape(dn.shape[0] // factor, factor, dn.shape[1] // factor, factor)
+    return blocks.sum((1, 3), dtype=np.int64) / factor**2, (blocks != NODATA_DN).all((1, 3))
+
+
+def _residual(
+    name: str, seen: bool, values: NDArray[np.float64], whole: NDArray[np.bool_], native: NDArray[np.uint16]
+) -> Residual:
     measured = native != NODATA_DN
     compared = whole & measured
-    count = int(compared.sum())
-    sums = blocks.sum((1, 3), dtype=np.int64)
-    off = np.abs(sums[compared] - native[compared].astype(np.int64) * factor**2) / factor**2
+    count, left_out = int(compared.sum()), int((measured & ~whole).sum())
+    gsd = BY_NAME[name].gsd_m
+    if not count:
+        return Residual(name, gsd, seen, 0, left_out)
+    off = values - native
+    size = np.abs(off[compared])
+    local = np.abs(_local_means(np.where(compared, off, np.nan)))
     return Residual(
-        name, gsd_m, count, int((measured & ~whole).sum()),
-        round(float(off.max()), 4) if count else None, round(float(off.mean()), 4) if count else None,
+        name, gsd, seen, count, left_out, _number(size.max()), _number(size.mean()), _number(np.median(size)),
+        _number(np.percentile(size, 99)), _number(np.percentile(local, 99)) if local.size else None,
+        _number(off[compared].mean()),
     )  # fmt: skip
+
+
+def _local_means(off: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over LOCAL_PX x LOCAL_PX of those that hold no NaN, flat."""
+    if min(off.shape) < LOCAL_PX:
+        return np.empty(0)
+    means = np.lib.stride_tricks.sliding_window_view(off, (LOCAL_PX, LOCAL_PX)).mean((2, 3))
+    found: NDArray[np.float64] = means[np.isfinite(means)]
+    return found
+
+
+def _number(value: float) -> float:
+    return round(float(value), 4)

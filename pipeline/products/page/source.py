@@ -51,6 +51,23 @@ class Zone:
     top_m: float
     ny: int
     nx: int
+    mtf: Mapping[str, float]  # by band: what the sensor sees, where the output agrees with that
+
+    @property
+    def consistency(self) -> str:
+        """How the output was made to agree with what was measured."""
+        return str(self.attributes.get("consistency", ""))
+
+    @property
+    def estimate(self) -> str:
+        """The "mean" of what may be there, or a "sample" of it, as one draw is by whichever name."""
+        return "sample" if self.drawn == 1 else "mean"
+
+    @property
+    def drawn(self) -> int:
+        """Draws that the output is the mean of; 0 where a regression gave it, 1 of one draw."""
+        members = self.attributes.get("members")
+        return members if isinstance(members, int) and members >= 0 else 1
 
     @property
     def whole(self) -> Window:
@@ -110,11 +127,13 @@ def _zone(place: Place, name: str, names: tuple[str, ...], group: zarr.Group, ti
         raise UsageError(f"{place} has bands {', '.join(unknown)}", f"some of {', '.join(BY_NAME)}")
     flags = np.asarray(group["generated"][:])
     ny, nx = group["reflectance"].shape[-2:]
+    kept = dict(zip(bands, map(float, group["mtf"][:]), strict=True)) if "mtf" in group else {}
     return Zone(
         place, name, names, group, stated, bands,
         tuple(band for band, flag in zip(bands, flags, strict=True) if flag),
         times, _time_index(place, times, stated, time),
         int(str(stated["proj:code"]).removeprefix("EPSG:")), left, top, ny, nx,
+        {band: kept.get(band, BY_NAME[band].product_mtf) for band in bands},
     )  # fmt: skip
 
 

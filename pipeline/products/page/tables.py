@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import DN_SCALE
 from pipeline.products.page.escaping import escape
-from pipeline.products.page.residuals import PROMISE_DN
+from pipeline.products.page.residuals import LOCAL_PX, NOISE_DN, PROMISE_DN
 from pipeline.store.selection import labels, periods
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "start": "start", "load": "load weights", "read": "read scenes", "superres": "super-resolve and fuse",
-    "blend": "blend windows", "project": "project onto block means", "write": "write", "overviews": "overviews",
+    "blend": "blend windows", "project": "make consistent with the input", "write": "write", "overviews": "overviews",
 }  # fmt: skip
 _SHOWN_UNITS = 50
 
@@ -86,41 +86,81 @@ def _counted(number: int, thing: str) -> str:
 
 
 def check_section(found: Sequence[Residual], part: Part, consistency: str) -> str:
-    """Block means of the output against the measured pixels, band by band."""
+    """The output on the native grids against the measured pixels, band by band."""
     if not part.measured_kept:
         return (
             "<p>This store does not keep its measured input, so there is nothing here to check the output against. "
             "The left side of the map shows block means of the output"
             + (", which equal the input by construction.</p>" if consistency == "box" else ".</p>")
         )
-    words = {
-        "box": f"For every band and every native pixel, the mean of the output over that pixel should be the measured "
-               f"value to within {PROMISE_DN:g} DN (half a rounding step).",
-        "tent": "This store was made with consistency “tent”: the output agrees with the input under a wider kernel, "
-                "and plain block means may differ.",
-        "none": "This store was made with consistency “none”: nothing ties block means to the input.",
-    }  # fmt: skip
-    verdict = ""
-    if consistency == "box":
-        fine = all(one.kept for one in found if one.compared)
-        text = "Holds in every band." if fine else "Does NOT hold in every band: see the table."
-        verdict = f' <strong class="{"good" if fine else "bad"}">{text}</strong>'
+    words = f"<p>{escape(_PROMISES.get(consistency, _PROMISES['none']))}{_verdict(found, consistency)} "
+    words += (
+        "Computed from the stored numbers of the part shown above when this page was made; not from the page's images. "
+        "1 DN is 0.0001 of reflectance. “Left out” counts measured pixels "
+    )
+    if consistency == "sensor":
+        return words + "whose view reaches into nodata or beyond the part shown.</p>" + _table_as_seen(found)
+    return words + "over which part of the output is nodata.</p>" + _table_of_means(found)
+
+
+_PROMISES = {
+    "sensor": "For every band, the output is looked at as the sensor would: blurred by its optics, whose MTF is given "
+              "below under Settings, and averaged over native pixels. That should give back the measured values: over "
+              "areas without bias, and pixel by pixel within the noise of the instrument, which is 5 to 15 DN over "
+              "land. Finer agreement would write that noise into the output.",
+    "box": f"For every band and every native pixel, the mean of the output over that pixel should be the measured "
+           f"value to within {PROMISE_DN:g} DN (half a rounding step).",
+    "tent": "This store was made with consistency “tent”: the output agrees with the input under a wider kernel, "
+            "and plain block means may differ.",
+    "none": "This store was made with consistency “none”: nothing ties block means to the input.",
+}  # fmt: skip
+
+
+def _verdict(found: Sequence[Residual], consistency: str) -> str:
+    """Whether the promise holds, where there is one and something to hold it against."""
+    compared = [one for one in found if one.compared]
+    if consistency not in ("sensor", "box") or not compared:
+        return ""
+    if all(one.kept for one in compared):
+        more = f": bias at most {PROMISE_DN:g} DN, 99 % of the pixels within {NOISE_DN:g} DN"
+        return f' <strong class="good">Holds in every band{more if consistency == "sensor" else ""}.</strong>'
+    text = "Does NOT hold in every band: see the table."
+    if consistency == "sensor":
+        biased = [one.band for one in compared if not one.unbiased]
+        noisy = [one.band for one in compared if not one.within_noise]
+        text = (
+            f"There is a bias of more than {PROMISE_DN:g} DN in {_joined(biased)}. "
+            if biased
+            else "No band is biased. "
+        )
+        text += f"More than 1 % of the pixels lie beyond {NOISE_DN:g} DN in {_joined(noisy)}." if noisy else ""
+    return f' <strong class="bad">{escape(text.strip())}</strong>'
+
+
+def _table_as_seen(found: Sequence[Residual]) -> str:
     rows = [
-        (one.band, f"{one.gsd_m} m", f"{one.compared:,}", _number(one.largest_dn), _number(one.mean_dn),
+        (one.band, f"{one.gsd_m} m", f"{one.compared:,}", _number(one.median_dn, 2), _number(one.p99_dn, 2),
+         _number(one.local_p99_dn, 2), _number(one.bias_dn, 2), f"{one.left_out:,}" if one.left_out else "–")
+        for one in found
+    ]  # fmt: skip
+    head = ("Band", "GSD", "Pixels compared", "Median, DN", "99 % within, DN",
+            f"{LOCAL_PX} × {LOCAL_PX} px: 99 % within, DN", "Mean (bias), DN", "Left out")  # fmt: skip
+    caption = "Output seen by the sensor − measured pixel, by band: absolute values, and the mean with its sign"
+    return table(caption, head, rows, range(1, len(head)))
+
+
+def _table_of_means(found: Sequence[Residual]) -> str:
+    rows = [
+        (one.band, f"{one.gsd_m} m", f"{one.compared:,}", _number(one.largest_dn, 3), _number(one.mean_dn, 3),
          f"{one.left_out:,}" if one.left_out else "–")
         for one in found
     ]  # fmt: skip
     head = ("Band", "GSD", "Pixels compared", "Largest, DN", "Mean, DN", "Left out")
-    return (
-        f"<p>{escape(words.get(consistency, words['none']))}{verdict} Computed from the stored numbers of the part "
-        "shown above when this page was made; not from the page's images. 1 DN is 0.0001 of reflectance. “Left out” "
-        "counts measured pixels over which part of the output is nodata.</p>"
-        + table("|Block mean of the output − measured pixel|, by band", head, rows, (1, 2, 3, 4, 5))
-    )
+    return table("|Block mean of the output − measured pixel|, by band", head, rows, (1, 2, 3, 4, 5))
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def scenes_section(facts: Facts, zone: Zone) -> str:
@@ -205,9 +245,11 @@ def settings_section(facts: Facts, zone: Zone) -> str:
         ("Weights", _weights(said, "sr_weights")),
         ("Fusion weights", _weights(said, "fusion_weights")),
         ("Bands with generated detail", generated or "none"),
-        ("Members", str(said.get("members", ""))),
-        ("Seed", str(said.get("seed", ""))),
-        ("Consistency", str(said.get("consistency", ""))),
+        ("Estimate", _estimate(zone)),
+        ("Members", _members(zone)),
+        ("Seed", str(said.get("seed", "")) if zone.drawn and zone.generated else ""),
+        ("Consistency", zone.consistency),
+        ("MTF at Nyquist", _mtf(zone) if zone.consistency == "sensor" else ""),
         ("Catalogue", _catalogue(str(facts.config.get("catalog", "")))),
         ("Period", " to ".join(filter(None, (str(facts.config.get(k) or "") for k in ("start", "end"))))),
         ("Clipped to the polygon", "yes" if facts.config.get("clip") else ""),
@@ -221,6 +263,26 @@ def settings_section(facts: Facts, zone: Zone) -> str:
     notes = said.get("notes")
     listed = "".join(f"<li>{escape(str(note))}</li>" for note in notes) if isinstance(notes, list) else ""
     return pairs(rows) + (f"<h3>Notes of the run</h3><ul>{listed}</ul>" if listed else "")
+
+
+def _estimate(zone: Zone) -> str:
+    if not zone.generated:
+        return ""
+    return "mean, the best estimate" if zone.estimate == "mean" else "sample, one draw of many"
+
+
+def _members(zone: Zone) -> str:
+    if not zone.generated:
+        return ""
+    return str(zone.drawn) if zone.drawn else "0: a regression gives the mean, nothing is drawn"
+
+
+def _mtf(zone: Zone) -> str:
+    """By band; bands of one value together."""
+    by_value: dict[str, list[str]] = {}
+    for band in zone.bands:
+        by_value.setdefault(f"{zone.mtf[band]:.3g}", []).append(band)
+    return ", ".join(f"{value} ({', '.join(bands)})" for value, bands in by_value.items())
 
 
 def _catalogue(name: str) -> str:

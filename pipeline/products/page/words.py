@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 def honesty_section(zone: Zone, part: Part) -> str:
     """What to believe, in plain words, as it applies to this store."""
     system = str(zone.attributes.get("super_resolution", "the system"))
-    consistency = str(zone.attributes.get("consistency", ""))
-    paragraphs = [_measured(part, zone), _invented(zone, system), _means(consistency, zone, part), _quality(zone)]
+    paragraphs = [_measured(part, zone), _detail(zone, system), _guarantee(zone, part), _quality(zone)]
     if part.uncertainty is not None:
         paragraphs.append(_spread(zone))
     paragraphs.append(
@@ -54,7 +53,7 @@ def _native(zone: Zone) -> str:
     return ", ".join([said[0].replace(" m for", " m wide for", 1), *said[1:]])
 
 
-def _invented(zone: Zone, system: str) -> tuple[str, str]:
+def _detail(zone: Zone, system: str) -> tuple[str, str]:
     if not zone.generated:
         return (
             "Nothing is invented here.",
@@ -62,24 +61,42 @@ def _invented(zone: Zone, system: str) -> tuple[str, str]:
             "and it knows nothing that the input does not.",
         )
     some = "" if set(zone.generated) >= set(zone.bands) else f" ({', '.join(zone.generated)})"
+    if zone.estimate != "mean":
+        return (
+            "Invented",
+            f"is all detail finer than those pixels{some}. A network ({system}) drew it, having learned what land "
+            "usually looks like from above: one of many pictures that fit the measurement as well, texture included. "
+            "It is plausible, and it differs from the truth: edges may lie a few metres off, small objects may be "
+            "missing, and some may never have been there.",
+        )
+    of = f", the mean of {zone.drawn} draws" if zone.drawn > 1 else ""
     return (
-        "Invented",
-        f"is all detail finer than those pixels{some}. A network ({system}) wrote it, having learned what land usually "
-        "looks like from above. It is plausible, and it differs from the truth: edges may lie a few metres off, small "
-        "objects may be missing, and some may never have been there.",
+        "Estimated, not measured,",
+        f"is all detail finer than those pixels{some}. A network ({system}), having learned what land usually looks "
+        f"like from above, gives its best estimate{of}: what is there on average over all that fits the measurement. "
+        "It is smoother than the truth, and no texture is invented: where the network cannot tell, it stays blurred. "
+        "Edges may still lie a few metres off, and small objects may be missing or be guessed wrongly.",
     )
 
 
-def _means(consistency: str, zone: Zone, part: Part) -> tuple[str, str]:
-    if consistency == "box":
+def _guarantee(zone: Zone, part: Part) -> tuple[str, str]:
+    shown = " The table “Radiometric check” below shows whether this holds." if part.measured_kept else ""
+    by = "The network" if zone.generated else "Interpolation"
+    if zone.consistency == "sensor":
+        return (
+            "What is guaranteed",
+            "is what the satellite would measure of the output: blurred as its optics blur and averaged over native "
+            "pixels, it gives back the measured numbers of every band. Over areas it does so without bias, in each "
+            "native pixel to within the noise of the instrument. The plain mean over one native pixel may differ from "
+            f"the measured number by more, since the instrument sees light from beyond the pixel’s edges.{shown}",
+        )
+    if zone.consistency == "box":
         return (
             "What is guaranteed",
             "is the total: over each native pixel, the mean of the output is the measured number, for every band. "
-            f"{'The network' if zone.generated else 'Interpolation'} may only share that number out among the small "
-            "pixels, never change it."
-            + (" The table “Radiometric check” below shows whether this holds." if part.measured_kept else ""),
+            f"{by} may only share that number out among the small pixels, never change it.{shown}",
         )
-    if consistency == "tent":
+    if zone.consistency == "tent":
         return (
             "What is guaranteed",
             "is the total under a kernel wider than a pixel (consistency “tent”): plain means over native pixels come "
@@ -95,19 +112,25 @@ def _means(consistency: str, zone: Zone, part: Part) -> tuple[str, str]:
 def _quality(zone: Zone) -> tuple[str, str]:
     if not zone.generated:
         return "The quality overlay", "says where anything was measured; no detail is generated anywhere in this store."
+    clouds = "clouds of the scene classification"
+    if "scl" not in zone.group:
+        clouds = "what looks like cloud (there is no scene classification here: white, bright, and wider than 300 m)"
     return (
         "The quality overlay",
-        "says what a pixel's red, green and blue rest on. Under clouds, in saturated or very bright places and beside "
-        "nodata no detail is generated: the output there is the measurement, interpolated.",
+        f"says what a pixel's red, green and blue rest on. No detail is generated in {clouds}, in saturated pixels and "
+        "in those brighter than the network was trained on, nor within 20 m around them, from where it fades in over "
+        "another 40 m: the output there is the measurement, interpolated. Bright roofs, sand and snow keep their "
+        "detail, and so do the surroundings of nodata.",
     )
 
 
 def _spread(zone: Zone) -> tuple[str, str]:
+    same = {"sensor": "are the same to the sensor", "box": "have the same block means"}.get(zone.consistency)
     return (
         "The uncertainty",
-        f"is the standard deviation over {zone.attributes.get('members', 'several')} draws of the generated detail. "
-        "All draws have the same block means by construction, so it says nothing about errors of the measurement "
-        "(haze, the atmosphere, misplacement). It says how freely the network could share a pixel's total out: large "
-        "along edges and in towns, small in even fields. A small value means that the draws agree, not that they are "
-        "right.",
+        f"is the standard deviation over {zone.drawn} draws of the generated detail. "
+        + (f"All draws {same} by construction, so it" if same else "It")
+        + " says nothing about errors of the measurement (haze, the atmosphere, misplacement). It says how freely the "
+        "network could choose what is finer than a native pixel: large along edges and in towns, small in even fields. "
+        "A small value means that the draws agree, not that they are right.",
     )

@@ -64,7 +64,7 @@ const QUALITY = [
   {
     colour: [230, 97, 1, 170],
     text: facts.bands.some((band) => band.generated)
-      ? "no generated detail (cloud, saturated, very bright, beside nodata)"
+      ? "no generated detail (cloud, saturated, brighter than the network knows)"
       : "no generated detail (this system generates none)",
   },
   { colour: [253, 200, 80, 150], text: "partly generated" },
