@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from PIL import Image as PilImage
 
 _TILE_PX = 480
+_OVERVIEW_PX = 240
 _GAP_PX = 16
-_LABEL_PX = 34
+_LABEL_PX = 28
+_LINE_PX = 26
 _BACKGROUND, _INK, _QUIET, _FRAME = (255, 255, 255), (25, 28, 32), (110, 116, 122), (255, 196, 0)
 _NODATA_GREY = 205
 _SIGNATURE = ("Software", "sen2fine quicklook")  # keyword of the PNG specification, and our name
@@ -30,13 +32,21 @@ _SIGNATURE = ("Software", "sen2fine quicklook")  # keyword of the PNG specificat
 
 @dataclass(frozen=True)
 class Panel:
-    """One row of the picture: three bands as reflectance (3, y, x), nodata below 0 by exactly 0.1."""
+    """One row of the picture: three bands of one place as reflectance (3, y, x), nodata below 0 by exactly 0.1."""
 
     title: str
     bands: tuple[str, ...]
-    overview: NDArray[np.float32]
     measured: NDArray[np.float32]  # 10 m
+    interpolated: NDArray[np.float32]  # 2.5 m
     resolved: NDArray[np.float32]  # 2.5 m
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Where the place lies: the area around it (3, y, x), and the place in it as fractions of its sides."""
+
+    image: NDArray[np.float32]
+    box: tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def stretch_limits(image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -59,15 +69,16 @@ def _to_rgb(image: NDArray[np.float32], limits: tuple[NDArray[np.float32], NDArr
     return rgb
 
 
-def _tile(rgb: NDArray[np.uint8]) -> PilImage.Image:
-    """Enlarged by whole pixels (nearest) so that what a pixel is stays visible."""
+def _tile(rgb: NDArray[np.uint8], side_px: int) -> PilImage.Image:
+    """Enlarged by whole pixels so that what a pixel is stays visible; what is larger than the tile is averaged."""
     from PIL import Image
 
-    ny, nx = rgb.shape[:2]
-    factor = _TILE_PX / max(ny, nx)
-    return Image.fromarray(rgb).resize(
-        (max(1, round(nx * factor)), max(1, round(ny * factor))), Image.Resampling.NEAREST
-    )
+    image, side = Image.fromarray(rgb), max(rgb.shape[:2])
+    if side <= side_px:
+        factor = side_px // side
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    size = (max(1, round(image.width * side_px / side)), max(1, round(image.height * side_px / side)))
+    return image.resize(size, Image.Resampling.BOX)
 
 
 def is_quicklook(path: Path) -> bool:
@@ -89,37 +100,56 @@ def _put(path: Path, content: bytes) -> None:
         raise StorageError(f"{path} exists and is not a picture of a store", cure="move it away, then run again")
 
 
-def quicklook(path: Path, panels: list[Panel], box: tuple[float, float, float, float], title: str, system: str) -> None:
-    """Write the PNG: per row the whole area with the place framed, its 10 m input and its 2.5 m output.
+def quicklook(path: Path, panels: list[Panel], overview: Overview, title: str, about: list[str], system: str) -> None:
+    """Write the PNG: where the place lies, and per row its 10 m pixels, these interpolated, and the output.
 
-    StorageError where there is a file that is no picture of ours.
+    `about`: lines below the title. StorageError where there is a file that is no picture of ours.
     """
     from PIL import Image, ImageDraw, ImageFont
     from PIL.PngImagePlugin import PngInfo
 
-    font, small = ImageFont.load_default(20), ImageFont.load_default(15)
+    small = ImageFont.load_default(15)
+    head = _OVERVIEW_PX + 2 * _GAP_PX
     width = 3 * _TILE_PX + 4 * _GAP_PX
-    height = _LABEL_PX + _GAP_PX + len(panels) * (_TILE_PX + _LABEL_PX + _GAP_PX)
-    sheet = Image.new("RGB", (width, height), _BACKGROUND)
+    sheet = Image.new("RGB", (width, head + len(panels) * (_LABEL_PX + _TILE_PX + _GAP_PX)), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP_PX, _GAP_PX // 2), title, _INK, font)
+    _draw_head(sheet, overview, stretch_limits(panels[0].measured), title, about)
     for i, panel in enumerate(panels):
-        top = _LABEL_PX + _GAP_PX + i * (_TILE_PX + _LABEL_PX + _GAP_PX)
+        top = head + i * (_LABEL_PX + _TILE_PX + _GAP_PX)
         limits = stretch_limits(panel.measured)
-        images = (panel.overview, panel.measured, panel.resolved)
-        names = (f"{panel.title} ({' '.join(panel.bands)}), overview", "measured, 10 m", f"{system}, 2.5 m")
-        for j, (image, name) in enumerate(zip(images, names, strict=True)):
+        named = (
+            (f"{panel.title} ({' '.join(panel.bands)}): measured, 10 m", panel.measured),
+            ("bicubic interpolation, 2.5 m", panel.interpolated),
+            (f"{system}, 2.5 m", panel.resolved),
+        )
+        for j, (name, image) in enumerate(named):
             left = _GAP_PX + j * (_TILE_PX + _GAP_PX)
-            tile = _tile(_to_rgb(image, limits))
-            sheet.paste(tile, (left, top + _LABEL_PX - 8))
             draw.text((left, top), name, _QUIET, small)
-            if j == 0:
-                x0, y0, x1, y1 = box
-                corners = (x0 * tile.width, y0 * tile.height, x1 * tile.width - 1, y1 * tile.height - 1)
-                origin = (left, top + _LABEL_PX - 8)
-                draw.rectangle([c + origin[k % 2] for k, c in enumerate(corners)], outline=_FRAME, width=2)
+            sheet.paste(_tile(_to_rgb(image, limits), _TILE_PX), (left, top + _LABEL_PX))
     content = io.BytesIO()
     signed = PngInfo()
     signed.add_text(*_SIGNATURE)
     sheet.save(content, "PNG", pnginfo=signed)
     _put(path, content.getvalue())
+
+
+def _draw_head(
+    sheet: PilImage.Image,
+    overview: Overview,
+    limits: tuple[NDArray[np.float32], NDArray[np.float32]],
+    title: str,
+    about: list[str],
+) -> None:
+    """The overview with the place framed, and beside it the title and lines of text."""
+    from PIL import ImageDraw, ImageFont
+
+    draw = ImageDraw.Draw(sheet)
+    tile = _tile(_to_rgb(overview.image, limits), _OVERVIEW_PX)
+    sheet.paste(tile, (_GAP_PX, _GAP_PX))
+    x0, y0, x1, y1 = overview.box
+    corners = (x0 * tile.width, y0 * tile.height, x1 * tile.width - 1, y1 * tile.height - 1)
+    draw.rectangle([corner + _GAP_PX for corner in corners], outline=_FRAME, width=2)
+    left = _OVERVIEW_PX + 2 * _GAP_PX
+    draw.text((left, _GAP_PX), title, _INK, ImageFont.load_default(20))
+    for i, line in enumerate(about):
+        draw.text((left, _GAP_PX + 12 + (i + 1) * _LINE_PX), line, _QUIET, ImageFont.load_default(15))
