@@ -11,11 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from pipeline.bands import BAND_NAMES
 from pipeline.products.page import document, region
 from pipeline.products.page.document import make_page
+from pipeline.superres.consistency import bicubic_up
 from tests.products.stores import HOSTILE, attributes, copied, make_store, plan, put_into_a_receipt, with_uncertainty
 
 CHROMIUM = shutil.which("chromium")
@@ -214,6 +216,27 @@ def test_a_change_of_bands_changes_the_pixels_and_their_size(view):
     assert view.page.inner_text("#side-left") == "Measured, 10 and 20 m"
     view.choose("bands", "True colour")
     assert (view.colours("output") == before).all()
+
+
+def test_the_left_side_can_be_interpolated(view, store):
+    """As the pipeline's own bicubic interpolation, to rounding; the output's side stays what it is."""
+    native = zarr.open_group(store / "measured" / "20m", mode="r")
+    dn = native["reflectance"][0, list(native["band"][:]).index("B11")].astype(np.float32)
+    output = view.colours("output")
+    view.choose("left", "bicubic")
+    assert view.page.inner_text("#side-left") == "Interpolated (bicubic), 2.5 m"
+    assert (view.colours("output") == output).all()
+    assert view.colours("measured").shape == (384, 384, 4)
+    ny, nx, text = view.js(f"""async () => {{
+        const grid = interpolated(gridOfBand('B11'));
+        const bytes = new Uint8Array((await planeOf(grid, 'B11')).buffer);
+        return [grid.ny, grid.nx, {_AS_TEXT}]; }}""")
+    found = np.frombuffer(base64.b64decode(text), np.uint16).reshape(ny, nx)
+    expected = bicubic_up(torch.from_numpy(dn)[None, None], 8)[0, 0].numpy()
+    inside = (slice(16, -16), slice(16, -16))  # torch leaves out what lies beyond the edge, the page repeats it
+    assert np.abs(found[inside] - expected[inside]).max() <= 0.51
+    view.choose("left", "measured")
+    assert view.page.inner_text("#side-left") == "Measured, 10 m"
 
 
 def test_contrast_acts_on_both_sides_and_reset_takes_it_back(view):

@@ -36,7 +36,7 @@ def _together(text: str) -> str:
 
 def _measured(part: Part, zone: Zone) -> tuple[str, str]:
     inside = "T" if part.window == zone.whole else "Inside the frame, t"
-    shown = f"{inside}he left side of the map shows these numbers and nothing else."
+    shown = f"{inside}he left side of the map shows these numbers, or these interpolated."
     if not part.measured_kept:
         shown = "This store does not keep them: the left side of the map shows block means of the output instead."
     return (

@@ -2,7 +2,7 @@
 // Puts the page together: controls, layers, clicks.
 
 const id = (name) => document.getElementById(name);
-const tools = { bands: id("bands"), overlay: id("overlay"), contrast: id("contrast"), brightness: id("brightness") };
+const tools = { bands: id("bands"), left: id("left"), overlay: id("overlay"), contrast: id("contrast"), brightness: id("brightness") };
 const leftName = id("side-left").dataset.label;
 const choices = [
   ...facts.composites.map((c) => ({ text: `${c.name} · ${c.bands.join(" ")}`, bands: c.bands })),
@@ -18,6 +18,8 @@ function fillChoices() {
     for (const choice of members) group.append(new Option(choice.text, String(choices.indexOf(choice))));
     tools.bands.append(group);
   }
+  tools.left.append(new Option(facts.measuredKept ? "measured pixels" : leftName, ""));
+  if (facts.measuredKept) tools.left.append(new Option("bicubic", "bicubic"));
   tools.overlay.append(new Option("quality", "quality"));
   if (facts.uncertainty) tools.overlay.append(new Option("uncertainty", "uncertainty"));
 }
@@ -43,7 +45,8 @@ let drawn = 0;
 
 async function draw() {
   const names = chosen();
-  const grids = names.map(gridOfBand);
+  const smooth = tools.left.value === "bicubic";
+  const grids = names.map(gridOfBand).map((grid) => (smooth ? interpolated(grid) : grid));
   const jobs = [
     [layers.output, names.map(() => facts.output)],
     [layers.measured, grids],
@@ -59,7 +62,8 @@ async function draw() {
     layer.crispen();
   }
   const gsds = [...new Set(grids.map((grid) => grid.gsd))].sort((a, b) => a - b).join(" and ");
-  id("side-left").textContent = `${leftName[0].toUpperCase()}${leftName.slice(1)}, ${gsds} m`;
+  const left = smooth ? "interpolated (bicubic)" : leftName;
+  id("side-left").textContent = `${left[0].toUpperCase()}${left.slice(1)}, ${gsds} m`;
   id("side-right").textContent = `${facts.system}, 2.5 m`;
   await drawOverlay();
   id("busy").hidden = true;
@@ -161,6 +165,7 @@ function attempt() {
   return draw().catch((error) => trouble(`The images of this page cannot be unpacked by this browser: ${error}`));
 }
 tools.bands.addEventListener("change", redraw);
+tools.left.addEventListener("change", redraw);
 tools.overlay.addEventListener("change", () => drawOverlay().catch((error) => trouble(String(error))));
 for (const name of ["contrast", "brightness"]) tools[name].addEventListener("input", redraw);
 id("tools").addEventListener("submit", (event) => event.preventDefault());

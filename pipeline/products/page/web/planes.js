@@ -71,9 +71,60 @@ function planeOf(grid, name) {
 }
 
 async function decode(plane, ny, nx) {
+  if (plane.codec === "bicubic") return bicubic(await planeOf(plane.of, plane.name), plane.of, ny, nx);
   if (plane.codec === "jpeg") return jpegPlane(plane, ny, nx);
   const bytes = await inflated(bytesOf(plane.content));
   return plane.codec === "exact" ? undoDifferences(bytes, ny, nx) : bytes;
+}
+
+// Weights of four neighbours for each of `k` places inside a pixel: Keys' cubic convolution, a = -0.5 (Keys 1981).
+function cubicWeights(k) {
+  const near = (d) => 1.5 * d ** 3 - 2.5 * d ** 2 + 1;
+  const far = (d) => -0.5 * d ** 3 + 2.5 * d ** 2 - 4 * d + 2;
+  return Array.from({ length: k }, (_, phase) => {
+    const u = (phase + 0.5) / k - 0.5;
+    const first = Math.floor(u) - 1;
+    const t = u - Math.floor(u);
+    return { first, weights: [far(1 + t), near(t), near(1 - t), far(2 - t)] };
+  });
+}
+
+// DN of a coarser grid interpolated to ny x nx; nodata stays nodata, and counts as its neighbour beside it.
+function bicubic(dn, grid, ny, nx) {
+  const k = Math.round(ny / grid.ny);
+  const phases = cubicWeights(k);
+  const out = new Uint16Array(ny * nx);
+  const clamp = (i, count) => Math.min(count - 1, Math.max(0, i));
+  const columns = Int32Array.from({ length: 4 * nx }, (_, i) => clamp(Math.floor((i >> 2) / k) + phases[(i >> 2) % k].first + (i & 3), grid.nx));
+  for (let y = 0; y < ny; y++) {
+    const row = Math.floor(y / k);
+    const down = phases[y % k];
+    const rows = [0, 1, 2, 3].map((i) => clamp(row + down.first + i, grid.ny) * grid.nx);
+    for (let x = 0; x < nx; x++) {
+      const own = dn[row * grid.nx + Math.floor(x / k)];
+      if (!own) continue;
+      const across = phases[x % k].weights;
+      let total = 0;
+      for (let i = 0; i < 4; i++) {
+        let line = 0;
+        for (let j = 0; j < 4; j++) line += across[j] * (dn[rows[i] + columns[4 * x + j]] || own);
+        total += down.weights[i] * line;
+      }
+      out[y * nx + x] = Math.min(65535, Math.max(1, Math.round(total)));
+    }
+  }
+  return out;
+}
+
+const interpolations = new Map();
+
+// A grid of measured bands on the grid of the output, by bicubic interpolation.
+function interpolated(grid) {
+  if (!interpolations.has(grid)) {
+    const planes = Object.fromEntries(Object.keys(grid.planes).map((name) => [name, { codec: "bicubic", of: grid, name }]));
+    interpolations.set(grid, { ...facts.output, planes });
+  }
+  return interpolations.get(grid);
 }
 
 const bandOf = (name) => facts.bands.find((band) => band.name === name);
