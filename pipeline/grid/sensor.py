@@ -29,15 +29,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
-DAMPING = 0.02
+_DAMPING = {4: 0.02, 8: 0.02, 24: 0.01}
 NOISE_DN = 5.0  # within which a measured value is met; the instrument's noise is 5 to 15 DN over land
 _ORDER = 3  # of the iterated regularisation
-_SUPPORT = {4: 6, 8: 5, 24: 4}  # native pixels on each side of the inverse
-_LOCAL = {4: 2, 8: 2, 24: 1}  # likewise of the local mean
+_SUPPORT = {4: 6, 8: 5, 24: 3}  # native pixels on each side of the inverse
+_LOCAL = {4: 2, 8: 2, 24: 0}  # likewise of the local mean; at 60 m, of the pixel itself: its noise is averaged
 _FREQUENCIES = 48  # along one axis, at which the inverse is designed
 _HALVINGS = 40
 
@@ -60,17 +58,12 @@ class Sensor:
         """Native pixels around an area whose measurement decides its correction."""
         return 1 + self.support + _LOCAL[self.factor]
 
-    @property
-    def reach_px(self) -> int:
-        """How far around an area the image decides its correction, in px of 2.5 m."""
-        return (self.cells + 1) * self.factor
-
 
 @lru_cache(maxsize=64)
-def sensor(mtf: float, factor: int, damping: float = DAMPING) -> Sensor:
+def sensor(mtf: float, factor: int) -> Sensor:
     """The sensor of a band: its MTF at Nyquist (0.05 to 0.6) and its pixel in px of 2.5 m."""
     taps = _taps(sigma_px(mtf, factor), factor)
-    return Sensor(factor, taps.astype(np.float32), _inverse(taps, factor, damping).astype(np.float32))
+    return Sensor(factor, taps.astype(np.float32), _inverse(taps, factor).astype(np.float32))
 
 
 def sigma_px(mtf: float, factor: int) -> float:
@@ -103,11 +96,11 @@ def _transfer(taps: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
     return line
 
 
-def _inverse(taps: NDArray[np.float64], factor: int, damping: float) -> NDArray[np.float64]:
+def _inverse(taps: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
     """The kernel of the given support whose transfer is nearest to the wanted one; flat fields are met exactly."""
     line, size = _transfer(taps, factor), _SUPPORT[factor]
     seen = np.outer(line, line)
-    wanted = 1 - (damping / (damping + seen)) ** _ORDER
+    wanted = 1 - (_DAMPING[factor] / (_DAMPING[factor] + seen)) ** _ORDER
     angles = np.linspace(0, np.pi, _FREQUENCIES)
     cosines = [np.cos(n * angles) * (1 if n == 0 else 2) for n in range(size + 1)]
     pairs = [(i, j) for i in range(size + 1) for j in range(i + 1)]
@@ -166,6 +159,8 @@ def _spread(values: NDArray[np.float32], of: Sensor, axis: int) -> NDArray[np.fl
 def _beyond_noise(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
     """A residual in DN without what noise explains, cut by the reach of the local mean."""
     h = _LOCAL[of.factor]
+    if not h:
+        return residual
     mean = _summed(_summed(residual, 2 * h + 1, 0), 2 * h + 1, 1) / np.float32((2 * h + 1) ** 2)
     rest = residual[h:-h, h:-h] - mean
     rest -= np.clip(rest, np.float32(-NOISE_DN), np.float32(NOISE_DN))
@@ -195,9 +190,9 @@ def _inverted(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
 
 def correction(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
     """What to add for a residual (h, w) in DN on the native grid: (k * (h - 2 * cells), k * (w - 2 * cells)) in DN."""
-    return _spread(_spread(_inverted(_beyond_noise(residual, of), of), of, 1), of, 0)
+    return spread(_inverted(_beyond_noise(residual, of), of), of)
 
 
-def reach_px(sensors: Sequence[Sensor], step: int) -> int:
-    """How far around an area the images of all bands have to be known, a multiple of `step`."""
-    return max((-(-of.reach_px // step) * step for of in sensors), default=0)
+def spread(values: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
+    """B of values (h, w) on the native grid: (k * (h - 2), k * (w - 2)) at 2.5 m; a flat field stays."""
+    return _spread(_spread(values, of, 1), of, 0)

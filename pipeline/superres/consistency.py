@@ -89,7 +89,7 @@ def _from_blocks(blocks: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
     return blocks.reshape(ny, nx, factor, factor).transpose(0, 2, 1, 3).reshape(ny * factor, nx * factor)
 
 
-def _least(native: NDArray[np.float32]) -> NDArray[np.float32]:
+def least_dn(native: NDArray[np.float32]) -> NDArray[np.float32]:
     """Lowest DN that a pixel may take within a native one: reflectance 0, or what was measured, less noise."""
     least: NDArray[np.float32] = np.maximum(np.minimum(native, -HOUSE_ADD_OFFSET_DN) - _NOISE_DN, 1)
     return least
@@ -102,7 +102,7 @@ def _limit(deviation: NDArray[np.float32], native: NDArray[np.float32]) -> None:
     noise reaches: detail beside a bright edge would otherwise undershoot, and spoil every index that divides by it.
     """
     low, high = deviation.min(-1), deviation.max(-1)
-    below = native - _least(native)
+    below = native - least_dn(native)
     room = np.minimum(
         np.where(low < -below, below / np.maximum(-low, 1e-6), 1.0),
         np.where(high > _MAX_DN - native, (_MAX_DN - native) / np.maximum(high, 1e-6), 1.0),
@@ -160,7 +160,7 @@ def round_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor: 
     Fractions are carried on through each native pixel (error diffusion), so that its mean is rounded to 1/k^2 DN: each
     pixel rounded by itself would be off by up to half a DN all over a flat field.
     """
-    blocks = np.clip(_to_blocks(image, factor), _least(native.astype(np.float32))[..., None], np.float32(_MAX_DN))
+    blocks = np.clip(_to_blocks(image, factor), least_dn(native.astype(np.float32))[..., None], np.float32(_MAX_DN))
     carried = np.rint(np.cumsum(blocks, axis=-1, dtype=np.float64))
     dn = np.clip(np.diff(carried, axis=-1, prepend=0.0), 1, _MAX_DN).astype(np.uint16)
     dn[native == NODATA_DN] = NODATA_DN

@@ -5,20 +5,28 @@ In: blended images of an area in DN, native DN. Out: images of a smaller window.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.bands import NODATA_DN
-from pipeline.grid.sensor import correction, observed
+from pipeline.grid.grid import Window
+from pipeline.grid.sensor import NOISE_DN, Sensor, correction, observed, spread
+from pipeline.superres.consistency import least_dn
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+Measured = Callable[[Window], NDArray[np.uint16]]  # native DN of a band over a window of 2.5 m px
 
-    from numpy.typing import NDArray
+# What clipping at the lowest DN may leave of the measured value before the image is scaled to it, and by how much then.
+_CLIPPED_DN = 3 * NOISE_DN
+_SHARE = 1.0
+CELLS = 2  # native pixels on each side that the scaling needs
 
-    from pipeline.grid.grid import Window
-    from pipeline.grid.sensor import Sensor
+
+def reach_px(of: Sensor) -> int:
+    """How far around an area the blended image decides what comes out, in px of 2.5 m."""
+    return (of.cells + 1 + CELLS) * of.factor
 
 
 def agreeing(
@@ -38,13 +46,47 @@ def agreeing(
     for i, of in enumerate(sensors):
         if of is None:
             continue
-        around = window.pad(of.reach_px)
-        given = measured(i, window.pad(of.cells * of.factor))
-        lacking = given - observed(blended[(i, *around.slices(area))], of)
-        lacking[given == NODATA_DN] = 0.0
-        lacking[_seeing(void, around, of)] = 0.0
-        images[i] += correction(lacking, of)
+        around = window.pad(reach_px(of))
+        inner = window.pad(CELLS * of.factor)
+        asked = partial(measured, i)
+        image = blended[(i, *around.slices(area))]
+        corrected = image[inner.slices(around)] + correction(_lacking(image, around, of, asked, void), of)
+        images[i] = _in_range(corrected, inner, of, asked, void)
     return images
+
+
+def _lacking(
+    image: NDArray[np.float32], around: Window, of: Sensor, measured: Measured, void: Sequence[Window]
+) -> NDArray[np.float32]:
+    """Measured less observed DN of the native pixels that see nothing beyond `around`; 0 where one is not known."""
+    given = measured(around.pad(-of.factor))
+    lacking = given - observed(image, of)
+    lacking[given == NODATA_DN] = 0.0
+    lacking[_seeing(void, around, of)] = 0.0
+    return lacking
+
+
+def _in_range(
+    image: NDArray[np.float32], inner: Window, of: Sensor, measured: Measured, void: Sequence[Window]
+) -> NDArray[np.float32]:
+    """The image without values below the physical range, cut by `CELLS` native pixels.
+
+    Clipping adds to what is observed. Where that shows beyond noise, what lies above the range's end is scaled by the
+    ratio of measured and observed, spread as the sensor sees it: one step of Richardson (1972) and Lucy (1974), which
+    keeps sums and sign.
+    """
+    k = of.factor
+    floor = least_dn(measured(inner).astype(np.float32)).repeat(k, 0).repeat(k, 1)
+    image = np.maximum(image, floor)
+    lacking = _lacking(image, inner, of, measured, void)
+    lacking -= np.clip(lacking, np.float32(-_CLIPPED_DN), np.float32(_CLIPPED_DN))
+    inside = (slice(CELLS * k, -CELLS * k),) * 2
+    if not lacking.any():
+        return image[inside]
+    excess = image - floor
+    share = np.clip(lacking / np.maximum(observed(excess, of), np.float32(1.0)), -_SHARE, _SHARE).astype(np.float32)
+    scaled: NDArray[np.float32] = image[inside] + excess[inside] * spread(share, of)
+    return scaled
 
 
 def _seeing(void: Sequence[Window], around: Window, of: Sensor) -> NDArray[np.bool_]:
@@ -54,6 +96,5 @@ def _seeing(void: Sequence[Window], around: Window, of: Sensor) -> NDArray[np.bo
         if not (common := part.intersect(around)).empty:
             blank[common.slices(around)] = 1.0
     if not blank.any():
-        shape = around.pad(of.cells * of.factor - of.reach_px).coarsen(of.factor).shape
-        return np.zeros(shape, np.bool_)
+        return np.zeros(around.pad(-of.factor).coarsen(of.factor).shape, np.bool_)
     return observed(blank, of) > 0

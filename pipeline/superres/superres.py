@@ -27,11 +27,12 @@ from pipeline.bands import (
     TARGET_GSD_M,
 )
 from pipeline.errors import PipelineError
+from pipeline.grid.grid import align_up
 from pipeline.grid.noise import normal_field
-from pipeline.grid.sensor import Sensor, reach_px, sensor
+from pipeline.grid.sensor import Sensor, sensor
 from pipeline.superres import fuse, masks
 from pipeline.superres.consistency import project_to_dn, round_to_dn
-from pipeline.superres.contract import agreeing
+from pipeline.superres.contract import agreeing, reach_px
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,7 +88,8 @@ class Options:
 
     def reach_px(self, order: tuple[str, ...]) -> int:
         """How far around a piece of ground its bands have to be predicted, a multiple of 24 px."""
-        return reach_px([found for name in order if (found := self.sensor(name)) is not None], BLOCK_60M)
+        reaches = [reach_px(of) for name in order if (of := self.sensor(name)) is not None]
+        return align_up(max(reaches, default=0), BLOCK_60M)
 
 
 @dataclass
