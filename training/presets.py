@@ -85,7 +85,7 @@ WALD: dict[str, Any] = {"statistics": "tiles", "dropout": 0.2, "disturb_guide": 
 # How sharp images become coarse ones: blur in px of 2.5 m and noise in reflectance, each from so much to so much; share
 # of images blurred more one way than the other, and of batches decimated by an antialiased cubic. See `degrade`.
 SENSOR: dict[str, Any] = {
-    "blur_from": 1.7,
+    "blur_from": 1.3,
     "blur_to": 2.9,
     "anisotropic": 0.2,
     "bicubic": 0.3,
@@ -105,7 +105,7 @@ PRESETS: dict[str, Preset] = {
                 Stage("detail", 0.4, ("denoiser.",), 1e-3),
             ),
             minutes=60,
-            sampler={"name": "dpm++2m", "steps": 3},
+            sampler={"name": "dpm++2m", "steps": 12},
             recipe=dict(SENSOR),
         ),
         Preset(

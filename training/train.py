@@ -123,6 +123,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
     p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions; twice as fast where the CPU has them")
     p.add_argument("--every", type=interval, default=60.0, help="seconds between lines and checkpoints (default: 60)")
+    p.add_argument(
+        "--rate", type=duration, default=1.0, help="times the preset's learning rates, such as 0.3 with --init"
+    )
     p.add_argument("--recipe", action="append", metavar="NAME=VALUE", help="change a setting of the preset's recipe")
     p.add_argument(
         "--as-published",
@@ -135,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
-    """The preset with the recipe's settings and the published departures that the arguments ask for."""
+    """The preset with the learning rates, the recipe's settings and the published departures that are asked for."""
     recipe = dict(preset.recipe)
     for text in args.recipe or ():
         name, _, value = text.partition("=")
@@ -148,7 +151,8 @@ def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
             raise UsageError(f"--as-published with {preset.name}", "a preset of DiffFuSR's super-resolution")
         switches = tuple(args.as_published or SWITCHES)
         AsPublished.of(switches)
-    return replace(preset, recipe=recipe, published=switches)
+    stages = tuple(replace(stage, learning_rate=args.rate * stage.learning_rate) for stage in preset.stages)
+    return replace(preset, recipe=recipe, published=switches, stages=stages)
 
 
 def parsed(text: str, value: str, like: float | str) -> float | str:

@@ -3,8 +3,8 @@
 After CorrDiff (Mardani et al., arXiv 2309.15214): an encoder on the 10 m grid gives features, the conditional mean and
 how far the truth lies from it; a denoiser on the same grid (the 2.5 m residual folded by 4) samples the standardised
 residual around that mean.
-Only 3x3 convolutions, no normalisation over space, no attention, no pooling: the reach is finite.
-In: reflectance at 10 m. Out: reflectance at 2.5 m. Imports torch, `bundle` and `diffusion`.
+Only 3x3 convolutions, no normalisation over space, no attention: the reach is finite.
+In: reflectance at 10 m. Out: reflectance at 2.5 m. Imports torch, `bundle`, `diffusion` and `phase_pattern`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from pipeline.models.bundle import LatticeSpec, load_into
 from pipeline.models.diffusion import SAMPLERS, cosine_alpha_bar, levels
+from pipeline.models.phase_pattern import without_phase_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -231,9 +232,11 @@ class LiteSuperResolver:
             return x0
 
         residual = self.sampler(denoise, noise, self.levels)
-        return mean + network.spread(features, unit) * residual
+        image = mean + network.spread(features, unit) * residual
+        return without_phase_pattern(image, upsample(lr), SCALE)
 
     def mean(self, lr: Tensor) -> Tensor:
         """The regression estimate alone, without diffusion, (B, 3, h, w) -> (B, 3, 4h, 4w)."""
         features = self.network.features(lr)
-        return self.network.mean(lr, features, self.network.unit(lr))
+        image = self.network.mean(lr, features, self.network.unit(lr))
+        return without_phase_pattern(image, upsample(lr), SCALE)

@@ -4,7 +4,7 @@
 Each starts from a regression of the band on its guides within a few coarse pixels (guided filter, He et al. 2013, with
 several guides) and learns the rest as a residual (DSen2, Lanaras et al. 2018). The 60 m bands get the regression only:
 there is too little truth at 60 m to learn more from. No normalisation over space, no attention, no pooling beyond those
-few pixels: the reach is finite. In and out: reflectance. Imports torch and `bundle`.
+few pixels: the reach is finite. In and out: reflectance. Imports torch, `bundle`, `lite` and `phase_pattern`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from pipeline.models.bundle import LatticeSpec, load_into
 from pipeline.models.lite import ResidualBlock, upsample
+from pipeline.models.phase_pattern import without_phase_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -222,4 +223,6 @@ class LiteFusion:
         ms20 = ms.get(20, guides.new_zeros(b, len(BANDS_20M), h // 2, w // 2))
         ms60 = ms.get(60, guides.new_zeros(b, len(BANDS_60M), h // 6, w // 6))
         sharp = self.network.sharpen(guides, ms20, ms60, mask[:, 1:])
-        return self.network.detail(rgb_sr, torch.cat([guides[:, 3:4], sharp], dim=1), mask)
+        bands = torch.cat([guides[:, 3:4], sharp], dim=1)
+        fine = self.network.detail(rgb_sr, bands, mask)
+        return without_phase_pattern(fine, upsample(bands, FOLD) * mask, FOLD)

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.models.bundle import Bundle, BundleError, load_bundle, save_bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork, LiteSuperResolver, upsample
+from pipeline.models.phase_pattern import REACH_PX
 
 ARCHITECTURE = {"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1}
 REACH = 2 + 2 * 1 + 2 + 2 + 2 + 2  # LR px of encoder, head, one denoiser evaluation and bicubic, rounded up
@@ -78,13 +79,13 @@ def test_windows_of_a_batch_do_not_see_each_other():
 
 def test_reach_is_finite():
     """A changed pixel moves nothing beyond the reach that the layers add up to, not even by rounding."""
-    lr = 0.3 * torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    lr = 0.3 * torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(1))
     system = LiteSuperResolver(scrambled_network(), bundle_of(1))
-    noise = normal((1, 3, 192, 192))
+    noise = normal((1, 3, 384, 384))
     changed = lr.clone()
-    changed[:, :, 24, 24] += 0.5
-    moved = (system.sample(lr, noise) != system.sample(changed, noise)).any(1)[0].nonzero() // 4 - 24
-    assert 0 < moved.abs().max() <= REACH
+    changed[:, :, 48, 48] += 0.5
+    moved = (system.sample(lr, noise) != system.sample(changed, noise)).any(1)[0].nonzero() // 4 - 48
+    assert 0 < moved.abs().max() <= REACH + REACH_PX
 
 
 def test_bundle_round_trip_keeps_the_function(tmp_path):

@@ -14,6 +14,7 @@ from pipeline.models.lite_fusion import (
     LiteFusion,
     regression_detail,
 )
+from pipeline.models.phase_pattern import REACH_PX
 
 ARCHITECTURE = {"sharpen_width": 8, "sharpen_blocks": 1, "detail_width": 8, "detail_blocks": 1}
 SIDE = 24
@@ -98,15 +99,15 @@ def test_flat_ground_gets_no_detail_from_a_busy_guide():
 
 def test_reach_is_finite():
     generator = torch.Generator().manual_seed(1)
-    ms = {10: torch.rand(1, 4, 48, 48, generator=generator), 20: torch.rand(1, 6, 24, 24, generator=generator)}
-    rgb = torch.rand(1, 3, 192, 192, generator=generator)
+    ms = {10: torch.rand(1, 4, 72, 72, generator=generator), 20: torch.rand(1, 6, 36, 36, generator=generator)}
+    rgb = torch.rand(1, 3, 288, 288, generator=generator)
     system = fusion(scrambled=True)
     present = ("B08", *BANDS_20M)
     before = system.predict(rgb, ms, present)
     changed = {10: ms[10].clone(), 20: ms[20]}
     changed[10][:, :, 2, 2] += 0.5
     moved = (system.predict(rgb, changed, present) != before).any(1)[0].nonzero()
-    assert 0 < moved.max() < 4 * 40
+    assert 0 < moved.max() < 4 * (40 + REACH_PX)
 
 
 def test_bundle_round_trip(tmp_path):

@@ -35,7 +35,7 @@ __all__ = ["SHIPPED", "Source", "TrainingData", "load_data", "load_training_file
 
 PLACES_LISTED = 1000  # in provenance
 WATCHED = "watched"
-SHIPPED_FOLDERS = ("hr", "s2_l2a")  # below the root of its imagery
+SHIPPED_FOLDERS = ("hr", "hr_more", "s2_l2a")  # below the root of its imagery
 SHIPPED = Path(__file__).parents[1] / "shipped_weights.toml"
 
 
