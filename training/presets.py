@@ -105,7 +105,7 @@ PRESETS: dict[str, Preset] = {
                 Stage("detail", 0.4, ("denoiser.",), 1e-3),
             ),
             minutes=60,
-            sampler={"name": "dpm++2m", "steps": 12},
+            sampler={"name": "dpm++2m", "steps": 6, "spacing": "log-snr"},
             recipe=dict(SENSOR),
         ),
         Preset(

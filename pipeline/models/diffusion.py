@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     Denoise = Callable[[Tensor, float], Tensor]
     Sampler = Callable[..., Tensor]
 
-Spacing = Literal["trailing", "published"]
+Spacing = Literal["trailing", "published", "log-snr"]
 MAX_STEPS = 50
+LOG_SNR_ENDS = (0.02, 0.98)  # signal levels: at the first an image shows nothing of x0, at the last nearly all
 
 _COSINE_OFFSET = 0.008  # Nichol and Dhariwal 2021, eq. 17
 _MAX_BETA = 0.999  # same, section 3.2: keeps the last step from being singular
@@ -45,22 +46,27 @@ def timesteps(steps: int, total: int = 1000, spacing: Spacing = "trailing") -> l
     ends on the clean image. "published" is DiffFuSR's grid, 950, 900, ..., 0 for 20 of 1000: it starts early and
     spends its last evaluation on an image that is already clean. Raises ValueError outside 1..50 steps.
     """
-    if not 1 <= steps <= min(MAX_STEPS, total):
-        msg = f"{steps} sampling steps of {total}; expected 1 to {min(MAX_STEPS, total)}"
-        raise ValueError(msg)
+    _steps_within(steps, min(MAX_STEPS, total))
     if spacing == "trailing":
         return [round(total - k * total / steps) - 1 for k in range(steps)]
     if spacing == "published":
         return [k * (total // steps) for k in reversed(range(steps))]
-    msg = f"unknown spacing {spacing!r}; expected 'trailing' or 'published'"
+    msg = f"unknown spacing {spacing!r}; expected 'trailing', 'published' or 'log-snr'"
     raise ValueError(msg)
 
 
 def levels(steps: int, alpha_bar: NDArray[np.float64], spacing: Spacing = "trailing") -> list[float]:
     """Increasingly clean signal levels s = sqrt(alpha_bar) at which a sampler of `steps` steps evaluates the network.
 
-    The timesteps decrease, so s grows from near 0 (noise) towards 1 (clean).
+    The timesteps decrease, so s grows from near 0 (noise) towards 1 (clean). "log-snr" takes no timesteps: its levels
+    are equally far apart in log(s / sqrt(1 - s^2)), in which the second-order solver works (Lu et al. 2022, section
+    4.1), so that a few of them do what many of the others do.
     """
+    if spacing == "log-snr":
+        _steps_within(steps, MAX_STEPS)
+        first, last = (_log_snr(level) for level in LOG_SNR_ENDS)
+        odds = [math.exp(first + (last - first) * k / max(steps - 1, 1)) for k in range(steps)]
+        return [ratio / math.hypot(1.0, ratio) for ratio in odds]
     return [math.sqrt(alpha_bar[t]) for t in timesteps(steps, len(alpha_bar), spacing)]
 
 
@@ -113,6 +119,12 @@ def dpmpp_2m(
 
 
 SAMPLERS: Mapping[str, Sampler] = {"ddim": ddim, "dpm++2m": dpmpp_2m}
+
+
+def _steps_within(steps: int, most: int) -> None:
+    if not 1 <= steps <= most:
+        msg = f"{steps} sampling steps; expected 1 to {most}"
+        raise ValueError(msg)
 
 
 def _sigma(level: float) -> float:

@@ -189,7 +189,8 @@ class LiteSuperResolver:
         self.network = network.eval()
         self.bundle = bundle
         self.sampler = SAMPLERS[bundle.sampler["name"]]
-        self.levels = levels(bundle.sampler["steps"], cosine_alpha_bar(), spacing="trailing")
+        spacing = bundle.sampler.get("spacing", "trailing")
+        self.levels = levels(bundle.sampler["steps"], cosine_alpha_bar(), spacing)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> LiteSuperResolver:

@@ -99,6 +99,29 @@ def test_step_counts_out_of_range_are_refused(steps):
         levels(steps, ALPHA_BAR)
 
 
+def test_log_snr_levels_are_equally_far_apart_where_the_solver_works():
+    found = np.array(levels(6, ALPHA_BAR, "log-snr"))
+    np.testing.assert_allclose(np.diff(np.log(found / np.sqrt(1 - found**2)), 2), 0, atol=1e-12)
+    assert (found[0], found[-1]) == pytest.approx((0.02, 0.98))
+    assert levels(1, ALPHA_BAR, "log-snr") == pytest.approx([0.02])
+
+
+@pytest.mark.parametrize("steps", [0, 51])
+def test_log_snr_levels_are_counted_as_others_are(steps):
+    with pytest.raises(ValueError, match="1 to 50"):
+        levels(steps, ALPHA_BAR, "log-snr")
+
+
+def test_a_few_log_snr_levels_do_what_many_timesteps_do():
+    x = noise(1, 1, 64, 64)
+    exact = dpmpp_2m(gaussian_denoise, x, EVERY_LEVEL)
+    errors = [
+        (dpmpp_2m(gaussian_denoise, x, levels(6, ALPHA_BAR, spacing)) - exact).abs().mean().item()
+        for spacing in ("log-snr", "trailing")
+    ]
+    assert errors[0] < 0.9 * errors[1]
+
+
 def test_unknown_spacing_is_refused():
     with pytest.raises(ValueError, match="leading"):
         levels(4, ALPHA_BAR, "leading")
@@ -145,7 +168,7 @@ def test_second_order_beats_first_order():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
-@pytest.mark.parametrize("spacing", ["trailing", "published"])
+@pytest.mark.parametrize("spacing", ["trailing", "published", "log-snr"])
 def test_an_oracle_is_returned_exactly(name, steps, spacing):
     truth = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
     grid = levels(steps, ALPHA_BAR, spacing)

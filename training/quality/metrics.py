@@ -165,6 +165,25 @@ def neighbour_correlation(x: Tensor) -> float:
     return (correlation(x[..., :-1, :], x[..., 1:, :]) + correlation(x[..., :-1], x[..., 1:])) / 2
 
 
+def power_ratio_db(x: Tensor, reference: Tensor, periods_px: tuple[float, float]) -> float:
+    """Power of (C, H, W) over that of the reference in dB, at periods from the longer to the shorter, in px.
+
+    Radial frequencies of Hann-windowed images, all bands together. NaN where the image is too small for such periods.
+    """
+    low, high = 1 / max(periods_px), 1 / min(periods_px)
+    height, width = x.shape[-2:]
+    radial = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None])
+    ring = (radial >= low) & (radial < high)
+    if not bool(ring.any()):
+        return math.nan
+    window = torch.hann_window(height)[:, None] * torch.hann_window(width)[None]
+    powers = []
+    for image in (x, reference):
+        centred = (image - image.mean((-2, -1), keepdim=True)).double() * window
+        powers.append(float(torch.fft.fft2(centred).abs().square()[..., ring].mean()))
+    return 10 * math.log10(powers[0] / powers[1]) if min(powers) > 0 else math.nan
+
+
 def block_mean_r2(x: Tensor, coarse: Tensor) -> float:
     """`r_squared` of block means of x (C, H, W) against what was measured, coarse (C, h, w): how well it is kept."""
     return r_squared(functional.avg_pool2d(x[None], x.shape[-1] // coarse.shape[-1])[0], coarse)

@@ -204,7 +204,8 @@ def members_text(records: Sequence[Record]) -> str:
         f"Spearman: rank correlation of `uncertainty` of `{method}` with the absolute error of its reflectance: "
         "over all pixels of a set, and per image. Spread / error: ratio of their root mean squares; below 1 members "
         "agree too much. Then the texture of what a draw adds to the mean, and of what the mean lacks of the truth: "
-        "correlation between bands and between neighbouring pixels; plain noise has 0.\n\n"
+        "correlation between bands and between neighbouring pixels (plain noise has 0), and how much more power the "
+        "first has.\n\n"
         f"{markdown(['set', f'{rank} over the set', *by_metric], rows)}" + reasons(single, by_metric)
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.bands import TARGET_GSD_M
 from training.quality import metrics
 from training.quality.metrics import trimmed
 from training.quality.pairs import BORDER_PX
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 TABLE, POOLED = "spread", "spread, pooled"
 RANK = "Spearman"
+# Periods from what 10 m pixels cannot hold to the finest that 2.5 m pixels hold in every direction, in px of 2.5 m.
+RINGS_PX = ((8.0, 5.0), (5.0, 3.2), (3.2, 2.5), (2.5, 2.0))
+POWERS = tuple(f"power at {TARGET_GSD_M * a:g} to {TARGET_GSD_M * b:g} m, dB" for a, b in RINGS_PX)
 METRICS = (
     RANK,
     "spread / error",
@@ -29,6 +33,7 @@ METRICS = (
     "bands alike, missing",
     "neighbours alike, added",
     "neighbours alike, missing",
+    *POWERS,
 )
 
 
@@ -46,6 +51,7 @@ def of_image(method: str, pair: Pair, mean: Stored, draw: Stored) -> Record:
             metrics.band_correlation(missing),
             metrics.neighbour_correlation(added),
             metrics.neighbour_correlation(missing),
+            *(metrics.power_ratio_db(added, missing, ring) for ring in RINGS_PX),
         )
         values = dict(zip(METRICS, numbers, strict=True))
     why = dict.fromkeys(values, "fewer than two members") if mean.spread is None else {}

@@ -20,6 +20,7 @@ from training.quality.metrics import (
     ergas_table_iv,
     gradient_ratio,
     neighbour_correlation,
+    power_ratio_db,
     psnr,
     r_squared,
     sam,
@@ -183,3 +184,13 @@ def test_turning_both_images_changes_nothing(seed):
     x, truth = image(seed), image(seed + 1)
     for metric in (psnr, ssim, sam, sre_db, r_squared, correlation, cosine, spearman):
         assert metric(x.rot90(1, (1, 2)), truth.rot90(1, (1, 2))) == pytest.approx(metric(x, truth), rel=1e-6)
+
+
+def test_power_is_compared_ring_by_ring():
+    noise = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(4))
+    smooth = (noise[..., :-1, :] + noise[..., 1:, :]) / 2
+    rings = [(8.0, 5.0), (2.5, 2.0)]
+    assert [power_ratio_db(2 * noise, noise, ring) for ring in rings] == pytest.approx([20 * math.log10(2)] * 2)
+    coarse, fine = (power_ratio_db(smooth, noise[..., 1:, :], ring) for ring in rings)
+    assert fine < coarse - 2 < 0
+    assert math.isnan(power_ratio_db(noise[..., :2, :2], noise[..., :2, :2], (8.0, 5.0)))
