@@ -73,7 +73,7 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         "license": plan.licence,
         "weights_license": plan.system.licence,
         "credit": plan.credit,
-        "comment": f"Detail finer than a band's native GSD is {_made(plan)}, not measured. " + _AGREES[how],
+        "comment": f"Detail finer than a band's native GSD is {_made(plan)}, not measured. {_AGREES[how]}",
         "notes": list(plan.notes),
         "software": f"sen2fine {plan.version}",
     }  # fmt: skip

@@ -216,7 +216,6 @@ BAD = [
     (BOTH, ["--workers", "3"], "--cpus, one worker for each"),
     (BOTH, ["--nonsense", "3"], "unrecognized arguments: --nonsense 3"),
     (BOTH, ["--mem", "8"], "unrecognized arguments: --mem 8"),  # no abbreviation of --members
-    (BOTH, ["--members", "0"], "members = 0"),
     (BOTH, ["--composite", "best"], "invalid choice"),
     (BOTH, ["--config", "absent.toml"], "absent.toml"),
     (BOTH, ["--bbox", "1", "2", "3", "4"], "two areas"),

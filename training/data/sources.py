@@ -230,7 +230,7 @@ def load_data(path: Path) -> TrainingData:
     lacking = [name for name in SHIPPED_FOLDERS if not (path / name).is_dir()]
     if lacking:
         raise UsageError(
-            f"{path} is a folder without {' and '.join(lacking)}",
+            f"{path} is a folder without {', '.join(lacking)}",
             "a training file, or the root of the imagery of the shipped weights",
             f'write a training file whose source has path = "{path}", as in training/example.toml',
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import BY_NAME, NODATA_DN, bands_at
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, bands_at
 from pipeline.grid.sensor import observed, sensor
 from pipeline.products.page.source import factor_of
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from pipeline.products.page.source import Part, Zone
 
 PROMISE_DN = 0.5  # of `consistency = box`, after rounding to whole DN; of the bias where it is `sensor`
-NOISE_DN = 15.0  # within which `consistency = sensor` has 99 % of the pixels: the instrument's noise is 5 to 15 DN
+# Within the noise of the instrument `consistency = sensor` has 99 % of the pixels: 5 to 15 DN over land, and over bright
+# ground 1/174 of what is measured, the largest signal-to-noise ratio that Sentinel-2's bands are specified to have.
+NOISE_DN = 15.0
+SIGNAL_TO_NOISE = 174.0
 LOCAL_PX = 5  # native pixels a side, whose means are looked at
 
 
@@ -43,6 +46,7 @@ class Residual:
     p99_dn: float | None = None
     local_p99_dn: float | None = None  # of means over LOCAL_PX x LOCAL_PX native pixels, all of them compared
     bias_dn: float | None = None
+    noise_dn: float = NOISE_DN  # of the instrument, at the mean of what was measured
 
     @property
     def unbiased(self) -> bool:
@@ -52,7 +56,7 @@ class Residual:
     @property
     def within_noise(self) -> bool:
         """True when 99 % of the pixels are within the noise of the instrument."""
-        return self.p99_dn is not None and self.p99_dn <= NOISE_DN
+        return self.p99_dn is not None and self.p99_dn <= self.noise_dn
 
     @property
     def kept(self) -> bool:
@@ -126,6 +130,7 @@ def _residual(
         name, gsd, seen, count, left_out, _number(size.max()), _number(size.mean()), _number(np.median(size)),
         _number(np.percentile(size, 99)), _number(np.percentile(local, 99)) if local.size else None,
         _number(off[compared].mean()),
+        max(NOISE_DN, (float(native[compared].mean()) + DN_OFFSET / DN_SCALE) / SIGNAL_TO_NOISE),
     )  # fmt: skip
 
 

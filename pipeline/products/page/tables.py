@@ -107,7 +107,7 @@ _PROMISES = {
     "sensor": "For every band, the output is looked at as the sensor would: blurred by its optics, whose MTF is given "
               "below under Settings, and averaged over native pixels. That should give back the measured values: over "
               "areas without bias, and pixel by pixel within the noise of the instrument, which is 5 to 15 DN over "
-              "land. Finer agreement would write that noise into the output.",
+              "land and more where it is bright. Finer agreement would write that noise into the output.",
     "box": f"For every band and every native pixel, the mean of the output over that pixel should be the measured "
            f"value to within {PROMISE_DN:g} DN (half a rounding step).",
     "tent": "This store was made with consistency “tent”: the output agrees with the input under a wider kernel, "
@@ -122,7 +122,7 @@ def _verdict(found: Sequence[Residual], consistency: str) -> str:
     if consistency not in ("sensor", "box") or not compared:
         return ""
     if all(one.kept for one in compared):
-        more = f": bias at most {PROMISE_DN:g} DN, 99 % of the pixels within {NOISE_DN:g} DN"
+        more = f": bias at most {PROMISE_DN:g} DN, 99 % of the pixels within {_noise(compared)}"
         return f' <strong class="good">Holds in every band{more if consistency == "sensor" else ""}.</strong>'
     text = "Does NOT hold in every band: see the table."
     if consistency == "sensor":
@@ -133,8 +133,15 @@ def _verdict(found: Sequence[Residual], consistency: str) -> str:
             if biased
             else "No band is biased. "
         )
-        text += f"More than 1 % of the pixels lie beyond {NOISE_DN:g} DN in {_joined(noisy)}." if noisy else ""
+        text += f"More than 1 % of the pixels lie beyond {_noise(compared)} in {_joined(noisy)}." if noisy else ""
     return f' <strong class="bad">{escape(text.strip())}</strong>'
+
+
+def _noise(compared: Sequence[Residual]) -> str:
+    """The noise that is allowed for, in words."""
+    most = max(compared, key=lambda one: one.noise_dn)
+    more = f" (in {most.band}, which is bright, {most.noise_dn:.0f})" if most.noise_dn > NOISE_DN else ""
+    return f"{NOISE_DN:g} DN{more}"
 
 
 def _table_as_seen(found: Sequence[Residual]) -> str:

@@ -61,7 +61,8 @@ def test_the_digest_is_that_of_the_file(tmp_path):
 
 KEYS = (
     "name, role, path, zarr, variable, catalog, collection, aoi, period, max_cloud, asset, bands, dates, gsd_m, "
-    "target_gsd_m, evaluate_gsd_m, values, scale, offset, offset_dn, place, family, split, weight, evaluated, watched"
+    "target_gsd_m, evaluate_gsd_m, values, scale, offset, offset_dn, place, family, split, weight, "
+    "images_per_place, evaluated, watched"
 )
 
 
