@@ -19,7 +19,7 @@ from pipeline.superres.consistency import least_dn
 Measured = Callable[[Window], NDArray[np.uint16]]  # native DN of a band over a window of 2.5 m px
 
 # What clipping at the lowest DN may leave of the measured value before the image is scaled to it, and by how much then.
-_CLIPPED_DN = 3 * NOISE_DN
+_CLIPPED_DN = 1.5 * NOISE_DN
 _SHARE = 1.0
 CELLS = 2  # native pixels on each side that the scaling needs
 

@@ -174,7 +174,7 @@ def test_without_arguments_the_shipped_weights_are_meant():
             ["{run}/none.safetensors"],
             "none.safetensors does not exist; expected the folder of a run, or a .safetensors",
         ),
-        (["{run}", "--on", "{empty}"], "empty is a folder without hr and s2_l2a; expected a training file"),
+        (["{run}", "--on", "{empty}"], "empty is a folder without hr, hr_more, s2_l2a; expected a training file"),
         (["{run}", "--on", "{towns}", "--out", "{empty}"], "empty is a folder; expected a file to write"),
         (["{run}", "--on", "{empty}/none.toml"], "is no file"),
         (["{run}", "--on", "{towns}", "--steps", "99"], "99 sampling steps"),
