@@ -58,7 +58,7 @@ class Sensor:
     @property
     def cells(self) -> int:
         """Native pixels around an area whose measurement decides its correction."""
-        return 1 + self.support + _LOCAL[self.factor]
+        return 1 + self.support + 2 * _LOCAL[self.factor]
 
 
 @lru_cache(maxsize=64)
@@ -159,15 +159,25 @@ def _spread(values: NDArray[np.float32], of: Sensor, axis: int) -> NDArray[np.fl
 
 
 def _beyond_noise(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
-    """A residual in DN without what noise explains, cut by the reach of the local mean."""
+    """A residual in DN without what noise explains, cut by twice the reach of the local mean.
+
+    What is left out has a local mean of nothing, too: of a skewed residual it would not have by itself.
+    """
     h = _LOCAL[of.factor]
     if not h:
         return residual
-    mean = _summed(_summed(residual, 2 * h + 1, 0), 2 * h + 1, 1) / np.float32((2 * h + 1) ** 2)
-    rest = residual[h:-h, h:-h] - mean
-    rest -= np.clip(rest, np.float32(-NOISE_DN), np.float32(NOISE_DN))
-    rest += mean
-    return rest
+    rest = residual[h:-h, h:-h] - _local_mean(residual, h)
+    noise = np.clip(rest, np.float32(-NOISE_DN), np.float32(NOISE_DN))
+    left_out = noise[h:-h, h:-h] - _local_mean(noise, h)
+    beyond: NDArray[np.float32] = residual[2 * h : -2 * h, 2 * h : -2 * h] - left_out
+    return beyond
+
+
+def _local_mean(values: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
+    """Means over `reach` neighbours on each side, cut by as many."""
+    side = 2 * reach + 1
+    mean: NDArray[np.float32] = _summed(_summed(values, side, 0), side, 1) / np.float32(side**2)
+    return mean
 
 
 def _summed(values: NDArray[np.float32], count: int, axis: int) -> NDArray[np.float32]:
