@@ -26,7 +26,7 @@ IMAGES = ("reflectance", "quality", "scl", "uncertainty")
 def finished(archive, aoi, tmp_path_factory):
     """A store of several blocks: chunks of 24 px make the levels from 10 m on late ones."""
     store = tmp_path_factory.mktemp("pyramid") / "a.zarr"
-    plan, _ = run(config_for(archive, chunk_px=24, unit_chunks=6), aoi, store)
+    plan, _ = run(config_for(archive, chunk_px=24, unit_chunks=6, consistency="box"), aoi, store)
     return plan, store
 
 
@@ -184,7 +184,7 @@ def test_damaged_metadata_is_written_anew_from_the_plan(small, hit):
 
 def test_a_run_that_verifies_mends_overviews_and_those_beyond_blocks(archive, aoi, tmp_path):
     store = tmp_path / "a.zarr"
-    plan, _ = run(config_for(archive, chunk_px=24, unit_chunks=6), aoi, store)
+    plan, _ = run(config_for(archive, chunk_px=24, unit_chunks=6, consistency="box"), aoi, store)
     before = chunk_digests(store)
     for level in ("5m", "10m"):  # of blocks, and beyond them
         path = sorted(path for path in (store / f"overviews/{level}/reflectance/c").rglob("*") if path.is_file())[0]

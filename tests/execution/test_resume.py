@@ -17,7 +17,7 @@ from pipeline.store import layout
 from pipeline.store.keys import RUN_FOLDER
 from tests.execution.conftest import chunk_digests, config_for, run
 
-COMMON = ("--sr", "bicubic", "--chunk-px", "120", "--unit-chunks", "1", "--max-cloud", "100", "--members", "1")
+COMMON = ("--sr", "bicubic", "--chunk-px", "120", "--unit-chunks", "1", "--max-cloud", "100")
 
 
 def command(archive, aoi, store, *more):

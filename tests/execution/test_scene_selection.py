@@ -125,7 +125,8 @@ def test_scattered_fields_compute_only_the_windows_that_they_touch(neighbours, t
     lattice = lattice_of(plan.system)
     (unit,) = plan.units()
     computed = json.loads(next((tmp_path / "fields.zarr" / "_run" / "receipts").glob("*.json")).read_text())["windows"]
-    assert computed == len(lattice.cells_touching_any(plan.chunks(unit)))
+    asked = [chunk.pad(plan.reach_px) for chunk in plan.chunks(unit)]
+    assert computed == len(lattice.cells_touching_any(asked))
     assert computed < len(lattice.cells_touching(plan.window(unit)))
     assert estimate(plan, 1, timed=False).windows == computed
     everything = write_aoi(tmp_path / "all.geojson", box(LEFT + 60, TOP - 1700, LEFT + 3480, TOP - 60))

@@ -51,7 +51,7 @@ def series(seven, tmp_path_factory):
     """The store of the seven dates, each its own time step."""
     index, aoi, _ = seven
     store = tmp_path_factory.mktemp("series") / "out.zarr"
-    run(config_for(index, composite="none", bands=TEN), aoi, store)
+    run(config_for(index, composite="none", bands=TEN, consistency="box"), aoi, store)
     return store
 
 
@@ -138,7 +138,7 @@ def b04(scene):
 def test_monthly_medians_by_hand(five_scenes, tmp_path):
     index, aoi, scenes = five_scenes
     store = tmp_path / "monthly.zarr"
-    plan, _ = run(config_for(index, composite="monthly", bands=("B04",)), aoi, store)
+    plan, _ = run(config_for(index, composite="monthly", bands=("B04",), consistency="box"), aoi, store)
     assert [period.label for period in plan.zones[0].periods] == ["2024-06", "2024-07"]
     ds = pipeline.open_store(store)
     assert [str(moment)[:10] for moment in ds.time.values] == ["2024-06-01", "2024-07-01"]
