@@ -61,9 +61,9 @@ def test_python_blocks_run_on_the_sample(sample_store, monkeypatch):
     ds = names["ds"]
     assert ds.sizes["band"] == 12
     assert ds.rio.crs.to_epsg() == 32629
-    means = ds.reflectance.sel(band="B11").coarsen(y=8, x=8).mean().compute()
-    dn = (means / 1e-4 + 1000).values
-    assert abs(dn - dn.round()).max() < 0.02
+    off = names["off"]  # DN between what the sensor would see of the output and what it measured, of the 20 m bands
+    assert abs(off.mean()) < 0.5
+    assert abs(off).quantile(0.99) < 15
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "pipeline.run" in c])
