@@ -344,8 +344,8 @@ def test_a_folder_of_images_is_no_training_file(imagery, tmp_path, capsys):
     folder = imagery.parent / "dubai_1m"
     assert train.main(["--preset", "tiny-sr", "--data", str(folder), "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == (
-        f"{folder} is a folder without hr, hr_more, s2_l2a; expected a training file, or the root of the imagery of the "
-        f'shipped weights; cure: write a training file whose source has path = "{folder}", as in '
+        f"{folder} is a folder without hr, hr_more, s2_l2a; expected a training file, or the root of the imagery of "
+        f'the shipped weights; cure: write a training file whose source has path = "{folder}", as in '
         "training/example.toml\n"
     )
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.products.page.source import Part, Zone
 
 PROMISE_DN = 0.5  # of `consistency = box`, after rounding to whole DN; of the bias where it is `sensor`
-# Within the noise of the instrument `consistency = sensor` has 99 % of the pixels: 5 to 15 DN over land, and over bright
+# `consistency = sensor` has 99 % of the pixels within the noise of the instrument: 5 to 15 DN over land, over bright
 # ground 1/174 of what is measured, the largest signal-to-noise ratio that Sentinel-2's bands are specified to have.
 NOISE_DN = 15.0
 SIGNAL_TO_NOISE = 174.0
