@@ -96,7 +96,7 @@ print(f"owed to the network: field means move by {np.abs(moved[:, 0]).mean():.4f
 #
 # - The share of mixed pixels falls about fourfold. That is **by construction**: it is the same for pixels that were
 #   only split. What a fine grid gives for nothing is a field mask that follows the outline.
-# - The means of whole fields hardly move. They must not: the mean over each native pixel is the measured one.
+# - The means of whole fields hardly move. They must not: the sensor would measure of the output what it has measured.
 # - The standard deviation within fields includes detail that a network made up. Do not read a higher one as finer crop
 #   variation, nor a lower one as a more even crop.
 

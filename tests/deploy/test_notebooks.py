@@ -56,7 +56,9 @@ def test_first_look_is_rendered_with_its_figures(store, tmp_path):
     for image in found:
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 200, "a picture, not an empty frame"
     said = "".join(o.text for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream")
-    assert "10 m bands: largest difference 0." in said
+    bias = re.search(r"10 m bands: 99 % within [\d.]+ DN, bias (-?[\d.]+) DN", said)
+    assert bias, said
+    assert abs(float(bias[1])) < 0.5
 
 
 def test_readme_names_all_notebooks_and_its_commands_are_understood():
