@@ -148,8 +148,8 @@ print(f"{summary.units} units in {summary.seconds:.1f} s")
 # %% [markdown]
 # ## Is it sound?
 #
-# The promise holds for any system, since the last step is the pipeline's: what the sensor would measure of the output is
-# what it has measured, without bias and within its noise.
+# The promise holds for any system, since the last step is the pipeline's: what the sensor would measure of the output
+# is what it has measured, without bias and within its noise.
 
 # %%
 own, theirs = pipeline.open_store(mine).isel(time=0), pipeline.open_store(store).isel(time=0)
