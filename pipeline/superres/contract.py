@@ -18,8 +18,8 @@ from pipeline.superres.consistency import least_dn
 
 Measured = Callable[[Window], NDArray[np.uint16]]  # native DN of a band over a window of 2.5 m px
 
-# What clipping at the lowest DN may leave of the measured value before the image is scaled to it, and by how much then.
-_CLIPPED_DN = 1.5 * NOISE_DN
+# How far a corrected image may be from what was measured before it is scaled to it, and by which share at most.
+_LEFT_ALONE_DN = 1.5 * NOISE_DN
 _SHARE = 1.0
 CELLS = 2  # native pixels on each side that the scaling needs
 
@@ -71,15 +71,17 @@ def _in_range(
 ) -> NDArray[np.float32]:
     """The image without values below the physical range, cut by `CELLS` native pixels.
 
-    Clipping adds to what is observed. Where that shows beyond noise, what lies above the range's end is scaled by the
-    ratio of measured and observed, spread as the sensor sees it: one step of Richardson (1972) and Lucy (1974), which
-    keeps sums and sign.
+    Clipping adds to what is observed. Where it does, and where the image is away from what was measured by more than
+    the noise left alone, what lies above the range's end is scaled by the ratio of measured and observed, spread as the
+    sensor sees it: one step of Richardson (1972) and Lucy (1974), which keeps sums and sign.
     """
     k = of.factor
     floor = least_dn(measured(inner).astype(np.float32)).repeat(k, 0).repeat(k, 1)
-    image = np.maximum(image, floor)
-    lacking = _lacking(image, inner, of, measured, void)
-    lacking -= np.clip(lacking, np.float32(-_CLIPPED_DN), np.float32(_CLIPPED_DN))
+    left_alone = lacking = _lacking(image, inner, of, measured, void)
+    if (image < floor).any():
+        image = np.maximum(image, floor)
+        lacking = _lacking(image, inner, of, measured, void)
+    lacking = lacking - np.clip(left_alone, np.float32(-_LEFT_ALONE_DN), np.float32(_LEFT_ALONE_DN))
     inside = (slice(CELLS * k, -CELLS * k),) * 2
     if not lacking.any():
         return image[inside]

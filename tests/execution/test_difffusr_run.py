@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.bands import BAND_NAMES
+from pipeline.bands import BAND_NAMES, BY_NAME
 from pipeline.models import difffusr, difffusr_fusion
 from pipeline.models.bundle import LatticeSpec, save_bundle
 from pipeline.run import main
@@ -61,7 +61,9 @@ def test_chunks_never_show(finished, archive, aoi, weights, tmp_path):
 
 
 def test_the_sensor_would_measure_the_input_again_whatever_the_network(finished):
-    assert max(abs(bias) for _, bias in sensor_errors(finished[1]).values()) < 10
+    """Without bias. The area has 64 pixels of 60 m, too few to tell; `test_contract` looks at those."""
+    bias = {name: bias for name, (_, bias) in sensor_errors(finished[1]).items() if BY_NAME[name].gsd_m < 60}
+    assert max(map(abs, bias.values())) < 2
 
 
 def test_without_weights_one_line_says_how_to_give_them(archive, aoi, tmp_path, capsys):
