@@ -60,7 +60,7 @@ def test_a_pixel_depends_on_its_surroundings_alone(name, seed, row, col):
 
 @pytest.mark.parametrize("of", SENSORS.values(), ids=SENSORS)
 def test_a_corrected_image_is_measured_right_and_nearer_to_the_truth(of):
-    k, cells = of.factor, 2 * of.cells + 14
+    k, cells = of.factor, 2 * of.cells + 42
     truth = scene(cells, k)
     guess = gaussian_filter(truth, 0.5 * k)  # what a network might have missed
     lacking = observed(truth, of) - observed(guess, of)
@@ -71,7 +71,7 @@ def test_a_corrected_image_is_measured_right_and_nearer_to_the_truth(of):
     left = (observed(truth, of) - observed(better, of))[at, at]
     assert np.abs(lacking[at, at]).max() > 50
     assert np.percentile(np.abs(left), 99) < 3 * NOISE_DN
-    assert abs(left.mean()) < 0.5
+    assert abs(left.mean()) < 0.3  # over many pixels: what is left to noise cancels but for the rim
     error = [np.std((image - truth)[inside, inside]) for image in (guess, better)]
     assert error[1] < 0.9 * error[0]
 
