@@ -3,7 +3,7 @@
 Cases: importing; opening a large store; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a
 cluster; one model window; seams; the embedded sample from command to verified store; 25 km2 of real tiles repeated into
 one scene (synthetic land where the real imagery is absent); memory over growing areas; what a country and the world's
-land would cost; 25 km2 as a SLURM array with one task killed.
+land would cost; 25 km2 as a SLURM array with one task killed; what the sensor would measure of real scenes' output.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
@@ -289,6 +289,13 @@ def slurm(folder: Path, _workers: int) -> list[Row]:
     return [("25 km2 as a SLURM array of four", *row) for row in array_against_one_run(folder).items()]
 
 
+def sensor(folder: Path, _workers: int) -> list[Row]:
+    """Every real Level-2A scene by default settings, seen again; needs the shared data."""
+    from tests.benchmarks.sensor import rows
+
+    return rows(folder)
+
+
 CASES = {
     "importing": importing,
     "opening": opening,
@@ -301,6 +308,7 @@ CASES = {
     "memory": memory,
     "scale": scale,
     "slurm": slurm,
+    "sensor": sensor,
 }
 
 if __name__ == "__main__":
