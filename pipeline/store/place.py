@@ -240,7 +240,11 @@ class LocalPlace:
     def write(self, key: str, content: bytes) -> None:
         """Write beside, bring to disk, rename."""
         self._require()
-        write_atomic(self.path / key, content)
+        try:
+            write_atomic(self.path / key, content)
+        except StorageError:
+            self._require()  # the folder is missing where another run has begun the store anew meanwhile
+            raise
 
     def create(self, key: str, content: bytes) -> bool:
         """Write beside, then link under the name, which fails where there is one."""
@@ -259,6 +263,7 @@ class LocalPlace:
         except FileExistsError:
             return False
         except OSError as error:
+            self._require()
             raise storage_error(error, path) from error
         finally:
             with suppress(OSError):
@@ -330,4 +335,5 @@ class LocalPlace:
         try:
             yield
         except OSError as error:
+            self._require()
             raise storage_error(error, self.path) from error

@@ -263,6 +263,30 @@ class TestFence:
                 write()
         assert (place.read("a"), place.read("b")) == (b"1", None)
 
+    @pytest.mark.parametrize("how", ["write", "create", "writing"])
+    def test_explains_a_write_that_fails_because_the_store_was_begun_anew(self, tmp_path, monkeypatch, how):
+        """Not the disk refuses: the folder that the file was to lie in is gone."""
+        place = place_of(tmp_path / "run.zarr")
+        Current("d" * 64, "first").put(place)
+        guarded = place.guarded(Fence(place, "d" * 64).require)
+
+        def begun_anew(*_given):
+            monkeypatch.undo()
+            Current("d" * 64, "second").put(place)
+            raise FileNotFoundError(2, "No such file or directory")
+
+        for module in ("place", "files"):
+            monkeypatch.setattr(f"pipeline.store.{module}.put_file", begun_anew)
+
+        def write():
+            if how != "writing":
+                getattr(guarded, how)("_run/receipts/a.json", b"1")
+            with guarded.writing():
+                begun_anew()
+
+        with pytest.raises(LeaseLost, match="begun anew"):
+            write()
+
     def test_is_asked_before_every_chunk(self, place, monkeypatch):
         import zarr
 
