@@ -1,5 +1,7 @@
 """The mesh: a pattern that a network repeats in every 10 m pixel, where the ground is flat and shows nothing.
 
+The ground's own slopes leave a pattern too, as they do in interpolation; hence the difference to that is looked at.
+
 In: Sentinel-2 tiles as they were measured, a loaded system. Out: `Record`s. Imports products and native scenes.
 """
 
@@ -30,7 +32,8 @@ WAYS = (DEFAULT, Way("sample"))
 AROUND_PX = 5  # 10 m px over which ground is called flat or not
 FLATTEST = 10.0  # per cent of the pixels of a scene
 SIDE_60M_PX = 40  # at most, of a scene: 2.4 km hold enough flat pixels that their noise averages out
-PEAK = "{} peak"
+CHANCE = "{} by chance"
+INTERPOLATED = Way(consistency="none")
 
 
 def flat_pixels(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -52,21 +55,32 @@ def pattern(image: NDArray[np.float32], flat: NDArray[np.bool_]) -> NDArray[np.f
     return mean
 
 
+def by_chance(image: NDArray[np.float32], flat: NDArray[np.bool_]) -> float:
+    """RMS that `pattern` would have of an image without one: the standard error of its means."""
+    h, w = flat.shape
+    blocks = image.astype(np.float64).reshape(h, SCALE_10M, w, SCALE_10M).transpose(0, 2, 1, 3)[flat]
+    spread = (blocks - blocks.mean((1, 2), keepdims=True)).var(0).mean()
+    return float(np.sqrt(spread / max(1, len(blocks))))
+
+
 @torch.inference_mode()
-def measure(system: System, scenes: Sequence[NativeScene], seed: int = 0) -> list[Record]:
-    """RMS and peak of the pattern in DN, by scene, product and band; and shares of generated detail."""
+def measure(system: System, plain: System, scenes: Sequence[NativeScene], seed: int = 0) -> list[Record]:
+    """RMS of the pattern in DN beyond that of interpolation (`plain`), and what chance alone would give, by band.
+
+    For each scene and product; with shares of generated detail.
+    """
     records = []
     for index, scene in enumerate(scenes):
         rho = {g: v[:, : SIDE_60M_PX * 60 // g, : SIDE_60M_PX * 60 // g].numpy() for g, v in scene.rho.items()}
         dn = {gsd: product.to_dn(values) for gsd, values in rho.items()}
         flat = flat_pixels(rho[10][: len(RGB)])
+        smooth = product.store(dn, BANDS, plain, INTERPOLATED.options(plain), BAND_NAMES).rho.numpy()
         for way in WAYS:
             stored = product.store(dn, BANDS, system, way.options(system, seed, index), BAND_NAMES)
             values = judge.shares(stored.quality)
-            for name, image in zip(BAND_NAMES, stored.rho.numpy(), strict=True):
-                found = pattern(image, flat) / DN_SCALE
-                values[name] = float(np.sqrt((found**2).mean()))
-                values[PEAK.format(name)] = float(np.abs(found).max())
+            for name, added in zip(BAND_NAMES, (stored.rho.numpy() - smooth) / DN_SCALE, strict=True):
+                values[name] = float(np.sqrt((pattern(added, flat) ** 2).mean()))
+                values[CHANCE.format(name)] = by_chance(added, flat)
             method = judge.label(system.name, way)
             records.append(Record(TABLE, scene.source, scene.place, index, method, values))
     return records

@@ -33,7 +33,7 @@ def whole_sections(
         text = scenes_text(records, found, system)
         sections.append(_section(f"{name}: native scenes seen by a sensor", text, records, name, system))
         say(f"{name}: phase pattern")
-        records = phases.measure(system, found, seed)
+        records = phases.measure(system, plain, found, seed)
         sections.append(_section(f"{name}: phase pattern in flat ground", phases_text(records), records, name, system))
     else:
         text = f"{NULL}: no scene of the data has all 12 bands on enough ground."
@@ -112,8 +112,8 @@ def phases_text(records: Sequence[Record]) -> str:
         cells = []
         for band in BAND_NAMES:
             rms = known(record.values[band] for record in inside)
-            peak = max(known(record.values[phases.PEAK.format(band)] for record in inside))
-            cells.append(f"{number(mean(rms))} / {number(max(rms))} / {number(peak, 1)}")
+            chance = known(record.values[phases.CHANCE.format(band)] for record in inside)
+            cells.append(f"{number(mean(rms))} / {number(max(rms))} / {number(mean(chance))}")
         rows.append([method, *cells])
     first = [record for record in records if record.method == methods_of(records)[0]]
     detail = [
@@ -121,7 +121,8 @@ def phases_text(records: Sequence[Record]) -> str:
     ]
     return (
         f"Mean of pixel less block mean by phase (4 x 4), over the {phases.FLATTEST:g} % of the 10 m pixels around "
-        f"which RGB varies least: RMS in DN, average over {len(first)} scenes / worst scene / peak.\n\n"
+        f"which RGB varies least, less that of interpolation: RMS in DN, average over {len(first)} scenes / worst "
+        "scene / what chance gives where there is none.\n\n"
         f"{markdown(['method', *BAND_NAMES], rows)}\n\nGenerated detail in these scenes, by `quality`:\n\n"
         f"{markdown(['scene', *judge.SHARES], detail)}"
     )

@@ -100,6 +100,14 @@ def test_the_pattern_of_flat_blocks_is_found_below_noise_and_slopes():
     np.testing.assert_allclose(phases.pattern(image.astype(np.float32), flat), wanted, atol=0.25)
 
 
+def test_chance_leaves_as_much_of_a_pattern_as_is_said():
+    rng = np.random.default_rng(1)
+    image, flat = rng.normal(0, 5, (400, 400)).astype(np.float32), np.ones((100, 100), bool)
+    left = np.sqrt((phases.pattern(image, flat) ** 2).mean())
+    assert phases.by_chance(image, flat) == pytest.approx(0.05, rel=0.05)
+    assert left == pytest.approx(0.05, rel=0.5)
+
+
 def test_flat_ground_is_where_colours_vary_least():
     rng = np.random.default_rng(0)
     rgb = (0.2 + 0.05 * rng.random((3, 60, 60))).astype(np.float32)
@@ -113,7 +121,7 @@ def test_flat_ground_is_where_colours_vary_least():
 
 
 def test_interpolation_has_no_mesh_and_the_table_has_every_band(plain):
-    records = phases.measure(plain, scenes.native_scenes([tile("a", 16)]))
+    records = phases.measure(plain, plain, scenes.native_scenes([tile("a", 16)]))
     assert max(records[0].values[name] for name in BAND_NAMES) < 0.5  # of slopes, in few blocks
     text = phases_text(records)
     assert "| method | B01 | B02 |" in text
