@@ -50,6 +50,7 @@ BAND_NAMES: tuple[str, ...] = tuple(band.name for band in BANDS)
 BY_NAME: dict[str, Band] = {band.name: band for band in BANDS}
 RGB: tuple[str, ...] = ("B04", "B03", "B02")  # network order: red, green, blue
 
+SCL = "SCL"  # the scene classification of Sen2Cor, which stands beside the bands
 TARGET_GSD_M = 2.5
 SCALE_10M = 4  # output pixels per 10 m pixel, along one axis
 BLOCK_60M = 24  # output pixels per 60 m pixel, along one axis

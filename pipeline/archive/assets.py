@@ -14,12 +14,12 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.archive.scene import Raster
 from pipeline.archive.scl_assets import scl_keys
-from pipeline.bands import BY_NAME, DN_SCALE, GSDS_M, NODATA_DN
+from pipeline.bands import BY_NAME, DN_SCALE, GSDS_M, NODATA_DN, SCL
+from pipeline.grid.native_rasters import SCL_GSD_M
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-SCL, SCL_GSD_M = "SCL", 20
 _DN_TYPES = ("uint16", "int16")
 # Query parameters of signed addresses, in lower case: AWS (SigV4, SigV2), Google, CloudFront; Azure's only next to sig.
 _SIGNATURE = re.compile(r"x-(amz|goog)-.+|awsaccesskeyid|googleaccessid|signature|expires|policy|key-pair-id")

@@ -17,8 +17,9 @@ from pipeline.archive.access import ALLOWED_DRIVERS, open_raster
 from pipeline.archive.image import Image, without_impossible
 from pipeline.archive.radiometry import to_house_dn
 from pipeline.archive.scene import OPEN
-from pipeline.bands import BY_NAME
+from pipeline.bands import BY_NAME, SCL
 from pipeline.errors import ReadError, UsageError
+from pipeline.grid.native_rasters import SCL_GSD_M
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from pipeline.archive.access import Access
     from pipeline.archive.scene import Raster, Scene
 
-SCL = "SCL"  # scene classification layer of Sen2Cor
-SCL_GSD_M = 20
 UNCLASSIFIED = 7  # SCL class; stands for "this scene has no SCL"
 _WHOLE_PX = 1e-3  # origins closer than this, in pixels, are the same grid; file headers carry rounded decimals
 _CACHE_IN_BYTES = 100_000  # GDAL reads a GDAL_CACHEMAX below this as megabytes

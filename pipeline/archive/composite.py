@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from pipeline.archive.bandfile import UNCLASSIFIED
+from pipeline.grid.native_rasters import SCL_GSD_M, factor_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.grid.grid import Grid
+    from pipeline.grid.grid import Window
 
 # SCL classes (Sen2Cor) that hide the ground: nodata, saturated, cloud shadow, medium and high cloud, thin cirrus.
 UNCLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)
-_CELL_M = 20  # pixel of SCL, on which the choice is made
+_CELL_M = SCL_GSD_M  # on which the choice is made
+_CELL_PX = factor_at(_CELL_M)
 _FAR = np.int32(1 << 20)  # sorts behind every DN
 
 
@@ -30,8 +32,8 @@ class Step(Protocol):
     """One scene over a grid. `dn` by GSD in metres: (band, y, x) house DN; looking a GSD up may read files."""
 
     @property
-    def grid(self) -> Grid:
-        """The 2.5 m grid, edges on multiples of 60 m."""
+    def window(self) -> Window:
+        """Pixels of 2.5 m, edges on multiples of 60 m."""
         ...
 
     @property
@@ -74,7 +76,7 @@ def mosaic(steps: Iterable[Step]) -> Composite:
     for order, step in enumerate(steps):
         taken.append(step)
         if order == 0:
-            choice = np.full(step.grid.at_gsd(_CELL_M).shape, -1)
+            choice = np.full(step.window.coarsen(_CELL_PX).shape, -1)
         choice[_whole(step, (choice < 0) & _clear(step))] = order
         if (choice >= 0).all():
             break
@@ -109,7 +111,7 @@ def median(steps: Iterable[Step], pass_numbers: Sequence[int]) -> Composite:
 def _clear(step: Step) -> NDArray[np.bool_]:
     """(y, x) at 20 m: True where SCL does not hide the ground; everywhere without SCL."""
     if step.scl is None:
-        return np.ones(step.grid.at_gsd(_CELL_M).shape, bool)
+        return np.ones(step.window.coarsen(_CELL_PX).shape, bool)
     return ~np.isin(step.scl, UNCLEAR_SCL)
 
 

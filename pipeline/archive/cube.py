@@ -1,8 +1,8 @@
 """Lazy cubes of scenes on one grid, and the loader that inference and training share.
 
 In: scenes, a 2.5 m grid whose edges are multiples of 60 m, band names, access. Out: a `Cube` of lazy DataArrays at the
-native 10, 20 and 60 m, or `Pixels`, the same as arrays. All DN are in the house convention, 0 is nodata, also where SCL
-is 0 (NO_DATA): some archives leave DN there.
+native 10, 20 and 60 m, or `NativeRasters`, the same as arrays. All DN are in the house convention, 0 is nodata, also
+where SCL is 0 (NO_DATA): some archives leave DN there.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.archive.bandfile import SCL, SCL_GSD_M, BandFile, BandReader, gdal_options
+from pipeline.archive.bandfile import BandFile, BandReader, gdal_options
 from pipeline.archive.composite import median, mosaic
 from pipeline.archive.passes import pass_numbers
-from pipeline.bands import GSDS_M, bands_at
+from pipeline.bands import GSDS_M, SCL, bands_at
 from pipeline.errors import UsageError
+from pipeline.grid.native_rasters import SCL_GSD_M, NativeRasters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,22 +45,7 @@ class Cube:
     scl: xr.DataArray | None
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """One time step, read: `dn` by GSD in metres (band, y, x) uint16, `scl` (y, x) uint8 at 20 m."""
-
-    grid: Grid
-    dn: dict[int, NDArray[np.uint16]]
-    bands: dict[int, tuple[str, ...]]
-    scl: NDArray[np.uint8] | None
-    scenes: tuple[str, ...] = ()  # ids of those that supplied a pixel, best first; () where nobody kept count
-
-    def seen(self, gsd_m: int, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(y, x) at `gsd_m`: True where any band has data."""
-        return np.asarray(self.dn[gsd_m].any(axis=0) & needed)
-
-
-class LazyPixels(Mapping[int, "NDArray[np.uint16]"]):
+class LazyRasters(Mapping[int, "NDArray[np.uint16]"]):
     """A scene that is read piece by piece, each file once: SCL, the first band of a GSD, its other bands.
 
     A mapping from GSD in metres to (band, y, x). `load(gsd_m, bands)` reads a slice of the bands of one GSD.
@@ -67,12 +53,12 @@ class LazyPixels(Mapping[int, "NDArray[np.uint16]"]):
 
     def __init__(
         self,
-        grid: Grid,
+        window: Window,
         bands: Mapping[int, tuple[str, ...]],
         load: Callable[[int, slice], NDArray[np.uint16]],
         load_scl: Callable[[], NDArray[np.uint8]] | None,
     ) -> None:
-        self.grid, self._bands, self._load, self._load_scl = grid, bands, load, load_scl
+        self.window, self._bands, self._load, self._load_scl = window, bands, load, load_scl
         self._parts: dict[int, list[NDArray[np.uint16]]] = {gsd_m: [] for gsd_m in bands}
         self._scl: NDArray[np.uint8] | None = None
 
@@ -137,7 +123,7 @@ def open_cube(
     return Cube(grid, rasters, _stack_scl(scenes, grid, access, chunk_px, resample))
 
 
-def read(cube: Cube, window: Window | None = None, *, time: int = 0) -> Pixels:
+def read(cube: Cube, window: Window | None = None, *, time: int = 0) -> NativeRasters:
     """Compute one time step, whole or within `window` (absolute, 2.5 m pixels, edges multiples of 24).
 
     Runs in the calling thread: a worker's task must not start threads of its own. ReadError as `open_cube`'s files say.
@@ -150,8 +136,8 @@ def read(cube: Cube, window: Window | None = None, *, time: int = 0) -> Pixels:
     lazy = [step.data for step in steps.values()] + ([] if scl is None else [scl.data])
     arrays = dask.compute(*lazy, scheduler="synchronous")
     classes = None if scl is None else arrays[-1]
-    return Pixels(
-        grid,
+    return NativeRasters(
+        grid.window,
         {gsd_m: _classified(dn, classes, gsd_m) for gsd_m, dn in zip(steps, arrays, strict=False)},
         {gsd_m: tuple(str(name) for name in step.band.values) for gsd_m, step in steps.items()},
         classes,
@@ -182,7 +168,7 @@ def read_period(
     *,
     resample: bool = False,
     with_scl: bool = False,
-) -> Pixels:
+) -> NativeRasters:
     """The loader: `scenes` (best first) composited ("mosaic" or "median") over `grid`. Errors as `open_cube`, `read`.
 
     Each file is opened at most once, those of scenes that are not needed never. `scl` is 7 on valid ground of scenes
@@ -196,21 +182,21 @@ def read_period(
     found = mosaic(steps) if composite == "mosaic" else median(steps, pass_numbers(scenes))
     scl = found.scl if with_scl or cube.scl is not None else None
     names = {gsd_m: bands_at(gsd_m, bands) for gsd_m in found.dn}
-    return Pixels(grid, found.dn, names, scl, tuple(scenes[order].id for order in found.used))
+    return NativeRasters(grid.window, found.dn, names, scl, tuple(scenes[order].id for order in found.used))
 
 
-def _lazy(cube: Cube, time: int, scene: Scene) -> LazyPixels:
+def _lazy(cube: Cube, time: int, scene: Scene) -> LazyRasters:
     """The scene at `time`; reads in the calling thread, as `read` does."""
     names = {gsd_m: tuple(map(str, raster.band.values)) for gsd_m, raster in cube.rasters.items()}
 
     def load(gsd_m: int, bands: slice) -> NDArray[np.uint16]:
         lazy = cube.rasters[gsd_m].isel(time=time, band=bands)
-        return _classified(np.asarray(lazy.data.compute(scheduler="synchronous")), pixels.scl, gsd_m)
+        return _classified(np.asarray(lazy.data.compute(scheduler="synchronous")), rasters.scl, gsd_m)
 
     classes = None if cube.scl is None or SCL not in scene.hrefs else cube.scl.isel(time=time).data
     load_scl = None if classes is None else partial(classes.compute, scheduler="synchronous")
-    pixels = LazyPixels(cube.grid, names, load, load_scl)
-    return pixels
+    rasters = LazyRasters(cube.grid.window, names, load, load_scl)
+    return rasters
 
 
 def _check(scenes: Sequence[Scene], grid: Grid, bands: tuple[str, ...]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.archive.access import open_raster
-from pipeline.archive.bandfile import SCL, gdal_options
-from pipeline.bands import BY_NAME, NODATA_DN
+from pipeline.archive.bandfile import gdal_options
+from pipeline.bands import BY_NAME, NODATA_DN, SCL
 from pipeline.errors import ReadError, Unreachable
 
 if TYPE_CHECKING:

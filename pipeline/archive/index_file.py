@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from pipeline.archive.bandfile import SCL, SCL_GSD_M
 from pipeline.archive.index_marks import marked
 from pipeline.archive.scene import BY_USER_KEY, EVIDENCE_KEY, OFFSET_KEY
-from pipeline.bands import BY_NAME
+from pipeline.bands import BY_NAME, SCL
 from pipeline.errors import StorageError
+from pipeline.grid.native_rasters import SCL_GSD_M
 from pipeline.working import require_ours
 
 if TYPE_CHECKING:

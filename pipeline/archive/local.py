@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.archive.bandfile import SCL
 from pipeline.archive.local_files import File, chosen, header
 from pipeline.archive.local_groups import Candidate, band_of, candidates, rasters
 from pipeline.archive.local_meta import Meta, from_item, from_names, from_safe, to_utc
@@ -22,7 +21,7 @@ from pipeline.archive.local_names import Names, product_name
 from pipeline.archive.local_offset import AUDIT_KEY, decided
 from pipeline.archive.local_tree import walk
 from pipeline.archive.scene import OffsetDecision, Raster, Scene
-from pipeline.bands import BAND_NAMES, HOUSE_ADD_OFFSET_DN
+from pipeline.bands import BAND_NAMES, HOUSE_ADD_OFFSET_DN, SCL
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.archive import zipped
 from pipeline.archive.access import Access, open_raster
-from pipeline.archive.bandfile import SCL, SCL_GSD_M, gdal_options, has_alpha, sample_types
+from pipeline.archive.bandfile import gdal_options, has_alpha, sample_types
 from pipeline.archive.image import Image
-from pipeline.bands import BAND_NAMES, BY_NAME
+from pipeline.bands import BAND_NAMES, BY_NAME, SCL
 from pipeline.errors import UsageError
+from pipeline.grid.native_rasters import SCL_GSD_M
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

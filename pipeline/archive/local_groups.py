@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.archive.bandfile import SCL
 from pipeline.archive.local_meta import LEVEL_1_XML, PRODUCT_XML, TILE_XML, items_in
 from pipeline.archive.local_names import Names, product_name
 from pipeline.archive.local_tree import RASTERS
+from pipeline.bands import SCL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

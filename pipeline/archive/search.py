@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.access import redact
-from pipeline.archive.assets import SCL
 from pipeline.archive.catalog import SAMPLE, Patience
 from pipeline.archive.stac import RejectedItem, scene_from_item
 from pipeline.archive.stac_files import file_items
 from pipeline.archive.versions import drop_superseded, with_distinct_ids
-from pipeline.bands import BAND_NAMES
+from pipeline.bands import BAND_NAMES, SCL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

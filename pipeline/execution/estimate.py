@@ -101,8 +101,9 @@ def seconds_per_window(plan: Plan) -> float:
     """Wall seconds of one window of one member on this machine, second of two runs, on made-up numbers."""
     import numpy as np
 
-    from pipeline.execution.unit import device_name, prepare_process
+    from pipeline.execution.worker_process import device_name, prepare_process
     from pipeline.grid.grid import Window
+    from pipeline.grid.native_rasters import NativeRasters, factor_at
     from pipeline.superres import superres
 
     prepare_process()
@@ -114,10 +115,10 @@ def seconds_per_window(plan: Plan) -> float:
     names = {gsd: bands_at(gsd, plan.inputs) for gsd in GSDS_M if bands_at(gsd, plan.inputs)}
     rng = np.random.default_rng(0)
     dn = {
-        gsd: rng.integers(1500, 4000, (len(bands), *window.coarsen(round(gsd / TARGET_GSD_M)).shape), dtype=np.uint16)
+        gsd: rng.integers(1500, 4000, (len(bands), *window.coarsen(factor_at(gsd)).shape), dtype=np.uint16)
         for gsd, bands in names.items()
     }
-    native = superres.Native(window, dn, names)
+    native = NativeRasters(window, dn, names)
     state = next(iter(plan.states.values()), None)
     spent = 0.0
     for _ in range(2):

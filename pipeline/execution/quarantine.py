@@ -46,7 +46,7 @@ def allowed(units: int) -> int:
 
 def command(unit: Unit, store: Where) -> list[str]:
     """The command that computes one unit alone."""
-    return [sys.executable, "-m", "pipeline.execution.unit", str(store), unit.id]
+    return [sys.executable, "-m", "pipeline.execution.single", str(store), unit.id]
 
 
 def worth_isolating(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.archive.cube import Pixels
+    from pipeline.grid.native_rasters import NativeRasters
 
 _UNCLASSIFIED_SCL = 7  # says nothing; stands also where a scene has no classification
 _DETAIL = {
@@ -59,7 +59,7 @@ class Tally:
                 self.withheld[name] = self.withheld.get(name, 0) + int(np.count_nonzero(causes[lacking] == index))
 
 
-def holes(pixels: Pixels, bands: tuple[str, ...]) -> dict[str, int]:
+def holes(pixels: NativeRasters, bands: tuple[str, ...]) -> dict[str, int]:
     """{band of `bands`: native pixels of 10 and 20 m that are nodata where the scene classification says clear}.
 
     Damage to an uncompressed file passes GDAL without an error; zeros that the classification contradicts are its

@@ -24,7 +24,6 @@ from pipeline.bands import (
     NODATA_SPREAD,
     RGB,
     SCALE_10M,
-    TARGET_GSD_M,
 )
 from pipeline.errors import PipelineError
 from pipeline.grid.grid import align_up
@@ -42,28 +41,12 @@ if TYPE_CHECKING:
 
     from pipeline.grid.grid import Window
     from pipeline.grid.lattice import Lattice
+    from pipeline.grid.native_rasters import NativeRasters
     from pipeline.models.bundle import NoiseSource
     from pipeline.superres.systems import SceneState, System
 
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Native:
-    """DN in the house convention on the native grids over `window` (2.5 m px, edges multiples of 24)."""
-
-    window: Window
-    dn: dict[int, NDArray[np.uint16]]  # GSD in metres -> (band, y, x)
-    bands: dict[int, tuple[str, ...]]
-    scl: NDArray[np.uint8] | None = None  # (y, x) at 20 m
-
-    def band(self, name: str, window: Window) -> NDArray[np.uint16]:
-        """DN of one band over `window` (2.5 m px) on its native grid."""
-        gsd, factor = BY_NAME[name].gsd_m, fuse.factor_of(name)
-        rows, cols = window.coarsen(factor).slices(self.window.coarsen(factor))
-        part: NDArray[np.uint16] = self.dn[gsd][self.bands[gsd].index(name), rows, cols]
-        return part
 
 
 @dataclass(frozen=True)
@@ -116,25 +99,13 @@ def read_window(lattice: Lattice, window: Window, reach: int = 0) -> Window:
     return lattice.read_window(window.pad(reach)).pad(fuse.CONTEXT_PX)
 
 
-def _cut(native: Native, window: Window) -> dict[int, NDArray[np.uint16]]:
-    dn = {}
-    for gsd, raster in native.dn.items():
-        factor = round(gsd / TARGET_GSD_M)
-        rows, cols = window.coarsen(factor).slices(native.window.coarsen(factor))
-        dn[gsd] = raster[:, rows, cols]
-    return dn
-
-
-def _window_input(native: Native, window: Window, bright: float) -> fuse.WindowInput | None:
+def _window_input(native: NativeRasters, window: Window, bright: float) -> fuse.WindowInput | None:
     """The native rasters of one lattice window, filled; None when nothing was measured in it."""
-    around, dn = _cut(native, window.pad(fuse.CONTEXT_PX)), _cut(native, window)
+    around, dn = native.cut(window.pad(fuse.CONTEXT_PX)), native.cut(window)
     if not any((raster != NODATA_DN).any() for raster in dn.values()):
         return None
     rgb = _rgb_rows(native)
-    scl = None
-    if native.scl is not None:
-        rows, cols = window.coarsen(8).slices(native.window.coarsen(8))
-        scl = native.scl[rows, cols]
+    scl = native.scl_over(window)
     shape10 = (window.ny // SCALE_10M, window.nx // SCALE_10M)
     valid10 = (dn[10][rgb] != NODATA_DN).all(0) if rgb else np.ones(shape10, bool)
     weight = masks.detail_weight(dn[10][rgb], scl, bright) if rgb else None
@@ -142,13 +113,13 @@ def _window_input(native: Native, window: Window, bright: float) -> fuse.WindowI
     return fuse.WindowInput(filled, native.bands, valid10, weight)
 
 
-def _rgb_rows(native: Native) -> list[int]:
+def _rgb_rows(native: NativeRasters) -> list[int]:
     """Where RGB stands among the 10 m bands."""
     return [native.bands[10].index(name) for name in RGB if name in native.bands.get(10, ())]
 
 
 def _nearest_cause(
-    native: Native, window: Window, quality: NDArray[np.uint8], bright: float
+    native: NativeRasters, window: Window, quality: NDArray[np.uint8], bright: float
 ) -> NDArray[np.uint8] | None:
     """`Result.causes` over `window`, looked for in all that was read."""
     if not ((quality == masks.QUALITY_MEASURED) | (quality == masks.QUALITY_PARTIAL)).any():
@@ -174,7 +145,7 @@ def _noise_of(window: Window, options: Options, system: System) -> Callable[[int
 
 
 def super_resolve(
-    native: Native,
+    native: NativeRasters,
     window: Window,
     system: System,
     order: tuple[str, ...],
@@ -269,7 +240,7 @@ def _detail(given: fuse.WindowInput, window: Window) -> NDArray[np.float32]:
 
 
 def _finish(
-    native: Native,
+    native: NativeRasters,
     window: Window,
     order: tuple[str, ...],
     options: Options,

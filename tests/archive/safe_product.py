@@ -4,8 +4,7 @@ import shutil
 
 import rasterio
 
-from pipeline.archive.bandfile import SCL
-from pipeline.bands import BY_NAME
+from pipeline.bands import BY_NAME, SCL
 from tests.archive.synthetic import make_scene
 
 PRODUCT = "S2B_MSIL2A_20240617T101559_N0510_R065_T32TMS_20240617T130000"

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.archive.bandfile import SCL
 from pipeline.archive.index_file import write_index
 from pipeline.archive.local import footprint_of
 from pipeline.archive.scene import OffsetDecision, Raster, Scene
-from pipeline.bands import BAND_NAMES, BY_NAME
+from pipeline.bands import BAND_NAMES, BY_NAME, SCL
 
 if TYPE_CHECKING:
     from pathlib import Path

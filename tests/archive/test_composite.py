@@ -6,15 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.archive.composite import UNCLEAR_SCL, median, mosaic
-from pipeline.archive.cube import LazyPixels, Pixels
-from pipeline.grid.grid import Grid, Window
+from pipeline.archive.cube import LazyRasters
+from pipeline.grid.grid import Window
+from pipeline.grid.native_rasters import NativeRasters
 
 CELL = 24  # 2.5 m pixels per 60 m
 GROUPS = {10: ("B02", "B04"), 20: ("B11",), 60: ("B01",)}
 
 
-def grid(ny=2, nx=3, row=0):
-    return Grid(32632, Window(row * CELL, 0, ny * CELL, nx * CELL))
+def window(ny=2, nx=3, row=0):
+    return Window(row * CELL, 0, ny * CELL, nx * CELL)
 
 
 def flat(value, scl=4, where=None, ny=2, nx=3):
@@ -26,7 +27,7 @@ def flat(value, scl=4, where=None, ny=2, nx=3):
     }
     classes = np.broadcast_to(np.uint8(scl), (3 * ny, 3 * nx)) if scl is not None else None
     scl_array = None if classes is None else np.where(inside.repeat(3, 0).repeat(3, 1), classes, 0).astype(np.uint8)
-    return Pixels(grid(ny, nx), {g: a.astype(np.uint16) for g, a in dn.items()}, GROUPS, scl_array)
+    return NativeRasters(window(ny, nx), {g: a.astype(np.uint16) for g, a in dn.items()}, GROUPS, scl_array)
 
 
 @st.composite
@@ -41,7 +42,7 @@ def step(draw, ny=2, nx=2):
         dark = rng.random(image.shape) < draw(st.sampled_from([0.0, 0.3]))  # 0 in one band of several is no hole
         dn[gsd] = np.where((rng.random(shape) < holes) | dark, 0, image).astype(np.uint16)
     scl = rng.integers(0, 12, (3 * ny, 3 * nx)).astype(np.uint8) if draw(st.booleans()) else None
-    return Pixels(grid(ny, nx), dn, GROUPS, scl)
+    return NativeRasters(window(ny, nx), dn, GROUPS, scl)
 
 
 def clear(pixels, gsd):
@@ -104,8 +105,8 @@ def test_a_part_of_the_grid_composites_as_the_whole(steps):
     for composite in (mosaic, lambda some: median(some, "abb"[: len(some)])):
         whole, *_ = composite(steps)
         parts = [
-            Pixels(
-                grid(2, 2, row=1),
+            NativeRasters(
+                window(2, 2, row=1),
                 {gsd: a[:, 60 // gsd :] for gsd, a in s.dn.items()},
                 GROUPS,
                 None if s.scl is None else s.scl[3:],
@@ -155,7 +156,7 @@ def lazy(pixels, reads, name):
         reads.append((name, "SCL"))
         return pixels.scl
 
-    return LazyPixels(pixels.grid, GROUPS, load, None if pixels.scl is None else load_scl)
+    return LazyRasters(pixels.window, GROUPS, load, None if pixels.scl is None else load_scl)
 
 
 @settings(max_examples=150, deadline=None)

@@ -15,12 +15,13 @@ import rasterio
 
 from pipeline.archive import access as access_module
 from pipeline.archive.access import Access
-from pipeline.archive.bandfile import SCL, UNCLASSIFIED
+from pipeline.archive.bandfile import UNCLASSIFIED
 from pipeline.archive.cube import open_cube, read, read_period
 from pipeline.archive.scene import Raster
-from pipeline.bands import BAND_NAMES, BY_NAME, GSDS_M, bands_at
+from pipeline.bands import BAND_NAMES, BY_NAME, GSDS_M, SCL, bands_at
 from pipeline.errors import ReadError, UsageError
 from pipeline.grid.grid import Grid, Phase, Window
+from pipeline.grid.native_rasters import factor_at
 from tests.archive.synthetic import coordinate_dn, make_scene, write_band
 
 LEFT, TOP, SIDE = 600000, 5100000, 1200
@@ -90,7 +91,7 @@ def test_a_window_is_the_same_place_cut_out(tmp_path, local):
     window = Window(grid.window.row + 48, grid.window.col + 24, 96, 120)
     whole, part = read(cube), read(cube, window)
     for gsd_m in GSDS_M:
-        rows, cols = part.grid.at_gsd(gsd_m).window.slices(grid.at_gsd(gsd_m).window)
+        rows, cols = part.window.coarsen(factor_at(gsd_m)).slices(grid.window.coarsen(factor_at(gsd_m)))
         np.testing.assert_array_equal(part.dn[gsd_m], whole.dn[gsd_m][:, rows, cols])
 
 

@@ -9,11 +9,10 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from pipeline.archive.access import Access
-from pipeline.archive.bandfile import SCL
 from pipeline.archive.cube import read_period
 from pipeline.archive.local import scan
 from pipeline.archive.scene import Raster
-from pipeline.bands import BAND_NAMES
+from pipeline.bands import BAND_NAMES, SCL
 from pipeline.errors import ReadError, UsageError
 from pipeline.grid.grid import Grid
 from tests.archive.synthetic import make_scene, write_band

@@ -13,7 +13,6 @@ import rasterio
 from pipeline.archive import local as local_module
 from pipeline.archive.access import Access
 from pipeline.archive.aoi import aoi_from_bbox
-from pipeline.archive.bandfile import SCL
 from pipeline.archive.catalog import load_catalog
 from pipeline.archive.cube import read_period
 from pipeline.archive.index_file import write_index
@@ -22,7 +21,7 @@ from pipeline.archive.local_meta import from_names, to_utc
 from pipeline.archive.local_names import Names
 from pipeline.archive.scene import Phase, Raster, Scene
 from pipeline.archive.search import search
-from pipeline.bands import BAND_NAMES, BY_NAME, bands_at
+from pipeline.bands import BAND_NAMES, BY_NAME, SCL, bands_at
 from pipeline.errors import StorageError, UsageError
 from pipeline.grid.grid import Grid
 from pipeline.index import main

@@ -12,7 +12,6 @@ import rasterio
 
 from pipeline.archive.access import Access
 from pipeline.archive.aoi import aoi_from_bbox
-from pipeline.archive.bandfile import SCL
 from pipeline.archive.catalog import load_catalog
 from pipeline.archive.cube import read_period
 from pipeline.archive.index_file import write_index
@@ -21,7 +20,7 @@ from pipeline.archive.local_meta import from_names
 from pipeline.archive.local_names import Names, product_name, require_level_2a, sensing_time
 from pipeline.archive.scene import Raster
 from pipeline.archive.search import search
-from pipeline.bands import BAND_NAMES, BY_NAME
+from pipeline.bands import BAND_NAMES, BY_NAME, SCL
 from pipeline.errors import UsageError
 from pipeline.grid.grid import Grid
 from tests.archive.safe_product import PRODUCT, safe

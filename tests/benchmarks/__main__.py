@@ -141,14 +141,13 @@ def seams(folder: Path, workers: int) -> list[Row]:
     grid = Grid.covering(scene.epsg, inner, scene.phase)
     names = tuple(band for gsd in GSDS_M for band in bands_at(gsd) if band in scene.hrefs)
     system = systems.load(systems.choose("lite"), "cpu")
-    images, native = {}, None
+    images = {}
     for label, lattice in (("shipped", system.lattice), ("other", Lattice(480, 336, 48, 48))):
         chosen = dataclasses.replace(system, lattice=lattice)
         reach = superres.read_window(lattice, grid.window)
         roots = tuple({str(Path(href).parent) for href in scene.hrefs.values()})
         pixels = read_period((scene,), "mosaic", grid.of(reach), names, Access(roots=roots))
-        native = superres.Native(reach, pixels.dn, pixels.bands, pixels.scl)
-        images[label] = superres.super_resolve(native, grid.window, chosen, names, superres.Options()).dn.astype(float)
+        images[label] = superres.super_resolve(pixels, grid.window, chosen, names, superres.Options()).dn.astype(float)
     red = names.index("B04")
     step = np.abs(np.diff(images["shipped"][red], axis=1)).mean(0)
     columns = np.arange(grid.window.col + 1, grid.window.col_end)

@@ -407,14 +407,14 @@ class TestStrangers:
     )
     @pytest.mark.parametrize("command", ["run", "check", "unit"])
     def test_access_is_what_the_catalogue_here_allows(self, call, store, access, named, command):
-        from pipeline.execution import unit
+        from pipeline.execution import single
 
         self.forged(store, **access)
         before = listing(store)
         words = {
             "run": (run_command, "--plan", store, "--cluster", "inline"),
             "check": (check, store, "--repair"),
-            "unit": (unit, store, "z32632-r0-c0-t0"),
+            "unit": (single, store, "z32632-r0-c0-t0"),
         }[command]
         code, _, err = call(*words)
         assert code == 2
@@ -464,7 +464,7 @@ class TestStrangers:
         assert "\\x1b" in out
         assert not {"\x1b", "\x07"} & set(out + err)
         assert "curl" not in out  # the command is put together here
-        assert f"python -m pipeline.execution.unit {store} {unit.id}" in out
+        assert f"python -m pipeline.execution.single {store} {unit.id}" in out
         code, out, err = call(export, store, "--out", store.parent / "tifs")
         assert code == 2
         assert not {"\x1b", "\x07"} & set(out + err)

@@ -22,9 +22,9 @@ from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.execution import planner
+from pipeline.execution.noise_stream import noise_stream
 from pipeline.execution.plan import Plan, Unit, load_plan, plan_path
 from pipeline.execution.planner import make_plan
-from pipeline.execution.unit import noise_stream
 from pipeline.grid.grid import Phase, Window
 from pipeline.grid.noise import normal_field
 from pipeline.superres.systems import Choice

@@ -124,7 +124,7 @@ def test_a_unit_alone_says_what_is_wrong_in_one_line(begun, tmp_path):
     _, store = begun
     for words, code in (([str(store), "z1-r9"], 2), ([str(tmp_path), "z1"], 2)):
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.execution.unit", *words], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "pipeline.execution.single", *words], capture_output=True, text=True, check=False
         )
         assert done.returncode == code
         assert done.stderr.startswith("error: ")

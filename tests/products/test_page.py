@@ -295,7 +295,7 @@ def test_units_set_aside_are_named_with_the_reason_and_the_command(store, tmp_pa
     folder = path / "_run" / "quarantine"
     folder.mkdir()
     record = {"unit": unit, "plan_digest": digest, "error": "killed <by> signal 9", "attempts": 4,
-              "reproduce": f"python -m pipeline.execution.unit a.zarr {unit}"}  # fmt: skip
+              "reproduce": f"python -m pipeline.execution.single a.zarr {unit}"}  # fmt: skip
     (folder / f"{unit}.json").write_text(json.dumps(record))
     (folder / "stale.json").write_text(json.dumps({**record, "unit": "z32632-r9-c9-t0", "plan_digest": "other"}))
     text = read(make_page(path))[0]

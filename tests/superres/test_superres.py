@@ -10,10 +10,11 @@ from pipeline.bands import BAND_NAMES, BLOCK_60M, BY_NAME
 from pipeline.errors import PipelineError
 from pipeline.grid.grid import Window
 from pipeline.grid.lattice import Lattice
+from pipeline.grid.native_rasters import NativeRasters
 from pipeline.superres import systems
 from pipeline.superres.fuse import factor_of
 from pipeline.superres.masks import QUALITY_GENERATED, QUALITY_MEASURED, QUALITY_NODATA
-from pipeline.superres.superres import Native, Options, read_window, super_resolve
+from pipeline.superres.superres import Options, read_window, super_resolve
 from pipeline.superres.systems import FUSION_INPUTS
 from tests.superres.fakes import NoisyResolver, fake_system
 
@@ -42,7 +43,7 @@ def world(window, seed=3):
 
 def native_over(window, system, **holes):
     read = read_window(system.lattice, window, Options().reach_px(BAND_NAMES))
-    native = Native(read, world(read), FUSION_INPUTS)
+    native = NativeRasters(read, world(read), FUSION_INPUTS)
     for gsd, change in holes.items():
         change(native.dn[int(gsd[1:])])
     return native
@@ -107,7 +108,7 @@ def test_mean_of_members_is_smoother_and_spread_is_positive():
 def test_clouds_get_interpolation_and_no_spread():
     system = fake_system(lattice=SMALL)
     native = native_over(BASE, system)
-    cloudy = Native(native.window, native.dn, native.bands, np.full(native.window.coarsen(8).shape, 9, np.uint8))
+    cloudy = NativeRasters(native.window, native.dn, native.bands, np.full(native.window.coarsen(8).shape, 9, np.uint8))
     result = run(BASE, system, Options(seed=1, members=2), native=cloudy)
     plain = run(BASE, systems.System("bicubic", SMALL, None, None, system.device), native=native)
     assert np.array_equal(result.dn, plain.dn)
@@ -149,7 +150,7 @@ def test_missing_bands_are_simply_absent():
         gsd: tuple(n for n in bands if n in names) for gsd, bands in native.bands.items() if set(bands) & set(names)
     }
     dn = {gsd: native.dn[gsd][[native.bands[gsd].index(n) for n in chosen]] for gsd, chosen in kept.items()}
-    result = run(BASE, system, order=names, native=Native(native.window, dn, kept))
+    result = run(BASE, system, order=names, native=NativeRasters(native.window, dn, kept))
     assert result.dn.shape[0] == 5
     assert result.dn.min() > 0
 
@@ -166,7 +167,9 @@ def test_coordinates_land_where_they_should_across_all_resolutions(axis):
         centre = (np.arange(part.nx) + 0.5) * gsd if axis == "x" else ((np.arange(part.ny) + 0.5) * gsd)[:, None]
         image = np.broadcast_to(2000 + centre / metres_per_dn, part.shape)
         dn[gsd] = np.stack([np.rint(image).astype(np.uint16)] * len(names))
-    result = super_resolve(Native(read, dn, FUSION_INPUTS), BASE, system, BAND_NAMES, Options(consistency="none"))
+    result = super_resolve(
+        NativeRasters(read, dn, FUSION_INPUTS), BASE, system, BAND_NAMES, Options(consistency="none")
+    )
     rows, cols = BASE.slices(read)
     start = cols.start if axis == "x" else rows.start
     length = BASE.nx if axis == "x" else BASE.ny

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.bands import BLOCK_60M, DN_OFFSET, DN_SCALE, RGB, SCALE_10M, TARGET_GSD_M
+from pipeline.bands import BLOCK_60M, DN_OFFSET, DN_SCALE, RGB, SCALE_10M
 from pipeline.grid.grid import Window
+from pipeline.grid.native_rasters import NativeRasters, factor_at
 from pipeline.superres import masks
-from pipeline.superres.superres import Native, Options, read_window, super_resolve
+from pipeline.superres.superres import Options, read_window, super_resolve
 from pipeline.superres.systems import draws
 from training.quality.pairs import state_windows
 
@@ -81,7 +82,7 @@ def store(
     window = Window(row, col, ny, nx)
     around = read_window(system.lattice, window, options.reach_px(order))
     continued = {gsd: _continued(raster, gsd, window, around) for gsd, raster in dn.items()}
-    native = Native(around, continued, dict(bands))
+    native = NativeRasters(around, continued, dict(bands))
     state = _state(system, dn[10], bands[10])
     result = super_resolve(native, window, system, order, options, lambda _window: state)
     height, width = (SCALE_10M * side for side in dn[10].shape[1:])
@@ -90,7 +91,7 @@ def store(
 
 def _continued(raster: NDArray[np.uint16], gsd: int, window: Window, around: Window) -> NDArray[np.uint16]:
     """A raster (bands, h, w) whose corner lies at that of `window`, reflected so that it fills `around`."""
-    factor = round(gsd / TARGET_GSD_M)
+    factor = factor_at(gsd)
     top, left = (window.row - around.row) // factor, (window.col - around.col) // factor
     below, right = around.ny // factor - top - raster.shape[1], around.nx // factor - left - raster.shape[2]
     continued: NDArray[np.uint16] = np.pad(raster, ((0, 0), (top, below), (left, right)), mode="symmetric")
