@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # What chance is for; together with the seed and a number they key a `Draw`.
 FOR_BATCH, FOR_LOSS, FOR_STAGE = 0, 1, 2
+_LAST_WORDS_S = 0.2  # in which a worker that is dying becomes known as dead
 PREFETCH = 2  # batches that each worker keeps ready
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # ask a run to stop
 
@@ -126,11 +127,27 @@ class Feed:
             worker.join()
 
     def next(self) -> Batch:
-        """The next batch. Raises what its making raised."""
+        """The next batch. Raises what its making raised; PipelineError where a worker was killed."""
         started = time.monotonic()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except (ConnectionError, EOFError, RuntimeError) as error:
+            raise self._explained(error) from error
         if isinstance(batch, PipelineError):
             raise batch
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         self.waited_s += time.monotonic() - started
         return moved
+
+    def _explained(self, error: Exception) -> Exception:
+        """The loader fails in many words when a worker dies, depending on what it was doing at that moment."""
+        for worker in self._workers:
+            worker.join(_LAST_WORDS_S)
+        dead = [worker.exitcode for worker in self._workers if worker.exitcode]
+        if not dead:
+            return error
+        return PipelineError(
+            f"a process that makes batches ended with exit code {dead[0]} ({type(error).__name__})",
+            "processes that live as long as the training",
+            "look for the out-of-memory killer in the system's log; fewer --workers need less memory",
+        )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ReadError
+from pipeline.errors import PipelineError, ReadError
 from training.loop.batches import FOR_BATCH, FOR_LOSS, Draw, Feed
 
 
@@ -60,8 +60,9 @@ def test_workers_end_when_one_was_killed_and_its_traceback_is_kept():
             for _ in range(6):
                 feed.next()
 
-    with pytest.raises(RuntimeError, match="DataLoader worker"):
+    with pytest.raises(PipelineError, match="ended with exit code -9") as error:
         feed_until_one_is_missed()
+    assert "--workers" in error.value.cure
     assert torch.multiprocessing.active_children() == []
 
 
