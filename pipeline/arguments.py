@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from pipeline import bbox
 from pipeline.archive.aoi import MAX_AREA_KM2
-from pipeline.config import COMPOSITES, CONSISTENCIES, ESTIMATES, RunConfig
+from pipeline.config import COMPOSITES, CONSISTENCIES, ESTIMATES, FUSION_ROLE, RunConfig
 from pipeline.errors import UsageError
 from pipeline.store.receipts import VERIFY_LEVELS
+from pipeline.superres.registry import known
+from pipeline.superres.systems import DEFAULT
 
 if TYPE_CHECKING:
     from pipeline.archive.aoi import Aoi
@@ -45,9 +47,14 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--offset", type=int, choices=(0, -1000), help="override the archive's BOA offset rule")
     how = p.add_argument_group("how")
     how.add_argument("--bands", help="comma-separated, e.g. B02,B03,B04,B08 (all 12)")
-    how.add_argument("--sr", help="system: lite, difffusr or bicubic (lite)")
-    how.add_argument("--weights", metavar="FILE", help="super-resolver bundle: .safetensors, or hf://OWNER/REPO/FILE")
-    how.add_argument("--fusion-weights", metavar="FILE", help="fusion bundle, likewise")
+    how.add_argument("--sr", metavar="SYSTEM", help=f"{', '.join(known())} ({DEFAULT})")
+    how.add_argument(
+        "--weights",
+        metavar="[ROLE=]FILE",
+        action="append",
+        help="bundle of the system's first network, or of ROLE: .safetensors, or hf://OWNER/REPO/FILE",
+    )
+    how.add_argument("--fusion-weights", metavar="FILE", help=f"the same as --weights {FUSION_ROLE}=FILE")
     how.add_argument("--estimate", choices=ESTIMATES, help="the best estimate, or one draw of what may be there (mean)")
     how.add_argument("--members", type=int, metavar="N", help="average so many draws; more than 1 adds uncertainty")
     how.add_argument("--seed", type=int, help="of the generated detail (0)")
@@ -94,7 +101,9 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
     """Defaults, then the TOML file, then flags."""
     config = RunConfig.from_toml(Path(arguments.config)) if arguments.config else RunConfig()
     given = {name: value for name in config.to_json() if (value := getattr(arguments, name, None)) is not None}
-    for name in {"exclude", "mtf"} & given.keys():
+    if arguments.fusion_weights is not None:
+        given["weights"] = [*given.get("weights", []), f"{FUSION_ROLE}={arguments.fusion_weights}"]
+    for name in {"exclude", "mtf", "weights"} & given.keys():
         given[name] = tuple(given[name])
     if "bands" in given:
         given["bands"] = tuple(band.strip() for band in given["bands"].split(",") if band.strip())

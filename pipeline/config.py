@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import UsageError
+from pipeline.superres.systems import DEFAULT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 COMPOSITES = ("mosaic", "median", "none", "monthly")
 CONSISTENCIES = ("sensor", "box", "tent", "none")
 ESTIMATES = ("mean", "sample")
+FUSION_ROLE = "fusion"  # of the weights that --fusion-weights names
 MTF_RANGE = (0.05, 0.6)  # 2 / pi is a pixel's average alone
 _MAX_TOML_BYTES = 1_000_000
 _EXAMPLES = {  # of values whose default shows no form
     **dict.fromkeys(("start", "end"), 'a date in quotes, such as "2024-06-01"'),
-    **dict.fromkeys(("weights", "fusion_weights"), "the path of a file, in quotes"),
+    "weights": 'a list of files such as ["sr.safetensors", "fusion=fusion.safetensors"]',
     "bands": 'a list such as ["B02", "B03", "B04"]',
     "mtf": 'a list such as ["B02=0.25"]',
     "offset": "0 or -1000",
@@ -41,9 +43,8 @@ class RunConfig:
     max_cloud: float = 60.0  # per cent, of the whole scene
     composite: str = "mosaic"
     bands: tuple[str, ...] = ()  # empty: all 12, which every scene must then carry
-    sr: str = "lite"
-    weights: str = ""  # super-resolver bundle; empty: the one that ships with `sr`
-    fusion_weights: str = ""
+    sr: str = DEFAULT
+    weights: tuple[str, ...] = ()  # bundles, "ROLE=FILE" or that of the first role; those left out ship with `sr`
     estimate: str = "mean"  # the best estimate, or one sample of what may be there
     members: int = 0  # draws that a mean is of, where not left to the system; more than one adds `uncertainty`
     seed: int = 0
@@ -107,12 +108,17 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, re-readable by `from_mapping`."""
-        return {**asdict(self), "bands": list(self.bands), "exclude": list(self.exclude), "mtf": list(self.mtf)}
+        return {**asdict(self), "bands": list(self.bands), "exclude": list(self.exclude), "mtf": list(self.mtf),
+                "weights": list(self.weights)}  # fmt: skip
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], source: str = "configuration") -> RunConfig:
-        """Build from names and values; unknown names and wrong types raise UsageError."""
+        """Build from names and values; unknown names and wrong types raise UsageError.
+
+        `weights` may be one file, and `fusion_weights` stands for "fusion=FILE" among them.
+        """
         known = {field.name for field in fields(cls)}
+        values = _with_weights(values, source)
         unknown = sorted(set(values) - known)
         if unknown:
             raise UsageError(f"{source} names {', '.join(unknown)}", f"only {', '.join(sorted(known))}")
@@ -134,6 +140,20 @@ class RunConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} is not TOML ({error})", 'lines such as composite = "mosaic"') from error
         return cls.from_mapping(values, str(path))
+
+
+def _with_weights(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """`values` with all weights in one list."""
+    values = dict(values)
+    for name in ("weights", "fusion_weights"):
+        if isinstance(values.get(name), str):
+            values[name] = [values[name]] if values[name] else []
+    fusion = values.pop("fusion_weights", [])
+    _check_type("fusion_weights", fusion, (), source)
+    if fusion:
+        _check_type("weights", values.get("weights", []), (), source)
+        values["weights"] = [*values.get("weights", []), *(f"{FUSION_ROLE}={file}" for file in fusion)]
+    return values
 
 
 def _check_type(name: str, value: object, default: object, source: str) -> None:

@@ -258,11 +258,10 @@ def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifes
     from pipeline.execution.manifests import MOUNT, Manifests
 
     config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
-    for name in ("catalog", "weights", "fusion_weights"):
-        value = str(getattr(config, name))
+    files = [("catalog", config.catalog), *(("weights", text.rpartition("=")[2]) for text in config.weights)]
+    for name, value in files:
         if value and not value.startswith(f"{MOUNT}/") and Path(value).exists():
-            flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} {value} is a file here", f"one that pods see, below {MOUNT}", "copy it there")
+            raise UsageError(f"--{name} {value} is a file here", f"one that pods see, below {MOUNT}", "copy it there")
     out = str(arguments.out or f"{area.name}.zarr")
     store = out if out.startswith("/") else f"{MOUNT}/{out}"
     if not store.startswith(f"{MOUNT}/") or ".." in store.split("/"):

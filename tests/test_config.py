@@ -23,8 +23,7 @@ configs = st.builds(
     composite=st.sampled_from(COMPOSITES),
     bands=st.lists(st.sampled_from(BAND_NAMES), unique=True).map(tuple),
     sr=words,
-    weights=words,
-    fusion_weights=words,
+    weights=st.lists(words.filter(bool), max_size=3).map(tuple),
     members=st.integers(0, 1000),
     mtf=st.lists(st.sampled_from(["0.3", "B02=0.25", "B11=0.05"]), unique=True).map(tuple),
     seed=st.integers(0, 2**64 - 1),
@@ -156,7 +155,7 @@ def test_flags_win_over_toml_and_toml_over_defaults(tmp_path):
 
 def test_differences_name_every_knob():
     other = RunConfig(
-        "x", "a", "b", 1.0, "none", ("B02",), "bicubic", "w", "f", "sample", 1, 1, "tent", ("0.3",),
+        "x", "a", "b", 1.0, "none", ("B02",), "bicubic", ("w",), "sample", 1, 1, "tent", ("0.3",),
         ("s",), 0, True, 24, 1, True,
     )  # fmt: skip
     assert [line.split(":")[0] for line in differences(RunConfig(), other)] == [f.name for f in fields(RunConfig)]

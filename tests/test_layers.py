@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BOTTOM = {"pipeline.bands", "pipeline.errors", "pipeline.plain", "pipeline.working"}
 TRAINING_BOTTOM = {"training.presets", "training.schedule", "training.placement", "pipeline"}
 ALLOWED = {
-    "pipeline/grid": {"pipeline.grid"},
+    "pipeline/grid": {"pipeline.grid", "pipeline.bands"},
     "pipeline/models": {"pipeline.models", "pipeline.errors"},
     "pipeline/archive": {"pipeline.archive", "pipeline.grid", *BOTTOM},
     "pipeline/superres": {"pipeline.superres", "pipeline.models", "pipeline.grid", *BOTTOM},

@@ -28,7 +28,8 @@ from pipeline.execution.work import Summary
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
 from pipeline.store.place import place_of
 from pipeline.store.receipts import write_atomic
-from pipeline.superres.systems import SYSTEMS, WEIGHTS
+from pipeline.superres.registry import known
+from pipeline.superres.weights import SHIPPED as WEIGHTS
 from pipeline.terminal import Progress, counted, duration
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import LEFT, TOP, box, write_aoi
@@ -229,8 +230,10 @@ FLAGS = {  # RunConfig field: (arguments, value)
     "exclude": (["--exclude", "S2A_ONE", "--exclude", "S2B_TWO"], ("S2A_ONE", "S2B_TWO")),
     "bands": (["--bands", "B02, B03,B04,"], ("B02", "B03", "B04")),
     "sr": (["--sr", "difffusr"], "difffusr"),
-    "weights": (["--weights", "w.safetensors"], "w.safetensors"),
-    "fusion_weights": (["--fusion-weights", "f.safetensors"], "f.safetensors"),
+    "weights": (
+        ["--weights", "w.safetensors", "--fusion-weights", "f.safetensors"],
+        ("w.safetensors", "fusion=f.safetensors"),
+    ),
     "members": (["--members", "4"], 4),
     "seed": (["--seed", "18446744073709551615"], 2**64 - 1),
     "estimate": (["--estimate", "sample"], "sample"),
@@ -382,10 +385,9 @@ class TestRefusals:
         [
             (["--catalog", "smaple"], ["sample", "earth-search", "planetary-computer", "did you mean 'sample'?"]),
             (["--catalog", "http://stac.example.com"], ["https"]),
-            (["--sr", "lit"], list(SYSTEMS)),
+            (["--sr", "lit"], list(known())),
             (["--bands", "B02,B10"], ["B10", *BAND_NAMES]),
             (["--bands", " ,"], ["--bands", "B02"]),
-            (["--bands", "B08", "--sr", "lite"], ["B02, B03, B04", "--sr bicubic"]),
             (["--sr", "difffusr"], ["needs weights", "--weights"]),
             (["--weights", "x.safetensors"], ["takes no weights"]),
             (["--start", "2024-13"], ["start '2024-13'", "2024-06-17"]),

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.models.bundle import Bundle
-    from pipeline.superres.systems import Choice, System
+    from pipeline.superres.system import System
+    from pipeline.superres.weights import Choice
     from training.data.sources import TrainingData
     from training.quality.tables import Section
 
 EXIT_AT_ONCE = 130
 SUFFIX, CSV = ".safetensors", ".csv"
-FUSIONS = ("lite-fusion", "difffusr-fusion")
 PARTS = ("images", "wald", "scenes")
 
 
@@ -79,10 +79,10 @@ def _steps(text: str) -> tuple[int, ...]:
 def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
     """Descriptions of all bundles that are files or lie in run folders. UsageError where there is none."""
     from pipeline.models.bundle import load_bundle
-    from pipeline.superres.systems import WEIGHTS
+    from pipeline.superres.weights import SHIPPED
 
     found: dict[Path, Bundle] = {}  # by file, so that none is measured twice
-    for target in targets or [WEIGHTS]:
+    for target in targets or [SHIPPED]:
         if not target.exists():
             raise UsageError(f"{target} does not exist", f"the folder of a run, or a {SUFFIX} file")
         files = sorted(target.glob(f"*{SUFFIX}")) if target.is_dir() else [target]
@@ -119,15 +119,26 @@ def _agreeing(paths: Sequence[tuple[str, ...]]) -> int:
     return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
 
 
+def fusions() -> set[str]:
+    """Kinds of bundles that are no system's first: they work on what another network gives."""
+    from pipeline.superres.registry import known
+
+    return {kind for spec in known().values() for weights in spec.weights[1:] for kind in weights.kinds}
+
+
 def system_of(bundle: Bundle, device: str = "cpu") -> System:
     """The pipeline's system whose super-resolver carries these weights. UsageError for bundles of other kinds."""
-    from pipeline.superres.systems import SYSTEMS, choose, load
+    from pipeline.superres.registry import known
+    from pipeline.superres.system import load
+    from pipeline.superres.weights import choose
 
-    for name, spec in SYSTEMS.items():
-        if spec.sr_system == bundle.system:
-            return load(choose(name, sr_weights=bundle.path), device)
-    known = [spec.sr_system for spec in SYSTEMS.values() if spec.sr_system]
-    raise UsageError(f"{bundle.path} holds {bundle.system}", f"one of {', '.join([*known, *FUSIONS])}")
+    kinds: list[str] = []
+    for name, spec in known().items():
+        for weights in spec.weights[:1]:
+            if bundle.system in weights.kinds:
+                return load(choose(name, (bundle.path,)), device)
+            kinds += weights.kinds
+    raise UsageError(f"{bundle.path} holds {bundle.system}", f"one of {', '.join([*kinds, *sorted(fusions())])}")
 
 
 def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:
@@ -135,11 +146,11 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     from training.data.sources import load_data, shipped_data
     from training.loop.distributed import device_of
 
-    bundles = bundles_of(args.targets)
-    if args.steps and all(bundle.system in FUSIONS for bundle in bundles):
+    bundles, after = bundles_of(args.targets), fusions()
+    if args.steps and all(bundle.system in after for bundle in bundles):
         raise UsageError("--steps: a fusion has no sampling steps", "weights of a super-resolver")
     device = str(device_of(args.device))
-    systems = [None if bundle.system in FUSIONS else system_of(bundle, device) for bundle in bundles]
+    systems = [None if bundle.system in after else system_of(bundle, device) for bundle in bundles]
     data = load_data(args.on) if args.on else shipped_data()
     pairs = list(zip(bundles, systems, strict=True))
     names = names_of(bundles, [bundle.system if system is None else system.name for bundle, system in pairs])
@@ -156,17 +167,19 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
 
 def whole_choices(bundles: Sequence[Bundle]) -> list[Choice]:
     """Every super-resolver with every fusion that goes with it; the shipped one where none is among the bundles."""
-    from pipeline.superres.systems import SYSTEMS, choose
+    from pipeline.superres.registry import known
+    from pipeline.superres.weights import choose
 
-    fusions = [bundle for bundle in bundles if bundle.system in FUSIONS]
-    resolvers = [bundle for bundle in bundles if bundle.system not in FUSIONS]
+    after, shipped = fusions(), [tuple[str, ...]()]
+    resolvers = [bundle for bundle in bundles if bundle.system not in after]
     choices = []
-    for spec in SYSTEMS.values():
-        own = [bundle.path for bundle in resolvers if bundle.system == spec.sr_system]
-        fitting = [bundle.path for bundle in fusions if bundle.system in spec.fusion_systems]
-        if not resolvers and fitting and spec.sr_weights:
-            own = [""]
-        choices += [choose(spec.name, sr, fusion) for sr in own for fusion in (fitting or [""])]
+    for spec in known().values():
+        first, rest = spec.weights[:1], spec.weights[1:]
+        own = [(bundle.path,) for bundle in resolvers for one in first if bundle.system in one.kinds]
+        others = [(f"{one.role}={bundle.path}",) for bundle in bundles for one in rest if bundle.system in one.kinds]
+        if not resolvers and others and first and first[0].shipped:
+            choices += [choose(spec.name, fusion) for fusion in others]
+        choices += [choose(spec.name, (*sr, *fusion)) for sr in own for fusion in (others or shipped)]
     return choices
 
 
@@ -174,13 +187,16 @@ def _of_whole(
     bundles: Sequence[Bundle], data: TrainingData, args: argparse.Namespace, device: str, say: Callable[[str], None]
 ) -> list[Section]:
     """Tables of whole systems."""
-    from pipeline.superres.systems import choose, load
+    from pipeline.superres.system import load
+    from pipeline.superres.systems import PLAIN
+    from pipeline.superres.weights import choose
     from training.quality.whole import whole_sections
 
-    choices, plain = whole_choices(bundles), load(choose("bicubic"), "cpu")
+    choices, plain = whole_choices(bundles), load(choose(PLAIN), "cpu")
     sections = []
     for choice in choices:
-        both = f"{choice.name} ({Path(choice.sr_weights).stem} {choice.sr_digest[:6]}, {choice.fusion_digest[:6]})"
+        digests = ", ".join(file.sha256[:6] for file in choice.weights)
+        both = f"{choice.name} ({Path(choice.weights[0].where).stem} {digests})"
         name = f"{both if len(choices) > 1 else choice.name}, all bands"
         sections += whole_sections(name, load(choice, device), plain, data, args.per_set, args.seed, say)
     return sections
@@ -190,13 +206,11 @@ def _of_fusion(
     name: str, bundle: Bundle, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Section]:
     """Tables and pictures of one fusion; it has no sampling steps to compare."""
-    from pipeline.models.difffusr_fusion import DiffFuSRFusion
-    from pipeline.models.lite_fusion import LiteFusion
+    from pipeline.superres.systems.guided_fusion import build_fuser
     from training.quality import picture_fusion
     from training.quality.report import fusion_sections
 
-    lite = bundle.system == FUSIONS[0]
-    fuser = LiteFusion.from_bundle(bundle) if lite else DiffFuSRFusion.from_bundle(bundle)
+    fuser = build_fuser(bundle)
     if args.picture:
         picture_fusion.write(name, fuser, data, args.picture, say)
     if args.steps:
@@ -208,7 +222,9 @@ def _of_system(
     name: str, system: System, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Section]:
     """Tables and pictures of one super-resolver."""
-    from pipeline.superres.systems import choose, load
+    from pipeline.superres.system import load
+    from pipeline.superres.systems import PLAIN
+    from pipeline.superres.weights import choose
     from training.degradation.degrade import Degradation
     from training.quality import picture, steps
     from training.quality.judge import Candidate
@@ -222,7 +238,7 @@ def _of_system(
     if args.steps:
         pairs = held_out_pairs(data.held_out_chips(), how, args.per_set or steps.PER_SET)
         return [steps.section(candidate, pairs, args.steps, how, say)]
-    return sr_sections(candidate, load(choose("bicubic"), "cpu"), data, how, args.per_set, say)
+    return sr_sections(candidate, load(choose(PLAIN), "cpu"), data, how, args.per_set, say)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,6 @@
 # %%
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,51 +23,55 @@ from torch.nn import functional
 
 import pipeline
 from pipeline.execution.driver import prepare, run_plan
-from pipeline.models.bundle import Bundle, LatticeSpec, NoiseSource, load_bundle, load_tensors, save_bundle
-from pipeline.superres.systems import SceneState, Spec, choose, register
+from pipeline.models.bundle import Bundle, LatticeSpec, load_bundle, load_tensors, save_bundle
+from pipeline.superres.registry import register
+from pipeline.superres.spec import (
+    Bundles,
+    Input,
+    Memory,
+    Predictor,
+    Stage,
+    StageInput,
+    SystemSpec,
+    Weights,
+    lattice_of,
+)
+from pipeline.superres.systems.guided_fusion import SHIPPED, build_fuser, fused, fusion_stage
+from pipeline.superres.weights import choose
 
 store = next((word for word in sys.argv[1:] if word.endswith(".zarr")), "sample.zarr")
 
 # %% [markdown]
 # ## The system
 #
-# A `SuperResolver` gets reflectance at 10 m and returns it at 2.5 m. It sees one window at a time, and must depend on
-# nothing else: where windows meet, the pipeline blends them, so that neither chunks nor workers show. Use `noise` for
-# all chance (it is keyed by position), and `scene_state` for what depends on a whole scene. This one needs neither.
+# A system is a chain of stages. Each says which bands it reads, at which GSD, which it gives, and in which windows it
+# runs; the pipeline does the rest: reading, blending, agreement with the sensor, interpolation where no detail may be
+# generated. A stage sees one window at a time and must depend on nothing else: where windows meet, the pipeline blends
+# them, so that neither chunks nor workers show. For chance there is `given.noise` (keyed by position), for what depends
+# on a whole scene `scene_state`. This one needs neither.
 
 # %%
 RGB = ("B04", "B03", "B02")
 
 
-class BackProjection:
+class BackProjection(Predictor):
     """Iterative back-projection with a Gaussian point spread function. Deterministic."""
 
-    in_bands = out_bands = RGB
-    scale, stochastic, needs_state = 4, False, False
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
-        self.kernel = load_tensors(bundle)["kernel"]  # (taps,), at 2.5 m
-        self.rounds = int(bundle.architecture["rounds"])
+    def __init__(self, bundles: Bundles) -> None:
+        self.kernel = load_tensors(bundles["psf"])["kernel"]  # (taps,), at 2.5 m
+        self.rounds = int(bundles["psf"].architecture["rounds"])
+        self.fuser = build_fuser(bundles["fusion"])
 
     def to(self, device: torch.device) -> "BackProjection":
         """Move the weights and return self."""
-        self.kernel = self.kernel.to(device)
+        self.kernel, self.fuser = self.kernel.to(device), self.fuser.to(device)
         return self
 
-    def scene_state(self, windows: Tensor) -> SceneState:
-        """Nothing to know of a scene."""
-        return {}
-
-    def predict(
-        self,
-        lr: Tensor,
-        conditions: Mapping[str, Tensor],
-        valid: Tensor,
-        noise: NoiseSource,
-        state: SceneState | None,
-    ) -> Tensor:
-        """Reflectance (b, 3, 4h, 4w) from reflectance (b, 3, h, w)."""
+    def predict(self, stage: Stage, given: StageInput) -> Tensor:
+        """Reflectance (b, 3, 4h, 4w) from reflectance (b, 3, h, w); then the other bands."""
+        if stage.name == "fusion":
+            return fused(self.fuser, given)
+        lr = given.images["rgb"]
         image = self.up(lr)
         for _ in range(self.rounds):
             image = image + self.up(lr - self.sensor(image))
@@ -87,6 +90,13 @@ class BackProjection:
         return functional.avg_pool2d(blurred, 4)
 
 
+def stages(bundles: Bundles) -> tuple[Stage, ...]:
+    """RGB from 10 m to 2.5 m, then the other bands, guided by it."""
+    lattice = lattice_of(bundles["psf"])
+    sharpen = Stage("sharpen", reads=(Input("rgb", RGB, 10),), gives=RGB, gsd_m=2.5, lattice=lattice)
+    return sharpen, fusion_stage(bundles["fusion"], sharpen.name, lattice)
+
+
 # %% [markdown]
 # ## Its bundle
 #
@@ -99,7 +109,7 @@ taps = torch.arange(-8, 9)
 sigma_px = np.sqrt(-np.log(0.35) / 2) / np.pi / (0.05 * 2.5)
 kernel = torch.exp(-0.5 * (taps / sigma_px) ** 2)
 bundle = Bundle(
-    system="back-projection-sr",
+    system="back-projection-psf",
     architecture={"rounds": 3},
     in_bands=RGB,
     out_bands=RGB,
@@ -118,28 +128,26 @@ print(f"{said.system}, {said.licence}, {said.provenance['method']}, sha256 {said
 # %% [markdown]
 # ## Registered and run
 #
-# The name and the kind of bundle become known with `register`. Here the plan of the given store is taken over, so that
-# scenes and area are the same. Fusion of the other bands is the shipped one, guided by the new RGB.
+# The name becomes known with `register`. Here the plan of the given store is taken over, so that scenes and area are
+# the same. Fusion of the other bands is the shipped one, guided by the new RGB.
 #
 # On the command line the same is `python -m pipeline.run --sr back-projection --weights back-projection.safetensors`:
-# for that, and for workers, put the class and the call of `register` into a package whose `pyproject.toml` says
-# `[project.entry-points."sen2fine.systems"]`, `back-projection = "your_module"`.
+# for that, and for workers, put all this into a package whose `pyproject.toml` says
+# `[project.entry-points."sen2fine.systems"]`, `back-projection = "your_module:SYSTEM"`.
 
 # %%
-register(
-    Spec(
-        name="back-projection",
-        summary="iterative back-projection",
-        sr_system="back-projection-sr",
-        fusion_systems=("lite-fusion",),
-        sr_weights=None,
-        fusion_weights="lite-fusion.safetensors",
-    ),
-    BackProjection,
+SYSTEM = SystemSpec(
+    name="back-projection",
+    summary="iterative back-projection",
+    stages=stages,
+    build=BackProjection,
+    weights=(Weights("psf", ("back-projection-psf",)), SHIPPED),
+    memory=Memory(weights_mib=20.0, floats_per_px=200.0),
 )
+register(SYSTEM)
 given = pipeline.load_plan(store)
-config = replace(given.config, sr="back-projection", weights=str(weights), fusion_weights="", members=1)
-plan = replace(given, config=config, system=choose("back-projection", str(weights)))
+config = replace(given.config, sr="back-projection", weights=(str(weights),))
+plan = replace(given, config=config, system=choose("back-projection", (str(weights),)))
 mine = folder / "mine.zarr"
 prepare(plan, mine)
 summary = run_plan(plan, mine, cluster="inline", workers=1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.execution.noise_stream import noise_stream
 from pipeline.execution.outline import plan_has_scl, template_of
-from pipeline.superres import superres
+from pipeline.superres.chain import bands_read, groups_of, read_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from pipeline.execution.plan import Plan, Unit, Zone
     from pipeline.grid.grid import Grid, Window
     from pipeline.store.template import Template
-    from pipeline.superres.superres import Options
-    from pipeline.superres.systems import SceneState, System
+    from pipeline.superres.options import Options
+    from pipeline.superres.spec import SceneState
+    from pipeline.superres.system import System
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
     """The job of `unit`, for a loaded system of the plan."""
     zone, chunks = plan.zone(unit.epsg), tuple(plan.chunks(unit))
     window = plan.window(unit)
-    read = superres.read_window(system.lattice, window, plan.reach_px)
+    read = read_window(groups_of(system.stages, plan.config.band_names), window.pad(plan.reach_px))
     scenes = _reaching(plan.period_scenes(unit.epsg, unit.period), zone, read)
     period = zone.periods[unit.period]
     dated = plan.config.composite == "none"  # composites of several passes have no date of their own
@@ -107,18 +108,12 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
 def bands_to_read(plan: Plan, system: System, scenes: int) -> tuple[str, ...]:
     """Bands that decide the pixels of those that are stored, in the order of the instrument.
 
-    All there are where the fusion network is asked for, which looks at every band, and where several scenes meet,
-    whose gaps in any band decide which scene is taken.
+    All there are where several scenes meet, whose gaps in any band decide which scene is taken.
     """
-    stored = plan.config.band_names
-    if system.resolver is None or system.fuser is None:
-        fused, guides = False, tuple[str, ...]()
-    else:
-        fused = bool({*stored} & {*system.fuser.out_bands} - {*system.resolver.out_bands})
-        guides = system.resolver.in_bands
-    if fused or scenes > 1:
+    if scenes > 1:
         return plan.inputs
-    return tuple(name for name in plan.inputs if name in stored or name in guides)
+    read = bands_read(system.stages, plan.config.band_names)
+    return tuple(name for name in plan.inputs if name in read)
 
 
 def _reaching(scenes: Sequence[Scene], zone: Zone, window: Window) -> tuple[Scene, ...]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES, MADE
+from pipeline.execution.plan import WEIGHTS_BY_ROLE
 from pipeline.store.template import Template
-from pipeline.superres import systems
 from pipeline.superres.masks import QUALITY_MEANINGS
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def template_of(plan: Plan, zone: Zone) -> Template:
         chunk_px=plan.config.chunk_px,
         generated=plan.system.generated_bands,
         with_scl=plan_has_scl(plan),
-        with_uncertainty=plan.draws > 1 and bool(plan.system.sr_weights),
+        with_uncertainty=plan.draws > 1 and plan.system.stochastic,
         shard_px=plan.config.chunk_px * plan.config.unit_chunks if plan.config.shard else 0,
         quality_meanings=QUALITY_MEANINGS,
         mtf=plan.mtf,
@@ -60,10 +60,7 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         },
         "periods": [{"label": p.label, "composite": p.composite, "scenes": list(p.scene_ids)} for p in zone.periods],
         "super_resolution": plan.system.name,
-        "sr_weights": systems.shown(plan.system.sr_weights),
-        "fusion_weights": systems.shown(plan.system.fusion_weights),
-        "sr_weights_sha256": plan.system.sr_digest,
-        "fusion_weights_sha256": plan.system.fusion_digest,
+        **_weights(plan),
         "bands_absent": absent_bands(plan.config.band_names, plan.scenes),
         "generated_bands": list(plan.system.generated_bands),
         "seed": plan.config.seed,
@@ -77,6 +74,15 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         "notes": list(plan.notes),
         "software": f"sen2fine {plan.version}",
     }  # fmt: skip
+
+
+def _weights(plan: Plan) -> dict[str, str]:
+    """Name and sha256 of the weights by role; of super-resolver and fusion also where an older store has none."""
+    older = plan.format_version < WEIGHTS_BY_ROLE
+    files = {role: ("", "") for role in ("sr", "fusion") if older}
+    files |= {file.role: (file.shown, file.sha256) for file in plan.system.weights}
+    names = {f"{role}_weights": name for role, (name, _) in files.items()}
+    return names | {f"{role}_weights_sha256": digest for role, (_, digest) in files.items()}
 
 
 def plan_has_scl(plan: Plan) -> bool:

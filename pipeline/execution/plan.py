@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.archive.access import Access
 from pipeline.archive.scene import Period, Scene
 from pipeline.bands import BAND_NAMES
-from pipeline.config import RunConfig
+from pipeline.config import FUSION_ROLE, RunConfig
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Grid, Phase, Window
 from pipeline.store import sealed
@@ -27,8 +27,9 @@ from pipeline.store.keys import PLAN_KEY
 from pipeline.store.layout import group_name, plan_content
 from pipeline.store.place import place_of
 from pipeline.store.template import FORMAT_VERSION
-from pipeline.superres.superres import Options
-from pipeline.superres.systems import Choice, draws
+from pipeline.superres.chain import groups_of
+from pipeline.superres.options import Options
+from pipeline.superres.weights import Choice, File, from_older, stages_of, to_older
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,9 +39,11 @@ if TYPE_CHECKING:
 
     from pipeline.archive.cube import Cube
     from pipeline.store.place import Where
+    from pipeline.superres.chain import Group
 
 ALL_BANDS_READ = 2  # first format whose pixels do not depend on the bands that are stored
 NAMES_ESTIMATE = 3  # first format that says which estimate it holds, and of which MTF
+WEIGHTS_BY_ROLE = 4  # first format whose systems take any number of weights
 _KNOWN_FORMATS = range(1, FORMAT_VERSION + 1)
 
 
@@ -141,7 +144,13 @@ class Plan:
     @property
     def draws(self) -> int:
         """Draws that every pixel is the mean of; 0 where a regression gives it."""
-        return draws(self.system.name, self.config.estimate, self.config.members)
+        if self.format_version < WEIGHTS_BY_ROLE:  # counted draws that were asked for in vain
+            return replace(self.system, stochastic=True).draws(self.config.estimate, self.config.members)
+        return self.system.draws(self.config.estimate, self.config.members)
+
+    def groups(self) -> tuple[Group, ...]:
+        """The model windows that its bands need, by group of stages. Reads the weights' metadata."""
+        return groups_of(stages_of(self.system), self.config.band_names)
 
     def options(self, stream: int = 0) -> Options:
         """What shapes the pixels besides scenes and weights; `stream` is that of the noise."""
@@ -230,12 +239,16 @@ class Plan:
         return tuple(self.scenes[name] for name in self.zone(epsg).periods[period].scene_ids)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary, re-readable by `from_json`."""
-        return {
+        """Plain dictionary in the form of its format version, re-readable by `from_json`."""
+        content = {
             **{k: v for k, v in asdict(self).items() if k not in ("config", "scenes", "digest")},
             "config": self.config.to_json(),
             "scenes": {name: scene.to_json() for name, scene in self.scenes.items()},
         }
+        if self.format_version < WEIGHTS_BY_ROLE:
+            content["system"] = to_older(self.system)
+            content["config"] |= _older_weights(self.config)
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Plan:
@@ -250,9 +263,8 @@ class Plan:
         known["config"] = RunConfig.from_mapping(content["config"], "the plan")
         known["scenes"] = {name: Scene.from_json(record) for name, record in content["scenes"].items()}
         known["zones"] = tuple(_zone(record) for record in content["zones"])
-        known["system"] = Choice(
-            **{**content["system"], "generated_bands": tuple(content["system"]["generated_bands"])}
-        )
+        older = content["format_version"] < WEIGHTS_BY_ROLE
+        known["system"] = from_older(content["system"]) if older else _choice(content["system"])
         known["access"] = Access(
             **{
                 **content["access"],
@@ -275,6 +287,18 @@ def _zone(record: dict[str, Any]) -> Zone:
             "col_breaks": tuple(record["col_breaks"]),
         }
     )
+
+
+def _choice(record: dict[str, Any]) -> Choice:
+    files = tuple(File(**file) for file in record["weights"])
+    return Choice(**{**record, "weights": files, "generated_bands": tuple(record["generated_bands"])})
+
+
+def _older_weights(config: RunConfig) -> dict[str, str]:
+    """How a configuration named its weights up to format 3."""
+    fusion = [text.removeprefix(f"{FUSION_ROLE}=") for text in config.weights if text.startswith(f"{FUSION_ROLE}=")]
+    others = [text for text in config.weights if not text.startswith(f"{FUSION_ROLE}=")]
+    return {"weights": "".join(others), "fusion_weights": "".join(fusion)}
 
 
 def plan_path(store: Path) -> Path:

@@ -13,17 +13,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.scene import STATED, OffsetDecision, Scene
+from pipeline.bands import BAND_NAMES
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
 from pipeline.execution.outline import absent_bands
 from pipeline.execution.plan import Plan, Zone
 from pipeline.execution.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
 from pipeline.grid.grid import Grid, Phase
-from pipeline.superres import systems
-from pipeline.superres.superres import Options
+from pipeline.superres import chain
+from pipeline.superres.options import Options
+from pipeline.superres.system import load
+from pipeline.superres.weights import choose, stages_of
 from pipeline.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from shapely import Geometry
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from pipeline.archive.catalog import Catalog
     from pipeline.archive.scene import Period
     from pipeline.config import RunConfig
+    from pipeline.superres.spec import SceneState
+    from pipeline.superres.weights import Choice
 
 _DEFAULT_DAYS = 90
 _AUDIT_THREADS = 8
@@ -56,13 +61,13 @@ def make_plan(
     config: RunConfig, aoi: Aoi, *, workers: int = 1, say: Callable[[str], None] = lambda _text: None
 ) -> Plan:
     """Search the catalogue, decide offsets, lay out zones and units. UsageError or NoDataError when nothing fits."""
-    system = systems.choose(config.sr, config.weights, config.fusion_weights)
-    _check_bands(config, system)
-    systems.load(system, "cpu")  # unfit weights are found before anything is asked of an archive
+    system = choose(config.sr, config.weights)
+    groups = chain.groups_of(stages_of(system), config.band_names)
+    load(system, "cpu")  # unfit weights are found before anything is asked of an archive
     say("searching")
     reach_px = Options(consistency=config.consistency, mtf=config.mtf_by_band).reach_px(config.band_names)
-    around = grown_aoi(aoi, reach_m(config, systems.lattice_of(system), reach_px))
-    found = _search(config, aoi, around)
+    around = grown_aoi(aoi, reach_m(config, chain.reach_m(groups), reach_px))
+    found = _search(config, aoi, around, chain.bands_required(stages_of(system), config.band_names))
     scenes, notes = _audited(found, config, say)
     zones, zone_notes = _zones(config, aoi, around, scenes, workers)
     used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
@@ -85,12 +90,12 @@ def make_plan(
     )
 
 
-def _remarks(config: RunConfig, system: systems.Choice, scenes: Mapping[str, Scene]) -> list[str]:
+def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> list[str]:
     """Settings that have no effect, and bands that there are not, said aloud."""
     remarks = []
-    drawn = systems.draws(system.name, config.estimate, config.members)
-    if drawn and not system.sr_weights:
-        asked = f"--members {config.members}" if config.members else "--estimate sample"
+    drawn, asked = system.draws(config.estimate, config.members), f"--members {config.members}" * bool(config.members)
+    asked = asked or "--estimate sample" * (config.estimate == "sample")
+    if asked and not system.stochastic:
         remarks.append(f"{asked} has no effect with --sr {system.name}, which draws nothing")
     elif drawn > 1 and not config.members:
         remarks.append(
@@ -103,18 +108,11 @@ def _remarks(config: RunConfig, system: systems.Choice, scenes: Mapping[str, Sce
     return remarks
 
 
-def _check_bands(config: RunConfig, system: systems.Choice) -> None:
-    missing = [name for name in ("B02", "B03", "B04") if name not in config.band_names]
-    if system.sr_weights and missing:
-        raise UsageError(
-            f"--sr {system.name} needs B02, B03 and B04, and --bands leaves out {', '.join(missing)}",
-            "all three among --bands",
-            "add them, or use --sr bicubic",
-        )
+def _search(config: RunConfig, aoi: Aoi, around: Aoi, needed: Collection[str]) -> _Found:
+    """Scenes over `around`, which holds the AOI; NoDataError where none of them is over the AOI itself.
 
-
-def _search(config: RunConfig, aoi: Aoi, around: Aoi) -> _Found:
-    """Scenes over `around`, which holds the AOI; NoDataError where none of them is over the AOI itself."""
+    `needed` are bands that are not stored, and without which the system cannot run.
+    """
     from pipeline.archive.catalog import load_catalog
     from pipeline.archive.ground import grounds
     from pipeline.archive.period import parse_period
@@ -128,7 +126,8 @@ def _search(config: RunConfig, aoi: Aoi, around: Aoi) -> _Found:
     if config.offset is not None:
         catalog = catalog.with_offset(config.offset)
     look = partial(grounds, access=catalog.access())
-    result = search(catalog, around, *padded(start, end), config.max_cloud, bands=config.band_names, look=look)
+    bands = tuple(name for name in BAND_NAMES if name in config.band_names or name in needed)
+    result = search(catalog, around, *padded(start, end), config.max_cloud, bands=bands, look=look)
     wanted, outside = whole_passes(result.scenes, aoi, start, end)
     scenes = tuple(scene for scene in wanted if scene.id not in config.exclude)
     notes = [*result.notes, *summarised(result.rejected)]
@@ -141,22 +140,26 @@ def _search(config: RunConfig, aoi: Aoi, around: Aoi) -> _Found:
         raise NoDataError(
             f"no usable scene of {catalog.name} over {aoi.name} from {start or 'the beginning'} to {end or 'now'} "
             f"with at most {config.max_cloud:g} % cloud ({reasons})",
-            cure=_without(config.band_names, [] if result.scenes else [reason for _, reason in result.rejected])
+            cure=_without(config, [] if result.scenes else [reason for _, reason in result.rejected], needed)
             or "check the AOI's place, widen --start/--end or --max-cloud, or choose another --catalog",
         )
     return _Found(catalog, catalog.access(), scenes, tuple(notes))
 
 
-def _without(asked: tuple[str, ...], reasons: list[str]) -> str:
+def _without(config: RunConfig, reasons: list[str], needed: Collection[str] = ()) -> str:
     """The cure where every item lacks bands: to ask for the others. Empty where items were refused for other reasons.
 
-    >>> _without(BAND_NAMES[:3], ["bands B01 are missing"])
+    >>> _without(RunConfig(bands=("B01", "B02", "B03")), ["bands B01 are missing"])
     'ask for the bands there are: --bands B02,B03'
     """
     lacking = [_LACKING.fullmatch(reason) for reason in reasons]
     absent = {name for found in lacking if found for name in found[1].split(", ")}
-    others = [name for name in asked if name not in absent]
-    return f"ask for the bands there are: --bands {','.join(others)}" if all(lacking) and absent and others else ""
+    others = [name for name in config.band_names if name not in absent]
+    if not (all(lacking) and absent):
+        return ""
+    if reads := sorted(absent & {*needed}):
+        return f"choose another --sr: {config.sr} reads {', '.join(reads)}"
+    return f"ask for the bands there are: --bands {','.join(others)}" if others else ""
 
 
 def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tuple[tuple[Scene, ...], list[str]]:
@@ -337,19 +340,22 @@ def _even(count: int, parts: int) -> tuple[int, ...]:
     return tuple(count * i // parts for i in range(parts + 1))
 
 
-def _states(system: systems.Choice, scenes: dict[str, Scene], access: Access) -> dict[str, dict[str, list[float]]]:
-    """Per-scene state of systems that keep one, from fixed windows of each scene: never from a chunk."""
-    resolver = systems.load(system, "cpu").resolver
-    if resolver is None or not resolver.needs_state:
+def _states(system: Choice, scenes: dict[str, Scene], access: Access) -> dict[str, SceneState]:
+    """Per-scene state of the stages that take one, from fixed windows of each scene: never from a chunk."""
+    loaded = load(system, "cpu")
+    stages = [stage for stage in loaded.stages if stage.scene_state]
+    if loaded.predictor is None or not stages:
         return {}
     from pipeline.execution.states import state_windows
 
-    states = {}
+    states: dict[str, SceneState] = {scene_id: {} for scene_id in scenes}
     for scene in scenes.values():
-        windows = state_windows(scene, resolver.in_bands, access, _STATE_WINDOWS)
-        if windows is None:
-            raise PipelineError(
-                f"scene {scene.id} has no 720 m square without nodata to take its state from", cure="use --sr lite"
-            )
-        states[scene.id] = resolver.scene_state(windows)
+        for stage in stages:
+            windows = state_windows(scene, stage.reads[0].bands, access, _STATE_WINDOWS)
+            if windows is None:
+                raise PipelineError(
+                    f"scene {scene.id} has no 720 m square without nodata to take its state from",
+                    cure="use a system that takes none, or leave the scene out with --exclude",
+                )
+            states[scene.id] |= loaded.predictor.scene_state(stage, windows)
     return states

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.archive.passes import MAX_GAP, passes
 from pipeline.bands import TARGET_GSD_M
-from pipeline.superres.fuse import CONTEXT_PX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,18 +22,17 @@ if TYPE_CHECKING:
     from pipeline.archive.aoi import Aoi
     from pipeline.archive.scene import Scene
     from pipeline.config import RunConfig
-    from pipeline.grid.lattice import Lattice
 
 
-def reach_m(config: RunConfig, lattice: Lattice, reach_px: int = 0) -> float:
+def reach_m(config: RunConfig, windows_m: float, reach_px: int = 0) -> float:
     """How far beyond the area, in metres, the pixels lie that its output depends on.
 
-    A stored chunk that touches the area extends up to its own side beyond it, a window that touches the chunk up to
-    its own, and interpolation looks at some pixels around the window; `reach_px` is how far around a chunk bands are
-    predicted. All are squares, hence the diagonal.
+    A stored chunk that touches the area extends up to its own side beyond it, and what a piece of ground depends on
+    `windows_m` beyond it (`chain.reach_m`); `reach_px` is how far around a chunk bands are predicted. All are squares,
+    hence the diagonal.
     """
     stored_px = config.chunk_px * (config.unit_chunks if config.shard else 1)
-    return math.sqrt(2) * (stored_px + reach_px + lattice.window_px + CONTEXT_PX) * TARGET_GSD_M
+    return math.sqrt(2) * ((stored_px + reach_px) * TARGET_GSD_M + windows_m)
 
 
 def grown_aoi(aoi: Aoi, by_m: float) -> Aoi:

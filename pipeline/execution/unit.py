@@ -20,7 +20,8 @@ from pipeline.store.current import Fence
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.unit_writer import UnitWriter
-from pipeline.superres import superres, systems
+from pipeline.superres import superres
+from pipeline.superres.system import load
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
 
 
 def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages) -> Receipt:
-    system = systems.load(plan.system, device_name())
+    system = load(plan.system, device_name())
     job = job_of(plan, unit, system)
     stages.lap("load")
     if not job.scenes:

@@ -1,7 +1,5 @@
 r"""The absolute lattice of model windows and the weights that blend them.
 
-In: windows in 2.5 m px. Out: lattice windows and weights. Imports `grid` only; no I/O, no torch, no dask.
-
 Along one axis, with stride S, ramp R and margin m, cell k owns [kS, (k+1)S). Its weight rises over the R px centred on
 kS, falls over the R px centred on (k+1)S, and is 1 between; the window that the model sees adds m px of context on
 either side, where the weight is 0:
@@ -23,16 +21,14 @@ import numpy as np
 from pipeline.grid.grid import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-BLOCK_PX = 24  # 60 m: windows start and end on whole native pixels of every band
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Windows of `window_px` every `stride_px`, anchored at the zone's (0, 0) plus phase. All in 2.5 m px."""
+    """Windows of `window_px` every `stride_px`, anchored at the zone's (0, 0) plus phase. All in px of one GSD."""
 
     window_px: int
     stride_px: int
@@ -40,12 +36,11 @@ class Lattice:
     margin_px: int
 
     def __post_init__(self) -> None:
-        reach = self.margin_px + self.ramp_px / 2
         faults = []
         if self.window_px != self.stride_px + self.ramp_px + 2 * self.margin_px:
             faults.append("window = stride + ramp + 2 * margin does not hold")
-        if self.stride_px % BLOCK_PX or reach % BLOCK_PX:
-            faults.append(f"stride and margin + ramp / 2 must be multiples of {BLOCK_PX} px")
+        if self.ramp_px % 2:
+            faults.append("ramp must be even")
         if min(self.ramp_px, self.margin_px) < 0 or self.ramp_px > self.stride_px or self.stride_px <= 0:
             faults.append("0 <= ramp <= stride and margin >= 0 must hold")
         if faults:
@@ -87,11 +82,6 @@ class Lattice:
         """Where the weight of a cell is not zero: its window less the margin."""
         return self.window(cell_row, cell_col).pad(-self.margin_px)
 
-    def read_window(self, window: Window) -> Window:
-        """Union of all model windows that touch `window`: what has to be read to compute it."""
-        cells = self.cells_touching(window)
-        return self.window(*cells[0]).union(self.window(*cells[-1]))
-
     def weight(self) -> NDArray[np.float32]:
         """Blend weight over a cell's `support`, shape (stride + ramp, stride + ramp); the same for every cell."""
         line = self.profile()
@@ -106,13 +96,3 @@ class Lattice:
             line[: self.ramp_px] = rise
             line[-self.ramp_px :] = 1.0 - rise
         return line
-
-    def placements(
-        self, window: Window, wanted: Sequence[Window], around_px: int = 0
-    ) -> Iterator[tuple[tuple[int, int], Window]]:
-        """Cells within `around_px` of one of the `wanted` parts of `window`, each with the part that it supports.
-
-        That part lies in `window` or within `around_px` of it.
-        """
-        for cell in self.cells_touching_any(wanted, around_px):
-            yield cell, self.support(*cell).intersect(window.pad(around_px))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.bands import BY_NAME, NODATA_DN
 from pipeline.grid.grid import GSD_M
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ SCL_GSD_M = 20  # of the scene classification
 def factor_at(gsd_m: float) -> int:
     """Pixels of 2.5 m per pixel of `gsd_m`, along one axis."""
     return round(gsd_m / GSD_M)
+
+
+def factor_of(band: str) -> int:
+    """Pixels of 2.5 m per native pixel of `band`, along one axis: 4, 8 or 24."""
+    return factor_at(BY_NAME[band].gsd_m)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,14 @@ class NativeRasters:
                 part: NDArray[np.uint16] = self.over(window, gsd_m)[names.index(name)]
                 return part
         raise KeyError(name)
+
+    def holds(self, name: str) -> bool:
+        """Whether a band was read."""
+        return any(name in names for names in self.bands.values())
+
+    def measured(self, window: Window) -> bool:
+        """Whether any pixel of any band that meets `window` (2.5 m px) has data."""
+        return any(bool((self.over(window.snap_out(factor_at(gsd_m)), gsd_m) != NODATA_DN).any()) for gsd_m in self.dn)
 
     def scl_over(self, window: Window) -> NDArray[np.uint8] | None:
         """(y, x): classes at 20 m over `window` (2.5 m px)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pipeline.errors import UsageError
@@ -33,9 +33,9 @@ class BundleError(UsageError):
 
 @dataclass(frozen=True)
 class LatticeSpec:
-    """Absolute lattice of model windows, in px of 2.5 m: window = stride + ramp + 2 * margin.
+    """Absolute lattice of model windows, in px of the network's output: window = stride + ramp + 2 * margin.
 
-    `stride_px` and `margin_px + ramp_px / 2` are multiples of 24 (60 m).
+    `stride_px` and `margin_px + ramp_px / 2` are whole pixels of every raster that the network sees.
     """
 
     window_px: int
@@ -163,11 +163,3 @@ def load_into(network: nn.Module, bundle: Bundle, prefix: str = "") -> None:
         )
         raise BundleError(msg)
     network.load_state_dict(chosen)
-
-
-class NoiseSource(Protocol):
-    """Standard normal noise that depends on position only: `noise(step, channels)` -> float32 (B, channels, 4h, 4w)."""
-
-    def __call__(self, step: int, channels: int) -> Tensor:
-        """Noise of sampler step `step` for the windows of the current batch."""
-        ...

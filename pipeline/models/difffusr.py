@@ -24,7 +24,6 @@ from pipeline.models.unet import UNet
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pipeline.models.bundle import NoiseSource
 
 SYSTEM = "difffusr-sr"
 SCALE = 4  # 10 m -> 2.5 m
@@ -95,13 +94,7 @@ class Networks(nn.Module):
 
 
 class DiffFuSR:
-    """Super-resolution of B04, B03, B02 by the published networks; the face that every system here has."""
-
-    in_bands = RGB_BANDS
-    out_bands = RGB_BANDS
-    scale = SCALE
-    stochastic = True
-    needs_state = True
+    """Super-resolution of B04, B03, B02 by the published networks."""
 
     def __init__(self, networks: Networks, bundle: Bundle) -> None:
         self.networks = networks.eval().requires_grad_(False)
@@ -145,19 +138,11 @@ class DiffFuSR:
         return {STATE_KEY: torch.cat(vectors).double().mean(0).tolist()}
 
     @torch.inference_mode()
-    def predict(
-        self,
-        lr: Tensor,
-        conditions: Mapping[str, Tensor],
-        valid: Tensor,
-        noise: NoiseSource,
-        state: Mapping[str, Sequence[float]] | None,
-    ) -> Tensor:
-        """Reflectance (B, 3, h, w) filled where not `valid` -> (B, 3, 4h, 4w), one sample; `noise` decides which.
+    def sample(self, lr: Tensor, noise: Tensor, state: Mapping[str, Sequence[float]] | None) -> Tensor:
+        """Reflectance (B, 3, h, w) -> (B, 3, 4h, 4w): the sample that standard normal `noise` of that shape decides.
 
         h and w are multiples of 8. Raises ValueError otherwise, or without the scene's state.
         """
-        del conditions, valid
         if state is None or STATE_KEY not in state:
             msg = f"no scene state given; expected {STATE_KEY!r}, made once per scene by scene_state()"
             raise ValueError(msg)
@@ -169,8 +154,8 @@ class DiffFuSR:
             x0: Tensor = self.networks.ema(x, x.new_full((len(x), 1), level), features, vector)
             return x0
 
-        x_T = noise(step=0, channels=len(self.out_bands))
-        return to_reflectance(self.sampler(denoise, x_T, self.levels, _X0_RANGE, self.denoise_last))
+        image: Tensor = self.sampler(denoise, noise, self.levels, _X0_RANGE, self.denoise_last)
+        return to_reflectance(image)
 
 
 def to_network(reflectance: Tensor) -> Tensor:

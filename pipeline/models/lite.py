@@ -23,7 +23,7 @@ from pipeline.models.phase_pattern import without_phase_pattern
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.models.bundle import Bundle, NoiseSource
+    from pipeline.models.bundle import Bundle
 
 SYSTEM = "lite-sr"
 SCALE = 4  # 10 m -> 2.5 m
@@ -177,13 +177,7 @@ class LiteNetwork(nn.Module):
 
 
 class LiteSuperResolver:
-    """Super-resolution of B04, B03, B02 by `LiteNetwork`; the face that `pipeline.superres` expects of every system."""
-
-    in_bands: tuple[str, ...] = RGB_BANDS
-    out_bands: tuple[str, ...] = RGB_BANDS
-    scale = SCALE
-    stochastic = True
-    needs_state = False
+    """Super-resolution of B04, B03, B02 by `LiteNetwork`."""
 
     def __init__(self, network: LiteNetwork, bundle: Bundle) -> None:
         self.network = network.eval()
@@ -203,24 +197,6 @@ class LiteSuperResolver:
         """Move the weights to `device` and return self."""
         self.network.to(device)
         return self
-
-    def scene_state(self, windows: Tensor) -> dict[str, list[float]]:
-        """Nothing: this system takes no statistics of the scene."""
-        del windows
-        return {}
-
-    @torch.inference_mode()
-    def predict(
-        self,
-        lr: Tensor,
-        conditions: Mapping[str, Tensor],
-        valid: Tensor,
-        noise: NoiseSource,
-        state: dict[str, list[float]] | None,
-    ) -> Tensor:
-        """Reflectance (B, 3, h, w) filled where not `valid` -> (B, 3, 4h, 4w), one sample; `noise` decides which."""
-        del conditions, valid, state
-        return self.sample(lr, noise(step=0, channels=len(self.out_bands)))
 
     def sample(self, lr: Tensor, noise: Tensor) -> Tensor:
         """One sample of reflectance (B, 3, 4h, 4w) from standard normal `noise` of that shape."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.store.levels import Level, Raster
     from pipeline.store.place import Where
 
-FORMAT_VERSION = 3  # of stores and plans written now; older ones are read, finished and repaired as they were begun
+FORMAT_VERSION = 4  # of stores and plans written now; older ones are read, finished and repaired as they were begun
 GDAL_HAS_NAMES = 2  # first format with sidecars that name bands and classes
 SPREAD_HAS_NODATA = 2  # first format whose `uncertainty` has a nodata value of its own
 _ZSTD_LEVEL = 1

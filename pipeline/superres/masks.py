@@ -1,7 +1,4 @@
-"""Where a network must not speak: nodata, clouds, saturation; and what it sees there instead.
-
-In: DN and SCL on native grids. Out: filled reflectance and the weight of generated detail. Imports bands only; no I/O.
-"""
+"""Masks where no detail may be generated (nodata, clouds, saturation), and gap filling."""
 
 from __future__ import annotations
 
@@ -9,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN
+from pipeline.bands import BRIGHT_REFLECTANCE, DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 # Scene classification (Sen2Cor ATBD, SCL): saturated or defective 1, cloud medium 8, cloud high 9, thin cirrus 10.
 _SCL_CAUSES: dict[str, tuple[int, ...]] = {"cloud": (8, 9, 10), "saturated": (1,)}
 NOT_CLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)  # those, no data, and cloud shadow 3
-BRIGHT_REFLECTANCE = 1.6  # beyond what networks were trained on, unless their weights say otherwise
 # What is taken for cloud without a classification: bright, white, and wider than roofs are.
 CLOUD_REFLECTANCE = 0.4  # of the darkest of the three colours
 CLOUD_TINT = 0.2  # at most, of the brightest: (brightest - darkest) / brightest
@@ -81,28 +79,41 @@ def _like_cloud(rho: NDArray[np.float32]) -> NDArray[np.bool_]:
     return cloud
 
 
-def _causes(dn10: NDArray[np.uint16], scl: NDArray[np.uint8] | None, bright: float) -> dict[str, NDArray[np.bool_]]:
+def measured(dn: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Where all bands of (band, y, x) have data."""
+    there: NDArray[np.bool_] = (dn != NODATA_DN).all(0)
+    return there
+
+
+def _causes(
+    dn10: NDArray[np.uint16], scl: NDArray[np.uint8] | None, bright: float, colours: Sequence[int] | None
+) -> dict[str, NDArray[np.bool_]]:
     """Where no detail may be generated, on the 10 m grid (y, x), by cause; arguments as for `detail_weight`."""
     rho = reflectance(dn10)
-    found = {NODATA_CAUSE: (dn10 == NODATA_DN).any(0), "bright": rho.max(0) > bright}
+    found = {NODATA_CAUSE: ~measured(dn10), "bright": rho.max(0) > bright}
     if scl is None:
-        return {**found, "like_cloud": _like_cloud(rho)}
+        visible = rho if colours is None else rho[list(colours)]
+        return {**found, "like_cloud": _like_cloud(visible)} if len(visible) else found
     for cause, classes in _SCL_CAUSES.items():
         found[cause] = np.isin(scl, classes).repeat(2, 0).repeat(2, 1)
     return found
 
 
 def detail_weight(
-    dn10: NDArray[np.uint16], scl: NDArray[np.uint8] | None, bright: float = BRIGHT_REFLECTANCE
+    dn10: NDArray[np.uint16],
+    scl: NDArray[np.uint8] | None,
+    bright: float = BRIGHT_REFLECTANCE,
+    colours: Sequence[int] | None = None,
 ) -> NDArray[np.float32] | None:
     """Weight 0..1 of generated detail on the 10 m grid, shape (y, x); None when it is 1 everywhere.
 
     Clouds are those of the classification, or what looks like one where there is none, and reflectance above `bright`.
 
-    `dn10` is (band, y, x) of the network's input bands, `scl` the 20 m classification (y/2, x/2) or None. Nodata
-    gets 0; so do clouds and 2 px around them, from where the weight rises linearly over 4 px.
+    `dn10` is (band, y, x) of the network's input bands, at least one, of which `colours` (all where None) are visible;
+    `scl` is the 20 m classification (y/2, x/2) or None. Nodata gets 0; so do clouds and 2 px around them, from where
+    the weight rises linearly over 4 px.
     """
-    causes = _causes(dn10, scl, bright)
+    causes = _causes(dn10, scl, bright, colours)
     missing = causes.pop(NODATA_CAUSE)
     blocked = np.logical_or.reduce(list(causes.values()))
     if not (blocked | missing).any():
@@ -118,7 +129,10 @@ def detail_weight(
 
 
 def nearest_cause(
-    dn10: NDArray[np.uint16], scl: NDArray[np.uint8] | None, bright: float = BRIGHT_REFLECTANCE
+    dn10: NDArray[np.uint16],
+    scl: NDArray[np.uint8] | None,
+    bright: float = BRIGHT_REFLECTANCE,
+    colours: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
     """Index into `CAUSES` of what withholds detail nearest to each 10 m pixel, (y, x).
 
@@ -126,7 +140,7 @@ def nearest_cause(
     alone and may take for cloud what the whole shows to be none; hence "like_cloud" where nothing withholds detail.
     """
     nearest = np.full(dn10.shape[1:], len(CAUSES), np.uint8)
-    causes = _causes(dn10, scl, bright)
+    causes = _causes(dn10, scl, bright, colours)
     for i, cause in reversed(list(enumerate(CAUSES))):
         if cause in causes:
             nearest[causes[cause]] = i

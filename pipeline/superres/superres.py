@@ -1,8 +1,7 @@
-"""A piece of ground: run every lattice window that touches it, blend, project, quantise.
+"""A piece of ground: run every model window that touches it, blend, make consistent, quantise.
 
-In: native DN over `read_window`, the output window, a loaded system. Out: DN at 2.5 m with quality and spread.
-Imports grid, bands, models; no I/O, no dask. Nothing here depends on how the ground was cut into pieces: windows are
-absolute, whole and independent, noise is keyed by position, and blending sums them in ascending order.
+Nothing here depends on how the ground was cut into pieces: windows are absolute, whole and independent, noise is keyed
+by position, and blending sums them in ascending order.
 """
 
 from __future__ import annotations
@@ -15,64 +14,30 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from pipeline.bands import (
-    BLOCK_60M,
-    BY_NAME,
-    DN_OFFSET,
-    DN_SCALE,
-    NODATA_DN,
-    NODATA_SPREAD,
-    RGB,
-    SCALE_10M,
-)
+from pipeline.bands import DN_OFFSET, DN_SCALE, TARGET_GSD_M
 from pipeline.errors import PipelineError
-from pipeline.grid.grid import align_up
-from pipeline.grid.noise import normal_field
-from pipeline.grid.sensor import Sensor, sensor
-from pipeline.superres import fuse, masks
-from pipeline.superres.consistency import project_to_dn, round_to_dn
-from pipeline.superres.contract import agreeing, reach_px
+from pipeline.superres import classes
+from pipeline.superres.canvas import Canvas, Handed
+from pipeline.superres.chain import at_gsd, cells_by_group, groups_of
+from pipeline.superres.contract import agreeing
+from pipeline.superres.noise_source import noise_source
+from pipeline.superres.windows import Draw, detail_of, run_window, window_input
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from pipeline.grid.grid import Window
-    from pipeline.grid.lattice import Lattice
     from pipeline.grid.native_rasters import NativeRasters
-    from pipeline.models.bundle import NoiseSource
-    from pipeline.superres.systems import SceneState, System
+    from pipeline.superres.chain import Group
+    from pipeline.superres.options import Options
+    from pipeline.superres.spec import NoiseSource, SceneState, Stage
+    from pipeline.superres.system import System
 
+    StateOf = Callable[[Window], SceneState | None]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What shapes the pixels besides scenes and weights."""
-
-    seed: int = 0
-    stream: int = 0  # tells UTM zones and time steps apart
-    members: int = 0  # draws that are averaged; none: the system's regression gives the mean
-    consistency: str = "sensor"
-    mtf: tuple[tuple[str, float], ...] = ()  # by band, where not the published ones
-
-    def sensor(self, name: str) -> Sensor | None:
-        """How a band is measured, where the output has to agree with that; else None."""
-        if self.consistency != "sensor":
-            return None
-        return sensor(self.mtf_of(name), fuse.factor_of(name))
-
-    def mtf_of(self, name: str) -> float:
-        """MTF of a band at the Nyquist frequency of its own grid."""
-        return dict(self.mtf).get(name) or BY_NAME[name].product_mtf
-
-    def reach_px(self, order: tuple[str, ...]) -> int:
-        """How far around a piece of ground its bands have to be predicted, a multiple of 24 px."""
-        reaches = [reach_px(of) for name in order if (of := self.sensor(name)) is not None]
-        return align_up(max(reaches, default=0), BLOCK_60M)
 
 
 @dataclass
@@ -91,122 +56,126 @@ class Result:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
-def read_window(lattice: Lattice, window: Window, reach: int = 0) -> Window:
-    """What has to be read to compute `window`, for which bands are predicted up to `reach` px around it.
-
-    Every model window that touches those, with context for interpolation.
-    """
-    return lattice.read_window(window.pad(reach)).pad(fuse.CONTEXT_PX)
-
-
-def _window_input(native: NativeRasters, window: Window, bright: float) -> fuse.WindowInput | None:
-    """The native rasters of one lattice window, filled; None when nothing was measured in it."""
-    around, dn = native.cut(window.pad(fuse.CONTEXT_PX)), native.cut(window)
-    if not any((raster != NODATA_DN).any() for raster in dn.values()):
-        return None
-    rgb = _rgb_rows(native)
-    scl = native.scl_over(window)
-    shape10 = (window.ny // SCALE_10M, window.nx // SCALE_10M)
-    valid10 = (dn[10][rgb] != NODATA_DN).all(0) if rgb else np.ones(shape10, bool)
-    weight = masks.detail_weight(dn[10][rgb], scl, bright) if rgb else None
-    filled = {gsd: masks.filled_reflectance(raster) for gsd, raster in around.items()}
-    return fuse.WindowInput(filled, native.bands, valid10, weight)
-
-
-def _rgb_rows(native: NativeRasters) -> list[int]:
-    """Where RGB stands among the 10 m bands."""
-    return [native.bands[10].index(name) for name in RGB if name in native.bands.get(10, ())]
-
-
-def _nearest_cause(
-    native: NativeRasters, window: Window, quality: NDArray[np.uint8], bright: float
-) -> NDArray[np.uint8] | None:
-    """`Result.causes` over `window`, looked for in all that was read."""
-    if not ((quality == masks.QUALITY_MEASURED) | (quality == masks.QUALITY_PARTIAL)).any():
-        return None
-    nearest = masks.nearest_cause(native.dn[10][_rgb_rows(native)], native.scl, bright)
-    rows, cols = window.coarsen(SCALE_10M).slices(native.window.coarsen(SCALE_10M))
-    return nearest[rows, cols].repeat(SCALE_10M, 0).repeat(SCALE_10M, 1)
-
-
-def _noise_of(window: Window, options: Options, system: System) -> Callable[[int], NoiseSource]:
-    import torch
-
-    def of_member(member: int) -> NoiseSource:
-        def noise(step: int, channels: int) -> Tensor:
-            values = normal_field(
-                window, seed=options.seed, channels=channels, step=step, member=member, stream=options.stream
-            )
-            return torch.from_numpy(values)[None].to(system.device)
-
-        return noise
-
-    return of_member
-
-
 def super_resolve(
     native: NativeRasters,
     window: Window,
     system: System,
     order: tuple[str, ...],
     options: Options,
-    state_of: Callable[[Window], SceneState | None] = lambda _window: None,
+    state_of: StateOf = lambda _window: None,
     wanted: Sequence[Window] = (),
 ) -> Result:
-    """All bands of `order` at 2.5 m over `window` (edges multiples of 24 px), from native DN over the lattice's reach.
+    """All bands of `order` at 2.5 m over `window` (edges multiples of 24 px), from native DN around it.
 
-    `native.window` must hold `read_window(system.lattice, window)`. `wanted`: the parts of `window` that are needed,
+    `native.window` must hold `chain.read_window` of the run's groups. `wanted`: the parts of `window` that are needed,
     all of it where empty; model windows that touch none of them are not computed, and pixels elsewhere mean nothing.
     """
     seconds: dict[str, float] = defaultdict(float)
-    reach = options.reach_px(order)
-    area = window.pad(reach)
-    blended = np.zeros((len(order), *area.shape), np.float32)
-    spread = np.zeros_like(blended) if options.members > 1 and system.resolver is not None else None
-    detail = np.zeros(area.shape, np.float32)
-    void: list[Window] = []  # where nothing was measured and nothing is predicted
-    weight = system.lattice.weight()
-    bright = masks.BRIGHT_REFLECTANCE
-    if system.resolver is not None:
-        bright = float(system.resolver.bundle.normalisation.get("bright_reflectance", bright))
-    count = 0
-    for cell, part in system.lattice.placements(window, wanted or [window], reach):
-        lattice_window = system.lattice.window(*cell)
-        started = time.perf_counter()
-        given = _window_input(native, lattice_window, bright)
-        if given is None:
-            void.append(part)
-            continue
-        noise, state = _noise_of(lattice_window, options, system), state_of(lattice_window)
-        draw = partial(fuse.window_bands, given, system, order, noise, state, options.consistency, options.members)
-        bands, deviation = _within_memory(draw, system)
-        seconds["superres"] += time.perf_counter() - started
-        started = time.perf_counter()
-        share = weight[part.slices(system.lattice.support(*cell))]
-        into, of = part.slices(area), part.slices(lattice_window)
-        blended[(slice(None), *into)] += share * bands[(slice(None), *of)]
-        if spread is not None and deviation is not None:
-            spread[(slice(None), *into)] += share * deviation[(slice(None), *of)]
-        if system.resolver is not None:
-            detail[into] += share * _detail(given, lattice_window)[of]
-        seconds["blend"] += time.perf_counter() - started
-        count += 1
+    groups, reach = groups_of(system.stages, order), options.reach_px(order)
+    generated = any(group.stages for group in groups)
+    drawn = {band for group in groups if group.varying for band in group.bands}
+    canvas = Canvas.over(window.pad(reach), order, spread=options.members > 1 and bool(drawn), generated=generated)
+    parts = [part.pad(reach) for part in wanted or [window]]
+    for group, cells in zip(groups, cells_by_group(groups, parts), strict=True):
+        _GroupRun(group, native, system, options, state_of, canvas, seconds).run(cells)
     started = time.perf_counter()
-    blended -= np.float32(DN_OFFSET)
-    blended /= np.float32(DN_SCALE)
-    sensors = [options.sensor(name) for name in order]
-    images = agreeing(blended, area, window, sensors, lambda i, part: native.band(order[i], part), void)
-    inside = (..., *window.slices(area))
-    deviation = None if spread is None else spread[inside]
-    result = _finish(native, window, order, options, images, deviation, detail[inside])
-    if system.resolver is not None:
-        result.causes = _nearest_cause(native, window, result.quality, bright)
+    result = _finished(canvas, native, window, options, groups, drawn)
     seconds["project"] += time.perf_counter() - started
-    result.windows, result.seconds = count, seconds
+    result.windows, result.seconds = canvas.windows, seconds
     return result
 
 
-def _within_memory(compute: Callable[[], T], system: System) -> T:
+def _finished(
+    canvas: Canvas, native: NativeRasters, window: Window, options: Options, groups: Sequence[Group], drawn: set[str]
+) -> Result:
+    """The canvas made consistent, cut to `window` and quantised."""
+    order, image = canvas.order, canvas.image
+    image -= np.float32(DN_OFFSET)
+    image /= np.float32(DN_SCALE)
+    sensors = [options.sensor(name) for name in order]
+    images = agreeing(image, canvas.area, window, sensors, lambda i, part: native.band(order[i], part), canvas.void)
+    inside = window.slices(canvas.area)
+    dn = classes.quantised(images, native, window, order, options.consistency)
+    quality = classes.quality(dn, order, canvas.detail[inside])
+    spread = canvas.spread
+    return Result(
+        dn,
+        quality,
+        None if spread is None else classes.spread_dn(spread[(..., *inside)], dn, order, quality, drawn),
+        classes.nearest_cause(native, window, quality, groups),
+    )
+
+
+@dataclass(frozen=True)
+class _GroupRun:
+    """All windows of one group, blended into the canvas in ascending order."""
+
+    group: Group
+    native: NativeRasters
+    system: System
+    options: Options
+    state_of: StateOf
+    canvas: Canvas
+    seconds: dict[str, float]
+
+    def run(self, cells: list[tuple[int, int]]) -> None:
+        """Compute and blend the windows of these cells."""
+        group, canvas = self.group, self.canvas
+        weight = group.lattice.weight()
+        detail = np.zeros(canvas.area.shape, np.float32)
+        handed = Handed(group, cells, self._count) if group.handed and cells else None
+        for cell in cells:
+            self._window(cell, weight, detail, handed)
+        if group.stages and group.bands:
+            np.minimum(canvas.detail, detail, out=canvas.detail)
+        if handed is not None:
+            handed.close()
+            canvas.handed |= dict.fromkeys((stage.name for stage in group.stages), handed)
+
+    @property
+    def _count(self) -> int:
+        """Passes through the networks per window."""
+        return max(1, self.options.members) if self.group.varying else 1
+
+    def _window(
+        self, cell: tuple[int, int], weight: NDArray[np.float32], detail: NDArray[np.float32], handed: Handed | None
+    ) -> None:
+        group, canvas, lattice = self.group, self.canvas, self.group.lattice
+        started = time.perf_counter()
+        window, part = lattice.window(*cell), canvas.part(group, cell)
+        given = window_input(self.native, window, group, self.system.device)
+        if given is None:
+            if part is not None:
+                canvas.void.append(part)
+            return
+        earlier = partial(canvas.read_by, group, window, device=self.system.device)
+        compute = partial(run_window, given, self.system, group, self._draws(window), earlier)
+        found = _within_memory(compute, self.system, group)
+        self.seconds["superres"] += time.perf_counter() - started
+        started = time.perf_counter()
+        canvas.add(group, cell, weight, found)
+        if group.stages and part is not None:
+            share = weight[part.slices(lattice.support(*cell))]
+            detail[part.slices(canvas.area)] += share * detail_of(given, lattice.window_px)[part.slices(window)]
+        if handed is not None:
+            handed.add(cell, weight, found.handed)
+        self.seconds["blend"] += time.perf_counter() - started
+        canvas.windows += 1
+
+    def _draws(self, window: Window) -> list[Draw]:
+        """The passes through the networks that a window takes."""
+        stochastic = [stage.name for stage in self.system.stages if stage.stochastic]
+        state = self.state_of(at_gsd(window, self.group.gsd_m, TARGET_GSD_M)) if self.group.stages else None
+
+        def noise_of(member: int, stage: Stage) -> NoiseSource | None:
+            if not self.options.members:
+                return None
+            return noise_source(window, stochastic.index(stage.name), member, self.options, self.system.device)
+
+        return [Draw(partial(noise_of, i), state, self.options.consistency) for i in range(self._count)]
+
+
+def _within_memory(compute: Callable[[], T], system: System, group: Group) -> T:
     """One window's result; where a GPU's memory runs out, once more with all that torch holds in reserve given back.
 
     Windows go through the networks one by one, so that there is no batch to halve: their pixels are the same whatever
@@ -222,53 +191,10 @@ def _within_memory(compute: Callable[[], T], system: System) -> T:
     try:
         return compute()
     except torch.OutOfMemoryError as error:
-        side = system.lattice.window_px
+        side = group.lattice.window_px
         found = f"a window of {side} x {side} px of {system.name} does not fit into the memory of {system.device}"
         raise PipelineError(
             f"{found} ({str(error).partition('. ')[0]})",
             "free memory for one window",
             "end other processes on that GPU, use one worker per GPU, or another --sr",
         ) from None
-
-
-def _detail(given: fuse.WindowInput, window: Window) -> NDArray[np.float32]:
-    if given.weight10 is None:
-        return np.ones(window.shape, np.float32)
-    import torch
-
-    return fuse.detail_at_2p5m(given.weight10, torch.zeros(1))[0, 0].numpy()
-
-
-def _finish(
-    native: NativeRasters,
-    window: Window,
-    order: tuple[str, ...],
-    options: Options,
-    blended: NDArray[np.float32],
-    spread: NDArray[np.float32] | None,
-    detail: NDArray[np.float32],
-) -> Result:
-    """Quantise each band, projected onto its native block means where that is asked for, and classify.
-
-    PipelineError on values that are none.
-    """
-    broken = [name for name, image in zip(order, blended, strict=True) if not np.isfinite(image).all()]
-    if broken:
-        raise PipelineError(
-            f"the networks gave NaN or infinity in {', '.join(broken)}",
-            "finite reflectance",
-            "check the weights and, on a GPU, its memory; --sr bicubic runs without networks",
-        )
-    to_dn = project_to_dn if options.consistency == "box" else round_to_dn
-    dn = np.empty(blended.shape, np.uint16)
-    for i, name in enumerate(order):
-        dn[i] = to_dn(blended[i], native.band(name, window), fuse.factor_of(name))
-    measured = [i for i, name in enumerate(order) if name in RGB] or list(range(len(order)))
-    valid = (dn[measured] != NODATA_DN).all(0)
-    quality, deviation = masks.quality(detail, valid), None
-    if spread is not None:
-        generated = (dn != NODATA_DN) & (quality != masks.QUALITY_MEASURED)
-        deviation = np.where(generated, np.rint(spread / np.float32(DN_SCALE)), 0)
-        deviation = np.minimum(deviation, NODATA_SPREAD - 1).astype(np.uint16)
-        deviation[dn == NODATA_DN] = NODATA_SPREAD
-    return Result(dn, quality, deviation)

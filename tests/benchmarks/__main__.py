@@ -131,7 +131,11 @@ def seams(folder: Path, workers: int) -> list[Row]:
     from pipeline.bands import GSDS_M, bands_at
     from pipeline.grid.grid import Grid
     from pipeline.grid.lattice import Lattice
-    from pipeline.superres import superres, systems
+    from pipeline.superres import superres
+    from pipeline.superres.chain import groups_of, read_window
+    from pipeline.superres.options import Options
+    from pipeline.superres.system import load
+    from pipeline.superres.weights import choose
     from tests.benchmarks.scene import real_or_synthetic
 
     del workers
@@ -140,14 +144,15 @@ def seams(folder: Path, workers: int) -> list[Row]:
     inner = (raster.left_m + 1500, raster.top_m - 3300, raster.left_m + 3300, raster.top_m - 1500)
     grid = Grid.covering(scene.epsg, inner, scene.phase)
     names = tuple(band for gsd in GSDS_M for band in bands_at(gsd) if band in scene.hrefs)
-    system = systems.load(systems.choose("lite"), "cpu")
+    system = load(choose("lite"), "cpu")
     images = {}
-    for label, lattice in (("shipped", system.lattice), ("other", Lattice(480, 336, 48, 48))):
-        chosen = dataclasses.replace(system, lattice=lattice)
-        reach = superres.read_window(lattice, grid.window)
+    for label, lattice in (("shipped", system.stages[0].lattice), ("other", Lattice(480, 336, 48, 48))):
+        stages = tuple(dataclasses.replace(stage, lattice=lattice) for stage in system.stages)
+        chosen = dataclasses.replace(system, stages=stages)
+        reach = read_window(groups_of(stages, names), grid.window)
         roots = tuple({str(Path(href).parent) for href in scene.hrefs.values()})
         pixels = read_period((scene,), "mosaic", grid.of(reach), names, Access(roots=roots))
-        images[label] = superres.super_resolve(pixels, grid.window, chosen, names, superres.Options()).dn.astype(float)
+        images[label] = superres.super_resolve(pixels, grid.window, chosen, names, Options()).dn.astype(float)
     red = names.index("B04")
     step = np.abs(np.diff(images["shipped"][red], axis=1)).mean(0)
     columns = np.arange(grid.window.col + 1, grid.window.col_end)

@@ -16,7 +16,7 @@ from pipeline.bands import BY_NAME
 from pipeline.config import RunConfig
 from pipeline.execution.driver import prepare, run_plan
 from pipeline.execution.planner import make_plan
-from pipeline.superres.fuse import factor_of
+from pipeline.grid.native_rasters import factor_of
 from tests.archive.synthetic import make_archive, make_scene
 
 PYTHON = sys.executable

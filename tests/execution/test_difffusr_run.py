@@ -31,13 +31,13 @@ def weights(tmp_path_factory):
     save_bundle(folder / "sr.safetensors", sr, ruled(shapes_of(difffusr.Networks(**sr.architecture))))
     networks = difffusr_fusion.FusionNetworks(**fusion.architecture)
     save_bundle(folder / "fusion.safetensors", fusion, ruled(shapes_of(networks)))
-    return {"weights": str(folder / "sr.safetensors"), "fusion_weights": str(folder / "fusion.safetensors")}
+    return {"weights": (str(folder / "sr.safetensors"), f"fusion={folder / 'fusion.safetensors'}")}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, archive, aoi, weights):
     store = tmp_path_factory.mktemp("difffusr") / "region.zarr"
-    plan, _ = run(config_for(archive, sr="difffusr", **weights), aoi, store)
+    plan, _ = run(config_for(archive, sr="difffusr", estimate="sample", **weights), aoi, store)
     return plan, store
 
 
@@ -56,7 +56,7 @@ def test_scene_states_are_in_the_plan_and_belong_to_the_scene(finished, archive,
 
 def test_chunks_never_show(finished, archive, aoi, weights, tmp_path):
     _, store = finished
-    run(config_for(archive, sr="difffusr", unit_chunks=5, **weights), aoi, tmp_path / "other.zarr")
+    run(config_for(archive, sr="difffusr", estimate="sample", unit_chunks=5, **weights), aoi, tmp_path / "other.zarr")
     assert np.array_equal(values(store), values(tmp_path / "other.zarr"))
 
 
@@ -77,8 +77,8 @@ def test_without_weights_one_line_says_how_to_give_them(archive, aoi, tmp_path, 
 def test_provenance_names_both_weights(finished):
     plan, store = finished
     attributes = json.loads((store / "zarr.json").read_text())["attributes"]
-    assert attributes["sr_weights_sha256"] == plan.system.sr_digest
-    assert attributes["fusion_weights_sha256"] == plan.system.fusion_digest
+    assert attributes["sr_weights_sha256"] == plan.system.of("sr").sha256
+    assert attributes["fusion_weights_sha256"] == plan.system.of("fusion").sha256
     assert set(attributes["generated_bands"]) == set(BAND_NAMES)
 
 

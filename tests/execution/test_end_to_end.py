@@ -14,8 +14,8 @@ from pipeline.bands import BAND_NAMES
 from pipeline.errors import NoDataError, ReadError, UsageError
 from pipeline.execution import driver
 from pipeline.grid.grid import Window
+from pipeline.grid.native_rasters import factor_of
 from pipeline.store import layout
-from pipeline.superres.fuse import factor_of
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import (
     LEFT,

@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +24,12 @@ from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.execution import planner
 from pipeline.execution.noise_stream import noise_stream
-from pipeline.execution.plan import Plan, Unit, load_plan, plan_path
+from pipeline.execution.plan import Plan, Unit, load_plan, plan_file, plan_path
 from pipeline.execution.planner import make_plan
 from pipeline.grid.grid import Phase, Window
 from pipeline.grid.noise import normal_field
-from pipeline.superres.systems import Choice
+from pipeline.store import sealed
+from pipeline.superres.weights import Choice
 from tests.execution.conftest import box, write_aoi
 
 LEFT, TOP = 600000, 5100000
@@ -122,8 +124,8 @@ class TestDigest:
             lambda p: replace(
                 p, scenes={k: replace(v, offset=OffsetDecision(-1000, "")) for k, v in p.scenes.items()}
             ),
-            lambda p: replace(p, system=replace(p.system, sr_digest="0" * 64)),
-            lambda p: replace(p, system=replace(p.system, fusion_digest="0" * 64)),
+            lambda p: replace(p, system=replace(p.system, weights=p.system.weights[:1])),
+            lambda p: replace(p, system=replace(p.system, weights=(replace(p.system.weights[0], sha256="0" * 64),))),
             lambda p: replace(p, states={"S2A_ONE": {"v": [0.5]}}),
             lambda p: replace(p, aoi_digest="0" * 64),
             lambda p: replace(p, zones=(replace(p.zones[0], periods=p.zones[0].periods[::-1] * 2),)),
@@ -132,6 +134,23 @@ class TestDigest:
     )  # fmt: skip
     def test_what_decides_them_does(self, plan, change):
         assert change(plan).digest != plan.digest
+
+
+def test_a_plan_of_the_format_before_keeps_its_digest_and_its_form():
+    """Written by the version whose systems took a super-resolver and a fusion."""
+    content = sealed.load((Path(__file__).parent / "plans" / "format_3.json").read_bytes())
+    plan = Plan.from_json(content)
+    assert plan.digest == content["plan_digest"]
+    assert plan.config.weights == ("fusion=/weights/fusion.safetensors",)
+    assert [file.where for file in plan.system.weights] == [
+        "shipped:lite-sr.safetensors",
+        "/weights/fusion.safetensors",
+    ]
+    assert plan.draws == 2
+    written = sealed.load(plan_file(plan))
+    for part in ("system", "config"):
+        assert written[part] == content[part]
+    assert Plan.from_json(written) == plan
 
 
 def by_hand(corners, chunk_px, unit_chunks, workers, *, shard=False, periods=1):

@@ -15,7 +15,6 @@ from pipeline.execution.estimate import estimate
 from pipeline.execution.planner import make_plan
 from pipeline.execution.scene_selection import padded, reach_m
 from pipeline.grid.lattice import Lattice
-from pipeline.superres.systems import lattice_of
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import LEFT, TOP, box, config_for, run, values, write_aoi
 
@@ -122,7 +121,8 @@ def test_scattered_fields_compute_only_the_windows_that_they_touch(neighbours, t
     fields.write_text(json.dumps({"type": "MultiPolygon", "coordinates": rings}))
     config = config_for(neighbours, sr="lite", unit_chunks=12, bands=("B02", "B03", "B04", "B11"))
     plan, _ = run(config, fields, tmp_path / "fields.zarr")
-    lattice = lattice_of(plan.system)
+    (group,) = plan.groups()
+    lattice = group.lattice
     (unit,) = plan.units()
     computed = json.loads(next((tmp_path / "fields.zarr" / "_run" / "receipts").glob("*.json")).read_text())["windows"]
     asked = [chunk.pad(plan.reach_px) for chunk in plan.chunks(unit)]

@@ -24,7 +24,7 @@ from pipeline.execution.planner import make_plan
 from pipeline.store import layout
 from pipeline.store.layout import RegionWriter
 from pipeline.store.receipts import Ledger, Receipt
-from pipeline.superres import fuse
+from pipeline.superres import superres
 from tests.archive.synthetic import make_archive
 from tests.execution.conftest import chunk_digests, config_for, run
 
@@ -105,14 +105,14 @@ def test_ten_kills_at_seeded_moments_lose_at_most_the_unit_at_work(plan, calm, t
 
 
 def test_networks_that_give_nan_fail_the_unit_and_write_nothing(scenes, aoi, tmp_path, monkeypatch):
-    real = fuse.window_bands
+    real = superres.run_window
 
-    def broken(window, system, order, *rest):
-        bands, spread = real(window, system, order, *rest)
-        bands[2, 50:60] = np.nan
-        return bands, spread
+    def broken(*given):
+        found = real(*given)
+        found.mean[2, 50:60] = np.nan
+        return found
 
-    monkeypatch.setattr(fuse, "window_bands", broken)
+    monkeypatch.setattr(superres, "run_window", broken)
     monkeypatch.setattr("pipeline.execution.work.worth_isolating", lambda error: False)
     store = tmp_path / "nan.zarr"
     with pytest.raises(PipelineError, match="NaN or infinity in B03"):

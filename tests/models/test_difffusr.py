@@ -92,7 +92,7 @@ def normal(*shape, seed=5):
 def run(resolver, lr, noise, state="own"):
     if state == "own":
         state = resolver.scene_state(lr)
-    return resolver.predict(lr, {}, torch.ones_like(lr[:, :1], dtype=torch.bool), noise, state)
+    return resolver.sample(lr, noise(step=0, channels=3), state)
 
 
 # --- the authors' numbers -------------------------------------------------------------------------------------------

@@ -41,12 +41,8 @@ def normal(shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def predict(system, lr, seed=0):
-    def noise(step: int, channels: int) -> torch.Tensor:
-        assert step == 0
-        return normal((len(lr), channels, 4 * lr.shape[2], 4 * lr.shape[3]), seed)
-
-    return system.predict(lr, {}, torch.ones_like(lr[:, :1], dtype=torch.bool), noise, None)
+def sample(system, lr, seed=0):
+    return system.sample(lr, normal((len(lr), 3, 4 * lr.shape[2], 4 * lr.shape[3]), seed))
 
 
 def test_untrained_regression_is_bicubic():
@@ -57,11 +53,11 @@ def test_untrained_regression_is_bicubic():
     torch.testing.assert_close(system.mean(lr), upsample(lr))
 
 
-def test_predict_gives_four_times_the_pixels_and_follows_its_noise_only():
+def test_a_sample_has_four_times_the_pixels_and_follows_its_noise_only():
     lr = 0.3 * torch.rand(2, 3, 12, 18, generator=torch.Generator().manual_seed(1))
     system = LiteSuperResolver(scrambled_network(), bundle_of(3))
     before = torch.get_rng_state()
-    one, again, other = predict(system, lr, 0), predict(system, lr, 0), predict(system, lr, 1)
+    one, again, other = sample(system, lr, 0), sample(system, lr, 0), sample(system, lr, 1)
     assert one.shape == (2, 3, 48, 72)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one, again)
@@ -93,7 +89,7 @@ def test_bundle_round_trip_keeps_the_function(tmp_path):
     system = LiteSuperResolver(scrambled_network(), bundle_of(2))
     save_bundle(tmp_path / "a.safetensors", system.bundle, system.network.state_dict())
     loaded = LiteSuperResolver.from_bundle(load_bundle(tmp_path / "a.safetensors"))
-    assert torch.equal(predict(loaded, lr), predict(system, lr))
+    assert torch.equal(sample(loaded, lr), sample(system, lr))
     assert not any(p.requires_grad for p in loaded.network.parameters())
 
 

@@ -15,7 +15,9 @@ import pytest
 from pipeline.errors import IntegrityError, PipelineError, StorageError, Unreachable, UpstreamError, UsageError
 from pipeline.models.bundle import save_bundle
 from pipeline.models.difffusr import Networks, difffusr_bundle
-from pipeline.superres import hub, systems
+from pipeline.superres import hub
+from pipeline.superres.system import load
+from pipeline.superres.weights import File, choose
 from tests.models.test_difffusr import SMALL, ruled, shapes_of
 from tests.superres.hub_server import COMMIT, LATER, SIGNATURE, connected, hub_server, point_at
 
@@ -302,40 +304,40 @@ def weights(tmp_path):
 def test_a_choice_records_commit_and_digest_and_loads_elsewhere(server, weights, tmp_path, monkeypatch):
     server.commits[COMMIT][FILE] = weights
     digest = hashlib.sha256(weights).hexdigest()
-    choice = systems.choose("difffusr", f"{ADDRESS}@{digest}")
-    assert (choice.sr_weights, choice.sr_digest) == (PINNED, digest)
+    choice = choose("difffusr", (f"{ADDRESS}@{digest}",))
+    assert choice.of("sr") == File("sr", PINNED, digest)
     assert str(tmp_path) not in json.dumps(asdict(choice))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     server.requests.clear()
-    assert systems.load.__wrapped__(choice, "cpu").resolver.bundle.digest == digest
+    assert load.__wrapped__(choice, "cpu").bundles["sr"].digest == digest
     assert [request[:2] for request in server.requests] == [("hub", "HEAD"), ("storage", "GET")]
 
 
 def test_a_worker_refuses_other_bytes_than_the_plans(server, weights):
     server.commits[COMMIT][FILE] = weights
-    choice = systems.choose("difffusr", ADDRESS)
+    choice = choose("difffusr", (ADDRESS,))
     blob = hub.located(PINNED).resolve()
     os.chmod(blob, 0o644)
     blob.write_bytes(weights[:-4] + b"\0\0\0\1")
-    refused(UsageError, 2, lambda: systems.load.__wrapped__(choice, "cpu"), choice.sr_digest, "fetched anew")
+    refused(UsageError, 2, lambda: load.__wrapped__(choice, "cpu"), choice.of("sr").sha256, "fetched anew")
 
 
 def test_the_weights_must_still_fit_the_system(server, weights):
     server.commits[COMMIT][FILE] = weights
     with pytest.raises(UsageError, match="are for 'difffusr-sr'"):
-        systems.choose("lite", "", ADDRESS)
+        choose("lite", (f"fusion={ADDRESS}",))
     server.commits[COMMIT]["x.safetensors"] = CONTENT
     with pytest.raises(UsageError, match="not a readable safetensors file"):
-        systems.choose("difffusr", f"hf://{REPO}/x.safetensors")
+        choose("difffusr", (f"hf://{REPO}/x.safetensors",))
 
 
 @pytest.mark.parametrize("address", [f"https://huggingface.co/{REPO}/resolve/main/{FILE}", f"HF://{REPO}/{FILE}"])
 def test_other_addresses_are_not_taken_for_paths(address):
     with pytest.raises(UsageError, match="hf://OWNER/REPO"):
-        systems.choose("difffusr", address)
+        choose("difffusr", (address,))
 
 
 def test_a_lacking_super_resolver_is_said_before_anything_is_fetched(server):
     with pytest.raises(UsageError, match="training.convert"):
-        systems.choose("difffusr", "", ADDRESS)
+        choose("difffusr", (f"fusion={ADDRESS}",))
     assert server.requests == []

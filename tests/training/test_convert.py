@@ -18,7 +18,8 @@ from pipeline.models import difffusr, difffusr_fusion
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
 from pipeline.models.difffusr import difffusr_bundle, to_reflectance
 from pipeline.models.difffusr_fusion import difffusr_fusion_bundle
-from pipeline.superres import systems
+from pipeline.superres.system import load
+from pipeline.superres.weights import choose
 from tests.models.test_difffusr import SMALL, SMALL_FUSION, Noise, assert_reproduced, ruled, run, shapes_of
 from training import convert
 
@@ -107,15 +108,15 @@ def test_a_released_checkpoint_runs_as_the_authors_did(shared_data, tmp_path):
         assert convert.main(["--from", kind, str(source), "--out", str(made[part])]) == 0
         source.unlink()
 
-    system = systems.load(systems.choose("difffusr", str(made["sr"]), str(made["fusion"])), "cpu")
-    systems.load.cache_clear()  # 600 MB
+    networks = load(choose("difffusr", (str(made["sr"]), f"fusion={made['fusion']}")), "cpu").predictor
+    load.cache_clear()  # 600 MB
     for path in made.values():
         path.unlink()
     noise = Noise(torch.from_numpy(arrays["x_T"]))
     lr = to_reflectance(torch.from_numpy(arrays["lr"]))
-    assert_reproduced(2 * run(system.resolver, lr, noise) - 1, "ddim20_x0", arrays)
+    assert_reproduced(2 * run(networks.resolver, lr, noise) - 1, "ddim20_x0", arrays)
     for gsd in (10, 20, 60):
-        network = system.fuser.networks.get_submodule(difffusr_fusion.name_of(gsd))
+        network = networks.fuser.networks.get_submodule(difffusr_fusion.name_of(gsd))
         with torch.inference_mode():
             fused = network(torch.from_numpy(arrays["fusion_rgb"]), torch.from_numpy(arrays[f"fusion_ms_{gsd}"]))
         assert_reproduced(fused, f"fusion_out_{gsd}", arrays)

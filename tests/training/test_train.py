@@ -22,7 +22,7 @@ from training.degradation.degrade import Degradation
 from training.loop.run import Budget, Run
 from training.presets import PRESETS, SENSOR, Preset, Stage
 from training.quality import pairs
-from training.tasks.super_resolution import SuperResolution
+from training.tasks.super_resolution import SuperResolution, sampler
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights"
 TINY = Preset(
@@ -379,7 +379,7 @@ def test_shipped_super_resolver_beats_back_projection_on_held_out_places(shared_
     chips = [chip for chip in shipped_data(shared_data).held_out_chips() if chip.source in chosen]
     held_out = pairs.held_out_pairs(chips, Degradation(), per_set=2)
     gains = [
-        pairs.score(pairs.members_mean(system, pair, 8), pair) - ibp
+        pairs.score(pairs.members_mean(sampler(system), pair, 8), pair) - ibp
         for pair, ibp in zip(held_out, pairs.ibp_scores(held_out), strict=True)
     ]
     per_set = pairs.per_set_mean(held_out, gains)

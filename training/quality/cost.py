@@ -16,7 +16,7 @@ from training.quality import product
 from training.quality.product import DEFAULT, Way
 
 if TYPE_CHECKING:
-    from pipeline.superres.systems import System
+    from pipeline.superres.system import System
 
 WAYS = (DEFAULT, Way("sample", "box"))
 SIDE_60M_PX = 80  # 4.8 km: a unit of a run

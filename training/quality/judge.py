@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline.errors import UsageError
-from pipeline.models.difffusr import DiffFuSR
-from pipeline.models.lite import LiteSuperResolver
 from pipeline.superres import masks
-from pipeline.superres.systems import Regressor
+from pipeline.superres.registry import spec_of
+from pipeline.superres.system import built
 from training import placement
 from training.degradation.degrade import degrade
 from training.quality import baselines, metrics, opensr, product
 from training.quality.metrics import trimmed
 from training.quality.pairs import BORDER_PX, Pair, members, score
 from training.quality.product import DEFAULT, Way
+from training.quality.sampler import of_system, resolving_stage
 from training.quality.spreads import Pools, of_image
 from training.quality.tables import Record
 
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.models.bundle import Bundle
-    from pipeline.superres.systems import SuperResolver, System
+    from pipeline.superres.system import System
     from training.degradation.degrade import Degradation
     from training.quality.perceptual import Perceptual
     from training.quality.product import Stored
+    from training.quality.sampler import Sampler
 
     Quick = Callable[[Tensor, Tensor], float]
 
@@ -75,14 +76,12 @@ class Candidate:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.system.resolver is None:
-            raise UsageError(f"{self.system.name} has no network", "a system with weights")
+        resolving_stage(self.system)
 
-    @property
-    def resolver(self) -> SuperResolver:
-        """Its super-resolver."""
-        assert self.system.resolver is not None
-        return self.system.resolver
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Its super-resolver on whole images."""
+        return of_system(self.system)
 
     @property
     def device(self) -> torch.device:
@@ -91,8 +90,8 @@ class Candidate:
 
     @property
     def bundle(self) -> Bundle:
-        """What its weights say of themselves."""
-        return self.resolver.bundle
+        """Metadata of its super-resolver's weights."""
+        return self.system.bundles[resolving_stage(self.system).weights]
 
     @property
     def settings(self) -> str:
@@ -109,25 +108,20 @@ class Candidate:
 
     def with_steps(self, steps: int) -> Candidate:
         """The same networks sampled in another number of steps. UsageError for numbers that samplers cannot do."""
-        bundle = replace(self.bundle, sampler={**self.bundle.sampler, "steps": steps})
-        resolver = self.resolver
-        other: SuperResolver | None = None
+        bundle = self.bundle
+        if "steps" not in bundle.sampler:
+            raise UsageError(f"{bundle.system} has no sampling steps", "weights with a sampler")
+        changed = replace(bundle, sampler={**bundle.sampler, "steps": steps})
+        bundles = {**self.system.bundles, resolving_stage(self.system).weights: changed}
         try:
-            if isinstance(resolver, LiteSuperResolver):
-                other = LiteSuperResolver(resolver.network, bundle)
-            elif isinstance(resolver, DiffFuSR):
-                other = DiffFuSR(resolver.networks, bundle)
+            return replace(self, system=built(spec_of(self.system.name), bundles, self.device))
         except ValueError as error:
             raise UsageError(str(error), cure="other numbers in --steps") from error
-        if other is None:
-            raise UsageError(f"{bundle.system} has no steps", "lite-sr or difffusr-sr")
-        return replace(self, system=replace(self.system, resolver=other))
 
     def regression(self, lr: Tensor) -> Tensor | None:
         """The network's estimate without draws (1, 3, 4h, 4w), of systems that have one."""
-        if not isinstance(self.resolver, Regressor):
-            return None
-        return placement.run(self.device, self.resolver.mean, lr)
+        mean = self.sampler.mean
+        return None if mean is None else placement.run(self.device, mean, lr)
 
     def stored(self, pair: Pair, way: Way = DEFAULT) -> Stored:
         """What a run stores of one image."""
@@ -135,7 +129,7 @@ class Candidate:
 
     def members(self, pair: Pair, count: int = MEMBERS) -> Tensor:
         """Samples (count, 3, H, W)."""
-        return members(self.resolver, pair, count, self.seed, self.device)
+        return members(self.sampler, pair, count, self.seed, self.device)
 
     def window_seconds(self) -> float:
         """Core-seconds of one member of one window of 480 px, after one to warm up; of the CPU, whatever the device."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from pipeline.bands import SCALE_10M
 from pipeline.errors import UsageError
 from training import placement
 from training.data.rasters import GAMMA_MEDIAN, harmonise
@@ -19,13 +20,13 @@ from training.quality import baselines
 from training.quality.metrics import psnr, trimmed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
-    from pipeline.superres.systems import SuperResolver
     from training.data.rasters import Chip
     from training.data.sources import TrainingData
+    from training.quality.sampler import Sampler
 
 # Images of each set that are validated at every line; `training.evaluate` takes all. Measured with the shipped weights
 # on the project's 231 images, of which this takes 33: the mean over sets is off by 0.09 dB (standard deviation), the
@@ -38,8 +39,6 @@ MIN_SIDE_PX = 40  # of smaller images nothing is left inside the borders that me
 FLAT = 0.02  # spread of 8-bit values / 255 below which an image shows nothing to sharpen
 BATCH_PX = 2**17  # output pixels per pass of a network: bounds memory
 STATE_PX = 64  # side of the windows from which a scene's state is made
-# LR pixels of which some networks need multiples; images are mirrored to them and cropped again.
-MULTIPLE_PX: Mapping[str, int] = {"difffusr-sr": 8}
 CPU = torch.device("cpu")
 
 
@@ -134,32 +133,31 @@ def noise_of(pair: Pair, member: int, seed: int = 0) -> Tensor:
 
 
 @torch.inference_mode()
-def members(resolver: SuperResolver, pair: Pair, count: int, seed: int = 0, device: torch.device = CPU) -> Tensor:
+def members(sampler: Sampler, pair: Pair, count: int, seed: int = 0, device: torch.device = CPU) -> Tensor:
     """The first `count` samples of one image, (count, 3, H, W) reflectance, several per pass of the network.
 
-    `device` is where the resolver's weights are; noise is drawn, and what it gives returned, on the CPU.
+    `device` is where the sampler's weights are; noise is drawn, and what it gives returned, on the CPU.
     """
-    lr, (height, width) = _mirrored(pair.lr, MULTIPLE_PX.get(resolver.bundle.system, 1)), pair.hr.shape[-2:]
-    size = (lr.shape[-2] * resolver.scale, lr.shape[-1] * resolver.scale)
-    state = resolver.scene_state(state_windows(pair.lr)) if resolver.needs_state else None
+    lr, (height, width) = _mirrored(pair.lr, sampler.multiple_px), pair.hr.shape[-2:]
+    size = (lr.shape[-2] * SCALE_10M, lr.shape[-1] * SCALE_10M)
+    state = None if sampler.scene_state is None else sampler.scene_state(state_windows(pair.lr))
     at_once = max(1, BATCH_PX // (size[0] * size[1]))
     parts = []
     for first in range(0, count, at_once):
         noise = torch.cat([noise_of(pair, member, seed) for member in range(first, min(first + at_once, count))])
         padded = functional.pad(noise, (0, size[1] - width, 0, size[0] - height))
 
-        def predicted(many: Tensor, valid: Tensor, noise: Tensor) -> Tensor:
-            return resolver.predict(many, {}, valid, lambda step, channels: noise, state)
+        def predicted(many: Tensor, noise: Tensor) -> Tensor:
+            return sampler.sample(many, noise, state)
 
-        many = lr.expand(len(noise), -1, -1, -1)
-        out = placement.run(device, predicted, many, torch.ones_like(many[:, :1], dtype=torch.bool), padded)
+        out = placement.run(device, predicted, lr.expand(len(noise), -1, -1, -1), padded)
         parts.append(out[..., :height, :width])
     return torch.cat(parts)
 
 
-def members_mean(resolver: SuperResolver, pair: Pair, count: int, device: torch.device = CPU) -> Tensor:
+def members_mean(sampler: Sampler, pair: Pair, count: int, device: torch.device = CPU) -> Tensor:
     """Mean of the first `count` samples, (1, 3, H, W)."""
-    return members(resolver, pair, count, device=device).mean(0, keepdim=True)
+    return members(sampler, pair, count, device=device).mean(0, keepdim=True)
 
 
 def side_by_side(pair: Pair, estimate: Tensor) -> dict[str, Tensor]:

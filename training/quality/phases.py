@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.superres.systems import System
+    from pipeline.superres.system import System
     from training.quality.scenes import NativeScene
 
 TABLE = "phase pattern"

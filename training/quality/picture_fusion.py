@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipeline.superres.systems import Fuser
     from training.data.sources import TrainingData
     from training.data.tiles import Tile
+    from training.quality.wald import Fuser
 
 FALSE_COLOUR = ("B11", "B8A", "B05")  # as red, green, blue
 BASELINE = "ATPRK-like"

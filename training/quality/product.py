@@ -16,8 +16,11 @@ from pipeline.bands import BLOCK_60M, DN_OFFSET, DN_SCALE, RGB, SCALE_10M
 from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import NativeRasters, factor_at
 from pipeline.superres import masks
-from pipeline.superres.superres import Options, read_window, super_resolve
-from pipeline.superres.systems import draws
+from pipeline.superres.chain import groups_of, read_window
+from pipeline.superres.options import Options
+from pipeline.superres.registry import spec_of
+from pipeline.superres.spec import draws
+from pipeline.superres.superres import super_resolve
 from training.quality.pairs import state_windows
 
 if TYPE_CHECKING:
@@ -26,8 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from pipeline.superres.spec import SceneState
     from pipeline.superres.superres import Result
-    from pipeline.superres.systems import SceneState, System
+    from pipeline.superres.system import System
     from training.quality.pairs import Pair
 
 MAX_DN = 65535
@@ -46,7 +50,8 @@ class Way:
 
     def options(self, system: System, seed: int = 0, stream: int = 0) -> Options:
         """What the pipeline is told."""
-        members = draws(system.name, self.estimate, self.members)
+        spec = spec_of(system.name)
+        members = draws(self.estimate, self.members, stochastic=spec.stochastic, mean_draws=spec.mean_draws)
         return Options(seed=seed, stream=stream, members=members, consistency=self.consistency)
 
 
@@ -77,10 +82,11 @@ def store(
 ) -> Stored:
     """All bands of `order` from native DN by GSD (bands, h, w), whose names are `bands`. 10 m must be among them."""
     ny, nx = (max(-(-raster.shape[axis] * gsd // 60) for gsd, raster in dn.items()) * BLOCK_60M for axis in (1, 2))
-    stride = system.lattice.stride_px
+    groups = groups_of(system.stages, order)
+    stride = groups[0].lattice.stride_px
     row, col = ((stride - side) // 2 // BLOCK_60M * BLOCK_60M for side in (ny, nx))  # as few windows as can be
     window = Window(row, col, ny, nx)
-    around = read_window(system.lattice, window, options.reach_px(order))
+    around = read_window(groups, window.pad(options.reach_px(order)))
     continued = {gsd: _continued(raster, gsd, window, around) for gsd, raster in dn.items()}
     native = NativeRasters(around, continued, dict(bands))
     state = _state(system, dn[10], bands[10])
@@ -100,10 +106,14 @@ def _continued(raster: NDArray[np.uint16], gsd: int, window: Window, around: Win
 
 def _state(system: System, ten: NDArray[np.uint16], names: tuple[str, ...]) -> SceneState | None:
     """What the network needs to know of the scene, from the middle of the image."""
-    if system.resolver is None or not system.resolver.needs_state:
+    if system.predictor is None:
         return None
-    wanted = [names.index(name) for name in system.resolver.in_bands]
-    return system.resolver.scene_state(state_windows(torch.from_numpy(masks.reflectance(ten[wanted]))[None]))
+    state: SceneState = {}
+    for stage in (stage for stage in system.stages if stage.scene_state):
+        wanted = [names.index(name) for name in stage.reads[0].bands]
+        windows = state_windows(torch.from_numpy(masks.reflectance(ten[wanted]))[None])
+        state |= system.predictor.scene_state(stage, windows)
+    return state or None
 
 
 def _cut(result: Result, height: int, width: int) -> Stored:

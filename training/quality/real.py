@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from pipeline.superres.systems import System
+    from pipeline.superres.system import System
     from training.data.tiles import Tile
 
 PATCHES = 9

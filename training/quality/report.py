@@ -32,13 +32,14 @@ from training.quality.tables import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.superres.systems import Fuser, System
+    from pipeline.superres.system import System
     from training.data.rasters import Chip
     from training.data.sources import TrainingData
     from training.data.tiles import Tile
     from training.degradation.degrade import Degradation
     from training.quality.judge import Candidate
     from training.quality.pairs import Pair
+    from training.quality.wald import Fuser
 
     Say = Callable[[str], None]
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipeline.superres.systems import System
+    from pipeline.superres.system import System
     from training.data.tiles import Tile
 
 FACTOR = 4

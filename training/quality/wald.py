@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from pipeline.models.bundle import Bundle
     from pipeline.models.lite_fusion import FusionNetwork
-    from pipeline.superres.systems import Fuser
 
 TEST_SCENE = "S2A_MSIL1C_20170527_T33UUB.mat"  # MGRS tile T33UUB, Level-1C: never in training
 BORDER_PX = 6  # of the target grid, left out of every score
@@ -38,6 +38,17 @@ SSIM_LEAST_PX = 11
 _EIGHT = 8  # 20 m -> 2.5 m is 8; so is 160 m -> 20 m
 _LEAST_COARSE = 10  # coarse pixels a side below which a task says nothing of its scale
 EIGHTH_LEAST_M = 1920  # side of a scene that 20 m x8 needs: so many of 160 m, in whole 480 m
+
+
+class Fuser(Protocol):
+    """A fusion whose networks bring the other bands to 2.5 m."""
+
+    bundle: Bundle
+    out_bands: tuple[str, ...]
+
+    def predict(self, rgb_sr: Tensor, ms: Mapping[int, Tensor], present: tuple[str, ...]) -> Tensor:
+        """Reflectance (b, len(out_bands), 4h, 4w) from RGB (b, 3, 4h, 4w) and native rasters by GSD in metres."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from training.quality.tables import NULL, Record, Section, known, markdown, mean
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.superres.systems import System
+    from pipeline.superres.system import System
     from training.data.sources import TrainingData
 
     Say = Callable[[str], None]
@@ -44,7 +44,7 @@ def whole_sections(
 
 
 def _section(title: str, text: str, records: Sequence[Record], name: str, system: System) -> Section:
-    bundles = [part.bundle for part in (system.resolver, system.fuser) if part is not None]
+    bundles = list(system.bundles.values())
     digests = "; ".join(f"{bundle.system} sha256 {bundle.digest[:12]}" for bundle in bundles)
     kinds, whole = "+".join(bundle.system for bundle in bundles), "+".join(bundle.digest for bundle in bundles)
     return Section(title, f"{text}\n\n<sub>{digests}</sub>", records, name, kinds, whole, digests)

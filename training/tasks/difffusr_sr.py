@@ -31,6 +31,7 @@ from training.quality.pairs import (
     side_by_side,
     watched_pairs,
 )
+from training.quality.sampler import Sampler
 from training.tasks.contrast import MOMENTUM, QUEUE, TEMPERATURE, MomentumContrast
 from training.tasks.losses import Eq8, degradation_encoder, eq8_losses
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from training.loop.task import Objective
     from training.presets import Preset, Stage
 
+LR_MULTIPLE_PX = 8  # of the U-Net
 VIEWS = 2  # crops per image: a query and its key
 SAMPLES = 4  # of the validated images are drawn
 
@@ -136,7 +138,8 @@ class DiffFuSRSuperResolution:
         """One sample (1, 3, H, W) of each."""
         with self._system() as system:
             device = placement.device_of(self.network)
-            return [members(system, pair, 1, device=device) for pair in pairs]
+            sampler = Sampler(system.sample, scene_state=system.scene_state, multiple_px=LR_MULTIPLE_PX)
+            return [members(sampler, pair, 1, device=device) for pair in pairs]
 
     def _per_set(self, estimates: Sequence[Tensor]) -> dict[str, float]:
         scores = [score(estimate, pair) for estimate, pair in zip(estimates, self.pairs, strict=True)]

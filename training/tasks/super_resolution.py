@@ -24,6 +24,7 @@ from training.quality.pairs import (
     side_by_side,
     watched_pairs,
 )
+from training.quality.sampler import Sampler
 from training.tasks import losses
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ def range_of(recipe: Mapping[str, float]) -> DegradationRange:
     if wrong:
         raise UsageError(f"recipe {', '.join(f'{name}={value:g}' for name, value in recipe.items())}", wrong)
     return within
+
+
+def sampler(resolver: LiteSuperResolver) -> Sampler:
+    """The networks at work on whole images."""
+    return Sampler(lambda lr, noise, _state: resolver.sample(lr, noise), resolver.mean)
 
 
 class SuperResolution:
@@ -88,7 +94,7 @@ class SuperResolution:
         for pair in self.pairs:
             means.append(score(placement.run(device, system.mean, pair.lr), pair))
             if stage.name == "detail":
-                samples = members(system, pair, 4, device=device)
+                samples = members(sampler(system), pair, 4, device=device)
                 singles.append(score(samples[:1], pair))
                 fours.append(score(samples.mean(0, keepdim=True), pair))
         named = {"mean": means, "one": singles, "of 4": fours}
@@ -106,7 +112,7 @@ class SuperResolution:
         rows = []
         for pair in from_many_sets(self.pairs, SAMPLES):
             if stage.name == "detail":
-                ours = members(system, pair, 1, device=device)
+                ours = members(sampler(system), pair, 1, device=device)
             else:
                 ours = placement.run(device, system.mean, pair.lr)
             rows.append(side_by_side(pair, ours))

@@ -10,13 +10,16 @@ from pipeline.errors import UsageError
 from pipeline.models import difffusr
 from pipeline.models.bundle import Bundle, save_bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork
-from pipeline.superres.systems import MEMBERS, choose, load
+from pipeline.superres.spec import MEMBERS
+from pipeline.superres.system import load
+from pipeline.superres.weights import choose
 from tests.models.small import DIFFFUSR, LITE
 from training.data.rasters import Chip
 from training.degradation.degrade import Degradation
 from training.quality import baselines, judge, opensr, steps
 from training.quality.pairs import Pair, held_out_pairs, members, members_mean, noise_of, state_windows
 from training.quality.product import Stored
+from training.quality.sampler import of_system
 from training.quality.spreads import Pools, of_image
 from training.quality.tables import methods_of
 
@@ -31,13 +34,13 @@ def lite_system(tmp_path_factory):
     bundle = Bundle(SYSTEM, LITE, RGB_BANDS, RGB_BANDS, 4, LATTICE, NORMALISATION, sampler=sampler)
     path = tmp_path_factory.mktemp("lite") / "sr.safetensors"
     save_bundle(path, bundle, LiteNetwork(**LITE).state_dict())
-    return load(choose("lite", str(path)), "cpu")
+    return load(choose("lite", (str(path),)), "cpu")
 
 
 @pytest.fixture(scope="module")
 def lite(lite_system):
-    """Its super-resolver."""
-    return lite_system.resolver
+    """Its super-resolver on whole images."""
+    return of_system(lite_system)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +50,13 @@ def released_system(tmp_path_factory):
     bundle = difffusr.difffusr_bundle(DIFFFUSR, sampler={"name": "ddim", "steps": 2, "spacing": "trailing"})
     path = tmp_path_factory.mktemp("difffusr") / "sr.safetensors"
     save_bundle(path, bundle, difffusr.Networks(**bundle.architecture).state_dict())
-    return load(choose("difffusr", str(path)), "cpu")
+    return load(choose("difffusr", (str(path),)), "cpu")
 
 
 @pytest.fixture(scope="module")
 def released(released_system):
-    """Its super-resolver."""
-    return released_system.resolver
+    """Its super-resolver on whole images."""
+    return of_system(released_system)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def test_members_do_not_depend_on_how_many_are_drawn_at_once(lite, monkeypatch):
     many = members(lite, pair, 3)
     monkeypatch.setattr("training.quality.pairs.BATCH_PX", 1)
     torch.testing.assert_close(members(lite, pair, 3), many)
-    torch.testing.assert_close(members(lite, pair, 1)[0], lite.sample(pair.lr, noise_of(pair, 0))[0])
+    torch.testing.assert_close(members(lite, pair, 1)[0], lite.sample(pair.lr, noise_of(pair, 0), None)[0])
     torch.testing.assert_close(members_mean(lite, pair, 3)[0], many.mean(0))
 
 
@@ -209,9 +212,9 @@ def test_pooled_spread_tells_hard_places_from_easy_ones():
 def test_a_candidate_can_be_sampled_in_other_numbers_of_steps(lite_system, released_system):
     for system in (lite_system, released_system):
         more = judge.Candidate(system.name, system).with_steps(5)
-        assert len(more.resolver.levels) == 5
+        assert len(more.system.predictor.resolver.levels) == 5
         assert "5 steps" in more.settings
-        assert len(system.resolver.levels) == 2
+        assert len(system.predictor.resolver.levels) == 2
     with pytest.raises(UsageError, match="--steps"):
         judge.Candidate("lite", lite_system).with_steps(500)
 
@@ -221,7 +224,7 @@ def test_steps_are_compared_on_the_same_noise(lite_system, monkeypatch):
     pairs, said = held_out_pairs(chips(2), HOW), []
     found = steps.section(judge.Candidate("lite", lite_system), pairs, (2, 3), HOW, said.append)
     assert [line.split("|")[1].strip() for line in found.text.splitlines()[4:6]] == ["2", "3"]
-    assert lite_system.resolver.bundle.digest[:12] in found.settings
+    assert lite_system.bundles["sr"].digest[:12] in found.settings
     assert {record.method for record in found.records} == {"2 steps", "3 steps"}
     again = steps.measure(judge.Candidate("lite", lite_system), pairs, "2 steps")
     assert [record.values for record in again] == [r.values for r in found.records if r.method == "2 steps"]

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from pipeline.bands import BAND_NAMES
-from pipeline.superres import masks, systems
+from pipeline.superres import masks
 from pipeline.superres.consistency import bicubic_up
+from pipeline.superres.system import load
+from pipeline.superres.weights import choose
 from training.data.tiles import BANDS
 from training.quality import baselines, product
 from training.quality.pairs import Pair
@@ -15,12 +17,12 @@ from training.quality.product import Way
 
 @pytest.fixture(scope="module")
 def plain():
-    return systems.load(systems.choose("bicubic"), "cpu")
+    return load(choose("bicubic"), "cpu")
 
 
 @pytest.fixture(scope="module")
 def lite():
-    return systems.load(systems.choose("lite"), "cpu")
+    return load(choose("lite"), "cpu")
 
 
 def rgb(height, width, level=0.2):

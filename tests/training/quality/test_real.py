@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.superres import systems
+from pipeline.superres.system import load
+from pipeline.superres.weights import choose
 from training.data.sources import shipped_data
 from training.data.tiles import BANDS, Tile
 from training.quality import product, real
@@ -28,7 +29,7 @@ def tile(name, side_60m=22, level=0.2, hole=False, split="held-out"):
 
 @pytest.fixture(scope="module")
 def plain():
-    return systems.load(systems.choose("bicubic"), "cpu")
+    return load(choose("bicubic"), "cpu")
 
 
 def test_patches_are_whole_squares_from_the_middle():
@@ -70,7 +71,7 @@ def test_every_patch_that_nothing_learned_from_is_judged_under_every_contract(pl
 @pytest.mark.shared_data
 def test_the_shipped_system_stays_within_the_limits_on_clear_ground(shared_data):
     """Box: reflectance 0.0015, spectral 0.75 degrees, spatial 0.005 LR px; tent: 0.0005 and 0.3 degrees."""
-    system = systems.load(systems.choose("lite"), "cpu")
+    system = load(choose("lite"), "cpu")
     tiles = [tile for tile in shipped_data(shared_data).all_tiles if "20170617T113321_36_85" in tile.place]
     ((_, rgb),) = real.patches(tiles, real.PATCH_PX)
     box, tent = (

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipeline.bands import BAND_NAMES
-from pipeline.superres import systems
+from pipeline.superres.system import load
+from pipeline.superres.weights import choose
 from training.data.tiles import BANDS, Tile
 from training.quality import cost, phases, scenes
 from training.quality.tables import Record
@@ -16,7 +17,7 @@ from training.quality.whole import cost_text, phases_text, scenes_text
 
 @pytest.fixture(scope="module")
 def plain():
-    return systems.load(systems.choose("bicubic"), "cpu")
+    return load(choose("bicubic"), "cpu")
 
 
 def tile(name, side_60m=17, present=BAND_NAMES, split="train", source="a"):

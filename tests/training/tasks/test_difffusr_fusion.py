@@ -12,7 +12,8 @@ from pipeline.errors import UsageError
 from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.difffusr import Networks, difffusr_bundle
 from pipeline.models.difffusr_fusion import INPUTS, DiffFuSRFusion, name_of
-from pipeline.superres import systems
+from pipeline.superres.system import load
+from pipeline.superres.weights import choose
 from training.data.tiles import Tile
 from training.loop.run import Budget, Draw, Run
 from training.presets import WALD, Preset, Stage
@@ -221,7 +222,7 @@ def test_the_bundle_runs_in_the_pipeline_beside_a_super_resolver(large, tmp_path
     described = difffusr_bundle(architecture)
     sr = tmp_path / "sr.safetensors"
     save_bundle(sr, described, Networks(**described.architecture).state_dict())
-    fuser = systems.load(systems.choose("difffusr", str(sr), str(fusion)), "cpu").fuser
+    fuser = load(choose("difffusr", (str(sr), f"fusion={fusion}")), "cpu").predictor.fuser
     assert isinstance(fuser, DiffFuSRFusion)
     assert load_bundle(fusion).provenance["untrained"] == {}
     ms = {10: torch.full((1, 4, 24, 24), 0.1), 20: torch.full((1, 6, 12, 12), 0.2), 60: torch.full((1, 2, 4, 4), 0.1)}

@@ -11,7 +11,8 @@ from PIL import Image
 from pipeline.errors import UsageError
 from pipeline.models.bundle import load_bundle, load_tensors
 from pipeline.models.difffusr import ARCHITECTURE
-from pipeline.superres import systems
+from pipeline.superres.system import load
+from pipeline.superres.weights import choose
 from training import train
 from training.data.places import split_of
 from training.data.rasters import Chip
@@ -241,15 +242,12 @@ def test_the_bundle_says_how_it_was_made_and_holds_inference_networks_only(train
 
 
 def test_the_bundle_runs_in_the_pipeline(trained):
-    choice = systems.choose("difffusr", str(trained / "tiny-difffusr.safetensors"))
-    resolver = systems.load(choice, "cpu").resolver
+    choice = choose("difffusr", (str(trained / "tiny-difffusr.safetensors"),))
+    resolver = load(choice, "cpu").predictor.resolver
     lr = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 0.3
     state = resolver.scene_state(lr)
-
-    def noise(step, channels):
-        return torch.randn(2, channels, 96, 96, generator=torch.Generator().manual_seed(1))
-
-    out = resolver.predict(lr, {}, torch.ones(2, 1, 24, 24, dtype=torch.bool), noise, state)
+    noise = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    out = resolver.sample(lr, noise, state)
     assert out.shape == (2, 3, 96, 96)
     assert torch.isfinite(out).all()
     assert 0 <= float(out.min()) <= float(out.max()) <= 1

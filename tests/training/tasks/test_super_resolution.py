@@ -14,7 +14,7 @@ from training.loop.batches import Draw
 from training.presets import SENSOR, Preset, Stage
 from training.quality import baselines
 from training.quality.pairs import members, watched_pairs
-from training.tasks.super_resolution import SAMPLES, SuperResolution, range_of
+from training.tasks.super_resolution import SAMPLES, SuperResolution, range_of, sampler
 
 MEAN, DETAIL = Stage("mean", 0.5, ()), Stage("detail", 0.5, ())
 TINY = Preset(
@@ -51,7 +51,7 @@ def test_samples_show_input_bicubic_ours_and_truth():
     task = task_of("a")
     pair = task.pairs[0]
     resolver = LiteSuperResolver(task.network, task.bundle())
-    ours = {MEAN: resolver.mean(pair.lr).detach(), DETAIL: members(resolver, pair, 1)}
+    ours = {MEAN: resolver.mean(pair.lr).detach(), DETAIL: members(sampler(resolver), pair, 1)}
     for stage, expected in ours.items():
         (row,) = task.samples(stage)
         assert list(row) == ["input", "bicubic", "ours", "truth"]

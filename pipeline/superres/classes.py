@@ -1,0 +1,83 @@
+"""From blended images to what is stored: DN, quality classes, spread, and why detail is withheld."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.bands import DN_SCALE, NODATA_DN, NODATA_SPREAD, RGB, SCALE_10M
+from pipeline.errors import PipelineError
+from pipeline.grid.native_rasters import factor_of
+from pipeline.superres import masks
+from pipeline.superres.consistency import project_to_dn, round_to_dn
+from pipeline.superres.systems import PLAIN
+from pipeline.superres.windows import seen_by
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.grid.grid import Window
+    from pipeline.grid.native_rasters import NativeRasters
+    from pipeline.superres.chain import Group
+
+
+def quantised(
+    image: NDArray[np.float32], native: NativeRasters, window: Window, order: tuple[str, ...], consistency: str
+) -> NDArray[np.uint16]:
+    """DN (bands, *window) of an image in DN, projected onto native block means where the consistency is "box".
+
+    PipelineError on values that are not finite.
+    """
+    broken = [name for name, band in zip(order, image, strict=True) if not np.isfinite(band).all()]
+    if broken:
+        raise PipelineError(
+            f"the networks gave NaN or infinity in {', '.join(broken)}",
+            "finite reflectance",
+            f"check the weights and, on a GPU, its memory; --sr {PLAIN} runs without networks",
+        )
+    to_dn = project_to_dn if consistency == "box" else round_to_dn
+    dn = np.empty(image.shape, np.uint16)
+    for i, name in enumerate(order):
+        dn[i] = to_dn(image[i], native.band(name, window), factor_of(name))
+    return dn
+
+
+def quality(dn: NDArray[np.uint16], order: tuple[str, ...], detail: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Quality classes (ny, nx): nodata where a colour is missing, or any band where no colour is stored."""
+    rows = [i for i, name in enumerate(order) if name in RGB] or list(range(len(order)))
+    return masks.quality(detail, (dn[rows] != NODATA_DN).all(0))
+
+
+def spread_dn(
+    spread: NDArray[np.float32],
+    dn: NDArray[np.uint16],
+    order: tuple[str, ...],
+    classes: NDArray[np.uint8],
+    drawn: Collection[str],
+) -> NDArray[np.uint16]:
+    """Spread of draws in DN (bands, ny, nx); 0 where no detail is generated, nodata for bands that are not `drawn`."""
+    generated = (dn != NODATA_DN) & (classes != masks.QUALITY_MEASURED)
+    deviation = np.where(generated, np.rint(spread / np.float32(DN_SCALE)), 0)
+    found: NDArray[np.uint16] = np.minimum(deviation, NODATA_SPREAD - 1).astype(np.uint16)
+    found[dn == NODATA_DN] = NODATA_SPREAD
+    found[[i for i, name in enumerate(order) if name not in drawn]] = NODATA_SPREAD
+    return found
+
+
+def nearest_cause(
+    native: NativeRasters, window: Window, classes: NDArray[np.uint8], groups: Sequence[Group]
+) -> NDArray[np.uint8] | None:
+    """What withholds detail nearest to each pixel of `window`, looked for in all that was read: `masks.CAUSES`.
+
+    None where none is withheld, or none is generated at all.
+    """
+    group = next((group for group in groups if group.required), None)
+    if group is None or not np.isin(classes, (masks.QUALITY_MEASURED, masks.QUALITY_PARTIAL)).any():
+        return None
+    seen = seen_by(native, native.window, group)
+    nearest = masks.nearest_cause(seen.dn, seen.scl, seen.bright, seen.colours)
+    rows, cols = window.coarsen(SCALE_10M).slices(native.window.coarsen(SCALE_10M))
+    return nearest[rows, cols].repeat(SCALE_10M, 0).repeat(SCALE_10M, 1)

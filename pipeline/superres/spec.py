@@ -1,0 +1,302 @@
+"""What a super-resolution system declares of itself: stages, weights, memory. Cheap to import."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.bands import BRIGHT_REFLECTANCE, BY_NAME, TARGET_GSD_M
+from pipeline.errors import UsageError
+from pipeline.grid.lattice import Lattice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor
+
+    from pipeline.models.bundle import Bundle
+
+Bundles = Mapping[str, "Bundle"]  # by role of the weights
+
+SceneState = dict[str, list[float]]
+
+MEASURED = "measured"  # source of an input: the native rasters
+MEMBERS = 4  # draws averaged for a best estimate where a system has no regression
+
+
+class NoiseSource(Protocol):
+    """Standard normal noise keyed by absolute position: equal however the ground is cut into windows."""
+
+    def __call__(self, step: int, channels: int, coarser: int = 1) -> Tensor:
+        """Noise (b, channels, T / coarser, T / coarser) of sampler step `step`.
+
+        T is the side of the stage's window. ValueError where the windows are not whole pixels of the coarser grid.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Input:
+    """An image that a stage is given: `bands` as channels, in that order, at `gsd_m`.
+
+    `source` is MEASURED, for rasters on their native grid, or the name of an earlier stage. Measured bands of an
+    `optional` input may be missing from a product: their channels are 0 and they are not `StageInput.present`.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    gsd_m: float
+    source: str = MEASURED
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network of a system, run window by window.
+
+    `gives` are its output bands in channel order, in reflectance at `gsd_m`. The lattice counts px of `gsd_m`; its
+    windows begin and end on whole pixels of every raster that the stage reads or gives.
+
+    stochastic: it draws from noise. regresses: it gives the conditional mean where it gets no noise. scene_state: it
+    takes what `Predictor.scene_state` returned for the scene. weights: role of its bundle. multiple_px: of which the
+    side of its output has to be a multiple. Above `bright_reflectance` of its required bands it is not trusted.
+    ValueError for a stage that cannot be run.
+    """
+
+    name: str
+    reads: tuple[Input, ...]
+    gives: tuple[str, ...]
+    gsd_m: float
+    lattice: Lattice
+    stochastic: bool = False
+    regresses: bool = False
+    scene_state: bool = False
+    weights: str = ""
+    multiple_px: int = 1
+    bright_reflectance: float = BRIGHT_REFLECTANCE
+
+    def __post_init__(self) -> None:
+        faults = [*self._input_faults(), *self._nesting_faults()]
+        if not self.reads or not self.gives:
+            faults.append("it reads or gives nothing")
+        if faults:
+            msg = f"stage {self.name}: " + "; ".join(faults)
+            raise ValueError(msg)
+
+    @cached_property
+    def measured(self) -> tuple[str, ...]:
+        """Bands that it reads from the native rasters."""
+        return tuple(dict.fromkeys(band for given in self.reads if given.source == MEASURED for band in given.bands))
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """Those of `measured` without which it cannot run."""
+        needed = (given for given in self.reads if given.source == MEASURED and not given.optional)
+        return tuple(dict.fromkeys(band for given in needed for band in given.bands))
+
+    @property
+    def follows(self) -> bool:
+        """Whether it reads what an earlier stage gave."""
+        return any(given.source != MEASURED for given in self.reads)
+
+    @cached_property
+    def nest_px(self) -> int:
+        """Side, in px of this stage, of the smallest square that holds whole pixels of all its rasters."""
+        return math.lcm(1, *(round(gsd / self.gsd_m) for gsd in self._gsds() if gsd > self.gsd_m))
+
+    def input(self, name: str) -> Input:
+        """The input of that name. KeyError where there is none."""
+        for given in self.reads:
+            if given.name == name:
+                return given
+        raise KeyError(name)
+
+    def _gsds(self) -> set[float]:
+        return {given.gsd_m for given in self.reads} | {BY_NAME[band].gsd_m for band in self.gives if band in BY_NAME}
+
+    def _input_faults(self) -> list[str]:
+        faults = []
+        names = [given.name for given in self.reads]
+        if len(set(names)) < len(names):
+            faults.append(f"inputs {', '.join(names)} share a name")
+        for given in self.reads:
+            if given.source != MEASURED:
+                continue
+            wrong = [band for band in given.bands if band not in BY_NAME or BY_NAME[band].gsd_m != given.gsd_m]
+            if wrong:
+                faults.append(f"input {given.name} reads {', '.join(wrong)} at {given.gsd_m:g} m, not their native GSD")
+        return faults
+
+    def _nesting_faults(self) -> list[str]:
+        uneven = [gsd for gsd in self._gsds() if not _nests(gsd, self.gsd_m)]
+        if uneven:
+            return [f"its GSD of {self.gsd_m:g} m does not nest with {', '.join(f'{gsd:g} m' for gsd in uneven)}"]
+        lattice, nest = self.lattice, self.nest_px
+        if lattice.window_px % self.multiple_px:
+            return [f"{lattice}: the window must be a multiple of {self.multiple_px} px, which its network needs"]
+        if lattice.stride_px % nest or lattice.reach_px % nest:
+            return [
+                f"{lattice}: stride and margin + ramp / 2 must be multiples of {nest} px, so that windows hold whole "
+                f"pixels of {max(self._gsds()):g} m"
+            ]
+        return []
+
+
+def _nests(one_m: float, other_m: float) -> bool:
+    """Whether the larger of two GSDs is a whole multiple of the smaller."""
+    ratio = max(one_m, other_m) / min(one_m, other_m)
+    return abs(ratio - round(ratio)) < 1e-9
+
+
+@dataclass(frozen=True)
+class StageInput:
+    """A batch of windows of one stage, in reflectance, on the system's device.
+
+    `images[name]` is (b, bands, h, w) of the input of that name, filled where nothing was measured; `present` are the
+    measured bands that the product has; `valid` (b, 1, h, w) bool at 10 m is False where a required band was not
+    measured. `noise` is None where the conditional mean is asked for. `state` is that of the windows' scenes.
+    """
+
+    images: Mapping[str, Tensor]
+    present: frozenset[str]
+    valid: Tensor
+    noise: NoiseSource | None = None
+    state: SceneState | None = None
+
+
+class Predictor(ABC):
+    """The networks of a system, loaded."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Predictor:
+        """Move the weights and return self."""
+
+    @abstractmethod
+    def predict(self, stage: Stage, given: StageInput) -> Tensor:
+        """Reflectance (b, len(stage.gives), T, T) of a batch of windows, T being `stage.lattice.window_px`.
+
+        A window's pixels may depend on that window alone.
+        """
+
+    def scene_state(self, stage: Stage, windows: Tensor) -> SceneState:
+        """What a stage with `scene_state` has to know of a scene.
+
+        `windows` (K, c, 64, 64) is reflectance of the bands of its first input, at places that the scene alone decides.
+        """
+        del windows
+        msg = f"stage {stage.name} takes no state of a scene"
+        raise NotImplementedError(msg)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file that a system takes: which kinds of bundle fit (`Bundle.system`), and the one that ships."""
+
+    role: str
+    kinds: tuple[str, ...]
+    shipped: str = ""  # file name beside the package; empty where users bring their own
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory beyond that of any run: loaded weights in MiB, float32 values alive per pixel of one window."""
+
+    weights_mib: float = 700.0
+    floats_per_px: float = 2000.0
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """A system by name. `stages` and `build` take its bundles by role: what they declare, and networks on the CPU.
+
+    A system without weights and stages interpolates. `stochastic` and `regresses` repeat what the stages say, for those
+    who have only the name: any stage draws; all that draw give the conditional mean without.
+    """
+
+    name: str
+    summary: str
+    stages: Callable[[Bundles], tuple[Stage, ...]]
+    build: Callable[[Bundles], Predictor] | None = None
+    weights: tuple[Weights, ...] = ()
+    stochastic: bool = False
+    regresses: bool = False
+    memory: Memory = field(default_factory=Memory)
+
+    @property
+    def mean_draws(self) -> int:
+        """Draws that its best estimate is the mean of where no other number is asked for; 0 where it needs none."""
+        return MEMBERS if self.stochastic and not self.regresses else 0
+
+    def stages_of(self, bundles: Bundles) -> tuple[Stage, ...]:
+        """Its stages with these bundles. UsageError where they do not fit together."""
+        try:
+            stages = self.stages(bundles)
+            check_chain(stages)
+            self._check_promises(stages)
+        except (ValueError, KeyError) as error:
+            raise UsageError(f"--sr {self.name}: {error}", "weights and stages that fit together") from error
+        return stages
+
+    def _check_promises(self, stages: tuple[Stage, ...]) -> None:
+        draws = [stage for stage in stages if stage.stochastic]
+        regresses = bool(draws) and all(stage.regresses for stage in draws)
+        if (self.stochastic, self.regresses) != (bool(draws), regresses):
+            msg = (
+                f"the system says stochastic = {self.stochastic} and regresses = {self.regresses}, its stages "
+                f"{bool(draws)} and {regresses}"
+            )
+            raise ValueError(msg)
+
+
+def lattice_of(bundle: Bundle) -> Lattice:
+    """The lattice that a bundle was made for. ValueError where its numbers do not make one."""
+    spec = bundle.lattice
+    return Lattice(spec.window_px, spec.stride_px, spec.ramp_px, spec.margin_px)
+
+
+def check_chain(stages: tuple[Stage, ...]) -> None:
+    """ValueError unless every stage reads what the rasters or stages before it give, and outputs are at 2.5 m."""
+    before: dict[str, Stage] = {}
+    for stage in stages:
+        if stage.name in before or stage.name == MEASURED:
+            msg = f"two stages are called {stage.name}"
+            raise ValueError(msg)
+        for given in stage.reads:
+            if given.source == MEASURED:
+                continue
+            source = before.get(given.source)
+            if source is None:
+                msg = f"stage {stage.name} reads from {given.source}, which is no stage before it"
+                raise ValueError(msg)
+            lacking = [band for band in given.bands if band not in source.gives]
+            if lacking or given.gsd_m != source.gsd_m:
+                msg = (
+                    f"stage {stage.name} reads {', '.join(given.bands)} at {given.gsd_m:g} m from {source.name}, which "
+                    f"gives {', '.join(source.gives)} at {source.gsd_m:g} m"
+                )
+                raise ValueError(msg)
+        before[stage.name] = stage
+    last = {band: stage for stage in stages for band in stage.gives}
+    for band, stage in last.items():
+        if band in BY_NAME and stage.gsd_m != TARGET_GSD_M:
+            msg = f"{band} comes last from stage {stage.name}, at {stage.gsd_m:g} m; expected {TARGET_GSD_M:g} m"
+            raise ValueError(msg)
+
+
+def draws(estimate: str, members: int, *, stochastic: bool, mean_draws: int) -> int:
+    """How many draws an estimate is the mean of; 0 where nothing is drawn.
+
+    Those that are asked for, else as few as give it. UsageError where several are asked for of one sample.
+    """
+    if estimate == "sample" and members > 1:
+        raise UsageError(
+            f"estimate = sample with members = {members}", "one draw", "leave --members out, or --estimate sample"
+        )
+    if not stochastic:
+        return 0
+    return 1 if estimate == "sample" else members or mean_draws

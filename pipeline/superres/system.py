@@ -1,0 +1,71 @@
+"""A super-resolution system, loaded and ready to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.superres.registry import spec_of
+from pipeline.superres.weights import bundles_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pipeline.superres.spec import Bundles, Predictor, Stage, StageInput, SystemSpec
+    from pipeline.superres.weights import Choice
+
+
+@dataclass(frozen=True)
+class System:
+    """A loaded system. `predictor` is None where it has no stages; `bundles` describe its weights by role."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    predictor: Predictor | None
+    bundles: Bundles
+    device: torch.device
+
+    def predict(self, stage: Stage, given: StageInput) -> Tensor:
+        """Reflectance (b, len(stage.gives), T, T). PipelineError where a network does not keep what it declares."""
+        if self.predictor is None:
+            raise PipelineError(f"{self.name} has no networks", f"networks for stage {stage.name}")
+        if given.noise is None and stage.stochastic and not stage.regresses:
+            raise PipelineError(
+                f"stage {stage.name} of {self.name} gives no mean without draws", "members of 1 or more"
+            )
+        out = self.predictor.predict(stage, given)
+        batch, side = len(next(iter(given.images.values()))), stage.lattice.window_px
+        expected = (batch, len(stage.gives), side, side)
+        if tuple(out.shape) != expected:
+            raise PipelineError(
+                f"stage {stage.name} of {self.name} gave an image of shape {tuple(out.shape)}",
+                f"{expected}: batch, bands, rows, columns at {stage.gsd_m:g} m",
+                "correct the system's declared bands, GSD and window, or its network",
+            )
+        return out
+
+
+@lru_cache(maxsize=2)
+def load(choice: Choice, device_name: str) -> System:
+    """Load `choice` once per process and keep it. UsageError when the files are no longer those the plan recorded."""
+    import torch
+
+    from pipeline.models.bundle import BundleError
+
+    try:
+        return built(spec_of(choice.name), bundles_of(choice), torch.device(device_name))
+    except BundleError as error:
+        raise UsageError(
+            error.found,
+            "weights that fit, the same as when the plan was made",
+            "restore them (delete a file of the hub's cache, it is fetched anew), or start a new store",
+        ) from error
+
+
+def built(spec: SystemSpec, bundles: Bundles, device: torch.device) -> System:
+    """The system with the networks of these bundles. Raises BundleError or UsageError where they do not fit."""
+    predictor = None if spec.build is None else spec.build(bundles).to(device)
+    return System(spec.name, spec.stages_of(bundles), predictor, bundles, device)

@@ -1,0 +1,74 @@
+"""DiffFuSR (arXiv 2506.11764): blind diffusion super-resolution of RGB, and its fusion or the shipped one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.bands import BRIGHT_REFLECTANCE, RGB, TARGET_GSD_M
+from pipeline.superres.spec import Input, Memory, Predictor, Stage, SystemSpec, Weights, lattice_of
+from pipeline.superres.systems.guided_fusion import EITHER, build_fuser, fused, fusion_stage
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pipeline.superres.spec import Bundles, SceneState, StageInput
+
+
+def stages(bundles: Bundles) -> tuple[Stage, ...]:
+    """RGB from 10 m, for which the degradation of the scene is estimated; then the other bands."""
+    sr, fusion = bundles["sr"], bundles["fusion"]
+    lattice = lattice_of(sr)
+    resolve = Stage(
+        "sr",
+        reads=(Input("rgb", RGB, 10),),
+        gives=RGB,
+        gsd_m=TARGET_GSD_M,
+        lattice=lattice,
+        stochastic=True,
+        scene_state=True,
+        multiple_px=32,  # of the U-Net
+        weights="sr",
+        bright_reflectance=float(sr.normalisation.get("bright_reflectance", BRIGHT_REFLECTANCE)),
+    )
+    return resolve, fusion_stage(fusion, resolve.name, lattice)
+
+
+class DiffFuSRSystem(Predictor):
+    """The published networks, and a fusion."""
+
+    def __init__(self, bundles: Bundles) -> None:
+        from pipeline.models.difffusr import DiffFuSR
+
+        self.resolver = DiffFuSR.from_bundle(bundles["sr"])
+        self.fuser = build_fuser(bundles["fusion"])
+
+    def to(self, device: torch.device) -> DiffFuSRSystem:
+        """Move the weights and return self."""
+        self.resolver, self.fuser = self.resolver.to(device), self.fuser.to(device)
+        return self
+
+    def scene_state(self, stage: Stage, windows: Tensor) -> SceneState:
+        """The degradation vector of a scene."""
+        del stage
+        return self.resolver.scene_state(windows)
+
+    def predict(self, stage: Stage, given: StageInput) -> Tensor:
+        """Reflectance of a batch of windows. ValueError without the scene's state."""
+        if stage.name != "sr":
+            return fused(self.fuser, given)
+        if given.noise is None:
+            msg = "no noise given; expected some, since the system has no regression"
+            raise ValueError(msg)
+        return self.resolver.sample(given.images["rgb"], given.noise(step=0, channels=len(RGB)), given.state)
+
+
+SYSTEM = SystemSpec(
+    name="difffusr",
+    summary="DiffFuSR's networks (arXiv 2506.11764), weights converted from the authors' release",
+    stages=stages,
+    build=DiffFuSRSystem,
+    weights=(Weights("sr", ("difffusr-sr",)), EITHER),
+    stochastic=True,
+    memory=Memory(weights_mib=700.0, floats_per_px=2000.0),
+)

@@ -1,0 +1,79 @@
+"""The stage that brings all other bands to 2.5 m, guided by super-resolved RGB."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.bands import RGB, TARGET_GSD_M, bands_at
+from pipeline.errors import UsageError
+from pipeline.superres.spec import Input, Stage, Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import Tensor
+
+    from pipeline.grid.lattice import Lattice
+    from pipeline.models.bundle import Bundle
+    from pipeline.superres.spec import StageInput
+
+NAME = "fusion"
+GUIDE = "guide"
+SHIPPED = Weights(NAME, ("lite-fusion",), "lite-fusion.safetensors")
+EITHER = Weights(NAME, ("difffusr-fusion", "lite-fusion"), SHIPPED.shipped)
+# Channel order of the native rasters.
+NATIVE: dict[int, tuple[str, ...]] = {10: (*RGB, "B08"), 20: bands_at(20), 60: bands_at(60)}
+
+
+class Fuser(Protocol):
+    """The networks of one fusion."""
+
+    bundle: Bundle
+    out_bands: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Fuser:
+        """Move the weights and return self."""
+        ...
+
+    def predict(self, rgb_sr: Tensor, ms: Mapping[int, Tensor], present: tuple[str, ...]) -> Tensor:
+        """Reflectance (b, len(out_bands), 4h, 4w) from RGB (b, 3, 4h, 4w) and `NATIVE` rasters by GSD in metres.
+
+        `ms[10]` is (b, 4, h, w), `ms[20]` (b, 6, h/2, w/2), `ms[60]` (b, 2, h/6, w/6); bands that the product lacks are
+        zeros and not among `present`.
+        """
+        ...
+
+
+def fusion_stage(bundle: Bundle, guide: str, lattice: Lattice) -> Stage:
+    """Every band of `bundle` but RGB, guided by RGB of the stage `guide`, in the windows of that stage."""
+    natives = (Input(f"native_{gsd}m", bands, gsd, optional=True) for gsd, bands in NATIVE.items())
+    return Stage(
+        NAME,
+        reads=(Input(GUIDE, RGB, TARGET_GSD_M, source=guide), *natives),
+        gives=tuple(band for band in bundle.out_bands if band not in RGB),
+        gsd_m=TARGET_GSD_M,
+        lattice=lattice,
+        weights=NAME,
+        bright_reflectance=math.inf,  # the guide's stage decides where there is detail
+    )
+
+
+def build_fuser(bundle: Bundle) -> Fuser:
+    """The fusion of a bundle, on the CPU. BundleError where its tensors do not fit, UsageError on other kinds."""
+    if bundle.system == "lite-fusion":
+        from pipeline.models.lite_fusion import LiteFusion
+
+        return LiteFusion.from_bundle(bundle)
+    if bundle.system == "difffusr-fusion":
+        from pipeline.models.difffusr_fusion import DiffFuSRFusion
+
+        return DiffFuSRFusion.from_bundle(bundle)
+    raise UsageError(f"weights {bundle.path} are for {bundle.system!r}", " or ".join(EITHER.kinds))
+
+
+def fused(fuser: Fuser, given: StageInput) -> Tensor:
+    """What the stage gives."""
+    natives = {gsd: given.images[f"native_{gsd}m"] for gsd in NATIVE}
+    return fuser.predict(given.images[GUIDE], natives, tuple(given.present))

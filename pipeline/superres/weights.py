@@ -1,0 +1,194 @@
+"""Which weights a run uses: shipped, a file, or the hub, settled by digest so that a plan can name them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+from pipeline.superres import hub
+from pipeline.superres.registry import spec_of
+from pipeline.superres.spec import draws
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.models.bundle import Bundle
+    from pipeline.superres.spec import Stage, SystemSpec, Weights
+
+SHIPPED = Path(__file__).resolve().parent.parent / "models" / "weights"
+_SHIPPED = "shipped:"
+
+
+@dataclass(frozen=True)
+class File:
+    """A weights file: its role in the system, where it is, and its sha256.
+
+    Weights that ship with the package are named "shipped:FILE", those of the hub by their address with its commit, so
+    that a plan made here runs on another machine.
+    """
+
+    role: str
+    where: str
+    sha256: str
+
+    @property
+    def shown(self) -> str:
+        """As a published store names it: a path without its folder, so that local paths do not leak."""
+        return self.where if _moves(self.where) else Path(self.where).name
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A system with its weights settled, as a plan records it; JSON-able.
+
+    `stochastic` and `mean_draws` are those of `SystemSpec`, so that a plan can be read without the system.
+    """
+
+    name: str
+    weights: tuple[File, ...] = ()
+    licence: str = ""
+    generated_bands: tuple[str, ...] = ()
+    stochastic: bool = False
+    mean_draws: int = 0
+
+    def of(self, role: str) -> File | None:
+        """The weights file of a role, or None."""
+        return next((file for file in self.weights if file.role == role), None)
+
+    def draws(self, estimate: str, members: int) -> int:
+        """How many draws an estimate is the mean of; 0 where nothing is drawn. UsageError as for `spec.draws`."""
+        return draws(estimate, members, stochastic=self.stochastic, mean_draws=self.mean_draws)
+
+
+def choose(name: str, given: Sequence[str] = ()) -> Choice:
+    """Settle which weights `name` runs with, reading only their metadata. UsageError for unknown or unfit ones.
+
+    `given` are files or addresses, of the system's first role where "ROLE=" does not stand before them; roles that are
+    left out take the weights that ship.
+    """
+    spec = spec_of(name)
+    wanted = _by_role(spec, given)
+    files, bundles = [], {}
+    for weights in spec.weights:
+        where = _settled(wanted.get(weights.role, ""), weights)
+        bundle = _described(where, weights, spec)
+        files.append(File(weights.role, _absolute(where), bundle.digest))
+        bundles[weights.role] = bundle
+    stages = spec.stages_of(bundles)
+    return Choice(
+        name=name,
+        weights=tuple(files),
+        licence="; ".join(dict.fromkeys(bundle.licence for bundle in bundles.values() if bundle.licence)),
+        generated_bands=tuple(dict.fromkeys(band for stage in stages for band in stage.gives)),
+        stochastic=spec.stochastic,
+        mean_draws=spec.mean_draws,
+    )
+
+
+@lru_cache(maxsize=8)
+def stages_of(choice: Choice) -> tuple[Stage, ...]:
+    """Stages of a choice, without loading its networks."""
+    return spec_of(choice.name).stages_of(bundles_of(choice))
+
+
+def bundles_of(choice: Choice) -> dict[str, Bundle]:
+    """Metadata of the weights by role. BundleError where a file is no longer the one that was chosen."""
+    from pipeline.models.bundle import load_bundle
+
+    return {file.role: load_bundle(locate(file.where), file.sha256) for file in choice.weights}
+
+
+def locate(where: str) -> Path:
+    """The file of weights that a plan names, on this machine. Missing files of the hub are fetched again."""
+    if hub.is_address(where):
+        return hub.located(where)
+    return SHIPPED / where.removeprefix(_SHIPPED) if where.startswith(_SHIPPED) else Path(where)
+
+
+def _by_role(spec: SystemSpec, given: Sequence[str]) -> dict[str, str]:
+    """Weights files by role. UsageError for more than the system takes."""
+    roles = [weights.role for weights in spec.weights]
+    found: dict[str, str] = {}
+    for text in given:
+        role, _, where = text.partition("=")
+        if role not in roles or not where:
+            role, where = (roles or [""])[0], text
+        if not role:
+            raise UsageError(f"--sr {spec.name} takes no weights", cure="drop --weights, or choose another --sr")
+        if role in found:
+            others = ", ".join(f"{role}=FILE" for role in roles[1:])
+            raise UsageError(
+                f"--weights names {found[role]} and {where} for {role}",
+                f"one file, or {others} for the others" if others else "one file",
+            )
+        found[role] = where
+    return found
+
+
+def _settled(given: str, weights: Weights) -> str:
+    """The weights meant: an address of the hub with its commit (the hub is asked here), a path, or a shipped file."""
+    if hub.is_address(given):
+        return hub.settle(given)[0]
+    if "://" in given:
+        raise UsageError(f"weights {given} are no path", f"a path, or {hub.GRAMMAR}")
+    return given or (_SHIPPED + weights.shipped if weights.shipped else "")
+
+
+def _moves(where: str) -> bool:
+    """Whether the name means the same file on every machine."""
+    return hub.is_address(where) or where.startswith(_SHIPPED)
+
+
+def _absolute(where: str) -> str:
+    """Paths as workers need them, who may run in another folder; other names as they are."""
+    return where if _moves(where) else str(Path(where).resolve())
+
+
+def _described(where: str, weights: Weights, spec: SystemSpec) -> Bundle:
+    from pipeline.models.bundle import BundleError, load_bundle
+
+    first = weights == spec.weights[0]
+    flag = "--weights" if first else f"--weights {weights.role}="
+    if not where:
+        raise UsageError(
+            f"--sr {spec.name} needs weights",
+            "a converted bundle (.safetensors)",
+            f"make one with python -m training.convert and give it with {flag}{' ' if first else ''}FILE",
+        )
+    try:
+        bundle = load_bundle(locate(where))
+    except BundleError as error:
+        expected, cure = error.expected or "a bundle written by this project", error.cure
+        raise UsageError(error.found, expected, cure or f"give another file with {flag}") from error
+    if bundle.system not in weights.kinds:
+        fitting = " or ".join(weights.kinds)
+        raise UsageError(f"weights {where} are for {bundle.system!r}", fitting, f"give another with {flag}")
+    return bundle
+
+
+def from_older(system: Mapping[str, object]) -> Choice:
+    """The choice of a plan up to format 3, which knew a super-resolver and a fusion."""
+    spec = spec_of(str(system["name"]))
+    roles = [("sr", "sr_weights", "sr_digest"), ("fusion", "fusion_weights", "fusion_digest")]
+    files = (File(role, str(system[where]), str(system[digest])) for role, where, digest in roles)
+    bands = system["generated_bands"]
+    return Choice(
+        name=spec.name,
+        weights=tuple(file for file in files if file.where),
+        licence=str(system["licence"]),
+        generated_bands=tuple(map(str, bands)) if isinstance(bands, list | tuple) else (),
+        stochastic=spec.stochastic,
+        mean_draws=spec.mean_draws,
+    )
+
+
+def to_older(choice: Choice) -> dict[str, object]:
+    """Inverse of `from_older`: what a plan up to format 3 recorded."""
+    files = {role: choice.of(role) for role in ("sr", "fusion")}
+    record: dict[str, object] = {"name": choice.name}
+    for role, file in files.items():
+        record |= {f"{role}_weights": file.where if file else "", f"{role}_digest": file.sha256 if file else ""}
+    return {**record, "licence": choice.licence, "generated_bands": list(choice.generated_bands)}

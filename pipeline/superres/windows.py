@@ -1,0 +1,246 @@
+"""One model window: native rasters and earlier stages in, the bands that a group of stages gives out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.bands import BY_NAME, TARGET_GSD_M
+from pipeline.grid.native_rasters import factor_at
+from pipeline.superres import masks
+from pipeline.superres.chain import at_gsd
+from pipeline.superres.consistency import approach, bicubic_up
+from pipeline.superres.spec import MEASURED, StageInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.grid.grid import Window
+    from pipeline.grid.native_rasters import NativeRasters
+    from pipeline.superres.chain import Group
+    from pipeline.superres.spec import Input, NoiseSource, SceneState, Stage
+    from pipeline.superres.system import System
+
+Made = dict[tuple[str, str], "Tensor"]  # (stage, band) -> (1, 1, T, T) reflectance
+MASK_GSD_M = 10  # of the weight of generated detail
+_MASK_NEST_M = 20  # masks begin and end on whole pixels of the scene classification
+
+
+@dataclass(frozen=True)
+class WindowInput:
+    """What is measured over one window of a group, on the native grids, and how much detail may be generated.
+
+    `natives[band]` (1, 1, h, w) is filled reflectance; it reaches `context_px` further than the window on every side,
+    so that interpolation sees real neighbours at the window's edge. Networks get the window alone. `valid` (h, w) at
+    10 m: every required band was measured. `weight` (h, w) at 10 m, of generated detail; None is 1 everywhere.
+    """
+
+    natives: Mapping[str, Tensor]
+    valid: NDArray[np.bool_]
+    weight: NDArray[np.float32] | None
+    gsd_m: float
+    context_px: int
+    device: torch.device
+
+    def factor(self, band: str) -> int:
+        """Pixels of the window per native pixel of a band, along one axis."""
+        return round(BY_NAME[band].gsd_m / self.gsd_m)
+
+    def within(self, band: str) -> Tensor:
+        """The native raster of a band over the window alone, (1, 1, T / factor, T / factor)."""
+        return _crop(self.natives[band], self.context_px // self.factor(band))
+
+
+def window_input(native: NativeRasters, window: Window, group: Group, device: torch.device) -> WindowInput | None:
+    """The native rasters of one window (px of the group's GSD), filled; None when nothing was measured in it."""
+    import torch
+
+    ground = at_gsd(window, group.gsd_m, TARGET_GSD_M)
+    if not native.measured(ground):
+        return None
+    around = at_gsd(window.pad(group.context_px), group.gsd_m, TARGET_GSD_M)
+    held = [band for band in group.natives if native.holds(band)]
+    filled = {band: masks.filled_reflectance(native.band(band, around)[None]) for band in held}
+    seen = seen_by(native, ground, group)
+    rows, cols = at_gsd(ground, TARGET_GSD_M, MASK_GSD_M).slices(at_gsd(seen.window, TARGET_GSD_M, MASK_GSD_M))
+    weight = masks.detail_weight(seen.dn, seen.scl, seen.bright, seen.colours) if group.required else None
+    return WindowInput(
+        natives={band: torch.from_numpy(raster)[None].to(device) for band, raster in filled.items()},
+        valid=masks.measured(seen.dn)[rows, cols],
+        weight=None if weight is None else weight[rows, cols],
+        gsd_m=group.gsd_m,
+        context_px=group.context_px,
+        device=device,
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What decides where detail may be generated: the required bands at 10 m over `window` (2.5 m px)."""
+
+    window: Window
+    dn: NDArray[np.uint16]  # (bands, y, x); coarser bands are repeated
+    colours: list[int]  # rows of the visible bands in `dn`
+    scl: NDArray[np.uint8] | None  # (y / 2, x / 2)
+    bright: float
+
+
+def seen_by(native: NativeRasters, window: Window, group: Group) -> Seen:
+    """What the masks of a group look at over `window`, grown to whole pixels of 20 m, and of 60 m where it has to."""
+    import numpy as np
+
+    required = group.required
+    coarsest = max([_MASK_NEST_M, *(BY_NAME[band].gsd_m for band in required)])
+    grown = window.snap_out(factor_at(coarsest))
+    factors = {band: BY_NAME[band].gsd_m // MASK_GSD_M for band in required}
+    rasters = [native.band(band, grown).repeat(k, 0).repeat(k, 1) for band, k in factors.items()]
+    shape = at_gsd(grown, TARGET_GSD_M, MASK_GSD_M).shape
+    dn = np.stack(rasters) if rasters else np.zeros((0, *shape), np.uint16)
+    colours = [i for i, band in enumerate(required) if BY_NAME[band].visible]
+    return Seen(grown, dn, colours, native.scl_over(grown), group.bright_reflectance)
+
+
+def _crop(image: Tensor, px: int) -> Tensor:
+    return image[..., px:-px, px:-px] if px else image
+
+
+def interpolated(window: WindowInput, bands: tuple[str, ...], consistency: str) -> dict[str, Tensor]:
+    """Bands by bicubic interpolation made consistent: (1, 1, T, T) each."""
+    images = {}
+    for band in bands:
+        native, factor = window.natives[band], window.factor(band)
+        up = approach(bicubic_up(native, factor), native, factor, consistency)
+        images[band] = _crop(up, window.context_px)
+    return images
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One pass through a group's networks: its noise by stage (none: the conditional mean) and the scenes' state."""
+
+    noise_of: Callable[[Stage], NoiseSource | None]
+    state: SceneState | None
+    consistency: str
+
+
+def generated(window: WindowInput, system: System, group: Group, draw: Draw, earlier: Made, kept: Made) -> Made:
+    """What the group's stages give, made consistent with the native rasters.
+
+    `earlier` are images of stages of other groups over this window. `kept` are those of stages that do not depend on
+    the draw: what is in there is taken over, what is not is put there.
+    """
+    import torch
+
+    made: Made = dict(kept)
+    for stage in group.stages:
+        if (stage.name, stage.gives[0]) in kept:
+            continue
+        given = StageInput(
+            images={one.name: _image(one, window, stage, {**earlier, **made}) for one in stage.reads},
+            present=frozenset(window.natives),
+            valid=torch.from_numpy(window.valid)[None, None].to(window.device),
+            noise=draw.noise_of(stage) if stage.stochastic else None,
+            state=draw.state if stage.scene_state else None,
+        )
+        images = _consistent(system.predict(stage, given), stage, window, draw.consistency)
+        made |= images
+        if stage.name not in group.varying:
+            kept |= images
+    return made
+
+
+def _image(given: Input, window: WindowInput, stage: Stage, made: Made) -> Tensor:
+    """(1, bands, h, w) of one input; measured bands that the product lacks are zeros."""
+    import torch
+
+    if given.source != MEASURED:
+        return torch.cat([made[given.source, band] for band in given.bands], 1)
+    side = round(stage.lattice.window_px * stage.gsd_m / given.gsd_m)
+    absent = torch.zeros((1, 1, side, side), device=window.device)
+    return torch.cat([window.within(band) if band in window.natives else absent for band in given.bands], 1)
+
+
+def _consistent(image: Tensor, stage: Stage, window: WindowInput, consistency: str) -> Made:
+    """The bands of a stage's output, each brought close to what was measured; what is no band is left as it is."""
+    source = "other" if stage.follows else "network"
+    made: Made = {}
+    for i, band in enumerate(stage.gives):
+        one = image[:, i : i + 1]
+        if band in window.natives:
+            one = approach(one, window.within(band), window.factor(band), consistency, source)
+        made[stage.name, band] = one
+    return made
+
+
+@dataclass
+class WindowResult:
+    """One window of a group: mean over draws and spread of one draw of its output bands (bands, T, T), or None.
+
+    `handed[draw]` (handed bands, T, T) is what later groups read, of every draw.
+    """
+
+    mean: NDArray[np.float32] | None
+    spread: NDArray[np.float32] | None
+    handed: list[NDArray[np.float32]]
+
+
+def run_window(
+    window: WindowInput,
+    system: System,
+    group: Group,
+    draws: list[Draw],
+    earlier_of: Callable[[int], Made],
+) -> WindowResult:
+    """All draws of one window. `earlier_of(i)` are images of other groups' stages that draw i reads."""
+    import torch
+
+    from pipeline.superres.members import Ensemble
+
+    bands, consistency = group.bands, draws[0].consistency
+    with torch.inference_mode():
+        if not group.stages:
+            plain = interpolated(window, bands, consistency)
+            return WindowResult(torch.cat([plain[band] for band in bands], 1)[0].cpu().numpy(), None, [])
+        weight = None if window.weight is None else detail_at(window.weight, window)
+        plain = {} if weight is None else interpolated(window, bands, consistency)
+        ensemble, handed = Ensemble(), []
+        last = {band: stage.name for stage in group.stages for band in stage.gives}
+        kept: Made = {}
+        for i, draw in enumerate(draws):
+            made = generated(window, system, group, draw, earlier_of(i), kept)
+            images = {band: made[last[band], band] for band in bands}
+            if weight is not None:
+                images = {band: plain[band] + weight * (images[band] - plain[band]) for band in bands}
+            if bands:
+                ensemble.add(torch.cat([images[band] for band in bands], 1)[0])
+            if group.handed:
+                handed.append(torch.cat([made[key] for key in group.handed], 1)[0].cpu().numpy())
+        spread = ensemble.spread
+        return WindowResult(
+            ensemble.mean.cpu().numpy() if bands else None, None if spread is None else spread.cpu().numpy(), handed
+        )
+
+
+def detail_at(weight: NDArray[np.float32], window: WindowInput) -> Tensor:
+    """Weight of generated detail (1, 1, T, T) from that at 10 m; 0 and 1 stay exactly 0 and 1 in their interior."""
+    import torch
+    from torch.nn import functional
+
+    coarse = torch.from_numpy(weight)[None, None].to(window.device)
+    scale = MASK_GSD_M / window.gsd_m
+    return functional.interpolate(coarse, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+def detail_of(window: WindowInput, side: int) -> NDArray[np.float32]:
+    """Weight of generated detail (T, T) of one window, `side` px a side."""
+    import numpy as np
+
+    if window.weight is None:
+        return np.ones((side, side), np.float32)
+    detail: NDArray[np.float32] = detail_at(window.weight, window)[0, 0].cpu().numpy()
+    return detail

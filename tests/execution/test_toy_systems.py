@@ -1,0 +1,178 @@
+"""Systems of one file each through the whole pipeline, found by an entry point; nothing under pipeline/ knows them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipeline
+from pipeline import check, export, view
+from pipeline.bands import BAND_NAMES
+from pipeline.run import main
+from pipeline.superres import registry
+from tests.execution.conftest import LEFT, TOP, box, chunk_digests, sensor_errors, values, write_aoi
+from tests.toys import all_bands, rgbn
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = {
+    "rgbn": (rgbn.SYSTEM, ("--bands", "B02,B03,B04,B08")),
+    "rgbn, fewer and others": (rgbn.SYSTEM, ("--bands", "B02,B04,B11")),
+    "all bands": (all_bands.SYSTEM, ()),
+}
+CORNERS = box(LEFT + 700, TOP - 1300, LEFT + 1390, TOP - 890)
+CHUNK_PX = 96
+
+
+@pytest.fixture(scope="module")
+def aoi(tmp_path_factory):
+    return write_aoi(tmp_path_factory.mktemp("aoi") / "region.geojson", CORNERS)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """Folder of an installed package that brings the toys."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "toys-1.0.dist-info").mkdir()
+    (folder / "toys-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
+    lines = [f"{module.SYSTEM.name} = {module.__name__}:SYSTEM" for module in (rgbn, all_bands)]
+    (folder / "toys-1.0.dist-info" / "entry_points.txt").write_text("\n".join([f"[{registry.PLUGINS}]", *lines, ""]))
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed(package):
+    """Known here as in any process whose path has the package."""
+    registered = dict(registry._REGISTERED)
+    sys.path.insert(0, str(package))
+    registry._installed.cache_clear()
+    yield
+    sys.path.remove(str(package))
+    registry._REGISTERED.clear()
+    registry._REGISTERED.update(registered)
+    registry._installed.cache_clear()
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture
+def words(case, archive, aoi):
+    """Arguments of a run, but its store."""
+    system, more = case
+    chunks = ("--chunk-px", str(CHUNK_PX), "--unit-chunks", "2", "--start", "2024-01-01", "--end", "2024-12-31")
+    return ("--aoi", str(aoi), "--catalog", str(archive), "--sr", system.name, "--max-cloud", "100", *chunks, *more)
+
+
+@pytest.fixture
+def finished(words, tmp_path):
+    assert main([*words, "--out", str(tmp_path / "whole.zarr"), "--cluster", "inline"]) == 0
+    return tmp_path / "whole.zarr"
+
+
+def test_the_store_is_sound_and_says_what_is_generated(case, finished, capsys):
+    system, _ = case
+    assert check.main([str(finished), "--verify", "full"]) == 0
+    stages = system.stages({})
+    attributes = json.loads((finished / "zarr.json").read_text())["attributes"]
+    assert attributes["super_resolution"] == system.name
+    assert set(attributes["generated_bands"]) == {band for stage in stages for band in stage.gives}
+    dataset = pipeline.open_store(finished)
+    bands = dataset.band.values.tolist()
+    generated = dict(zip(bands, dataset.generated.values.tolist(), strict=True)) if "generated" in dataset else {}
+    assert generated == {} or generated == {band: band in attributes["generated_bands"] for band in bands}
+    assert int((dataset.quality == 3).sum()) > 0
+    bias = {name: bias for name, (_, bias) in sensor_errors(finished).items() if name not in ("B01", "B09")}
+    assert max(map(abs, bias.values())) < 2
+    capsys.readouterr()
+
+
+def test_chunks_and_the_ends_of_the_area_do_not_show(words, finished, tmp_path):
+    other = [*words, "--unit-chunks", "5", "--out", str(tmp_path / "other.zarr"), "--cluster", "inline"]
+    assert main(other) == 0
+    assert np.array_equal(values(tmp_path / "other.zarr"), values(finished))
+    corners = box(LEFT + 900, TOP - 1200, LEFT + 1100, TOP - 1000)
+    small = write_aoi(tmp_path / "small.geojson", corners)
+    given = ["--aoi", str(small), *words[2:], "--chunk-px", "24", "--out", str(tmp_path / "small.zarr")]
+    assert main([*given, "--cluster", "inline"]) == 0
+    part = pipeline.load_plan(tmp_path / "small.zarr").zones[0].grid.window
+    rows, cols = part.slices(pipeline.load_plan(finished).zones[0].grid.window)
+    there = values(tmp_path / "small.zarr") > 0
+    assert there.mean() > 0.5
+    assert np.array_equal(values(tmp_path / "small.zarr")[there], values(finished)[..., rows, cols][there])
+
+
+def test_a_killed_run_goes_on_where_it_was(words, finished, package, tmp_path):
+    store = tmp_path / "killed.zarr"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
+    command = [sys.executable, "-m", "pipeline.run", *words, "--out", str(store), "--cluster", "inline"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
+        while child.poll() is None and not list(store.glob("_run/receipts/*.json")):
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    done = {path.name: path.stat().st_mtime_ns for path in store.glob("_run/receipts/*.json")}
+    assert 0 < len(done) < len(list(pipeline.load_plan(finished).units()))
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert all((store / "_run" / "receipts" / name).stat().st_mtime_ns == at for name, at in done.items())
+    assert chunk_digests(store) == chunk_digests(finished)
+
+
+def test_parts_of_a_frozen_plan_make_the_same_store(words, finished, tmp_path):
+    store = str(tmp_path / "parts.zarr")
+    assert main([*words, "--out", store, "--plan-only"]) == 0
+    for part in ("1/2", "2/2"):
+        assert main(["--plan", store, "--shard-of", part, "--cluster", "inline"]) == 0
+    assert main(["--plan", store, "--finalise"]) == 0
+    assert chunk_digests(Path(store)) == chunk_digests(finished)
+
+
+def test_members_spread_where_something_is_drawn(case, words, tmp_path, capsys):
+    system, _ = case
+    store = tmp_path / "members.zarr"
+    assert main([*words, "--out", str(store), "--members", "3", "--cluster", "inline"]) == 0
+    dataset, said = pipeline.open_store(store), capsys.readouterr()
+    if not system.stochastic:
+        assert "uncertainty" not in dataset
+        assert f"--members 3 has no effect with --sr {system.name}" in said.out + said.err
+        return
+    drawn = {band for stage in system.stages({}) for band in stage.gives}
+    for band in dataset.band.values:
+        spread = dataset.uncertainty.sel(band=band)
+        assert bool(spread.notnull().any()) == (band in drawn), band
+
+
+def test_workers_of_their_own_find_the_system(words, finished, package, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package), str(ROOT)]))
+    store = tmp_path / "local.zarr"
+    assert main([*words, "--out", str(store), "--cluster", "local", "--workers", "2"]) == 0
+    assert np.array_equal(values(store), values(finished))
+
+
+def test_it_is_looked_at_and_exported(finished, tmp_path, capsys):
+    assert view.main([str(finished), "--out", str(tmp_path / "page.html")]) == 0
+    assert "toy-" in (tmp_path / "page.html").read_text()
+    assert export.main([str(finished), "--out", str(tmp_path / "tifs"), "--quiet"]) == 0
+    assert len(list((tmp_path / "tifs").glob("*.tif"))) == len(pipeline.open_store(finished).band)
+    capsys.readouterr()
+
+
+def test_scenes_without_a_band_that_it_reads_are_refused_by_name(aoi, tmp_path, capsys):
+    from tests.archive.synthetic import make_archive, make_scene
+
+    bands = tuple(band for band in BAND_NAMES if band != "B08")
+    archive = make_archive(tmp_path, [make_scene(tmp_path, scene_id="S2A_NO_NIR", size_m=1800, bands=bands)])
+    words = ["--aoi", str(aoi), "--catalog", str(archive), "--sr", rgbn.SYSTEM.name, "--bands", "B02,B03,B04"]
+    days = ["--start", "2024-01-01", "--end", "2024-12-31"]
+    assert main([*words, *days, "--out", str(tmp_path / "x.zarr"), "--max-cloud", "100"]) == 3
+    said = capsys.readouterr().err
+    assert "bands B08 are missing" in said
+    assert f"choose another --sr: {rgbn.SYSTEM.name} reads B08" in said
