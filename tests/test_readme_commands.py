@@ -15,11 +15,13 @@ import pytest
 import torch
 
 from pipeline.archive import catalog
+from pipeline.superres import spec
 from tests.archive.synthetic import make_scene
 from tests.execution.conftest import LEFT, SIZE, TOP, box, write_aoi
 from tests.faults.conftest import online
 from tests.training.imagery import TINY_SR, own_imagery
 from tests.training.test_convert import GROUPS, released, small_weights
+from training.quality import cost, phases, real
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -105,6 +107,10 @@ def test_training(stand, capsys, monkeypatch):
     own_imagery(stand, monkeypatch).rename(stand / "my_training.toml")
     torch.save(released(small_weights(attention_strides=[])), stand / "last.ckpt")
     lines = commands("Training")
+    for module, name, least in ((cost, "SIDE_60M_PX", 16), (phases, "SIDE_60M_PX", 16), (real, "PATCHES", 1)):
+        monkeypatch.setattr(module, name, least)  # ground that tables of whole systems are made of
+    monkeypatch.setattr(spec, "MEMBERS", 1)  # draws of a system without regression, which this takes minutes for
+    write_aoi(stand / "region.geojson", box(LEFT + 700, TOP - 1100, LEFT + 760, TOP - 1040))
     assert {line.split()[2] for line in lines} == {
         "training.train", "training.evaluate", "training.convert", "pipeline.run"
     }  # fmt: skip
