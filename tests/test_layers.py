@@ -2,11 +2,14 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pipeline.superres.systems import PLAIN
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,3 +104,20 @@ def test_modules_are_one_thing_each():
         for path in (ROOT / folder).rglob("*.py"):
             assert len(path.read_text().splitlines()) <= 380, f"{path.relative_to(ROOT)} is too long"
             assert path.name != "utils.py"
+
+
+def test_only_systems_and_their_networks_know_systems_by_name():
+    """Not the interpolation's, which is also the name of a method. Training follows."""
+    from pipeline.superres.registry import known
+
+    kinds = {kind for spec in known().values() for weights in spec.weights for kind in weights.kinds}
+    names = {name for name in (*known(), *kinds) if name != PLAIN}
+    assert {"lite", "lite-sr"} <= names
+    own = {ROOT / "pipeline" / "models", ROOT / "pipeline" / "superres" / "systems"}
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        if own & {*path.parents}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = names & {*re.findall(r"[\w-]+", node.value)}
+                assert not found, f"{path.relative_to(ROOT)} names {', '.join(found)}"
