@@ -187,10 +187,13 @@ class Predictor(ABC):
         """What a stage with `scene_state` has to know of a scene.
 
         `windows` (K, c, 64, 64) is reflectance of the bands of its first input, at places that the scene alone decides.
+        UsageError where the system has no such method, although a stage asks for it.
         """
         del windows
-        msg = f"stage {stage.name} takes no state of a scene"
-        raise NotImplementedError(msg)
+        raise UsageError(
+            f"stage {stage.name} says that it takes the state of a scene, and {type(self).__name__} makes none",
+            "a method scene_state, or a stage without scene_state",
+        )
 
 
 @dataclass(frozen=True)

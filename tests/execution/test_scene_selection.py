@@ -14,7 +14,7 @@ from pipeline.errors import NoDataError
 from pipeline.execution.estimate import estimate
 from pipeline.execution.planner import make_plan
 from pipeline.execution.scene_selection import padded, reach_m
-from pipeline.grid.lattice import Lattice
+from pipeline.superres import chain
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import LEFT, TOP, box, config_for, run, values, write_aoi
 
@@ -75,9 +75,10 @@ def test_a_period_that_ends_at_midnight_cuts_no_pass_in_half(tmp_path, start, en
 
 
 def test_reach_covers_the_chunk_the_window_and_the_context():
-    config, lattice = RunConfig(chunk_px=480), Lattice(480, 384, 48, 24)
-    assert reach_m(config, lattice) >= np.hypot(1, 1) * (480 + 480) * 2.5
-    assert reach_m(RunConfig(chunk_px=480, unit_chunks=4, shard=True), lattice) > reach_m(config, lattice) + 3600
+    config, windows_m = RunConfig(chunk_px=480), chain.reach_m(chain.groups_of((), ("B01",)))
+    assert windows_m == (480 + 2 * 24) * 2.5
+    assert reach_m(config, windows_m) >= np.hypot(1, 1) * (480 + 480) * 2.5
+    assert reach_m(RunConfig(chunk_px=480, unit_chunks=4, shard=True), windows_m) > reach_m(config, windows_m) + 3600
 
 
 def test_padding_keeps_open_ends_open():

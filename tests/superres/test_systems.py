@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.bands import BAND_NAMES, RGB
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.grid.grid import Window
 from pipeline.grid.lattice import Lattice
 from pipeline.grid.native_rasters import NativeRasters
@@ -290,3 +290,9 @@ def test_stages_at_other_gsds_meet():
 
 
 ODD_20M = Lattice(128, 96, 16, 8)
+
+
+def test_a_state_that_is_declared_has_to_be_made():
+    stage = dataclasses.replace(rgbn.STAGE, scene_state=True)
+    with pytest.raises(UsageError, match="takes the state of a scene, and Networks makes none"):
+        rgbn.Networks({}).scene_state(stage, torch.zeros(1, 4, 64, 64))
