@@ -186,7 +186,9 @@ def old_format(path):
 @pytest.mark.parametrize("flag", ["--weights", "--fusion-weights"])
 def test_a_checkpoint_as_weights_names_the_converter(command, converted, tmp_path, save, flag):
     save(tmp_path / "last.ckpt")
-    code, _, complaint, store = command(*by_path(converted), flag, tmp_path / "last.ckpt")
+    names = by_path(converted)
+    files = {**dict(zip(names[::2], names[1::2], strict=True)), flag: tmp_path / "last.ckpt"}
+    code, _, complaint, store = command(*(word for pair in files.items() for word in pair))
     assert code == 2
     assert len(complaint.splitlines()) == 1
     assert "cure: convert other formats" in complaint
