@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
-from pipeline.bands import RGB, TARGET_GSD_M, bands_at
+from pipeline.bands import BRIGHT_REFLECTANCE, RGB, TARGET_GSD_M, bands_at
 from pipeline.errors import UsageError
-from pipeline.superres.spec import Input, Stage, Weights
+from pipeline.superres.spec import Input, Stage, Weights, lattice_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid.lattice import Lattice
     from pipeline.models.bundle import Bundle
-    from pipeline.superres.spec import StageInput
+    from pipeline.superres.spec import Bundles, StageInput
 
 NAME = "fusion"
 GUIDE = "guide"
@@ -44,6 +44,27 @@ class Fuser(Protocol):
         zeros and not among `present`.
         """
         ...
+
+
+def rgb_then_fusion(
+    bundles: Bundles, *, regresses: bool = False, scene_state: bool = False, multiple_px: int = 1
+) -> tuple[Stage, ...]:
+    """RGB from 10 m by a stochastic network, stage and weights "sr"; then the other bands, in the same windows."""
+    sr, lattice = bundles["sr"], lattice_of(bundles["sr"])
+    resolve = Stage(
+        "sr",
+        reads=(Input("rgb", RGB, 10),),
+        gives=RGB,
+        gsd_m=TARGET_GSD_M,
+        lattice=lattice,
+        stochastic=True,
+        regresses=regresses,
+        scene_state=scene_state,
+        weights="sr",
+        multiple_px=multiple_px,
+        bright_reflectance=float(sr.normalisation.get("bright_reflectance", BRIGHT_REFLECTANCE)),
+    )
+    return resolve, fusion_stage(bundles[NAME], resolve.name, lattice)
 
 
 def fusion_stage(bundle: Bundle, guide: str, lattice: Lattice) -> Stage:

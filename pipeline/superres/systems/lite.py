@@ -4,33 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.bands import BRIGHT_REFLECTANCE, RGB, TARGET_GSD_M
-from pipeline.superres.spec import Input, Memory, Predictor, Stage, SystemSpec, Weights, lattice_of
-from pipeline.superres.systems.guided_fusion import SHIPPED, build_fuser, fused, fusion_stage
+from pipeline.bands import RGB
+from pipeline.superres.spec import Memory, Predictor, SystemSpec, Weights
+from pipeline.superres.systems.guided_fusion import SHIPPED, build_fuser, fused, rgb_then_fusion
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pipeline.superres.spec import Bundles, StageInput
+    from pipeline.superres.spec import Bundles, Stage, StageInput
 
 
 def stages(bundles: Bundles) -> tuple[Stage, ...]:
     """RGB from 10 m, then the other bands."""
-    sr, fusion = bundles["sr"], bundles["fusion"]
-    lattice = lattice_of(sr)
-    resolve = Stage(
-        "sr",
-        reads=(Input("rgb", RGB, 10),),
-        gives=RGB,
-        gsd_m=TARGET_GSD_M,
-        lattice=lattice,
-        stochastic=True,
-        regresses=True,
-        weights="sr",
-        bright_reflectance=float(sr.normalisation.get("bright_reflectance", BRIGHT_REFLECTANCE)),
-    )
-    return resolve, fusion_stage(fusion, resolve.name, lattice)
+    return rgb_then_fusion(bundles, regresses=True)
 
 
 class Lite(Predictor):
