@@ -51,6 +51,8 @@ def test_fused_bands_do_not_depend_on_the_bands_that_are_stored(one_scene, small
     assert max(largest for largest, _ in sensor_errors(tmp_path / "few.zarr").values()) < 25
     kept = zarr.open_group(tmp_path / "few.zarr", mode="r")["measured"]
     assert {str(name) for _, group in kept.groups() for name in group["band"][:]} == set(asked)
+    alone, _ = stored(one_scene, small_aoi, tmp_path / "alone.zarr", sr="lite", bands=("B11",))
+    assert np.array_equal(alone["B11"], every["B11"])  # its guide is read, and not stored
 
 
 def test_which_scene_is_taken_does_not_depend_on_the_bands_that_are_stored(two_scenes, small_aoi, tmp_path):
