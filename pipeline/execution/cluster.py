@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -124,10 +125,8 @@ class DaskPool:
     @property
     def capacity(self) -> int:
         """Threads of all workers: GPU and CPU workers here have one each."""
-        try:
+        with _interrupted_where_gone():
             threads: dict[str, int] = self._client.nthreads()
-        except (OSError, TimeoutError) as error:
-            raise self._gone() from error
         self._workers = max(1, sum(threads.values()))
         return self._workers
 
@@ -140,7 +139,8 @@ class DaskPool:
         key = f"{unit.id}#{attempt}"
         self._units[key] = (unit, attempt)
         task = (self._workers, unit, self._store, self._digest, attempt, str(this_software()))
-        self._done.add(self._client.submit(_beside_others, *task, key=key, pure=False, retries=0))
+        with _interrupted_where_gone():
+            self._done.add(self._client.submit(_beside_others, *task, key=key, pure=False, retries=0))
 
     def next(self, timeout_s: float) -> Outcome | None:
         """Wait for any unit. Interrupted when the scheduler is gone, or has had no worker for minutes."""
@@ -153,12 +153,10 @@ class DaskPool:
             pause_s = min(2 * pause_s, _POLL_S[1])
         unit, attempt = self._units.pop(future.key)
         if future.status == "cancelled":
-            raise self._gone()
-        try:
+            raise _gone()
+        with _interrupted_where_gone():  # it may have died since the task ended
             error = future.exception() if future.status == "error" else None
             outcome: Receipt | BaseException = future.result() if error is None else _explained(error, unit)
-        except (OSError, asyncio.CancelledError) as error:  # it died between the end of the task and this question
-            raise self._gone() from error
         future.release()
         return unit, attempt, outcome
 
@@ -174,23 +172,18 @@ class DaskPool:
             self._done.add(future)
         return None
 
-    def _gone(self) -> Interrupted:
-        return Interrupted("the Dask scheduler is gone", cure="run the same command again to continue")
-
     def _check(self) -> None:
         """A scheduler that is gone never answers, and one without workers never finishes: both are found out here."""
         now = time.monotonic()
         if self._client.status != "running":
             if now - self._heard > _SILENCE_S or self._client.status in ("closed", "closing"):
-                raise self._gone()
+                raise _gone()
             return
         if now - self._asked < (_POLL_S[1] if self._stop.asked else _ASK_EVERY_S):
             return
         self._asked = now
-        try:
+        with _interrupted_where_gone():
             threads = self._client.nthreads()
-        except (OSError, TimeoutError) as error:
-            raise self._gone() from error
         self._heard = now
         if threads:
             self._manned = now
@@ -201,6 +194,21 @@ class DaskPool:
                 f"the Dask cluster has had no worker for {self._unmanned_s:.0f} s",
                 cure="start workers, then run the same command again to continue",
             )
+
+
+def _gone() -> Interrupted:
+    return Interrupted("the Dask scheduler is gone", cure="run the same command again to continue")
+
+
+@contextmanager
+def _interrupted_where_gone() -> Iterator[None]:
+    """All that a client raises once its scheduler is away. Which of these it is depends on the moment."""
+    from distributed.client import ClosedClientError
+
+    try:
+        yield
+    except (OSError, TimeoutError, asyncio.CancelledError, CancelledError, ClosedClientError) as error:
+        raise _gone() from error
 
 
 def _beside_others(processes: int, unit: Unit, store: str, digest: str, attempt: int, software: str = "") -> Receipt:

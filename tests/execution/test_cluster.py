@@ -1,5 +1,7 @@
 """Where units run: other people's schedulers, and words where there is none."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -170,6 +172,45 @@ def test_a_receipt_that_dies_with_its_worker_is_waited_for_again(monkeypatch):
         again.set()
         assert pool.next(60) == (unit, 1, "receipt 2")
         assert pool.next(0) is None
+
+
+def lost_connection():
+    from distributed.client import FutureCancelledError
+
+    return FutureCancelledError("u1#1", "scheduler-connection-lost")
+
+
+def closed_client():
+    from distributed.client import ClosedClientError
+
+    return ClosedClientError("Client is closed. Can't send update-graph message.")
+
+
+@pytest.mark.parametrize("error", [lost_connection, closed_client, OSError, TimeoutError, asyncio.CancelledError])
+@pytest.mark.parametrize("asked", ["nthreads", "submit", "result"])
+def test_a_scheduler_that_dies_at_any_moment_interrupts(monkeypatch, asked, error):
+    """A client raises other things when it asks for a result, sends a task or counts workers."""
+    from types import SimpleNamespace
+
+    from distributed import Client, LocalCluster
+    from distributed.client import Future
+
+    from pipeline.errors import Interrupted
+
+    def dead(*_given, **_named):
+        raise error()
+
+    monkeypatch.setattr(cluster, "process", lambda *_given: "receipt")
+    unit = SimpleNamespace(id="u1")
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as one,
+        Client(one) as client,
+    ):
+        pool = cluster.DaskPool(client, "s", "d")
+        monkeypatch.setattr(Future if asked == "result" else Client, asked, dead)
+        with pytest.raises(Interrupted, match="scheduler is gone"):
+            pool.capacity, pool.submit(unit, 1), pool.next(60)
+        monkeypatch.undo()
 
 
 def test_a_failing_unit_is_tried_again_and_the_others_are_done(archive, aoi, tmp_path, monkeypatch):
