@@ -55,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
         help="bundle of the system's first network, or of ROLE: .safetensors, or hf://OWNER/REPO/FILE",
     )
     how.add_argument("--fusion-weights", metavar="FILE", help=f"the same as --weights {FUSION_ROLE}=FILE")
+    how.add_argument(
+        "--option", dest="options", metavar="NAME=VALUE", action="append", help="a setting of the system (its own)"
+    )
+    how.add_argument(
+        "--condition", dest="conditions", metavar="NAME=FILE", action="append", help="a map that the system takes"
+    )
     how.add_argument("--estimate", choices=ESTIMATES, help="the best estimate, or one draw of what may be there (mean)")
     how.add_argument("--members", type=int, metavar="N", help="average so many draws; more than 1 adds uncertainty")
     how.add_argument("--seed", type=int, help="of the generated detail (0)")
@@ -103,7 +109,7 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
     given = {name: value for name in config.to_json() if (value := getattr(arguments, name, None)) is not None}
     if arguments.fusion_weights is not None:
         given["weights"] = [*given.get("weights", []), f"{FUSION_ROLE}={arguments.fusion_weights}"]
-    for name in {"exclude", "mtf", "weights"} & given.keys():
+    for name in {"exclude", "mtf", "weights", "options", "conditions"} & given.keys():
         given[name] = tuple(given[name])
     if "bands" in given:
         given["bands"] = tuple(band.strip() for band in given["bands"].split(",") if band.strip())

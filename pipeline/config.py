@@ -29,6 +29,8 @@ _EXAMPLES = {  # of values whose default shows no form
     "weights": 'a list of files such as ["sr.safetensors", "fusion=fusion.safetensors"]',
     "bands": 'a list such as ["B02", "B03", "B04"]',
     "mtf": 'a list such as ["B02=0.25"]',
+    "options": 'a list such as ["steps=50"]',
+    "conditions": 'a list such as ["map=roads.gpkg"]',
     "offset": "0 or -1000",
 }
 
@@ -45,6 +47,8 @@ class RunConfig:
     bands: tuple[str, ...] = ()  # empty: all 12, which every scene must then carry
     sr: str = DEFAULT
     weights: tuple[str, ...] = ()  # bundles, "ROLE=FILE" or that of the first role; those left out ship with `sr`
+    options: tuple[str, ...] = ()  # settings of `sr`, "NAME=VALUE"
+    conditions: tuple[str, ...] = ()  # maps that `sr` takes, "NAME=FILE"
     estimate: str = "mean"  # the best estimate, or one sample of what may be there
     members: int = 0  # draws that a mean is of, where not left to the system; more than one adds `uncertainty`
     seed: int = 0
@@ -76,7 +80,7 @@ class RunConfig:
             raise UsageError(f"members = {self.members}", "0 to 1000")
         if self.estimate == "sample" and self.members > 1:
             raise UsageError(f"estimate = sample with members = {self.members}", "one draw", "leave out one of the two")
-        _ = self.mtf_by_band
+        _ = self.mtf_by_band, self.option_values, self.condition_files
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"seed = {self.seed}", "0 to 2**64 - 1")
         if self.offset not in (None, 0, -1000):
@@ -89,6 +93,16 @@ class RunConfig:
         """Bands of the store, in the order of the instrument."""
         chosen = self.bands or BAND_NAMES
         return tuple(name for name in BAND_NAMES if name in chosen)
+
+    @property
+    def option_values(self) -> dict[str, str]:
+        """Options of the system that are given, as text."""
+        return _by_name("option", self.options)
+
+    @property
+    def condition_files(self) -> dict[str, str]:
+        """Files or addresses of maps by the name of the condition."""
+        return _by_name("condition", self.conditions)
 
     @property
     def mtf_by_band(self) -> tuple[tuple[str, float], ...]:
@@ -108,8 +122,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary, re-readable by `from_mapping`."""
-        return {**asdict(self), "bands": list(self.bands), "exclude": list(self.exclude), "mtf": list(self.mtf),
-                "weights": list(self.weights)}  # fmt: skip
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], source: str = "configuration") -> RunConfig:
@@ -140,6 +153,19 @@ class RunConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} is not TOML ({error})", 'lines such as composite = "mosaic"') from error
         return cls.from_mapping(values, str(path))
+
+
+def _by_name(flag: str, given: tuple[str, ...]) -> dict[str, str]:
+    """{name: value} of texts "NAME=VALUE". UsageError for others, and for a name that comes twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, value = str(text).partition("=")
+        if not name or not value:
+            raise UsageError(f"--{flag} {text}", "NAME=VALUE")
+        if name in found:
+            raise UsageError(f"--{flag} names {name} twice", "one value")
+        found[name] = value
+    return found
 
 
 def _with_weights(values: dict[str, Any], source: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from distributed import Client, Future
 
-    from pipeline.execution.plan import Unit
+    from pipeline.execution.units import Unit
     from pipeline.store.receipts import Receipt
 
 Outcome = tuple["Unit", "int", "Receipt | BaseException"]

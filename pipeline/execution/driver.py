@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
     from contextlib import AbstractContextManager
 
-    from pipeline.execution.plan import Plan, Unit
+    from pipeline.execution.plan import Plan
     from pipeline.execution.shards import Shard
+    from pipeline.execution.units import Unit
     from pipeline.execution.work import Patience, Report
     from pipeline.store.lease import Lease
     from pipeline.store.place import Place, Where
@@ -118,11 +119,33 @@ def run_plan(
                 stop_on_signals() as stop,
                 open_pool(cluster, min(workers, len(todo)), str(place), plan.digest, stop) as pool,
             ):
-                Work(pool, summary, report, stop, place, plan.digest, patience, mine).through(todo)
+                work = Work(pool, summary, report, stop, place, plan.digest, patience, mine)
+                for number in range(len(plan.passes)):
+                    if number and (part := [unit for unit in todo if unit.number == number]):
+                        _require_before(plan, place, part[0].number, verify)
+                    work.through([unit for unit in todo if unit.number == number])
+                work.raise_unless_whole()
         if shard is None:
             _publish(plan, mine, summary, verify, changed=bool(todo), mixed=mixed)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def _require_before(plan: Plan, place: Place, number: int, verify: str) -> None:
+    """Interrupted unless the pass before `number` is complete: its pixels are what this one is computed from."""
+    before = list(plan.units_of(number - 1))
+    todo, _ = pending(plan, place, verify, before)
+    if not todo:
+        return
+    aside = Quarantine(place, plan.digest).read()
+    found = f"{len(todo)} of {len(before)} units of pass {number} of {len(plan.passes)} are not there"
+    if all(unit.id in aside for unit in todo):
+        raise UpstreamError(
+            f"{found}: they are set aside", "a whole pass before the next", f"python -m pipeline.check {place} --repair"
+        )
+    raise Interrupted(
+        found, "a whole pass before the next", "run this again when the parts that compute them have ended"
+    )
 
 
 def finalise(plan: Plan, store: Where, verify: str = "size", held: Lease | None = None) -> Summary:

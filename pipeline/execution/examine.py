@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import zarr
 
     from pipeline.execution.integrity import Look
-    from pipeline.execution.plan import Plan, Unit
+    from pipeline.execution.plan import Plan
+    from pipeline.execution.units import Unit
     from pipeline.store.place import Place
     from pipeline.store.published import Published
     from pipeline.store.receipts import Receipt
@@ -175,28 +176,30 @@ def _unnamed(
 
 def _decode(plan: Plan, place: Place, found: Findings, units: Collection[Unit]) -> None:
     """Read every chunk back through the codecs, where metadata are as they should be."""
-    arrays = {epsg: _arrays(plan, place, epsg, found) for epsg in {unit.epsg for unit in units}}
+    arrays = {(unit.epsg, unit.number): unit for unit in units}
+    opened = {key: _arrays(plan, place, unit, found) for key, unit in arrays.items()}
     for unit in units:
         if unit.id not in found.damaged and unit.id not in found.missing and unit.id not in found.quarantined:
-            wrong = _undecodable(plan, place, unit, arrays[unit.epsg])
+            wrong = _undecodable(plan, place, unit, opened[unit.epsg, unit.number])
             if wrong:
                 found.damaged[unit.id] = wrong
                 found.damaged_units += 1
 
 
-def _arrays(plan: Plan, place: Place, epsg: int, found: Findings) -> list[tuple[str, zarr.Array]]:
-    """The 2.5 m images of a zone, but for those whose metadata are damaged."""
+def _arrays(plan: Plan, place: Place, unit: Unit, found: Findings) -> list[tuple[str, float, zarr.Array]]:
+    """(name, GSD, image) of those that a unit's pass fills in its zone, but for those whose metadata are damaged."""
     import zarr
 
-    group = plan.group(epsg)
+    group = plan.group(unit.epsg)
     arrays = []
-    for name in unnamed.images_of(plan, epsg):
+    levels = unnamed.levels_of(plan, unit)
+    for name, gsd_m in ((f"{one.path}/{name}".lstrip("/"), one.raster.gsd_m) for one in levels for name in one.arrays):
         path = f"{group}/{name}".lstrip("/")
         if f"{path}/zarr.json" in found.damaged:
             continue
         try:
             with place.reading():
-                arrays.append((name, zarr.open_array(place.zarr_store(path), mode="r", zarr_format=3)))
+                arrays.append((name, gsd_m, zarr.open_array(place.zarr_store(path), mode="r", zarr_format=3)))
         except PipelineError:
             raise
         except Exception as error:  # whatever damaged metadata make zarr raise
@@ -204,13 +207,14 @@ def _arrays(plan: Plan, place: Place, epsg: int, found: Findings) -> list[tuple[
     return arrays
 
 
-def _undecodable(plan: Plan, place: Place, unit: Unit, arrays: list[tuple[str, zarr.Array]]) -> list[str]:
+def _undecodable(plan: Plan, place: Place, unit: Unit, arrays: list[tuple[str, float, zarr.Array]]) -> list[str]:
     """Chunks of a unit that codecs refuse; their checksums raise on damaged bytes."""
-    grid = plan.zone(unit.epsg).grid.window
+    grid = plan.grid(unit)
     faults = []
     for chunk in plan.chunks(unit):
-        rows, cols = chunk.slices(grid)
-        for name, array in arrays:
+        for name, gsd_m, array in arrays:
+            parts = round(grid.gsd_m / gsd_m)
+            rows, cols = chunk.refine(parts).slices(grid.window.refine(parts))
             try:
                 with place.reading():
                     array[(unit.period, ..., rows, cols)]

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.bands import TARGET_GSD_M
 from pipeline.execution.noise_stream import noise_stream
 from pipeline.execution.outline import plan_has_scl, template_of
-from pipeline.superres.chain import bands_read, groups_of, read_window
+from pipeline.superres.chain import at_gsd, bands_read
+from pipeline.superres.passes import passes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
     from pipeline.archive.access import Access
     from pipeline.archive.scene import Scene
-    from pipeline.execution.plan import Plan, Unit, Zone
+    from pipeline.execution.plan import Plan
+    from pipeline.execution.units import Unit, Zone
     from pipeline.grid.grid import Grid, Window
     from pipeline.store.template import Template
     from pipeline.superres.options import Options
@@ -28,10 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnitJob:
-    """One unit: its ground and chunks, what to read, how to compute it, and where it goes. Windows in 2.5 m px."""
+    """One unit: its ground and chunks, what to read, how to compute it, and where it goes.
+
+    Windows count px of `gsd_m`. `source_gsd_m` is that of the finished group that is read, 0 for the scenes.
+    """
 
     unit: Unit
     plan_digest: str
+    gsd_m: float
+    source_gsd_m: float
     window: Window  # the smallest that holds the chunks
     chunks: tuple[Window, ...]
     zone: Zone
@@ -41,7 +49,8 @@ class UnitJob:
     scenes: tuple[Scene, ...]  # that may reach into `read`, best first
     composite: str
     bands_read: tuple[str, ...]
-    bands: tuple[str, ...]  # that are stored
+    order: tuple[str, ...]  # of the run's bands
+    bands: tuple[str, ...]  # that are stored at `gsd_m`
     with_scl: bool
     access: Access
     options: Options
@@ -50,11 +59,16 @@ class UnitJob:
 
     @property
     def grid(self) -> Grid:
-        """The grid of what is to be read."""
-        return self.zone.grid.of(self.read)
+        """The zone's grid in px of the pass."""
+        return self.zone.grid.at_gsd(self.gsd_m)
+
+    @property
+    def layout(self) -> Window:
+        """What the zone's arrays of `gsd_m` cover."""
+        return self.grid.window
 
     def state(self, window: Window) -> SceneState | None:
-        """Scene state for a lattice window: the mean over the scenes that reach into that window.
+        """Scene state for a lattice window (2.5 m px): the mean over the scenes that reach into that window.
 
         It follows from the window alone, not from the unit, so that two units computing one window agree.
         """
@@ -64,29 +78,31 @@ class UnitJob:
             return None
         return {name: np.mean([one[name] for one in states], axis=0).tolist() for name in states[0]}
 
-    def inside(self) -> NDArray[np.bool_] | None:
-        """Pixels of `window` whose centre lies within the AOI, (ny, nx); None unless the run clips."""
+    def inside(self, gsd_m: float) -> NDArray[np.bool_] | None:
+        """Pixels of `window`, at a GSD, whose centre lies within the AOI, (ny, nx); None unless the run clips."""
         if not self.clip:
             return None
         from affine import Affine
         from rasterio.features import geometry_mask
 
-        grid = self.zone.grid.of(self.window)
+        grid = self.zone.grid.at_gsd(gsd_m).of(at_gsd(self.window, self.gsd_m, gsd_m))
         mask: NDArray[np.bool_] = geometry_mask([self.zone.area], grid.shape, Affine(*grid.transform), invert=True)
         return mask
 
 
 def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
     """The job of `unit`, for a loaded system of the plan."""
-    zone, chunks = plan.zone(unit.epsg), tuple(plan.chunks(unit))
-    window = plan.window(unit)
-    read = read_window(groups_of(system.stages, plan.config.band_names), window.pad(plan.reach_px))
-    scenes = _reaching(plan.period_scenes(unit.epsg, unit.period), zone, read)
+    zone, chunks, window = plan.zone(unit.epsg), tuple(plan.chunks(unit)), plan.window(unit)
+    of = passes_of(system.stages, plan.config.band_names)[unit.number]
+    read = of.read_window(window.pad(of.reach_px(plan.options())))
+    scenes = _reaching(plan.period_scenes(unit.epsg, unit.period), zone, at_gsd(read, of.gsd_m, TARGET_GSD_M))
     period = zone.periods[unit.period]
     dated = plan.config.composite == "none"  # composites of several passes have no date of their own
     return UnitJob(
         unit=unit,
         plan_digest=plan.digest,
+        gsd_m=of.gsd_m,
+        source_gsd_m=of.source_gsd_m,
         window=window,
         chunks=chunks,
         zone=zone,
@@ -95,9 +111,10 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
         read=read,
         scenes=scenes,
         composite=period.composite,
-        bands_read=bands_to_read(plan, system, len(scenes)),
-        bands=plan.config.band_names,
-        with_scl=plan_has_scl(plan),
+        bands_read=bands_to_read(plan, system, len(scenes)) if not of.source_gsd_m else of.natives,
+        order=plan.config.band_names,
+        bands=of.outputs[0].bands,
+        with_scl=plan_has_scl(plan) and not of.source_gsd_m,
         access=plan.access,
         options=plan.options(noise_stream(unit.epsg, period.datetime_utc if dated else "")),
         states=plan.states,

@@ -5,6 +5,7 @@ In: a plan. Out: a `Template` per zone. Imports plan, store's template, superres
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES, MADE
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.archive.scene import Scene
-    from pipeline.execution.plan import Plan, Zone
+    from pipeline.execution.plan import Plan
+    from pipeline.execution.units import Zone
 
 
 _AGREES = {
@@ -40,6 +42,7 @@ def template_of(plan: Plan, zone: Zone) -> Template:
         shard_px=plan.config.chunk_px * plan.config.unit_chunks if plan.config.shard else 0,
         quality_meanings=QUALITY_MEANINGS,
         mtf=plan.mtf,
+        finer_bands=plan.finer,
         attributes=_provenance(plan, zone.epsg),
         format_version=plan.format_version,
     )
@@ -63,6 +66,8 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         **_weights(plan),
         "bands_absent": absent_bands(plan.config.band_names, plan.scenes),
         "generated_bands": list(plan.system.generated_bands),
+        **_finer(plan),
+        **_given(plan),
         "seed": plan.config.seed,
         "estimate": plan.config.estimate,
         "members": plan.draws,
@@ -74,6 +79,19 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         "notes": list(plan.notes),
         "software": f"sen2fine {plan.version}",
     }  # fmt: skip
+
+
+def _finer(plan: Plan) -> dict[str, Any]:
+    """What is stored below 2.5 m, all of it generated."""
+    bands = {f"{gsd_m:g}": list(names) for gsd_m, names in plan.finer}
+    return {"finer_generated_bands": bands} if bands else {}
+
+
+def _given(plan: Plan) -> dict[str, Any]:
+    """Options and maps of the system. File names only, so that local paths do not leak."""
+    stated: dict[str, Any] = {"options": dict(plan.system.options)} if plan.system.options else {}
+    maps = {one.name: {"file": PurePath(one.where).name, "sha256": one.sha256} for one in plan.conditions}
+    return stated | ({"conditions": maps} if maps else {})
 
 
 def _weights(plan: Plan) -> dict[str, str]:

@@ -2,109 +2,48 @@
 
 In: nothing but its own JSON. Out: `Plan`, `Zone`, `Unit`. Imports config, archive's records, grid, superres' choice.
 
-A unit is an address: zone, row, column, period. It stands for a block of whole chunks, of which only those that touch
-the AOI are computed. Rows and columns of units may differ in size, so that the last one is no sliver.
+A unit is an address: pass, zone, row, column, period. It stands for a block of whole chunks, of which only those that
+touch the AOI are computed. Rows and columns of units may differ in size, so that the last one is no sliver.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left, bisect_right
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline.archive.access import Access
 from pipeline.archive.scene import Period, Scene
 from pipeline.bands import BAND_NAMES
+from pipeline.conditions.frozen import Frozen
 from pipeline.config import FUSION_ROLE, RunConfig
 from pipeline.errors import IntegrityError, UsageError
+from pipeline.execution.units import Cut, PassLayout, Unit, Zone
 from pipeline.grid.grid import Grid, Phase, Window
 from pipeline.store import sealed
 from pipeline.store.keys import PLAN_KEY
 from pipeline.store.layout import group_name, plan_content
 from pipeline.store.place import place_of
 from pipeline.store.template import FORMAT_VERSION
-from pipeline.superres.chain import groups_of
 from pipeline.superres.options import Options
+from pipeline.superres.passes import passes_of
 from pipeline.superres.weights import Choice, File, from_older, stages_of, to_older
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from pipeline.archive.cube import Cube
     from pipeline.store.place import Where
-    from pipeline.superres.chain import Group
+    from pipeline.superres.passes import Pass
 
 ALL_BANDS_READ = 2  # first format whose pixels do not depend on the bands that are stored
 NAMES_ESTIMATE = 3  # first format that says which estimate it holds, and of which MTF
 WEIGHTS_BY_ROLE = 4  # first format whose systems take any number of weights
 _KNOWN_FORMATS = range(1, FORMAT_VERSION + 1)
-
-
-@dataclass(frozen=True, order=True)
-class Address:
-    """A place in a run: zone, time step, and row and column in whatever the zone is cut into. Immutable, no pixels.
-
-    >>> Unit(32631, 2, 0, 0).id
-    'z32631-r2-c0-t0'
-    """
-
-    epsg: int
-    row: int
-    col: int
-    period: int
-
-    @property
-    def id(self) -> str:
-        """Name that is safe in file names and task keys."""
-        return f"z{self.epsg}-r{self.row}-c{self.col}-t{self.period}"
-
-
-class Unit(Address):
-    """One piece of work; row and column count the zone's breaks."""
-
-
-@dataclass(frozen=True)
-class Zone:
-    """One UTM zone of a run: its 2.5 m grid, the AOI in metres, its time steps, and how it is cut into units."""
-
-    epsg: int
-    grid: Grid
-    area: dict[str, Any]  # GeoJSON geometry of the AOI's part, in metres of `epsg`
-    periods: tuple[Period, ...]
-    row_breaks: tuple[int, ...]  # in chunks, from 0 to the number of chunk rows
-    col_breaks: tuple[int, ...]
-    resample: bool = False  # scenes lie on another phase than the grid and are resampled, nearest
-
-    def active_chunks(self, chunk_px: int) -> NDArray[np.bool_]:
-        """Which chunks (rows, cols) touch the AOI."""
-        import shapely
-        from shapely.geometry import shape
-
-        rows, cols = self.row_breaks[-1], self.col_breaks[-1]
-        size = chunk_px * self.grid.gsd_m
-        left, bottom, right, top = self.grid.bounds_m
-        x0 = left + np.arange(cols) * size
-        y1 = top - np.arange(rows) * size
-        xs, ys = np.meshgrid(x0, y1)
-        # edges are shared, not touched: a chunk that only meets the AOI's border line has no pixel of it
-        inset = 1e-3
-        boxes = shapely.box(
-            xs + inset,
-            np.maximum(ys - size, bottom) + inset,
-            np.minimum(xs + size, right) - inset,
-            ys - inset,
-        )
-        area = shape(self.area)
-        shapely.prepare(area)
-        touching: NDArray[np.bool_] = shapely.intersects(area, boxes)
-        return touching
 
 
 @dataclass(frozen=True)
@@ -119,6 +58,8 @@ class Plan:
     system: Choice
     access: Access
     states: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # scene id -> scene state
+    passes: tuple[PassLayout, ...] = (PassLayout(),)
+    conditions: tuple[Frozen, ...] = ()  # maps that the system is given
     notes: tuple[str, ...] = ()
     licence: str = ""
     credit: str = ""
@@ -148,9 +89,14 @@ class Plan:
             return replace(self.system, stochastic=True).draws(self.config.estimate, self.config.members)
         return self.system.draws(self.config.estimate, self.config.members)
 
-    def groups(self) -> tuple[Group, ...]:
-        """The model windows that its bands need, by group of stages. Reads the weights' metadata."""
-        return groups_of(stages_of(self.system), self.config.band_names)
+    def model_passes(self) -> tuple[Pass, ...]:
+        """The passes that its bands need, with their model windows. Reads the weights' metadata."""
+        return passes_of(stages_of(self.system), self.config.band_names)
+
+    @property
+    def finer(self) -> tuple[tuple[float, tuple[str, ...]], ...]:
+        """What is stored below 2.5 m, as (GSD, bands), coarsest first."""
+        return tuple(sorted((one for layout in self.passes for one in layout.finer), reverse=True))
 
     def options(self, stream: int = 0) -> Options:
         """What shapes the pixels besides scenes and weights; `stream` is that of the noise."""
@@ -162,11 +108,6 @@ class Plan:
         if self.config.consistency != "sensor":
             return {}
         return {name: round(self.options().mtf_of(name), 4) for name in self.config.band_names}
-
-    @property
-    def reach_px(self) -> int:
-        """How far around a piece of ground its bands are predicted."""
-        return self.options().reach_px(self.config.band_names)
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -184,40 +125,71 @@ class Plan:
         return next(zone for zone in self.zones if zone.epsg == epsg)
 
     @cached_property
-    def _active(self) -> dict[int, NDArray[np.bool_]]:
-        return {zone.epsg: zone.active_chunks(self.config.chunk_px) for zone in self.zones}
+    def _cut(self) -> dict[tuple[int, int], Cut]:
+        size, shard = self.config.chunk_px, self.config.unit_chunks if self.config.shard else 0
+        return {
+            (zone.epsg, number): zone.cut(layout, size, shard)
+            for zone in self.zones
+            for number, layout in enumerate(self.passes)
+        }
+
+    def pass_of(self, gsd_m: float) -> tuple[int, float]:
+        """Number of the pass that completes the group of a GSD, and the GSD that its units count."""
+        numbers = [n for n, layout in enumerate(self.passes) if gsd_m in (one for one, _ in layout.finer)]
+        number = max(numbers, default=0)
+        return number, self.passes[number].gsd_m
+
+    def grid(self, unit: Unit) -> Grid:
+        """The zone's grid in the pixels that the unit's pass counts."""
+        return self._cut[unit.epsg, unit.number].grid
 
     def is_active(self, unit: Unit) -> bool:
         """True when at least one chunk of the address touches the AOI."""
-        zone = self.zone(unit.epsg)
-        rows = slice(*zone.row_breaks[unit.row : unit.row + 2])
-        cols = slice(*zone.col_breaks[unit.col : unit.col + 2])
-        return bool(self._active[unit.epsg][rows, cols].any())
+        cut = self._cut[unit.epsg, unit.number]
+        rows = slice(*cut.rows[unit.row : unit.row + 2])
+        cols = slice(*cut.cols[unit.col : unit.col + 2])
+        return bool(cut.active[rows, cols].any())
 
     def units(self) -> Iterator[Unit]:
-        """All units with at least one active chunk, period by period, row by row."""
+        """All units with at least one active chunk: pass by pass, period by period, row by row."""
+        for number in range(len(self.passes)):
+            yield from self.units_of(number)
+
+    def units_of(self, number: int) -> Iterator[Unit]:
+        """Those of one pass."""
         for zone in self.zones:
+            cut = self._cut[zone.epsg, number]
             for period in range(len(zone.periods)):
-                for row in range(len(zone.row_breaks) - 1):
-                    for col in range(len(zone.col_breaks) - 1):
-                        if self.is_active(unit := Unit(zone.epsg, row, col, period)):
+                for row in range(len(cut.rows) - 1):
+                    for col in range(len(cut.cols) - 1):
+                        if self.is_active(unit := Unit(zone.epsg, row, col, period, number)):
                             yield unit
 
+    def units_over(self, epsg: int, period: int, number: int, window: Window) -> list[Unit]:
+        """Units of a pass whose ground meets `window` (px of that pass)."""
+        cut, size = self._cut[epsg, number], self.config.chunk_px
+        there = window.intersect(cut.grid.window)
+        if there.empty:
+            return []
+        rows = _between(cut.rows, (there.row - cut.grid.window.row) // size, there.row_end - cut.grid.window.row, size)
+        cols = _between(cut.cols, (there.col - cut.grid.window.col) // size, there.col_end - cut.grid.window.col, size)
+        units = (Unit(epsg, row, col, period, number) for row in rows for col in cols)
+        return [unit for unit in units if self.is_active(unit)]
+
     def chunks(self, unit: Unit) -> list[Window]:
-        """Active chunks of a unit as absolute windows (2.5 m px), ascending; cut where the grid ends.
+        """Active chunks of a unit as absolute windows (px of its pass), ascending; cut where the grid ends.
 
         With shards, a unit is one shard and is computed and written as one piece.
         """
-        zone, size = self.zone(unit.epsg), self.config.chunk_px
-        grid = zone.grid.window
-        active = self._active[unit.epsg]
+        cut, size = self._cut[unit.epsg, unit.number], self.config.chunk_px
+        grid = cut.grid.window
         if self.config.shard:
             step = size * self.config.unit_chunks
             return [Window(grid.row + unit.row * step, grid.col + unit.col * step, step, step).intersect(grid)]
         found = []
-        for row in range(zone.row_breaks[unit.row], zone.row_breaks[unit.row + 1]):
-            for col in range(zone.col_breaks[unit.col], zone.col_breaks[unit.col + 1]):
-                if active[row, col]:
+        for row in range(cut.rows[unit.row], cut.rows[unit.row + 1]):
+            for col in range(cut.cols[unit.col], cut.cols[unit.col + 1]):
+                if cut.active[row, col]:
                     chunk = Window(grid.row + row * size, grid.col + col * size, size, size)
                     found.append(chunk.intersect(grid))
         return found
@@ -248,6 +220,10 @@ class Plan:
         if self.format_version < WEIGHTS_BY_ROLE:
             content["system"] = to_older(self.system)
             content["config"] |= _older_weights(self.config)
+            content.pop("passes")
+            content.pop("conditions")
+            for name in ("options", "conditions"):
+                content["config"].pop(name)
         return content
 
     @classmethod
@@ -273,6 +249,9 @@ class Plan:
             }
         )
         known["notes"] = tuple(content["notes"])
+        if not older:
+            known["passes"] = tuple(_layout(record) for record in content["passes"])
+            known["conditions"] = tuple(Frozen(**record) for record in content["conditions"])
         return cls(**known)
 
 
@@ -289,9 +268,24 @@ def _zone(record: dict[str, Any]) -> Zone:
     )
 
 
+def _between(breaks: tuple[int, ...], first: int, end_px: int, chunk_px: int) -> range:
+    """Parts between `breaks` (chunks) that hold the chunks from `first` up to that of pixel `end_px` - 1."""
+    return range(bisect_right(breaks, first) - 1, bisect_left(breaks, -(-end_px // chunk_px)))
+
+
+def _layout(record: dict[str, Any]) -> PassLayout:
+    return PassLayout(
+        float(record["gsd_m"]),
+        float(record["rim_m"]),
+        tuple((float(gsd_m), tuple(bands)) for gsd_m, bands in record["finer"]),
+    )
+
+
 def _choice(record: dict[str, Any]) -> Choice:
     files = tuple(File(**file) for file in record["weights"])
-    return Choice(**{**record, "weights": files, "generated_bands": tuple(record["generated_bands"])})
+    options = tuple((str(name), value) for name, value in record["options"])
+    bands = tuple(record["generated_bands"])
+    return Choice(**{**record, "weights": files, "generated_bands": bands, "options": options})
 
 
 def _older_weights(config: RunConfig) -> dict[str, str]:

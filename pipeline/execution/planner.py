@@ -10,17 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.archive.scene import STATED, OffsetDecision, Scene
 from pipeline.bands import BAND_NAMES
+from pipeline.conditions.settle import settle
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
 from pipeline.execution.outline import absent_bands
-from pipeline.execution.plan import Plan, Zone
+from pipeline.execution.plan import Plan
 from pipeline.execution.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
-from pipeline.grid.grid import Grid, Phase
+from pipeline.execution.zoning import layouts_of, zones_of
 from pipeline.superres import chain
 from pipeline.superres.options import Options
+from pipeline.superres.passes import passes_of
+from pipeline.superres.registry import spec_of
 from pipeline.superres.system import load
 from pipeline.superres.weights import choose, stages_of
 from pipeline.version import VERSION
@@ -28,12 +31,9 @@ from pipeline.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from shapely import Geometry
-
     from pipeline.archive.access import Access
     from pipeline.archive.aoi import Aoi
     from pipeline.archive.catalog import Catalog
-    from pipeline.archive.scene import Period
     from pipeline.config import RunConfig
     from pipeline.superres.spec import SceneState
     from pipeline.superres.weights import Choice
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 _DEFAULT_DAYS = 90
 _AUDIT_THREADS = 8
 _LACKING = re.compile(r"bands (.+) are missing")  # the catalogue's word for an item that lacks some
-_BOW_M = 0.05
-_SLIVER_DEG2 = 1e-9  # about ten square metres
-_SLIVER_SHARE = 1e-3  # of an area that is itself no larger
 _STATE_WINDOWS = 64  # windows of 64 x 64 px from which a scene's state is taken
 
 
@@ -61,15 +58,17 @@ def make_plan(
     config: RunConfig, aoi: Aoi, *, workers: int = 1, say: Callable[[str], None] = lambda _text: None
 ) -> Plan:
     """Search the catalogue, decide offsets, lay out zones and units. UsageError or NoDataError when nothing fits."""
-    system = choose(config.sr, config.weights)
-    groups = chain.groups_of(stages_of(system), config.band_names)
+    system = choose(config.sr, config.weights, config.option_values)
+    maps = settle(spec_of(config.sr).conditions, config.condition_files, config.sr)
+    passes = passes_of(stages_of(system), config.band_names)
+    layouts = layouts_of(passes, config)
     load(system, "cpu")  # unfit weights are found before anything is asked of an archive
     say("searching")
-    reach_px = Options(consistency=config.consistency, mtf=config.mtf_by_band).reach_px(config.band_names)
-    around = grown_aoi(aoi, reach_m(config, chain.reach_m(groups), reach_px))
+    reach_px = passes[0].reach_px(Options(consistency=config.consistency, mtf=config.mtf_by_band))
+    around = grown_aoi(aoi, layouts[0].rim_m + reach_m(config, chain.reach_m(passes[0].groups), reach_px))
     found = _search(config, aoi, around, chain.bands_required(stages_of(system), config.band_names))
     scenes, notes = _audited(found, config, say)
-    zones, zone_notes = _zones(config, aoi, around, scenes, workers)
+    zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m)
     used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
     kept = {scene.id: scene for scene in scenes if scene.id in used}
     say("reading scene states")
@@ -82,6 +81,8 @@ def make_plan(
         system=system,
         access=found.access,
         states=_states(system, kept, found.access),
+        passes=layouts,
+        conditions=maps,
         notes=(*aoi.warnings, *found.notes, *notes, *zone_notes, *_remarks(config, system, kept)),
         licence=found.catalog.licence,
         credit=found.catalog.credit,
@@ -210,134 +211,6 @@ def _none_left(faults: list[str]) -> PipelineError:
             "say which is right with --offset 0 or --offset -1000",
         )
     return ReadError(text, "at least one scene whose files can be read", "use another catalogue or period")
-
-
-def _zones(
-    config: RunConfig, aoi: Aoi, around: Aoi, scenes: tuple[Scene, ...], workers: int
-) -> tuple[tuple[Zone, ...], list[str]]:
-    from pipeline.archive.aoi import to_utm, utm_parts
-    from pipeline.archive.passes import periods
-
-    parts, notes = assign(utm_parts(aoi), scenes)
-    zones = []
-    for epsg, part in parts.items():
-        mine = [scene for scene in scenes if scene.epsg == epsg]
-        inside = {scene.id for scene in over(part, mine)}
-        steps = periods(over(around.shape, mine), config.composite, over_area=inside)
-        zone, note = _zone(config, epsg, to_utm(part, epsg), mine, steps, workers)
-        zones.append(zone)
-        notes += note
-    if not zones:
-        raise NoDataError(f"the scenes found do not reach into {aoi.name}", cure="look at the AOI's coordinates")
-    return tuple(zones), notes
-
-
-def assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[int, Geometry], list[str]]:
-    """AOI parts by the zone whose scenes will feed them, in degrees; nothing is ever warped between zones.
-
-    Ground stays in its own zone where a scene of that zone covers it; what is left goes to the neighbouring zone whose
-    scenes cover it, since tiles overlap across zone borders. What no scene covers stays at home, as nodata.
-    """
-    import shapely
-
-    from pipeline.archive.footprints import footprint_shape
-
-    covered = {
-        epsg: shapely.union_all([footprint_shape(scene.footprint) for scene in scenes if scene.epsg == epsg])
-        for epsg in sorted({scene.epsg for scene in scenes})
-    }
-    assigned: dict[int, list[Geometry]] = {}
-    notes: list[str] = []
-    for epsg, part in parts.items():
-        left, sliver_deg2 = part, min(_SLIVER_DEG2, _SLIVER_SHARE * part.area)
-        for home in [epsg, *sorted(covered.keys() - {epsg}, key=lambda other: (abs(other - epsg), other))]:
-            mine = left.intersection(covered[home]) if home in covered else shapely.Polygon()
-            if mine.area <= sliver_deg2:
-                continue
-            if home != epsg:
-                notes.append(f"part of the AOI in EPSG:{epsg} is processed in EPSG:{home}, where its scenes are")
-            assigned.setdefault(home, []).append(mine)
-            left = left.difference(mine)
-        if left.area > sliver_deg2:
-            share = 100 * left.area / part.area
-            notes.append(f"no scene covers {share:.3g} % of the AOI's part in EPSG:{epsg}")
-            if epsg in assigned:
-                assigned[epsg].append(left)
-    return {epsg: _polygons(shapely.union_all(pieces)) for epsg, pieces in sorted(assigned.items())}, notes
-
-
-def _polygons(geometry: Geometry) -> Geometry:
-    """The polygons of a geometry; points and lines that cutting leaves behind are dropped."""
-    import shapely
-
-    flat = shapely.get_parts(shapely.get_parts(geometry))
-    return shapely.union_all([part for part in flat if part.geom_type == "Polygon" and part.area > 0])
-
-
-def _zone(
-    config: RunConfig, epsg: int, area: Geometry, scenes: list[Scene], steps: tuple[Period, ...], workers: int
-) -> tuple[Zone, list[str]]:
-    from shapely.geometry import mapping
-
-    used = {name for step in steps for name in step.scene_ids}
-    phase, resample, notes = _phase(epsg, [scene for scene in scenes if scene.id in used])
-    left, bottom, right, top = area.bounds
-    # edges straight in degrees bow by centimetres in metres: an AOI drawn along 60 m lines keeps to them
-    bow_x, bow_y = min(_BOW_M, (right - left) / 4), min(_BOW_M, (top - bottom) / 4)
-    grid = Grid.covering(epsg, (left + bow_x, bottom + bow_y, right - bow_x, top - bow_y), phase)
-    ny, nx = (-(-length // config.chunk_px) for length in grid.shape)
-    rows, cols = _breaks(ny, nx, config, workers)
-    return Zone(epsg, grid, _plain(mapping(area)), steps, rows, cols, resample), notes
-
-
-def _plain(geometry: dict[str, Any]) -> dict[str, Any]:
-    """GeoJSON with lists for tuples, millimetres, as JSON gives it back."""
-
-    def rounded(value: object) -> object:
-        return [rounded(v) for v in value] if isinstance(value, list | tuple) else round(float(str(value)), 3)
-
-    return {"type": geometry["type"], "coordinates": rounded(geometry["coordinates"])}
-
-
-def _phase(epsg: int, scenes: list[Scene]) -> tuple[Phase, bool, list[str]]:
-    """Grid phase of a zone: the scenes' own when they share one, else the official one, by nearest resampling."""
-    try:
-        phases = {scene.id: scene.phase for scene in scenes}
-    except ValueError as error:
-        raise UsageError(
-            f"a scene of EPSG:{epsg} cannot be gridded: {error}", "bands that nest on one 60 m grid"
-        ) from error
-    distinct, official = set(phases.values()), Phase.official(epsg)
-    if len(distinct) == 1:
-        phase = distinct.pop()
-        if phase == official:
-            return phase, False, []
-        where = f"{phase.x_m - official.x_m:+g} m east, {phase.y_m - official.y_m:+g} m north"
-        return phase, False, [f"EPSG:{epsg}: pixels keep their own grid, {where} of the official one"]
-    moved = sum(phase != official for phase in phases.values())
-    return official, True, [f"EPSG:{epsg}: {moved} scenes are off the official grid and are resampled, nearest"]
-
-
-def _breaks(ny: int, nx: int, config: RunConfig, workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Chunk rows and columns at which units begin: even parts, at least one per worker where the area allows."""
-    limit = config.unit_chunks
-    if config.shard:  # shards are equal squares, whatever the number of workers
-        return _steps(ny, limit), _steps(nx, limit)
-    rows, cols = -(-ny // limit), -(-nx // limit)
-    while rows * cols < workers and (rows < ny or cols < nx):
-        if cols < nx and (nx / cols >= ny / rows or rows >= ny):
-            cols += 1
-        else:
-            rows += 1
-    return _even(ny, rows), _even(nx, cols)
-
-
-def _steps(count: int, step: int) -> tuple[int, ...]:
-    return (*range(0, count, step), count)
-
-
-def _even(count: int, parts: int) -> tuple[int, ...]:
-    return tuple(count * i // parts for i in range(parts + 1))
 
 
 def _states(system: Choice, scenes: dict[str, Scene], access: Access) -> dict[str, SceneState]:

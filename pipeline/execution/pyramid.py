@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import IntegrityError
 from pipeline.execution.outline import template_of
-from pipeline.execution.plan import Address, Unit
 from pipeline.execution.stages import Stages
+from pipeline.execution.units import Address, Unit
 from pipeline.store import overview_records, overviews
 from pipeline.store.layout import verify_chunks
 from pipeline.store.levels import BLOCK_CHUNKS
@@ -27,7 +27,8 @@ from pipeline.store.receipts import Ledger
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from pipeline.execution.plan import Plan, Zone
+    from pipeline.execution.plan import Plan
+    from pipeline.execution.units import Zone
     from pipeline.store.levels import Level
     from pipeline.store.place import Place, Where
 
@@ -43,6 +44,8 @@ def build_if_last(plan: Plan, store: Place, unit: Unit, stages: Stages) -> None:
 
     `stages`: the unit's clock, so that its receipt and the records of its blocks sum to what it took.
     """
+    if unit.number:  # of a later pass, which changes nothing at 2.5 m
+        return
     ledger = Ledger(store, plan.digest)
     for block in _blocks_of(plan, unit):
         units = units_of(plan, block)

@@ -19,7 +19,7 @@ from pipeline.store.keys import RUN_FOLDER
 from pipeline.store.place import place_of
 
 if TYPE_CHECKING:
-    from pipeline.execution.plan import Unit
+    from pipeline.execution.units import Unit
     from pipeline.store.place import Where
 
 ALLOWED_SHARE = 0.01  # of a run's units; more have one cause, which no quarantine cures

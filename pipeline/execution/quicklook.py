@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
-    from pipeline.execution.plan import Plan, Zone
+    from pipeline.execution.plan import Plan
+    from pipeline.execution.units import Zone
     from pipeline.store.place import Place, Where
 
 _SIDE_PX = 240  # 600 m: small enough to see single 10 m pixels

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.execution.plan import Plan, Unit
+    from pipeline.execution.plan import Plan
+    from pipeline.execution.units import Unit
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from pipeline.store import overview_records
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pipeline.execution.plan import Plan, Unit
+    from pipeline.execution.plan import Plan
+    from pipeline.execution.units import Unit
+    from pipeline.grid.grid import Window
+    from pipeline.store.levels import Level
     from pipeline.store.place import Place
     from pipeline.store.receipts import Receipt
 
@@ -41,17 +44,40 @@ def unnamed_chunks(
 
 
 def chunks_of(plan: Plan, unit: Unit) -> set[str]:
-    """Keys that a unit may write: its chunks of the 2.5 m arrays and of what was measured."""
-    zone, group = plan.zone(unit.epsg), plan.group(unit.epsg)
-    shape, grid = template_of(plan, zone), zone.grid.window
-    step = shape.base.step_px
-    places = {((chunk.row - grid.row) // step, (chunk.col - grid.col) // step) for chunk in plan.chunks(unit)}
-    return {
-        _below(group, level.chunk_key(name, unit.period, row, col))
-        for level in (shape.base, *shape.measured)
-        for name in level.arrays
-        for row, col in places
-    }
+    """Keys that a unit may write: its chunks of the arrays that its pass gives, and of what was measured."""
+    group, shape = plan.group(unit.epsg), template_of(plan, plan.zone(unit.epsg))
+    grid, chunks = plan.grid(unit), plan.chunks(unit)
+    keys: set[str] = set()
+    for level in levels_of(plan, unit):
+        parts = round(grid.gsd_m / level.raster.gsd_m)
+        keys |= _keys(level, unit.period, [chunk.refine(parts) for chunk in chunks], grid.window.refine(parts))
+    if not unit.number:
+        step = shape.base.step_px
+        places = {((chunk.row - grid.window.row) // step, (chunk.col - grid.window.col) // step) for chunk in chunks}
+        keys |= {
+            level.chunk_key(name, unit.period, row, col)
+            for level in shape.measured
+            for name in level.arrays
+            for row, col in places
+        }
+    return {_below(group, key) for key in keys}
+
+
+def levels_of(plan: Plan, unit: Unit) -> list[Level]:
+    """Levels, 2.5 m and finer, that a unit's pass fills."""
+    shape = template_of(plan, plan.zone(unit.epsg))
+    finer = [shape.level(gsd_m) for gsd_m, _ in plan.passes[unit.number].finer]
+    return finer if unit.number else [shape.base, *finer]
+
+
+def _keys(level: Level, period: int, parts: Iterable[Window], whole: Window) -> set[str]:
+    """Keys of the objects of a level that hold `parts` of it (absolute windows, like `whole`)."""
+    step, keys = level.step_px, set()
+    for part in parts:
+        rows = range((part.row - whole.row) // step, -(-(part.row_end - whole.row) // step))
+        cols = range((part.col - whole.col) // step, -(-(part.col_end - whole.col) // step))
+        keys |= {level.chunk_key(name, period, row, col) for name in level.arrays for row in rows for col in cols}
+    return keys
 
 
 def _below(group: str, key: str) -> str:
@@ -61,7 +87,7 @@ def _below(group: str, key: str) -> str:
 def _arrays(plan: Plan) -> Iterator[str]:
     for zone in plan.zones:
         shape = template_of(plan, zone)
-        for level in (shape.base, *shape.overviews, *shape.measured):
+        for level in shape.levels:
             for name in level.arrays:
                 yield _below(plan.group(zone.epsg), _below(level.path, f"{name}/"))
 
@@ -69,8 +95,3 @@ def _arrays(plan: Plan) -> Iterator[str]:
 def _is_chunk(key: str, arrays: tuple[str, ...]) -> bool:
     array = next((prefix for prefix in arrays if key.startswith(prefix)), None)
     return array is not None and _ADDRESS.fullmatch(key.removeprefix(array)) is not None
-
-
-def images_of(plan: Plan, epsg: int) -> tuple[str, ...]:
-    """Names of a zone's 2.5 m images."""
-    return template_of(plan, plan.zone(epsg)).arrays

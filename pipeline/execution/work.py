@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pipeline.execution.cluster import Pool
-    from pipeline.execution.plan import Unit
     from pipeline.execution.stop import Stop
+    from pipeline.execution.units import Unit
     from pipeline.store.lease import Lease
     from pipeline.store.overview_records import Record
     from pipeline.store.place import Where
@@ -90,9 +90,13 @@ class Summary:
         return self.units - self.computed - self.resumed - len(self.quarantined)
 
     def add(self, receipt: Receipt) -> None:
-        """Count one receipt in."""
+        """Count one receipt in; pixels are those of the first pass."""
         for stage, seconds in receipt.seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+        self.stored_bytes += sum(size for size, _ in receipt.chunks.values())
+        self.peak_worker_mib = max(self.peak_worker_mib, receipt.peak_rss_mib)
+        if receipt.number:
+            return
         for total, counts in (
             (self.valid, receipt.valid), (self.holes, receipt.holes), (self.withheld, receipt.withheld)
         ):  # fmt: skip
@@ -105,8 +109,6 @@ class Summary:
         if receipt.clear is not None:
             self.clear_pixels = (self.clear_pixels or 0) + receipt.clear
         self.scenes = tuple(sorted({*self.scenes, *receipt.scenes}))
-        self.stored_bytes += sum(size for size, _ in receipt.chunks.values())
-        self.peak_worker_mib = max(self.peak_worker_mib, receipt.peak_rss_mib)
 
     def take_from(self, found: Summary) -> None:
         """Say what is in the store, by the ledger, in place of what was counted while units came in."""
@@ -197,11 +199,11 @@ class Work:
         self._failed: dict[Unit, BaseException] = {}
 
     def through(self, todo: list[Unit]) -> None:
-        """Keep the pool busy until all units ended or a stop was asked for, then say why units are left, if any.
+        """Keep the pool busy until all of these units ended or a stop was asked for.
 
-        Interrupted when stopped or the archive is away, PipelineError when too many units failed for good.
+        PipelineError when too many units failed for good.
         """
-        self._queue = [(unit, 1) for unit in reversed(todo)]
+        self._queue, self._ended = [(unit, 1) for unit in reversed(todo)], set()
         self._report(self._summary, 0)
         while self._left(todo):
             if self._held is not None and self._held.lost:
@@ -215,7 +217,7 @@ class Work:
             if ended is not None:
                 self._take(*ended)
                 self._report(self._summary, len(self._running))
-        self._raise_unless_whole()
+        self._set_aside()
 
     def _left(self, todo: list[Unit]) -> bool:
         """Whether to go on: not when all units ended, though a straggler's twin may still be at work."""
@@ -288,7 +290,8 @@ class Work:
         if len(self._failed) > allowed(self._summary.units):
             self._stop.asked = True
 
-    def _raise_unless_whole(self) -> None:
+    def _set_aside(self) -> None:
+        """Note the units that failed for good. PipelineError where these are too many."""
         summary = self._summary
         done = summary.computed + summary.resumed
         if self._failed and (len(self._failed) > allowed(summary.units) or not done):
@@ -296,6 +299,10 @@ class Work:
         for unit, error in self._failed.items():
             self._quarantine.add(unit, error, ATTEMPTS)
         summary.quarantined = tuple(sorted({*summary.quarantined, *(unit.id for unit in self._failed)}))
+
+    def raise_unless_whole(self) -> None:
+        """Interrupted, with why, where units are left: stopped, or the archive is away."""
+        summary = self._summary
         if summary.left and self._stop.outage:
             raise Interrupted(
                 f"{self._stop.outage}; {summary.left} of {summary.units} units are to do",

@@ -208,8 +208,14 @@ class Grid:
         """The same ground at a GSD `factor` times larger."""
         return Grid(self.epsg, self.window.coarsen(factor), self.gsd_m * factor, self.phase)
 
+    def refine(self, factor: int) -> Grid:
+        """The same ground at a GSD `factor` times smaller."""
+        return Grid(self.epsg, self.window.refine(factor), self.gsd_m / factor, self.phase)
+
     def at_gsd(self, gsd_m: float) -> Grid:
-        """The same ground on the native grid of `gsd_m` (2.5, 10, 20 or 60 m)."""
+        """The same ground in pixels of `gsd_m`, which nests with this GSD."""
+        if gsd_m < self.gsd_m:
+            return self.refine(round(self.gsd_m / gsd_m))
         factor = round(gsd_m / self.gsd_m)
         return self if factor == 1 else self.coarsen(factor)
 

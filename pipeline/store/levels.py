@@ -1,6 +1,4 @@
-"""The groups of one zone: the 2.5 m arrays, their overviews, and what was measured; their rasters, chunks, bands.
-
-In: the 2.5 m grid, bands, chunk sizes. Out: `Level`s, integers and metres only. Imports bands and grid.
+"""The groups of one zone: the 2.5 m arrays, finer ones, overviews, and what was measured; rasters, chunks, bands.
 
 Overviews halve again and again: 5, 10, 20, 40 ... m. They are computed in blocks of whole chunks; levels whose chunks
 would become tiny are computed over the whole zone at once, from the last level of the blocks.
@@ -14,10 +12,12 @@ from typing import TYPE_CHECKING
 from pipeline.bands import GSDS_M, bands_at
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.grid.grid import Grid
 
 BANDED = ("reflectance", "uncertainty")  # arrays (time, band, y, x), whose chunks hold all bands; others lack `band`
-OVERVIEWS, MEASURED = "overviews", "measured"
+OVERVIEWS, MEASURED, FINER = "overviews", "measured", "finer"
 BLOCK_CHUNKS = 4  # chunks of 2.5 m along one side of a block; a shard is a block of its own
 _LEAST_CHUNK_PX = 48  # below, a level is many tiny files
 _SMALL_PX = 256  # an overview whose larger side is no more than this is the last
@@ -51,13 +51,14 @@ class Level:
     """One group of arrays of a zone. `path` is relative to the zone's group, "" for the 2.5 m arrays themselves."""
 
     path: str
-    factor: int  # its pixel over 2.5 m
+    factor: int  # its pixel over 2.5 m; 1 for finer levels, whose `parts` says how many of theirs lie along one
     raster: Raster
     chunk_px: int
     bands: tuple[str, ...]
     arrays: tuple[str, ...]
     shard_px: int = 0  # 0: unsharded
     late: bool = False  # an overview made at the end, from the level before it
+    parts: int = 1
 
     @property
     def step_px(self) -> int:
@@ -104,6 +105,19 @@ def overviews(
         chunk = chunk_px if late or side % chunk_px == 0 else side
         raster = coarser(grid, factor)
         found.append(Level(f"{OVERVIEWS}/{gsd_name(raster.gsd_m)}", factor, raster, chunk, bands, arrays, late=late))
+    return tuple(found)
+
+
+def finer(
+    grid: Grid, outputs: Sequence[tuple[float, tuple[str, ...]]], arrays: tuple[str, ...], chunk_px: int, shard_px: int
+) -> tuple[Level, ...]:
+    """Levels below 2.5 m, coarsest first, of `outputs` (GSD, bands); chunks have as many pixels as at 2.5 m."""
+    found = []
+    for gsd_m, bands in outputs:
+        fine = grid.at_gsd(gsd_m)
+        raster, parts = coarser(fine, 1), round(grid.gsd_m / gsd_m)
+        path = f"{FINER}/{gsd_name(gsd_m)}"
+        found.append(Level(path, 1, raster, chunk_px, bands, arrays, shard_px, parts=parts))
     return tuple(found)
 
 

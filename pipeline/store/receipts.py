@@ -55,6 +55,7 @@ class Receipt:
     # measured output pixels by generated detail: "generated", "partial", "none"; None in receipts of older versions
     detail: dict[str, int] | None = None
     withheld: dict[str, int] = field(default_factory=dict)  # cause -> those of them that are partial or none
+    number: int = 0  # of its pass
 
 
 def stored(chunks: object) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Writes the chunks of one unit, at 2.5 m and on the native grids."""
+"""Writes the chunks of one unit, at 2.5 m, at finer GSDs, and on the native grids."""
 
 from __future__ import annotations
 
@@ -20,26 +20,32 @@ if TYPE_CHECKING:
 
 
 class UnitWriter:
-    """Writes whole chunks (absolute windows of 2.5 m px) of one time step of a zone's group.
+    """Writes whole chunks (absolute windows) of one time step of a zone's group.
 
     `stored`: {chunk key, relative to the group: [bytes, crc32]} of all that was written.
     """
 
     def __init__(self, store: Place, group: str, time_index: int, template: Template) -> None:
         self._store, self._group, self._time, self._template = store, group, time_index, template
-        self._fine = RegionWriter(store, group, time_index)
+        self._writers: dict[str, RegionWriter] = {}
         self.stored: dict[str, list[int]] = {}
 
     def write(
-        self, chunk: Window, arrays: Mapping[str, NDArray[Any]], inside: NDArray[np.bool_] | None = None
+        self, gsd_m: float, chunk: Window, arrays: Mapping[str, NDArray[Any]], inside: NDArray[np.bool_] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Write `arrays` (..., ny, nx) of one chunk, as nodata where not `inside`; returns them as written."""
+        """Write `arrays` (..., ny, nx) of one chunk, or of several that are whole, into the level of a GSD.
+
+        `chunk` counts px of that GSD, 2.5 m or finer. Pixels that are not `inside` are nodata. Returns the arrays as
+        written.
+        """
         if inside is not None:
             arrays = {
                 name: np.where(inside, values, values.dtype.type(self._template.fill(name)))
                 for name, values in arrays.items()
             }
-        self.stored.update(self._fine.write(*chunk.slices(self._template.grid.window), arrays))
+        whole = self._template.grid.at_gsd(gsd_m).window
+        writer = self._writer(self._template.level(gsd_m).path)
+        self.stored.update(writer.write(*chunk.slices(whole), arrays))
         return dict(arrays)
 
     def write_measured(self, chunks: Sequence[Window], rasters: NativeRasters) -> None:
@@ -48,8 +54,13 @@ class UnitWriter:
         for level in self._template.measured:
             gsd_m = round(level.raster.gsd_m)
             names = [rasters.bands[gsd_m].index(name) for name in level.bands]
-            writer = RegionWriter(self._store, self._group, self._time, level.path)
+            writer = self._writer(level.path)
             for chunk in chunks:
                 part = {"reflectance": rasters.over(chunk, gsd_m)[names]}
                 place = chunk.coarsen(level.factor).slices(whole.coarsen(level.factor))
                 self.stored.update(writer.write(*place, part))
+
+    def _writer(self, level: str) -> RegionWriter:
+        if level not in self._writers:
+            self._writers[level] = RegionWriter(self._store, self._group, self._time, level)
+        return self._writers[level]

@@ -1,4 +1,4 @@
-"""What windows are blended into: the output's bands, and images that later stages read."""
+"""What windows are blended into: stored bands by GSD, and images that later stages read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pipeline.superres.chain import at_gsd
 from pipeline.superres.masks import fill_nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from numpy.typing import NDArray
 
@@ -62,51 +64,106 @@ class Handed:
 
 @dataclass
 class Canvas:
-    """The output's bands over `area` (2.5 m px) in reflectance, the spread of draws, the weight of generated detail.
+    """Bands of one GSD over `area` (its px) in reflectance, the spread of draws, the weight of generated detail.
 
     `void` are the parts of the area in which nothing was measured and nothing is predicted.
     """
 
+    gsd_m: float
     area: Window
     order: tuple[str, ...]
     image: NDArray[np.float32]
     spread: NDArray[np.float32] | None
     detail: NDArray[np.float32]
-    handed: dict[str, Handed] = field(default_factory=dict)  # by stage
     void: list[Window] = field(default_factory=list)
-    windows: int = 0
 
     @classmethod
-    def over(cls, area: Window, order: tuple[str, ...], *, spread: bool, generated: bool) -> Canvas:
+    def over(cls, gsd_m: float, area: Window, order: tuple[str, ...], *, spread: bool, generated: bool) -> Canvas:
         """An empty canvas; `generated`: whether networks run at all."""
         image = np.zeros((len(order), *area.shape), np.float32)
         detail = np.full(area.shape, float(generated), np.float32)
-        return cls(area, order, image, np.zeros_like(image) if spread else None, detail)
+        return cls(gsd_m, area, order, image, np.zeros_like(image) if spread else None, detail)
 
-    def part(self, group: Group, cell: tuple[int, int]) -> Window | None:
-        """What a window gives of the output, px of 2.5 m; None where it only serves later groups."""
-        if not group.bands:
-            return None
-        part = group.lattice.support(*cell).intersect(self.area)
+    def part(self, tile: Tile) -> Window | None:
+        """What a window gives of the area, in px of the canvas; None where it only serves later groups."""
+        part = tile.support(self.gsd_m).intersect(self.area)
         return None if part.empty else part
 
-    def add(self, group: Group, cell: tuple[int, int], weight: NDArray[np.float32], found: WindowResult) -> None:
-        """Blend in what a window gives of the output's bands."""
-        part = self.part(group, cell)
-        if found.mean is None or part is None:
+    def add(self, tile: Tile, bands: tuple[str, ...], found: WindowResult) -> None:
+        """Blend in what a window gives of `bands`."""
+        part = self.part(tile)
+        if part is None:
             return
-        support = group.lattice.support(*cell)
-        share = weight[part.slices(support)]
-        into, of = part.slices(self.area), part.slices(group.lattice.window(*cell))
-        for i, band in enumerate(group.bands):
+        mean, spread = found.mean[self.gsd_m], found.spread.get(self.gsd_m)
+        of = part.slices(tile.window(self.gsd_m))
+        share, into = tile.weight(self.gsd_m)[of], part.slices(self.area)
+        for i, band in enumerate(bands):
             row = self.order.index(band)
-            self.image[(row, *into)] += share * found.mean[(i, *of)]
-            if self.spread is not None and found.spread is not None:
-                self.spread[(row, *into)] += share * found.spread[(i, *of)]
+            self.image[(row, *into)] += share * mean[(i, *of)]
+            if self.spread is not None and spread is not None:
+                self.spread[(row, *into)] += share * spread[(i, *of)]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Blend weights over whole windows of a group, 0 in the margin, by GSD of its outputs."""
+
+    by_gsd: dict[float, NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, group: Group) -> Weights:
+        """Those of a group; at coarser GSDs their block means, which sum to one as well."""
+        margin = group.lattice.margin_px
+        whole = np.pad(group.lattice.weight(), margin)
+        factors = {output.gsd_m: round(output.gsd_m / group.gsd_m) for output in group.outputs}
+        return cls({gsd_m: block_means(whole, factor) for gsd_m, factor in factors.items()})
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One window of a group, on the grids of its outputs."""
+
+    group: Group
+    cell: tuple[int, int]
+    weights: Weights
+
+    def window(self, gsd_m: float) -> Window:
+        """The whole window in px of `gsd_m`."""
+        return at_gsd(self.group.lattice.window(*self.cell), self.group.gsd_m, gsd_m)
+
+    def support(self, gsd_m: float) -> Window:
+        """Where its weight is not zero, in px of `gsd_m`."""
+        return at_gsd(self.group.lattice.support(*self.cell), self.group.gsd_m, gsd_m)
+
+    def weight(self, gsd_m: float) -> NDArray[np.float32]:
+        """Blend weight over the whole window, (T, T) of that GSD."""
+        return self.weights.by_gsd[gsd_m]
+
+
+def block_means(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """Means over factor x factor blocks of (..., y, x)."""
+    if factor == 1:
+        return image
+    ny, nx = image.shape[-2] // factor, image.shape[-1] // factor
+    means: NDArray[np.float32] = image.reshape(*image.shape[:-2], ny, factor, nx, factor).mean((-3, -1))
+    return means
+
+
+class Canvases:
+    """All that the windows of a pass are blended into: its outputs by GSD, and images that later groups read."""
+
+    def __init__(self, outputs: Sequence[Canvas]) -> None:
+        self.by_gsd = {canvas.gsd_m: canvas for canvas in outputs}
+        self.handed: dict[str, Handed] = {}  # by stage
+        self.windows = 0
+
+    def of(self, group: Group) -> list[tuple[Canvas, tuple[str, ...]]]:
+        """The canvases that a group gives to, and which bands."""
+        return [(self.by_gsd[output.gsd_m], output.bands) for output in group.outputs]
 
     def read_by(self, group: Group, window: Window, draw: int, device: torch.device) -> Made:
         """What a group reads of groups before it, over one of its windows."""
-        read = {given.source for stage in group.stages for given in stage.reads}
+        read = {name for stage in group.stages for name in stage.sources}
         made: Made = {}
         for handed in {id(one): one for name, one in self.handed.items() if name in read}.values():
             made |= handed.over(window, group.gsd_m, draw, device)

@@ -10,53 +10,69 @@ from typing import TYPE_CHECKING
 from pipeline.bands import BLOCK_60M, BY_NAME, TARGET_GSD_M
 from pipeline.grid.grid import Window
 from pipeline.grid.lattice import Lattice
-from pipeline.superres.spec import MEASURED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from pipeline.superres.spec import Stage
 
 INTERPOLATION = Lattice(480, 384, 48, 24)  # windows of bands that no stage gives, 2.5 m
-CONTEXT = 2  # native pixels around a window that bicubic interpolation sees
+CONTEXT = 2  # pixels of what is read around a window that bicubic interpolation sees
+
+
+@dataclass(frozen=True)
+class Output:
+    """Bands that are stored at one GSD."""
+
+    gsd_m: float
+    bands: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Group:
     """Consecutive stages of one lattice, run window by window without blending between them.
 
-    Without stages: interpolation. `bands` are those of the run's output that come from here, `handed` what later groups
-    read of it: (stage, band). `varying` names the stages whose output differs from draw to draw.
+    Without stages: interpolation. `outputs` are the stored bands that come from here: at its own GSD, and at 2.5 m as
+    block means where nothing else gives a band there. `handed` is what later groups read of it: (stage, band).
+    `varying` names the stages whose output differs from draw to draw. `source_gsd_m` is that of the finished group that
+    it is computed from, 0 where that is the native rasters.
     """
 
     stages: tuple[Stage, ...]
     lattice: Lattice
     gsd_m: float
-    bands: tuple[str, ...]
+    outputs: tuple[Output, ...]
     handed: tuple[tuple[str, str], ...] = ()
     varying: frozenset[str] = frozenset()
+    source_gsd_m: float = 0.0
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Stored bands that come from here, at whichever GSD."""
+        return tuple(dict.fromkeys(band for output in self.outputs for band in output.bands))
 
     @property
     def nest_px(self) -> int:
         """Side, in its px, of the smallest square that holds whole pixels of all rasters it meets."""
         if not self.stages:
             return BLOCK_60M
-        return math.lcm(*(stage.nest_px for stage in self.stages))
+        coarsest = [round(output.gsd_m / self.gsd_m) for output in self.outputs]
+        return math.lcm(1, *(stage.nest_px for stage in self.stages), *coarsest)
 
     @property
     def context_px(self) -> int:
-        """How far around a window native rasters are looked at."""
+        """How far around a window rasters are looked at."""
         return CONTEXT * self.nest_px
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Measured bands without which its stages cannot run."""
+        """Bands without which its stages cannot run."""
         return tuple(dict.fromkeys(band for stage in self.stages for band in stage.required))
 
     @property
     def natives(self) -> tuple[str, ...]:
-        """Bands whose native rasters it reads, for its stages or to agree with."""
-        read = (band for stage in self.stages for band in stage.measured)
+        """Bands whose rasters it reads, for its stages or to agree with."""
+        read = (band for stage in self.stages for band in (*stage.measured, *stage.finished))
         given = (band for stage in self.stages for band in stage.gives if band in BY_NAME)
         return tuple(dict.fromkeys((*read, *given, *self.bands)))
 
@@ -65,10 +81,30 @@ class Group:
         """Above it no detail is generated."""
         return min((stage.bright_reflectance for stage in self.stages), default=float("inf"))
 
+    def source_factor(self, band: str) -> int:
+        """Pixels of its GSD per pixel of a band as it is read, along one axis."""
+        return round((self.source_gsd_m or BY_NAME[band].gsd_m) / self.gsd_m)
 
-def needed(stages: Sequence[Stage], order: Sequence[str]) -> tuple[Stage, ...]:
-    """Those stages that decide the bands of `order`."""
-    wanted = {(stage.name, band) for band, stage in sources(stages).items() if band in order}
+    def reads(self, earlier: Group) -> bool:
+        """Whether its stages read what those of `earlier` give."""
+        own = {stage.name for stage in earlier.stages}
+        return any(stage.sources & own for stage in self.stages)
+
+
+def sources(stages: Sequence[Stage]) -> dict[tuple[float, str], Stage]:
+    """{(GSD, band): the last stage that gives it there}, of those that are stored: 2.5 m and finer."""
+    return {
+        (stage.gsd_m, band): stage
+        for stage in stages
+        if stage.gsd_m <= TARGET_GSD_M
+        for band in stage.gives
+        if band in BY_NAME
+    }
+
+
+def needed(stages: Sequence[Stage], order: Collection[str]) -> tuple[Stage, ...]:
+    """Those stages that decide the bands of `order`, at any stored GSD."""
+    wanted = {(stage.name, band) for (_, band), stage in sources(stages).items() if band in order}
     kept: list[Stage] = []
     for stage in reversed(stages):
         if any((stage.name, band) in wanted for band in stage.gives):
@@ -77,16 +113,11 @@ def needed(stages: Sequence[Stage], order: Sequence[str]) -> tuple[Stage, ...]:
     return tuple(reversed(kept))
 
 
-def sources(stages: Sequence[Stage]) -> dict[str, Stage]:
-    """{band: the last stage that gives it}."""
-    return {band: stage for stage in stages for band in stage.gives}
-
-
 def varying(stages: Sequence[Stage]) -> frozenset[str]:
     """Names of the stages that draw, or read what was drawn."""
     found: set[str] = set()
     for stage in stages:
-        if stage.stochastic or any(given.source in found for given in stage.reads):
+        if stage.stochastic or stage.sources & found:
             found.add(stage.name)
     return frozenset(found)
 
@@ -98,11 +129,23 @@ def bands_read(stages: Sequence[Stage], order: Sequence[str]) -> set[str]:
 
 def bands_required(stages: Sequence[Stage], order: Sequence[str]) -> set[str]:
     """Measured bands without which `order` cannot be made, less those of it."""
-    return {band for stage in needed(stages, order) for band in stage.required} - {*order}
+    required = {band for stage in needed(stages, order) for band in stage.required if band not in stage.finished}
+    return required - {*order}
 
 
-def groups_of(stages: Sequence[Stage], order: Sequence[str]) -> tuple[Group, ...]:
-    """The groups that a run of the bands `order` needs, in the order in which they run; interpolation comes last."""
+def outputs_of(stages: Sequence[Stage], order: Sequence[str]) -> tuple[Output, ...]:
+    """Stored bands by GSD finer than 2.5 m that these stages give, coarsest first, bands in the order of `order`."""
+    last = sources(stages)
+    gsds = sorted({gsd_m for gsd_m, _ in last if gsd_m < TARGET_GSD_M}, reverse=True)
+    found = (Output(gsd_m, tuple(band for band in order if (gsd_m, band) in last)) for gsd_m in gsds)
+    return tuple(output for output in found if output.bands)
+
+
+def groups_of(stages: Sequence[Stage], order: Sequence[str], source_gsd_m: float = 0.0) -> tuple[Group, ...]:
+    """The groups that a pass over `stages` needs for the bands `order`, in the order in which they run.
+
+    Of a pass over the native rasters, interpolation of what no stage gives comes last.
+    """
     running, last = needed(stages, order), sources(stages)
     parts: list[list[Stage]] = []
     for stage in running:
@@ -110,16 +153,36 @@ def groups_of(stages: Sequence[Stage], order: Sequence[str]) -> tuple[Group, ...
             parts[-1].append(stage)
         else:
             parts.append([stage])
+    finer = outputs_of(stages, order)
     groups, differ = [], varying(running)
     for i, part in enumerate(parts):
-        own = {stage.name for stage in part}
+        own, gsd_m = {stage.name for stage in part}, part[0].gsd_m
         later = (given for others in parts[i + 1 :] for stage in others for given in stage.reads)
         handed = {(given.source, band) for given in later if given.source in own for band in given.bands}
-        bands = tuple(band for band in order if band in last and last[band].name in own)
-        groups.append(Group(tuple(part), part[0].lattice, part[0].gsd_m, bands, tuple(sorted(handed)), differ & own))
-    if rest := tuple(band for band in order if band not in last):
-        groups.append(Group((), INTERPOLATION, TARGET_GSD_M, rest))
+        bands = tuple(band for band in order if (gsd_m, band) in last and last[gsd_m, band].name in own)
+        outputs = [Output(gsd_m, bands)] if bands else []
+        if not source_gsd_m and (means := _means(gsd_m, bands, last, finer)):
+            outputs.append(Output(TARGET_GSD_M, means))
+        groups.append(
+            Group(
+                tuple(part), part[0].lattice, gsd_m, tuple(outputs), tuple(sorted(handed)), differ & own, source_gsd_m
+            )
+        )
+    made = {band for _, band in last}
+    rest = tuple(band for band in order if band not in made)
+    if rest and not source_gsd_m:
+        groups.append(Group((), INTERPOLATION, TARGET_GSD_M, (Output(TARGET_GSD_M, rest),)))
     return tuple(groups)
+
+
+def _means(
+    gsd_m: float, bands: Sequence[str], last: Collection[tuple[float, str]], finer: Sequence[Output]
+) -> tuple[str, ...]:
+    """Those of `bands`, given at `gsd_m`, whose values at 2.5 m are the block means of what is given there."""
+    if gsd_m >= TARGET_GSD_M:
+        return ()
+    coarsest = {band: output.gsd_m for output in reversed(finer) for band in output.bands}
+    return tuple(band for band in bands if (TARGET_GSD_M, band) not in last and coarsest[band] == gsd_m)
 
 
 def at_gsd(window: Window, from_m: float, to_m: float) -> Window:
@@ -130,36 +193,35 @@ def at_gsd(window: Window, from_m: float, to_m: float) -> Window:
     return window.snap_out(factor).coarsen(factor)
 
 
-def cells_by_group(groups: Sequence[Group], wanted: Sequence[Window]) -> list[list[tuple[int, int]]]:
-    """Cells that each group has to compute for `wanted` windows of the output (2.5 m px), ascending."""
+def cells_by_group(
+    groups: Sequence[Group], wanted: Sequence[Window], gsd_m: float = TARGET_GSD_M
+) -> list[list[tuple[int, int]]]:
+    """Cells that each group has to compute for `wanted` windows of the output (px of `gsd_m`), ascending."""
     found: list[list[tuple[int, int]]] = [[] for _ in groups]
     for i in reversed(range(len(groups))):
         group, parts = groups[i], []
-        if group.bands:
-            parts += [at_gsd(part, TARGET_GSD_M, group.gsd_m) for part in wanted]
+        if group.outputs:
+            parts += [at_gsd(part, gsd_m, group.gsd_m) for part in wanted]
         for j in range(i + 1, len(groups)):
-            if _reads(groups[j], group):
+            if groups[j].reads(group):
                 windows = (groups[j].lattice.window(*cell) for cell in found[j])
                 parts += [at_gsd(window, groups[j].gsd_m, group.gsd_m) for window in windows]
         found[i] = group.lattice.cells_touching_any(parts)
     return found
 
 
-def read_window(groups: Sequence[Group], window: Window) -> Window:
-    """What has to be read (2.5 m px) to compute the output over `window` (likewise)."""
+def read_window(
+    groups: Sequence[Group], window: Window, gsd_m: float = TARGET_GSD_M, snap_px: int = BLOCK_60M
+) -> Window:
+    """What has to be read to compute the output over `window`, in px of `gsd_m`; edges at multiples of `snap_px`."""
     whole = window
-    for group, cells in zip(groups, cells_by_group(groups, [window]), strict=True):
+    for group, cells in zip(groups, cells_by_group(groups, [window], gsd_m), strict=True):
         if cells:
             seen = reduce(Window.union, (group.lattice.window(*cell) for cell in cells)).pad(group.context_px)
-            whole = whole.union(at_gsd(seen, group.gsd_m, TARGET_GSD_M))
-    return whole.snap_out(BLOCK_60M)
+            whole = whole.union(at_gsd(seen, group.gsd_m, gsd_m))
+    return whole.snap_out(snap_px)
 
 
 def reach_m(groups: Sequence[Group]) -> float:
     """How far beyond an area the ground lies that its output depends on, along one axis."""
     return sum((group.lattice.window_px + group.context_px) * group.gsd_m for group in groups)
-
-
-def _reads(later: Group, earlier: Group) -> bool:
-    own = {stage.name for stage in earlier.stages}
-    return any(given.source in own for stage in later.stages for given in stage.reads if given.source != MEASURED)

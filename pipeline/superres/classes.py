@@ -1,8 +1,8 @@
-"""From blended images to what is stored: DN, quality classes, spread, and why detail is withheld."""
+"""Quantisation and classes: DN, quality, spread, and why detail is withheld."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -19,18 +19,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.grid.finished_rasters import Rasters
     from pipeline.grid.grid import Window
     from pipeline.grid.native_rasters import NativeRasters
     from pipeline.superres.chain import Group
 
 
 def quantised(
-    image: NDArray[np.float32], native: NativeRasters, window: Window, order: tuple[str, ...], consistency: str
+    image: NDArray[np.float32], native: Rasters, window: Window, order: tuple[str, ...], consistency: str
 ) -> NDArray[np.uint16]:
     """DN (bands, *window) of an image in DN, projected onto native block means where the consistency is "box".
 
     PipelineError on values that are not finite.
     """
+    require_finite(image, order)
+    to_dn = project_to_dn if consistency == "box" else round_to_dn
+    dn = np.empty(image.shape, np.uint16)
+    for i, name in enumerate(order):
+        dn[i] = to_dn(image[i], native.band(name, window), factor_of(name))
+    return dn
+
+
+def require_finite(image: NDArray[np.float32], order: tuple[str, ...]) -> None:
+    """PipelineError on values of an image (bands, ny, nx) that are not finite."""
     broken = [name for name, band in zip(order, image, strict=True) if not np.isfinite(band).all()]
     if broken:
         raise PipelineError(
@@ -38,11 +49,12 @@ def quantised(
             "finite reflectance",
             f"check the weights and, on a GPU, its memory; --sr {PLAIN} runs without networks",
         )
-    to_dn = project_to_dn if consistency == "box" else round_to_dn
-    dn = np.empty(image.shape, np.uint16)
-    for i, name in enumerate(order):
-        dn[i] = to_dn(image[i], native.band(name, window), factor_of(name))
-    return dn
+
+
+def of_blocks(image: NDArray[np.float32], above: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """DN (bands, k*h, k*w) of an image in DN whose k x k blocks have the means `above` (bands, h, w) exactly."""
+    factor = image.shape[-1] // above.shape[-1]
+    return np.stack([project_to_dn(one, coarse, factor) for one, coarse in zip(image, above, strict=True)])
 
 
 def quality(dn: NDArray[np.uint16], order: tuple[str, ...], detail: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -68,7 +80,7 @@ def spread_dn(
 
 
 def nearest_cause(
-    native: NativeRasters, window: Window, classes: NDArray[np.uint8], groups: Sequence[Group]
+    native: Rasters, window: Window, classes: NDArray[np.uint8], groups: Sequence[Group]
 ) -> NDArray[np.uint8] | None:
     """What withholds detail nearest to each pixel of `window`, looked for in all that was read: `masks.CAUSES`.
 
@@ -77,7 +89,7 @@ def nearest_cause(
     group = next((group for group in groups if group.required), None)
     if group is None or not np.isin(classes, (masks.QUALITY_MEASURED, masks.QUALITY_PARTIAL)).any():
         return None
-    seen = seen_by(native, native.window, group)
+    seen = seen_by(cast("NativeRasters", native), native.window, group)
     nearest = masks.nearest_cause(seen.dn, seen.scl, seen.bright, seen.colours)
     rows, cols = window.coarsen(SCALE_10M).slices(native.window.coarsen(SCALE_10M))
     return nearest[rows, cols].repeat(SCALE_10M, 0).repeat(SCALE_10M, 1)

@@ -128,6 +128,23 @@ def detail_weight(
     return np.clip(weight, 0.0, 1.0)
 
 
+def finished_weight(classes: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+    """Weight 0..1 of detail that a later pass may generate, on the grid of a finished group (y, x); None where all 1.
+
+    `classes` are those of its quality. Where it has no generated detail the weight is 0, from where it rises over the
+    pixels next to it.
+    """
+    if (classes == QUALITY_GENERATED).all():
+        return None
+    from scipy.ndimage import uniform_filter
+
+    share = np.zeros(len(QUALITY_MEANINGS.split()), np.float32)
+    share[QUALITY_PARTIAL], share[QUALITY_GENERATED] = 0.5, 1.0
+    weight: NDArray[np.float32] = uniform_filter(share[classes], size=2 * _RAMP_PX + 1, mode="nearest")
+    weight[share[classes] == 0] = 0.0
+    return np.clip(weight, 0.0, 1.0)
+
+
 def nearest_cause(
     dn10: NDArray[np.uint16],
     scl: NDArray[np.uint8] | None,

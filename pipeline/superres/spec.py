@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from pipeline.bands import BRIGHT_REFLECTANCE, BY_NAME, TARGET_GSD_M
+from pipeline.bands import BRIGHT_REFLECTANCE, BY_NAME
 from pipeline.errors import UsageError
 from pipeline.grid.lattice import Lattice
+from pipeline.superres.declared import CONDITION, Condition, Option, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ Bundles = Mapping[str, "Bundle"]  # by role of the weights
 SceneState = dict[str, list[float]]
 
 MEASURED = "measured"  # source of an input: the native rasters
+FINISHED = "finished"  # source of an input: what an earlier pass of the run has stored
 MEMBERS = 4  # draws averaged for a best estimate where a system has no regression
 
 
@@ -44,8 +46,10 @@ class NoiseSource(Protocol):
 class Input:
     """An image that a stage is given: `bands` as channels, in that order, at `gsd_m`.
 
-    `source` is MEASURED, for rasters on their native grid, or the name of an earlier stage. Measured bands of an
-    `optional` input may be missing from a product: their channels are 0 and they are not `StageInput.present`.
+    `source` is MEASURED, for rasters on their native grid; FINISHED, for the stored group of `gsd_m`, 2.5 m or finer,
+    which an earlier pass of the run has completed; the name of an earlier stage of the same pass; or that of a
+    condition (`Condition.source`). Measured bands of an `optional` input may be missing from a product: their channels
+    are 0 and they are not `StageInput.present`.
     """
 
     name: str
@@ -54,13 +58,24 @@ class Input:
     source: str = MEASURED
     optional: bool = False
 
+    @property
+    def stage(self) -> str:
+        """The stage that it comes from, if it comes from one."""
+        return "" if self.source in (MEASURED, FINISHED) or self.condition else self.source
+
+    @property
+    def condition(self) -> str:
+        """The condition that it shows, if it shows one."""
+        return self.source.removeprefix(CONDITION) if self.source.startswith(CONDITION) else ""
+
 
 @dataclass(frozen=True)
 class Stage:
     """One network of a system, run window by window.
 
-    `gives` are its output bands in channel order, in reflectance at `gsd_m`. The lattice counts px of `gsd_m`; its
-    windows begin and end on whole pixels of every raster that the stage reads or gives.
+    `gives` are its output bands in channel order, in reflectance at `gsd_m`; those at 2.5 m and finer are stored. The
+    lattice counts px of `gsd_m`; its windows begin and end on whole pixels of every raster that the stage reads or
+    gives.
 
     stochastic: it draws from noise. regresses: it gives the conditional mean where it gets no noise. scene_state: it
     takes what `Predictor.scene_state` returned for the scene. weights: role of its bundle. multiple_px: of which the
@@ -94,15 +109,25 @@ class Stage:
         return tuple(dict.fromkeys(band for given in self.reads if given.source == MEASURED for band in given.bands))
 
     @cached_property
+    def finished(self) -> tuple[str, ...]:
+        """Bands that it reads from a finished group."""
+        return tuple(dict.fromkeys(band for given in self.reads if given.source == FINISHED for band in given.bands))
+
+    @cached_property
     def required(self) -> tuple[str, ...]:
-        """Those of `measured` without which it cannot run."""
-        needed = (given for given in self.reads if given.source == MEASURED and not given.optional)
+        """Those of `measured` and `finished` without which it cannot run."""
+        needed = (given for given in self.reads if given.source in (MEASURED, FINISHED) and not given.optional)
         return tuple(dict.fromkeys(band for given in needed for band in given.bands))
+
+    @cached_property
+    def sources(self) -> frozenset[str]:
+        """Names of the earlier stages that it reads."""
+        return frozenset(given.source for given in self.reads if given.stage)
 
     @property
     def follows(self) -> bool:
         """Whether it reads what an earlier stage gave."""
-        return any(given.source != MEASURED for given in self.reads)
+        return bool(self.sources)
 
     @cached_property
     def nest_px(self) -> int:
@@ -117,7 +142,9 @@ class Stage:
         raise KeyError(name)
 
     def _gsds(self) -> set[float]:
-        return {given.gsd_m for given in self.reads} | {BY_NAME[band].gsd_m for band in self.gives if band in BY_NAME}
+        """GSDs of what it meets: what it reads, and the measured bands that its output has to agree with."""
+        read = {given.gsd_m for given in self.reads}
+        return read if self.finished else read | {BY_NAME[band].gsd_m for band in self.gives if band in BY_NAME}
 
     def _input_faults(self) -> list[str]:
         faults = []
@@ -158,8 +185,9 @@ class StageInput:
     """A batch of windows of one stage, in reflectance, on the system's device.
 
     `images[name]` is (b, bands, h, w) of the input of that name, filled where nothing was measured; `present` are the
-    measured bands that the product has; `valid` (b, 1, h, w) bool at 10 m is False where a required band was not
-    measured. `noise` is None where the conditional mean is asked for. `state` is that of the windows' scenes.
+    measured bands that the product has, and the conditions that were given; `valid` (b, 1, h, w) bool, at 10 m or at
+    the GSD of the finished group that is read, is False where a required band was not measured. `noise` is None where
+    the conditional mean is asked for. `state` is that of the windows' scenes, `options` are those of the system.
     """
 
     images: Mapping[str, Tensor]
@@ -167,6 +195,7 @@ class StageInput:
     valid: Tensor
     noise: NoiseSource | None = None
     state: SceneState | None = None
+    options: Settings = field(default_factory=dict)
 
 
 class Predictor(ABC):
@@ -215,80 +244,39 @@ class Memory:
 
 @dataclass(frozen=True)
 class SystemSpec:
-    """A system by name. `stages` and `build` take its bundles by role: what they declare, and networks on the CPU.
+    """A system by name. `stages` and `build` take bundles by role and options: its declaration, networks on the CPU.
 
-    A system without weights and stages interpolates. `stochastic` and `regresses` repeat what the stages say, for those
-    who have only the name: any stage draws; all that draw give the conditional mean without.
+    Its `options` may change which stages there are; all of them reach `Predictor.predict`. A system without weights and
+    stages interpolates. `stochastic` and `regresses` repeat what the stages say, for those who have only the name: any
+    stage draws; all that draw give the conditional mean without.
     """
 
     name: str
     summary: str
-    stages: Callable[[Bundles], tuple[Stage, ...]]
-    build: Callable[[Bundles], Predictor] | None = None
+    stages: Callable[[Bundles, Settings], tuple[Stage, ...]]
+    build: Callable[[Bundles, Settings], Predictor] | None = None
     weights: tuple[Weights, ...] = ()
     stochastic: bool = False
     regresses: bool = False
     memory: Memory = field(default_factory=Memory)
+    options: tuple[Option, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def mean_draws(self) -> int:
         """Draws that its best estimate is the mean of where no other number is asked for; 0 where it needs none."""
         return MEMBERS if self.stochastic and not self.regresses else 0
 
-    def stages_of(self, bundles: Bundles) -> tuple[Stage, ...]:
-        """Its stages with these bundles. UsageError where they do not fit together."""
-        try:
-            stages = self.stages(bundles)
-            check_chain(stages)
-            self._check_promises(stages)
-        except (ValueError, KeyError) as error:
-            raise UsageError(f"--sr {self.name}: {error}", "weights and stages that fit together") from error
-        return stages
-
-    def _check_promises(self, stages: tuple[Stage, ...]) -> None:
-        draws = [stage for stage in stages if stage.stochastic]
-        regresses = bool(draws) and all(stage.regresses for stage in draws)
-        if (self.stochastic, self.regresses) != (bool(draws), regresses):
-            msg = (
-                f"the system says stochastic = {self.stochastic} and regresses = {self.regresses}, its stages "
-                f"{bool(draws)} and {regresses}"
-            )
-            raise ValueError(msg)
+    @property
+    def defaults(self) -> Settings:
+        """Its options as they are where nothing else is asked for."""
+        return {option.name: option.default for option in self.options}
 
 
 def lattice_of(bundle: Bundle) -> Lattice:
     """The lattice that a bundle was made for. ValueError where its numbers do not make one."""
     spec = bundle.lattice
     return Lattice(spec.window_px, spec.stride_px, spec.ramp_px, spec.margin_px)
-
-
-def check_chain(stages: tuple[Stage, ...]) -> None:
-    """ValueError unless every stage reads what the rasters or stages before it give, and outputs are at 2.5 m."""
-    before: dict[str, Stage] = {}
-    for stage in stages:
-        if stage.name in before or stage.name == MEASURED:
-            msg = f"two stages are called {stage.name}"
-            raise ValueError(msg)
-        for given in stage.reads:
-            if given.source == MEASURED:
-                continue
-            source = before.get(given.source)
-            if source is None:
-                msg = f"stage {stage.name} reads from {given.source}, which is no stage before it"
-                raise ValueError(msg)
-            lacking = [band for band in given.bands if band not in source.gives]
-            if lacking or given.gsd_m != source.gsd_m:
-                msg = (
-                    f"stage {stage.name} reads {', '.join(given.bands)} at {given.gsd_m:g} m from {source.name}, which "
-                    f"gives {', '.join(source.gives)} at {source.gsd_m:g} m"
-                )
-                raise ValueError(msg)
-        before[stage.name] = stage
-    last = {band: stage for stage in stages for band in stage.gives}
-    for band, stage in last.items():
-        if band in BY_NAME and stage.gsd_m != TARGET_GSD_M:
-            msg = f"{band} comes last from stage {stage.name}, at {stage.gsd_m:g} m; expected {TARGET_GSD_M:g} m"
-            raise ValueError(msg)
 
 
 def draws(estimate: str, members: int, *, stochastic: bool, mean_draws: int) -> int:

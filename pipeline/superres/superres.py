@@ -1,4 +1,4 @@
-"""A piece of ground: run every model window that touches it, blend, make consistent, quantise.
+"""A piece of ground in one pass: run every model window that touches it, blend, make consistent, quantise.
 
 Nothing here depends on how the ground was cut into pieces: windows are absolute, whole and independent, noise is keyed
 by position, and blending sums them in ascending order.
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from pipeline.bands import DN_OFFSET, DN_SCALE, TARGET_GSD_M
+from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import PipelineError
 from pipeline.superres import classes
-from pipeline.superres.canvas import Canvas, Handed
-from pipeline.superres.chain import at_gsd, cells_by_group, groups_of
-from pipeline.superres.contract import agreeing
+from pipeline.superres.canvas import Canvas, Canvases, Handed, Tile, Weights, block_means
+from pipeline.superres.chain import at_gsd
+from pipeline.superres.layers import Layer, finished
 from pipeline.superres.noise_source import noise_source
+from pipeline.superres.passes import passes_of
 from pipeline.superres.windows import Draw, detail_of, run_window, window_input
 
 if TYPE_CHECKING:
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.grid.finished_rasters import Rasters
     from pipeline.grid.grid import Window
-    from pipeline.grid.native_rasters import NativeRasters
     from pipeline.superres.chain import Group
     from pipeline.superres.options import Options
+    from pipeline.superres.passes import Pass
     from pipeline.superres.spec import NoiseSource, SceneState, Stage
     from pipeline.superres.system import System
+    from pipeline.superres.windows import Maps
 
     StateOf = Callable[[Window], SceneState | None]
 
@@ -42,125 +45,141 @@ T = TypeVar("T")
 
 @dataclass
 class Result:
-    """Output over one window: `dn` (bands, ny, nx), `quality` (ny, nx), `spread` in DN or None, seconds per stage.
+    """Output over one window, by GSD in metres, the coarsest first; seconds by step.
 
-    Nodata is 0 in `dn` and 65535 in `spread`. `causes` (ny, nx) index `masks.CAUSES`: what is nearest of that which
-    withholds detail; None where none is withheld or none is generated at all.
+    `causes` (ny, nx), at 2.5 m, index `masks.CAUSES`: what is nearest of that which withholds detail; None where none
+    is withheld, none is generated at all, or in passes over finished groups.
     """
 
-    dn: NDArray[np.uint16]
-    quality: NDArray[np.uint8]
-    spread: NDArray[np.uint16] | None
+    layers: dict[float, Layer]
     causes: NDArray[np.uint8] | None = None
     windows: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
+    @property
+    def first(self) -> Layer:
+        """The coarsest."""
+        return next(iter(self.layers.values()))
+
+    @property
+    def dn(self) -> NDArray[np.uint16]:
+        """(bands, ny, nx) of the coarsest."""
+        return self.first.dn
+
+    @property
+    def quality(self) -> NDArray[np.uint8]:
+        """(ny, nx) of the coarsest."""
+        return self.first.quality
+
+    @property
+    def spread(self) -> NDArray[np.uint16] | None:
+        """(bands, ny, nx) of the coarsest."""
+        return self.first.spread
+
 
 def super_resolve(
-    native: NativeRasters,
+    native: Rasters,
     window: Window,
     system: System,
     order: tuple[str, ...],
     options: Options,
     state_of: StateOf = lambda _window: None,
     wanted: Sequence[Window] = (),
+    number: int = 0,
+    maps: Maps | None = None,
 ) -> Result:
-    """All bands of `order` at 2.5 m over `window` (edges multiples of 24 px), from native DN around it.
+    """All that pass `number` of a run of the bands `order` gives over `window`, from DN around it.
 
-    `native.window` must hold `chain.read_window` of the run's groups. `wanted`: the parts of `window` that are needed,
-    all of it where empty; model windows that touch none of them are not computed, and pixels elsewhere mean nothing.
+    Windows count px of the pass, 2.5 m in the first, whose edges are multiples of 24 px. `native.window` must hold
+    `Pass.read_window`. `wanted`: the parts of `window` that are needed, all of it where empty; model windows that touch
+    none of them are not computed, and pixels elsewhere mean nothing.
     """
     seconds: dict[str, float] = defaultdict(float)
-    groups, reach = groups_of(system.stages, order), options.reach_px(order)
-    generated = any(group.stages for group in groups)
-    drawn = {band for group in groups if group.varying for band in group.bands}
-    canvas = Canvas.over(window.pad(reach), order, spread=options.members > 1 and bool(drawn), generated=generated)
+    of = passes_of(system.stages, order)[number]
+    reach, groups = of.reach_px(options), of.groups
     parts = [part.pad(reach) for part in wanted or [window]]
-    for group, cells in zip(groups, cells_by_group(groups, parts), strict=True):
-        _GroupRun(group, native, system, options, state_of, canvas, seconds).run(cells)
+    canvases = _empty(of, window.pad(reach), options)
+    for group, cells in zip(groups, of.cells(parts), strict=True):
+        _GroupRun(group, of, native, system, options, state_of, maps, canvases, seconds).run(cells)
     started = time.perf_counter()
-    result = _finished(canvas, native, window, options, groups, drawn)
+    layers = finished(canvases, native, window, options, of)
     seconds["project"] += time.perf_counter() - started
-    result.windows, result.seconds = canvas.windows, seconds
-    return result
+    causes = None
+    if not of.source_gsd_m:
+        causes = classes.nearest_cause(native, window, next(iter(layers.values())).quality, groups)
+    return Result(layers, causes, canvases.windows, seconds)
 
 
-def _finished(
-    canvas: Canvas, native: NativeRasters, window: Window, options: Options, groups: Sequence[Group], drawn: set[str]
-) -> Result:
-    """The canvas made consistent, cut to `window` and quantised."""
-    order, image = canvas.order, canvas.image
-    image -= np.float32(DN_OFFSET)
-    image /= np.float32(DN_SCALE)
-    sensors = [options.sensor(name) for name in order]
-    images = agreeing(image, canvas.area, window, sensors, lambda i, part: native.band(order[i], part), canvas.void)
-    inside = window.slices(canvas.area)
-    dn = classes.quantised(images, native, window, order, options.consistency)
-    quality = classes.quality(dn, order, canvas.detail[inside])
-    spread = canvas.spread
-    return Result(
-        dn,
-        quality,
-        None if spread is None else classes.spread_dn(spread[(..., *inside)], dn, order, quality, drawn),
-        classes.nearest_cause(native, window, quality, groups),
-    )
+def _empty(of: Pass, area: Window, options: Options) -> Canvases:
+    """Canvases of a pass over `area`, in its px."""
+    found = []
+    for output in of.outputs:
+        givers = [group for group in of.groups if any(one.gsd_m == output.gsd_m for one in group.outputs)]
+        spread = options.members > 1 and any(group.varying for group in givers)
+        generated = any(group.stages for group in givers)
+        here = at_gsd(area, of.gsd_m, output.gsd_m)
+        found.append(Canvas.over(output.gsd_m, here, output.bands, spread=spread, generated=generated))
+    return Canvases(found)
 
 
 @dataclass(frozen=True)
 class _GroupRun:
-    """All windows of one group, blended into the canvas in ascending order."""
+    """All windows of one group, blended into the canvases in ascending order."""
 
     group: Group
-    native: NativeRasters
+    of: Pass
+    native: Rasters
     system: System
     options: Options
     state_of: StateOf
-    canvas: Canvas
+    maps: Maps | None
+    canvases: Canvases
     seconds: dict[str, float]
 
     def run(self, cells: list[tuple[int, int]]) -> None:
         """Compute and blend the windows of these cells."""
-        group, canvas = self.group, self.canvas
-        weight = group.lattice.weight()
-        detail = np.zeros(canvas.area.shape, np.float32)
+        group, canvases = self.group, self.canvases
+        weights = Weights.of(group)
+        details = {canvas.gsd_m: np.zeros(canvas.area.shape, np.float32) for canvas, _ in canvases.of(group)}
         handed = Handed(group, cells, self._count) if group.handed and cells else None
         for cell in cells:
-            self._window(cell, weight, detail, handed)
-        if group.stages and group.bands:
-            np.minimum(canvas.detail, detail, out=canvas.detail)
+            self._window(Tile(group, cell, weights), details, handed)
+        if group.stages:
+            for canvas, _ in canvases.of(group):
+                np.minimum(canvas.detail, details[canvas.gsd_m], out=canvas.detail)
         if handed is not None:
             handed.close()
-            canvas.handed |= dict.fromkeys((stage.name for stage in group.stages), handed)
+            canvases.handed |= dict.fromkeys((stage.name for stage in group.stages), handed)
 
     @property
     def _count(self) -> int:
         """Passes through the networks per window."""
         return max(1, self.options.members) if self.group.varying else 1
 
-    def _window(
-        self, cell: tuple[int, int], weight: NDArray[np.float32], detail: NDArray[np.float32], handed: Handed | None
-    ) -> None:
-        group, canvas, lattice = self.group, self.canvas, self.group.lattice
+    def _window(self, tile: Tile, details: dict[float, NDArray[np.float32]], handed: Handed | None) -> None:
+        group, canvases = self.group, self.canvases
         started = time.perf_counter()
-        window, part = lattice.window(*cell), canvas.part(group, cell)
-        given = window_input(self.native, window, group, self.system.device)
+        window = group.lattice.window(*tile.cell)
+        given = window_input(self.native, window, group, self.of, self.system.device, self.maps)
         if given is None:
-            if part is not None:
-                canvas.void.append(part)
+            for canvas, _ in canvases.of(group):
+                if (part := canvas.part(tile)) is not None:
+                    canvas.void.append(part)
             return
-        earlier = partial(canvas.read_by, group, window, device=self.system.device)
+        earlier = partial(canvases.read_by, group, window, device=self.system.device)
         compute = partial(run_window, given, self.system, group, self._draws(window), earlier)
         found = _within_memory(compute, self.system, group)
         self.seconds["superres"] += time.perf_counter() - started
         started = time.perf_counter()
-        canvas.add(group, cell, weight, found)
-        if group.stages and part is not None:
-            share = weight[part.slices(lattice.support(*cell))]
-            detail[part.slices(canvas.area)] += share * detail_of(given, lattice.window_px)[part.slices(window)]
+        detail = detail_of(given, group.lattice.window_px) if group.stages else None
+        for canvas, bands in canvases.of(group):
+            canvas.add(tile, bands, found)
+            if detail is not None:
+                _add_detail(details[canvas.gsd_m], detail, canvas, tile)
         if handed is not None:
-            handed.add(cell, weight, found.handed)
+            handed.add(tile.cell, group.lattice.weight(), found.handed)
         self.seconds["blend"] += time.perf_counter() - started
-        canvas.windows += 1
+        canvases.windows += 1
 
     def _draws(self, window: Window) -> list[Draw]:
         """The passes through the networks that a window takes."""
@@ -173,6 +192,16 @@ class _GroupRun:
             return noise_source(window, stochastic.index(stage.name), member, self.options, self.system.device)
 
         return [Draw(partial(noise_of, i), state, self.options.consistency) for i in range(self._count)]
+
+
+def _add_detail(into: NDArray[np.float32], detail: NDArray[np.float32], canvas: Canvas, tile: Tile) -> None:
+    """Blend the weight of generated detail over a window (T, T) into that over a canvas."""
+    part = canvas.part(tile)
+    if part is None:
+        return
+    of = part.slices(tile.window(canvas.gsd_m))
+    factor = round(canvas.gsd_m / tile.group.gsd_m)
+    into[part.slices(canvas.area)] += tile.weight(canvas.gsd_m)[of] * block_means(detail, factor)[of]
 
 
 def _within_memory(compute: Callable[[], T], system: System, group: Group) -> T:

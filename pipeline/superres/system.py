@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.superres.passes import stages_of
 from pipeline.superres.registry import spec_of
 from pipeline.superres.weights import bundles_of
 
@@ -14,19 +15,24 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pipeline.superres.declared import Settings
     from pipeline.superres.spec import Bundles, Predictor, Stage, StageInput, SystemSpec
     from pipeline.superres.weights import Choice
 
 
 @dataclass(frozen=True)
 class System:
-    """A loaded system. `predictor` is None where it has no stages; `bundles` describe its weights by role."""
+    """A loaded system. `predictor` is None where it has no stages; `bundles` describe its weights by role.
+
+    `options` are those that were asked for, and the defaults of the others.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     predictor: Predictor | None
     bundles: Bundles
     device: torch.device
+    options: Settings = field(default_factory=dict)
 
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
         """Reflectance (b, len(stage.gives), T, T). PipelineError where a network does not keep what it declares."""
@@ -56,7 +62,7 @@ def load(choice: Choice, device_name: str) -> System:
     from pipeline.models.bundle import BundleError
 
     try:
-        return built(spec_of(choice.name), bundles_of(choice), torch.device(device_name))
+        return built(spec_of(choice.name), bundles_of(choice), torch.device(device_name), dict(choice.options))
     except BundleError as error:
         raise UsageError(
             error.found,
@@ -65,7 +71,8 @@ def load(choice: Choice, device_name: str) -> System:
         ) from error
 
 
-def built(spec: SystemSpec, bundles: Bundles, device: torch.device) -> System:
+def built(spec: SystemSpec, bundles: Bundles, device: torch.device, options: Settings | None = None) -> System:
     """The system with the networks of these bundles. Raises BundleError or UsageError where they do not fit."""
-    predictor = None if spec.build is None else spec.build(bundles).to(device)
-    return System(spec.name, spec.stages_of(bundles), predictor, bundles, device)
+    settings = spec.defaults if options is None else options
+    predictor = None if spec.build is None else spec.build(bundles, settings).to(device)
+    return System(spec.name, stages_of(spec, bundles, settings), predictor, bundles, device, settings)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
-from pipeline.superres import hub
+from pipeline.superres import hub, passes
+from pipeline.superres.declared import Value, settled
 from pipeline.superres.registry import spec_of
 from pipeline.superres.spec import draws
 
@@ -53,6 +54,7 @@ class Choice:
     generated_bands: tuple[str, ...] = ()
     stochastic: bool = False
     mean_draws: int = 0
+    options: tuple[tuple[str, Value], ...] = ()  # all of the system's, by name
 
     def of(self, role: str) -> File | None:
         """The weights file of a role, or None."""
@@ -63,13 +65,14 @@ class Choice:
         return draws(estimate, members, stochastic=self.stochastic, mean_draws=self.mean_draws)
 
 
-def choose(name: str, given: Sequence[str] = ()) -> Choice:
-    """Settle which weights `name` runs with, reading only their metadata. UsageError for unknown or unfit ones.
+def choose(name: str, given: Sequence[str] = (), options: Mapping[str, Value] | None = None) -> Choice:
+    """Settle which weights and options `name` runs with, reading only metadata. UsageError for unknown or unfit ones.
 
     `given` are files or addresses, of the system's first role where "ROLE=" does not stand before them; roles that are
-    left out take the weights that ship.
+    left out take the weights that ship. Options may be text; those that are left out have their default.
     """
     spec = spec_of(name)
+    settings = settled(spec.options, options or {}, name)
     wanted = _by_role(spec, given)
     files, bundles = [], {}
     for weights in spec.weights:
@@ -77,7 +80,7 @@ def choose(name: str, given: Sequence[str] = ()) -> Choice:
         bundle = _described(where, weights, spec)
         files.append(File(weights.role, _absolute(where), bundle.digest))
         bundles[weights.role] = bundle
-    stages = spec.stages_of(bundles)
+    stages = passes.stages_of(spec, bundles, settings)
     return Choice(
         name=name,
         weights=tuple(files),
@@ -85,13 +88,14 @@ def choose(name: str, given: Sequence[str] = ()) -> Choice:
         generated_bands=tuple(dict.fromkeys(band for stage in stages for band in stage.gives)),
         stochastic=spec.stochastic,
         mean_draws=spec.mean_draws,
+        options=tuple(settings.items()),
     )
 
 
 @lru_cache(maxsize=8)
 def stages_of(choice: Choice) -> tuple[Stage, ...]:
     """Stages of a choice, without loading its networks."""
-    return spec_of(choice.name).stages_of(bundles_of(choice))
+    return passes.stages_of(spec_of(choice.name), bundles_of(choice), dict(choice.options))
 
 
 def bundles_of(choice: Choice) -> dict[str, Bundle]:

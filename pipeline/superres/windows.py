@@ -1,16 +1,16 @@
-"""One model window: native rasters and earlier stages in, the bands that a group of stages gives out."""
+"""One model window: rasters, maps and earlier stages in, the bands that a group of stages gives out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, cast
 
 from pipeline.bands import BY_NAME, TARGET_GSD_M
 from pipeline.grid.native_rasters import factor_at
 from pipeline.superres import masks
 from pipeline.superres.chain import at_gsd
-from pipeline.superres.consistency import approach, bicubic_up
-from pipeline.superres.spec import MEASURED, StageInput
+from pipeline.superres.consistency import approach, bicubic_up, block_mean
+from pipeline.superres.spec import StageInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,63 +20,103 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from pipeline.grid.finished_rasters import FinishedRasters, Rasters
     from pipeline.grid.grid import Window
     from pipeline.grid.native_rasters import NativeRasters
     from pipeline.superres.chain import Group
+    from pipeline.superres.passes import Pass
     from pipeline.superres.spec import Input, NoiseSource, SceneState, Stage
     from pipeline.superres.system import System
 
 Made = dict[tuple[str, str], "Tensor"]  # (stage, band) -> (1, 1, T, T) reflectance
-MASK_GSD_M = 10  # of the weight of generated detail
+MASK_GSD_M = 10  # of the weight of generated detail, where it follows from the native rasters
 _MASK_NEST_M = 20  # masks begin and end on whole pixels of the scene classification
 
 
 @dataclass(frozen=True)
 class WindowInput:
-    """What is measured over one window of a group, on the native grids, and how much detail may be generated.
+    """What is known of one window of a group, on the grids on which it is read, and how much detail may be generated.
 
     `natives[band]` (1, 1, h, w) is filled reflectance; it reaches `context_px` further than the window on every side,
-    so that interpolation sees real neighbours at the window's edge. Networks get the window alone. `valid` (h, w) at
-    10 m: every required band was measured. `weight` (h, w) at 10 m, of generated detail; None is 1 everywhere.
+    so that interpolation sees real neighbours at the window's edge. Networks get the window alone. `valid` (h, w), at
+    `mask_gsd_m`: every required band was measured. `weight` (h, w), likewise, of generated detail; None is 1
+    everywhere. `maps[name]` (1, channels, h, w) are conditions over the window, by input.
     """
 
     natives: Mapping[str, Tensor]
     valid: NDArray[np.bool_]
     weight: NDArray[np.float32] | None
-    gsd_m: float
-    context_px: int
+    group: Group
     device: torch.device
+    mask_gsd_m: float = MASK_GSD_M
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def factor(self, band: str) -> int:
-        """Pixels of the window per native pixel of a band, along one axis."""
-        return round(BY_NAME[band].gsd_m / self.gsd_m)
+        """Pixels of the window per pixel of a band as it is read, along one axis."""
+        return self.group.source_factor(band)
 
     def within(self, band: str) -> Tensor:
-        """The native raster of a band over the window alone, (1, 1, T / factor, T / factor)."""
-        return _crop(self.natives[band], self.context_px // self.factor(band))
+        """The raster of a band over the window alone, (1, 1, T / factor, T / factor)."""
+        return _crop(self.natives[band], self.group.context_px // self.factor(band))
 
 
-def window_input(native: NativeRasters, window: Window, group: Group, device: torch.device) -> WindowInput | None:
-    """The native rasters of one window (px of the group's GSD), filled; None when nothing was measured in it."""
+class Maps(Protocol):
+    """The conditions of a run over a zone."""
+
+    def over(
+        self, condition: str, channels: tuple[str, ...], window: Window, gsd_m: float
+    ) -> NDArray[np.float32] | None:
+        """(channels, h, w) over `window` (px of `gsd_m`); None for a condition that was not given."""
+        ...
+
+
+def window_input(
+    native: Rasters, window: Window, group: Group, of: Pass, device: torch.device, maps: Maps | None = None
+) -> WindowInput | None:
+    """The rasters of one window (px of the group's GSD), filled; None when nothing was measured in it."""
     import torch
 
-    ground = at_gsd(window, group.gsd_m, TARGET_GSD_M)
+    ground = at_gsd(window, group.gsd_m, of.gsd_m)
     if not native.measured(ground):
         return None
-    around = at_gsd(window.pad(group.context_px), group.gsd_m, TARGET_GSD_M)
+    around = at_gsd(window.pad(group.context_px), group.gsd_m, of.gsd_m)
     held = [band for band in group.natives if native.holds(band)]
     filled = {band: masks.filled_reflectance(native.band(band, around)[None]) for band in held}
-    seen = seen_by(native, ground, group)
-    rows, cols = at_gsd(ground, TARGET_GSD_M, MASK_GSD_M).slices(at_gsd(seen.window, TARGET_GSD_M, MASK_GSD_M))
-    weight = masks.detail_weight(seen.dn, seen.scl, seen.bright, seen.colours) if group.required else None
+    valid, weight = _detail(native, ground, group)
     return WindowInput(
         natives={band: torch.from_numpy(raster)[None].to(device) for band, raster in filled.items()},
-        valid=masks.measured(seen.dn)[rows, cols],
-        weight=None if weight is None else weight[rows, cols],
-        gsd_m=group.gsd_m,
-        context_px=group.context_px,
+        valid=valid,
+        weight=weight,
+        group=group,
         device=device,
+        mask_gsd_m=group.source_gsd_m or MASK_GSD_M,
+        maps={} if maps is None else _maps(maps, window, group, device),
     )
+
+
+def _maps(maps: Maps, window: Window, group: Group, device: torch.device) -> dict[str, Tensor]:
+    """Conditions over a window (px of the group), by input."""
+    import torch
+
+    found = {}
+    for given in (one for stage in group.stages for one in stage.reads if one.condition):
+        here = at_gsd(window, group.gsd_m, given.gsd_m)
+        values = maps.over(given.condition, given.bands, here, given.gsd_m)
+        if values is not None:
+            found[given.name] = torch.from_numpy(values)[None].to(device)
+    return found
+
+
+def _detail(native: Rasters, ground: Window, group: Group) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
+    """Where all required bands were measured, and the weight of generated detail, over `ground` (px of the pass)."""
+    if group.source_gsd_m:
+        finished = cast("FinishedRasters", native)
+        quality = finished.quality_over(ground.snap_out(finished.factor))
+        return quality != masks.QUALITY_NODATA, masks.finished_weight(quality)
+    seen = seen_by(cast("NativeRasters", native), ground, group)
+    rows, cols = at_gsd(ground, TARGET_GSD_M, MASK_GSD_M).slices(at_gsd(seen.window, TARGET_GSD_M, MASK_GSD_M))
+    weight = masks.detail_weight(seen.dn, seen.scl, seen.bright, seen.colours) if group.required else None
+    return masks.measured(seen.dn)[rows, cols], None if weight is None else weight[rows, cols]
 
 
 @dataclass(frozen=True)
@@ -115,7 +155,7 @@ def interpolated(window: WindowInput, bands: tuple[str, ...], consistency: str) 
     for band in bands:
         native, factor = window.natives[band], window.factor(band)
         up = approach(bicubic_up(native, factor), native, factor, consistency)
-        images[band] = _crop(up, window.context_px)
+        images[band] = _crop(up, window.group.context_px)
     return images
 
 
@@ -142,10 +182,11 @@ def generated(window: WindowInput, system: System, group: Group, draw: Draw, ear
             continue
         given = StageInput(
             images={one.name: _image(one, window, stage, {**earlier, **made}) for one in stage.reads},
-            present=frozenset(window.natives),
+            present=frozenset((*window.natives, *window.maps)),
             valid=torch.from_numpy(window.valid)[None, None].to(window.device),
             noise=draw.noise_of(stage) if stage.stochastic else None,
             state=draw.state if stage.scene_state else None,
+            options=system.options,
         )
         images = _consistent(system.predict(stage, given), stage, window, draw.consistency)
         made |= images
@@ -155,12 +196,15 @@ def generated(window: WindowInput, system: System, group: Group, draw: Draw, ear
 
 
 def _image(given: Input, window: WindowInput, stage: Stage, made: Made) -> Tensor:
-    """(1, bands, h, w) of one input; measured bands that the product lacks are zeros."""
+    """(1, bands, h, w) of one input; measured bands that the product lacks and maps that were not given are zeros."""
     import torch
 
-    if given.source != MEASURED:
+    if given.stage:
         return torch.cat([made[given.source, band] for band in given.bands], 1)
     side = round(stage.lattice.window_px * stage.gsd_m / given.gsd_m)
+    if given.condition:
+        empty = torch.zeros((1, len(given.bands), side, side), device=window.device)
+        return window.maps.get(given.name, empty)
     absent = torch.zeros((1, 1, side, side), device=window.device)
     return torch.cat([window.within(band) if band in window.natives else absent for band in given.bands], 1)
 
@@ -179,13 +223,13 @@ def _consistent(image: Tensor, stage: Stage, window: WindowInput, consistency: s
 
 @dataclass
 class WindowResult:
-    """One window of a group: mean over draws and spread of one draw of its output bands (bands, T, T), or None.
+    """One window of a group, by GSD of its outputs: mean over draws and spread of one draw (bands, T, T), or None.
 
     `handed[draw]` (handed bands, T, T) is what later groups read, of every draw.
     """
 
-    mean: NDArray[np.float32] | None
-    spread: NDArray[np.float32] | None
+    mean: dict[float, NDArray[np.float32]]
+    spread: dict[float, NDArray[np.float32] | None]
     handed: list[NDArray[np.float32]]
 
 
@@ -205,10 +249,12 @@ def run_window(
     with torch.inference_mode():
         if not group.stages:
             plain = interpolated(window, bands, consistency)
-            return WindowResult(torch.cat([plain[band] for band in bands], 1)[0].cpu().numpy(), None, [])
+            whole = torch.cat([plain[band] for band in bands], 1)[0].cpu().numpy()
+            return WindowResult({group.gsd_m: whole}, {}, [])
         weight = None if window.weight is None else detail_at(window.weight, window)
         plain = {} if weight is None else interpolated(window, bands, consistency)
-        ensemble, handed = Ensemble(), []
+        handed = []
+        ensembles = {output.gsd_m: Ensemble() for output in group.outputs}
         last = {band: stage.name for stage in group.stages for band in stage.gives}
         kept: Made = {}
         for i, draw in enumerate(draws):
@@ -216,23 +262,27 @@ def run_window(
             images = {band: made[last[band], band] for band in bands}
             if weight is not None:
                 images = {band: plain[band] + weight * (images[band] - plain[band]) for band in bands}
-            if bands:
-                ensemble.add(torch.cat([images[band] for band in bands], 1)[0])
+            for output in group.outputs:
+                image = torch.cat([images[band] for band in output.bands], 1)
+                factor = round(output.gsd_m / group.gsd_m)
+                ensembles[output.gsd_m].add((image if factor == 1 else block_mean(image, factor))[0])
             if group.handed:
                 handed.append(torch.cat([made[key] for key in group.handed], 1)[0].cpu().numpy())
-        spread = ensemble.spread
+        spreads = {gsd_m: ensemble.spread for gsd_m, ensemble in ensembles.items()}
         return WindowResult(
-            ensemble.mean.cpu().numpy() if bands else None, None if spread is None else spread.cpu().numpy(), handed
+            {gsd_m: ensemble.mean.cpu().numpy() for gsd_m, ensemble in ensembles.items()},
+            {gsd_m: None if spread is None else spread.cpu().numpy() for gsd_m, spread in spreads.items()},
+            handed,
         )
 
 
 def detail_at(weight: NDArray[np.float32], window: WindowInput) -> Tensor:
-    """Weight of generated detail (1, 1, T, T) from that at 10 m; 0 and 1 stay exactly 0 and 1 in their interior."""
+    """Weight of generated detail (1, 1, T, T), from `mask_gsd_m`; 0 and 1 stay exactly that in their interior."""
     import torch
     from torch.nn import functional
 
     coarse = torch.from_numpy(weight)[None, None].to(window.device)
-    scale = MASK_GSD_M / window.gsd_m
+    scale = window.mask_gsd_m / window.group.gsd_m
     return functional.interpolate(coarse, scale_factor=scale, mode="bilinear", align_corners=False)
 
 

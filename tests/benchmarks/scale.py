@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from pipeline.bands import GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.config import RunConfig
 from pipeline.execution.estimate import estimate
-from pipeline.superres.chain import read_window
 from tests.benchmarks.scene import wide_plan
 
 if TYPE_CHECKING:
@@ -64,9 +63,9 @@ def cost(folder: Path, area_km2: float, seconds_per_window: float | None = None)
 
 def _block_reads(plan: Plan) -> int:
     """Blocks that units touch on average, however their windows lie on the files' blocks."""
-    groups, reads = plan.groups(), 0.0
-    for unit in plan.units():
-        reach = read_window(groups, plan.window(unit))
+    first, reads = plan.model_passes()[0], 0.0
+    for unit in plan.units_of(0):
+        reach = first.read_window(plan.window(unit))
         for gsd in GSDS_M:
             px = (side * TARGET_GSD_M / gsd for side in (reach.ny, reach.nx))
             reads += len(bands_at(gsd, plan.config.band_names)) * math.prod(n / COG_BLOCK_PX + 1 for n in px)

@@ -22,7 +22,7 @@ from pipeline.archive.scene import OffsetDecision, Raster, Scene
 from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, NoDataError, UsageError
-from pipeline.execution import planner
+from pipeline.execution import planner, zoning
 from pipeline.execution.noise_stream import noise_stream
 from pipeline.execution.plan import Plan, Unit, load_plan, plan_file, plan_path
 from pipeline.execution.planner import make_plan
@@ -158,7 +158,7 @@ def by_hand(corners, chunk_px, unit_chunks, workers, *, shard=False, periods=1):
     config = RunConfig(chunk_px=chunk_px, unit_chunks=unit_chunks, shard=shard, sr="bicubic", composite="none")
     scenes = tuple(scene(f"S{i}", date=f"2024-06-{10 + i}T10:00:00Z") for i in range(periods))
     steps = passes.periods(scenes, config.composite)
-    zone, _ = planner._zone(config, 32632, shapely.Polygon(corners), list(scenes), steps, workers)
+    zone, _ = zoning._zone(config, 32632, shapely.Polygon(corners), list(scenes), steps, workers, 0.0)
     return Plan(config, "aoi", "0", {s.id: s for s in scenes}, (zone,), Choice("bicubic"), Access())
 
 
@@ -208,7 +208,7 @@ class TestUnits:
     @settings(deadline=None, max_examples=300)
     @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 12), st.integers(1, 64))
     def test_breaks_are_even_and_keep_workers_busy(self, ny, nx, unit_chunks, workers):
-        rows, cols = planner._breaks(ny, nx, RunConfig(unit_chunks=unit_chunks), workers)
+        rows, cols = zoning._breaks(ny, nx, RunConfig(unit_chunks=unit_chunks), workers)
         for breaks, count in ((rows, ny), (cols, nx)):
             sizes = np.diff(breaks)
             assert (breaks[0], breaks[-1]) == (0, count)
@@ -219,8 +219,8 @@ class TestUnits:
     @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 12), st.integers(1, 64))
     def test_shards_do_not_follow_the_workers(self, ny, nx, unit_chunks, workers):
         config = RunConfig(unit_chunks=unit_chunks, shard=True)
-        assert planner._breaks(ny, nx, config, workers) == planner._breaks(ny, nx, config, 1)
-        assert all(edge % unit_chunks == 0 for edge in planner._breaks(ny, nx, config, workers)[0][:-1])
+        assert zoning._breaks(ny, nx, config, workers) == planner._breaks(ny, nx, config, 1)
+        assert all(edge % unit_chunks == 0 for edge in zoning._breaks(ny, nx, config, workers)[0][:-1])
 
     def test_unit_ids_name_files_safely(self):
         assert Unit(32733, 12, 3, 40).id == "z32733-r12-c3-t40"

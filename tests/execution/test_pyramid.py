@@ -16,6 +16,7 @@ from pipeline.errors import IntegrityError, UsageError
 from pipeline.execution import pyramid
 from pipeline.execution.driver import run_plan
 from pipeline.execution.plan import load_plan
+from pipeline.execution.units import PassLayout
 from pipeline.store import overviews
 from tests.execution.conftest import chunk_digests, config_for, run
 
@@ -56,7 +57,7 @@ def test_measured_is_the_input_on_its_native_grids(finished):
     plan, store = finished
     zone, names = plan.zones[0], plan.config.band_names
     pixels = read_period(plan.period_scenes(zone.epsg, 0), "mosaic", zone.grid, names, plan.access)
-    active = zone.active_chunks(24)
+    active = zone.cut(PassLayout(), 24).active
     for gsd, factor in ((10, 4), (20, 8), (60, 24)):
         found = zarr.open_group(store, mode="r")[f"measured/{gsd}m"]
         assert tuple(np.asarray(found["band"][:])) == pixels.bands[gsd]

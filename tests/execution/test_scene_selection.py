@@ -122,11 +122,12 @@ def test_scattered_fields_compute_only_the_windows_that_they_touch(neighbours, t
     fields.write_text(json.dumps({"type": "MultiPolygon", "coordinates": rings}))
     config = config_for(neighbours, sr="lite", unit_chunks=12, bands=("B02", "B03", "B04", "B11"))
     plan, _ = run(config, fields, tmp_path / "fields.zarr")
-    (group,) = plan.groups()
+    (one,) = plan.model_passes()
+    (group,) = one.groups
     lattice = group.lattice
     (unit,) = plan.units()
     computed = json.loads(next((tmp_path / "fields.zarr" / "_run" / "receipts").glob("*.json")).read_text())["windows"]
-    asked = [chunk.pad(plan.reach_px) for chunk in plan.chunks(unit)]
+    asked = [chunk.pad(one.reach_px(plan.options())) for chunk in plan.chunks(unit)]
     assert computed == len(lattice.cells_touching_any(asked))
     assert computed < len(lattice.cells_touching(plan.window(unit)))
     assert estimate(plan, 1, timed=False).windows == computed

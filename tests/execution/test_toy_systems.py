@@ -80,7 +80,7 @@ def finished(words, tmp_path):
 def test_the_store_is_sound_and_says_what_is_generated(case, finished, capsys):
     system, _ = case
     assert check.main([str(finished), "--verify", "full"]) == 0
-    stages = system.stages({})
+    stages = system.stages({}, {})
     attributes = json.loads((finished / "zarr.json").read_text())["attributes"]
     assert attributes["super_resolution"] == system.name
     assert set(attributes["generated_bands"]) == {band for stage in stages for band in stage.gives}
@@ -144,7 +144,7 @@ def test_members_spread_where_something_is_drawn(case, words, tmp_path, capsys):
         assert "uncertainty" not in dataset
         assert f"--members 3 has no effect with --sr {system.name}" in said.out + said.err
         return
-    drawn = {band for stage in system.stages({}) for band in stage.gives}
+    drawn = {band for stage in system.stages({}, {}) for band in stage.gives}
     for band in dataset.band.values:
         spread = dataset.uncertainty.sel(band=band)
         assert bool(spread.notnull().any()) == (band in drawn), band

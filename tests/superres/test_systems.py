@@ -45,7 +45,7 @@ class TwoLattices(Predictor):
     """RGBN by a network with odd windows, then a fusion in windows of its own."""
 
     def __init__(self):
-        self.first, self.fuser = rgbn.Networks({}), GuidedFuser()
+        self.first, self.fuser = rgbn.Networks({}, {}), GuidedFuser()
 
     def to(self, device):
         return self
@@ -55,7 +55,7 @@ class TwoLattices(Predictor):
 
 
 def toy(module):
-    return System(module.SYSTEM.name, (module.STAGE,), module.Networks({}), {}, CPU)
+    return System(module.SYSTEM.name, (module.STAGE,), module.Networks({}, {}), {}, CPU)
 
 
 def two_lattices(stochastic=True):
@@ -131,7 +131,7 @@ def test_optional_bands_may_be_missing_and_are_said():
             assert float(given.images["60 m"].abs().max()) == 0
             return super().predict(stage, given)
 
-    system = dataclasses.replace(toy(all_bands), predictor=Seeing({}))
+    system = dataclasses.replace(toy(all_bands), predictor=Seeing({}, {}))
     order = tuple(band for band in BAND_NAMES if band not in ("B01", "B09"))
     native = native_for(system, order)
     native = NativeRasters(native.window, {g: native.dn[g] for g in (10, 20)}, {g: NATIVE[g] for g in (10, 20)})
@@ -142,7 +142,7 @@ def test_optional_bands_may_be_missing_and_are_said():
 def test_a_system_that_draws_nothing_is_asked_once():
     spec = all_bands.SYSTEM
     assert not spec.stochastic
-    counting = Counting(all_bands.Networks({}))
+    counting = Counting(all_bands.Networks({}, {}))
     system = dataclasses.replace(toy(all_bands), predictor=counting)
     result = run(system, options=Options(members=0))
     assert len(counting.calls) == result.windows
@@ -221,13 +221,13 @@ def test_noise_of_a_coarser_grid_lies_where_it_lies():
             fields[len(fields)] = given.noise(0, 1, coarser=4)
             return super().predict(stage, given)
 
-    system = dataclasses.replace(toy(rgbn), predictor=Seeing({}))
+    system = dataclasses.replace(toy(rgbn), predictor=Seeing({}, {}))
     run(system, RGBN, Options(members=1), window=Window(0, 0, 24, 96))
     left, right = list(fields.values())[:2]
     assert left.shape == (1, 1, 32, 32)
     assert torch.equal(left[..., 22:], right[..., :10])  # windows lie 88 px apart: 22 of the coarser grid
     with pytest.raises(ValueError, match="multiples of 3"):
-        run(dataclasses.replace(system, predictor=Thirds({})), RGBN, Options(members=1))
+        run(dataclasses.replace(system, predictor=Thirds({}, {})), RGBN, Options(members=1))
 
 
 class Thirds(rgbn.Networks):
@@ -244,7 +244,7 @@ def test_a_network_that_gives_other_than_it_declares_is_named(wrong):
             out = super().predict(stage, given)
             return out[:, :3] if wrong == "bands" else functional.avg_pool2d(out, 2)
 
-    system = dataclasses.replace(toy(rgbn), predictor=Wrong({}))
+    system = dataclasses.replace(toy(rgbn), predictor=Wrong({}, {}))
     with pytest.raises(PipelineError, match=r"stage latent of toy-rgbn gave an image of shape \(1, ") as error:
         run(system, RGBN)
     assert "(1, 4, 128, 128)" in error.value.expected
@@ -295,4 +295,4 @@ ODD_20M = Lattice(128, 96, 16, 8)
 def test_a_state_that_is_declared_has_to_be_made():
     stage = dataclasses.replace(rgbn.STAGE, scene_state=True)
     with pytest.raises(UsageError, match="takes the state of a scene, and Networks makes none"):
-        rgbn.Networks({}).scene_state(stage, torch.zeros(1, 4, 64, 64))
+        rgbn.Networks({}, {}).scene_state(stage, torch.zeros(1, 4, 64, 64))

@@ -15,8 +15,8 @@ STAGE = Stage("all", READS, BAND_NAMES, 2.5, LATTICE)
 class Networks(Predictor):
     """What a network would do, without one."""
 
-    def __init__(self, bundles):
-        del bundles
+    def __init__(self, bundles, options):
+        del bundles, options
 
     def to(self, device):
         return self
@@ -37,7 +37,7 @@ class Networks(Predictor):
 SYSTEM = SystemSpec(
     name="toy-all-bands",
     summary="one network for all 12 bands",
-    stages=lambda _bundles: (STAGE,),
+    stages=lambda _bundles, _options: (STAGE,),
     build=Networks,
     memory=Memory(0.0, 200.0),
 )

@@ -13,8 +13,8 @@ STAGE = Stage("latent", (Input("rgbn", BANDS, 10),), BANDS, 2.5, LATTICE, stocha
 class Networks(Predictor):
     """What a network would do, without one."""
 
-    def __init__(self, bundles):
-        del bundles
+    def __init__(self, bundles, options):
+        del bundles, options
 
     def to(self, device):
         return self
@@ -29,7 +29,7 @@ class Networks(Predictor):
 SYSTEM = SystemSpec(
     name="toy-rgbn",
     summary="four bands x4 in windows of its own",
-    stages=lambda _bundles: (STAGE,),
+    stages=lambda _bundles, _options: (STAGE,),
     build=Networks,
     stochastic=True,
     memory=Memory(0.0, 200.0),

@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pipeline.superres.declared import Settings
     from pipeline.superres.spec import Bundles, SceneState, Stage, StageInput
 
 
-def stages(bundles: Bundles) -> tuple[Stage, ...]:
+def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
     """RGB from 10 m, for which the degradation of the scene is estimated; then the other bands."""
+    del options
     return rgb_then_fusion(bundles, scene_state=True, multiple_px=32)  # px of the U-Net
 
 
 class DiffFuSRSystem(Predictor):
     """The published networks, and a fusion."""
 
-    def __init__(self, bundles: Bundles) -> None:
+    def __init__(self, bundles: Bundles, options: Settings) -> None:
+        del options
         from pipeline.models.difffusr import DiffFuSR
 
         self.resolver = DiffFuSR.from_bundle(bundles["sr"])

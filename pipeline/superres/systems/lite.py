@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pipeline.superres.declared import Settings
     from pipeline.superres.spec import Bundles, Stage, StageInput
 
 
-def stages(bundles: Bundles) -> tuple[Stage, ...]:
+def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
     """RGB from 10 m, then the other bands."""
+    del options
     return rgb_then_fusion(bundles, regresses=True)
 
 
 class Lite(Predictor):
     """`LiteSuperResolver` and a fusion."""
 
-    def __init__(self, bundles: Bundles) -> None:
+    def __init__(self, bundles: Bundles, options: Settings) -> None:
+        del options
         from pipeline.models.lite import LiteSuperResolver
 
         self.resolver = LiteSuperResolver.from_bundle(bundles["sr"])

@@ -1,0 +1,91 @@
+"""A map that a run is given, as its plan records it: where it is, and the digest of its content."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.superres.declared import Condition
+
+_BLOCK = 1 << 20
+# How files of vector maps begin, by the driver that opens them: a name says nothing of a file from elsewhere, and a
+# driver chosen by GDAL may follow what a file points to.
+_BEGINNINGS = {
+    "GPKG": b"SQLite format 3\0",
+    "FlatGeobuf": b"fgb",
+    "GeoJSON": b"{",
+    "ESRI Shapefile": b"\0\0\x27\n",
+}
+VECTOR_SUFFIXES = {
+    ".gpkg": "GPKG",
+    ".fgb": "FlatGeobuf",
+    ".geojson": "GeoJSON",
+    ".json": "GeoJSON",
+    ".shp": "ESRI Shapefile",
+}
+RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
+_BESIDE = (".dbf", ".shx", ".prj", ".cpg")  # files that a shapefile consists of besides
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A map by the name of its condition; `sha256` is that of its content, of a shapefile's of all its files."""
+
+    name: str
+    kind: str  # "vector" or "raster"
+    where: str  # absolute path
+    sha256: str
+
+
+def freeze(condition: Condition, given: str) -> Frozen:
+    """The record of a map. UsageError for what is no file of the condition's kind, or cannot be read."""
+    if "://" in given:
+        raise UsageError(
+            f"--condition {condition.name}={given}",
+            "a file on this machine",
+            "fetch it first: what it holds may change",
+        )
+    path = Path(given).expanduser().resolve()
+    suffixes = tuple(VECTOR_SUFFIXES) if condition.kind == "vector" else RASTER_SUFFIXES
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"--condition {condition.name}={given} is no {condition.kind} file",
+            f"{condition.about} in a file that ends on {', '.join(suffixes)}",
+        )
+    return Frozen(condition.name, condition.kind, str(path), content_digest(path))
+
+
+def content_digest(path: Path) -> str:
+    """sha256 over a file, and over those beside it where it is a shapefile. UsageError where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        for part in _parts(path):
+            with part.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror or error})", "a file with a map") from error
+    return digest.hexdigest()
+
+
+def driver_of(path: Path) -> str:
+    """GDAL driver of a vector file by its suffix. UsageError where its content does not begin as such files do."""
+    driver = VECTOR_SUFFIXES[path.suffix.lower()]
+    with path.open("rb") as file:
+        begins = file.read(64).removeprefix(b"\xef\xbb\xbf")
+    if not (begins.lstrip() if driver == "GeoJSON" else begins).startswith(_BEGINNINGS[driver]):
+        raise UsageError(f"{path} is no {driver} file", f"a file that is what its name says, {driver}")
+    return driver
+
+
+def _parts(path: Path) -> list[Path]:
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist" if not path.exists() else f"{path} is no file", "a file with a map")
+    if path.suffix.lower() != ".shp":
+        return [path]
+    return [path, *(beside for suffix in _BESIDE if (beside := path.with_suffix(suffix)).is_file())]

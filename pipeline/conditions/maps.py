@@ -1,0 +1,61 @@
+"""The maps of a run over one UTM zone, as channels of a window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.conditions import raster_map, vector_map
+from pipeline.grid.grid import Window, align_down
+from pipeline.superres.registry import spec_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.conditions.frozen import Frozen
+    from pipeline.grid.grid import Grid
+    from pipeline.superres.declared import Condition
+
+TILE_PX = 512  # maps are made in tiles of a fixed grid, so that no pixel depends on the window that asks for it
+
+
+@dataclass(frozen=True)
+class ZoneMaps:
+    """Maps by name, with what their system declares of them, on the grid of a zone."""
+
+    maps: Mapping[str, tuple[Condition, Frozen]]
+    grid: Grid
+
+    @classmethod
+    def of(cls, frozen: Sequence[Frozen], system: str, grid: Grid) -> ZoneMaps | None:
+        """Those of a plan; None where it has none."""
+        if not frozen:
+            return None
+        declared = {one.name: one for one in spec_of(system).conditions}
+        return cls({one.name: (declared[one.name], one) for one in frozen}, grid)
+
+    def over(
+        self, condition: str, channels: tuple[str, ...], window: Window, gsd_m: float
+    ) -> NDArray[np.float32] | None:
+        """(channels, h, w) over `window` (px of `gsd_m`); None for a condition that was not given."""
+        if condition not in self.maps:
+            return None
+        declared, frozen = self.maps[condition]
+        rows = [declared.channels.index(name) for name in channels]
+        found = np.zeros((len(channels), *window.shape), np.float32)
+        for row in range(align_down(window.row, TILE_PX), window.row_end, TILE_PX):
+            for col in range(align_down(window.col, TILE_PX), window.col_end, TILE_PX):
+                tile = Window(row, col, TILE_PX, TILE_PX)
+                part = tile.intersect(window)
+                values = _tile(declared, frozen, self.grid.at_gsd(gsd_m).of(tile))
+                found[(..., *part.slices(window))] = values[(rows, *part.slices(tile))]
+        return found
+
+
+def _tile(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.float32]:
+    read = vector_map.channels if declared.kind == "vector" else raster_map.channels
+    return read(declared, frozen, grid)

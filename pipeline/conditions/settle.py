@@ -1,0 +1,38 @@
+"""The maps that a run is given, looked at once before anything else: they are there, fit, and are frozen by digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.conditions import raster_map, vector_map
+from pipeline.conditions.frozen import Frozen, freeze
+from pipeline.superres.declared import require_known
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.superres.declared import Condition
+
+
+def settle(conditions: Sequence[Condition], given: Mapping[str, str], system: str) -> tuple[Frozen, ...]:
+    """Records of the maps `given` by name. UsageError for unknown, missing or unfit ones, ReadError for unreadable."""
+    require_known(conditions, tuple(given), system)
+    found = []
+    for one in conditions:
+        if one.name not in given:
+            continue
+        frozen = freeze(one, given[one.name])
+        _look(one, Path(frozen.where))
+        found.append(frozen)
+    return tuple(found)
+
+
+def _look(condition: Condition, path: Path) -> None:
+    if condition.kind == "vector":
+        vector_map.crs_of(path)
+        return
+    from pipeline.archive.drivers import open_raster
+
+    with open_raster(str(path), f"the map {condition.name}") as source:
+        raster_map.require_fit(condition, str(path), source.count, bool(source.crs))

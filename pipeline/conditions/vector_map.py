@@ -1,0 +1,103 @@
+"""Vector maps, rasterised: one channel for each class of features."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.conditions.frozen import content_digest, driver_of
+from pipeline.errors import ReadError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.conditions.frozen import Frozen
+    from pipeline.grid.grid import Grid
+    from pipeline.superres.declared import Condition, MapClass
+
+_TILES_KEPT = 64
+_EDGE_POINTS = 21  # along each side of a box that is projected
+
+
+@lru_cache(maxsize=_TILES_KEPT)
+def channels(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.float32]:
+    """(classes, ny, nx) over `grid`: 1 where a pixel's centre lies within a feature of the class, 0 elsewhere.
+
+    UsageError where the file is no longer that of the plan or lacks a CRS, ReadError where it cannot be read.
+    """
+    path = require_same(frozen)
+    found = np.stack([_rasterised(_geometries(path, one, grid), grid) for one in declared.classes])
+    found.flags.writeable = False
+    return found
+
+
+@lru_cache(maxsize=16)
+def require_same(frozen: Frozen) -> Path:
+    """The file of a map. UsageError where its content is not that of the plan."""
+    path = Path(frozen.where)
+    if content_digest(path) != frozen.sha256:
+        raise UsageError(
+            f"{path} has changed since the plan was made",
+            f"a file with sha256 {frozen.sha256[:12]}",
+            "bring it back, or start a new store",
+        )
+    return path
+
+
+def crs_of(path: Path) -> Any:  # noqa: ANN401
+    """CRS of a vector file. UsageError where it names none or is not what its name says, ReadError where unreadable."""
+    import pyogrio
+    from pyproj import CRS
+
+    driver = driver_of(path)
+    try:
+        about = pyogrio.read_info(path)
+    except Exception as error:  # GDAL's, of many kinds
+        raise ReadError(f"{path} cannot be read ({error})", "a vector file of one layer", "write it anew") from error
+    if about["driver"] != driver:
+        raise UsageError(f"{path} was opened as {about['driver']}", driver)
+    if not about["crs"]:
+        raise UsageError(f"{path} names no CRS", "a file with a CRS", "set it, such as with ogr2ogr -a_srs")
+    return CRS.from_user_input(about["crs"])
+
+
+def _geometries(path: Path, wanted: MapClass, grid: Grid) -> list[Any]:
+    """Features of a class near a grid, as polygons in metres of its zone."""
+    import pyogrio.raw
+    import shapely
+    from pyproj import Transformer
+
+    crs = crs_of(path)
+    half_m = wanted.width_m / 2
+    left, bottom, right, top = grid.bounds_m
+    around = (left - half_m, bottom - half_m, right + half_m, top + half_m)
+    box = Transformer.from_crs(grid.epsg, crs, always_xy=True).transform_bounds(*around, densify_pts=_EDGE_POINTS)
+    try:
+        _, _, encoded, _ = pyogrio.raw.read(path, columns=[], where=wanted.where or None, bbox=box, force_2d=True)
+    except Exception as error:  # GDAL's, of many kinds
+        raise ReadError(
+            f"{path} cannot be read ({error})",
+            f"features with the attributes of {wanted.where!r}" if wanted.where else "a vector file",
+            "give a map with these attributes",
+        ) from error
+    shapes = shapely.from_wkb(encoded)
+    shapes = shapes[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
+    turn = Transformer.from_crs(crs, grid.epsg, always_xy=True).transform
+    shapes = shapely.transform(shapes, lambda xy: np.column_stack(turn(xy[:, 0], xy[:, 1])))
+    flat = shapely.get_dimensions(shapes) < 2
+    if half_m:
+        shapes[flat] = shapely.buffer(shapes[flat], half_m)
+    return list(shapes[~flat] if not half_m else shapes)
+
+
+def _rasterised(shapes: list[Any], grid: Grid) -> NDArray[np.float32]:
+    from affine import Affine
+    from rasterio.features import rasterize
+
+    if not shapes:
+        return np.zeros(grid.shape, np.float32)
+    burnt = rasterize(shapes, out_shape=grid.shape, transform=Affine(*grid.transform), dtype="uint8")
+    return np.asarray(burnt, np.float32)

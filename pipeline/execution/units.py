@@ -1,0 +1,134 @@
+"""How the ground of a plan is cut: UTM zones, passes, and the addresses of units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.bands import TARGET_GSD_M
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.archive.scene import Period
+    from pipeline.grid.grid import Grid
+
+
+@dataclass(frozen=True, order=True)
+class Address:
+    """A place in a run: zone, time step, and row and column in whatever the zone is cut into. Immutable, no pixels.
+
+    >>> Unit(32631, 2, 0, 0).id
+    'z32631-r2-c0-t0'
+    """
+
+    epsg: int
+    row: int
+    col: int
+    period: int
+
+    @property
+    def id(self) -> str:
+        """Name that is safe in file names and task keys."""
+        return f"z{self.epsg}-r{self.row}-c{self.col}-t{self.period}"
+
+
+@dataclass(frozen=True, order=True)
+class Unit(Address):
+    """One piece of work of a pass, counted from 0; row and column count the breaks of the zone in that pass.
+
+    >>> Unit(32631, 2, 0, 0, 1).id
+    'z32631-r2-c0-t0-p1'
+    """
+
+    number: int = 0
+
+    @property
+    def id(self) -> str:
+        """Name that is safe in file names and task keys."""
+        return super().id + (f"-p{self.number}" if self.number else "")
+
+
+@dataclass(frozen=True)
+class Zone:
+    """One UTM zone of a run: its 2.5 m grid, the AOI in metres, its time steps, and how it is cut into units."""
+
+    epsg: int
+    grid: Grid
+    area: dict[str, Any]  # GeoJSON geometry of the AOI's part, in metres of `epsg`
+    periods: tuple[Period, ...]
+    row_breaks: tuple[int, ...]  # in chunks, from 0 to the number of chunk rows
+    col_breaks: tuple[int, ...]
+    resample: bool = False  # scenes lie on another phase than the grid and are resampled, nearest
+
+    def cut(self, layout: PassLayout, chunk_px: int, shard_chunks: int = 0) -> Cut:
+        """How it is cut in a pass, in chunks of `chunk_px`; `shard_chunks` is the side of a shard, 0 without."""
+        grid = self.grid.at_gsd(layout.gsd_m)
+        ny, nx = (-(-length // chunk_px) for length in grid.shape)
+        if shard_chunks:
+            rows, cols = ((*range(0, count, shard_chunks), count) for count in (ny, nx))
+        else:
+            parts = round(self.grid.gsd_m / layout.gsd_m)
+            rows, cols = _finer_breaks(self.row_breaks, parts, ny), _finer_breaks(self.col_breaks, parts, nx)
+        return Cut(grid, rows, cols, self._active(grid, chunk_px, (ny, nx), layout.rim_m))
+
+    def _active(self, grid: Grid, chunk_px: int, counts: tuple[int, int], rim_m: float) -> NDArray[np.bool_]:
+        """Which of so many chunks (rows, cols) touch the AOI grown by `rim_m`."""
+        import shapely
+        from shapely.geometry import shape
+
+        rows, cols = counts
+        size = chunk_px * grid.gsd_m
+        left, bottom, right, top = grid.bounds_m
+        x0 = left + np.arange(cols) * size
+        y1 = top - np.arange(rows) * size
+        xs, ys = np.meshgrid(x0, y1)
+        # edges are shared, not touched: a chunk that only meets the AOI's border line has no pixel of it
+        inset = 1e-3
+        boxes = shapely.box(
+            xs + inset,
+            np.maximum(ys - size, bottom) + inset,
+            np.minimum(xs + size, right) - inset,
+            ys - inset,
+        )
+        area = shape(self.area)
+        if rim_m:
+            area = area.buffer(rim_m, join_style="mitre")
+        shapely.prepare(area)
+        touching: NDArray[np.bool_] = shapely.intersects(area, boxes)
+        return touching
+
+
+@dataclass(frozen=True)
+class PassLayout:
+    """One pass of a plan: GSD that its units count, and what it stores below 2.5 m, as (GSD, bands).
+
+    `rim_m`: how far beyond the AOI it goes, for the passes after it to depend on nothing that is not there.
+    """
+
+    gsd_m: float = TARGET_GSD_M
+    rim_m: float = 0.0
+    finer: tuple[tuple[float, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a zone is cut in one pass: its grid, where units begin in chunks, and which chunks (rows, cols) there are."""
+
+    grid: Grid
+    rows: tuple[int, ...]
+    cols: tuple[int, ...]
+    active: NDArray[np.bool_]
+
+
+def _finer_breaks(breaks: tuple[int, ...], parts: int, count: int) -> tuple[int, ...]:
+    """Breaks in chunks of a `parts` times smaller pixel, of which there are `count`; each unit is cut into `parts`.
+
+    >>> _finer_breaks((0, 3, 5), 2, 9)
+    (0, 3, 6, 8, 9)
+    """
+    cut = [first * parts + i * (end - first) for first, end in pairwise(breaks) for i in range(parts)]
+    return tuple(sorted({min(place, count) for place in (*cut, count)}))

@@ -1,0 +1,45 @@
+"""Reading back what an earlier pass of a run has stored, as pixels on the grid of a level."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.store.place import place_of
+
+if TYPE_CHECKING:
+    import zarr
+    from numpy.typing import NDArray
+
+    from pipeline.grid.grid import Window
+    from pipeline.store.place import Where
+    from pipeline.store.template import Template
+
+
+def read_level(
+    store: Where, group: str, template: Template, gsd_m: float, time_index: int, window: Window, bands: tuple[str, ...]
+) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """(DN of `bands` (band, y, x), quality (y, x)) over `window` (px of `gsd_m`), nodata beyond the level.
+
+    KeyError for a level or band that the store does not have; RuntimeError and the like for chunks that are damaged.
+    """
+    import zarr
+
+    place, level = place_of(store), template.level(gsd_m)
+    path = "/".join(part for part in (group, level.path) if part)
+    with place.reading():
+        opened = zarr.open_group(store=place.zarr_store(path), mode="r", zarr_format=3)
+        rows = [level.bands.index(name) for name in bands]
+        dn = _over(opened["reflectance"], template.grid.at_gsd(gsd_m).window, window, (time_index, rows))
+        quality = _over(opened["quality"], template.grid.at_gsd(gsd_m).window, window, (time_index,))
+    return dn, quality
+
+
+def _over(array: zarr.Array, whole: Window, window: Window, lead: tuple[int | list[int], ...]) -> NDArray[Any]:
+    found = np.zeros((*(len(part) for part in lead if isinstance(part, list)), *window.shape), array.dtype)
+    there = window.intersect(whole)
+    if not there.empty:
+        values = array.oindex[(*lead, *there.slices(whole))]
+        found[(..., *there.slices(window))] = values
+    return found

@@ -1,0 +1,150 @@
+"""What a system lets its user set and give: options, and conditions such as maps."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Value = bool | int | float | str
+Settings = Mapping[str, Value]  # options by name
+CONDITION = "condition:"  # before the name of a condition, as the source of an input
+_WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting of a system, `--option NAME=VALUE`; values have the type of `default`.
+
+    Numbers lie from `low` to `high`, both included, where these are given; words are one of `choices`, where any are.
+    """
+
+    name: str
+    default: Value
+    about: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> str:
+        """Which values there are, for people."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if isinstance(self.default, bool):
+            return "true or false"
+        kind = {int: "a whole number", float: "a number"}.get(type(self.default), "a word")
+        ends = [
+            f"from {self.low:g}" if self.low is not None else "",
+            f"to {self.high:g}" if self.high is not None else "",
+        ]
+        return " ".join([kind, *filter(None, ends)])
+
+    def value(self, given: Value) -> Value:
+        """`given`, perhaps as text, as a value of this option. UsageError where it is none."""
+        try:
+            found = self._converted(given)
+        except (ValueError, KeyError):
+            raise self._refused(given) from None
+        if self.choices and found not in self.choices:
+            raise self._refused(given)
+        if isinstance(found, int | float) and not self._in_range(found):
+            raise self._refused(given)
+        return found
+
+    def _in_range(self, number: float) -> bool:
+        return (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
+
+    def _converted(self, given: Value) -> Value:
+        if isinstance(self.default, bool):
+            return given if isinstance(given, bool) else _WORDS[str(given).lower()]
+        if isinstance(given, bool) and not isinstance(self.default, str):
+            raise ValueError(given)
+        if isinstance(self.default, int):
+            number = float(given)
+            if number != int(number):
+                raise ValueError(given)
+            return int(number)
+        return type(self.default)(given)
+
+    def _refused(self, given: Value) -> UsageError:
+        return UsageError(f"--option {self.name}={given}", self.expected, f"it is: {self.about}")
+
+
+def settled(options: Sequence[Option], given: Mapping[str, Value], system: str) -> dict[str, Value]:
+    """Every option's value, in the order of their names. UsageError for names or values that there are not."""
+    known = {option.name: option for option in options}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UsageError(
+                f"--option {name}: --sr {system} has no such option",
+                f"one of {', '.join(known)}" if known else f"no --option with --sr {system}",
+                f"did you mean {near[0]}?" if near else "",
+            )
+    values = {name: option.value(given.get(name, option.default)) for name, option in known.items()}
+    return dict(sorted(values.items()))
+
+
+@dataclass(frozen=True)
+class MapClass:
+    """Features of a vector map that make one channel: 1 within them, 0 elsewhere.
+
+    `where` is an OGR SQL expression on attributes (all features where empty). Lines and points get a width of
+    `width_m` on the ground; they are left out where it is 0.
+    """
+
+    name: str
+    where: str = ""
+    width_m: float = 0.0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A map that a system is given beside the scenes, `--condition NAME=FILE`.
+
+    A "vector" map is rasterised, one channel for each of `classes`; a "raster" has a channel for each band of the file,
+    in their order, named `channels`, and is resampled onto the stage's grid by `resampling`. Nodata is 0.
+    """
+
+    name: str
+    about: str
+    kind: Literal["vector", "raster"] = "vector"
+    classes: tuple[MapClass, ...] = ()
+    bands: tuple[str, ...] = ()
+    resampling: Literal["nearest", "bilinear", "average"] = "bilinear"
+    required: bool = True
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of its channels."""
+        return tuple(one.name for one in self.classes) if self.kind == "vector" else self.bands
+
+    @property
+    def source(self) -> str:
+        """How an input names it."""
+        return f"{CONDITION}{self.name}"
+
+
+def require_known(conditions: Sequence[Condition], given: Sequence[str], system: str) -> None:
+    """UsageError for conditions that the system does not take, or that it requires and are not given."""
+    known = [one.name for one in conditions]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UsageError(
+                f"--condition {name}: --sr {system} takes no such map",
+                f"one of {', '.join(known)}" if known else f"no --condition with --sr {system}",
+                f"did you mean {near[0]}?" if near else "",
+            )
+    for one in conditions:
+        if one.required and one.name not in given:
+            raise UsageError(
+                f"--sr {system} needs {one.about}", f"--condition {one.name}=FILE", "give one, or choose another --sr"
+            )
