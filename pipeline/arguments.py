@@ -88,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     parts.add_argument("--plan-only", action="store_true", help="freeze the plan into --out and stop")
     parts.add_argument("--plan", metavar="STORE", help="go on with the frozen plan of this store")
     parts.add_argument("--shard-of", metavar="J/N", help="with --plan: compute part J of N, J from 1, and stop")
+    parts.add_argument(
+        "--pass", dest="of_pass", type=int, metavar="P", help="with --shard-of: of this pass alone, P from 1 (all)"
+    )
     parts.add_argument("--finalise", action="store_true", help="with --plan: check that all parts are done, publish")
     run = p.add_argument_group("running")
     run.add_argument(

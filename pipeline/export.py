@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import bbox
-from pipeline.bands import BAND_NAMES
+from pipeline.bands import BAND_NAMES, TARGET_GSD_M
 from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError
 from pipeline.terminal import Progress, counted, show, tell
 
@@ -36,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(bbox.FLAG, metavar=bbox.FORMS, help="degrees, or W S E N: only this box (all)")
     p.add_argument("--time", default="all", help="2024-06-17, 2024-06, an index from 0, or all (%(default)s)")
     p.add_argument("--variable", default="reflectance", metavar="NAMES", help=f"of {_VARIABLES} (%(default)s)")
+    p.add_argument(
+        "--gsd",
+        type=float,
+        default=TARGET_GSD_M,
+        metavar="M",
+        help="2.5, or below where the store has it (%(default)g)",
+    )
     how = p.add_mutually_exclusive_group()
     how.add_argument(
         "--per-band", dest="single_file", action="store_false", default=False, help="a file per band (this)"
@@ -58,7 +65,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
     )
     variables = _listed(arguments.variable, "--variable", f"some of {_VARIABLES}")
     box = bbox.degrees_of(arguments.bbox) if arguments.bbox is not None else None
-    return Request(bands, box, arguments.time, variables)
+    return Request(bands, box, arguments.time, variables, arguments.gsd)
 
 
 def _listed(text: str, flag: str, expected: str) -> tuple[str, ...]:

@@ -145,6 +145,8 @@ def execute(arguments: argparse.Namespace) -> int:
     """Plan and run; prints the outcome. Raises PipelineError."""
     if arguments.shard_of or arguments.finalise:
         raise UsageError("--shard-of or --finalise without --plan", "--plan STORE, after a run with --plan-only")
+    if arguments.of_pass is not None:
+        raise UsageError("--pass without --plan", "--plan STORE --shard-of J/N, after a run with --plan-only")
     from pipeline.archive.access import restrict_drivers
     from pipeline.execution.cluster import processors
     from pipeline.execution.estimate import estimate
@@ -209,6 +211,8 @@ def go_on(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{flags} given with --plan", "no setting that the frozen plan already holds", "leave it out")
     if arguments.finalise and arguments.shard_of:
         raise UsageError("--finalise and --shard-of given", "one of them")
+    if arguments.of_pass is not None and not arguments.shard_of:
+        raise UsageError("--pass without --shard-of", "--shard-of J/N, whose part of that pass is meant")
     shown = place_of(arguments.plan)
     store = absolute(shown)
     plan = load_plan(store)
@@ -243,7 +247,7 @@ def compute(
     from pipeline.execution.shards import Shard
     from pipeline.execution.work import Patience
 
-    shard = Shard.parse(arguments.shard_of) if arguments.shard_of else None
+    shard = Shard.parse(arguments.shard_of, arguments.of_pass) if arguments.shard_of else None
     units = len(shard.units(plan)) if shard else sum(1 for _ in plan.units())
     cluster = _cluster_of(arguments, units, workers)
     picture, store = None, held.place

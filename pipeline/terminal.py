@@ -92,7 +92,7 @@ def counted(number: int, thing: str) -> str:
 def described_plan(plan: Plan, cost: Estimate, store: Place) -> str:
     """A plan in words: scenes with dates and offsets, zones, units, cost."""
     lines = [
-        f"plan for {plain(plan.aoi_name)}: {plan.system.name}, {len(plan.config.band_names)} bands, "
+        f"plan for {plain(plan.aoi_name)}: {plan.system.name}, {len(plan.config.band_names)} bands{_finer(plan)}, "
         f"{store} (not written)"
     ]
     for zone in plan.zones:
@@ -130,7 +130,7 @@ def described_run(plan: Plan, summary: Summary, store: Place, picture: Path | No
     if summary.clear_pixels is not None and summary.pixels:
         clear = f"{100 * summary.clear_pixels / summary.pixels:.1f} %"
     lines = [
-        f"{store} is complete{_but(summary)}: {len(plan.config.band_names)} bands at 2.5 m, {zones}, "
+        f"{store} is complete{_but(summary)}: {len(plan.config.band_names)} bands at 2.5 m{_finer(plan)}, {zones}, "
         f"by {plan.system.name}",
         f"  scenes    {len(summary.scenes)} used",
         *(f"            {plan.scenes[name].datetime_utc[:10]}  {plain(name)}" for name in summary.scenes[:8]),
@@ -151,6 +151,12 @@ def described_run(plan: Plan, summary: Summary, store: Place, picture: Path | No
     lines.append(f"  look      python -m pipeline.view {store}")
     lines.append(f'  open      import pipeline; ds = pipeline.open_store("{store}")')
     return "\n".join(lines)
+
+
+def _finer(plan: Plan) -> str:
+    """What is stored below 2.5 m."""
+    found = [f"{len(bands)} at {gsd_m:g} m" for gsd_m, bands in plan.finer]
+    return f" and, generated, {', '.join(found)}" if found else ""
 
 
 _CAUSES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from pipeline.conditions.frozen import content_digest, driver_of
 from pipeline.errors import ReadError, UsageError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from numpy.typing import NDArray
 
     from pipeline.conditions.frozen import Frozen
@@ -49,10 +52,9 @@ def require_same(frozen: Frozen) -> Path:
 
 def crs_of(path: Path) -> Any:  # noqa: ANN401
     """CRS of a vector file. UsageError where it names none or is not what its name says, ReadError where unreadable."""
-    import pyogrio
     from pyproj import CRS
 
-    driver = driver_of(path)
+    pyogrio, driver = _pyogrio(), driver_of(path)
     try:
         about = pyogrio.read_info(path)
     except Exception as error:  # GDAL's, of many kinds
@@ -64,9 +66,21 @@ def crs_of(path: Path) -> Any:  # noqa: ANN401
     return CRS.from_user_input(about["crs"])
 
 
+@lru_cache(maxsize=1)
+def _pyogrio() -> ModuleType:
+    """pyogrio, whose GDAL is one of its own: it complains of the raster drivers that `restrict_drivers` names."""
+    kept = os.environ.pop("GDAL_SKIP", None)
+    try:
+        import pyogrio.raw
+    finally:
+        if kept is not None:
+            os.environ["GDAL_SKIP"] = kept
+    module: ModuleType = pyogrio
+    return module
+
+
 def _geometries(path: Path, wanted: MapClass, grid: Grid) -> list[Any]:
     """Features of a class near a grid, as polygons in metres of its zone."""
-    import pyogrio.raw
     import shapely
     from pyproj import Transformer
 
@@ -76,7 +90,7 @@ def _geometries(path: Path, wanted: MapClass, grid: Grid) -> list[Any]:
     around = (left - half_m, bottom - half_m, right + half_m, top + half_m)
     box = Transformer.from_crs(grid.epsg, crs, always_xy=True).transform_bounds(*around, densify_pts=_EDGE_POINTS)
     try:
-        _, _, encoded, _ = pyogrio.raw.read(path, columns=[], where=wanted.where or None, bbox=box, force_2d=True)
+        _, _, encoded, _ = _pyogrio().raw.read(path, columns=[], where=wanted.where or None, bbox=box, force_2d=True)
     except Exception as error:  # GDAL's, of many kinds
         raise ReadError(
             f"{path} cannot be read ({error})",

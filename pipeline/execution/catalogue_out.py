@@ -18,6 +18,7 @@ from pipeline.execution.plan import load_plan
 from pipeline.store.collection import collection_of, collection_path, named
 from pipeline.store.identity import group_attributes, root_attributes
 from pipeline.store.lease import lease
+from pipeline.store.levels import FINER, MEASURED
 from pipeline.store.place import LocalPlace, place_of, write_atomic
 from pipeline.store.selection import VARIABLES, require_finished
 from pipeline.store.stac_item import ITEM_KEY, GroupFacts, ItemFacts, Source, build_item
@@ -36,8 +37,12 @@ if TYPE_CHECKING:
 _DECIMALS = 7  # of degrees: a centimetre
 _SETTLED = ("status", "valid_fraction", "units", "quarantined", "plan_digest", "super_resolution", "sr_weights",
             "fusion_weights", "sr_weights_sha256", "fusion_weights_sha256", "weights_license", "seed",
-            "estimate", "members", "consistency", "detail", "license", "credit", "notes", "bands_absent")  # fmt: skip
-_MEASURED = "measured"
+            "estimate", "members", "consistency", "detail", "finer_generated_bands", "options", "conditions",
+            "license", "credit", "notes", "bands_absent")  # fmt: skip
+_FOLDERS = {
+    FINER: "bands with detail below 2.5 m, which a network generated",
+    MEASURED: "the input on its native grid",
+}
 
 
 @dataclass(frozen=True)
@@ -183,16 +188,19 @@ def _groups(place: Place, group: str) -> Iterator[GroupFacts]:
         stated = group_attributes(place, group, opened)
         epsg = str(stated["proj:code"])
         yield _facts(opened, stated, group or "data", group, f"all bands at 2.5 m, {epsg}")
-        if _MEASURED not in opened:
-            return
-        below = f"{group}/{_MEASURED}" if group else _MEASURED
-        for name in sorted(
-            filter(_is_gsd, opened[_MEASURED].group_keys()), key=lambda name: float(name.removesuffix("m"))
-        ):
-            title = f"the input on its native grid, {name.removesuffix('m')} m, {epsg}"
-            level = opened[f"{_MEASURED}/{name}"]
-            attributes = group_attributes(place, f"{below}/{name}", level)
-            yield _facts(level, attributes, f"{prefix}{_MEASURED}-{name}", f"{below}/{name}", title)
+        for folder, what in _FOLDERS.items():
+            below = f"{group}/{folder}" if group else folder
+            for name in _gsd_names(opened, folder):
+                title = f"{what}, {name.removesuffix('m')} m, {epsg}"
+                level = opened[f"{folder}/{name}"]
+                attributes = group_attributes(place, f"{below}/{name}", level)
+                yield _facts(level, attributes, f"{prefix}{folder}-{name}", f"{below}/{name}", title)
+
+
+def _gsd_names(opened: zarr.Group, folder: str) -> list[str]:
+    """Names of the levels in a folder of a zone's group, finest first."""
+    names = opened[folder].group_keys() if folder in opened else ()
+    return sorted(filter(_is_gsd, names), key=lambda name: float(name.removesuffix("m")))
 
 
 def _is_gsd(name: str) -> bool:

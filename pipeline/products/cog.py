@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import StorageError, UsageError
 from pipeline.products.blocks import Stored
 from pipeline.products.cog_item import Written, item_of, may_extend, write_item
@@ -26,6 +27,7 @@ from pipeline.products.tiff_overviews import write_means
 from pipeline.store.current import unchanged
 from pipeline.store.gdal_names import of_classes, of_file
 from pipeline.store.layout import STATUS_COMPLETE
+from pipeline.store.levels import gsd_name
 from pipeline.store.place import place_of, storage_error, write_atomic
 from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
 from pipeline.working import require_parent, working_folder
@@ -119,14 +121,15 @@ def export_cogs(
 
 
 def _names(place: Place, slabs: list[Slab]) -> list[str]:
-    """Names of slabs without their variable: store, zone and day; with the time of day where days repeat."""
+    """Names of slabs without their variable: store, zone, GSD below 2.5 m, day; and time of day where days repeat."""
     store = store_name(place)
     days = Counter((slab.zone, slab.variable, slab.date) for slab in slabs)
     moments = [
         slab.date if days[slab.zone, slab.variable, slab.date] == 1 else slab.time_utc.replace(":", "")
         for slab in slabs
     ]
-    return [f"{store}_{slab.zone}_{moment}" for slab, moment in zip(slabs, moments, strict=True)]
+    finer = [f"_{gsd_name(slab.gsd_m)}" if slab.gsd_m < TARGET_GSD_M else "" for slab in slabs]
+    return [f"{store}_{slab.zone}{gsd}_{moment}" for slab, gsd, moment in zip(slabs, finer, moments, strict=True)]
 
 
 def _cogs(slab: Slab, out: Path, name: str, single_file: bool) -> list[Cog]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD, TARGET_GSD_M, finer_detail
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD, finer_detail
 from pipeline.store.gdal_names import COLOURS, band_title
 from pipeline.store.place import write_atomic
 from pipeline.store.selection import CLASSES, periods
@@ -118,7 +118,7 @@ def _properties(slab: Slab) -> dict[str, Any]:
         "title": f"{stated.get('title', '')}, {slab.label}".removeprefix(", "),
         "constellation": "sentinel-2",
         "instruments": ["msi"],
-        "gsd": TARGET_GSD_M,
+        "gsd": slab.gsd_m,
         "proj:epsg": slab.epsg,
         "proj:shape": [ny, nx],
         "proj:transform": list(slab.transform),
@@ -157,7 +157,7 @@ def _classes(file: Written) -> list[dict[str, Any]]:
 
 
 def _raster_band(slab: Slab) -> dict[str, Any]:
-    shared = {"spatial_resolution": TARGET_GSD_M, "sampling": "area"}
+    shared = {"spatial_resolution": slab.gsd_m, "sampling": "area"}
     if slab.variable in CLASSES:
         return {**shared, "data_type": "uint8", "nodata": NODATA_DN}
     reflectance = slab.variable == "reflectance"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD, TARGET_GSD_M, finer_detail
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD, finer_detail
 from pipeline.store.gdal_names import COLOURS, band_title
 from pipeline.store.selection import CLASSES
 
@@ -114,7 +114,7 @@ def _tags(slab: Slab, bands: tuple[str, ...]) -> dict[str, str]:
         "weights_license": str(stated.get("weights_license", "")),
         "plan_digest": str(stated.get("plan_digest", "")),
         "status": str(stated.get("status", "")),
-        "gsd_m": f"{TARGET_GSD_M:g}",
+        "gsd_m": f"{slab.gsd_m:g}",
         "generated_bands": ", ".join(generated) if bands else "",
         "comment": str(stated.get("comment", "")),
     }

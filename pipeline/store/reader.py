@@ -20,7 +20,7 @@ from pipeline.errors import IntegrityError, PipelineError, UsageError
 from pipeline.store.flat import flat
 from pipeline.store.identity import group_attributes, groups_of, root_attributes
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
-from pipeline.store.levels import MEASURED, OVERVIEWS, gsd_name
+from pipeline.store.levels import FINER, MEASURED, OVERVIEWS, gsd_name
 from pipeline.store.place import place_of
 from pipeline.store.selection import VARIABLES, require_stored_dn
 
@@ -43,10 +43,11 @@ _OURS = {*VARIABLES, *_SMALL, "x", "y", "time", "band"}
 def open_store(path: Where, gsd_m: float | None = None) -> xr.Dataset | xr.DataTree:
     """Open a store: `reflectance` in float32 with NaN for nodata, `quality`, `scl`, `uncertainty`, and its CRS.
 
-    Lazy; several UTM zones make a DataTree. `gsd_m` chooses an overview (5, 10, 20 ... m): means of the 2.5 m pixels.
+    Lazy; several UTM zones make a DataTree. `gsd_m` chooses an overview (5, 10, 20 ... m): means of the 2.5 m pixels;
+    or what a system gave below 2.5 m (1.25 m ...), all of it generated, whose means are the 2.5 m pixels.
     `uncertainty` is NaN where reflectance is. Attributes that are lists of words or dictionaries, such as `scenes`, are
     JSON text, so that `to_netcdf` takes them. A plain `xarray.open_zarr` decodes into float64: twice the memory.
-    Raises UsageError when `path` is no store of this pipeline or has no such overview; warns when the store is not
+    Raises UsageError when `path` is no store of this pipeline or has nothing at that GSD; warns when the store is not
     complete.
     """
     import xarray as xr
@@ -54,22 +55,25 @@ def open_store(path: Where, gsd_m: float | None = None) -> xr.Dataset | xr.DataT
     location, root, attributes = _root(path)
     _warn_if_unfinished(location, attributes)
     groups = groups_of(location, attributes)
-    level = "" if gsd_m is None else _overview(location, root, groups, gsd_m)
+    level = "" if gsd_m is None else _level(location, root, groups, gsd_m)
     opened = {group: _decoded(location, group, level) for group in groups}
     if groups == [""]:
         return opened[""]
     return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in opened.items()})
 
 
-def _overview(location: Place, root: zarr.Group, groups: list[str], gsd_m: float) -> str:
-    """Path, within a zone's group, of the overview of a GSD that every zone has. UsageError names those there are."""
+def _level(location: Place, root: zarr.Group, groups: list[str], gsd_m: float) -> str:
+    """Path, within a zone's group, of the level of a GSD that every zone has. UsageError names those there are."""
     if gsd_m == TARGET_GSD_M:
         return ""
-    shared = set.intersection(*(set(_gsds(root, group, OVERVIEWS)) for group in groups))
-    if f"{gsd_m:g}" not in shared:
-        known = [f"{TARGET_GSD_M:g}", *sorted(shared, key=float)]
-        raise UsageError(f"{location} has no overview of {gsd_m:g} m", f"one of {', '.join(known)} m")
-    return f"{OVERVIEWS}/{gsd_name(gsd_m)}"
+    folder = FINER if gsd_m < TARGET_GSD_M else OVERVIEWS
+    finer, coarser = (
+        set.intersection(*(set(_gsds(root, group, name)) for group in groups)) for name in (FINER, OVERVIEWS)
+    )
+    if f"{gsd_m:g}" not in finer | coarser:
+        known = [*sorted(finer, key=float), f"{TARGET_GSD_M:g}", *sorted(coarser, key=float)]
+        raise UsageError(f"{location} holds nothing at {gsd_m:g} m", f"one of {', '.join(known)} m")
+    return f"{folder}/{gsd_name(gsd_m)}"
 
 
 def open_measured(path: Where, zone: str = "") -> dict[int, xr.Dataset]:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Window
 from pipeline.store.identity import group_attributes, groups_of
 from pipeline.store.identity import root_attributes as root_attributes
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
-from pipeline.store.levels import BANDED
+from pipeline.store.levels import BANDED, FINER, gsd_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,13 +43,14 @@ class Request:
     bbox: tuple[float, float, float, float] | None = None  # west, south, east, north, degrees
     time: str = "all"  # "all", an index, or how a step's label or time begins: 2024, 2024-06, 2024-06-17
     variables: tuple[str, ...] = ("reflectance",)
+    gsd_m: float = TARGET_GSD_M  # or finer, where the store has that
 
 
 @dataclass(frozen=True)
 class Slab:
     """One variable of one time step of one zone, within a window."""
 
-    group: str  # path of the zone's group in the store
+    group: str  # path of the group of its arrays in the store
     epsg: int
     variable: str
     time_index: int
@@ -59,7 +61,8 @@ class Slab:
     transform: tuple[float, float, float, float, float, float]  # affine a..f of the window
     generated: frozenset[str]  # bands with generated detail
     label: str  # what the store calls the time step: a date, a month, or two dates
-    attributes: dict[str, Any]  # the group's
+    attributes: dict[str, Any]  # the zone's
+    gsd_m: float = TARGET_GSD_M
 
     @property
     def zone(self) -> str:
@@ -118,9 +121,10 @@ def select(place: Place, attributes: dict[str, Any], request: Request) -> list[S
                 opened = zarr.open_group(place.zarr_store(group), mode="r")
                 require_stored_dn(place, "", opened)
                 stated = group_attributes(place, group, opened)
-            window = _window(stated, request.bbox)
+                path, opened, lies = _at_gsd(place, group, opened, stated, request.gsd_m)
+            window = _window(lies, request.bbox)
             if not window.empty:
-                found += _of_zone(place, group, opened, stated, window, request)
+                found += _of_zone(place, path, opened, stated | lies, window, request)
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise IntegrityError(
                 f"the metadata of {place}, group {group or '/'} cannot be read ({error})",
@@ -130,6 +134,23 @@ def select(place: Place, attributes: dict[str, Any], request: Request) -> list[S
         box = ", ".join(f"{value:g}" for value in request.bbox or ())
         raise UsageError(f"the box {box} does not meet {place}", f"degrees within {_extent(place, attributes)}")
     return found
+
+
+def _at_gsd(
+    place: Place, group: str, opened: zarr.Group, stated: dict[str, Any], gsd_m: float
+) -> tuple[str, zarr.Group, dict[str, Any]]:
+    """(path, group, where it lies) of the level of a GSD. UsageError where the zone has none."""
+    if gsd_m == TARGET_GSD_M:
+        return group, opened, stated
+    inside = f"{FINER}/{gsd_name(gsd_m)}"
+    if inside not in opened:
+        finer = opened[FINER].group_keys() if FINER in opened else ()
+        known = [*sorted(finer, key=lambda name: float(name.removesuffix("m"))), gsd_name(TARGET_GSD_M)]
+        raise UsageError(f"{place} holds nothing at {gsd_m:g} m", f"one of {', '.join(known)}")
+    path = f"{group}/{inside}".lstrip("/")
+    level = opened[inside]
+    lies = {name: value for name, value in dict(level.attrs).items() if name.startswith(("spatial:", "comment"))}
+    return path, level, lies | {"proj:code": stated["proj:code"]}
 
 
 def _of_zone(
@@ -162,6 +183,7 @@ def _of_zone(
             generated=frozenset(name for name, flag in zip(bands, flags, strict=True) if flag),
             label=named[index],
             attributes=attributes,
+            gsd_m=request.gsd_m,
         )
         for index in time_indices(place, attributes, times, request.time)
         for variable in request.variables

@@ -9,22 +9,30 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyogrio.raw
 import pytest
+import rasterio
+import shapely
 
 import pipeline
 from pipeline import check, export, view
 from pipeline.bands import BAND_NAMES
+from pipeline.errors import UsageError
 from pipeline.run import main
 from pipeline.superres import registry
 from tests.execution.conftest import LEFT, TOP, box, chunk_digests, sensor_errors, values, write_aoi
-from tests.toys import all_bands, rgbn
+from tests.toys import all_bands, cascade, map_guided, rgbn
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {
     "rgbn": (rgbn.SYSTEM, ("--bands", "B02,B03,B04,B08")),
     "rgbn, fewer and others": (rgbn.SYSTEM, ("--bands", "B02,B04,B11")),
     "all bands": (all_bands.SYSTEM, ()),
+    "two passes": (cascade.SYSTEM, ("--bands", "B02,B03,B04,B08")),
+    "map": (map_guided.SYSTEM, ("--bands", "B02,B03,B04,B11", "--condition", "map=MAP", "--option", "contrast=0.1")),
 }
+FINER = {"two passes": ("B02", "B03", "B04", "B08"), "map": ("B02", "B03", "B04")}  # bands at 1.25 m
+MODULES = (rgbn, all_bands, cascade, map_guided)
 CORNERS = box(LEFT + 700, TOP - 1300, LEFT + 1390, TOP - 890)
 CHUNK_PX = 96
 
@@ -40,7 +48,7 @@ def package(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     (folder / "toys-1.0.dist-info").mkdir()
     (folder / "toys-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
-    lines = [f"{module.SYSTEM.name} = {module.__name__}:SYSTEM" for module in (rgbn, all_bands)]
+    lines = [f"{module.SYSTEM.name} = {module.__name__}:SYSTEM" for module in MODULES]
     (folder / "toys-1.0.dist-info" / "entry_points.txt").write_text("\n".join([f"[{registry.PLUGINS}]", *lines, ""]))
     return folder
 
@@ -58,9 +66,29 @@ def installed(package):
     registry._installed.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def drawn_map(tmp_path_factory):
+    """Buildings and a road, as a GeoPackage."""
+    shapes = [shapely.box(x, TOP - 1180, x + 45, TOP - 1120) for x in range(LEFT + 760, LEFT + 1400, 130)]
+    shapes.append(shapely.LineString([(LEFT + 600, TOP - 1400), (LEFT + 1500, TOP - 800)]))
+    kinds = np.array([*["building"] * (len(shapes) - 1), "road"], dtype=object)
+    path = tmp_path_factory.mktemp("map") / "town.gpkg"
+    geometries = shapely.to_wkb(np.array(shapes))
+    pyogrio.raw.write(
+        path, geometries, [kinds], fields=["kind"], geometry_type="Unknown", crs="EPSG:32632", driver="GPKG"
+    )
+    return path
+
+
 @pytest.fixture(params=CASES)
-def case(request):
-    return CASES[request.param]
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def case(name, drawn_map):
+    system, more = CASES[name]
+    return system, tuple(word.replace("=MAP", f"={drawn_map}") for word in more)
 
 
 @pytest.fixture
@@ -94,7 +122,7 @@ def test_the_store_is_sound_and_says_what_is_generated(case, finished, capsys):
     capsys.readouterr()
 
 
-def test_chunks_and_the_ends_of_the_area_do_not_show(words, finished, tmp_path):
+def test_chunks_and_the_ends_of_the_area_do_not_show(name, words, finished, tmp_path):
     other = [*words, "--unit-chunks", "5", "--out", str(tmp_path / "other.zarr"), "--cluster", "inline"]
     assert main(other) == 0
     assert np.array_equal(values(tmp_path / "other.zarr"), values(finished))
@@ -107,6 +135,55 @@ def test_chunks_and_the_ends_of_the_area_do_not_show(words, finished, tmp_path):
     there = values(tmp_path / "small.zarr") > 0
     assert there.mean() > 0.5
     assert np.array_equal(values(tmp_path / "small.zarr")[there], values(finished)[..., rows, cols][there])
+    if name in FINER:
+        assert np.array_equal(finer_values(tmp_path / "other.zarr"), finer_values(finished))
+        fine = finer_values(tmp_path / "small.zarr")
+        rows, cols = part.refine(2).slices(pipeline.load_plan(finished).zones[0].grid.window.refine(2))
+        assert (fine > 0).mean() > 0.03
+        assert np.array_equal(fine[fine > 0], finer_values(finished)[..., rows, cols][fine > 0])
+
+
+def test_detail_below_the_grid_keeps_its_means_and_says_what_it_is(name, finished, tmp_path, capsys):
+    if name not in FINER:
+        with pytest.raises(UsageError, match=r"holds nothing at 1\.25 m"):
+            pipeline.open_store(finished, gsd_m=1.25)
+        return
+    fine, coarse = pipeline.open_store(finished, gsd_m=1.25), pipeline.open_store(finished)
+    assert tuple(fine.band.values) == FINER[name]
+    assert bool(fine.generated.all())
+    assert "not measured" in fine.attrs["comment"]
+    means = fine.reflectance.coarsen(y=2, x=2).mean().values
+    there = np.isfinite(means)
+    assert there.mean() > 0.1
+    assert np.abs(means - coarse.reflectance.sel(band=fine.band).values)[there].max() < 1e-6
+    assert float(fine.reflectance.std() - coarse.reflectance.std()) != 0
+    assert (fine.quality == 3).any()
+    assert json.loads((finished / "stac-item.json").read_text())["assets"]["finer-1.25m"]["bands"][0]["gsd"] == 1.25
+    assert export.main([str(finished), "--gsd", "1.25", "--out", str(tmp_path / "tifs"), "--quiet"]) == 0
+    with rasterio.open(next((tmp_path / "tifs").glob("*1.25m*B04.tif"))) as tif:
+        assert tif.res == (1.25, 1.25)
+        assert tif.tags()["gsd_m"] == "1.25"
+        at = fine.attrs["spatial:transform"] if isinstance(fine.attrs["spatial:transform"], list) else None
+        assert at is None or tif.transform[2] == at[2]
+        assert np.array_equal(tif.read(1), finer_values(finished)[0, FINER[name].index("B04")])
+    assert export.main([str(finished), "--gsd", "0.625", "--out", str(tmp_path / "no"), "--quiet"]) == 2
+    assert "holds nothing at 0.625 m" in capsys.readouterr().err
+
+
+def test_damage_below_the_grid_is_found_and_repaired(name, finished, capsys):
+    if name not in FINER:
+        return
+    before = chunk_digests(finished)
+    broken = sorted(finished.glob("finer/1.25m/reflectance/c/0/0/*/*"))[0]
+    broken.write_bytes(broken.read_bytes()[:-7])
+    assert check.main([str(finished)]) == 7
+    assert check.main([str(finished), "--repair", "--verify", "full"]) == 0
+    assert chunk_digests(finished) == before
+    capsys.readouterr()
+
+
+def finer_values(store):
+    return values(store, "finer/1.25m/reflectance")
 
 
 def test_a_killed_run_goes_on_where_it_was(words, finished, package, tmp_path):
@@ -129,13 +206,16 @@ def test_a_killed_run_goes_on_where_it_was(words, finished, package, tmp_path):
 def test_parts_of_a_frozen_plan_make_the_same_store(words, finished, tmp_path):
     store = str(tmp_path / "parts.zarr")
     assert main([*words, "--out", store, "--plan-only"]) == 0
-    for part in ("1/2", "2/2"):
-        assert main(["--plan", store, "--shard-of", part, "--cluster", "inline"]) == 0
+    passes = len(pipeline.load_plan(store).passes)
+    for number in range(1, passes + 1):
+        for part in ("1/2", "2/2"):
+            words = ["--plan", store, "--shard-of", part, "--cluster", "inline"]
+            assert main(words if passes == 1 else [*words, "--pass", str(number)]) == 0
     assert main(["--plan", store, "--finalise"]) == 0
     assert chunk_digests(Path(store)) == chunk_digests(finished)
 
 
-def test_members_spread_where_something_is_drawn(case, words, tmp_path, capsys):
+def test_members_spread_where_something_is_drawn(name, case, words, tmp_path, capsys):
     system, _ = case
     store = tmp_path / "members.zarr"
     assert main([*words, "--out", str(store), "--members", "3", "--cluster", "inline"]) == 0
@@ -144,10 +224,12 @@ def test_members_spread_where_something_is_drawn(case, words, tmp_path, capsys):
         assert "uncertainty" not in dataset
         assert f"--members 3 has no effect with --sr {system.name}" in said.out + said.err
         return
-    drawn = {band for stage in system.stages({}, {}) for band in stage.gives}
+    drawn = {band for stage in system.stages({}, {}) if stage.stochastic and not stage.finished for band in stage.gives}
     for band in dataset.band.values:
         spread = dataset.uncertainty.sel(band=band)
         assert bool(spread.notnull().any()) == (band in drawn), band
+    if name in FINER:
+        assert float(pipeline.open_store(store, gsd_m=1.25).uncertainty.max()) > 0.001
 
 
 def test_workers_of_their_own_find_the_system(words, finished, package, tmp_path, monkeypatch):

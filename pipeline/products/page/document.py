@@ -233,10 +233,17 @@ def _summary(zone: Zone, facts: Facts, part: Part, label: str) -> str:
     said = [
         f"Sentinel-2 L2A, {label}",
         f"{len(names)} bands at 2.5 m by {system}{_estimate(zone, part)}",
+        *_finer(facts.attributes.get("finer_generated_bands")),
         km,
         f"EPSG:{zone.epsg}",
     ]
     return " · ".join(f"<span>{escape(item)}</span>" for item in said)
+
+
+def _finer(bands: object) -> list[str]:
+    """What the store holds below 2.5 m, which the page does not show."""
+    found = bands.items() if isinstance(bands, dict) else ()
+    return [f"{len(names)} of them at {gsd} m too, generated, not shown here" for gsd, names in found]
 
 
 def _estimate(zone: Zone, part: Part) -> str:
