@@ -21,6 +21,7 @@ ALLOWED = {
     "pipeline/models": {"pipeline.models", "pipeline.errors"},
     "pipeline/archive": {"pipeline.archive", "pipeline.grid", *BOTTOM},
     "pipeline/superres": {"pipeline.superres", "pipeline.models", "pipeline.grid", *BOTTOM},
+    "pipeline/conditions": {"pipeline.conditions", "pipeline.superres", "pipeline.archive", "pipeline.grid", *BOTTOM},
     "pipeline/store": {"pipeline.store", "pipeline.grid", *BOTTOM},
     "pipeline/products": {"pipeline.products", "pipeline.store", "pipeline.grid", *BOTTOM},
     "pipeline/execution": {"pipeline"},

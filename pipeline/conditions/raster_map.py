@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.superres.declared import Condition
 
 _TILES_KEPT = 64
+_TOLERANCE_PX = 1e-6  # of approximated coordinates: tiles meet
 
 
 @lru_cache(maxsize=_TILES_KEPT)
@@ -44,7 +45,7 @@ def channels(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.floa
                 height=grid.shape[0],
                 width=grid.shape[1],
                 resampling=Resampling[declared.resampling],
-                tolerance=0.0,  # of the transformation: exact, so that tiles meet
+                tolerance=_TOLERANCE_PX,
                 dtype="float32",
             ) as warped:
                 values = warped.read(list(range(1, 1 + len(declared.bands))), masked=True)

@@ -90,14 +90,16 @@ def _geometries(path: Path, wanted: MapClass, grid: Grid) -> list[Any]:
     around = (left - half_m, bottom - half_m, right + half_m, top + half_m)
     box = Transformer.from_crs(grid.epsg, crs, always_xy=True).transform_bounds(*around, densify_pts=_EDGE_POINTS)
     try:
-        _, _, encoded, _ = _pyogrio().raw.read(path, columns=[], where=wanted.where or None, bbox=box, force_2d=True)
+        # some drivers take an attribute for missing that is filtered by and not read
+        columns: list[str] | None = None if wanted.where else []
+        found = _pyogrio().raw.read(path, columns=columns, where=wanted.where or None, bbox=box, force_2d=True)
     except Exception as error:  # GDAL's, of many kinds
         raise ReadError(
             f"{path} cannot be read ({error})",
             f"features with the attributes of {wanted.where!r}" if wanted.where else "a vector file",
             "give a map with these attributes",
         ) from error
-    shapes = shapely.from_wkb(encoded)
+    shapes = shapely.from_wkb(found[2])
     shapes = shapes[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
     turn = Transformer.from_crs(crs, grid.epsg, always_xy=True).transform
     shapes = shapely.transform(shapes, lambda xy: np.column_stack(turn(xy[:, 0], xy[:, 1])))
