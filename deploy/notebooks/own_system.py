@@ -24,6 +24,7 @@ from torch.nn import functional
 import pipeline
 from pipeline.execution.driver import prepare, run_plan
 from pipeline.models.bundle import Bundle, LatticeSpec, load_bundle, load_tensors, save_bundle
+from pipeline.superres.declared import Settings
 from pipeline.superres.registry import register
 from pipeline.superres.spec import (
     Bundles,
@@ -57,7 +58,7 @@ RGB = ("B04", "B03", "B02")
 class BackProjection(Predictor):
     """Iterative back-projection with a Gaussian point spread function. Deterministic."""
 
-    def __init__(self, bundles: Bundles) -> None:
+    def __init__(self, bundles: Bundles, options: Settings) -> None:
         self.kernel = load_tensors(bundles["psf"])["kernel"]  # (taps,), at 2.5 m
         self.rounds = int(bundles["psf"].architecture["rounds"])
         self.fuser = build_fuser(bundles["fusion"])
@@ -90,7 +91,7 @@ class BackProjection(Predictor):
         return functional.avg_pool2d(blurred, 4)
 
 
-def stages(bundles: Bundles) -> tuple[Stage, ...]:
+def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
     """RGB from 10 m to 2.5 m, then the other bands, guided by it."""
     lattice = lattice_of(bundles["psf"])
     sharpen = Stage("sharpen", reads=(Input("rgb", RGB, 10),), gives=RGB, gsd_m=2.5, lattice=lattice)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import shapely
 import pipeline
 from pipeline import check, export, view
 from pipeline.bands import BAND_NAMES
-from pipeline.errors import UsageError
+from pipeline.errors import IntegrityError, UsageError
+from pipeline.execution import unit
 from pipeline.run import main
 from pipeline.superres import registry
 from tests.execution.conftest import LEFT, TOP, box, chunk_digests, sensor_errors, values, write_aoi
@@ -28,7 +30,7 @@ CASES = {
     "rgbn": (rgbn.SYSTEM, ("--bands", "B02,B03,B04,B08")),
     "rgbn, fewer and others": (rgbn.SYSTEM, ("--bands", "B02,B04,B11")),
     "all bands": (all_bands.SYSTEM, ()),
-    "two passes": (cascade.SYSTEM, ("--bands", "B02,B03,B04,B08")),
+    "two passes": (cascade.SYSTEM, ("--bands", "B02,B03,B04,B08", "--unit-chunks", "4")),
     "map": (map_guided.SYSTEM, ("--bands", "B02,B03,B04,B11", "--condition", "map=MAP", "--option", "contrast=0.1")),
 }
 FINER = {"two passes": ("B02", "B03", "B04", "B08"), "map": ("B02", "B03", "B04")}  # bands at 1.25 m
@@ -80,18 +82,18 @@ def drawn_map(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=CASES, scope="module")
 def name(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def case(name, drawn_map):
     system, more = CASES[name]
     return system, tuple(word.replace("=MAP", f"={drawn_map}") for word in more)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def words(case, archive, aoi):
     """Arguments of a run, but its store."""
     system, more = case
@@ -99,10 +101,11 @@ def words(case, archive, aoi):
     return ("--aoi", str(aoi), "--catalog", str(archive), "--sr", system.name, "--max-cloud", "100", *chunks, *more)
 
 
-@pytest.fixture
-def finished(words, tmp_path):
-    assert main([*words, "--out", str(tmp_path / "whole.zarr"), "--cluster", "inline"]) == 0
-    return tmp_path / "whole.zarr"
+@pytest.fixture(scope="module")
+def finished(words, tmp_path_factory):
+    store = tmp_path_factory.mktemp("finished") / "whole.zarr"
+    assert main([*words, "--out", str(store), "--cluster", "inline"]) == 0
+    return store
 
 
 def test_the_store_is_sound_and_says_what_is_generated(case, finished, capsys):
@@ -112,6 +115,9 @@ def test_the_store_is_sound_and_says_what_is_generated(case, finished, capsys):
     attributes = json.loads((finished / "zarr.json").read_text())["attributes"]
     assert attributes["super_resolution"] == system.name
     assert set(attributes["generated_bands"]) == {band for stage in stages for band in stage.gives}
+    assert attributes.get("options", {}) == {"contrast": 0.1} if system.options else "options" not in attributes
+    assert attributes.get("conditions", {}).get("map", {}).get("file", "town.gpkg") == "town.gpkg"
+    assert ("conditions" in attributes) == bool(system.conditions)
     dataset = pipeline.open_store(finished)
     bands = dataset.band.values.tolist()
     generated = dict(zip(bands, dataset.generated.values.tolist(), strict=True)) if "generated" in dataset else {}
@@ -170,15 +176,36 @@ def test_detail_below_the_grid_keeps_its_means_and_says_what_it_is(name, finishe
     assert "holds nothing at 0.625 m" in capsys.readouterr().err
 
 
-def test_damage_below_the_grid_is_found_and_repaired(name, finished, capsys):
+def test_damage_below_the_grid_is_found_and_repaired(name, finished, tmp_path, capsys):
     if name not in FINER:
         return
-    before = chunk_digests(finished)
-    broken = sorted(finished.glob("finer/1.25m/reflectance/c/0/0/*/*"))[0]
+    store = shutil.copytree(finished, tmp_path / "copy.zarr")
+    broken = sorted(store.glob("finer/1.25m/reflectance/c/0/0/*/*"))[0]
     broken.write_bytes(broken.read_bytes()[:-7])
-    assert check.main([str(finished)]) == 7
-    assert check.main([str(finished), "--repair", "--verify", "full"]) == 0
-    assert chunk_digests(finished) == before
+    assert check.main([str(store)]) == 7
+    assert check.main([str(store), "--repair", "--verify", "full"]) == 0
+    assert chunk_digests(store) == chunk_digests(finished)
+    capsys.readouterr()
+
+
+def test_a_pass_waits_for_the_whole_of_the_one_before(name, words, tmp_path, capsys):
+    """Nothing is computed from a group that is not complete, nor from one that lost a chunk."""
+    if name != "two passes":
+        return
+    store = tmp_path / "waits.zarr"
+    assert main([*words, "--out", str(store), "--plan-only"]) == 0
+    part = ["--plan", str(store), "--cluster", "inline", "--shard-of", "1/2"]
+    assert main([*part, "--pass", "2"]) == 75
+    assert "of pass 1 of 2 are not there" in capsys.readouterr().err
+    assert main(part) == 75
+    assert main(["--plan", str(store), "--cluster", "inline", "--shard-of", "2/2", "--pass", "1"]) == 0
+    assert main([*part, "--pass", "3"]) == 2
+    plan = pipeline.load_plan(store)
+    assert main(part) == 0
+    lost = sorted(store.glob("reflectance/c/0/0/*/*"))[0]
+    lost.unlink()
+    with pytest.raises(IntegrityError, match="which it is computed from, is not whole"):
+        unit.process(next(plan.units_of(1)), str(store), plan.digest)
     capsys.readouterr()
 
 
