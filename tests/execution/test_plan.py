@@ -20,12 +20,14 @@ from pipeline.archive.index_file import write_index
 from pipeline.archive.local import footprint_of
 from pipeline.archive.scene import OffsetDecision, Raster, Scene
 from pipeline.bands import BAND_NAMES
+from pipeline.conditions.frozen import Frozen
 from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, NoDataError, UsageError
-from pipeline.execution import planner, zoning
+from pipeline.execution import zoning
 from pipeline.execution.noise_stream import noise_stream
 from pipeline.execution.plan import Plan, Unit, load_plan, plan_file, plan_path
 from pipeline.execution.planner import make_plan
+from pipeline.execution.units import PassLayout
 from pipeline.grid.grid import Phase, Window
 from pipeline.grid.noise import normal_field
 from pipeline.store import sealed
@@ -77,6 +79,26 @@ class TestJson:
         assert again == plan
         assert again.digest == plan.digest
         assert list(again.units()) == list(plan.units())
+
+    def test_passes_maps_and_options_are_part_of_it(self, plan):
+        finer = PassLayout(1.25, 0.0, ((1.25, ("B03", "B04")), (0.625, ("B04",))))
+        more = replace(
+            plan,
+            passes=(PassLayout(rim_m=410.5), finer),
+            conditions=(Frozen("map", "vector", "/maps/town.gpkg", "ab" * 32),),
+            system=replace(plan.system, options=(("eta", 0.5), ("fast", False), ("steps", 20))),
+        )
+        again = Plan.from_json(json.loads(json.dumps(more.to_json())))
+        assert again == more
+        assert again.digest == more.digest
+        assert again.finer == ((1.25, ("B03", "B04")), (0.625, ("B04",)))
+        digests = {
+            replace(more, passes=(PassLayout(), finer)).digest,
+            replace(more, conditions=()).digest,
+            replace(more, system=plan.system).digest,
+            more.digest,
+        }
+        assert len(digests) == 4
 
     def test_from_a_store(self, plan, tmp_path):
         path = plan_path(tmp_path / "x.zarr")
@@ -196,6 +218,38 @@ class TestUnits:
         assert (covered == covered[0]).all()
         assert self.uncovered_m2(covered[0], zone, area) < 0.1 * area.length + 1, "the AOI's ground is computed"
 
+    @settings(deadline=None, max_examples=40)
+    @given(
+        triangles, st.sampled_from([24, 120, 264]), st.integers(1, 4), st.integers(1, 5), st.booleans(),
+        st.sampled_from([1.25, 0.625, 0.3125]),
+    )  # fmt: skip
+    def test_units_of_a_later_pass_partition_the_ground(self, points, chunk_px, unit_chunks, workers, shard, gsd_m):
+        """As many pixels in a unit as at 2.5 m, whole chunks, none twice; and `units_over` finds those that meet."""
+        corners = [(LEFT + x / 4, TOP - y / 4) for x, y in points]
+        plan = by_hand(corners, chunk_px, unit_chunks, workers, shard=shard)
+        plan = replace(plan, passes=(PassLayout(rim_m=300.0), PassLayout(gsd_m, 0.0, ((gsd_m, ("B04",)),))))
+        (zone,), area = plan.zones, shapely.Polygon(corners)
+        grid = zone.grid.at_gsd(gsd_m)
+        covered = np.zeros(grid.shape, np.uint8)
+        units = list(plan.units_of(1))
+        assert len({unit.id for unit in plan.units()}) == len(units) + len(list(plan.units_of(0)))
+        for unit in units:
+            assert plan.window(unit).ny * plan.window(unit).nx <= (unit_chunks * chunk_px) ** 2
+            for chunk in plan.chunks(unit):
+                rows, cols = chunk.slices(grid.window)
+                covered[rows, cols] += 1
+                assert (rows.start % chunk_px, cols.start % chunk_px) == (0, 0)
+        assert covered.max() == 1
+        middle = units[len(units) // 2]
+        found = plan.units_over(middle.epsg, 0, 1, plan.window(middle))
+        assert middle in found
+        expected = {unit for unit in units if not plan.window(unit).intersect(plan.window(middle)).empty}
+        assert expected <= set(found)
+        inside = area.buffer(-gsd_m).representative_point() if area.buffer(-gsd_m).area else None
+        if inside is not None:
+            row, col = int((zone.grid.top_m - inside.y) / gsd_m), int((inside.x - zone.grid.left_m) / gsd_m)
+            assert covered[row, col] == 1
+
     @staticmethod
     def uncovered_m2(covered, zone, area):
         """Area of the AOI outside the computed pixels."""
@@ -219,7 +273,7 @@ class TestUnits:
     @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 12), st.integers(1, 64))
     def test_shards_do_not_follow_the_workers(self, ny, nx, unit_chunks, workers):
         config = RunConfig(unit_chunks=unit_chunks, shard=True)
-        assert zoning._breaks(ny, nx, config, workers) == planner._breaks(ny, nx, config, 1)
+        assert zoning._breaks(ny, nx, config, workers) == zoning._breaks(ny, nx, config, 1)
         assert all(edge % unit_chunks == 0 for edge in zoning._breaks(ny, nx, config, workers)[0][:-1])
 
     def test_unit_ids_name_files_safely(self):
