@@ -206,16 +206,22 @@ def _of_fusion(
     name: str, bundle: Bundle, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Section]:
     """Tables and pictures of one fusion; it has no sampling steps to compare."""
-    from pipeline.superres.systems.guided_fusion import build_fuser
+    from training import registry
     from training.quality import picture_fusion
     from training.quality.report import fusion_sections
 
-    fuser = build_fuser(bundle)
+    task = registry.of_kind(bundle.system)
+    if task is None or task.judge is None:
+        raise UsageError(
+            f"{bundle.path} holds {bundle.system}, which no task knows how to judge alone",
+            "weights that a system takes first, or of a task with a judge",
+        )
+    fuser = task.judge.load(bundle)
     if args.picture:
         picture_fusion.write(name, fuser, data, args.picture, say)
     if args.steps:
         return []
-    return fusion_sections(name, fuser, data, say)
+    return fusion_sections(name, fuser, task.judge, data, say)
 
 
 def _of_system(

@@ -1,4 +1,4 @@
-"""`python -m training.train --preset lite-sr --data my_training.toml --out runs/a`: train a network, write its bundle.
+"""`python -m training.train --preset NAME --data my_training.toml --out runs/a`: train a network, write its bundle.
 
 A training file names your images: training/example.toml shows every key. Ctrl-C writes a checkpoint; the same command
 with `--resume runs/a` goes on. On several GPUs, or CPUs: `torchrun --nproc-per-node N -m training.train ... --device
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
 from pipeline.terminal import show
+from training import registry
 from training.data.rasters import default_data
-from training.degradation.published import SWITCHES, AsPublished
-from training.presets import PRESETS, table
+from training.presets import table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ class ListPresets(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
         """Called when the flag is met."""
         if os.environ.get("RANK", "0") == "0":
-            show(table())
+            show(table(registry.presets().values()))
         parser.exit()
 
 
@@ -97,11 +97,11 @@ def interval(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
     p = OneVoice(prog="python -m training.train", description=__doc__)
-    p.add_argument(
-        "--preset",
-        required=True,
-        choices=sorted(PRESETS),
-        help="what to train: lite-* on a laptop, difffusr-* as published for GPUs, *-small for a CPU",
+    what = p.add_argument_group("what to train")
+    tasks = "; ".join(f"{task.name}: {task.summary}" for task in registry.every().values())
+    what.add_argument("--preset", choices=sorted(registry.presets()), help="a recipe of a task, as --list shows them")
+    what.add_argument(
+        "--task", choices=sorted(registry.every()), help=f"a task by its first preset, or that of --preset ({tasks})"
     )
     p.add_argument("--list", action=ListPresets, nargs=0, help="print all presets and stop")
     p.add_argument(
@@ -131,10 +131,30 @@ def parser() -> argparse.ArgumentParser:
         "--as-published",
         nargs="*",
         metavar="NAME",
-        help=f"do as DiffFuSR's released code where it departs from its paper: in all, or in {', '.join(SWITCHES)}",
+        help=f"do as released code where it departs from its paper, in all or in some ({_switches()})",
     )
     p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
     return p
+
+
+def _switches() -> str:
+    """What `--as-published` takes, by the code that it is of."""
+    tasks = [task for task in registry.every().values() if task.switches]
+    return "; ".join(f"{task.whose}: {', '.join(task.switches)}" for task in tasks)
+
+
+def chosen(args: argparse.Namespace) -> Preset:
+    """The preset that is asked for, by its name or its task's. UsageError where neither is given, or they disagree."""
+    if args.preset is None and args.task is None:
+        raise UsageError("neither --preset nor --task", "what to train", "--list shows all presets")
+    if args.preset is None:
+        return registry.every()[args.task].presets[0]
+    preset = registry.presets()[args.preset]
+    if args.task not in (None, preset.task):
+        raise UsageError(
+            f"--preset {preset.name} with --task {args.task}", f"--task {preset.task}", "leave one of them out"
+        )
+    return preset
 
 
 def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
@@ -147,10 +167,13 @@ def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
         recipe[name] = parsed(text, value, recipe[name])
     switches = preset.published
     if args.as_published is not None:
-        if preset.task != "difffusr-sr":
-            raise UsageError(f"--as-published with {preset.name}", "a preset of DiffFuSR's super-resolution")
-        switches = tuple(args.as_published or SWITCHES)
-        AsPublished.of(switches)
+        known = registry.task_of(preset).switches
+        if not known:
+            raise UsageError(f"--as-published with {preset.name}", f"a task that has switches ({_switches()})")
+        switches = tuple(args.as_published or known)
+        unknown = [name for name in switches if name not in known]
+        if unknown:
+            raise UsageError(f"--as-published {unknown[0]} is not known", f"none (for all), or of {', '.join(known)}")
     stages = tuple(replace(stage, learning_rate=args.rate * stage.learning_rate) for stage in preset.stages)
     return replace(preset, recipe=recipe, published=switches, stages=stages)
 
@@ -165,21 +188,7 @@ def parsed(text: str, value: str, like: float | str) -> float | str:
 
 def make_task(preset: Preset, data: TrainingData) -> Trainable:
     """The task that a preset names. UsageError where the data hold nothing for it."""
-    if preset.task == "difffusr-sr":
-        from training.tasks.difffusr_sr import DiffFuSRSuperResolution
-
-        return DiffFuSRSuperResolution(preset, data)
-    if preset.task == "difffusr-fusion":
-        from training.tasks.difffusr_fusion import DiffFuSRFusionTask
-
-        return DiffFuSRFusionTask(preset, data)
-    if preset.task == "fusion":
-        from training.tasks.fusion import Fusion
-
-        return Fusion(preset, data)
-    from training.tasks.super_resolution import SuperResolution
-
-    return SuperResolution(preset, data)
+    return registry.task_of(preset).build(preset, data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -234,11 +243,12 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     from training.loop.run import Run
     from training.starting import budget_of, check_init, check_out, remarks
 
-    preset = adapted(args, PRESETS[args.preset])
+    shipped = chosen(args)
+    preset = adapted(args, shipped)
     device = distributed.device_of(args.device)
     distributed.begin(device)
     args.out = args.out or args.resume
-    checkpoint = savepoint.read(args.resume, preset) if args.resume else {}
+    checkpoint = savepoint.read(args.resume, preset, shipped.recipe) if args.resume else {}
     if args.init:
         check_init(args.init, preset)
     if not args.dry_run:
@@ -251,11 +261,9 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     task.network.to(device)
     if distributed.rank() == 0:
         weights = sum(p.numel() for p in task.network.parameters())
-        show(
-            "\n".join(
-                [f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary(preset.use, preset.least_px)]
-            )
-        )
+        use = registry.task_of(preset).use
+        said = [f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary(use, preset.least_px)]
+        show("\n".join(said))
     if args.dry_run:
         return None
     digest = task.data.file.digest
@@ -294,7 +302,7 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
     task.network.eval()
     provenance: dict[str, Any] = {
         **task.describe(),
-        "preset": args.preset,
+        "preset": run.preset.name,
         "seed": run.seed,
         "data_before": run.learned_from[:-1],
         "started_from": run.started_from,
@@ -304,7 +312,7 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
         "held_out": task.validate(run.stage),
         "credits": task.data.licence,
     }
-    path = args.out / f"{args.preset}.safetensors"
+    path = args.out / f"{run.preset.name}.safetensors"
     digest = save_bundle(path, task.bundle(provenance, LICENCE), task.network.state_dict())
     return f"held out: {provenance['held_out']}\nwrote {path} sha256 {digest}"
 

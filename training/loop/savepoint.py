@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import StorageError, UsageError
-from training.presets import PRESETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from training.presets import Preset
@@ -72,8 +71,11 @@ def write(folder: Path, content: dict[str, Any]) -> None:
         partial.replace(folder / CHECKPOINT)
 
 
-def read(folder: Path, preset: Preset) -> dict[str, Any]:
-    """The folder's checkpoint of a run by `preset`. Raises UsageError where there is none or it is of another run."""
+def read(folder: Path, preset: Preset, shipped: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The folder's checkpoint of a run by `preset`. Raises UsageError where there is none or it is of another run.
+
+    `shipped` is the preset's recipe without what the user changed.
+    """
     path = folder / CHECKPOINT
     expected = f"a checkpoint of preset {preset.name}"
     if not path.is_file():
@@ -88,13 +90,12 @@ def read(folder: Path, preset: Preset) -> dict[str, Any]:
         raise UsageError(f"{path} is no checkpoint of this version", expected, "start anew without --resume")
     if content["preset"] != preset.name:
         raise UsageError(f"{path} is of preset {content['preset']}", expected, f"--preset {content['preset']}")
-    _check_recipe(path, _completed(json.loads(content["config"]), preset), recipe_of(preset))
+    _check_recipe(path, _completed(json.loads(content["config"]), shipped or {}), recipe_of(preset))
     return content
 
 
-def _completed(stored: dict[str, Any], preset: Preset) -> dict[str, Any]:
+def _completed(stored: dict[str, Any], shipped: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint records, with settings that recipes did not have when it was written, as they were then."""
-    shipped = PRESETS[preset.name].recipe if preset.name in PRESETS else {}
     return {**stored, "recipe": {**shipped, **stored.get("recipe", {})}}
 
 

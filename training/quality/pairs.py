@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Images of each set that are validated at every line; `training.evaluate` takes all. Measured with the shipped weights
 # on the project's 231 images, of which this takes 33: the mean over sets is off by 0.09 dB (standard deviation), the
 # difference of two checkpoints by 0.04 dB; with one image of each set by 0.30 and 0.17 dB. In operations a line costs
-# as much as 2 (difffusr-sr-small), 4 (difffusr-sr) or 23 (lite-sr, second stage) steps of training.
+# as much as 2 to 4 steps of training of a diffusion U-Net, or 23 of the second stage of our small super-resolver.
 HELD_OUT_PER_SET = 6
 BORDER_PX = 8  # left out of every score, of all methods alike
 MAX_SIDE_PX = 256

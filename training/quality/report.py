@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.models.lite_fusion import LiteFusion
 from training.quality import judge, perceptual, real, spreads, wald
 from training.quality.pairs import BORDER_PX, held_out_pairs
 from training.quality.product import DEFAULT
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from training.degradation.degrade import Degradation
     from training.quality.judge import Candidate
     from training.quality.pairs import Pair
-    from training.quality.wald import Fuser
+    from training.quality.wald import Fuser, Judge
 
     Say = Callable[[str], None]
 
@@ -278,7 +277,7 @@ def _as_one_set(records: Sequence[Record]) -> list[Record]:
 
 
 @torch.inference_mode()
-def fusion_sections(name: str, fuser: Fuser, data: TrainingData, say: Say) -> list[Section]:
+def fusion_sections(name: str, fuser: Fuser, how: Judge, data: TrainingData, say: Say) -> list[Section]:
     """Wald's protocol on scenes that are held out by place, by source, and on those by which training decided."""
     held_out = [tile for tile in data.tiles("held-out") if tile.evaluated]
     watched = [tile for tile in data.watched_tiles() if tile not in held_out]
@@ -289,7 +288,7 @@ def fusion_sections(name: str, fuser: Fuser, data: TrainingData, say: Say) -> li
         for source in dict.fromkeys(tile.source for tile in tiles):
             say(f"{name}: {source}")
             inside = [tile for tile in tiles if tile.source == source][:SCENES]
-            records = [record for index, tile in enumerate(inside) for record in _of_tile(fuser, tile, index)]
+            records = [record for index, tile in enumerate(inside) for record in _of_tile(fuser, how, tile, index)]
             text = f"{fusion_text(records)}\n\n<sub>{settings}</sub>"
             title = f"{name}: {source}, {len(inside)} scene{'s' if len(inside) > 1 else ''} ({kind})"
             sections.append(Section(title, text, records, name, bundle.system, bundle.digest, settings))
@@ -299,18 +298,14 @@ def fusion_sections(name: str, fuser: Fuser, data: TrainingData, say: Say) -> li
     return sections
 
 
-def _of_tile(fuser: Fuser, tile: Tile, index: int) -> list[Record]:
-    """All tasks that one scene allows; the pipeline's other fusions do 20 m x8 only."""
+def _of_tile(fuser: Fuser, how: Judge, tile: Tile, index: int) -> list[Record]:
+    """All tasks that one scene allows."""
     part = wald.largest_measured(tile.rho, tile.valid)
     if part is None:
         return []
-    if isinstance(fuser, LiteFusion):
-        rows = wald.measure(fuser.network, part, present=tile.present)
-    else:
-        rows = wald.measure_by_predict(fuser, part, fuser.bundle.system, tile.present)
     return [
         Record(f"{FUSION}{row.task}", tile.source, tile.place, index, method, values)
-        for row in rows
+        for row in how.measure(fuser, part, tile.present)
         for method, values in row.scores.items()
     ]
 

@@ -13,16 +13,17 @@ from pipeline.models.bundle import load_bundle, load_tensors
 from pipeline.models.difffusr import ARCHITECTURE
 from pipeline.superres.system import load
 from pipeline.superres.weights import choose
-from training import train
+from tests.training.tasks_for_tests import add_preset
+from training import registry, train
 from training.data.places import split_of
 from training.data.rasters import Chip
 from training.data.sources import load_training_file
 from training.degradation.published import SWITCHES
 from training.loop.run import Budget, Draw, Run
 from training.loop.savepoint import CHECKPOINT
-from training.presets import BLIND, PRESETS, Preset, Stage
+from training.presets import Preset, Stage
 from training.quality.pairs import HELD_OUT_PER_SET, Pair
-from training.tasks.difffusr_sr import DiffFuSRSuperResolution, middle, orthogonal_
+from training.tasks.difffusr_sr import BLIND, DiffFuSRSuperResolution, middle, orthogonal_
 
 TINY = Preset(
     name="tiny-difffusr",
@@ -88,7 +89,7 @@ def task_of(data, preset=TINY):
 
 
 def test_the_preset_has_the_published_architecture_and_recipe():
-    preset = PRESETS["difffusr-sr"]
+    preset = registry.presets()["difffusr-sr"]
     assert preset.architecture == ARCHITECTURE
     assert (preset.batch, preset.crop_px, preset.schedule, preset.betas) == (8, 256, "step", (0.9, 0.999))
     assert preset.stages[0].learning_rate == 1e-4
@@ -223,7 +224,7 @@ def trained(imagery, tmp_path_factory):
     """The folder of a tiny run by the command."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, TINY.name, TINY)
+        add_preset(patch, TINY)
         command = ["--preset", TINY.name, "--data", str(imagery), "--out", str(folder), "--every", "0"]
         assert train.main([*command, "--recipe", "contrast=0.01", "--as-published", "noise", "squared"]) == 0
     return folder

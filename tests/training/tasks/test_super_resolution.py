@@ -11,15 +11,15 @@ from pipeline.errors import UsageError
 from pipeline.models.lite import LiteSuperResolver
 from training.data.rasters import Chip
 from training.loop.batches import Draw
-from training.presets import SENSOR, Preset, Stage
+from training.presets import Preset, Stage
 from training.quality import baselines
 from training.quality.pairs import members, watched_pairs
-from training.tasks.super_resolution import SAMPLES, SuperResolution, range_of, sampler
+from training.tasks.super_resolution import SAMPLES, SENSOR, SuperResolution, range_of, sampler
 
 MEAN, DETAIL = Stage("mean", 0.5, ()), Stage("detail", 0.5, ())
 TINY = Preset(
     name="tiny-sr",
-    task="sr",
+    task="lite-sr",
     architecture={"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1},
     stages=(MEAN, DETAIL),
     sampler={"name": "ddim", "steps": 2},
