@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
+    from pipeline.models.bundle import Bundle
     from training.data.sources import TrainingData
     from training.loop.run import Run
     from training.loop.task import Trainable
     from training.presets import Preset
+    from training.task_spec import TaskSpec
 
 LICENCE = "MIT"
 EXIT_AT_ONCE = 130  # by a second Ctrl-C, or by one before the first step
@@ -191,6 +193,17 @@ def make_task(preset: Preset, data: TrainingData) -> Trainable:
     return registry.task_of(preset).build(preset, data)
 
 
+def begin_from(task: Trainable, spec: TaskSpec, bundle: Bundle) -> None:
+    """Weights of the task's own kind, or of one that it follows, into its network. BundleError on other tensors."""
+    from pipeline.models.bundle import load_into
+    from training.loop.task import BeginsFrom
+
+    if bundle.system != spec.kind and isinstance(task, BeginsFrom):
+        task.begin_from(bundle)
+    else:
+        load_into(task.network, bundle)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
@@ -237,11 +250,11 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     """What the arguments ask for; None where they ask for no more than a look. Raises PipelineError."""
     import torch
 
-    from pipeline.models.bundle import load_bundle, load_into
+    from pipeline.models.bundle import load_bundle
     from training.data.sources import load_data
     from training.loop import distributed, savepoint
     from training.loop.run import Run
-    from training.starting import budget_of, check_init, check_out, remarks
+    from training.starting import budget_of, check_follows, check_init, check_out, remarks
 
     shipped = chosen(args)
     preset = adapted(args, shipped)
@@ -251,13 +264,15 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     checkpoint = savepoint.read(args.resume, preset, shipped.recipe) if args.resume else {}
     if args.init:
         check_init(args.init, preset)
+    elif not args.resume:
+        check_follows(preset)
     if not args.dry_run:
         check_out(args.out, args.resume)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
     task = make_task(preset, load_data(args.data))
     if args.init:
-        load_into(task.network, load_bundle(args.init))
+        begin_from(task, registry.task_of(preset), load_bundle(args.init))
     task.network.to(device)
     if distributed.rank() == 0:
         weights = sum(p.numel() for p in task.network.parameters())
@@ -271,7 +286,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         task, preset, budget_of(preset, args.minutes, args.images), args.out, args.seed, args.bf16, args.workers, digest
     )
     if args.init:
-        run.started_from = load_bundle(args.init).digest
+        run.begin_from(load_bundle(args.init))
     if args.resume:
         run.resume(args.resume, checkpoint)
         if distributed.rank() == 0:
@@ -306,6 +321,7 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
         "seed": run.seed,
         "data_before": run.learned_from[:-1],
         "started_from": run.started_from,
+        "trained": run.lineage.described(),
         "images": run.at.images,
         "steps": run.at.step,
         "minutes": round(run.at.elapsed_s / 60, 1),

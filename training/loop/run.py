@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,16 +19,19 @@ from training import placement
 from training.loop import distributed, log, savepoint
 from training.loop.average import Average
 from training.loop.batches import FOR_LOSS, FOR_STAGE, Draw, Feed
+from training.loop.lineage import Lineage
 from training.loop.optimisers import OWN, Optimisers
+from training.loop.progress import Budget, Progress, Tally
 from training.loop.task import HasCompanion, HasLoss, Objective, ShowsSamples, TakesTurns
 from training.schedule import rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import nn
 
+    from pipeline.models.bundle import Bundle
     from training.loop.task import Task
     from training.presets import Preset, Stage
 
@@ -39,52 +42,6 @@ STATISTICS = ("running_mean", "running_var")  # of BatchNorm, which every proces
 
 class Diverged(PipelineError):
     """The loss is no longer a number. Exit code 1."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long to train: minutes of training time over all resumes, or images. Images make a run reproducible."""
-
-    minutes: float | None = None
-    images: int | None = None
-
-    def progress(self, elapsed_s: float, images: int) -> float:
-        """Spent share, 0 to 1."""
-        spent = images / self.images if self.images else elapsed_s / 60 / (self.minutes or math.inf)
-        return min(spent, 1.0)
-
-
-@dataclass
-class Progress:
-    """Where a run stands, over all processes and resumes."""
-
-    step: int = 0
-    stage: int = 0
-    stage_step: int = 0
-    batches: int = 0  # drawn so far: the number of the next one
-    images: int = 0
-    elapsed_s: float = 0.0
-
-
-@dataclass
-class Tally:
-    """What happened since the last line, in this process."""
-
-    images: int = 0
-    seconds: float = 0.0
-    waited_s: float = 0.0
-    steps: int = 0
-    losses: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Count one step; sums stay on the device so that nothing waits for them."""
-        self.steps += 1
-        for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value.detach().float()
-
-    def means(self) -> dict[str, float]:
-        """Mean of the loss and its parts per step."""
-        return {name: float(value) / max(self.steps, 1) for name, value in self.losses.items()}
 
 
 class Run:
@@ -111,6 +68,7 @@ class Run:
         self.resumed_at = 0  # step
         self.learned_from = [data]
         self.started_from = ""  # digest of the weights it began with
+        self.lineage = Lineage()
         self.stop: Callable[[], bool] = bool  # asked after every step
         self.stopping = False
         self.logged = False  # whether the log was begun
@@ -159,6 +117,12 @@ class Run:
         self.task.network.load_state_dict(self.average.state)
         if self._spent() >= 1.0:
             self.task.finish()
+        self.lineage.end(self.task.network.state_dict(), self.at)
+
+    def begin_from(self, bundle: Bundle) -> None:
+        """Record that the task's network has begun with this bundle's weights."""
+        self.started_from = bundle.digest
+        self.lineage.begin_from(bundle)
 
     def _goes_on(self, until_images: int | None) -> bool:
         return self._spent() < 1.0 and not self.stopping and (until_images is None or self.at.images < until_images)
@@ -196,6 +160,7 @@ class Run:
             "at": asdict(self.at),
             "data": self.learned_from,
             "started_from": self.started_from,
+            "trained": self.lineage.described(),
         }
         savepoint.write(self.folder, content)
 
@@ -215,6 +180,7 @@ class Run:
             self._begin_stage()
             self.average.load(content["average"], content["average_count"])
             self.optimisers.load_state_dict(content["optimisers"])
+            self.lineage = Lineage.stored(content.get("trained", []))  # format 2 has none
         except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise UsageError(
                 f"the checkpoint in {folder} does not fit the network of preset {self.preset.name}",
@@ -241,6 +207,10 @@ class Run:
             self.task.network.load_state_dict(self.average.state)
             self.at.stage, self.at.stage_step, moved = self.at.stage + 1, 0, True
         if moved or self.at.step == 0:
+            weights = self.task.network.state_dict()
+            if moved:
+                self.lineage.end(weights, self.at)
+            self.lineage.begin(self.preset.name, self.stage.name, self.learned_from[-1], weights, self.at)
             self.task.begin(self.stage, Draw.seeded(self.seed, FOR_STAGE, self.at.stage))
             self._begin_stage()
 

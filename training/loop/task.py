@@ -101,6 +101,15 @@ class Trainable(Task, Protocol):
 
 
 @runtime_checkable
+class BeginsFrom(Protocol):
+    """A task that goes on from weights of another kind, which its `TaskSpec.follows` names."""
+
+    def begin_from(self, bundle: Bundle) -> None:
+        """Take what the network needs of a bundle of such a kind. BundleError where its tensors do not fit."""
+        ...
+
+
+@runtime_checkable
 class HasCompanion(Protocol):
     """A task that needs more than its network to go on: a momentum encoder, a discriminator. Kept in checkpoints."""
 
