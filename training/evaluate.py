@@ -237,12 +237,20 @@ def _of_system(
     from training.quality.pairs import held_out_pairs
     from training.quality.report import sr_sections
 
-    candidate = Candidate(name, system, args.seed)
+    try:
+        candidate = Candidate(name, system, args.seed)
+    except UsageError as error:
+        if args.only == "images" or args.steps:
+            raise
+        say(f"{name} is not judged on held-out images: {error}")
+        return []
     how = Degradation(decimator=args.decimator)
     if args.picture:
-        picture.write(candidate, held_out_pairs(data.held_out_chips(), how), data.all_tiles, args.picture, say)
+        shown = held_out_pairs(data.held_out_chips(candidate.bands), how)
+        picture.write(candidate, shown, data.all_tiles, args.picture, say)
     if args.steps:
-        pairs = held_out_pairs(data.held_out_chips(), how, args.per_set or steps.PER_SET)
+        chips = data.held_out_chips(candidate.bands)
+        pairs = held_out_pairs(chips, how, args.per_set or steps.PER_SET)
         return [steps.section(candidate, pairs, args.steps, how, say)]
     return sr_sections(candidate, load(choose(PLAIN), "cpu"), data, how, args.per_set, say)
 

@@ -276,9 +276,9 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     task.network.to(device)
     if distributed.rank() == 0:
         weights = sum(p.numel() for p in task.network.parameters())
-        use = registry.task_of(preset).use
-        said = [f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary(use, preset.least_px)]
-        show("\n".join(said))
+        spec = registry.task_of(preset)
+        sources = task.data.summary(spec.use, preset.least_px, spec.bands)
+        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *sources]))
     if args.dry_run:
         return None
     digest = task.data.file.digest

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.bands import RGB
 from training.quality import judge, perceptual, real, spreads, wald
 from training.quality.pairs import BORDER_PX, held_out_pairs
 from training.quality.product import DEFAULT
@@ -77,11 +78,12 @@ def sr_sections(
     candidate: Candidate, plain: System, data: TrainingData, how: Degradation, per_set: int | None, say: Say
 ) -> list[Section]:
     """Everything that is measured of a super-resolver beside `plain` interpolation."""
-    chips = data.held_out_chips()
+    chips = data.held_out_chips(candidate.bands)
     pairs = held_out_pairs(chips, how, per_set)
     sections = []
     if not pairs:
-        text = f"{NULL}: no image of the data is held out, or those that are show nothing."
+        needed = "" if candidate.bands == RGB else f" Images need {', '.join(candidate.bands)}."
+        text = f"{NULL}: no image of the data is held out, or those that are show nothing.{needed}"
         sections.append(_section(candidate, f"{candidate.name}: held-out places", text, (), ""))
     else:
         say(f"{candidate.name}: {len(pairs)} held-out images")
@@ -91,10 +93,11 @@ def sr_sections(
         quality = [record for record in records if record.table == "quality"]
         sections.append(blur_section(candidate, plain, chips, how, per_set, quality))
         few = min(per_set or MEMBERS_PER_SET, MEMBERS_PER_SET)
-        say(f"{candidate.name}: {judge.MEMBERS} members of {few} images of each set")
-        sections.append(members_section(candidate, held_out_pairs(chips, how, few), how, few))
+        if candidate.draws:
+            say(f"{candidate.name}: {judge.MEMBERS} members of {few} images of each set")
+            sections.append(members_section(candidate, held_out_pairs(chips, how, few), how, few))
     say(f"{candidate.name}: real patches")
-    found = real.judge(candidate.system, plain, data.all_tiles, seed=candidate.seed)
+    found = real.judge(candidate.system, plain, data.all_tiles, candidate.seed, candidate.bands)
     return sections + real_sections(candidate, found)
 
 
@@ -102,8 +105,7 @@ def _section(candidate: Candidate, title: str, text: str, records: Sequence[Reco
     """A section whose caption tells what it was measured under."""
     settings = f"{candidate.settings}; {how}" if how else candidate.settings
     caption = f"\n\n<sub>{settings}</sub>"
-    bundle = candidate.bundle
-    return Section(title, text + caption, records, candidate.name, bundle.system, bundle.digest, settings)
+    return Section(title, text + caption, records, candidate.name, candidate.kind, candidate.digest, settings)
 
 
 def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degradation) -> list[Section]:

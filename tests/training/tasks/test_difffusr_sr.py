@@ -114,7 +114,7 @@ def test_several_images_of_each_set_watch_training_and_all_sets_are_shown(data):
     blocks = [np.kron(np.random.default_rng(i).random((3, 16, 16)), np.ones((1, 4, 4))) for i in range(9)]
     chips = [Chip(name, f"{name}/{i}", 2.5, (0.3 * block).astype(np.float32), encoded=False)
              for i, (name, block) in enumerate(zip("aaaaaaaab", blocks, strict=True))]  # fmt: skip
-    held = SimpleNamespace(file=data.file, hr_sampler=data.hr_sampler, held_out_chips=lambda: chips)
+    held = SimpleNamespace(file=data.file, hr_sampler=data.hr_sampler, held_out_chips=lambda bands: chips)
     task = task_of(held)
     assert [pair.place for pair in task.pairs] == [*(f"a/{i}" for i in range(HELD_OUT_PER_SET)), "b/8"]
     assert "PSNR over bicubic" in task.validate(TINY.stages[0])

@@ -38,7 +38,7 @@ def task_of(*sources, recipe=SENSOR):
         file=SimpleNamespace(path="mine.toml"),
         hr_sampler=lambda split, crop_px: SimpleNamespace(batch=lambda rng, n: rng.random((n, 3, 48, 48), np.float32)),
         describe=lambda use: {},
-        held_out_chips=lambda: [chip(source, seed) for seed, source in enumerate(sources)],
+        held_out_chips=lambda bands: [chip(source, seed) for seed, source in enumerate(sources)],
     )
     task = SuperResolution(replace(TINY, recipe=dict(recipe)), data)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_a_run_without_held_out_images_is_refused_by_name():
 
 def test_held_out_images_that_show_nothing_are_counted():
     flat = Chip("a", "a/0", 2.5, np.full((3, 48, 48), 0.3, np.float32), encoded=False)
-    data = SimpleNamespace(file=SimpleNamespace(path="mine.toml"), held_out_chips=lambda: [flat, flat])
+    data = SimpleNamespace(file=SimpleNamespace(path="mine.toml"), held_out_chips=lambda bands: [flat, flat])
     with pytest.raises(UsageError, match=r"mine\.toml: the 2 held-out images show nothing: flat, black, or less than"):
         watched_pairs(data)
 
