@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What each room may import of the project. Stations never import each other; execution composes them.
 BOTTOM = {"pipeline.bands", "pipeline.errors", "pipeline.plain", "pipeline.working"}
 TRAINING_BOTTOM = {"training.presets", "training.schedule", "training.placement", "pipeline"}
+TRAINING_DECLARATIONS = {"training.task_spec", "training.conversion", "training.checkpoint"}
 ALLOWED = {
     "pipeline/grid": {"pipeline.grid", "pipeline.bands"},
     "pipeline/models": {"pipeline.models", "pipeline.errors"},
@@ -31,7 +32,8 @@ ALLOWED = {
     "training/loop": {"training.loop", "training.data", *TRAINING_BOTTOM},
     "training/quality": {"training.quality", "training.data", "training.degradation", *TRAINING_BOTTOM},
     "training/tasks": {f"training.{room}" for room in ("tasks", "quality", "loop", "degradation", "data")}
-    | TRAINING_BOTTOM,
+    | TRAINING_BOTTOM
+    | TRAINING_DECLARATIONS,
 }
 COMMANDS = {"run", "check", "index", "view", "submit", "export"}
 
@@ -108,7 +110,7 @@ def test_modules_are_one_thing_each():
 
 
 def test_only_systems_and_their_networks_know_systems_by_name():
-    """Not the interpolation's, which is also the name of a method. Training follows."""
+    """Not the interpolation's, which is also the name of a method."""
     from pipeline.superres.registry import known
 
     kinds = {kind for spec in known().values() for weights in spec.weights for kind in weights.kinds}
@@ -122,3 +124,24 @@ def test_only_systems_and_their_networks_know_systems_by_name():
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found = names & {*re.findall(r"[\w-]+", node.value)}
                 assert not found, f"{path.relative_to(ROOT)} names {', '.join(found)}"
+
+
+def test_only_tasks_know_systems_and_their_networks_in_training():
+    """Neither in code nor in comments; of `pipeline.superres.systems` only which one interpolates is asked for."""
+    from pipeline.superres.registry import known
+    from training.registry import every
+
+    kinds = {kind for spec in known().values() for weights in spec.weights for kind in weights.kinds}
+    presets = {preset.name for task in every().values() for preset in task.presets}
+    names = {name for name in (*known(), *kinds, *every(), *presets) if name != PLAIN}
+    assert {"lite", "difffusr", "difffusr-sr-small"} <= names
+    spelled = re.compile("|".join(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])" for name in sorted(names)))
+    shared = {"pipeline.models.bundle", "pipeline.models.diffusion"}
+    for path in (ROOT / "training").rglob("*.py"):
+        if ROOT / "training" / "tasks" in path.parents:
+            continue
+        found = spelled.findall(path.read_text())
+        assert not found, f"{path.relative_to(ROOT)} names {', '.join(found)}"
+        for name in imported(path):
+            if name.startswith("pipeline.models."):
+                assert any(name.startswith(module) for module in shared), f"{path.relative_to(ROOT)} imports {name}"

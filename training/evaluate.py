@@ -206,16 +206,22 @@ def _of_fusion(
     name: str, bundle: Bundle, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Section]:
     """Tables and pictures of one fusion; it has no sampling steps to compare."""
-    from pipeline.superres.systems.guided_fusion import build_fuser
+    from training import registry
     from training.quality import picture_fusion
     from training.quality.report import fusion_sections
 
-    fuser = build_fuser(bundle)
+    task = registry.of_kind(bundle.system)
+    if task is None or task.judge is None:
+        raise UsageError(
+            f"{bundle.path} holds {bundle.system}, which no task knows how to judge alone",
+            "weights that a system takes first, or of a task with a judge",
+        )
+    fuser = task.judge.load(bundle)
     if args.picture:
         picture_fusion.write(name, fuser, data, args.picture, say)
     if args.steps:
         return []
-    return fusion_sections(name, fuser, data, say)
+    return fusion_sections(name, fuser, task.judge, data, say)
 
 
 def _of_system(
@@ -231,12 +237,20 @@ def _of_system(
     from training.quality.pairs import held_out_pairs
     from training.quality.report import sr_sections
 
-    candidate = Candidate(name, system, args.seed)
+    try:
+        candidate = Candidate(name, system, args.seed)
+    except UsageError as error:
+        if args.only == "images" or args.steps:
+            raise
+        say(f"{name} is not judged on held-out images: {error}")
+        return []
     how = Degradation(decimator=args.decimator)
     if args.picture:
-        picture.write(candidate, held_out_pairs(data.held_out_chips(), how), data.all_tiles, args.picture, say)
+        shown = held_out_pairs(data.held_out_chips(candidate.bands), how)
+        picture.write(candidate, shown, data.all_tiles, args.picture, say)
     if args.steps:
-        pairs = held_out_pairs(data.held_out_chips(), how, args.per_set or steps.PER_SET)
+        chips = data.held_out_chips(candidate.bands)
+        pairs = held_out_pairs(chips, how, args.per_set or steps.PER_SET)
         return [steps.section(candidate, pairs, args.steps, how, say)]
     return sr_sections(candidate, load(choose(PLAIN), "cpu"), data, how, args.per_set, say)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
-from training.presets import PRESETS
+from training import registry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,20 +36,36 @@ def check_init(path: Path, preset: Preset) -> None:
     """UsageError where `path` is no bundle of networks as the preset makes them."""
     from pipeline.models.bundle import load_bundle
 
+    task = registry.task_of(preset)
+    kind = task.kind
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         inside = sorted(path.glob("*.safetensors"))
         cure = f"--init {inside[0]}" if inside else ""
-        raise UsageError(f"--init {path} {found}", f"weights of {preset.system} (.safetensors)", cure)
+        raise UsageError(f"--init {path} {found}", f"weights of {kind} (.safetensors)", cure)
     bundle = load_bundle(path)
-    alike = [other for other in PRESETS.values() if other.system == bundle.system]
+    if bundle.system in task.follows:
+        return
+    alike = [other for task in registry.every().values() if task.kind == bundle.system for other in task.presets]
     presets = [other.name for other in alike if other.architecture == bundle.architecture] or [p.name for p in alike]
     cure = f"--preset {' or '.join(presets)}, or other weights" if presets else "other weights"
-    if bundle.system != preset.system:
-        raise UsageError(f"--init {path} holds {bundle.system}", f"{preset.system}, as {preset.name} trains", cure)
+    if bundle.system != kind:
+        raise UsageError(f"--init {path} holds {bundle.system}", f"{kind}, as {preset.name} trains", cure)
     for name, ours in preset.architecture.items():
         if (theirs := bundle.architecture.get(name, ours)) != ours:
             raise UsageError(f"--init {path} has {name} = {theirs}", f"{ours}, as {preset.name} has", cure)
+
+
+def check_follows(preset: Preset) -> None:
+    """UsageError where a task goes on from other weights and is given none."""
+    task = registry.task_of(preset)
+    if task.follows:
+        others = ", ".join(other.name for kind in task.follows if (other := registry.of_kind(kind)) is not None)
+        raise UsageError(
+            f"{preset.name} without --init",
+            f"weights of {' or '.join(task.follows)} to begin from",
+            f"train them first (--task {others}) and give them with --init" if others else "",
+        )
 
 
 def budget_of(preset: Preset, minutes: float | None, images: int | None) -> Budget:

@@ -1,4 +1,4 @@
-"""`python -m training.train --preset lite-sr --data my_training.toml --out runs/a`: train a network, write its bundle.
+"""`python -m training.train --preset NAME --data my_training.toml --out runs/a`: train a network, write its bundle.
 
 A training file names your images: training/example.toml shows every key. Ctrl-C writes a checkpoint; the same command
 with `--resume runs/a` goes on. On several GPUs, or CPUs: `torchrun --nproc-per-node N -m training.train ... --device
@@ -19,19 +19,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
 from pipeline.terminal import show
+from training import registry
 from training.data.rasters import default_data
-from training.degradation.published import SWITCHES, AsPublished
-from training.presets import PRESETS, table
+from training.presets import table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from _typeshed import SupportsWrite
 
+    from pipeline.models.bundle import Bundle
     from training.data.sources import TrainingData
     from training.loop.run import Run
     from training.loop.task import Trainable
     from training.presets import Preset
+    from training.task_spec import TaskSpec
 
 LICENCE = "MIT"
 EXIT_AT_ONCE = 130  # by a second Ctrl-C, or by one before the first step
@@ -58,7 +60,7 @@ class ListPresets(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
         """Called when the flag is met."""
         if os.environ.get("RANK", "0") == "0":
-            show(table())
+            show(table(registry.presets().values()))
         parser.exit()
 
 
@@ -97,11 +99,11 @@ def interval(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
     p = OneVoice(prog="python -m training.train", description=__doc__)
-    p.add_argument(
-        "--preset",
-        required=True,
-        choices=sorted(PRESETS),
-        help="what to train: lite-* on a laptop, difffusr-* as published for GPUs, *-small for a CPU",
+    what = p.add_argument_group("what to train")
+    tasks = "; ".join(f"{task.name}: {task.summary}" for task in registry.every().values())
+    what.add_argument("--preset", choices=sorted(registry.presets()), help="a recipe of a task, as --list shows them")
+    what.add_argument(
+        "--task", choices=sorted(registry.every()), help=f"a task by its first preset, or that of --preset ({tasks})"
     )
     p.add_argument("--list", action=ListPresets, nargs=0, help="print all presets and stop")
     p.add_argument(
@@ -131,10 +133,30 @@ def parser() -> argparse.ArgumentParser:
         "--as-published",
         nargs="*",
         metavar="NAME",
-        help=f"do as DiffFuSR's released code where it departs from its paper: in all, or in {', '.join(SWITCHES)}",
+        help=f"do as released code where it departs from its paper, in all or in some ({_switches()})",
     )
     p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
     return p
+
+
+def _switches() -> str:
+    """What `--as-published` takes, by the code that it is of."""
+    tasks = [task for task in registry.every().values() if task.switches]
+    return "; ".join(f"{task.whose}: {', '.join(task.switches)}" for task in tasks)
+
+
+def chosen(args: argparse.Namespace) -> Preset:
+    """The preset that is asked for, by its name or its task's. UsageError where neither is given, or they disagree."""
+    if args.preset is None and args.task is None:
+        raise UsageError("neither --preset nor --task", "what to train", "--list shows all presets")
+    if args.preset is None:
+        return registry.every()[args.task].presets[0]
+    preset = registry.presets()[args.preset]
+    if args.task not in (None, preset.task):
+        raise UsageError(
+            f"--preset {preset.name} with --task {args.task}", f"--task {preset.task}", "leave one of them out"
+        )
+    return preset
 
 
 def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
@@ -147,10 +169,13 @@ def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
         recipe[name] = parsed(text, value, recipe[name])
     switches = preset.published
     if args.as_published is not None:
-        if preset.task != "difffusr-sr":
-            raise UsageError(f"--as-published with {preset.name}", "a preset of DiffFuSR's super-resolution")
-        switches = tuple(args.as_published or SWITCHES)
-        AsPublished.of(switches)
+        known = registry.task_of(preset).switches
+        if not known:
+            raise UsageError(f"--as-published with {preset.name}", f"a task that has switches ({_switches()})")
+        switches = tuple(args.as_published or known)
+        unknown = [name for name in switches if name not in known]
+        if unknown:
+            raise UsageError(f"--as-published {unknown[0]} is not known", f"none (for all), or of {', '.join(known)}")
     stages = tuple(replace(stage, learning_rate=args.rate * stage.learning_rate) for stage in preset.stages)
     return replace(preset, recipe=recipe, published=switches, stages=stages)
 
@@ -165,21 +190,18 @@ def parsed(text: str, value: str, like: float | str) -> float | str:
 
 def make_task(preset: Preset, data: TrainingData) -> Trainable:
     """The task that a preset names. UsageError where the data hold nothing for it."""
-    if preset.task == "difffusr-sr":
-        from training.tasks.difffusr_sr import DiffFuSRSuperResolution
+    return registry.task_of(preset).build(preset, data)
 
-        return DiffFuSRSuperResolution(preset, data)
-    if preset.task == "difffusr-fusion":
-        from training.tasks.difffusr_fusion import DiffFuSRFusionTask
 
-        return DiffFuSRFusionTask(preset, data)
-    if preset.task == "fusion":
-        from training.tasks.fusion import Fusion
+def begin_from(task: Trainable, spec: TaskSpec, bundle: Bundle) -> None:
+    """Weights of the task's own kind, or of one that it follows, into its network. BundleError on other tensors."""
+    from pipeline.models.bundle import load_into
+    from training.loop.task import BeginsFrom
 
-        return Fusion(preset, data)
-    from training.tasks.super_resolution import SuperResolution
-
-    return SuperResolution(preset, data)
+    if bundle.system != spec.kind and isinstance(task, BeginsFrom):
+        task.begin_from(bundle)
+    else:
+        load_into(task.network, bundle)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -228,34 +250,35 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     """What the arguments ask for; None where they ask for no more than a look. Raises PipelineError."""
     import torch
 
-    from pipeline.models.bundle import load_bundle, load_into
+    from pipeline.models.bundle import load_bundle
     from training.data.sources import load_data
     from training.loop import distributed, savepoint
     from training.loop.run import Run
-    from training.starting import budget_of, check_init, check_out, remarks
+    from training.starting import budget_of, check_follows, check_init, check_out, remarks
 
-    preset = adapted(args, PRESETS[args.preset])
+    shipped = chosen(args)
+    preset = adapted(args, shipped)
     device = distributed.device_of(args.device)
     distributed.begin(device)
     args.out = args.out or args.resume
-    checkpoint = savepoint.read(args.resume, preset) if args.resume else {}
+    checkpoint = savepoint.read(args.resume, preset, shipped.recipe) if args.resume else {}
     if args.init:
         check_init(args.init, preset)
+    elif not args.resume:
+        check_follows(preset)
     if not args.dry_run:
         check_out(args.out, args.resume)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
     task = make_task(preset, load_data(args.data))
     if args.init:
-        load_into(task.network, load_bundle(args.init))
+        begin_from(task, registry.task_of(preset), load_bundle(args.init))
     task.network.to(device)
     if distributed.rank() == 0:
         weights = sum(p.numel() for p in task.network.parameters())
-        show(
-            "\n".join(
-                [f"{preset.name}: {weights / 1e6:.2f} M parameters", *task.data.summary(preset.use, preset.least_px)]
-            )
-        )
+        spec = registry.task_of(preset)
+        sources = task.data.summary(spec.use, preset.least_px, spec.bands)
+        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *sources]))
     if args.dry_run:
         return None
     digest = task.data.file.digest
@@ -263,7 +286,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         task, preset, budget_of(preset, args.minutes, args.images), args.out, args.seed, args.bf16, args.workers, digest
     )
     if args.init:
-        run.started_from = load_bundle(args.init).digest
+        run.begin_from(load_bundle(args.init))
     if args.resume:
         run.resume(args.resume, checkpoint)
         if distributed.rank() == 0:
@@ -294,17 +317,18 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
     task.network.eval()
     provenance: dict[str, Any] = {
         **task.describe(),
-        "preset": args.preset,
+        "preset": run.preset.name,
         "seed": run.seed,
         "data_before": run.learned_from[:-1],
         "started_from": run.started_from,
+        "trained": run.lineage.described(),
         "images": run.at.images,
         "steps": run.at.step,
         "minutes": round(run.at.elapsed_s / 60, 1),
         "held_out": task.validate(run.stage),
         "credits": task.data.licence,
     }
-    path = args.out / f"{args.preset}.safetensors"
+    path = args.out / f"{run.preset.name}.safetensors"
     digest = save_bundle(path, task.bundle(provenance, LICENCE), task.network.state_dict())
     return f"held out: {provenance['held_out']}\nwrote {path} sha256 {digest}"
 

@@ -12,8 +12,10 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from tests.archive.synthetic import make_scene
+from tests.training.tasks_for_tests import add_preset
 from training.data.places import CELL_M, cell_split
-from training.presets import PRESETS, SENSOR, Preset, Stage
+from training.presets import Preset, Stage
+from training.tasks.super_resolution import SENSOR
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +65,7 @@ def corner_in(split: str, skip: int = 0) -> tuple[float, float]:
 
 TINY_SR = Preset(
     name="lite-sr",
-    task="sr",
+    task="lite-sr",
     architecture={"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1},
     stages=(Stage("mean", 0.5, ("encoder.", "mean_head.", "spread_head.")), Stage("detail", 0.5, ("denoiser.",))),
     minutes=1,
@@ -74,7 +76,7 @@ TINY_SR = Preset(
 )
 TINY_FUSION = Preset(
     name="lite-fusion",
-    task="fusion",
+    task="lite-fusion",
     architecture={"sharpen_width": 8, "sharpen_blocks": 1, "detail_width": 8, "detail_blocks": 1},
     stages=(Stage("wald", 1.0, ()),),
     minutes=1,
@@ -99,8 +101,8 @@ path = "scenes"
 
 def own_imagery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Orthophotos of 0.5 m and scenes, in cells of both splits, and presets of few parameters; the training file."""
-    monkeypatch.setitem(PRESETS, TINY_SR.name, TINY_SR)
-    monkeypatch.setitem(PRESETS, TINY_FUSION.name, TINY_FUSION)
+    add_preset(monkeypatch, TINY_SR)
+    add_preset(monkeypatch, TINY_FUSION)
     for number, split in enumerate(("train", "train", "held-out")):
         left, top = corner_in(split, number)
         photo = texture(320, 320, number)

@@ -145,7 +145,7 @@ def test_the_bundle_holds_the_averaged_weights_and_says_where_they_are_from(comm
 
 
 def test_the_published_sizes_are_read_off_the_tensors():
-    from training.difffusr_shapes import difffusr_architecture, fusion_architecture
+    from training.tasks.difffusr_shapes import difffusr_architecture, fusion_architecture
 
     with torch.device("meta"):
         sr = difffusr.Networks(**difffusr.ARCHITECTURE).state_dict()

@@ -15,19 +15,20 @@ from PIL import Image
 
 from pipeline.models.bundle import load_bundle
 from pipeline.models.lite import LiteSuperResolver
-from training import evaluate, train
+from tests.training.tasks_for_tests import add_preset
+from training import evaluate, registry, train
 from training.data.places import split_of
 from training.data.sources import load_training_file, shipped_data
 from training.degradation.degrade import Degradation
 from training.loop.run import Budget, Run
-from training.presets import PRESETS, SENSOR, Preset, Stage
+from training.presets import Preset, Stage
 from training.quality import pairs
-from training.tasks.super_resolution import SuperResolution, sampler
+from training.tasks.super_resolution import SENSOR, SuperResolution, sampler
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights"
 TINY = Preset(
     name="tiny-sr",
-    task="sr",
+    task="lite-sr",
     architecture={"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1},
     stages=(Stage("mean", 0.5, ("encoder.", "mean_head.", "spread_head.")), Stage("detail", 0.5, ("denoiser.",))),
     minutes=1,
@@ -53,7 +54,7 @@ place = '(tile\d+)'
 @pytest.fixture
 def imagery(tmp_path, monkeypatch) -> Path:
     """A training file of two places, one in each split, and the tiny preset."""
-    monkeypatch.setitem(PRESETS, TINY.name, TINY)
+    add_preset(monkeypatch, TINY)
     rng = np.random.default_rng(0)
     folder = tmp_path / "dubai_1m"
     folder.mkdir(parents=True)
@@ -124,7 +125,7 @@ def test_a_resumed_run_keeps_its_seed_and_a_foreign_checkpoint_is_refused(imager
 @pytest.mark.parametrize("wrong", ["none", "towns"])
 def test_a_wrong_folder_to_resume_is_refused_before_data_are_read(imagery, tmp_path, capsys, monkeypatch, wrong):
     train.main(arguments(imagery, tmp_path / "towns", "--images", "8"))
-    monkeypatch.setitem(PRESETS, "other-sr", replace(TINY, name="other-sr"))
+    add_preset(monkeypatch, replace(TINY, name="other-sr"))
     capsys.readouterr()
     for more in ((), ("--dry-run",)):
         command = ["--preset", "other-sr", "--data", str(tmp_path / "none.toml"), "--resume", str(tmp_path / wrong)]
@@ -144,7 +145,7 @@ def test_the_list_shows_every_preset_and_needs_nothing_else(capsys):
         train.main(["--list"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out.splitlines()
-    assert {line for line in shown if not line.startswith(" ")} == set(PRESETS)
+    assert {line for line in shown if not line.startswith(" ")} == set(registry.presets())
     assert any(line.startswith("  batch = ") for line in shown)
 
 
@@ -303,7 +304,7 @@ def test_weights_to_start_from_that_do_not_fit_are_refused_before_data_are_read(
     train.main(arguments(imagery, tmp_path / "run", "--images", "8"))
     tiny, fusion = tmp_path / "run" / "tiny-sr.safetensors", WEIGHTS / "lite-fusion.safetensors"
     wide = replace(TINY, name="wide-sr", architecture={**TINY.architecture, "width": 16})
-    monkeypatch.setitem(PRESETS, wide.name, wide)
+    add_preset(monkeypatch, wide)
     for preset, init, said in (
         (
             "tiny-sr",
@@ -335,9 +336,9 @@ def test_weights_to_start_from_that_do_not_fit_are_refused_before_data_are_read(
 
 
 def test_every_preset_knows_what_its_bundles_call_themselves(imagery):
-    for preset in PRESETS.values():
-        assert preset.system in {"lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion"}
-        assert ("fusion" in preset.system) == (preset.use == "fusion")
+    for preset in registry.presets().values():
+        assert registry.task_of(preset).kind in {"lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion"}
+        assert ("fusion" in registry.task_of(preset).kind) == (registry.task_of(preset).use == "fusion")
 
 
 def test_a_folder_of_images_is_no_training_file(imagery, tmp_path, capsys):
@@ -356,7 +357,7 @@ def test_missing_imagery_is_said_in_one_line(tmp_path, capsys):
 
 
 def test_presets_spend_their_whole_budget():
-    for preset in PRESETS.values():
+    for preset in registry.presets().values():
         assert sum(stage.share for stage in preset.stages) == pytest.approx(1.0)
 
 

@@ -1,4 +1,4 @@
-"""Images to learn super-resolution from: RGB rasters, lazily, with their ground, their numbers and their split.
+"""Images to learn super-resolution from: rasters, lazily, with their bands, ground, numbers and split.
 
 In: rasters named by a `Source`. Out: `Image`s. Headers are read when they are listed, pixels when a patch asks.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +21,8 @@ from training.data.rasters import area_average, check_reflectance, open_raster, 
 from training.data.training_file import glob_root
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from xarray import DataArray
 
@@ -50,7 +52,11 @@ class Reader(Protocol):
         ...
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """Stored values (3, ny, nx), red green blue, of a window that lies inside."""
+        """Stored values (bands, ny, nx) of a window that lies inside."""
+        ...
+
+    def selecting(self, places: Sequence[int]) -> Reader:
+        """A reader of those of its bands, by their places, alone."""
         ...
 
 
@@ -64,7 +70,7 @@ class Values:
     nodata: float | None = None
 
     def decode(self, stored: Stored) -> NDArray[np.float32]:
-        """Brightness 0..1 or reflectance, (3, h, w) float32; nodata is 0 in all bands, as a black border is."""
+        """Brightness 0..1 or reflectance, (bands, h, w) float32; nodata is 0 in all bands, as a black border is."""
         pixels = self._scaled(stored.astype(np.float32))
         if self.nodata is not None:
             pixels[:, (stored == self.nodata).all(axis=0)] = 0
@@ -86,7 +92,7 @@ class Values:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One RGB image. Its split is that of its place, or varies over its ground by `ground`."""
+    """One image of `bands`. Its split is that of its place, or varies over its ground by `ground`."""
 
     source: str
     label: str
@@ -99,6 +105,15 @@ class Image:
     target_gsd_m: tuple[float, float]
     evaluate_gsd_m: float
     weight: float
+    bands: tuple[str, ...] = RGB
+
+    def of(self, bands: tuple[str, ...]) -> Image | None:
+        """The image of some of its bands, in that order; None where it lacks one. Others are not read."""
+        if bands == self.bands:
+            return self
+        if not set(bands) <= set(self.bands):
+            return None
+        return replace(self, bands=bands, reader=self.reader.selecting([self.bands.index(band) for band in bands]))
 
     @property
     def extent_m(self) -> tuple[float, float]:
@@ -120,10 +135,10 @@ class Image:
 
 @dataclass(frozen=True)
 class FileReader:
-    """Three bands (1-based) of a raster file on this machine."""
+    """Bands (1-based) of a raster file on this machine."""
 
     path: str
-    bands: tuple[int, int, int]
+    bands: tuple[int, ...]
     shape: tuple[int, int]
     itemsize: int
 
@@ -133,6 +148,10 @@ class FileReader:
 
         with reading(self.path), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
             return self.read_here(y, x, ny, nx)
+
+    def selecting(self, places: Sequence[int]) -> FileReader:
+        """As `Reader.selecting`."""
+        return replace(self, bands=tuple(self.bands[place] for place in places))
 
     def read_here(self, y: int, x: int, ny: int, nx: int) -> Stored:
         """`read` in the caller's rasterio.Env."""
@@ -185,29 +204,26 @@ def header_images(source: Source, label: str, path: Path, header: Header) -> lis
     itemsize = np.dtype(header.dtype).itemsize
     return [
         make_image(source, label, path, header, FileReader(str(path), bands, header.shape, itemsize))
-        for bands in rgb_bands(source, label, header)
+        for bands in band_numbers(source, label, header)
     ]
 
 
-def rgb_bands(source: Source, label: str, header: Header) -> list[tuple[int, int, int]]:
-    """Red, green and blue (1-based) of each date. UsageError where the file holds fewer bands than the source says."""
+def band_numbers(source: Source, label: str, header: Header) -> list[tuple[int, ...]]:
+    """The raster bands (1-based) of `source.offers`, for each date. UsageError where the file holds fewer."""
     per_date = bands_per_date(source, label, header)
     if per_date < len(RGB) and not source.bands:
         held = f"{per_date} band{'' if per_date == 1 else 's'}" + (" per date" if source.dates > 1 else "")
         grey = "leave it out; or, to learn edges from one band, bands = { B04 = 1, B03 = 1, B02 = 1 }"
         raise source.fault(f"{label} holds {held}", "red, green and blue", grey)
     stated = dict(source.bands) or {band: index for index, band in enumerate(RGB, 1)}
-    wanted = [stated[band] for band in RGB if band in stated]
-    if len(wanted) < len(RGB):
-        raise source.fault(f"bands lacks {', '.join(b for b in RGB if b not in stated)}", f"{', '.join(RGB)}")
+    wanted = [stated[band] for band in source.offers]
     if not all(isinstance(band, int) for band in wanted):
         raise source.fault(f"bands by name for {label}", "1-based numbers of its bands")
     absent = [band for band in wanted if not 1 <= int(band) <= per_date]
     if absent:
         held = f"{header.bands} bands" + (f", {per_date} per date" if source.dates > 1 else "")
         raise source.fault(f"band {absent[0]} of {label}, which holds {held}", f"1 to {per_date}", "correct bands")
-    red, green, blue = (int(band) for band in wanted)
-    return [(red + n * per_date, green + n * per_date, blue + n * per_date) for n in range(source.dates)]
+    return [tuple(int(band) + n * per_date for band in wanted) for n in range(source.dates)]
 
 
 def bands_per_date(source: Source, label: str, header: Header) -> int:
@@ -218,8 +234,10 @@ def bands_per_date(source: Source, label: str, header: Header) -> int:
     return header.bands // source.dates
 
 
-def make_image(source: Source, label: str, path: Path, header: Header, reader: Reader) -> Image:
-    """The image of a reader, checked against what the source says. UsageError names the image."""
+def make_image(
+    source: Source, label: str, path: Path, header: Header, reader: Reader, bands: tuple[str, ...] = ()
+) -> Image:
+    """The image of a reader of `bands` (without: the source's), checked against what it says. UsageError names it."""
     values = values_of(source, label, header)
     gsd_m = gsd_of(source, label, header)
     low, high = source.target_gsd_m
@@ -241,7 +259,10 @@ def make_image(source: Source, label: str, path: Path, header: Header, reader: R
     evaluate = max(source.evaluate_gsd_m, native)
     place, split, ground = _placed(source, path, header, native)
     targets = (max(low, native), max(high, native))
-    return Image(source.name, label, place, split, ground, reader, values, gsd_m, targets, evaluate, source.weight)
+    return Image(
+        source.name, label, place, split, ground, reader, values, gsd_m, targets, evaluate, source.weight,
+        bands or source.offers,
+    )  # fmt: skip
 
 
 def values_of(source: Source, label: str, header: Header) -> Values:

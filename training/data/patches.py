@@ -60,7 +60,7 @@ class ChunkCache:
         return type(self), (self.limit_bytes,)
 
     def window(self, index: int, image: Image, y: int, x: int, ny: int, nx: int) -> Stored:
-        """Stored values (3, ny, nx) of a window inside `image`, the `index`-th of its set; a view where possible."""
+        """Stored values (bands, ny, nx) of a window inside `image`, the `index`-th of its set; a view if possible."""
         size_y, size_x = chunk_shape(image)
         rows = range(y // size_y, (y + ny - 1) // size_y + 1)
         cols = range(x // size_x, (x + nx - 1) // size_x + 1)
@@ -93,7 +93,7 @@ class ChunkCache:
 def chunk_shape(image: Image) -> tuple[int, int]:
     """Height and width of the pieces in which an image is read."""
     height, width = image.reader.shape
-    if 3 * height * width * image.reader.itemsize <= WHOLE_BYTES:
+    if len(image.bands) * height * width * image.reader.itemsize <= WHOLE_BYTES:
         return height, width
     return min(CHUNK_PX, height), min(CHUNK_PX, width)
 
@@ -113,9 +113,10 @@ class PatchSampler:
         small_px: int = SMALL_PX,
         small_share: float = 0.25,
         cache_bytes: int = CACHE_BYTES,
+        recoloured: float = RECOLOURED,
     ) -> None:
         self.images, self.split, self.crop_px, self.small_px = tuple(images), split, crop_px, small_px
-        self.cache = ChunkCache(cache_bytes)
+        self.cache, self.recoloured = ChunkCache(cache_bytes), recoloured
         usable = [i for i, image in enumerate(self.images) if image.share(split) > 0]
         large = [i for i in usable if fits(self.images[i], crop_px)]
         small = [i for i in usable if fits(self.images[i], small_px) and not fits(self.images[i], crop_px)]
@@ -129,7 +130,7 @@ class PatchSampler:
         self._odds = {size: self._odds_of(pool) for size, pool in self.pools.items() if pool}
 
     def batch(self, rng: np.random.Generator, images: int, views: int = 1) -> NDArray[np.float32]:
-        """About `images` images of `crop_px`, or as many pixels at `small_px`: (B * views, 3, n, n) reflectance.
+        """About `images` images of `crop_px`, or as many pixels at `small_px`: (B * views, bands, n, n) reflectance.
 
         The `views` patches of one image are neighbours in the batch: same image, GSD and radiometry, other places.
         """
@@ -154,7 +155,7 @@ class PatchSampler:
         return None
 
     def read(self, address: Address) -> NDArray[np.float32]:
-        """Brightness or reflectance (3, n, n) of an address: its window alone, averaged by area."""
+        """Brightness or reflectance (bands, n, n) of an address: its window alone, averaged by area."""
         image = self.images[address.image]
         ny, nx = _window(image, address.side_px, address.gsd_m)
         stored = self.cache.window(address.image, image, address.y, address.x, ny, nx)
@@ -163,7 +164,7 @@ class PatchSampler:
         return pixels[:, : address.side_px, : address.side_px]
 
     def _patches(self, size: int, views: int, rng: np.random.Generator) -> list[NDArray[np.float32]]:
-        """`views` patches of one image (3, n, n), turned and flipped, harmonised; no borders, few flat places."""
+        """`views` patches of one image (bands, n, n), turned and flipped, harmonised; no borders, few flat places."""
         for _ in range(IMAGES_TRIED):
             index = self.pools[size][int(rng.choice(len(self.pools[size]), p=self._odds[size]))]
             image = self.images[index]
@@ -173,8 +174,9 @@ class PatchSampler:
             crops = [crop for crop in found if crop is not None]
             if len(crops) < views:
                 continue
-            order = rng.permutation(3) if rng.random() < RECOLOURED else np.arange(3)
-            gamma = sample_gamma(rng) if image.values.encoded else None
+            count = len(image.bands)
+            order = rng.permutation(count) if rng.random() < self.recoloured else np.arange(count)
+            gamma = sample_gamma(rng, image.bands) if image.values.encoded else None
             crops = [crop[order] for crop in crops]
             return [np.ascontiguousarray(crop) if gamma is None else harmonise(crop, gamma) for crop in crops]
         raise UsageError(
@@ -241,5 +243,6 @@ def held_out_chips(image: Image) -> list[Chip]:
         image.check(pixels)
         if min(pixels.shape[1:]) < MIN_CHIP_PX:
             continue
-        chips.append(Chip(image.source, place, image.evaluate_gsd_m, pixels, image.values.encoded, image.weight))
+        values = image.values.encoded, image.weight, image.bands
+        chips.append(Chip(image.source, place, image.evaluate_gsd_m, pixels, *values))
     return chips

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.bands import RGB
 from pipeline.errors import ReadError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
@@ -31,6 +32,12 @@ GAMMA_COVARIANCE = np.array([[0.00592, 0.00508, 0.00445], [0.00508, 0.00494, 0.0
 _GAMMA_FACTOR = np.linalg.cholesky(GAMMA_COVARIANCE)
 GAMMA_MEDIAN = np.array([0.3521, 0.3361, 0.3535])
 GAMMA_RANGE = (0.15, 0.6)
+# The same package's numbers for near infrared: mean, and covariance with R, G, B and itself.
+GAMMA_NIR_MEAN, GAMMA_NIR_COVARIANCE = 0.45706, np.array([0.00365, 0.00381, 0.00329, 0.01427])
+GAMMA_BANDS = (*RGB, "B08")
+_GAMMA_FACTOR_NIR = np.linalg.cholesky(
+    np.vstack([np.column_stack([GAMMA_COVARIANCE, GAMMA_NIR_COVARIANCE[:3]]), GAMMA_NIR_COVARIANCE])
+)
 PLAUSIBLE = (-0.5, 2.0)  # mean reflectance of a patch: offsets and bright snow reach beyond 0 and 1
 WORDS_SHOWN = 160  # of a library's message
 
@@ -42,7 +49,7 @@ def default_data() -> Path:
 
 @dataclass(frozen=True)
 class Chip:
-    """One RGB image, (3, H, W) float32. `encoded` images are 8-bit values / 255, others reflectance."""
+    """One image, (bands, H, W) float32. `encoded` images are 8-bit values / 255, others reflectance."""
 
     source: str
     place: str
@@ -50,6 +57,7 @@ class Chip:
     pixels: NDArray[np.float32]
     encoded: bool
     weight: float = 1.0
+    bands: tuple[str, ...] = RGB
 
 
 @contextmanager
@@ -112,12 +120,26 @@ def area_average(pixels: NDArray[np.generic], ratio_y: float, ratio_x: float) ->
 
 
 def harmonise(pixels: NDArray[np.float32], gamma: NDArray[np.float64]) -> NDArray[np.float32]:
-    """8-bit values / 255 (3, H, W) to reflectance by a power law per channel; `gamma` (3,)."""
+    """8-bit values / 255 (C, H, W) to reflectance by a power law per channel; `gamma` (C,)."""
     exponent = (1.0 / gamma).astype(np.float32)[:, None, None]
     return np.power(np.clip(pixels, 0, 1), exponent, dtype=np.float32)
 
 
-def sample_gamma(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Gammas (3,) for one image from the published distribution."""
-    drawn = GAMMA_MEAN + _GAMMA_FACTOR @ rng.standard_normal(3)
-    return drawn.clip(GAMMA_RANGE[0], GAMMA_RANGE[1])
+def sample_gamma(rng: np.random.Generator, bands: Sequence[str] = RGB) -> NDArray[np.float64]:
+    """Gammas (len(bands),) for one image from the published distribution; bands of `GAMMA_BANDS`."""
+    if set(bands) <= set(RGB):
+        drawn = GAMMA_MEAN + _GAMMA_FACTOR @ rng.standard_normal(3)
+    else:
+        drawn = np.append(GAMMA_MEAN, GAMMA_NIR_MEAN) + _GAMMA_FACTOR_NIR @ rng.standard_normal(4)
+    chosen: NDArray[np.float64] = drawn.clip(GAMMA_RANGE[0], GAMMA_RANGE[1])[_places(bands)]
+    return chosen
+
+
+def median_gamma(bands: Sequence[str] = RGB) -> NDArray[np.float64]:
+    """The middle of that distribution (len(bands),), by which held-out images are judged."""
+    chosen: NDArray[np.float64] = np.append(GAMMA_MEDIAN, GAMMA_NIR_MEAN)[_places(bands)]
+    return chosen
+
+
+def _places(bands: Sequence[str]) -> list[int]:
+    return [GAMMA_BANDS.index(band) for band in bands]

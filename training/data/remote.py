@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from training.data.headers import read_header
-from training.data.images import FileReader, close_files, make_image, rgb_bands
+from training.data.images import FileReader, band_numbers, close_files, make_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pipeline.archive.access import Access
     from pipeline.archive.aoi import Aoi
@@ -33,12 +33,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RemoteReader:
-    """Three bands (1-based) of an item's file, wherever its archive keeps it. Signed in the process that reads."""
+    """Bands (1-based) of an item's file, wherever its archive keeps it. Signed in the process that reads."""
 
     item: str
     href: str
     access: Access
-    bands: tuple[int, int, int]
+    bands: tuple[int, ...]
     shape: tuple[int, int]
     itemsize: int
 
@@ -50,6 +50,10 @@ class RemoteReader:
             self.href,
             lambda path: FileReader(path, self.bands, self.shape, self.itemsize).read_here(y, x, ny, nx),
         )
+
+    def selecting(self, places: Sequence[int]) -> RemoteReader:
+        """As `Reader.selecting`."""
+        return replace(self, bands=tuple(self.bands[place] for place in places))
 
 
 def _reached(access: Access, item: str, href: str, use: Callable[[str], T]) -> T:
@@ -109,7 +113,7 @@ def _item_images(source: Source, item: RasterItem, header: Header, access: Acces
             source, item.id, Path(item.id), header,
             RemoteReader(item.id, item.href, access, bands, header.shape, itemsize),
         )
-        for bands in rgb_bands(source, item.id, header)
+        for bands in band_numbers(source, item.id, header)
     ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ from training.data.tiles import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
     from xarray import DataArray
@@ -57,8 +57,8 @@ __all__ = [
     "SceneReader",
     "Tile",
     "dsen2_ground",
+    "images_of",
     "read_dsen2_scene",
-    "rgb_images",
     "scene_grounds",
     "tiles_of",
 ]
@@ -71,11 +71,12 @@ BANDS_GSD_M = 10  # of stacks
 
 @dataclass(frozen=True)
 class SceneReader:
-    """RGB of a scene at 10 m, in DN of the house convention, through the loader of inference."""
+    """Bands of a scene at 10 m, in canonical DN, through the loader of inference."""
 
     scene: Scene
     grid: Grid  # 2.5 m, edges on whole 60 m pixels
     access: Access
+    bands: tuple[str, ...] = RGB
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -88,16 +89,20 @@ class SceneReader:
         return 2
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """DN (3, ny, nx) of a window; whole 60 m pixels are read around it."""
+        """DN (bands, ny, nx) of a window; whole 60 m pixels are read around it."""
         from pipeline.archive.cube import read_period
 
         whole = self.grid.window
         window = Window(whole.row + 4 * y, whole.col + 4 * x, 4 * ny, 4 * nx)
         part = window.snap_out(24)
-        pixels = read_period([self.scene], "mosaic", self.grid.of(part), RGB, self.access)
+        pixels = read_period([self.scene], "mosaic", self.grid.of(part), self.bands, self.access)
         rows, cols = window.coarsen(4).slices(part.coarsen(4))
-        order = [pixels.bands[10].index(name) for name in RGB]
+        order = [pixels.bands[10].index(name) for name in self.bands]
         return pixels.dn[10][order, rows, cols]
+
+    def selecting(self, places: Sequence[int]) -> SceneReader:
+        """As `Reader.selecting`."""
+        return replace(self, bands=tuple(self.bands[place] for place in places))
 
 
 def is_stack(source: Source) -> bool:
@@ -153,23 +158,29 @@ def _grid(scene: Scene, aoi: Aoi | None) -> Grid | None:
     return Grid.covering(scene.epsg, (left_m, bottom_m, right_m, top_m), scene.phase)
 
 
-def rgb_images(source: Source, scenes: Sequence[SceneGround]) -> list[Image]:
-    """A source as images of 10 m; `scenes` are its `scene_grounds`. Level-1C is left to Wald's protocol."""
+def images_of(source: Source, scenes: Sequence[SceneGround]) -> list[Image]:
+    """A source as images of its bands of 10 m; `scenes` are its `scene_grounds`. Level-1C is not for this."""
     if is_stack(source):
         stacked = replace(source, values="reflectance", gsd_m=float(BANDS_GSD_M))
         return [
-            make_image(stacked, str(path), path, header, ground.reader(RGB))
+            make_image(stacked, str(path), path, header, ground.reader(bands), bands)
             for path, ground, header in _stacks(source)
-            if set(RGB) <= set(dict(ground.bands))
+            if set(RGB) <= set(bands := _at_10m(dict(ground.bands)))
         ]
     house = replace(source, values="reflectance", scale=DN_SCALE, offset=DN_OFFSET, gsd_m=10.0)
     images = []
     for ground in scenes:
         ten, name = ground.grid.at_gsd(10), ground.scene.id
-        header = Header(ten.shape, 3, "uint16", NODATA_DN, f"EPSG:{ground.scene.epsg}", ten.transform)
-        reader = SceneReader(ground.scene, ground.grid, ground.access)
-        images.append(make_image(house, name, Path(name), header, reader))
+        bands = _at_10m(ground.present)
+        header = Header(ten.shape, len(bands), "uint16", NODATA_DN, f"EPSG:{ground.scene.epsg}", ten.transform)
+        reader = SceneReader(ground.scene, ground.grid, ground.access, bands)
+        images.append(make_image(house, name, Path(name), header, reader, bands))
     return images
+
+
+def _at_10m(names: Collection[str]) -> tuple[str, ...]:
+    """Those of a scene's bands that are measured at 10 m."""
+    return tuple(band for band in BANDS[10] if band in names)
 
 
 def tiles_of(source: Source, scenes: Sequence[SceneGround]) -> list[Tile]:

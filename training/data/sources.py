@@ -6,6 +6,7 @@ images, and what provenance says of them.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bands import RGB
 from pipeline.errors import UsageError
 from training.data.images import file_images
-from training.data.patches import CACHE_BYTES, PatchSampler, fits, held_out_chips
+from training.data.patches import CACHE_BYTES, RECOLOURED, PatchSampler, fits, held_out_chips
 from training.data.places import SPLIT_RULE, SPLITS, split_of
-from training.data.sentinel2 import is_dsen2, rgb_images, scene_grounds, tiles_of
+from training.data.sentinel2 import images_of, is_dsen2, scene_grounds, tiles_of
 from training.data.tiles import GSD_M, MIN_SIDE_PX
 from training.data.training_file import Source, TrainingFile, read_training_file
 from training.presets import SMALL_PX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from training.data.images import Image
     from training.data.places import Split
@@ -60,9 +61,14 @@ class TrainingData:
         return [source for source in self.sources if source.role == role]
 
     @cached_property
-    def images(self) -> tuple[Image, ...]:
-        """High-resolution images, all splits; their headers are read, their pixels not."""
+    def offered(self) -> tuple[Image, ...]:
+        """High-resolution images, all splits, with all their bands; their headers are read, their pixels not."""
         return tuple(image for source in self.of_role("hr") for image in _images(source))
+
+    @cached_property
+    def images(self) -> tuple[Image, ...]:
+        """Those of three colours."""
+        return tuple(_of(self.offered, RGB))
 
     @cached_property
     def scenes(self) -> dict[str, list[SceneGround]]:
@@ -70,10 +76,29 @@ class TrainingData:
         return {source.name: scene_grounds(source) for source in self.of_role("sentinel2")}
 
     @cached_property
-    def bracket(self) -> tuple[Image, ...]:
-        """Sentinel-2's own RGB: the right sensor at the wrong scale (10 -> 40 m)."""
-        found = (rgb_images(source, self.scenes[source.name]) for source in self.of_role("sentinel2"))
+    def native(self) -> tuple[Image, ...]:
+        """Sentinel-2's own bands of 10 m: the right sensor at the wrong scale (10 -> 40 m)."""
+        found = (images_of(source, self.scenes[source.name]) for source in self.of_role("sentinel2"))
         return tuple(image for images in found for image in images)
+
+    @cached_property
+    def bracket(self) -> tuple[Image, ...]:
+        """Those of three colours."""
+        return tuple(_of(self.native, RGB))
+
+    def of_bands(self, bands: tuple[str, ...] = RGB) -> tuple[Image, ...]:
+        """All images that have `bands`, sharp ones first. UsageError where there are images and none has them."""
+        found = (*_of(self.offered, bands), *_of(self.native, bands))
+        everything = (*self.offered, *self.native)
+        if everything and not found:
+            held = {image.source: ", ".join(image.bands) for image in everything}
+            raise UsageError(
+                f"{self.file.path}: no source has {', '.join(bands)}: "
+                + "; ".join(f"{name} has {names}" for name, names in held.items()),
+                "at least one that has them",
+                f"name all bands of its files in their order, such as bands = {json.dumps(bands)}",
+            )
+        return found
 
     @cached_property
     def all_tiles(self) -> tuple[Tile, ...]:
@@ -82,13 +107,22 @@ class TrainingData:
         return tuple(tile for tiles in found for tile in tiles)
 
     def hr_sampler(
-        self, split: Split = "train", crop_px: int = 96, small_px: int = SMALL_PX, cache_bytes: int = CACHE_BYTES
+        self,
+        split: Split = "train",
+        crop_px: int = 96,
+        small_px: int = SMALL_PX,
+        cache_bytes: int = CACHE_BYTES,
+        bands: tuple[str, ...] = RGB,
+        recoloured: float = RECOLOURED,
     ) -> PatchSampler:
-        """Random patches of one split. UsageError when the sources hold none, or learn from what they judge by."""
-        images = (*self.images, *self.bracket)
+        """Random patches of one split in `bands`. UsageError when the sources hold none, or judge by what they teach.
+
+        `recoloured`: share of patches whose bands change places.
+        """
+        images = self.of_bands(bands)
         self._refuse_leaks(images)
         try:
-            return PatchSampler(images, split, crop_px, small_px, cache_bytes=cache_bytes)
+            return PatchSampler(images, split, crop_px, small_px, cache_bytes=cache_bytes, recoloured=recoloured)
         except UsageError as error:
             raise UsageError(f"{self.file.path}: {error.found}", error.expected, error.cure) from None
 
@@ -112,12 +146,12 @@ class TrainingData:
                     "take it out of one source, or state the same split in both",
                 )
 
-    def held_out_chips(self) -> list[Chip]:
-        """Held-out images of the evaluated sources at their evaluation GSD, in the order of sources and files."""
+    def held_out_chips(self, bands: tuple[str, ...] = RGB) -> list[Chip]:
+        """Held-out images in `bands` of the evaluated sources, at their evaluation GSD, in the order of the files."""
         evaluated = {source.name: source.images_per_place for source in self.sources if source.evaluated}
         seen: Counter[tuple[str, str]] = Counter()
         chips: list[Chip] = []
-        for image in self.images:
+        for image in _of(self.offered, bands):
             if image.source not in evaluated or image.share("held-out") == 0:
                 continue
             seen[image.source, image.place] += 1
@@ -135,34 +169,34 @@ class TrainingData:
         """Scenes by which fusion decides: those marked so, else the held-out ones."""
         return [tile for tile in self.all_tiles if tile.watched] or self.tiles("held-out")
 
-    def held_out_places(self, use: Use = "super-resolution") -> list[str]:
+    def held_out_places(self, use: Use = "super-resolution", bands: tuple[str, ...] = RGB) -> list[str]:
         """Names of all places kept from training, sorted."""
         if use == "fusion":
             return sorted({tile.place for tile in self.all_tiles if tile.watched or tile.split == "held-out"})
         places: set[str] = set()
-        for image in (*self.images, *self.bracket):
+        for image in self.of_bands(bands):
             if image.ground is not None and image.split is None:
                 places |= {place for place in image.ground.places if split_of(place) == "held-out"}
             elif image.split == "held-out":
                 places.add(image.place)
         return sorted(places)
 
-    def counts(self, use: Use = "super-resolution") -> dict[str, dict[str, int]]:
+    def counts(self, use: Use = "super-resolution", bands: tuple[str, ...] = RGB) -> dict[str, dict[str, int]]:
         """Images (for fusion: tiles) per split of every source that is of use; "watched" ones by themselves."""
         if use == "fusion":
             found = Counter((tile.source, WATCHED if tile.watched else tile.split) for tile in self.all_tiles)
         else:
-            images = (*self.images, *self.bracket)
+            images = self.of_bands(bands)
             found = Counter((image.source, split) for image in images for split in SPLITS if image.share(split) > 0)
         listed: dict[str, dict[str, int]] = {source.name: dict.fromkeys(SPLITS, 0) for source in self.sources}
         for name, kind in found:
             listed[name][kind] = found[name, kind]
         return {name: of_source for name, of_source in listed.items() if any(of_source.values())}
 
-    def summary(self, use: Use = "super-resolution", least_px: int = 1) -> list[str]:
+    def summary(self, use: Use = "super-resolution", least_px: int = 1, bands: tuple[str, ...] = RGB) -> list[str]:
         """A line per source for the log, and one for those that are of no use; images below `least_px` are counted."""
-        counts = self.counts(use)
-        images = (*self.images, *self.bracket) if use == "super-resolution" else ()
+        counts = self.counts(use, bands)
+        images = self.of_bands(bands) if use == "super-resolution" else ()
         short = Counter(i.source for i in images if i.share("train") > 0 and not fits(i, least_px))
         lines = []
         for name, count in counts.items():
@@ -173,28 +207,32 @@ class TrainingData:
         aside: dict[str, list[str]] = {}
         for source in self.sources:
             if source.name not in counts:
-                aside.setdefault(_why_aside(source, use), []).append(source.name)
+                aside.setdefault(self._why_aside(source, use, bands), []).append(source.name)
         said = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in aside.items())
         return [*lines, f"left aside, of no use for {use}: {said}"] if aside else lines
 
-    def describe(self, use: Use = "super-resolution") -> dict[str, Any]:
+    def _why_aside(self, source: Source, use: Use, bands: tuple[str, ...]) -> str:
+        """Why a source without images, or without tiles, has none."""
+        if use == "fusion":
+            lacking = f"no tile of {MIN_SIDE_PX * GSD_M} m with bands of 20 m"
+            return "role hr" if source.role == "hr" else lacking
+        return "Level-1C, kept for judging fusion" if is_dsen2(source) else f"no image with {', '.join(bands)}"
+
+    def describe(self, use: Use = "super-resolution", bands: tuple[str, ...] = RGB) -> dict[str, Any]:
         """Provenance: sources of use with their images per split, the digest of the file, how splits were decided."""
         return {
             "data": self.file.name,
             "data_digest": self.file.digest,
-            "sources": self.counts(use),
+            "sources": self.counts(use, bands),
             "split_rule": SPLIT_RULE,
-            "held_out_places": self.held_out_places(use)[:PLACES_LISTED],
+            "held_out_places": self.held_out_places(use, bands)[:PLACES_LISTED],
             "licence_of_data": self.file.licence,
         }
 
 
-def _why_aside(source: Source, use: Use) -> str:
-    """Why a source without images, or without tiles, has none."""
-    if use == "fusion":
-        lacking = f"no tile of {MIN_SIDE_PX * GSD_M} m with bands of 20 m"
-        return "role hr" if source.role == "hr" else lacking
-    return "Level-1C, kept for judging fusion" if is_dsen2(source) else f"no image with {', '.join(RGB)}"
+def _of(images: Iterable[Image], bands: tuple[str, ...]) -> Iterator[Image]:
+    """Those that have `bands`, as images of these alone."""
+    return (found for image in images if (found := image.of(bands)) is not None)
 
 
 def _images(source: Source) -> list[Image]:
@@ -213,7 +251,7 @@ def _images(source: Source) -> list[Image]:
 def load_training_file(path: Path, root: Path | None = None) -> TrainingData:
     """Data of a training file; `root` stands for ${SEN2FINE_DATA}. UsageError in one line for what does not fit."""
     data = TrainingData(read_training_file(path, root))
-    if data.images or data.of_role("sentinel2"):
+    if data.offered or data.of_role("sentinel2"):
         return data
     raise UsageError(f"{path} names no image", "at least one")
 

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.bands import RGB
+from pipeline.bands import BAND_NAMES, RGB
 from training.data.headers import Header
 from training.data.images import make_image
-from training.data.rasters import reading
+from training.data.rasters import GAMMA_BANDS, reading
+from training.data.training_file import ordered
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import xarray as xr
     from xarray import DataArray
 
@@ -52,10 +55,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class StoreReader:
-    """Three bands (from 0) of a layer."""
+    """Bands (from 0) of a layer."""
 
     layer: Layer
-    bands: tuple[int, int, int]
+    bands: tuple[int, ...]
     shape: tuple[int, int]
     itemsize: int
 
@@ -65,6 +68,10 @@ class StoreReader:
             lazy = self.layer.array().isel(band=list(self.bands), y=slice(y, y + ny), x=slice(x, x + nx))
             stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored.astype(np.float32) if stored.dtype == np.float64 else stored
+
+    def selecting(self, places: Sequence[int]) -> StoreReader:
+        """As `Reader.selecting`."""
+        return replace(self, bands=tuple(self.bands[place] for place in places))
 
 
 @lru_cache(maxsize=OPEN_STORES)
@@ -178,15 +185,15 @@ def store_images(source: Source) -> list[Image]:
     """The dates of a store as images."""
     images = []
     for layer in layers_of(source):
-        indices = band_indices(source, layer, RGB)
-        if len(indices) < len(RGB):
-            raise source.fault(f"bands names only {', '.join(indices)}", ", ".join(RGB))
-        red, green, blue = (indices[name] for name in RGB)
+        indices = band_indices(source, layer, GAMMA_BANDS if source.values == "8-bit" else BAND_NAMES)
+        bands = ordered(indices)
         header = layer_header(layer, source)
         counted = header.affine[0] == 1 and header.affine[2] in (0.0, -0.5)  # x is 0, 1, 2 ...: no ground
         metres = None if header.crs or counted else abs(header.affine[0])  # x and y without CRS are metres
         stated = replace(source, gsd_m=source.gsd_m or metres)
-        reader = StoreReader(layer, (red, green, blue), header.shape, np.dtype(header.dtype).itemsize)
+        reader = StoreReader(
+            layer, tuple(indices[band] for band in bands), header.shape, np.dtype(header.dtype).itemsize
+        )
         label = f"{source.variable} of {source.zarr}" + (f" ({layer.group})" if layer.group else "")
-        images.append(make_image(stated, label, Path(source.zarr), header, reader))
+        images.append(make_image(stated, label, Path(source.zarr), header, reader, bands))
     return images

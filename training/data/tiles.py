@@ -7,7 +7,7 @@ tile is one unit of reading and lies in one split. Indices count 60 m pixels: al
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +19,7 @@ from training.data.places import CELL_M, Georeference, split_map, split_of
 from training.data.rasters import check_reflectance, reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from xarray import DataArray
@@ -127,6 +127,10 @@ class StackReader:
     shape: tuple[int, int]
     itemsize: int
     label: str
+
+    def selecting(self, places: Sequence[int]) -> StackReader:
+        """As `Reader.selecting`."""
+        return replace(self, bands=tuple(self.bands[place] for place in places))
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
         """Stored values (bands, ny, nx) of a window. ReadError for a damaged file or store."""

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.bands import BAND_NAMES, HOUSE_ADD_OFFSET_DN, RGB
 from pipeline.errors import UsageError
-from training.data.rasters import default_data
+from training.data.rasters import GAMMA_BANDS, default_data
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 DATA_VARIABLE = "SEN2FINE_DATA"  # the one variable that has a default
 TARGET_GSD_M = (1.9, 3.2)  # drawn per patch where a source does not say
@@ -81,6 +81,11 @@ class Source:
     def where(self) -> str:
         """Path, store or catalogue, as the file says it."""
         return self.path or self.zarr or self.catalog
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """Bands that its images have, the three colours first; those colours where the file does not say."""
+        return ordered(dict(self.bands)) if self.bands else RGB
 
     def fault(self, found: str, expected: str = "", cure: str = "") -> UsageError:
         """Error about this source."""
@@ -208,7 +213,9 @@ def _range(wrong: str, value: object) -> tuple[float, float]:
 
 
 def _bands(label: str, value: object) -> tuple[tuple[str, int | str], ...]:
-    example = "a table such as { B04 = 1, B03 = 2, B02 = 3 }"
+    example = 'a table such as { B04 = 1, B03 = 2, B02 = 3 }, or a list such as ["B02", "B03", "B04", "B08"]'
+    if isinstance(value, list) and value and len({*map(str, value)}) == len(value):
+        value = {str(band): number for number, band in enumerate(value, 1)}
     if not isinstance(value, dict) or not value:
         raise UsageError(f"{label}: bands = {value!r:.60}", example)
     for band, where in value.items():
@@ -233,9 +240,14 @@ def _check_where(label: str, values: dict[str, Any]) -> None:
         raise UsageError(f"{label}: catalog without aoi", 'aoi = "area.geojson"')
     if given == ["zarr"] and "variable" not in values:
         raise UsageError(f"{label}: zarr without variable", 'variable = "reflectance", or what the store calls it')
-    if values["role"] == "hr" and "bands" in values and set(dict(values["bands"])) != set(RGB):
-        named = ", ".join(dict(values["bands"]))
-        raise UsageError(f"{label}: bands {named}", f"{', '.join(RGB)} (red, green, blue) for role hr")
+    if values["role"] == "hr" and values.get("values", "8-bit") == "8-bit":
+        lacking = [band for band in dict(values.get("bands", ())) if band not in GAMMA_BANDS]
+        if lacking:
+            raise UsageError(
+                f"{label}: bands {', '.join(lacking)} with 8-bit values",
+                f"some of {', '.join(GAMMA_BANDS)}, which alone are brought from brightness to reflectance",
+                'values = "reflectance" with its scale',
+            )
 
 
 def _located(label: str, key: str, text: str, folder: Path, root: Path | None) -> str:
@@ -253,6 +265,11 @@ def _located(label: str, key: str, text: str, folder: Path, root: Path | None) -
     elif not whole.exists():
         raise UsageError(f"{label}: {key} = {text!r}: {whole} does not exist", "an existing folder, file or glob")
     return str(whole)
+
+
+def ordered(names: Collection[str]) -> tuple[str, ...]:
+    """Those of Sentinel-2's bands that are among `names`: red, green and blue first, then by wavelength."""
+    return tuple(band for band in dict.fromkeys((*RGB, *BAND_NAMES)) if band in names)
 
 
 def glob_root(pattern: Path) -> Path:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pipeline.bands import BANDS
 from training.degradation.degrade import apply_kernels, compose, gaussian
+from training.degradation.sensor import sensor_sigma_px
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from training.degradation.published import AsPublished
 
-MTF_NYQUIST: dict[str, float] = {band.name: band.mtf for band in BANDS}  # at the Nyquist frequency of its own grid
 _REACH = 5  # side of a sensor kernel in coarse px: 4.6 standard deviations to each side for the widest band
 _STEPS_8BIT = 255.0
 
@@ -90,14 +89,6 @@ def degrade_blind(
         coarse = apply_kernels(sharp, kernels.repeat_interleave(views, dim=0), scale)
     sd = draw_noise(images, within, generator).repeat_interleave(views)
     return coarse + sd[:, None, None, None] * torch.randn(coarse.shape, generator=generator)
-
-
-def sensor_sigma_px(band: str, scale: int) -> float:
-    """Width in px of the sharp grid of the Gaussian whose transfer at the coarse Nyquist frequency is the band's MTF.
-
-    exp(-2 (pi f sigma)^2) = MTF at f = 1 / (2 scale) gives sigma = (scale / pi) sqrt(2 ln(1 / MTF)).
-    """
-    return scale / math.pi * math.sqrt(2 * math.log(1 / MTF_NYQUIST[band]))
 
 
 def sensor_kernels(bands: Sequence[str], scale: int) -> Tensor:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Decimator = Literal["box", "bicubic"]
 GAUSS_TAPS = 21  # Wu et al.'s blind-SR kernels; 3.4 sigma at the widest blur that is trained on
@@ -24,7 +27,7 @@ class DegradationRange:
     """What training samples per image. Widths in px of the sharp grid, noise in reflectance.
 
     Sentinel-2's 10 m bands have MTF 0.15 to 0.30 at Nyquist, which is sigma 2.0 to 2.5 px at 2.5 m, decimation
-    included; a range brackets that, so that a network does not lean on one kernel. The numbers: `presets.SENSOR`.
+    included; a range brackets that, so that a network does not lean on one kernel. Presets have the numbers.
     """
 
     sigma_px: tuple[float, float]
@@ -96,26 +99,51 @@ def apply_kernels(sharp: Tensor, kernels: Tensor, scale: int) -> Tensor:
     return out.reshape(b, c, *out.shape[-2:])
 
 
-def degrade(sharp: Tensor, how: Degradation, generator: torch.Generator | None = None) -> Tensor:
-    """(B, C, H, W) -> (B, C, H/scale, W/scale) by one known degradation; noise only where a generator is given."""
+def kernels_of(
+    sigma_a: Tensor, sigma_b: Tensor, theta: Tensor, scale: int, decimator: Decimator, widths: Sequence[float] = ()
+) -> Tensor:
+    """Blur and decimation as kernels for `apply_kernels`: per image (B, k, k), or per image and channel (B, C, k, k).
+
+    `widths` scale both widths (B,) in px for each channel; without them, or where all are 1, all are blurred alike.
+    """
+    if all(width == 1 for width in widths):
+        return compose(gaussian(sigma_a, sigma_b, theta), scale, decimator)
+    of_bands = torch.tensor(widths)
+    a, b = ((sigma[:, None] * of_bands).flatten() for sigma in (sigma_a, sigma_b))
+    kernels = compose(gaussian(a, b, theta.repeat_interleave(len(of_bands))), scale, decimator)
+    return kernels.reshape(len(sigma_a), len(of_bands), *kernels.shape[-2:])
+
+
+def degrade(
+    sharp: Tensor, how: Degradation, generator: torch.Generator | None = None, widths: Sequence[float] = ()
+) -> Tensor:
+    """(B, C, H, W) -> (B, C, H/scale, W/scale) by one known degradation; noise only where a generator is given.
+
+    `widths`: of each channel's blur, over `how.sigma_px` (`sensor.relative_widths`); without them all are alike.
+    """
     sigma = torch.full((len(sharp),), how.sigma_px)
-    blur = gaussian(sigma, sigma, torch.zeros(len(sharp)))
-    coarse = apply_kernels(sharp, compose(blur, how.scale, how.decimator), how.scale)
+    kernels = kernels_of(sigma, sigma, torch.zeros(len(sharp)), how.scale, how.decimator, widths)
+    coarse = apply_kernels(sharp, kernels, how.scale)
     if generator is None or how.noise == 0:
         return coarse
     return coarse + how.noise * torch.randn(coarse.shape, generator=generator)
 
 
-def degrade_randomly(sharp: Tensor, within: DegradationRange, generator: torch.Generator, scale: int = 4) -> Tensor:
-    """(B, C, H, W) -> (B, C, H/scale, W/scale), each image by its own blur and noise; one decimator per batch."""
+def degrade_randomly(
+    sharp: Tensor, within: DegradationRange, generator: torch.Generator, scale: int = 4, widths: Sequence[float] = ()
+) -> Tensor:
+    """(B, C, H, W) -> (B, C, H/scale, W/scale), each image by its own blur and noise; one decimator per batch.
+
+    `widths`: of each channel's blur over that of its image, as in `degrade`.
+    """
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(sharp), generator=generator)
 
     sigma_a, sigma_b = uniform(*within.sigma_px), uniform(*within.sigma_px)
     isotropic = uniform(0, 1) >= within.anisotropic
-    blur = gaussian(sigma_a, torch.where(isotropic, sigma_a, sigma_b), uniform(0, math.pi))
+    sigma_b, theta = torch.where(isotropic, sigma_a, sigma_b), uniform(0, math.pi)
     decimator: Decimator = "bicubic" if float(torch.rand((), generator=generator)) < within.bicubic else "box"
-    coarse = apply_kernels(sharp, compose(blur, scale, decimator), scale)
+    coarse = apply_kernels(sharp, kernels_of(sigma_a, sigma_b, theta, scale, decimator, widths), scale)
     noise = torch.exp(uniform(math.log(within.noise[0]), math.log(within.noise[1])))
     return coarse + noise[:, None, None, None] * torch.randn(coarse.shape, generator=generator)

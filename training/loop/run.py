@@ -1,7 +1,6 @@
 """The training loop: budget, stages, moving average, checkpoints that resume exactly, one line per interval.
 
-In: a `Task` (network, loss, validation) and a `Preset`. Out: the averaged network, a checkpoint, a log. Knows neither
-images nor sensors. Under `torchrun` several processes take the batches in turn and share one gradient.
+Knows neither images nor sensors. Under `torchrun` several processes take the batches in turn and share one gradient.
 """
 
 from __future__ import annotations
@@ -9,82 +8,40 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
 from training import placement
 from training.loop import distributed, log, savepoint
 from training.loop.average import Average
 from training.loop.batches import FOR_LOSS, FOR_STAGE, Draw, Feed
-from training.loop.task import HasCompanion, Objective, ShowsSamples
+from training.loop.lineage import Lineage
+from training.loop.optimisers import OWN, Optimisers
+from training.loop.progress import Budget, Progress, Tally
+from training.loop.task import HasCompanion, HasLoss, Objective, ShowsSamples, TakesTurns
 from training.schedule import rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import nn
 
+    from pipeline.models.bundle import Bundle
     from training.loop.task import Task
     from training.presets import Preset, Stage
 
 __all__ = ["Average", "Budget", "Diverged", "Draw", "Progress", "Run"]
 
-CLIP = 1.0  # largest norm of a gradient
 STATISTICS = ("running_mean", "running_var")  # of BatchNorm, which every process sees only its own batches of
 
 
 class Diverged(PipelineError):
     """The loss is no longer a number. Exit code 1."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long to train: minutes of training time over all resumes, or images. Images make a run reproducible."""
-
-    minutes: float | None = None
-    images: int | None = None
-
-    def progress(self, elapsed_s: float, images: int) -> float:
-        """Spent share, 0 to 1."""
-        spent = images / self.images if self.images else elapsed_s / 60 / (self.minutes or math.inf)
-        return min(spent, 1.0)
-
-
-@dataclass
-class Progress:
-    """Where a run stands, over all processes and resumes."""
-
-    step: int = 0
-    stage: int = 0
-    stage_step: int = 0
-    batches: int = 0  # drawn so far: the number of the next one
-    images: int = 0
-    elapsed_s: float = 0.0
-
-
-@dataclass
-class Tally:
-    """What happened since the last line, in this process."""
-
-    images: int = 0
-    seconds: float = 0.0
-    waited_s: float = 0.0
-    steps: int = 0
-    losses: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, objective: Objective) -> None:
-        """Count one step; sums stay on the device so that nothing waits for them."""
-        self.steps += 1
-        for name, value in {"loss": objective.total, **objective.parts}.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value.detach().float()
-
-    def means(self) -> dict[str, float]:
-        """Mean of the loss and its parts per step."""
-        return {name: float(value) / max(self.steps, 1) for name, value in self.losses.items()}
 
 
 class Run:
@@ -111,6 +68,7 @@ class Run:
         self.resumed_at = 0  # step
         self.learned_from = [data]
         self.started_from = ""  # digest of the weights it began with
+        self.lineage = Lineage()
         self.stop: Callable[[], bool] = bool  # asked after every step
         self.stopping = False
         self.logged = False  # whether the log was begun
@@ -159,6 +117,12 @@ class Run:
         self.task.network.load_state_dict(self.average.state)
         if self._spent() >= 1.0:
             self.task.finish()
+        self.lineage.end(self.task.network.state_dict(), self.at)
+
+    def begin_from(self, bundle: Bundle) -> None:
+        """Record that the task's network has begun with this bundle's weights."""
+        self.started_from = bundle.digest
+        self.lineage.begin_from(bundle)
 
     def _goes_on(self, until_images: int | None) -> bool:
         return self._spent() < 1.0 and not self.stopping and (until_images is None or self.at.images < until_images)
@@ -192,10 +156,11 @@ class Run:
             "companion": companion,
             "average": self.average.state,
             "average_count": self.average.count,
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": self.optimisers.state_dict(),
             "at": asdict(self.at),
             "data": self.learned_from,
             "started_from": self.started_from,
+            "trained": self.lineage.described(),
         }
         savepoint.write(self.folder, content)
 
@@ -214,7 +179,8 @@ class Run:
                 self.task.companion.load_state_dict(content["companion"])
             self._begin_stage()
             self.average.load(content["average"], content["average_count"])
-            self.optimiser.load_state_dict(content["optimiser"])
+            self.optimisers.load_state_dict(content["optimisers"])
+            self.lineage = Lineage.stored(content.get("trained", []))  # format 2 has none
         except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise UsageError(
                 f"the checkpoint in {folder} does not fit the network of preset {self.preset.name}",
@@ -241,52 +207,62 @@ class Run:
             self.task.network.load_state_dict(self.average.state)
             self.at.stage, self.at.stage_step, moved = self.at.stage + 1, 0, True
         if moved or self.at.step == 0:
+            weights = self.task.network.state_dict()
+            if moved:
+                self.lineage.end(weights, self.at)
+            self.lineage.begin(self.preset.name, self.stage.name, self.learned_from[-1], weights, self.at)
             self.task.begin(self.stage, Draw.seeded(self.seed, FOR_STAGE, self.at.stage))
             self._begin_stage()
 
     def _begin_stage(self) -> None:
-        """Fresh optimiser and average over the stage's parameters; all others are frozen."""
-        self.trained: list[nn.Parameter] = []
-        for name, parameter in self.task.network.named_parameters():
-            parameter.requires_grad_(not self.stage.trains or name.startswith(self.stage.trains))
-            self.trained += [parameter] if parameter.requires_grad else []
-        self.optimiser = torch.optim.Adam(self.trained, lr=self.stage.learning_rate, betas=self.preset.betas)
+        """Fresh optimisers of the stage's parameters, all others frozen; a fresh average."""
+        self.optimisers = Optimisers(self.task, self.preset, self.stage)
         self.average = Average(self.task.network, self.preset.ema)
 
     def _rate(self, spent: float) -> float:
-        """Learning rate now."""
+        """Learning rates now, as multiples of those that the stage began with."""
         begin, end = self._bounds()
         share = (spent - begin) / (end - begin)
-        factor = rate(self.preset.schedule, share, self.at.stage_step, self.preset.warmup_steps)
-        return self.stage.learning_rate * factor
+        return rate(self.preset.schedule, share, self.at.stage_step, self.preset.warmup_steps)
 
     def _step(self, feed: Feed, spent: float) -> None:
         """One batch per process, one step of all."""
         started, waited = time.monotonic(), feed.waited_s
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._rate(spent)
+        self.optimisers.scale_rates(self._rate(spent))
         batch = feed.next()
         draw = Draw.seeded(self.seed, FOR_LOSS, self.at.batches + distributed.rank())
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            loss = self.task.loss(self.stage, batch, draw)
-        objective = loss if isinstance(loss, Objective) else Objective(loss, {})
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(objective.total)
-        self._share()
-        torch.nn.utils.clip_grad_norm_(self.trained, CLIP)
-        self.optimiser.step()
+        turns, losses = self._turns(batch, draw), dict[str, Tensor]()
+        while True:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                turn = next(turns, None)
+            if turn is None:
+                break
+            name, loss = turn
+            objective = loss if isinstance(loss, Objective) else Objective(loss, {})
+            losses |= {name if losses else "loss": objective.total, **objective.parts}
+            self.optimisers.step(name, objective.total, self._share)
         self.average.update()
-        self.tally.add(objective)
+        self.tally.add(losses)
         self._count(len(next(iter(batch.values()))), time.monotonic() - started, feed.waited_s - waited)
 
+    def _turns(self, batch: dict[str, Tensor], draw: Draw) -> Iterator[tuple[str, Tensor | Objective]]:
+        """The losses of one step by optimiser, the first of them the one that is reported as the loss."""
+        if isinstance(self.task, TakesTurns):
+            yield from self.task.turns(self.stage, batch, draw)
+        elif isinstance(self.task, HasLoss):
+            yield OWN, self.task.loss(self.stage, batch, draw)
+        else:
+            msg = f"{type(self.task).__name__} has neither a loss nor turns"
+            raise TypeError(msg)
+
     @torch.no_grad()
-    def _share(self) -> None:
+    def _share(self, trained: list[nn.Parameter]) -> None:
         """Gradients and statistics of BatchNorm become the mean over all processes."""
         if distributed.world() == 1:
             return
-        for parameter in self.trained:  # a loss may leave some out, and every process must bring the same list
+        for parameter in trained:  # a loss may leave some out, and every process must bring the same list
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        distributed.average_([parameter.grad for parameter in self.trained if parameter.grad is not None])
+        distributed.average_([parameter.grad for parameter in trained if parameter.grad is not None])
         modules = [self.task.network, *([self.task.companion] if isinstance(self.task, HasCompanion) else [])]
         buffers = [buffer for module in modules for name, buffer in module.named_buffers() if name.endswith(STATISTICS)]
         distributed.average_(buffers)
@@ -330,7 +306,7 @@ class Run:
             images=self.at.images,
             images_per_s=tally.images / seconds,
             waiting=tally.waited_s / seconds,
-            learning_rate=self.optimiser.param_groups[0]["lr"],
+            learning_rate=self.optimisers.rate,
             loss=means.pop("loss", math.nan),
             parts=" ".join(f"{name}={value:.4g}" for name, value in means.items()),
             validation=measured,
@@ -338,10 +314,10 @@ class Run:
 
     def _refuse_nonsense(self) -> None:
         """Stop before a checkpoint of broken weights replaces a good one."""
-        means = self.tally.means()
-        if not all(math.isfinite(value) for value in means.values()):
+        broken = {name: value for name, value in self.tally.means().items() if not math.isfinite(value)}
+        for name, value in broken.items():
             raise Diverged(
-                f"the loss is {means['loss']} within the last {self.tally.steps} steps to step {self.at.step}",
+                f"the {name} is {value} within the last {self.tally.steps} steps to step {self.at.step}",
                 "a finite number",
                 f"resume from {self.folder} with a lower learning rate or without --bf16",
             )

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import StorageError, UsageError
-from training.presets import PRESETS
+from training.loop.optimisers import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from training.presets import Preset
 
 CHECKPOINT = "checkpoint.pt"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KEYS = {
     "format_version",
     "preset",
@@ -34,7 +34,7 @@ KEYS = {
     "companion",
     "average",
     "average_count",
-    "optimiser",
+    "optimisers",
     "at",
 }
 # Of a preset: how long to train, and how to sample afterwards, may change between resumes; what is trained may not.
@@ -72,8 +72,11 @@ def write(folder: Path, content: dict[str, Any]) -> None:
         partial.replace(folder / CHECKPOINT)
 
 
-def read(folder: Path, preset: Preset) -> dict[str, Any]:
-    """The folder's checkpoint of a run by `preset`. Raises UsageError where there is none or it is of another run."""
+def read(folder: Path, preset: Preset, shipped: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The folder's checkpoint of a run by `preset`. Raises UsageError where there is none or it is of another run.
+
+    `shipped` is the preset's recipe without what the user changed.
+    """
     path = folder / CHECKPOINT
     expected = f"a checkpoint of preset {preset.name}"
     if not path.is_file():
@@ -84,17 +87,29 @@ def read(folder: Path, preset: Preset) -> dict[str, Any]:
     except _UNREADABLE as error:
         found = f"{path} is no readable checkpoint ({_first_line(error)})"
         raise UsageError(found, expected, "start anew without --resume") from error
+    if isinstance(content, dict) and content.get("format_version") == 2 and "optimiser" in content:
+        content = _upgraded(content, preset)
     if not isinstance(content, dict) or not content.keys() >= KEYS or content["format_version"] != FORMAT_VERSION:
         raise UsageError(f"{path} is no checkpoint of this version", expected, "start anew without --resume")
     if content["preset"] != preset.name:
         raise UsageError(f"{path} is of preset {content['preset']}", expected, f"--preset {content['preset']}")
-    _check_recipe(path, _completed(json.loads(content["config"]), preset), recipe_of(preset))
+    _check_recipe(path, _completed(json.loads(content["config"]), shipped or {}), recipe_of(preset))
     return content
 
 
-def _completed(stored: dict[str, Any], preset: Preset) -> dict[str, Any]:
+def _upgraded(content: dict[str, Any], preset: Preset) -> dict[str, Any]:
+    """A checkpoint of format 2, which had one optimiser and other names of tasks, in the present format."""
+    config = {**json.loads(content["config"]), "task": preset.task}
+    return {
+        **content,
+        "format_version": FORMAT_VERSION,
+        "config": json.dumps(config),
+        "optimisers": {OWN: content["optimiser"]},
+    }
+
+
+def _completed(stored: dict[str, Any], shipped: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint records, with settings that recipes did not have when it was written, as they were then."""
-    shipped = PRESETS[preset.name].recipe if preset.name in PRESETS else {}
     return {**stored, "recipe": {**shipped, **stored.get("recipe", {})}}
 
 

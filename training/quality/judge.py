@@ -19,11 +19,12 @@ from pipeline.superres.registry import spec_of
 from pipeline.superres.system import built
 from training import placement
 from training.degradation.degrade import degrade
+from training.degradation.sensor import relative_widths
 from training.quality import baselines, metrics, opensr, product
 from training.quality.metrics import trimmed
 from training.quality.pairs import BORDER_PX, Pair, members, score
 from training.quality.product import DEFAULT, Way
-from training.quality.sampler import of_system, resolving_stage
+from training.quality.sampler import bands_of, of_system, resolving_stage
 from training.quality.spreads import Pools, of_image
 from training.quality.tables import Record
 
@@ -89,18 +90,41 @@ class Candidate:
         return self.system.device
 
     @property
-    def bundle(self) -> Bundle:
-        """Metadata of its super-resolver's weights."""
-        return self.system.bundles[resolving_stage(self.system).weights]
+    def bundle(self) -> Bundle | None:
+        """Metadata of its super-resolver's weights; None where it has none."""
+        return self.system.bundles.get(resolving_stage(self.system).weights)
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Bands of the images that it is judged on."""
+        return bands_of(self.system)
+
+    @property
+    def kind(self) -> str:
+        """What its weights call themselves; the system's name where it has none."""
+        return self.system.name if self.bundle is None else self.bundle.system
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its weights; empty where it has none."""
+        return "" if self.bundle is None else self.bundle.digest
 
     @property
     def settings(self) -> str:
         """Digest, sampler and seed, in words."""
-        sampler = self.bundle.sampler
-        return (
-            f"{self.bundle.system} sha256 {self.bundle.digest[:12]}, {sampler.get('steps')} steps of "
-            f"{sampler.get('name')}, seed {self.seed}"
-        )
+        sampler = {} if self.bundle is None else self.bundle.sampler
+        steps = f"{sampler.get('steps')} steps of {sampler.get('name')}" if sampler else "no sampler"
+        return f"{self.kind} sha256 {self.digest[:12]}, {steps}, seed {self.seed}"
+
+    @property
+    def draws(self) -> bool:
+        """Whether its estimates differ from draw to draw."""
+        return spec_of(self.system.name).stochastic
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """The products of it that are judged."""
+        return WAYS if self.draws else tuple(way for way in WAYS if way != DRAW)
 
     def label(self, way: Way) -> str:
         """What tables call a product of it."""
@@ -109,8 +133,8 @@ class Candidate:
     def with_steps(self, steps: int) -> Candidate:
         """The same networks sampled in another number of steps. UsageError for numbers that samplers cannot do."""
         bundle = self.bundle
-        if "steps" not in bundle.sampler:
-            raise UsageError(f"{bundle.system} has no sampling steps", "weights with a sampler")
+        if bundle is None or "steps" not in bundle.sampler:
+            raise UsageError(f"{self.kind} has no sampling steps", "weights with a sampler")
         changed = replace(bundle, sampler={**bundle.sampler, "steps": steps})
         bundles = {**self.system.bundles, resolving_stage(self.system).weights: changed}
         try:
@@ -119,7 +143,7 @@ class Candidate:
             raise UsageError(str(error), cure="other numbers in --steps") from error
 
     def regression(self, lr: Tensor) -> Tensor | None:
-        """The network's estimate without draws (1, 3, 4h, 4w), of systems that have one."""
+        """The network's estimate without draws (1, bands, 4h, 4w), of systems that have one."""
         mean = self.sampler.mean
         return None if mean is None else placement.run(self.device, mean, lr)
 
@@ -128,14 +152,14 @@ class Candidate:
         return product.of_pair(pair, self.system, way, self.seed)
 
     def members(self, pair: Pair, count: int = MEMBERS) -> Tensor:
-        """Samples (count, 3, H, W)."""
+        """Samples (count, bands, H, W)."""
         return members(self.sampler, pair, count, self.seed, self.device)
 
     def window_seconds(self) -> float:
         """Core-seconds of one member of one window of 480 px, after one to warm up; of the CPU, whatever the device."""
         generator = torch.Generator().manual_seed(0)
-        hr = torch.rand(1, 3, WINDOW_PX, WINDOW_PX, generator=generator)
-        pair = Pair("", 0, hr, baselines.box(hr))
+        hr = torch.rand(1, len(self.bands), WINDOW_PX, WINDOW_PX, generator=generator)
+        pair = Pair("", 0, hr, baselines.box(hr), bands=self.bands)
         self.members(pair, 1)
         started = time.process_time()
         self.members(pair, 1)
@@ -143,12 +167,12 @@ class Candidate:
 
 
 def without_network(pair: Pair, how: Degradation) -> dict[str, Tensor]:
-    """Estimates (1, 3, H, W) of the methods that learned nothing."""
+    """Estimates (1, bands, H, W) of the methods that learned nothing."""
     return {
         "nearest": baselines.nearest(pair.lr),
         "bicubic": baselines.bicubic(pair.lr),
         "IBP": baselines.ibp(pair.lr),
-        "IBP, true kernel": baselines.ibp(pair.lr, down=partial(degrade, how=how)),
+        "IBP, true kernel": baselines.ibp(pair.lr, down=partial(degrade, how=how, widths=relative_widths(pair.bands))),
     }
 
 
@@ -158,7 +182,7 @@ def label(name: str, way: Way) -> str:
 
 
 def others(candidate: Candidate, plain: System, pair: Pair, how: Degradation) -> dict[str, Tensor]:
-    """Estimates (1, 3, H, W) beside the candidate's products: `without_network`, `plain` stored, its regression."""
+    """Estimates (1, bands, H, W) beside the candidate's products: `without_network`, `plain` stored, its regression."""
     found = without_network(pair, how)
     found |= {label(plain.name, way): product.of_pair(pair, plain, way).rho[None] for way in PLAIN}
     regression = candidate.regression(pair.lr)
@@ -168,7 +192,7 @@ def others(candidate: Candidate, plain: System, pair: Pair, how: Degradation) ->
 def scores(
     estimate: Tensor, pair: Pair, perceptual: Mapping[str, Perceptual]
 ) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Every metric of an estimate (1, 3, H, W), and why those that are None are."""
+    """Every metric of an estimate (1, bands, H, W), and why those that are None are."""
     x, truth = (trimmed(image, BORDER_PX)[0] for image in (estimate, pair.hr))
     values: dict[str, float | None] = {"PSNR": score(estimate, pair)}
     values |= {name: metric(x, truth) for name, metric in PAIR_METRICS.items()}
@@ -176,7 +200,7 @@ def scores(
     values |= opensr.opensr(pair.lr[0], estimate[0], pair.hr[0])
     values, why = opensr.explained(values)
     for name, found in perceptual.items():
-        values[name] = found.distance(x, truth) if found.distance else None
+        values[name] = found.distance(x[pair.shown], truth[pair.shown]) if found.distance else None
         why |= {} if found.distance else {name: found.reason}
     return values, why
 
@@ -193,7 +217,7 @@ def judge(
     records = []
     for pair in pairs:
         estimates = others(candidate, plain, pair, how)
-        products = {way: candidate.stored(pair, way) for way in WAYS}
+        products = {way: candidate.stored(pair, way) for way in candidate.ways}
         estimates |= {candidate.label(way): found.rho[None] for way, found in products.items()}
         for method, estimate in estimates.items():
             values, why = scores(estimate, pair, perceptual)
@@ -235,7 +259,7 @@ def judge_quickly(
     records = []
     for pair in pairs:
         estimates = others(candidate, plain, pair, how)
-        estimates |= {candidate.label(way): candidate.stored(pair, way).rho[None] for way in WAYS}
+        estimates |= {candidate.label(way): candidate.stored(pair, way).rho[None] for way in candidate.ways}
         for method, estimate in estimates.items():
             x, truth = (trimmed(image, BORDER_PX)[0] for image in (estimate, pair.hr))
             values = {"PSNR": score(estimate, pair), "gradient": metrics.gradient_ratio(x, truth)}

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from pipeline.bands import SCALE_10M
+from pipeline.bands import RGB, SCALE_10M
 from pipeline.errors import UsageError
 from training import placement
-from training.data.rasters import GAMMA_MEDIAN, harmonise
+from training.data.rasters import harmonise, median_gamma
 from training.degradation.degrade import Degradation, degrade
+from training.degradation.sensor import relative_widths
 from training.quality import baselines
 from training.quality.metrics import psnr, trimmed
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 # Images of each set that are validated at every line; `training.evaluate` takes all. Measured with the shipped weights
 # on the project's 231 images, of which this takes 33: the mean over sets is off by 0.09 dB (standard deviation), the
 # difference of two checkpoints by 0.04 dB; with one image of each set by 0.30 and 0.17 dB. In operations a line costs
-# as much as 2 (difffusr-sr-small), 4 (difffusr-sr) or 23 (lite-sr, second stage) steps of training.
+# as much as 2 to 4 steps of training of a diffusion U-Net, or 23 of the second stage of our small super-resolver.
 HELD_OUT_PER_SET = 6
 BORDER_PX = 8  # left out of every score, of all methods alike
 MAX_SIDE_PX = 256
@@ -44,17 +45,27 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Pair:
-    """One held-out image (1, 3, H, W) in reflectance and its degraded form (1, 3, H/4, W/4)."""
+    """One held-out image (1, bands, H, W) in reflectance and its degraded form (1, bands, H/4, W/4)."""
 
     source: str
     index: int
     hr: Tensor
     lr: Tensor
     place: str = ""
+    bands: tuple[str, ...] = RGB
+
+    @property
+    def shown(self) -> list[int]:
+        """Places of red, green and blue; of the first bands where it lacks one, the last repeated."""
+        if set(RGB) <= set(self.bands):
+            return [self.bands.index(band) for band in RGB]
+        return [min(place, len(self.bands) - 1) for place in range(3)]
 
 
 def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None = None) -> list[Pair]:
     """Pairs of the chips that show something: centre crops, median harmonisation, noise seeded per image.
+
+    `how.sigma_px` is the blur of the three colours; other bands are blurred by their own MTF beside it.
 
     `per_set` takes the first so many of each set.
     """
@@ -68,15 +79,16 @@ def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None 
         height, width = (min(side, MAX_SIDE_PX) // how.scale * how.scale for side in chip.pixels.shape[1:])
         top, left = (chip.pixels.shape[1] - height) // 2, (chip.pixels.shape[2] - width) // 2
         crop = chip.pixels[:, top : top + height, left : left + width]
-        hr = torch.from_numpy(harmonise(crop, GAMMA_MEDIAN) if chip.encoded else crop.copy())[None]
-        lr = degrade(hr, how, torch.Generator().manual_seed(index))
-        pairs.append(Pair(chip.source, index, hr, lr, chip.place))
+        gamma = median_gamma(chip.bands) if chip.encoded else None
+        hr = torch.from_numpy(crop.copy() if gamma is None else harmonise(crop, gamma))[None]
+        lr = degrade(hr, how, torch.Generator().manual_seed(index), relative_widths(chip.bands))
+        pairs.append(Pair(chip.source, index, hr, lr, chip.place, chip.bands))
     return pairs
 
 
-def watched_pairs(data: TrainingData) -> list[Pair]:
+def watched_pairs(data: TrainingData, bands: tuple[str, ...] = RGB) -> list[Pair]:
     """The first few held-out pairs of each set, to watch training by. UsageError where there is none."""
-    chips = data.held_out_chips()
+    chips = data.held_out_chips(bands)
     pairs = held_out_pairs(chips, Degradation(), per_set=HELD_OUT_PER_SET)
     if not pairs:
         small = f"flat, black, or less than {MIN_SIDE_PX} px a side"
@@ -123,7 +135,7 @@ def ibp_scores(pairs: Sequence[Pair]) -> list[float]:
 
 
 def noise_of(pair: Pair, member: int, seed: int = 0) -> Tensor:
-    """Standard normal noise (1, 3, H, W) of one member of one image, the same in every evaluation.
+    """Standard normal noise (1, bands, H, W) of one member of one image, the same in every evaluation.
 
     Members come in antithetic pairs, as in the pipeline: 2k + 1 has the negated noise of 2k.
     """
@@ -134,7 +146,7 @@ def noise_of(pair: Pair, member: int, seed: int = 0) -> Tensor:
 
 @torch.inference_mode()
 def members(sampler: Sampler, pair: Pair, count: int, seed: int = 0, device: torch.device = CPU) -> Tensor:
-    """The first `count` samples of one image, (count, 3, H, W) reflectance, several per pass of the network.
+    """The first `count` samples of one image, (count, bands, H, W) reflectance, several per pass of the network.
 
     `device` is where the sampler's weights are; noise is drawn, and what it gives returned, on the CPU.
     """
@@ -156,29 +168,29 @@ def members(sampler: Sampler, pair: Pair, count: int, seed: int = 0, device: tor
 
 
 def members_mean(sampler: Sampler, pair: Pair, count: int, device: torch.device = CPU) -> Tensor:
-    """Mean of the first `count` samples, (1, 3, H, W)."""
+    """Mean of the first `count` samples, (1, bands, H, W)."""
     return members(sampler, pair, count, device=device).mean(0, keepdim=True)
 
 
 def side_by_side(pair: Pair, estimate: Tensor) -> dict[str, Tensor]:
-    """What a sheet of samples shows of a pair and its estimate (1, 3, H, W): labelled images (3, H, W)."""
+    """What a sheet of samples shows of a pair and its estimate (1, bands, H, W): labelled images (3, H, W)."""
     return {
-        "input": baselines.nearest(pair.lr)[0],
-        "bicubic": baselines.bicubic(pair.lr)[0],
-        "ours": estimate[0],
-        "truth": pair.hr[0],
+        "input": baselines.nearest(pair.lr)[0, pair.shown],
+        "bicubic": baselines.bicubic(pair.lr)[0, pair.shown],
+        "ours": estimate[0, pair.shown],
+        "truth": pair.hr[0, pair.shown],
     }
 
 
 def state_windows(lr: Tensor) -> Tensor:
-    """One window (1, 3, 64, 64) from the middle of an image (1, 3, h, w), mirrored where the image is smaller."""
+    """One window (1, bands, 64, 64) from the middle of an image (1, bands, h, w), mirrored where that is smaller."""
     large = _mirrored(lr, 1, STATE_PX)
     top, left = ((side - STATE_PX) // 2 for side in large.shape[-2:])
     return large[..., top : top + STATE_PX, left : left + STATE_PX]
 
 
 def _mirrored(lr: Tensor, multiple: int, least: int = 1) -> Tensor:
-    """(1, 3, h, w) continued by reflection to multiples of `multiple` and at least `least` px a side."""
+    """(1, bands, h, w) continued by reflection to multiples of `multiple` and at least `least` px a side."""
     for axis in (-2, -1):
         side = lr.shape[axis]
         wanted = max(-(-side // multiple) * multiple, least)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
+from pipeline.bands import RGB
 from pipeline.superres.members import Ensemble
 from training.quality import baselines, real
 from training.quality.metrics import average_gradient
@@ -60,18 +61,19 @@ def chosen(pairs: Sequence[Pair], sets: int = SETS) -> list[Pair]:
     return picked
 
 
-def real_pair(tiles: Sequence[Tile]) -> Pair | None:
+def real_pair(tiles: Sequence[Tile], bands: tuple[str, ...] = RGB) -> Pair | None:
     """The sharpest clear patch of Sentinel-2 itself; its `hr` is empty."""
-    clear = [found for found in real.patches(tiles, REAL_PX) if found[1].max() <= real.SNOW_REFLECTANCE]
+    clear = [found for found in real.patches(tiles, REAL_PX, bands=bands) if found[1].max() <= real.SNOW_REFLECTANCE]
     if not clear:
         return None
-    tile, rgb = max(clear, key=lambda found: average_gradient(torch.from_numpy(found[1])))
-    lr = torch.from_numpy(rgb)[None]
-    return Pair("sentinel2", 0, torch.zeros(1, 3, *(4 * side for side in lr.shape[-2:])), lr, tile.place)
+    tile, rho = max(clear, key=lambda found: average_gradient(torch.from_numpy(found[1])))
+    lr = torch.from_numpy(rho)[None]
+    unknown = torch.zeros(*lr.shape[:2], *(4 * side for side in lr.shape[-2:]))
+    return Pair("sentinel2", 0, unknown, lr, tile.place, bands)
 
 
 def detailed_part(image: Tensor, side: int, step: int = 4) -> tuple[slice, slice]:
-    """The square of at most `side` px of image (1, 3, H, W) with most gradient, on a grid of `step` px."""
+    """The square of at most `side` px of image (1, bands, H, W) with most gradient, on a grid of `step` px."""
     height, width = (min(side, n) // step * step for n in image.shape[-2:])
     dx, dy = image[..., :-1, 1:] - image[..., :-1, :-1], image[..., 1:, :-1] - image[..., :-1, :-1]
     steepness = (dx.square() + dy.square()).sqrt().sum(1, keepdim=True)
@@ -90,7 +92,7 @@ def panels(candidate: Candidate, pair: Pair, truth: bool = True) -> list[Panel]:
     part = detailed_part(pair.hr if truth else baselines.bicubic(pair.lr), SHOWN_PX)
 
     def cut(image: Tensor) -> Tensor:
-        return image[(slice(None), *part)]
+        return image[pair.shown][(slice(None), *part)]
 
     shown = [
         Panel("input, 10 m", cut(baselines.nearest(pair.lr)[0])),
@@ -137,7 +139,7 @@ def write(
 ) -> list[Path]:
     """One PNG per chosen place in `folder`. StorageError where it cannot be written."""
     written = []
-    of_sentinel2 = real_pair(tiles)
+    of_sentinel2 = real_pair(tiles, candidate.bands)
     for pair in [*chosen(pairs), *([of_sentinel2] if of_sentinel2 else [])]:
         shown = panels(candidate, pair, truth=pair is not of_sentinel2)
         name = re.sub(r"[^\w.-]+", "_", f"{candidate.name}-{pair.source}-{pair.place}-{pair.index}")

@@ -125,11 +125,16 @@ def _cut(result: Result, height: int, width: int) -> Stored:
 
 
 @torch.inference_mode()
+def of_image(rho: NDArray[np.float32], bands: tuple[str, ...], system: System, options: Options) -> Stored:
+    """Bands of 10 m at 2.5 m from reflectance (bands, h, w)."""
+    return store({10: to_dn(rho)}, {10: bands}, system, options, bands)
+
+
 def of_rgb(rgb: NDArray[np.float32], system: System, way: Way = DEFAULT, seed: int = 0, stream: int = 0) -> Stored:
     """RGB at 2.5 m from reflectance at 10 m (3, h, w)."""
-    return store({10: to_dn(rgb)}, {10: RGB}, system, way.options(system, seed, stream), RGB)
+    return of_image(rgb, RGB, system, way.options(system, seed, stream))
 
 
 def of_pair(pair: Pair, system: System, way: Way = DEFAULT, seed: int = 0) -> Stored:
-    """RGB at 2.5 m of a held-out image; noise differs from image to image."""
-    return of_rgb(pair.lr[0].numpy(), system, way, seed, pair.index)
+    """The bands of a held-out image at 2.5 m; noise differs from image to image."""
+    return of_image(pair.lr[0].numpy(), pair.bands, system, way.options(system, seed, pair.index))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.bands import RGB
+from training.data.tiles import BANDS
 from training.quality import metrics, product
 from training.quality.opensr import Triplet, explained, to_coarse
 from training.quality.product import Way
@@ -44,21 +45,21 @@ DIGITS = {
 
 
 def patches(
-    tiles: Iterable[Tile], side_px: int, count: int = PATCHES, per_tile: int = 1
+    tiles: Iterable[Tile], side_px: int, count: int = PATCHES, per_tile: int = 1, bands: tuple[str, ...] = RGB
 ) -> list[tuple[Tile, NDArray[np.float32]]]:
-    """RGB (3, side, side) at 10 m of `count` patches that are measured throughout, at most `per_tile` of each tile.
+    """Bands of 10 m (bands, side, side) of `count` patches measured throughout, at most `per_tile` of each tile.
 
     One of a tile is its middle; of several, none overlaps another.
     """
     chosen: list[tuple[Tile, NDArray[np.float32]]] = []
-    for tile in tiles:
+    places = [BANDS[10].index(band) for band in bands]
+    for tile in (tile for tile in tiles if set(bands) - set(RGB) <= set(tile.present)):
         own = 0
         for top, left in _corners(tile, side_px, per_tile):
             measured = tile.valid[top // 6 : -(-(top + side_px) // 6), left // 6 : -(-(left + side_px) // 6)]
             if own == per_tile or len(chosen) == count or not measured.all():
                 continue
-            rgb = tile.rho[10][: len(RGB), top : top + side_px, left : left + side_px].copy()
-            chosen.append((tile, rgb))
+            chosen.append((tile, tile.rho[10][places, top : top + side_px, left : left + side_px]))
             own += 1
     return chosen
 
@@ -76,7 +77,7 @@ def _corners(tile: Tile, side_px: int, per_tile: int) -> Iterator[tuple[int, int
 
 
 def scores(lr: Tensor, sr: Tensor) -> dict[str, float | None]:
-    """Consistency of sr (3, 4n, 4n) with lr (3, n, n): OpenSR-test's three, and DiffFuSR's Table IV on 8-bit values."""
+    """Consistency of sr (bands, 4n, 4n) with lr (bands, n, n): OpenSR-test's three, DiffFuSR's Table IV (8-bit)."""
     found: dict[str, float | None] = {**Triplet.of(lr, sr, sr).consistency()}
     coarse = to_coarse(sr, FACTOR)
     stored, given = metrics.eight_bit(coarse), metrics.eight_bit(lr)
@@ -89,16 +90,19 @@ def scores(lr: Tensor, sr: Tensor) -> dict[str, float | None]:
     }
 
 
-def judge(system: System, plain: System, tiles: Iterable[Tile], seed: int = 0) -> list[Record]:
+def judge(
+    system: System, plain: System, tiles: Iterable[Tile], seed: int = 0, bands: tuple[str, ...] = RGB
+) -> list[Record]:
     """`system` and interpolation (`plain`) on real patches that no weights have learned from, under every contract."""
     untrained = [tile for tile in tiles if tile.split == "held-out"]
     records = []
-    for index, (tile, rgb) in enumerate(patches(untrained, PATCH_PX, per_tile=PATCHES)):
-        lr = torch.from_numpy(rgb)
+    for index, (tile, rho) in enumerate(patches(untrained, PATCH_PX, per_tile=PATCHES, bands=bands)):
+        lr = torch.from_numpy(rho)
         for under_test in (plain, system):
             for contract in CONTRACTS:
-                stored = product.of_rgb(rgb, under_test, Way(consistency=contract), seed, index)
-                values, why = explained({**scores(lr, stored.rho), BRIGHTEST: float(rgb.max())})
+                options = Way(consistency=contract).options(under_test, seed, index)
+                stored = product.of_image(rho, bands, under_test, options)
+                values, why = explained({**scores(lr, stored.rho), BRIGHTEST: float(rho.max())})
                 method = f"{under_test.name}, {contract}"
                 records.append(Record("real", tile.source or "L2A", tile.place, index, method, values, why))
     return records

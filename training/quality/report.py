@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.models.lite_fusion import LiteFusion
+from pipeline.bands import RGB
 from training.quality import judge, perceptual, real, spreads, wald
 from training.quality.pairs import BORDER_PX, held_out_pairs
 from training.quality.product import DEFAULT
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from training.degradation.degrade import Degradation
     from training.quality.judge import Candidate
     from training.quality.pairs import Pair
-    from training.quality.wald import Fuser
+    from training.quality.wald import Fuser, Judge
 
     Say = Callable[[str], None]
 
@@ -78,11 +78,12 @@ def sr_sections(
     candidate: Candidate, plain: System, data: TrainingData, how: Degradation, per_set: int | None, say: Say
 ) -> list[Section]:
     """Everything that is measured of a super-resolver beside `plain` interpolation."""
-    chips = data.held_out_chips()
+    chips = data.held_out_chips(candidate.bands)
     pairs = held_out_pairs(chips, how, per_set)
     sections = []
     if not pairs:
-        text = f"{NULL}: no image of the data is held out, or those that are show nothing."
+        needed = "" if candidate.bands == RGB else f" Images need {', '.join(candidate.bands)}."
+        text = f"{NULL}: no image of the data is held out, or those that are show nothing.{needed}"
         sections.append(_section(candidate, f"{candidate.name}: held-out places", text, (), ""))
     else:
         say(f"{candidate.name}: {len(pairs)} held-out images")
@@ -92,10 +93,11 @@ def sr_sections(
         quality = [record for record in records if record.table == "quality"]
         sections.append(blur_section(candidate, plain, chips, how, per_set, quality))
         few = min(per_set or MEMBERS_PER_SET, MEMBERS_PER_SET)
-        say(f"{candidate.name}: {judge.MEMBERS} members of {few} images of each set")
-        sections.append(members_section(candidate, held_out_pairs(chips, how, few), how, few))
+        if candidate.draws:
+            say(f"{candidate.name}: {judge.MEMBERS} members of {few} images of each set")
+            sections.append(members_section(candidate, held_out_pairs(chips, how, few), how, few))
     say(f"{candidate.name}: real patches")
-    found = real.judge(candidate.system, plain, data.all_tiles, seed=candidate.seed)
+    found = real.judge(candidate.system, plain, data.all_tiles, candidate.seed, candidate.bands)
     return sections + real_sections(candidate, found)
 
 
@@ -103,8 +105,7 @@ def _section(candidate: Candidate, title: str, text: str, records: Sequence[Reco
     """A section whose caption tells what it was measured under."""
     settings = f"{candidate.settings}; {how}" if how else candidate.settings
     caption = f"\n\n<sub>{settings}</sub>"
-    bundle = candidate.bundle
-    return Section(title, text + caption, records, candidate.name, bundle.system, bundle.digest, settings)
+    return Section(title, text + caption, records, candidate.name, candidate.kind, candidate.digest, settings)
 
 
 def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degradation) -> list[Section]:
@@ -278,7 +279,7 @@ def _as_one_set(records: Sequence[Record]) -> list[Record]:
 
 
 @torch.inference_mode()
-def fusion_sections(name: str, fuser: Fuser, data: TrainingData, say: Say) -> list[Section]:
+def fusion_sections(name: str, fuser: Fuser, how: Judge, data: TrainingData, say: Say) -> list[Section]:
     """Wald's protocol on scenes that are held out by place, by source, and on those by which training decided."""
     held_out = [tile for tile in data.tiles("held-out") if tile.evaluated]
     watched = [tile for tile in data.watched_tiles() if tile not in held_out]
@@ -289,7 +290,7 @@ def fusion_sections(name: str, fuser: Fuser, data: TrainingData, say: Say) -> li
         for source in dict.fromkeys(tile.source for tile in tiles):
             say(f"{name}: {source}")
             inside = [tile for tile in tiles if tile.source == source][:SCENES]
-            records = [record for index, tile in enumerate(inside) for record in _of_tile(fuser, tile, index)]
+            records = [record for index, tile in enumerate(inside) for record in _of_tile(fuser, how, tile, index)]
             text = f"{fusion_text(records)}\n\n<sub>{settings}</sub>"
             title = f"{name}: {source}, {len(inside)} scene{'s' if len(inside) > 1 else ''} ({kind})"
             sections.append(Section(title, text, records, name, bundle.system, bundle.digest, settings))
@@ -299,18 +300,14 @@ def fusion_sections(name: str, fuser: Fuser, data: TrainingData, say: Say) -> li
     return sections
 
 
-def _of_tile(fuser: Fuser, tile: Tile, index: int) -> list[Record]:
-    """All tasks that one scene allows; the pipeline's other fusions do 20 m x8 only."""
+def _of_tile(fuser: Fuser, how: Judge, tile: Tile, index: int) -> list[Record]:
+    """All tasks that one scene allows."""
     part = wald.largest_measured(tile.rho, tile.valid)
     if part is None:
         return []
-    if isinstance(fuser, LiteFusion):
-        rows = wald.measure(fuser.network, part, present=tile.present)
-    else:
-        rows = wald.measure_by_predict(fuser, part, fuser.bundle.system, tile.present)
     return [
         Record(f"{FUSION}{row.task}", tile.source, tile.place, index, method, values)
-        for row in rows
+        for row in how.measure(fuser, part, tile.present)
         for method, values in row.scores.items()
     ]
 

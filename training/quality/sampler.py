@@ -1,15 +1,16 @@
-"""A super-resolver on whole images: its networks alone, without the pipeline's windows."""
+"""A super-resolver as evaluations call it: whole images of any size at once, outside of the lattice."""
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.bands import RGB
+from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import UsageError
-from pipeline.superres.spec import StageInput
+from pipeline.superres.spec import MEASURED, StageInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
     from pipeline.superres.spec import NoiseSource, SceneState, Stage
     from pipeline.superres.system import System
 
+NATIVE_GSD_M = 10.0  # of the images that are judged
+
 
 @dataclass(frozen=True)
 class Sampler:
-    """RGB (b, 3, h, w) at 10 m -> (b, 3, 4h, 4w), reflectance.
+    """Images (b, bands, h, w) at 10 m -> (b, bands, 4h, 4w), reflectance.
 
     `sample` takes standard normal noise of the output's shape and the state of the scene. `mean` is the conditional
-    mean without draws, `scene_state` makes a state of windows (K, 3, 64, 64); None where a system has none. Sides of
-    the input are multiples of `multiple_px`.
+    mean without draws, `scene_state` makes a state of windows (K, bands, 64, 64); None where a system has none. Sides
+    of the input are multiples of `multiple_px`.
     """
 
     sample: Callable[[Tensor, Tensor, SceneState | None], Tensor]
@@ -36,29 +39,47 @@ class Sampler:
 
 
 def resolving_stage(system: System) -> Stage:
-    """The stage that brings RGB from 10 m to its output. UsageError for systems without one, or that read more."""
+    """The stage that brings measured bands of 10 m to 2.5 m. UsageError for systems without one, or that read more."""
+    if not system.stages:
+        raise UsageError(f"{system.name} has no network", "a system with weights")
     for stage in system.stages:
-        if not stage.follows and set(RGB) <= {*stage.gives}:
-            if stage.measured != RGB or len(stage.reads) > 1:
-                lacking = ", ".join(band for band in stage.measured if band not in RGB)
-                raise UsageError(
-                    f"{system.name} reads {lacking}, which images of three colours lack", "a system that reads RGB"
-                )
+        read, alone = stage.reads[0], len(stage.reads) == 1
+        scales = (read.gsd_m, stage.gsd_m) == (NATIVE_GSD_M, TARGET_GSD_M)
+        if alone and scales and read.source == MEASURED and set(read.bands) <= set(stage.gives):
             return stage
-    raise UsageError(f"{system.name} has no network for RGB", "a system with weights")
+    first = system.stages[0]
+    needed = "; ".join(f"{', '.join(given.bands)} at {given.gsd_m:g} m" for given in first.reads)
+    raise UsageError(
+        f"{system.name} reads {needed}, and gives {', '.join(first.gives)} at {first.gsd_m:g} m",
+        f"a stage that brings bands of {NATIVE_GSD_M:g} m, and nothing else, to {TARGET_GSD_M:g} m",
+        "judge it on native scenes: --only scenes",
+    )
+
+
+def bands_of(system: System) -> tuple[str, ...]:
+    """Bands of the images that its `resolving_stage` is judged on, in the order of its channels."""
+    return resolving_stage(system).reads[0].bands
 
 
 def of_system(system: System) -> Sampler:
-    """The networks of a system's first stage. UsageError as for `resolving_stage`."""
+    """The networks of a system's `resolving_stage`. UsageError as for it."""
     stage, predictor = resolving_stage(system), system.predictor
     assert predictor is not None  # a system with stages has one
+    bands = stage.reads[0].bands
+    places = [stage.gives.index(band) for band in bands]
 
     def predict(lr: Tensor, noise: NoiseSource | None, state: SceneState | None) -> Tensor:
         valid = torch.ones_like(lr[:, :1], dtype=torch.bool)
-        return predictor.predict(stage, StageInput({stage.reads[0].name: lr}, frozenset(RGB), valid, noise, state))
+        given = StageInput({stage.reads[0].name: lr}, frozenset(bands), valid, noise, state)
+        found = predictor.predict(stage, given)
+        return found if stage.gives == bands else found[:, places]
 
     def sample(lr: Tensor, noise: Tensor, state: SceneState | None) -> Tensor:
-        return predict(lr, lambda step, channels, coarser=1: noise, state)
+        def keyed(step: int, channels: int, coarser: int = 1) -> Tensor:
+            shape = (len(noise), channels, noise.shape[-2] // coarser, noise.shape[-1] // coarser)
+            return noise if step == 0 and shape == noise.shape else further_noise(noise, step, shape)
+
+        return predict(lr, keyed, state)
 
     factor = round(stage.reads[0].gsd_m / stage.gsd_m)
     return Sampler(
@@ -67,3 +88,16 @@ def of_system(system: System) -> Sampler:
         (lambda windows: predictor.scene_state(stage, windows)) if stage.scene_state else None,
         -(-stage.multiple_px // factor),
     )
+
+
+def further_noise(noise: Tensor, step: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise of another shape and step, which follows from `noise` (b, ...), image by image.
+
+    Negated noise gives negated noise: members stay antithetic.
+    """
+    made = []
+    for one in noise.cpu():
+        sign = -1.0 if float(one.flatten()[0]) < 0 else 1.0
+        seed = zlib.crc32(f"{step} {shape[1:]}".encode(), zlib.crc32((sign * one).contiguous().numpy().tobytes()))
+        made.append(sign * torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed)))
+    return torch.stack(made).to(noise.device)

@@ -71,5 +71,4 @@ def section(
         f"\n\n<sub>{settings}</sub>"
     )
     title = f"{candidate.name}: steps against quality"
-    bundle = candidate.bundle
-    return Section(title, text, records, candidate.name, bundle.system, bundle.digest, settings)
+    return Section(title, text, records, candidate.name, candidate.kind, candidate.digest, settings)

@@ -1,7 +1,7 @@
 """Wald tests of fusion: measured bands made coarser, sharpened, compared with what was measured.
 
-In: a fusion network and a scene's reflectance by GSD. Out: scores by task and method. The coarser bands follow DSen2
-(Lanaras et al. 2018): Gaussian of 1/s coarse-to-fine px, then block means. Imports baselines and metrics.
+The coarser bands follow DSen2 (Lanaras et al. 2018): Gaussian of 1/s coarse-to-fine px, then block means. What any
+fusion of the pipeline can do, 20 m x8, is measured here; a task whose network does more declares it by `Judge`.
 """
 
 from __future__ import annotations
@@ -14,29 +14,26 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from pipeline.bands import RGB
-from pipeline.models.lite_fusion import BANDS_20M, BANDS_60M, OUT_BANDS
-from training import placement
+from pipeline.bands import RGB, bands_at
 from training.degradation.degrade import Degradation, degrade
 from training.quality import baselines
 from training.quality.metrics import band_psnr, correlation, ergas, sam, sre_db, ssim, trimmed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from pipeline.models.bundle import Bundle
-    from pipeline.models.lite_fusion import FusionNetwork
 
 TEST_SCENE = "S2A_MSIL1C_20170527_T33UUB.mat"  # MGRS tile T33UUB, Level-1C: never in training
 BORDER_PX = 6  # of the target grid, left out of every score
-LEARNED = "lite"
-LEARNED_KEPT = "lite, block means kept between its stages"
 SSIM_LEAST_PX = 11
-_EIGHT = 8  # 20 m -> 2.5 m is 8; so is 160 m -> 20 m
-_LEAST_COARSE = 10  # coarse pixels a side below which a task says nothing of its scale
+BANDS_20M = bands_at(20)
+OUT_BANDS = ("B08", *BANDS_20M, *bands_at(60))  # that fusion brings to 2.5 m
+EIGHT = 8  # 20 m -> 2.5 m is 8; so is 160 m -> 20 m
+LEAST_COARSE = 10  # coarse pixels a side below which a task says nothing of its scale
 EIGHTH_LEAST_M = 1920  # side of a scene that 20 m x8 needs: so many of 160 m, in whole 480 m
 
 
@@ -72,6 +69,24 @@ class Row:
     def projected(self) -> dict[str, float]:
         """ERGAS after projection by method."""
         return self.by("ERGAS, projected")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How weights that no system takes first are judged by Wald's protocol.
+
+    load: the fusion of a bundle, on the CPU. rows: what it scores on a scene's reflectance by GSD, whose bands are
+    given last; without it 20 m x8 is measured.
+    """
+
+    load: Callable[[Bundle], Fuser]
+    rows: Callable[[Fuser, Mapping[int, NDArray[np.float32]], tuple[str, ...]], list[Row]] | None = None
+
+    def measure(self, fuser: Fuser, rho: Mapping[int, NDArray[np.float32]], present: tuple[str, ...]) -> list[Row]:
+        """Scores of every task that the scene allows."""
+        if self.rows is not None:
+            return self.rows(fuser, rho, present)
+        return measure_by_predict(fuser, rho, fuser.bundle.system, present)
 
 
 @dataclass(frozen=True)
@@ -156,21 +171,6 @@ def largest_measured(
     return {g: v[:, top * 60 // g : bottom * 60 // g, left * 60 // g : right * 60 // g] for g, v in rho.items()}
 
 
-def measure(
-    network: FusionNetwork,
-    rho: Mapping[int, NDArray[np.float32]],
-    *,
-    sixty: bool = True,
-    present: tuple[str, ...] = OUT_BANDS,
-) -> list[Row]:
-    """Scores of `baselines.SHARPENERS`, local regression alone and `network` on every task that the scene allows.
-
-    `sixty=False` leaves it at 20 m x2 and NIR x4.
-    """
-    scene = Scene({gsd: torch.from_numpy(values.copy()) for gsd, values in rho.items()}, present).cut(2)
-    return [] if scene is None else [row_of(task, network) for task in tasks(network, scene, sixty)]
-
-
 def measure_by_predict(
     fuser: Fuser, rho: Mapping[int, NDArray[np.float32]], name: str, present: tuple[str, ...] = OUT_BANDS
 ) -> list[Row]:
@@ -182,108 +182,36 @@ def measure_by_predict(
 def eight_by_predict(fuser: Fuser, scene: Scene, name: str) -> Iterator[Task]:
     """20 m x8 by `predict`, under a name; nothing where the scene is too small."""
     for part in eighths(scene):
-        coarse, guides, held = part.coarser(_EIGHT), wald_coarser(part.rho[10][:3], 2), part.held(BANDS_20M)
+        coarse, guides, held = part.coarser(EIGHT), wald_coarser(part.rho[10][:3], 2), part.held(BANDS_20M)
         given = {gsd: values[None] for gsd, values in coarse.items()}
         out = fuser.predict(guides[None], given, (*RGB, *scene.present))[0]
-        learned = {name: out[[fuser.out_bands.index(band) for band in _named(BANDS_20M, held)]]}
-        yield _of_eight(part, coarse, guides, learned)
-
-
-def tasks(network: FusionNetwork, scene: Scene, every: bool = True) -> Iterator[Task]:
-    """The tasks in the order of the table."""
-    if scene.held(BANDS_20M):
-        yield twenty(network, scene)
-        if every:
-            yield twenty(network, scene, blur=False)
-            yield from eight(network, scene)
-    if every and scene.held(BANDS_60M):
-        yield from sixty_m(network, scene)
-    if "B08" in scene.present:
-        yield nir(network, scene)
-
-
-def twenty(network: FusionNetwork, scene: Scene, blur: bool = True) -> Task:
-    """20 m x2: bands of 40 m sharpened by four guides at 20 m, judged against the measured 20 m."""
-    coarse, held = scene.coarser(2, blur), scene.held(BANDS_20M)
-    out = _sharpen(network, scene, coarse)[: len(BANDS_20M)]
-    name = "20 m x2" if blur else "20 m x2, block means only"
-    learned = {LEARNED: out[held]}
-    return Task(name, 2, coarse[20][held], coarse[10], scene.rho[20][held], learned, _named(BANDS_20M, held))
-
-
-def eight(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
-    """20 m x8: bands of 160 m sharpened by RGB at 20 m: DiffFuSR's task, 20 m -> 2.5 m, on ground whose truth is known.
-
-    The network goes the pipeline's way: `sharpen` x2 by the four bands that are then measured at 80 m, `detail` x4 by
-    RGB. Other methods have no use for measured bands between the two scales. Once more with block means kept between.
-    """
-    for part in eighths(scene):
-        coarse, guides = part.coarser(_EIGHT), wald_coarser(part.rho[10][:3], 2)
-        at80 = _sharpen(network, part, coarse)
-        kept = torch.cat([project(at80[: len(BANDS_20M)], coarse[20], 2), at80[len(BANDS_20M) :]])
-        learned = {
-            name: _detail(network, part, guides, torch.cat([coarse[10][3:], sharp]))[1:]
-            for name, sharp in ((LEARNED, at80), (LEARNED_KEPT, kept))
-        }
-        held = part.held(BANDS_20M)
-        yield _of_eight(part, coarse, guides, {name: out[held] for name, out in learned.items()})
+        learned = {name: out[[fuser.out_bands.index(band) for band in named(BANDS_20M, held)]]}
+        yield of_eight(part, coarse, guides, learned)
 
 
 def eighths(scene: Scene) -> Iterator[Scene]:
     """The scene cut to what 20 m x8 needs; nothing where it is too small or has no band of 20 m."""
-    part = scene.cut(_EIGHT)
-    if part is not None and part.held(BANDS_20M) and min(part.rho[20].shape[1:]) >= _LEAST_COARSE * _EIGHT:
+    part = scene.cut(EIGHT)
+    if part is not None and part.held(BANDS_20M) and min(part.rho[20].shape[1:]) >= LEAST_COARSE * EIGHT:
         yield part
 
 
-def _of_eight(part: Scene, coarse: Mapping[int, Tensor], guides: Tensor, learned: Mapping[str, Tensor]) -> Task:
+def of_eight(part: Scene, coarse: Mapping[int, Tensor], guides: Tensor, learned: Mapping[str, Tensor]) -> Task:
+    """20 m x8 on a part of `eighths`, given what networks make of it."""
     held = part.held(BANDS_20M)
     truth = part.rho[20][held]
-    return Task("20 m x8, RGB guide", _EIGHT, coarse[20][held], guides, truth, learned, _named(BANDS_20M, held))
+    return Task("20 m x8, RGB guide", EIGHT, coarse[20][held], guides, truth, learned, named(BANDS_20M, held))
 
 
-def sixty_m(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
-    """60 m x6: bands of 360 m sharpened by four guides at 60 m, judged against the measured 60 m."""
-    side = min(scene.rho[60].shape[1:]) // 6 * 6
-    if side < 6 * _LEAST_COARSE:
-        return
-    cut = {gsd: values[:, : side * 60 // gsd, : side * 60 // gsd] for gsd, values in scene.rho.items()}
-    part = Scene(cut, scene.present)
-    coarse, held = part.coarser(6), scene.held(BANDS_60M)
-    out = _sharpen(network, scene, coarse)[len(BANDS_20M) :]
-    learned = {LEARNED: out[held]}
-    yield Task("60 m x6", 6, coarse[60][held], coarse[10], part.rho[60][held], learned, _named(BANDS_60M, held))
-
-
-def nir(network: FusionNetwork, scene: Scene) -> Task:
-    """NIR x4: B08 of 40 m sharpened by RGB at 10 m, judged against the measured 10 m."""
-    coarse = wald_coarser(scene.rho[10][3:], 4)
-    at40 = torch.cat([coarse, wald_coarser(scene.rho[20], 2), resampled(scene.rho[60][None], coarse)[0]])
-    out = _detail(network, scene, scene.rho[10][:3], at40)[:1]
-    return Task("NIR x4", 4, coarse, scene.rho[10][:3], scene.rho[10][3:], {LEARNED: out}, ("B08",))
-
-
-def _named(bands: Sequence[str], held: Sequence[int]) -> tuple[str, ...]:
+def named(bands: Sequence[str], held: Sequence[int]) -> tuple[str, ...]:
+    """The bands at places `held`."""
     return tuple(bands[i] for i in held)
 
 
-def _sharpen(network: FusionNetwork, scene: Scene, coarse: Mapping[int, Tensor]) -> Tensor:
-    given = (coarse[10][None], coarse[20][None], coarse[60][None], scene.mask[:, 1:])
-    return placement.run(placement.device_of(network), network.sharpen, *given)[0]
-
-
-def _detail(network: FusionNetwork, scene: Scene, rgb: Tensor, bands: Tensor) -> Tensor:
-    return placement.run(placement.device_of(network), network.detail, rgb[None], bands[None], scene.mask)[0]
-
-
-def row_of(task: Task, network: FusionNetwork | None = None) -> Row:
-    """All methods on one task; with a lite network also the local regression that it starts from."""
+def row_of(task: Task, more: Mapping[str, Tensor] | None = None) -> Row:
+    """All methods on one task; `more` are further estimates beside the classical ones and what the task has."""
     estimates = {name: method(task.coarse, task.guides, task.scale) for name, method in baselines.SHARPENERS.items()}
-    if network is not None:
-        given = (task.coarse[None], task.guides[None], task.scale)
-        regression = placement.run(placement.device_of(network), network.regression, *given)[0]
-        estimates["local regression"] = baselines.bicubic(task.coarse[None], task.scale)[0] + regression
-    estimates |= task.learned
+    estimates |= {**(more or {}), **task.learned}
     return Row(task.name, {name: _scores(task, x) for name, x in estimates.items()}, task.bands)
 
 

@@ -15,10 +15,21 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.errors import UsageError
-from pipeline.models.difffusr_fusion import INPUTS, FusionNetworks, difffusr_fusion_bundle, name_of
+from pipeline.models.difffusr_fusion import (
+    INPUTS,
+    SYSTEM,
+    DiffFuSRFusion,
+    FusionNetworks,
+    difffusr_fusion_bundle,
+    name_of,
+)
 from training import placement
 from training.loop.task import Objective
+from training.presets import Preset, Stage
 from training.quality.metrics import ergas
+from training.quality.wald import Judge
+from training.task_spec import TaskSpec
+from training.tasks.difffusr_convert import FUSION
 from training.tasks.fusion import disturbed, tiles_to_train_on
 from training.tasks.wald_groups import FACTORS, Example, example_of, fits, group_of, inputs_of, statistics, unit_60m
 
@@ -30,10 +41,12 @@ if TYPE_CHECKING:
     from pipeline.models.bundle import Bundle
     from training.data.sources import TrainingData
     from training.loop.batches import Draw
-    from training.presets import Preset, Stage
 
 KEPT = {10: slice(3, 4), 20: slice(0, 6), 60: slice(0, 2)}  # outputs that inference uses: of 10 m only B08
 SHOWN = {10: (3, 0, 1), 20: (4, 3, 0)}  # false colour: B08 B04 B03, and B11 B8A B05
+# Mean and spread of bands from the training "tiles" or as "released"; dropout of the guide's features; whether guides
+# are softened, sharpened and shifted, so that their radiometry is not trusted.
+WALD: dict[str, Any] = {"statistics": "tiles", "dropout": 0.2, "disturb_guide": True}
 WATCHED = 4  # tiles that are validated on at every line, and drawn
 
 
@@ -137,7 +150,7 @@ class DiffFuSRFusionTask:
         }
         crops = {f"{gsd} m": f"{len(group.tiles)} tiles, {group.side_60m * 60} m" for gsd, group in self.groups.items()}
         return {
-            **self.data.describe(self.preset.use),
+            **self.data.describe(TASK.use),
             "protocol": "Wald x4, x8, x24",
             "crops": crops,
             "untrained": untrained,
@@ -211,3 +224,38 @@ def silence_(layer: nn.Module) -> None:
     """Zero a last layer: an untrained network then returns the mean of its bands, and projection the native pixels."""
     for parameter in layer.parameters():
         parameter.zero_()
+
+
+TASK = TaskSpec(
+    name=SYSTEM,
+    summary="DiffFuSR's fusion of the bands that are not RGB, as published and small",
+    kind=SYSTEM,
+    presets=(
+        Preset(
+            name="difffusr-fusion",
+            task=SYSTEM,
+            architecture={"channels": 64, "growth": 32, "blocks": 5, "reduction": 4},
+            stages=(Stage("wald", 1.0, (), 1e-4),),
+            images=64_000,
+            batch=4,
+            warmup_steps=0,
+            schedule="constant",
+            betas=(0.9, 0.999),
+            recipe=dict(WALD),
+        ),
+        Preset(
+            name="difffusr-fusion-small",
+            task=SYSTEM,
+            architecture={"channels": 32, "growth": 16, "blocks": 1, "reduction": 4},
+            stages=(Stage("wald", 1.0, (), 3e-4),),
+            minutes=60,
+            batch=4,
+            betas=(0.9, 0.999),
+            recipe=dict(WALD),
+        ),
+    ),
+    build=DiffFuSRFusionTask,
+    use="fusion",
+    judge=Judge(DiffFuSRFusion.from_bundle),
+    convert=FUSION,
+)

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from pipeline.errors import UsageError
-from pipeline.models.difffusr import RGB_BANDS, SCALE, DiffFuSR, Networks, difffusr_bundle, to_network
+from pipeline.models.difffusr import RGB_BANDS, SCALE, SYSTEM, DiffFuSR, Networks, difffusr_bundle, to_network
 from training import placement
 from training.degradation.blind import degrade_blind, eight_bit, range_of
-from training.degradation.published import AsPublished
-from training.presets import SMALL_PX
+from training.degradation.published import SWITCHES, AsPublished
+from training.presets import SMALL_PX, Preset, Stage
 from training.quality import baselines
 from training.quality.pairs import (
     Pair,
@@ -32,7 +32,9 @@ from training.quality.pairs import (
     watched_pairs,
 )
 from training.quality.sampler import Sampler
+from training.task_spec import TaskSpec
 from training.tasks.contrast import MOMENTUM, QUEUE, TEMPERATURE, MomentumContrast
+from training.tasks.difffusr_convert import RESOLVER
 from training.tasks.losses import Eq8, degradation_encoder, eq8_losses
 
 if TYPE_CHECKING:
@@ -44,11 +46,19 @@ if TYPE_CHECKING:
     from training.data.sources import TrainingData
     from training.loop.batches import Draw
     from training.loop.task import Objective
-    from training.presets import Preset, Stage
 
 LR_MULTIPLE_PX = 8  # of the U-Net
 VIEWS = 2  # crops per image: a query and its key
 SAMPLES = 4  # of the validated images are drawn
+# Weights of DiffFuSR's eq. 8, its momentum contrast, and the blur: "blind" kernels, or "sentinel2" for the sensor's.
+BLIND: dict[str, Any] = {
+    "aux": 1.0,
+    "contrast": 0.05,
+    "queue": QUEUE,
+    "momentum": MOMENTUM,
+    "temperature": TEMPERATURE,
+    "psf": "blind",
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class DiffFuSRSuperResolution:
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data and recipe."""
         return {
-            **self.data.describe(self.preset.use),
+            **self.data.describe(TASK.use),
             "degradation": repr(self.range) if self.recipe.psf == "blind" else "Sentinel-2 MTF",
             "recipe": asdict(self.recipe),
             "as_published": list(self.preset.published),
@@ -170,3 +180,67 @@ def middle(pair: Pair, side_px: int) -> Pair:
     lr = pair.lr[..., top : top + height, left : left + width]
     y, x = slice(SCALE * top, SCALE * (top + height)), slice(SCALE * left, SCALE * (left + width))
     return replace(pair, hr=pair.hr[..., y, x], lr=lr)
+
+
+TASK = TaskSpec(
+    name=SYSTEM,
+    summary="DiffFuSR's super-resolver (arXiv 2506.11764), as published and small",
+    kind=SYSTEM,
+    presets=(
+        Preset(  # arXiv 2506.11764 and the authors' configuration: 1000 epochs of 256 images
+            name="difffusr-sr",
+            task=SYSTEM,
+            architecture={
+                "base": 64,
+                "mults": [1, 2, 2, 4, 8],
+                "res_blocks": 5,
+                "fold": 2,
+                "groups": 32,
+                "attention_strides": [16],
+                "block2_norm": False,
+                "features": 64,
+                "growth": 32,
+                "encoder_blocks": 23,
+                "degradation_base": 64,
+            },
+            stages=(Stage("all", 1.0, (), 1e-4),),
+            images=256_000,
+            batch=8,
+            crop_px=256,
+            warmup_steps=0,
+            schedule="step",
+            betas=(0.9, 0.999),
+            sampler={"name": "ddim", "steps": 20, "spacing": "published", "denoise_last": False},
+            recipe={**BLIND, "small_px": 128},
+        ),
+        Preset(  # the same recipe at a ninth of the size, for a CPU
+            name="difffusr-sr-small",
+            task=SYSTEM,
+            architecture={
+                "base": 64,
+                "mults": [1, 2, 2, 2],
+                "res_blocks": 2,
+                "fold": 2,
+                "groups": 32,
+                "attention_strides": [],
+                "block2_norm": True,
+                "features": 64,
+                "growth": 32,
+                "encoder_blocks": 8,
+                "degradation_base": 64,
+            },
+            stages=(Stage("all", 1.0, (), 1e-4),),
+            minutes=120,
+            batch=8,
+            crop_px=96,
+            schedule="step",
+            betas=(0.9, 0.999),
+            sampler={"name": "ddim", "steps": 4, "spacing": "trailing"},
+            recipe={**BLIND, "small_px": 64},
+        ),
+    ),
+    build=DiffFuSRSuperResolution,
+    switches=SWITCHES,
+    whose="DiffFuSR",
+    convert=RESOLVER,
+)

@@ -28,7 +28,10 @@ from pipeline.models.lite_fusion import (
     Trunk,
 )
 from training.degradation.degrade import Degradation, degrade
+from training.presets import Preset, Stage
 from training.quality import wald
+from training.task_spec import TaskSpec
+from training.tasks import lite_wald
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
     from training.data.sources import TrainingData
     from training.data.tiles import Tile
     from training.loop.run import Draw
-    from training.presets import Preset, Stage
 
 TILES_TRIED, PLACES_TRIED = 100, 8  # until a crop shows ground that was measured
 MEASURED = 0.95  # at least this share of it
@@ -187,21 +189,21 @@ class Fusion:
 
     def _ergas(self, rho: dict[int, NDArray[np.float32]]) -> list[float]:
         """ERGAS of 20 m x2 and NIR x4 on one place."""
-        return [row.ergas["lite"] for row in wald.measure(self.network, rho, sixty=False)]
+        return [row.ergas["lite"] for row in lite_wald.measure(self.network, rho, sixty=False)]
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> str:
         """ERGAS beside ATPRK-like, 20 m x2 and NIR x4: on the watched places, then on held-out ones."""
         parts = []
         for name, rho in self.judged.items():
-            rows = wald.measure(self.network, rho, sixty=False)
+            rows = lite_wald.measure(self.network, rho, sixty=False)
             scores = (f"{row.task} {row.ergas['lite']:.3f} ({row.ergas['ATPRK-like']:.3f})" for row in rows)
             parts.append(f"{name.split('/')[-1]}: " + ", ".join(scores))
         return "ERGAS lite (ATPRK-like) " + "; ".join(parts)
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data."""
-        return {**self.data.describe(self.preset.use), "protocol": "Wald"}
+        return {**self.data.describe(TASK.use), "protocol": "Wald"}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
         """The bundle of the network as it is now."""
@@ -249,3 +251,23 @@ def disturbed(rgb: Tensor, draw: Draw) -> Tensor:
     noise = float(draw.rng.uniform(0, 0.004)) * torch.randn(rgb.shape, generator=draw.torch)
     level = 1 + 0.02 * torch.randn((len(rgb), 3, 1, 1), generator=draw.torch)
     return level * (rgb + strength * (soft - rgb)) + noise
+
+
+TASK = TaskSpec(
+    name=SYSTEM,
+    summary="our small fusion of all other bands, guided by RGB",
+    kind=SYSTEM,
+    presets=(
+        Preset(
+            name="lite-fusion",
+            task=SYSTEM,
+            architecture={"sharpen_width": 48, "sharpen_blocks": 5, "detail_width": 64, "detail_blocks": 5},
+            stages=(Stage("wald", 1.0, (), 3e-4),),
+            minutes=10,
+            batch=8,
+        ),
+    ),
+    build=Fusion,
+    use="fusion",
+    judge=lite_wald.JUDGE,
+)

@@ -14,6 +14,7 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
 from training import placement
 from training.degradation.degrade import DegradationRange, degrade_randomly
+from training.presets import Preset, Stage
 from training.quality.pairs import (
     average,
     from_many_sets,
@@ -25,6 +26,7 @@ from training.quality.pairs import (
     watched_pairs,
 )
 from training.quality.sampler import Sampler
+from training.task_spec import TaskSpec
 from training.tasks import losses
 
 if TYPE_CHECKING:
@@ -34,13 +36,22 @@ if TYPE_CHECKING:
 
     from training.data.sources import TrainingData
     from training.loop.run import Draw
-    from training.presets import Preset, Stage
 
 SAMPLES = 4  # of the validated images are drawn
+# How sharp images become coarse ones: blur in px of 2.5 m and noise in reflectance, each from so much to so much; share
+# of images blurred more one way than the other, and of batches decimated by an antialiased cubic. See `degrade`.
+SENSOR: dict[str, Any] = {
+    "blur_from": 1.3,
+    "blur_to": 2.9,
+    "anisotropic": 0.2,
+    "bicubic": 0.3,
+    "noise_from": 4e-4,
+    "noise_to": 2e-3,
+}
 
 
 def range_of(recipe: Mapping[str, float]) -> DegradationRange:
-    """What a preset's recipe samples, `presets.SENSOR`. UsageError where it is no degradation."""
+    """What a preset's recipe samples, `SENSOR`. UsageError where it is no degradation."""
     within = DegradationRange(
         sigma_px=(recipe["blur_from"], recipe["blur_to"]),
         anisotropic=recipe["anisotropic"],
@@ -120,7 +131,7 @@ class SuperResolution:
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of the weights says of their data."""
-        return {**self.data.describe(self.preset.use), "degradation": repr(self.range)}
+        return {**self.data.describe(TASK.use), "degradation": repr(self.range)}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
         """The bundle of the network as it is now."""
@@ -136,3 +147,25 @@ class SuperResolution:
             provenance=provenance or {},
             licence=licence,
         )
+
+
+TASK = TaskSpec(
+    name=SYSTEM,
+    summary="our small super-resolver: regression, then diffusion of what it leaves open",
+    kind=SYSTEM,
+    presets=(
+        Preset(
+            name="lite-sr",
+            task=SYSTEM,
+            architecture={"width": 48, "blocks": 14, "denoiser_width": 64, "denoiser_blocks": 5},
+            stages=(
+                Stage("mean", 0.6, ("encoder.", "mean_head.", "spread_head."), 1e-3),
+                Stage("detail", 0.4, ("denoiser.",), 1e-3),
+            ),
+            minutes=60,
+            sampler={"name": "dpm++2m", "steps": 6, "spacing": "log-snr"},
+            recipe=dict(SENSOR),
+        ),
+    ),
+    build=SuperResolution,
+)

@@ -59,6 +59,7 @@ def test_the_digest_is_that_of_the_file(tmp_path):
     assert read_training_file(toml(tmp_path, weight="2.0")).digest != first
 
 
+EXAMPLE = 'a table such as { B04 = 1, B03 = 2, B02 = 3 }, or a list such as ["B02", "B03", "B04", "B08"]'
 KEYS = (
     "name, role, path, zarr, variable, catalog, collection, aoi, period, max_cloud, asset, bands, dates, gsd_m, "
     "target_gsd_m, evaluate_gsd_m, values, scale, offset, offset_dn, place, family, split, weight, "
@@ -88,17 +89,24 @@ KEYS = (
             {"target_gsd_m": "[3.2, 1.9]"},
             "target_gsd_m = [3.2, 1.9]; expected metres, or a range of them such as [1.9, 3.2]",
         ),
-        ({"bands": '["red"]'}, "bands = ['red']; expected a table such as { B04 = 1, B03 = 2, B02 = 3 }"),
+        (
+            {"bands": '["B04", "red"]'},
+            "bands names 'red'; expected some of B01, B02, B03, B04, B05, B06, B07, B08, B8A, B09, B11, B12",
+        ),
+        ({"bands": '["B04", "B04"]'}, "bands = ['B04', 'B04']; expected " + EXAMPLE),
         (
             {"bands": "{ red = 1 }"},
             "bands names 'red'; expected some of B01, B02, B03, B04, B05, B06, B07, B08, B8A, B09, B11, B12",
         ),
         (
             {"bands": "{ B04 = 0 }"},
-            "bands.B04 = 0; expected a band's number from 1 on, or its name: "
-            "a table such as { B04 = 1, B03 = 2, B02 = 3 }",
+            "bands.B04 = 0; expected a band's number from 1 on, or its name: " + EXAMPLE,
         ),
-        ({"bands": "{ B04 = 1, B03 = 2 }"}, "bands B04, B03; expected B04, B03, B02 (red, green, blue) for role hr"),
+        (
+            {"bands": '["B04", "B03", "B02", "B05"]'},
+            "bands B05 with 8-bit values; expected some of B04, B03, B02, B08, which alone are "
+            'brought from brightness to reflectance; cure: values = "reflectance" with its scale',
+        ),
         ({"zarr": '"a.zarr"'}, "path and zarr of path, zarr, catalog; expected exactly one of them"),
         ({"asset": '"image"'}, "asset without catalog; expected asset only beside catalog"),
         (

@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from pipeline.errors import UsageError
 from training.degradation.blind import (
-    MTF_NYQUIST,
     BlindRange,
     degrade_blind,
     draw_kernels,
@@ -16,9 +15,9 @@ from training.degradation.blind import (
     eight_bit,
     range_of,
     sensor_kernels,
-    sensor_sigma_px,
 )
 from training.degradation.published import SWITCHES, AsPublished
+from training.degradation.sensor import MTF_NYQUIST, sensor_sigma_px
 
 RGB = ("B04", "B03", "B02")
 

@@ -278,10 +278,12 @@ def test_checkpoints_say_what_they_are_of_and_leave_no_partial_file(tmp_path):
 
 def test_learning_rate_warms_up_and_falls(tmp_path):
     run = run_of(tmp_path, 80)
-    assert run._rate(0.0) == pytest.approx(0.05 / 2)
+    assert run._rate(0.0) == pytest.approx(1 / 2)
     run.at.stage_step = 10
-    assert run._rate(0.25) == pytest.approx(0.05 * 0.51)
-    assert run._rate(0.5) == pytest.approx(0.05 * 0.02)
+    assert run._rate(0.25) == pytest.approx(0.51)
+    assert run._rate(0.5) == pytest.approx(0.02)
+    run.optimisers.scale_rates(0.51)
+    assert run.optimisers.rate == pytest.approx(0.05 * 0.51)
 
 
 def test_budget_counts_minutes_or_images():

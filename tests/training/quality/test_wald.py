@@ -11,6 +11,7 @@ from pipeline.models.bundle import load_bundle
 from pipeline.models.lite_fusion import OUT_BANDS, FusionNetwork, LiteFusion
 from training.data.sentinel2 import read_dsen2_scene
 from training.quality import baselines, wald
+from training.tasks import lite_wald
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "pipeline" / "models" / "weights" / "lite-fusion.safetensors"
 
@@ -36,7 +37,7 @@ def scene(side_60m, seed=0):
 
 
 def test_a_large_scene_allows_every_task():
-    rows = wald.measure(network(), scene(64))
+    rows = lite_wald.measure(network(), scene(64))
     names = ["20 m x2", "20 m x2, block means only", "20 m x8, RGB guide", "60 m x6", "NIR x4"]
     assert [row.task for row in rows] == names
     assert [len(row.bands) for row in rows] == [6, 6, 6, 2, 1]
@@ -47,20 +48,20 @@ def test_a_large_scene_allows_every_task():
 
 
 def test_small_scenes_leave_out_the_tasks_they_are_too_small_for():
-    assert [row.task for row in wald.measure(network(), scene(20))] == [
+    assert [row.task for row in lite_wald.measure(network(), scene(20))] == [
         "20 m x2",
         "20 m x2, block means only",
         "NIR x4",
     ]
-    assert [row.task for row in wald.measure(network(), scene(20), sixty=False)] == ["20 m x2", "NIR x4"]
-    assert wald.measure(network(), scene(1)) == []
+    assert [row.task for row in lite_wald.measure(network(), scene(20), sixty=False)] == ["20 m x2", "NIR x4"]
+    assert lite_wald.measure(network(), scene(1)) == []
 
 
 def test_absent_bands_are_not_judged():
     present = tuple(name for name in OUT_BANDS if name not in ("B01", "B09", "B06"))
     rho = scene(64)
     rho[20][1], rho[60][:] = 0, 0
-    rows = {row.task: row for row in wald.measure(network(), rho, present=present)}
+    rows = {row.task: row for row in lite_wald.measure(network(), rho, present=present)}
     assert rows["20 m x2"].bands == ("B05", "B07", "B8A", "B11", "B12")
     assert rows["20 m x8, RGB guide"].bands == rows["20 m x2"].bands
     assert "60 m x6" not in rows
@@ -68,14 +69,14 @@ def test_absent_bands_are_not_judged():
 
 
 def test_an_untrained_network_is_its_regression():
-    for row in wald.measure(network(), scene(32)):
+    for row in lite_wald.measure(network(), scene(32)):
         if "x8" not in row.task:
             assert row.ergas["lite"] == pytest.approx(row.ergas["local regression"], rel=1e-3)
 
 
 def test_projection_restores_what_a_wrong_level_spoils():
     """Gram-Schmidt as published shifts levels; block means bring them back."""
-    row = wald.measure(network(), scene(64), sixty=False)[0]
+    row = lite_wald.measure(network(), scene(64), sixty=False)[0]
     assert row.projected["GS as published"] < 0.5 * row.ergas["GS as published"]
 
 
@@ -120,8 +121,8 @@ def test_classical_methods_reach_what_others_measured_on_the_test_scene(shared_d
     rho = {gsd: torch.from_numpy(v) for gsd, v in read_dsen2_scene(shared_data / "s2_l1c" / wald.TEST_SCENE).items()}
     whole = wald.Scene(rho)
     with torch.inference_mode():
-        task = next(wald.eight(fusion.network, whole))
-        row = wald.row_of(task, fusion.network)
+        task = next(lite_wald.eight(fusion.network, whole))
+        row = wald.row_of(task)
     assert row.ergas["bicubic"] == pytest.approx(2.33, rel=0.02)
     assert row.ergas["GS as published"] == pytest.approx(8.38, rel=0.02)
     assert row.ergas["GSA"] == pytest.approx(1.471, rel=0.02)

@@ -16,8 +16,8 @@ from pipeline.superres.system import load
 from pipeline.superres.weights import choose
 from training.data.tiles import Tile
 from training.loop.run import Budget, Draw, Run
-from training.presets import WALD, Preset, Stage
-from training.tasks.difffusr_fusion import DiffFuSRFusionTask, dropped
+from training.presets import Preset, Stage
+from training.tasks.difffusr_fusion import WALD, DiffFuSRFusionTask, dropped
 from training.tasks.wald_groups import FACTORS, coarser, example_of, group_of, inputs_of, statistics, unit_60m
 
 TINY = Preset(

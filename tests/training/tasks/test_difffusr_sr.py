@@ -13,16 +13,17 @@ from pipeline.models.bundle import load_bundle, load_tensors
 from pipeline.models.difffusr import ARCHITECTURE
 from pipeline.superres.system import load
 from pipeline.superres.weights import choose
-from training import train
+from tests.training.tasks_for_tests import add_preset
+from training import registry, train
 from training.data.places import split_of
 from training.data.rasters import Chip
 from training.data.sources import load_training_file
 from training.degradation.published import SWITCHES
 from training.loop.run import Budget, Draw, Run
 from training.loop.savepoint import CHECKPOINT
-from training.presets import BLIND, PRESETS, Preset, Stage
+from training.presets import Preset, Stage
 from training.quality.pairs import HELD_OUT_PER_SET, Pair
-from training.tasks.difffusr_sr import DiffFuSRSuperResolution, middle, orthogonal_
+from training.tasks.difffusr_sr import BLIND, DiffFuSRSuperResolution, middle, orthogonal_
 
 TINY = Preset(
     name="tiny-difffusr",
@@ -88,7 +89,7 @@ def task_of(data, preset=TINY):
 
 
 def test_the_preset_has_the_published_architecture_and_recipe():
-    preset = PRESETS["difffusr-sr"]
+    preset = registry.presets()["difffusr-sr"]
     assert preset.architecture == ARCHITECTURE
     assert (preset.batch, preset.crop_px, preset.schedule, preset.betas) == (8, 256, "step", (0.9, 0.999))
     assert preset.stages[0].learning_rate == 1e-4
@@ -113,7 +114,7 @@ def test_several_images_of_each_set_watch_training_and_all_sets_are_shown(data):
     blocks = [np.kron(np.random.default_rng(i).random((3, 16, 16)), np.ones((1, 4, 4))) for i in range(9)]
     chips = [Chip(name, f"{name}/{i}", 2.5, (0.3 * block).astype(np.float32), encoded=False)
              for i, (name, block) in enumerate(zip("aaaaaaaab", blocks, strict=True))]  # fmt: skip
-    held = SimpleNamespace(file=data.file, hr_sampler=data.hr_sampler, held_out_chips=lambda: chips)
+    held = SimpleNamespace(file=data.file, hr_sampler=data.hr_sampler, held_out_chips=lambda bands: chips)
     task = task_of(held)
     assert [pair.place for pair in task.pairs] == [*(f"a/{i}" for i in range(HELD_OUT_PER_SET)), "b/8"]
     assert "PSNR over bicubic" in task.validate(TINY.stages[0])
@@ -223,7 +224,7 @@ def trained(imagery, tmp_path_factory):
     """The folder of a tiny run by the command."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, TINY.name, TINY)
+        add_preset(patch, TINY)
         command = ["--preset", TINY.name, "--data", str(imagery), "--out", str(folder), "--every", "0"]
         assert train.main([*command, "--recipe", "contrast=0.01", "--as-published", "noise", "squared"]) == 0
     return folder

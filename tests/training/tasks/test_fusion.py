@@ -14,12 +14,13 @@ from training.data.tiles import BANDS, Nested, Tile, to_reflectance, whole_block
 from training.loop.run import Draw
 from training.presets import Preset, Stage
 from training.quality import wald
+from training.tasks import lite_wald
 from training.tasks.fusion import Crop, Fusion, TileSampler, coarser, disturbed, relative_loss
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "pipeline" / "models" / "weights" / "lite-fusion.safetensors"
 PRESET = Preset(
     name="tiny",
-    task="fusion",
+    task="lite-fusion",
     architecture={"sharpen_width": 8, "sharpen_blocks": 1, "detail_width": 8, "detail_blocks": 1},
     stages=(Stage("wald", 1.0, (), 1e-3),),
     minutes=1,
@@ -148,7 +149,7 @@ def test_a_step_of_training_moves_every_parameter(shared_data):
 def test_shipped_fusion_beats_atprk_like_on_the_scene_no_training_sees(shared_data):
     network = LiteFusion.from_bundle(load_bundle(WEIGHTS)).network
     with torch.inference_mode():
-        rows = wald.measure(network, read_dsen2_scene(shared_data / "s2_l1c" / wald.TEST_SCENE))
+        rows = lite_wald.measure(network, read_dsen2_scene(shared_data / "s2_l1c" / wald.TEST_SCENE))
     twenty = rows[0]
     assert twenty.ergas["lite"] < 0.8 * twenty.ergas["ATPRK-like"]
     assert twenty.projected["lite"] < 0.8 * 2.47  # what peers' ATPRK-like reaches on this row

@@ -11,15 +11,15 @@ from pipeline.errors import UsageError
 from pipeline.models.lite import LiteSuperResolver
 from training.data.rasters import Chip
 from training.loop.batches import Draw
-from training.presets import SENSOR, Preset, Stage
+from training.presets import Preset, Stage
 from training.quality import baselines
 from training.quality.pairs import members, watched_pairs
-from training.tasks.super_resolution import SAMPLES, SuperResolution, range_of, sampler
+from training.tasks.super_resolution import SAMPLES, SENSOR, SuperResolution, range_of, sampler
 
 MEAN, DETAIL = Stage("mean", 0.5, ()), Stage("detail", 0.5, ())
 TINY = Preset(
     name="tiny-sr",
-    task="sr",
+    task="lite-sr",
     architecture={"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1},
     stages=(MEAN, DETAIL),
     sampler={"name": "ddim", "steps": 2},
@@ -38,7 +38,7 @@ def task_of(*sources, recipe=SENSOR):
         file=SimpleNamespace(path="mine.toml"),
         hr_sampler=lambda split, crop_px: SimpleNamespace(batch=lambda rng, n: rng.random((n, 3, 48, 48), np.float32)),
         describe=lambda use: {},
-        held_out_chips=lambda: [chip(source, seed) for seed, source in enumerate(sources)],
+        held_out_chips=lambda bands: [chip(source, seed) for seed, source in enumerate(sources)],
     )
     task = SuperResolution(replace(TINY, recipe=dict(recipe)), data)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_a_run_without_held_out_images_is_refused_by_name():
 
 def test_held_out_images_that_show_nothing_are_counted():
     flat = Chip("a", "a/0", 2.5, np.full((3, 48, 48), 0.3, np.float32), encoded=False)
-    data = SimpleNamespace(file=SimpleNamespace(path="mine.toml"), held_out_chips=lambda: [flat, flat])
+    data = SimpleNamespace(file=SimpleNamespace(path="mine.toml"), held_out_chips=lambda bands: [flat, flat])
     with pytest.raises(UsageError, match=r"mine\.toml: the 2 held-out images show nothing: flat, black, or less than"):
         watched_pairs(data)
 

@@ -1,0 +1,139 @@
+"""A task of four bands: trained by the command, its weights run and judged in the pipeline."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.models.bundle import load_bundle, load_tensors
+from pipeline.superres import registry as systems
+from pipeline.superres.system import load
+from pipeline.superres.weights import choose
+from tests.toys import trained_rgbn
+from tests.training.imagery import corner_in, placed, write_raster, write_toml
+from tests.training.tasks_for_tests import add_task
+from training import evaluate, train
+from training.loop.lineage import weights_digest
+
+SOURCE = '[[source]]\nname = "{name}"\nrole = "hr"\npath = "{name}"\ntarget_gsd_m = [1.0, 1.2]\n'
+RGBN = SOURCE.format(name="rgbn") + 'bands = ["B02", "B03", "B04", "B08"]\n'
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    """The system and the tasks are known while a test runs."""
+    monkeypatch.setitem(systems._REGISTERED, trained_rgbn.SYSTEM.name, trained_rgbn.SYSTEM)
+    add_task(monkeypatch, trained_rgbn.TASK)
+    add_task(monkeypatch, trained_rgbn.GOES_ON)
+
+
+def photograph(seed, bands, side=320):
+    """8-bit discs on a slope: edges in all bands, of another contrast in each."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side]
+    pattern = 90 + 40 * x / side
+    for _ in range(60):
+        row, col, radius = rng.integers(side), rng.integers(side), rng.integers(4, 24)
+        pattern[(y - row) ** 2 + (x - col) ** 2 < radius**2] += rng.integers(-60, 80)
+    gains = np.linspace(0.7, 1.2, bands)[:, None, None]
+    return np.clip(gains * pattern, 5, 250).astype(np.uint8)
+
+
+@pytest.fixture
+def imagery(tmp_path):
+    """Photographs of 0.5 m in four bands, and some of three colours, in cells of both splits."""
+    for number, split in enumerate(("train", "train", "held-out")):
+        left, top = corner_in(split, number)
+        for name, bands in (("rgbn", 4), ("colours", 3)):
+            ground = placed(left + 1000, top - 1000, 0.5)
+            write_raster(tmp_path / name / f"{number}.tif", photograph(number, bands), **ground)
+    return tmp_path
+
+
+def run(file, out, *more, task="toy-rgbn"):
+    return train.main(["--task", task, "--data", str(file), "--out", str(out), "--every", "1e9", *more])
+
+
+def gain(bundle):
+    return float(re.match(r"([\d.]+) dB", bundle.provenance["held_out"])[1])
+
+
+def test_four_bands_are_learned_and_judged_in_the_pipeline(imagery, tmp_path, capsys):
+    file = write_toml(imagery, RGBN)
+    assert run(file, tmp_path / "none", "--images", "1") == 0
+    assert run(file, tmp_path / "run", "--images", "480") == 0, capsys.readouterr().err
+    before, bundle = (load_bundle(tmp_path / run / "toy-rgbn.safetensors") for run in ("none", "run"))
+    assert gain(bundle) > gain(before) + 0.3
+    assert "B08=" in capsys.readouterr().out
+    system = load(choose("toy-trained-rgbn", (bundle.path,)), "cpu")
+    assert system.stages[0].gives == ("B02", "B03", "B04", "B08")
+
+    out = tmp_path / "table.md"
+    assert evaluate.main([bundle.path, "--on", str(file), "--only", "images", "--out", str(out)]) == 0
+    report = out.read_text()
+    assert "| stored toy-trained-rgbn: mean, sensor |" in report
+    assert "| rgbn (1) |" in report
+    assert "sample, sensor" not in report  # nothing is drawn
+    assert "no sampler, seed 0" in report
+    table = report[report.index("| method |") :].split("\n\n")[0]  # the first: PSNR
+    scores = {row.split("|")[1].strip(): float(row.split("|")[2]) for row in table.splitlines()[2:]}
+    assert scores["toy-trained-rgbn, network alone"] > scores["bicubic"] + 0.3
+
+
+def test_a_resumed_run_of_four_bands_is_that_which_was_not_stopped(imagery, tmp_path, monkeypatch):
+    from training.loop.run import Run
+
+    file, go_on = write_toml(imagery, RGBN), Run.train
+    assert run(file, tmp_path / "whole", "--images", "40") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train", lambda self, **words: go_on(self, **words, until_images=16))
+        patch.setattr(train, "write_bundle", lambda *given: "stopped early")
+        assert run(file, tmp_path / "part", "--images", "40") == 0
+    assert run(file, tmp_path / "part", "--images", "40", "--resume", str(tmp_path / "part"), "--workers", "1") == 0
+    whole, part = (load_bundle(tmp_path / name / "toy-rgbn.safetensors") for name in ("whole", "part"))
+    assert whole.provenance["trained"] == part.provenance["trained"]
+    assert weights_digest(load_tensors(whole)) == weights_digest(load_tensors(part))
+
+
+def test_sources_that_lack_a_band_are_left_aside_and_said(imagery, tmp_path, capsys):
+    file = write_toml(imagery, RGBN + SOURCE.format(name="colours"))
+    assert run(file, tmp_path / "run", "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "rgbn: 2 images to train on, 1 held out",
+        "left aside, of no use for super-resolution: colours (no image with B02, B03, B04, B08)",
+    ]
+    assert train.main(["--preset", "lite-sr", "--data", str(file), "--dry-run"]) == 0  # three of four bands will do
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "rgbn: 2 images to train on, 1 held out",
+        "colours: 2 images to train on, 1 held out",
+    ]
+
+
+def test_a_file_whose_sources_all_lack_a_band_is_refused(imagery, tmp_path, capsys):
+    file = write_toml(imagery, SOURCE.format(name="colours"))
+    assert run(file, tmp_path / "run") == 2
+    assert capsys.readouterr().err == (
+        f"{file}: no source has B02, B03, B04, B08: colours has B04, B03, B02; expected at least one that has them; "
+        'cure: name all bands of its files in their order, such as bands = ["B02", "B03", "B04", "B08"]\n'
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_goes_on_from_weights_of_another_kind(imagery, tmp_path, capsys):
+    file = write_toml(imagery, RGBN)
+    assert run(file, tmp_path / "next", "--images", "8", task="toy-rgbn-on") == 2
+    assert capsys.readouterr().err == (
+        "toy-rgbn-on without --init; expected weights of toy-rgbn-sr to begin from; "
+        "cure: train them first (--task toy-rgbn) and give them with --init\n"
+    )
+    assert run(file, tmp_path / "run", "--images", "8") == 0
+    first = load_bundle(tmp_path / "run" / "toy-rgbn.safetensors")
+    assert run(file, tmp_path / "next", "--images", "8", "--init", first.path, task="toy-rgbn-on") == 0
+    second = load_bundle(tmp_path / "next" / "toy-rgbn-on.safetensors")
+    assert second.system == trained_rgbn.NEXT
+    earlier, later = second.provenance["trained"]
+    assert [earlier] == first.provenance["trained"]
+    assert (later["bundle"], later["began_with"]) == (first.digest, earlier["ended_with"])
+    assert later["ended_with"] == weights_digest(load_tensors(second))
+    assert not torch.equal(*(load_tensors(bundle)["correction.weight"] for bundle in (first, second)))
