@@ -58,12 +58,12 @@ def installed(package):
     registry._installed.cache_clear()
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(scope="module", params=CASES)
 def case(request):
     return CASES[request.param]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def words(case, archive, aoi):
     """Arguments of a run, but its store."""
     system, more = case
@@ -71,10 +71,12 @@ def words(case, archive, aoi):
     return ("--aoi", str(aoi), "--catalog", str(archive), "--sr", system.name, "--max-cloud", "100", *chunks, *more)
 
 
-@pytest.fixture
-def finished(words, tmp_path):
-    assert main([*words, "--out", str(tmp_path / "whole.zarr"), "--cluster", "inline"]) == 0
-    return tmp_path / "whole.zarr"
+@pytest.fixture(scope="module")
+def finished(words, tmp_path_factory):
+    """A store of the case; for reading only."""
+    store = tmp_path_factory.mktemp("finished") / "whole.zarr"
+    assert main([*words, "--out", str(store), "--cluster", "inline"]) == 0
+    return store
 
 
 def test_the_store_is_sound_and_says_what_is_generated(case, finished, capsys):
