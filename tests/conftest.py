@@ -41,6 +41,16 @@ def one_torch_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_gateway_left():
+    """The gateway ends with this process anyway, but its pipes would be said to be open."""
+    yield
+    from pipeline.archive import gateway
+
+    for running in list(gateway._running):
+        gateway._stop(running)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real imagery and reference vectors; only for tests marked `shared_data`."""

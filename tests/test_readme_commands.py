@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from pipeline.archive import catalog
-from pipeline.superres import spec
+from pipeline.execution import cluster
+from pipeline.superres import spec, weights
 from tests.archive.synthetic import make_scene
 from tests.execution.conftest import LEFT, SIZE, TOP, box, write_aoi
 from tests.faults.conftest import online
+from tests.models.small import write_lite
 from tests.training.imagery import TINY_SR, own_imagery
 from tests.training.test_convert import GROUPS, released, small_weights
 from training.quality import cost, phases, real
@@ -65,7 +67,14 @@ def scenes_of(folder):
 
 @pytest.fixture
 def stand(tmp_path, monkeypatch):
-    """A working folder with an AOI of 400 m, scenes under the home folder, and archives that answer on loopback."""
+    """A working folder with an AOI of 400 m, scenes under the home folder, and archives that answer on loopback.
+
+    What ships as weights are small networks there, and the machine has one processor, so that no worker is started,
+    which would not know them.
+    """
+    write_lite(tmp_path / "weights")
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr(cluster, "processors", lambda: 1)
     home, work = tmp_path / "home", tmp_path / "work"
     work.mkdir()
     monkeypatch.setenv("HOME", str(home))

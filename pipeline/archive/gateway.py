@@ -109,8 +109,8 @@ def _stop(gateway: _Gateway) -> None:
     with _starting:
         if gateway in _running:
             _running.remove(gateway)
-            gateway.process.kill()
-            gateway.process.wait()
+            with gateway.process as process:  # waits, and closes the pipes
+                process.kill()
 
 
 def _start() -> _Gateway:

@@ -150,6 +150,7 @@ def _search(config: RunConfig, aoi: Aoi, around: Aoi, needed: Collection[str]) -
 def _without(config: RunConfig, reasons: list[str], needed: Collection[str] = ()) -> str:
     """The cure where every item lacks bands: to ask for the others. Empty where items were refused for other reasons.
 
+    >>> from pipeline.config import RunConfig
     >>> _without(RunConfig(bands=("B01", "B02", "B03")), ["bands B01 are missing"])
     'ask for the bands there are: --bands B02,B03'
     """

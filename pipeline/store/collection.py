@@ -56,7 +56,7 @@ def covering(boxes: Sequence[Sequence[float]]) -> list[float]:
     """The smallest box (west, south, east, north) around boxes on a circle; west > east across the antimeridian.
 
     >>> covering([[170, -5, 175, 0], [-178, -9, -176, -1]])
-    [170, -9, -176, 0]
+    [170, -9, -176.0, 0]
     """
     spans = sorted((box[0], box[2] + (_CIRCLE_DEG if box[2] < box[0] else 0)) for box in boxes)
     west, east = spans[0][0], max(end for _, end in spans)

@@ -366,8 +366,15 @@ def test_a_stranger_on_this_machine_gets_nothing_from_the_gateway(content):
 def test_a_files_own_metadata_leads_gdal_nowhere(content, tmp_path):
     """OVERVIEW_FILE names another file, which GDAL opens with any driver. Own process: GDAL would wait for our lock."""
     path = tmp_path / "B02.tif"
+    profile = {
+        "width": 64,
+        "height": 64,
+        "count": 1,
+        "dtype": "uint16",
+        "transform": rasterio.Affine(10, 0, 0, 0, -10, 0),
+    }
     with archive(content[0]) as (inner, seen):
-        with rasterio.open(path, "w", driver="GTiff", width=64, height=64, count=1, dtype="uint16") as file:
+        with rasterio.open(path, "w", driver="GTiff", **profile) as file:
             file.write(np.ones((1, 64, 64), "uint16"))
             file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"/vsicurl/http://{inner}/secret.tif")
         for fence in ("{}", "gdal_options(Access())"):

@@ -18,6 +18,7 @@ from pipeline.execution.driver import prepare, run_plan
 from pipeline.execution.planner import make_plan
 from pipeline.grid.native_rasters import factor_of
 from tests.archive.synthetic import make_archive, make_scene
+from tests.models.small import write_lite
 
 PYTHON = sys.executable
 LEFT, TOP, SIZE = 600000, 5100000, 1800
@@ -53,6 +54,13 @@ def aoi(tmp_path_factory):
     """About 1.3 km x 1.2 km inside the scenes, not aligned with anything, well within the images."""
     path = tmp_path_factory.mktemp("aoi") / "region.geojson"
     return write_aoi(path, box(LEFT + 217, TOP - 1490, LEFT + 1533, TOP - 311))
+
+
+@pytest.fixture(scope="session")
+def small_lite(tmp_path_factory):
+    """Settings of `sr="lite"` with small untrained networks, for tests whose subject is not the shipped weights."""
+    sr, fusion = write_lite(tmp_path_factory.mktemp("small_lite"))
+    return {"sr": "lite", "weights": (str(sr), f"fusion={fusion}")}
 
 
 def config_for(archive, **changes) -> RunConfig:

@@ -41,17 +41,17 @@ def stored(archive, aoi, path, **changes):
     return dict(zip(plan.config.band_names, values(path)[0], strict=True)), plan
 
 
-def test_fused_bands_do_not_depend_on_the_bands_that_are_stored(one_scene, small_aoi, tmp_path):
-    every, _ = stored(one_scene, small_aoi, tmp_path / "all.zarr", sr="lite")
+def test_fused_bands_do_not_depend_on_the_bands_that_are_stored(one_scene, small_aoi, small_lite, tmp_path):
+    every, _ = stored(one_scene, small_aoi, tmp_path / "all.zarr", **small_lite)
     asked = ("B01", "B02", "B03", "B04", "B05", "B08")
-    few, _ = stored(one_scene, small_aoi, tmp_path / "few.zarr", sr="lite", bands=asked)
+    few, _ = stored(one_scene, small_aoi, tmp_path / "few.zarr", bands=asked, **small_lite)
     assert tuple(few) == asked
     for name in asked:
         assert np.array_equal(few[name], every[name]), name
     assert max(largest for largest, _ in sensor_errors(tmp_path / "few.zarr").values()) < 25
     kept = zarr.open_group(tmp_path / "few.zarr", mode="r")["measured"]
     assert {str(name) for _, group in kept.groups() for name in group["band"][:]} == set(asked)
-    alone, _ = stored(one_scene, small_aoi, tmp_path / "alone.zarr", sr="lite", bands=("B11",))
+    alone, _ = stored(one_scene, small_aoi, tmp_path / "alone.zarr", bands=("B11",), **small_lite)
     assert np.array_equal(alone["B11"], every["B11"])  # its guide is read, and not stored
 
 
@@ -64,14 +64,14 @@ def test_which_scene_is_taken_does_not_depend_on_the_bands_that_are_stored(two_s
             assert np.array_equal(few[name], every[name]), (asked, name)
 
 
-def test_rgb_of_one_scene_reads_no_other_band(one_scene, small_aoi, tmp_path, monkeypatch):
+def test_rgb_of_one_scene_reads_no_other_band(one_scene, small_aoi, small_lite, tmp_path, monkeypatch):
     """Nothing of the others enters, so nobody pays for them."""
     from pipeline.execution import unit
 
     asked = []
     real = unit._read
     monkeypatch.setattr(unit, "_read", lambda *given: asked.append(given[0].bands_read) or real(*given))
-    few, _ = stored(one_scene, small_aoi, tmp_path / "rgb.zarr", sr="lite", bands=("B02", "B03", "B04"))
+    few, _ = stored(one_scene, small_aoi, tmp_path / "rgb.zarr", bands=("B02", "B03", "B04"), **small_lite)
     assert set(asked) == {("B02", "B03", "B04")}
     assert set(few) == {"B02", "B03", "B04"}
 

@@ -15,13 +15,13 @@ from tests.execution.conftest import LEFT, SIZE, TOP, box, config_for, run, valu
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, small_lite):
     """A store of `lite` in four units with clouds and a strip of nodata; its place, plan and summary."""
     folder = tmp_path_factory.mktemp("detail")
     scene = make_scene(folder, scene_id="S2A_ONE", seed=1, size_m=SIZE, cloud_fraction=0.3, nodata_left_m=480)
     place = write_aoi(folder / "region.geojson", box(LEFT + 301, TOP - 1199, LEFT + 1499, TOP - 1))
     config = config_for(
-        make_archive(folder, [scene]), sr="lite", bands=("B02", "B03", "B04"), chunk_px=240, unit_chunks=1
+        make_archive(folder, [scene]), bands=("B02", "B03", "B04"), chunk_px=240, unit_chunks=1, **small_lite
     )
     plan, summary = run(config, place, folder / "region.zarr")
     return folder / "region.zarr", plan, summary

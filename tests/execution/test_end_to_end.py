@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,20 +64,20 @@ def test_detail_without_a_network_is_called_interpolated(archive, aoi, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def crossing(tmp_path_factory, archive):
-    """(AOI, store) of 240 x 240 px around a place where four windows of the lattice meet, in four units.
+def crossing(tmp_path_factory, archive, small_lite):
+    """(AOI, store) of 240 x 240 px in which windows of the lattice meet, in four units.
 
-    Windows meet at (960 m, 480 m) from the corner of the scenes, off the borders of units and chunks.
+    Windows meet every 360 m, as at (960 m, 480 m) from the corner of the scenes, off the borders of units and chunks.
     """
     folder = tmp_path_factory.mktemp("crossing")
     place = write_aoi(folder / "crossing.geojson", box(LEFT + 740, TOP - 700, LEFT + 1300, TOP - 140))
-    _, summary = run(config_for(archive, sr="lite", unit_chunks=1), place, folder / "crossing.zarr")
+    _, summary = run(config_for(archive, unit_chunks=1, **small_lite), place, folder / "crossing.zarr")
     assert (summary.units, summary.computed) == (4, 4)
     return place, folder / "crossing.zarr"
 
 
 @pytest.mark.parametrize("change", ["unit size", "workers", "order", "chunk size"])
-def test_chunks_never_show(crossing, archive, tmp_path, monkeypatch, change):
+def test_chunks_never_show(crossing, archive, small_lite, tmp_path, monkeypatch, change):
     place, store = crossing
     changes, more = {"unit_chunks": 1}, {}
     if change == "unit size":
@@ -94,7 +95,7 @@ def test_chunks_never_show(crossing, archive, tmp_path, monkeypatch, change):
             return todo, done
 
         monkeypatch.setattr(driver, "pending", shuffled)
-    run(config_for(archive, sr="lite", **changes), place, tmp_path / "other.zarr", **more)
+    run(config_for(archive, **small_lite, **changes), place, tmp_path / "other.zarr", **more)
     for name in ("reflectance", "quality", "scl"):
         assert np.array_equal(values(store, name), values(tmp_path / "other.zarr", name)), name
 
@@ -125,9 +126,10 @@ def test_block_means_equal_the_composited_input_where_asked(archive, aoi, tmp_pa
     assert max(block_mean_errors(plan, tmp_path / "box.zarr").values()) <= 0.5
 
 
-def test_detail_differs_from_interpolation_but_not_under_clouds(archive, aoi, tmp_path):
-    for sr in ("lite", "bicubic"):
-        run(config_for(archive, sr=sr, consistency="none", exclude=("S2B_LATER",)), aoi, tmp_path / f"{sr}.zarr")
+def test_detail_differs_from_interpolation_but_not_under_clouds(archive, aoi, small_lite, tmp_path):
+    for name, system in (("lite", small_lite), ("bicubic", {})):
+        config = config_for(archive, consistency="none", exclude=("S2B_LATER",), **system)
+        run(config, aoi, tmp_path / f"{name}.zarr")
     lite, plain = (values(tmp_path / f"{sr}.zarr")[0].astype(int) for sr in ("lite", "bicubic"))
     quality = values(tmp_path / "lite.zarr", "quality")[0]
     red = BAND_NAMES.index("B04")
@@ -178,8 +180,8 @@ def test_composite_none_gives_one_step_per_day_and_median_one(archive, aoi, tmp_
     assert xr.open_zarr(tmp_path / "median.zarr").sizes["time"] == 1
 
 
-def test_members_add_uncertainty(archive, aoi, tmp_path):
-    plan, _ = run(config_for(archive, sr="lite", members=2, unit_chunks=5), aoi, tmp_path / "m.zarr")
+def test_members_add_uncertainty(archive, aoi, small_lite, tmp_path):
+    plan, _ = run(config_for(archive, members=2, unit_chunks=5, **small_lite), aoi, tmp_path / "m.zarr")
     spread = values(tmp_path / "m.zarr", "uncertainty")[0]
     assert spread[BAND_NAMES.index("B04")].mean() > 0.5
     quality = values(tmp_path / "m.zarr", "quality")[0]
@@ -289,8 +291,6 @@ class TestNeverSilent:
 
     def test_wrong_offset_is_caught_by_the_pixels(self, tmp_path, aoi):
         """Files still carry +1000 although the index says that nothing is left to subtract."""
-        from dataclasses import replace
-
         from pipeline.archive.scene import OffsetDecision
 
         scene = make_scene(tmp_path, scene_id="S2A_PLUS", size_m=SIZE, offset_dn=-1000)
@@ -332,10 +332,11 @@ def test_a_unit_writes_only_its_own_chunks(archive, aoi, tmp_path):
     assert not zarr.storage.LocalStore(store).root.exists()
 
 
-def test_a_date_is_the_same_whatever_other_dates_the_run_found(archive, aoi, tmp_path):
+def test_a_date_is_the_same_whatever_other_dates_the_run_found(archive, aoi, small_lite, tmp_path):
     """Noise follows the date, not its place in the list of time steps."""
-    run(config_for(archive, sr="lite", composite="none", unit_chunks=5), aoi, tmp_path / "both.zarr")
-    run(config_for(archive, sr="lite", composite="none", start="2024-06-20"), aoi, tmp_path / "later.zarr")
+    both = config_for(archive, composite="none", estimate="sample", unit_chunks=5, **small_lite)
+    run(both, aoi, tmp_path / "both.zarr")
+    run(replace(both, start="2024-06-20", unit_chunks=2), aoi, tmp_path / "later.zarr")
     assert values(tmp_path / "later.zarr").shape[0] == 1
     assert np.array_equal(values(tmp_path / "both.zarr")[1], values(tmp_path / "later.zarr")[0])
 

@@ -22,13 +22,13 @@ LEVELS = ("", "overviews/5m", "overviews/10m")
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory):
+def plan(tmp_path_factory, small_lite):
     """Two members over a triangle, clipped, whose left part was not measured."""
     folder = tmp_path_factory.mktemp("scene")
     scene = make_scene(folder, scene_id="S2A_HALF", seed=1, size_m=900, nodata_left_m=420)
     corners = [(LEFT + 361, TOP - 301), (LEFT + 659, TOP - 301), (LEFT + 659, TOP - 599)]
     aoi = write_aoi(folder / "triangle.geojson", corners)
-    config = config_for(make_archive(folder, [scene]), sr="lite", members=2, clip=True)
+    config = config_for(make_archive(folder, [scene]), members=2, clip=True, **small_lite)
     return make_plan(config, read_aoi(str(aoi)))
 
 

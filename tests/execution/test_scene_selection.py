@@ -32,10 +32,10 @@ def neighbours(tmp_path_factory):
 
 
 @pytest.mark.parametrize("composite", ["mosaic", "none", "median"])
-def test_a_scene_that_only_windows_reach_is_used_as_a_larger_run_uses_it(neighbours, tmp_path, composite):
-    small = write_aoi(tmp_path / "small.geojson", box(LEFT + 1200, TOP - 900, LEFT + 1690, TOP - 430))
-    large = write_aoi(tmp_path / "large.geojson", box(LEFT + 1000, TOP - 1100, LEFT + 2600, TOP - 250))
-    config = config_for(neighbours, sr="lite", composite=composite, bands=("B02", "B03", "B04", "B8A"))
+def test_a_scene_that_only_windows_reach_is_used_as_a_larger_run_uses_it(neighbours, small_lite, tmp_path, composite):
+    small = write_aoi(tmp_path / "small.geojson", box(LEFT + 1400, TOP - 800, LEFT + 1690, TOP - 510))
+    large = write_aoi(tmp_path / "large.geojson", box(LEFT + 1300, TOP - 900, LEFT + 2100, TOP - 450))
+    config = config_for(neighbours, composite=composite, bands=("B02", "B03", "B04", "B8A"), **small_lite)
     plan, _ = run(config, small, tmp_path / "small.zarr")
     assert {"S2A_WEST", "S2A_EAST"} <= set(plan.scenes)
     whole, _ = run(config, large, tmp_path / "large.zarr")
@@ -114,13 +114,13 @@ def test_all_bands_still_come_from_the_scene_over_the_area(neighbours, tmp_path)
     assert set(plan.config.band_names) == set(BAND_NAMES)
 
 
-def test_scattered_fields_compute_only_the_windows_that_they_touch(neighbours, tmp_path):
+def test_scattered_fields_compute_only_the_windows_that_they_touch(neighbours, small_lite, tmp_path):
     """Two fields at opposite corners of one unit; what lies between them is not computed."""
-    corners = box(LEFT + 60, TOP - 110, LEFT + 110, TOP - 60), box(LEFT + 3420, TOP - 1700, LEFT + 3480, TOP - 1640)
+    corners = box(LEFT + 420, TOP - 470, LEFT + 470, TOP - 420), box(LEFT + 3120, TOP - 1400, LEFT + 3180, TOP - 1340)
     rings = [json.loads(write_aoi(tmp_path / "ring.geojson", ring).read_text())["coordinates"] for ring in corners]
     fields = tmp_path / "fields.geojson"
     fields.write_text(json.dumps({"type": "MultiPolygon", "coordinates": rings}))
-    config = config_for(neighbours, sr="lite", unit_chunks=12, bands=("B02", "B03", "B04", "B11"))
+    config = config_for(neighbours, unit_chunks=12, bands=("B02", "B03", "B04", "B11"), **small_lite)
     plan, _ = run(config, fields, tmp_path / "fields.zarr")
     (one,) = plan.model_passes()
     (group,) = one.groups
@@ -131,7 +131,7 @@ def test_scattered_fields_compute_only_the_windows_that_they_touch(neighbours, t
     assert computed == len(lattice.cells_touching_any(asked))
     assert computed < len(lattice.cells_touching(plan.window(unit)))
     assert estimate(plan, 1, timed=False).windows == computed
-    everything = write_aoi(tmp_path / "all.geojson", box(LEFT + 60, TOP - 1700, LEFT + 3480, TOP - 60))
+    everything = write_aoi(tmp_path / "all.geojson", box(LEFT + 420, TOP - 1400, LEFT + 3180, TOP - 420))
     run(config, everything, tmp_path / "all.zarr")
     found, whole = values(tmp_path / "fields.zarr"), values(tmp_path / "all.zarr")
     assert found.shape == whole.shape

@@ -103,6 +103,7 @@ def words(case, archive, aoi):
 
 @pytest.fixture(scope="module")
 def finished(words, tmp_path_factory):
+    """A store of the case; for reading only."""
     store = tmp_path_factory.mktemp("finished") / "whole.zarr"
     assert main([*words, "--out", str(store), "--cluster", "inline"]) == 0
     return store

@@ -88,8 +88,8 @@ def test_what_is_saved_from_an_opened_store_reads_back_as_it_was(store, tmp_path
         if name == "picture" and save != "zarr":  # NetCDF 3 has no unsigned bytes, and GeoTIFF wants bands first
             continue
         if save == "zarr":
-            values.rename(name).reset_coords(drop=True).to_zarr(path)
-            after = xr.open_zarr(path)[name]
+            values.rename(name).reset_coords(drop=True).to_zarr(path, consolidated=False)
+            after = xr.open_zarr(path, consolidated=False)[name]
         elif save == "netcdf":
             values.rename(name).reset_coords(drop=True).to_netcdf(path, engine="scipy")
             after = xr.open_dataset(path, engine="scipy")[name]

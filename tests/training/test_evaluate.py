@@ -72,7 +72,7 @@ def test_a_run_is_measured_and_every_score_is_written(towns, run, tmp_path, caps
         assert said in report
     assert "no held-out scene of the data holds a patch" in report
     assert "no scene of the data has all 12 bands" in report
-    rows = list(csv.DictReader((tmp_path / "new" / "table.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "new" / "table.csv").read_text().splitlines()))
     assert {row["table"] for row in rows} == {
         "quality",
         "generated detail",
@@ -97,7 +97,7 @@ def test_weights_of_one_system_are_told_apart(towns, run, tmp_path, capsys):
     titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("### ")]
     assert len(set(titles)) == len(titles)
     assert {title.split(":")[0] for title in titles} == {"### lite (run)", "### lite (later)"}
-    rows = list(csv.DictReader(out.with_suffix(".csv").open()))
+    rows = list(csv.DictReader(out.with_suffix(".csv").read_text().splitlines()))
     assert {(row["name"], row["digest"]) for row in rows} == {
         ("lite (run)", load_bundle(run / "tiny-sr.safetensors").digest),
         ("lite (later)", load_bundle(other).digest),
