@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from pipeline.archive.redaction import redact_logs
 from pipeline.arguments import aoi_of, config_of, parser
 from pipeline.bbox import joined
-from pipeline.config import RunConfig, differences
+from pipeline.config import RunConfig
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, LeaseLost, PipelineError, StorageError, UsageError
-from pipeline.store.place import LocalPlace, place_of
+from pipeline.store.place import place_of
 from pipeline.terminal import (
     Progress,
     described_plan,
@@ -27,29 +27,15 @@ from pipeline.terminal import (
     show,
     tell,
 )
-from pipeline.working import require_parent
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.archive.aoi import Aoi
     from pipeline.execution.plan import Plan
     from pipeline.store.lease import Lease
     from pipeline.store.place import Place
-
-
-def absolute(out: Place) -> Place:
-    """The store, whatever the working folder of workers. UsageError for what cannot be reached or only be read."""
-    if str(out).startswith(("http://", "https://")):
-        raise UsageError(f"--out {out} can only be read", "a folder, s3://BUCKET/NAME, gs://BUCKET/NAME or az://...")
-    try:
-        store = out.absolute()
-        store.exists()
-    except OSError as error:
-        raise UsageError(f"--out {str(out)[:80]}: {error.strerror}", "a path that this user may reach") from error
-    return store
 
 
 def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
@@ -71,61 +57,6 @@ def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
         cure = f"if bytes are damaged, python -m pipeline.check {store} --verify full finds them"
         tell(f"warning: the store is complete, but its picture failed ({error}); {cure}")
         return None
-
-
-def existing_plan(store: Place, config: RunConfig, aoi: Aoi) -> Plan | None:
-    """Plan of a store to continue; None when there is none. UsageError when it is another run's, or not ours."""
-    from pipeline.execution.plan import load_plan
-    from pipeline.store.ownership import Standing, standing
-
-    found = standing(store)
-    if found in (Standing.EMPTY, Standing.BEGINNING):
-        return None
-    if found is Standing.ORPHANED:
-        raise UsageError(
-            f"{store} is a store of this pipeline that has lost its plan",
-            "a new path, or a store with its plan to continue",
-            "choose another --out, or delete what is left with --overwrite",
-        )
-    if found is Standing.FOREIGN:
-        raise UsageError(f"{store} exists and is not a store of this pipeline", "a new path", "choose another --out")
-    plan = load_plan(store)
-    differ = differences(plan.config, config)
-    if plan.aoi_digest != aoi.digest:
-        differ.insert(0, f"AOI: {plan.aoi_name} ({plan.aoi_digest[:8]}) -> {aoi.name} ({aoi.digest[:8]})")
-    if differ:
-        raise UsageError(
-            f"{store} was begun with other settings ({'; '.join(differ)})",
-            "the same settings, to continue it",
-            "choose another --out, or start anew with --overwrite",
-        )
-    return plan
-
-
-def require_ours(store: Place) -> None:
-    """UsageError, before any work, where --overwrite would meet what is not a store of this pipeline."""
-    from pipeline.store.ownership import Standing, standing
-
-    if standing(store) is Standing.FOREIGN:
-        raise UsageError(f"{store} is not a store of this pipeline", "one of ours to overwrite", "choose another --out")
-
-
-def settled(plan: Plan, held: Lease, arguments: argparse.Namespace, config: RunConfig, aoi: Aoi) -> Plan:
-    """The plan of the store, which is begun with `plan` where it is not another run's work to continue.
-
-    Looked for under the lease: another run may have begun the store since. UsageError as for `existing_plan`.
-    """
-    from pipeline.execution.begin import make_room
-    from pipeline.execution.driver import prepare
-    from pipeline.store.keys import BEGINNING_KEY
-
-    there = None if arguments.overwrite else existing_plan(held.place, config, aoi)
-    if there is not None:
-        return there
-    make_room(held)
-    prepare(plan, held.place)
-    held.place.delete(BEGINNING_KEY)
-    return plan
 
 
 def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
@@ -150,7 +81,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from pipeline.archive.access import restrict_drivers
     from pipeline.execution.cluster import processors
     from pipeline.execution.estimate import estimate
-    from pipeline.execution.planner import make_plan
+    from pipeline.execution.stored_plan import RunRequest, begin_or_continue, draft, freeze, proposed, writable
     from pipeline.store.lease import lease
 
     restrict_drivers()  # before GDAL is first used
@@ -159,33 +90,22 @@ def execute(arguments: argparse.Namespace) -> int:
     for warning in aoi.warnings:
         tell(f"warning: {warning}")
     shown = place_of(arguments.out or f"{aoi.name}.zarr")
-    store = absolute(shown)
-    if isinstance(store, LocalPlace):
-        require_parent(store.path)
+    request = RunRequest(config, aoi, writable(shown), overwrite=arguments.overwrite)
     workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")
-    plan = None if arguments.overwrite or arguments.dry_run else existing_plan(store, config, aoi)
-    if arguments.overwrite:
-        require_ours(store)
-    known = plan is not None
-    if plan is None:
-        plan = make_plan(config, aoi, workers=workers, say=progress.say)
+    if arguments.plan_only and not arguments.dry_run:
+        return _frozen(freeze(request, workers, progress.say), shown, arguments, progress)
+    plan = draft(request, workers, progress.say) if arguments.dry_run else proposed(request, workers, progress.say)
     cost = estimate(plan, workers, timed=arguments.dry_run)
     if arguments.dry_run:
         progress.clear()
         words = f"{aoi.describe()}\n{described_plan(plan, cost, shown)}"
         show(json.dumps({"plan": plan.to_json(), "estimate": cost.to_json()}) if arguments.json else words)
         return EXIT_OK
-    if not arguments.plan_only:
-        workers = _affordable(arguments, workers, cost.worker_mib)
-    if arguments.plan_only and known:
-        return _frozen(plan, shown, arguments, progress)
-    with lease(store, say=progress.say) as held:
-        plan = settled(plan, held, arguments, config, aoi)
-        if arguments.plan_only:
-            return _frozen(plan, shown, arguments, progress)
-        return compute(plan, held, shown, arguments, workers, progress)
+    workers = _affordable(arguments, workers, cost.worker_mib)
+    with lease(request.store, say=progress.say) as held:
+        return compute(begin_or_continue(plan, held, request), held, shown, arguments, workers, progress)
 
 
 def _frozen(plan: Plan, shown: Place, arguments: argparse.Namespace, progress: Progress) -> int:
@@ -201,6 +121,7 @@ def go_on(arguments: argparse.Namespace) -> int:
     from pipeline.execution.estimate import estimate
     from pipeline.execution.plan import load_plan
     from pipeline.execution.shards import Shard
+    from pipeline.execution.stored_plan import writable
     from pipeline.store.lease import lease
 
     restrict_drivers()
@@ -214,7 +135,7 @@ def go_on(arguments: argparse.Namespace) -> int:
     if arguments.of_pass is not None and not arguments.shard_of:
         raise UsageError("--pass without --shard-of", "--shard-of J/N, whose part of that pass is meant")
     shown = place_of(arguments.plan)
-    store = absolute(shown)
+    store = writable(shown)
     plan = load_plan(store)
     wanted = arguments.workers or processors()
     workers = (

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import arguments as run_arguments
 from pipeline import bbox
+from pipeline.archive.redaction import redact_logs
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.execution.task import MEMORY_SHARE, Task, limit_s, memory_mib
+from pipeline.store.place import place_of
 from pipeline.terminal import counted, show, tell
 
 if TYPE_CHECKING:
@@ -138,18 +140,23 @@ def _part_options(arguments: argparse.Namespace) -> str:
 
 def planned(arguments: argparse.Namespace, flags: tuple[str, ...], task: Task) -> Planned:
     """Freeze the plan into its store, or take the one that is there; with --dry-run nothing is written."""
+    from pipeline.archive.access import restrict_drivers
     from pipeline.execution.planned import frozen, known, previewed
+    from pipeline.execution.stored_plan import RunRequest, writable
 
-    named = {"--aoi": arguments.aoi, "--config": arguments.config, "--out": arguments.out}
-    words = [word for flag, value in named.items() if value is not None for word in (flag, value)] + list(flags)
     if arguments.plan:
-        if words:
+        named = {"--aoi": arguments.aoi, "--config": arguments.config, "--out": arguments.out}
+        if words := [flag for flag, value in named.items() if value is not None] + list(flags):
             raise UsageError(f"--plan given with {words[0]}", "the frozen plan as it is", "leave one out")
         return known(Path(arguments.plan), arguments.array)
-    words += ["--workers", str(arguments.array * task.workers)]
-    if arguments.dry_run:
-        return previewed(words, arguments.out, arguments.array)
-    return frozen(words, arguments.array)
+    restrict_drivers()  # before GDAL is first used
+    config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
+    for warning in area.warnings:
+        tell(f"warning: {warning}")
+    store = writable(place_of(arguments.out or f"{area.name}.zarr"))
+    request = RunRequest(config, area, store, overwrite=arguments.overwrite)
+    settle = previewed if arguments.dry_run else frozen
+    return settle(request, arguments.array, workers=arguments.array * task.workers)
 
 
 def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
@@ -288,6 +295,7 @@ def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifes
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     words = _joined(bbox.joined(sys.argv[1:] if argv is None else argv))
+    redact_logs()
     try:
         arguments = parser().parse_args(words)
         for word in words:

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import itertools
 import re
 import subprocess
 import sys
@@ -63,6 +64,20 @@ def test_pipeline_never_imports_training_nor_its_own_commands():
         for name in imported(path):
             assert not name.startswith("training"), f"{path} imports {name}"
             assert name.split(".")[1:2] not in [[c] for c in COMMANDS], f"{path} imports the command {name}"
+
+
+def test_no_command_starts_another_as_a_process():
+    """An arrow that imports do not show. Text for users, such as "python -m pipeline.run", is one string."""
+    started = {}
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.List | ast.Tuple):
+                words = [item.value if isinstance(item, ast.Constant) else None for item in node.elts]
+                for flag, module in itertools.pairwise(words):
+                    if flag == "-m":
+                        started[module] = path.relative_to(ROOT).as_posix()
+    assert "pipeline.archive.gateway_server" in started
+    assert not {f"pipeline.{command}" for command in COMMANDS} & started.keys(), started
 
 
 def test_models_import_nothing_of_the_pipeline_but_its_errors():

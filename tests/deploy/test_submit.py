@@ -283,8 +283,8 @@ def test_without_slurm_nothing_is_planned(wanted, tmp_path, monkeypatch, capsys)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_planning_runs_own_refusal_is_ours(wanted, tmp_path, capsys):
-    """A catalogue with no scene in the period: exit 3, in pipeline.run's words."""
+def test_a_refusal_of_the_planner_keeps_its_exit_code_and_parts(wanted, tmp_path, capsys):
+    """A catalogue with no scene in the period: exit 3, as pipeline.run says it."""
     code, out, err = go(capsys, *wanted, "--end", "2019-02-01", "--target", "slurm", "--json")
     assert code == 3
     said = json.loads(out)
