@@ -176,41 +176,43 @@ def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
             slurm.require_idle(load_plan(arguments.out).digest, arguments.out)
     plan = planned(arguments, flags, task)
     array = slurm.Array(plan, _with_memory(task, plan.worker_mib), arguments.parallel, extra, _part_options(arguments))
-    first = last = ""
+    arrays: list[str] = []
+    last = ""
     if not arguments.dry_run and not plan.finished:
         slurm.require_idle(plan.digest, plan.store)
-        first, last = slurm.submit(array)
-    words = _dry_words(array) if arguments.dry_run else _slurm_words(array, first, last)
-    show(json.dumps(_slurm_json(array, first, last)) if arguments.json else words)
+        arrays, last = slurm.submit(array)
+    words = _dry_words(array) if arguments.dry_run else _slurm_words(array, arrays, last)
+    show(json.dumps(_slurm_json(array, arrays, last)) if arguments.json else words)
     return EXIT_OK
 
 
 def _dry_words(array: Array) -> str:
     plan = array.plan
     return "\n".join([
-        f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}, {len(plan.todo)} to do; "
+        f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}, {len(plan.parts_to_do)} to do; "
         "nothing was written or submitted",
-        *(f"  export {name}={shlex.quote(value)}" for name, value in array.environment.items()),
-        *(f"  {shlex.join(command)}" for command in array.commands("ARRAY_JOB_ID")),
+        *(f"  export {name}={shlex.quote(value)}" for name, value in array.environment().items()),
+        *(f"  {shlex.join(command)}" for command in array.commands()),
     ])  # fmt: skip
 
 
-def _slurm_words(array: Array, first: str, last: str) -> str:
+def _slurm_words(array: Array, arrays: list[str], last: str) -> str:
     plan = array.plan
     if not last:
         return f"{plan.store} is complete; nothing to submit"
-    done = f", {plan.parts - len(plan.todo)} done already" if len(plan.todo) < plan.parts else ""
+    done = f", {plan.parts - len(plan.parts_to_do)} done already" if len(plan.parts_to_do) < plan.parts else ""
+    each = "" if len(plan.todo) == 1 else ", one for each pass"
     return "\n".join([
         f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}{done}",
-        *([f"  array     {first}"] if first else []),
-        f"  publish   {last}{', when the array has ended' if first else ''}",
+        *([f"  array     {' '.join(arrays)}{each}"] if arrays else []),
+        f"  publish   {last}{', when the array has ended' if arrays else ''}",
         f"  logs      {array.logs}",
         "  watch     squeue --me",
-        f"  cancel    scancel {' '.join(filter(None, (first, last)))}; submitting again goes on",
+        f"  cancel    scancel {' '.join([*arrays, last])}; submitting again goes on",
     ])  # fmt: skip
 
 
-def _slurm_json(array: Array, first: str, last: str) -> dict[str, Any]:
+def _slurm_json(array: Array, arrays: list[str], last: str) -> dict[str, Any]:
     plan = array.plan
     return {
         "status": "submitted" if last else "complete" if plan.finished else "dry-run",
@@ -218,11 +220,12 @@ def _slurm_json(array: Array, first: str, last: str) -> dict[str, Any]:
         "plan_digest": plan.digest,
         "units": plan.units,
         "parts": plan.parts,
-        "parts_to_do": list(plan.todo),
-        "array_job": first,
+        "parts_to_do": list(plan.parts_to_do),
+        "array_job": arrays[0] if arrays else "",
+        "array_jobs": arrays,
         "finalise_job": last,
-        "environment": array.environment,
-        "commands": array.commands(first or "ARRAY_JOB_ID"),
+        "environment": array.environment(),
+        "commands": array.commands(arrays),
         "logs": str(array.logs),
     }
 

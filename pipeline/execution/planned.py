@@ -25,15 +25,20 @@ _FINISHED = (layout.STATUS_COMPLETE, layout.STATUS_QUARANTINE)
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan cut into `parts`, at most one per unit; `todo`: numbers (from 1) of those with units to do."""
+    """A plan cut into `parts`, at most one per unit; `todo`: numbers (from 1) of those with units to do, by pass."""
 
     store: Path
     digest: str
     units: int
     worker_mib: float
     parts: int
-    todo: tuple[int, ...]
+    todo: tuple[tuple[int, ...], ...]
     finished: bool = False  # published already
+
+    @property
+    def parts_to_do(self) -> tuple[int, ...]:
+        """Numbers of the parts with units to do in any pass."""
+        return tuple(sorted({number for numbers in self.todo for number in numbers}))
 
 
 def frozen(request: RunRequest, parts: int, workers: int) -> Planned:
@@ -50,7 +55,8 @@ def previewed(request: RunRequest, parts: int, workers: int) -> Planned:
     plan = draft(request, workers, _silent)
     cost = estimate(plan, workers, timed=False)
     parts = min(parts, cost.units)
-    return Planned(store, plan.digest, cost.units, cost.worker_mib, parts, tuple(range(1, parts + 1)))
+    todo = (tuple(range(1, parts + 1)),) * len(plan.passes)
+    return Planned(store, plan.digest, cost.units, cost.worker_mib, parts, todo)
 
 
 def known(store: Path, parts: int) -> Planned:
@@ -59,16 +65,19 @@ def known(store: Path, parts: int) -> Planned:
     cost = estimate(plan, 1, timed=False)
     parts = min(parts, cost.units)
     todo = _to_do(plan, store, parts)
-    finished = not todo and layout.status(store) in _FINISHED
+    finished = not any(todo) and layout.status(store) in _FINISHED
     return Planned(store, plan.digest, cost.units, cost.worker_mib, parts, todo, finished)
 
 
-def _to_do(plan: Plan, store: Path, of: int) -> tuple[int, ...]:
-    """Parts with units that have no valid receipt and are not set aside."""
+def _to_do(plan: Plan, store: Path, of: int) -> tuple[tuple[int, ...], ...]:
+    """Parts with units that have no valid receipt and are not set aside, by pass."""
     aside = Quarantine(store, plan.digest).read()
     todo = {unit for unit in pending(plan, store)[0] if unit.id not in aside}
-    units = list(plan.units())
-    return tuple(number for number in range(1, of + 1) if not todo.isdisjoint(Shard(number, of).cut(units)))
+    passes = [list(plan.units_of(number)) for number in range(len(plan.passes))]
+    return tuple(
+        tuple(number for number in range(1, of + 1) if not todo.isdisjoint(Shard(number, of).cut(units)))
+        for units in passes
+    )
 
 
 def _folder(request: RunRequest) -> Path:

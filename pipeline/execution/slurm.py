@@ -41,7 +41,7 @@ def job_name(digest: str) -> str:
 
 @dataclass(frozen=True)
 class Array:
-    """The parts of a plan that are to do as array tasks, `parallel` at a time (0: no limit)."""
+    """The parts of a plan that are to do as array tasks, `parallel` at a time (0: no limit); an array for each pass."""
 
     plan: Planned
     task: Task
@@ -55,14 +55,19 @@ class Array:
         return self.plan.store.with_name(f"{self.plan.store.name}.slurm")
 
     @property
-    def environment(self) -> dict[str, str]:
-        """What the scripts read."""
+    def passes(self) -> list[int]:
+        """Those (from 1) with parts to do."""
+        return [number for number, todo in enumerate(self.plan.todo, start=1) if todo]
+
+    def environment(self, of_pass: int = 0) -> dict[str, str]:
+        """What the scripts read; `of_pass` is that of an array, from 1."""
+        which = [f"--pass {of_pass}"] if of_pass and len(self.plan.todo) > 1 else []
         return {
             "SEN2FINE_STORE": str(self.plan.store),
             "SEN2FINE_PARTS": str(self.plan.parts),
             "SEN2FINE_PYTHON": sys.executable,
             "SEN2FINE_WORKERS": str(self.task.workers),
-            "SEN2FINE_OPTIONS": self.options,
+            "SEN2FINE_OPTIONS": " ".join(filter(None, [*which, self.options])),
             "SEN2FINE_PROCESSES": os.environ.get("SEN2FINE_PROCESSES", str(self.task.workers * self.at_once)),
         }
 
@@ -71,23 +76,30 @@ class Array:
         """Tasks that may run beside each other: they share the connections that a host of files grants."""
         return min(self.parallel or self.plan.parts, self.plan.parts)
 
-    def commands(self, after: str) -> list[list[str]]:
-        """All sbatch command lines; `after`: the array's job id."""
-        return [self.array_command(), self.finalise_command(after)] if self.plan.todo else [self.finalise_command("")]
+    def commands(self, ids: Sequence[str] = ()) -> list[list[str]]:
+        """All sbatch command lines; `ids`: of the arrays, as far as they are known."""
+        alone = len(self.passes) == 1
+        known = list(ids) or ["ARRAY_JOB_ID" if alone else f"ARRAY_JOB_ID_{number}" for number in self.passes]
+        arrays = [
+            self.array_command(number, after) for number, after in zip(self.passes, ["", *known[:-1]], strict=True)
+        ]
+        return [*arrays, self.finalise_command(known[-1] if known else "")]
 
-    def array_command(self) -> list[str]:
-        """The sbatch command line of the array."""
+    def array_command(self, of_pass: int, after: str = "") -> list[str]:
+        """The sbatch command line of the array of a pass (from 1); `after`: job id of the array of the pass before."""
         task, limit = self.task, f"%{self.parallel}" if self.parallel else ""
         return [
             *("sbatch", "--parsable", *self.extra, "--export=ALL", f"--job-name={job_name(self.plan.digest)}"),
-            *(f"--array={spans(self.plan.todo)}{limit}", f"--cpus-per-task={task.cpus}", f"--mem={task.memory_mib}M"),
+            *([f"--dependency=afterany:{after}"] if after else []),
+            f"--array={spans(self.plan.todo[of_pass - 1])}{limit}",
+            *(f"--cpus-per-task={task.cpus}", f"--mem={task.memory_mib}M"),
             *([f"--time={clock(task.limit_s)}"] if task.limit_s else []),
             *([f"--gres=gpu:{task.gpus}"] if task.gpus and not _of_gpus(self.extra) else []),
             *(f"--output={self.logs}/part-%a.log", str(deploy_folder("slurm") / "array.sbatch")),
         ]
 
     def finalise_command(self, after: str) -> list[str]:
-        """The sbatch command line of the publication; `after`: the array's job id, empty when no part is to do."""
+        """The sbatch command line of the publication; `after`: the last array's id, empty when no part is to do."""
         extra = [word for word in self.extra if not _of_gpus([word])]
         return [
             *("sbatch", "--parsable", *extra, "--export=ALL", f"--job-name={job_name(self.plan.digest)}"),
@@ -151,26 +163,29 @@ def require_idle(digest: str, store: Path | str) -> None:
         )
 
 
-def submit(array: Array) -> tuple[str, str]:
-    """Submit both jobs; (id of the array or "" when no part is to do, id of the publication).
+def submit(array: Array) -> tuple[list[str], str]:
+    """Submit all jobs; (ids of the arrays, none when no part is to do, id of the publication).
 
-    PipelineError with SLURM's own words when it refuses; an array without its publication is taken back.
+    PipelineError with SLURM's own words when it refuses; arrays without their publication are taken back.
     """
     try:
         array.logs.mkdir(exist_ok=True)
     except OSError as error:
         raise storage_error(error, array.logs) from error
-    first = _submitted(array.array_command(), array) if array.plan.todo else ""
+    arrays: list[str] = []
     try:
-        return first, _submitted(array.finalise_command(first), array)
+        for number in array.passes:
+            after = arrays[-1] if arrays else ""
+            arrays.append(_submitted(array.array_command(number, after), array.environment(number)))
+        return arrays, _submitted(array.finalise_command(arrays[-1] if arrays else ""), array.environment())
     except PipelineError:
-        if first:
-            _said(["scancel", first])
+        if arrays:
+            _said(["scancel", *arrays])
         raise
 
 
-def _submitted(command: list[str], array: Array) -> str:
-    said = _said(command, array.environment)
+def _submitted(command: list[str], environment: dict[str, str]) -> str:
+    said = _said(command, environment)
     found = re.match(r"(\d+)(;|\s|$)", said)  # "id" or "id;cluster"
     if not found:
         raise PipelineError(f"sbatch said {said.strip()[:80]!r}", "the id of a job")

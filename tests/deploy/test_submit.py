@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.execution import slurm, task
 from pipeline.execution.driver import prepare
 from pipeline.execution.plan import load_plan
-from pipeline.execution.planned import known
+from pipeline.execution.planned import Planned, known
 from pipeline.execution.planner import make_plan
 from pipeline.execution.shards import Shard
 from pipeline.execution.task import Task
@@ -64,6 +64,23 @@ def complete(archive, aoi, tmp_path_factory):
     store = tmp_path_factory.mktemp("complete") / "complete.zarr"
     run(config_for(archive, unit_chunks=1, bands=("B02", "B03", "B04")), aoi, store)
     return store
+
+
+def test_each_pass_has_an_array_that_follows_the_one_before(cluster, tmp_path):
+    plan = Planned(tmp_path / "run.zarr", "ab" * 32, 9, 700.0, 3, ((1, 2, 3), (), (2, 3)))
+    array = slurm.Array(plan, Task(cpus=1, memory_mib=2000), options="--verify full")
+    first, second, publish = array.commands()
+    assert "--array=1-3" in first
+    assert not any("dependency" in word for word in first)
+    assert {"--array=2-3", "--dependency=afterany:ARRAY_JOB_ID_1"} <= set(second)
+    assert "--dependency=afterany:ARRAY_JOB_ID_3" in publish
+    assert slurm.submit(array) == (["101", "102"], "103")
+    sent = [words for words in calls(cluster) if words[0] == "sbatch"]
+    assert "--dependency=afterany:101" in sent[1]
+    assert "--dependency=afterany:102" in sent[2]
+    assert array.environment(3)["SEN2FINE_OPTIONS"] == "--pass 3 --verify full"
+    assert array.environment()["SEN2FINE_OPTIONS"] == "--verify full"
+    assert plan.parts_to_do == (1, 2, 3)
 
 
 def calls(cluster):
@@ -119,7 +136,7 @@ def test_only_parts_with_units_to_do_are_submitted_again(complete, cluster, caps
     try:
         for path in paths:
             path.unlink()
-        assert known(complete, 6).todo == (2, 5)
+        assert known(complete, 6).todo == ((2, 5),)
         assert go(capsys, "--plan", complete, "--target", "slurm", "--array", "6")[0] == 0
         assert "--array=2,5" in calls(cluster)[1]
     finally:
