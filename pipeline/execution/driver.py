@@ -121,9 +121,10 @@ def run_plan(
             ):
                 work = Work(pool, summary, report, stop, place, plan.digest, patience, mine)
                 for number in range(len(plan.passes)):
-                    if number and (part := [unit for unit in todo if unit.number == number]):
-                        _require_before(plan, place, part[0].number, verify)
-                    work.through([unit for unit in todo if unit.number == number])
+                    part = [unit for unit in todo if unit.number == number]
+                    if number and part and not stop.asked:
+                        _require_before(plan, place, number, verify)
+                    work.through(part)
                 work.raise_unless_whole()
         if shard is None:
             _publish(plan, mine, summary, verify, changed=bool(todo), mixed=mixed)

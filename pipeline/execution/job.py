@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bands import TARGET_GSD_M
+from pipeline.errors import PipelineError
 from pipeline.execution.noise_stream import noise_stream
 from pipeline.execution.outline import plan_has_scl, template_of
 from pipeline.superres.chain import at_gsd, bands_read
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.grid.grid import Grid, Window
     from pipeline.store.template import Template
     from pipeline.superres.options import Options
+    from pipeline.superres.passes import Pass
     from pipeline.superres.spec import SceneState
     from pipeline.superres.system import System
 
@@ -93,7 +95,7 @@ class UnitJob:
 def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
     """The job of `unit`, for a loaded system of the plan."""
     zone, chunks, window = plan.zone(unit.epsg), tuple(plan.chunks(unit)), plan.window(unit)
-    of = passes_of(system.stages, plan.config.band_names)[unit.number]
+    of = _pass_of(plan, unit, system)
     read = of.read_window(window.pad(of.reach_px(plan.options())))
     scenes = _reaching(plan.period_scenes(unit.epsg, unit.period), zone, at_gsd(read, of.gsd_m, TARGET_GSD_M))
     period = zone.periods[unit.period]
@@ -120,6 +122,19 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
         states=plan.states,
         clip=plan.config.clip,
     )
+
+
+def _pass_of(plan: Plan, unit: Unit, system: System) -> Pass:
+    """The pass of a unit. PipelineError where the system is no longer what it was when the plan was made."""
+    passes = passes_of(system.stages, plan.config.band_names)
+    found = [(one.gsd_m, tuple((output.gsd_m, output.bands) for output in one.finer)) for one in passes]
+    if found != [(layout.gsd_m, layout.finer) for layout in plan.passes]:
+        raise PipelineError(
+            f"{system.name} works in {len(passes)} passes that give {found}",
+            f"what the plan was made for: {[(layout.gsd_m, layout.finer) for layout in plan.passes]}",
+            "install the version of the system that made the plan, or start a new store",
+        )
+    return passes[unit.number]
 
 
 def bands_to_read(plan: Plan, system: System, scenes: int) -> tuple[str, ...]:
