@@ -99,10 +99,9 @@ def interval(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
     p = OneVoice(prog="python -m training.train", description=__doc__)
-    what = p.add_argument_group("what to train")
     tasks = "; ".join(f"{task.name}: {task.summary}" for task in registry.every().values())
-    what.add_argument("--preset", choices=sorted(registry.presets()), help="a recipe of a task, as --list shows them")
-    what.add_argument(
+    p.add_argument("--preset", choices=sorted(registry.presets()), help="a recipe of a task, as --list shows them")
+    p.add_argument(
         "--task", choices=sorted(registry.every()), help=f"a task by its first preset, or that of --preset ({tasks})"
     )
     p.add_argument("--list", action=ListPresets, nargs=0, help="print all presets and stop")
@@ -123,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=positive, default=1, help="of PyTorch on a CPU (default: %(default)s)")
     p.add_argument("--workers", type=natural, default=0, help="processes that make batches (default: none, in line)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
-    p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions; twice as fast where the CPU has them")
+    p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions, on CPUs and GPUs that have them")
     p.add_argument("--every", type=interval, default=60.0, help="seconds between lines and checkpoints (default: 60)")
     p.add_argument(
         "--rate", type=duration, default=1.0, help="times the preset's learning rates, such as 0.3 with --init"
@@ -254,11 +253,14 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     from training.data.sources import load_data
     from training.loop import distributed, savepoint
     from training.loop.run import Run
+    from training.placement import check_bf16
     from training.starting import budget_of, check_follows, check_init, check_out, remarks
 
     shipped = chosen(args)
     preset = adapted(args, shipped)
     device = distributed.device_of(args.device)
+    if args.bf16:
+        check_bf16(device)
     distributed.begin(device)
     args.out = args.out or args.resume
     checkpoint = savepoint.read(args.resume, preset, shipped.recipe) if args.resume else {}

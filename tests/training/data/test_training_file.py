@@ -59,7 +59,7 @@ def test_the_digest_is_that_of_the_file(tmp_path):
     assert read_training_file(toml(tmp_path, weight="2.0")).digest != first
 
 
-EXAMPLE = 'a table such as { B04 = 1, B03 = 2, B02 = 3 }, or a list such as ["B02", "B03", "B04", "B08"]'
+TABLE_OR_LIST = 'a table such as { B04 = 1, B03 = 2, B02 = 3 }, or a list such as ["B02", "B03", "B04", "B08"]'
 KEYS = (
     "name, role, path, zarr, variable, catalog, collection, aoi, period, max_cloud, asset, bands, dates, gsd_m, "
     "target_gsd_m, evaluate_gsd_m, values, scale, offset, offset_dn, place, family, split, weight, "
@@ -93,14 +93,14 @@ KEYS = (
             {"bands": '["B04", "red"]'},
             "bands names 'red'; expected some of B01, B02, B03, B04, B05, B06, B07, B08, B8A, B09, B11, B12",
         ),
-        ({"bands": '["B04", "B04"]'}, "bands = ['B04', 'B04']; expected " + EXAMPLE),
+        ({"bands": '["B04", "B04"]'}, "bands = ['B04', 'B04']; expected " + TABLE_OR_LIST),
         (
             {"bands": "{ red = 1 }"},
             "bands names 'red'; expected some of B01, B02, B03, B04, B05, B06, B07, B08, B8A, B09, B11, B12",
         ),
         (
             {"bands": "{ B04 = 0 }"},
-            "bands.B04 = 0; expected a band's number from 1 on, or its name: " + EXAMPLE,
+            "bands.B04 = 0; expected a band's number from 1 on, or its name: " + TABLE_OR_LIST,
         ),
         (
             {"bands": '["B04", "B03", "B02", "B05"]'},
