@@ -18,6 +18,7 @@ from pipeline.execution.plan import load_plan
 from pipeline.store.collection import collection_of, collection_path, named
 from pipeline.store.identity import group_attributes, root_attributes
 from pipeline.store.lease import lease
+from pipeline.store.nodes import dimensions, group_at, values_at
 from pipeline.store.place import LocalPlace, place_of, write_atomic
 from pipeline.store.selection import VARIABLES, require_finished
 from pipeline.store.stac_item import ITEM_KEY, GroupFacts, ItemFacts, Source, build_item
@@ -187,10 +188,10 @@ def _groups(place: Place, group: str) -> Iterator[GroupFacts]:
             return
         below = f"{group}/{_MEASURED}" if group else _MEASURED
         for name in sorted(
-            filter(_is_gsd, opened[_MEASURED].group_keys()), key=lambda name: float(name.removesuffix("m"))
+            filter(_is_gsd, group_at(opened, _MEASURED).group_keys()), key=lambda name: float(name.removesuffix("m"))
         ):
             title = f"the input on its native grid, {name.removesuffix('m')} m, {epsg}"
-            level = opened[f"{_MEASURED}/{name}"]
+            level = group_at(opened, f"{_MEASURED}/{name}")
             attributes = group_attributes(place, f"{below}/{name}", level)
             yield _facts(level, attributes, f"{prefix}{_MEASURED}-{name}", f"{below}/{name}", title)
 
@@ -201,7 +202,7 @@ def _is_gsd(name: str) -> bool:
 
 
 def _facts(opened: zarr.Group, stated: dict[str, Any], key: str, path: str, title: str) -> GroupFacts:
-    bands = [str(name) for name in opened["band"][:]]
+    bands = [str(name) for name in values_at(opened, "band")]
     transform = tuple(float(value) for value in stated["spatial:transform"])
     ny, nx = (int(value) for value in stated["spatial:shape"])
     return GroupFacts(
@@ -214,10 +215,10 @@ def _facts(opened: zarr.Group, stated: dict[str, Any], key: str, path: str, titl
         transform=transform,
         bounds_m=tuple(float(value) for value in stated["spatial:bbox"]),
         bands=tuple(bands),
-        times_utc=tuple(_utc(int(value)) for value in opened["time"][:]),
-        arrays={name: tuple(map(str, array.metadata.dimension_names or ())) for name, array in sorted(opened.arrays())
+        times_utc=tuple(_utc(int(value)) for value in values_at(opened, "time")),
+        arrays={name: dimensions(array) or () for name, array in sorted(opened.arrays())
                 if name in VARIABLES},
-        generated=tuple(name for name, flag in zip(bands, opened["generated"][:], strict=True) if flag),
+        generated=tuple(name for name, flag in zip(bands, values_at(opened, "generated"), strict=True) if flag),
         multiscales="multiscales" in stated,
     )  # fmt: skip
 

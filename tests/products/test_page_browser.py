@@ -357,9 +357,9 @@ def test_the_wheel_zooms_the_map_and_dragging_moves_it(view):
     before = view.js("() => [map.getCenter().lng, map.getCenter().lat]")
     view.page.mouse.down()
     view.page.mouse.move(x + 90, y + 60, steps=5)
-    view.page.mouse.up()
     moved = f"() => map.getCenter().lng < {before[0]} && map.getCenter().lat > {before[1]}"
-    view.page.wait_for_function(moved, timeout=PATIENCE_MS)  # the map follows with the next frame
+    view.page.wait_for_function(moved, timeout=PATIENCE_MS)  # the next frame moves the map, unless the button is up
+    view.page.mouse.up()
 
 
 def test_two_fingers_zoom_the_map_on_a_phone(browser, file):
