@@ -448,6 +448,7 @@ def test_lossy_pages_keep_what_they_state(browser, store, tmp_path, monkeypatch)
     opened.close()
 
 
+@pytest.mark.slow
 def test_large_stores_show_their_overview_around_the_part(browser, store, tmp_path, monkeypatch):
     monkeypatch.setattr(region, "WHOLE_PX", 100_000)
     monkeypatch.setattr(region, "_DETAIL_PX", 192)
