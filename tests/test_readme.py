@@ -88,6 +88,7 @@ def test_linked_files_exist():
 NOTEBOOKS = sorted(p for p in (ROOT / "deploy" / "notebooks").glob("*.py") if p.read_text().startswith("# %%"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_run_on_the_sample(notebook, sample_store, tmp_path):
     """As scripts, without a screen and without imagery but the sample; they write nothing beside themselves."""

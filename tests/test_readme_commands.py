@@ -89,6 +89,7 @@ def stand(tmp_path, monkeypatch):
         yield work
 
 
+@pytest.mark.slow
 def test_recipes(stand, capsys):
     lines = commands("Recipes")
     assert len(lines) > 8
@@ -99,6 +100,7 @@ def test_recipes(stand, capsys):
         assert (stand / name).exists(), name
 
 
+@pytest.mark.slow
 def test_parts(stand, capsys):
     lines = commands("At scale")
     assert [line.split()[-1] for line in lines[:3]] == ["--plan-only", "3/64", "--finalise"]
@@ -112,6 +114,7 @@ def test_parts(stand, capsys):
         assert code == 0, f"{line}\n{said}"
 
 
+@pytest.mark.slow
 def test_training(stand, capsys, monkeypatch):
     own_imagery(stand, monkeypatch).rename(stand / "my_training.toml")
     torch.save(released(small_weights(attention_strides=[])), stand / "last.ckpt")

@@ -714,6 +714,7 @@ class TestProcess:
             assert process.stderr.read() == ""
             assert process.wait() == 0
 
+    @pytest.mark.slow
     def test_stdin_json_and_exit_codes(self, archive, aoi, empty_folder):
         done = self.run(
             "pipeline.run", "--aoi", "-", "--catalog", archive, *QUICK, "--json", input=Path(aoi).read_text()

@@ -128,13 +128,13 @@ def read(cube: Cube, window: Window | None = None, *, time: int = 0) -> NativeRa
 
     Runs in the calling thread: a worker's task must not start threads of its own. ReadError as `open_cube`'s files say.
     """
-    import dask
+    from dask.base import compute
 
     grid = cube.grid if window is None else cube.grid.of(window)
     steps = {gsd_m: _cut(raster.isel(time=time), cube.grid, grid, gsd_m) for gsd_m, raster in cube.rasters.items()}
     scl = None if cube.scl is None else _cut(cube.scl.isel(time=time), cube.grid, grid, SCL_GSD_M)
     lazy = [step.data for step in steps.values()] + ([] if scl is None else [scl.data])
-    arrays = dask.compute(*lazy, scheduler="synchronous")
+    arrays = compute(*lazy, scheduler="synchronous")
     classes = None if scl is None else arrays[-1]
     return NativeRasters(
         grid.window,

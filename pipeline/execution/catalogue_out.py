@@ -19,6 +19,7 @@ from pipeline.store.collection import collection_of, collection_path, named
 from pipeline.store.identity import group_attributes, root_attributes
 from pipeline.store.lease import lease
 from pipeline.store.levels import FINER, MEASURED
+from pipeline.store.nodes import dimensions, group_at, values_at
 from pipeline.store.place import LocalPlace, place_of, write_atomic
 from pipeline.store.selection import VARIABLES, require_finished
 from pipeline.store.stac_item import ITEM_KEY, GroupFacts, ItemFacts, Source, build_item
@@ -192,14 +193,14 @@ def _groups(place: Place, group: str) -> Iterator[GroupFacts]:
             below = f"{group}/{folder}" if group else folder
             for name in _gsd_names(opened, folder):
                 title = f"{what}, {name.removesuffix('m')} m, {epsg}"
-                level = opened[f"{folder}/{name}"]
+                level = group_at(opened, f"{folder}/{name}")
                 attributes = group_attributes(place, f"{below}/{name}", level)
                 yield _facts(level, attributes, f"{prefix}{folder}-{name}", f"{below}/{name}", title)
 
 
 def _gsd_names(opened: zarr.Group, folder: str) -> list[str]:
     """Names of the levels in a folder of a zone's group, finest first."""
-    names = opened[folder].group_keys() if folder in opened else ()
+    names = group_at(opened, folder).group_keys() if folder in opened else ()
     return sorted(filter(_is_gsd, names), key=lambda name: float(name.removesuffix("m")))
 
 
@@ -209,7 +210,7 @@ def _is_gsd(name: str) -> bool:
 
 
 def _facts(opened: zarr.Group, stated: dict[str, Any], key: str, path: str, title: str) -> GroupFacts:
-    bands = [str(name) for name in opened["band"][:]]
+    bands = [str(name) for name in values_at(opened, "band")]
     transform = tuple(float(value) for value in stated["spatial:transform"])
     ny, nx = (int(value) for value in stated["spatial:shape"])
     return GroupFacts(
@@ -222,10 +223,10 @@ def _facts(opened: zarr.Group, stated: dict[str, Any], key: str, path: str, titl
         transform=transform,
         bounds_m=tuple(float(value) for value in stated["spatial:bbox"]),
         bands=tuple(bands),
-        times_utc=tuple(_utc(int(value)) for value in opened["time"][:]),
-        arrays={name: tuple(map(str, array.metadata.dimension_names or ())) for name, array in sorted(opened.arrays())
+        times_utc=tuple(_utc(int(value)) for value in values_at(opened, "time")),
+        arrays={name: dimensions(array) or () for name, array in sorted(opened.arrays())
                 if name in VARIABLES},
-        generated=tuple(name for name, flag in zip(bands, opened["generated"][:], strict=True) if flag),
+        generated=tuple(name for name, flag in zip(bands, values_at(opened, "generated"), strict=True) if flag),
         multiscales="multiscales" in stated,
     )  # fmt: skip
 

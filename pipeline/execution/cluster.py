@@ -151,7 +151,7 @@ class DaskPool:
                 return None
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_S[1])
-        unit, attempt = self._units.pop(future.key)
+        unit, attempt = self._units.pop(str(future.key))
         if future.status == "cancelled":
             raise _gone()
         with _interrupted_where_gone():  # it may have died since the task ended
@@ -160,13 +160,13 @@ class DaskPool:
         future.release()
         return unit, attempt, outcome
 
-    def _ended(self) -> Future | None:
+    def _ended(self) -> Future[Receipt] | None:
         """A unit that has ended and whose receipt still exists.
 
         One that died with its worker before we asked for it is made again by the scheduler, unasked: wait for that.
         """
         while self._done.has_ready():
-            future: Future = next(self._done)
+            future: Future[Receipt] = next(self._done)
             if future.status != "lost":
                 return future
             self._done.add(future)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IntegrityError, PipelineError, StoreUnreachable
 from pipeline.execution import integrity, pyramid, software, unnamed
@@ -186,7 +186,7 @@ def _decode(plan: Plan, place: Place, found: Findings, units: Collection[Unit]) 
                 found.damaged_units += 1
 
 
-def _arrays(plan: Plan, place: Place, unit: Unit, found: Findings) -> list[tuple[str, float, zarr.Array]]:
+def _arrays(plan: Plan, place: Place, unit: Unit, found: Findings) -> list[tuple[str, float, zarr.Array[Any]]]:
     """(name, GSD, image) of those that a unit's pass fills in its zone, but for those whose metadata are damaged."""
     import zarr
 
@@ -207,7 +207,7 @@ def _arrays(plan: Plan, place: Place, unit: Unit, found: Findings) -> list[tuple
     return arrays
 
 
-def _undecodable(plan: Plan, place: Place, unit: Unit, arrays: list[tuple[str, float, zarr.Array]]) -> list[str]:
+def _undecodable(plan: Plan, place: Place, unit: Unit, arrays: list[tuple[str, float, zarr.Array[Any]]]) -> list[str]:
     """Chunks of a unit that codecs refuse; their checksums raise on damaged bytes."""
     grid = plan.grid(unit)
     faults = []

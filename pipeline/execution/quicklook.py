@@ -7,7 +7,7 @@ written into the working folder.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -97,13 +97,13 @@ def _interpolated(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
 _ROWS = (("true colour", TRUE_COLOUR), ("false colour", FALSE_COLOUR))
 
 
-def _array(plan: Plan, store: Place, zone: Zone, name: str) -> zarr.Array:
+def _array(plan: Plan, store: Place, zone: Zone, name: str) -> zarr.Array[Any]:
     import zarr
 
     return zarr.open_array(store.zarr_store(plan.group(zone.epsg)), path=name, mode="r")
 
 
-def _place(array: zarr.Array, quality: zarr.Array, zone: Zone, band: int) -> Window | None:
+def _place(array: zarr.Array[Any], quality: zarr.Array[Any], zone: Zone, band: int) -> Window | None:
     """Window of the store with most to see where detail is generated, or where there is none, is measured.
 
     Among evenly spread candidates: the share of such pixels times their mean absolute step to the next in a row or
@@ -141,7 +141,7 @@ def _spread(room: int) -> list[int]:
     return sorted({room * i // max(1, steps - 1) // BLOCK_60M * BLOCK_60M for i in range(steps)})
 
 
-def _output(array: zarr.Array, zone: Zone, place: Window) -> NDArray[np.uint16]:
+def _output(array: zarr.Array[Any], zone: Zone, place: Window) -> NDArray[np.uint16]:
     rows, cols = place.slices(zone.grid.window)
     values: NDArray[np.uint16] = np.asarray(array[0, :, rows, cols])
     return values
@@ -163,7 +163,7 @@ def _input(plan: Plan, zone: Zone, place: Window) -> dict[str, NDArray[np.uint16
 
 
 def _overview(
-    array: zarr.Array, zone: Zone, place: Window
+    array: zarr.Array[Any], zone: Zone, place: Window
 ) -> tuple[NDArray[np.uint16], tuple[float, float, float, float]]:
     """The zone around `place`, decimated, and where `place` lies in it as fractions (left, top, right, bottom).
 

@@ -23,7 +23,7 @@ from pipeline.store.keys import RUN_FOLDER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.slurm import SLURMCluster
     from distributed import Security
 
     from pipeline.execution.scaling import Demand
@@ -39,7 +39,7 @@ def slurm_workers(workers: int, store: Path, environment: dict[str, str], demand
     UsageError when dask-jobqueue is missing, its settings describe no job, or SLURM would refuse the job.
     """
     try:
-        from dask_jobqueue import SLURMCluster
+        from dask_jobqueue.slurm import SLURMCluster
     except ImportError as error:
         raise UsageError("--cluster slurm needs dask-jobqueue", cure='pip install "sen2fine[hpc]"') from error
     import dask
@@ -126,7 +126,7 @@ def _sweep(cluster: SLURMCluster, done: threading.Event) -> None:
         if queued is None or done.is_set():
             continue
         for name, job in list(cluster.workers.items()):
-            if job.job_id is not None and job.job_id not in queued:
+            if job.job_id is not None and job.job_id not in queued and cluster.loop is not None:
                 cluster.loop.add_callback(_strike_off, cluster, name)
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Stored:
             for key in receipt.chunks
         }
 
-    def blocks(self, array: zarr.Array, slab: Slab, step: int) -> Iterator[tuple[Window, NDArray[np.generic]]]:
+    def blocks(self, array: zarr.Array[Any], slab: Slab, step: int) -> Iterator[tuple[Window, NDArray[np.generic]]]:
         """(window, values (band, y, x) of all bands) over the slab, row by row; at most `_AHEAD` in memory."""
         window = slab.window
         places = (
@@ -69,7 +69,7 @@ class Stored:
                 yield block, values.result()
                 waiting += ((after, pool.submit(self.read, array, slab, after)) for after in islice(places, 1))
 
-    def array(self, slab: Slab) -> zarr.Array:
+    def array(self, slab: Slab) -> zarr.Array[Any]:
         """The slab's array."""
         import zarr
 
@@ -80,7 +80,7 @@ class Stored:
             raise IntegrityError(f"{slab.variable} of {self.place} is not an array", "a store as a run wrote it")
         return array
 
-    def read(self, array: zarr.Array, slab: Slab, block: Window) -> NDArray[np.generic]:
+    def read(self, array: zarr.Array[Any], slab: Slab, block: Window) -> NDArray[np.generic]:
         """Values (band, y, x) of all bands, nodata of uncertainty 65535 whatever the store's format.
 
         IntegrityError when a chunk is damaged, or missing against its receipt, or is there without one in a complete
@@ -102,7 +102,7 @@ class Stored:
         return values if values.ndim == 3 else values[np.newaxis]
 
     def _compare_with_receipts(
-        self, array: zarr.Array, slab: Slab, rows: slice, cols: slice, values: NDArray[np.generic]
+        self, array: zarr.Array[Any], slab: Slab, rows: slice, cols: slice, values: NDArray[np.generic]
     ) -> None:
         """Chunks without any value are not stored, and chunks with values are named by a receipt."""
         fill = array.fill_value

@@ -14,7 +14,7 @@ import shutil
 from collections import Counter, defaultdict
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -201,7 +201,7 @@ def _name_classes(cog: Cog, meanings: tuple[str, ...]) -> None:
     write_atomic(cog.path.with_name(f"{cog.path.name}.aux.xml"), names)
 
 
-def _stream(stored: Stored, array: zarr.Array, cogs: list[Cog], raws: list[Path]) -> list[list[int]]:
+def _stream(stored: Stored, array: zarr.Array[Any], cogs: list[Cog], raws: list[Path]) -> list[list[int]]:
     """Copy the slab into the working files, block by block; returns the sums of DN per file and band.
 
     Blocks are tiles of the files. Without a box they are chunks, too; within one they touch up to four each.
@@ -239,7 +239,7 @@ def _require_room(folder: Path, size: int) -> None:
         )
 
 
-def _flags(array: zarr.Array) -> dict[str, str]:
+def _flags(array: zarr.Array[Any]) -> dict[str, str]:
     """Classes in words: "class_4": "vegetation"."""
     stated = dict(array.attrs)
     meanings, values = str(stated.get("flag_meanings", "")).split(), stated.get("flag_values", [])

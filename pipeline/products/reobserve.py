@@ -82,4 +82,5 @@ def _plane(image: da.Array, of: Sensor) -> da.Array:
         planes = np.stack([observed(plane, of) for plane in flat])
         return planes.reshape(*block.shape[:-2], *planes.shape[-2:])
 
-    return around.map_blocks(seen, chunks=chunks, dtype=np.float32)
+    planes: da.Array = around.map_blocks(seen, chunks=chunks, dtype=np.float32)
+    return planes

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.store.nodes import array_at
 from pipeline.store.place import place_of
 
 if TYPE_CHECKING:
@@ -30,16 +31,16 @@ def read_level(
     path = "/".join(part for part in (group, level.path) if part)
     with place.reading():
         opened = zarr.open_group(store=place.zarr_store(path), mode="r", zarr_format=3)
-        rows = [level.bands.index(name) for name in bands]
-        dn = _over(opened["reflectance"], template.grid.at_gsd(gsd_m).window, window, (time_index, rows))
-        quality = _over(opened["quality"], template.grid.at_gsd(gsd_m).window, window, (time_index,))
-    return dn, quality
+        whole = template.grid.at_gsd(gsd_m).window
+        dn = _over(array_at(opened, "reflectance"), whole, window, time_index)
+        quality = _over(array_at(opened, "quality"), whole, window, time_index)
+    return dn[[level.bands.index(name) for name in bands]], quality
 
 
-def _over(array: zarr.Array, whole: Window, window: Window, lead: tuple[int | list[int], ...]) -> NDArray[Any]:
-    found = np.zeros((*(len(part) for part in lead if isinstance(part, list)), *window.shape), array.dtype)
+def _over(array: zarr.Array[Any], whole: Window, window: Window, time_index: int) -> NDArray[Any]:
+    """(..., y, x) of one time step over `window`, 0 beyond `whole`."""
+    found = np.zeros((*array.shape[1:-2], *window.shape), array.dtype)
     there = window.intersect(whole)
     if not there.empty:
-        values = array.oindex[(*lead, *there.slices(whole))]
-        found[(..., *there.slices(window))] = values
+        found[(..., *there.slices(window))] = array[(time_index, ..., *there.slices(whole))]
     return found

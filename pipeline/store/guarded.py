@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from zarr.abc.store import Store
 from zarr.storage import WrapperStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
 
 
 def guarded_store(store: Store, guard: Callable[[], None]) -> Store:
     """`store`, calling `guard` immediately before anything in it is written or deleted."""
 
-    class Guarded(WrapperStore):  # type: ignore[misc]
+    class Guarded(WrapperStore[Store]):
         async def set(self, key: str, value: Buffer) -> None:
             await asyncio.to_thread(guard)
             await super().set(key, value)

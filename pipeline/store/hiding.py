@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
 
-class HidingStore(WrapperStore[Store]):  # type: ignore[misc]
+class HidingStore(WrapperStore[Store]):
     """Lists all nodes but those at `paths`; open it without consolidated metadata."""
 
     def __init__(self, store: Store, paths: Collection[str] = ()) -> None:

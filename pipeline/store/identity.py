@@ -15,6 +15,7 @@ from pipeline.errors import IntegrityError, UsageError
 from pipeline.store import published
 from pipeline.store.keys import PLAN_KEY, RUN_FOLDER
 from pipeline.store.layout import STATUS_INCOMPLETE, group_name, plan_content
+from pipeline.store.nodes import values_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +84,7 @@ def _on_the_ground(opened: zarr.Group) -> dict[str, Any]:
     """Attributes `proj:` and `spatial:` out of the axes and the CRS of a group. ValueError where those do not say."""
     from pyproj import CRS
 
-    x, y = (np.asarray(opened[name][:], np.float64) for name in ("x", "y"))
+    x, y = (values_at(opened, name).astype(np.float64) for name in ("x", "y"))
     epsg = CRS.from_wkt(str(opened["spatial_ref"].attrs["spatial_ref"])).to_epsg()
     if epsg is None or len(x) < 2 or len(y) < 2:
         raise ValueError("neither attributes nor axes say where it lies")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import IntegrityError
 from pipeline.store import sealed, uncertainty
 from pipeline.store.keys import PLAN_KEY
+from pipeline.store.nodes import array_at
 from pipeline.store.place import place_of
 from pipeline.store.place import storage_error as storage_error
 
@@ -62,7 +63,7 @@ class RegionWriter:
         stored: dict[str, list[int]] = {}
         for name, values in arrays.items():
             with self._place.reading():
-                array = self._group[name]
+                array = array_at(self._group, name)
             self._check(array, rows, cols)
             lead = (self._time,) if values.ndim == 2 else (self._time, slice(None))
             stated = uncertainty.encoded(values, int(array.fill_value)) if name == "uncertainty" else values
@@ -72,14 +73,14 @@ class RegionWriter:
             stored.update(_chunk_facts(self._place, self._prefix, self._level + name, keys))
         return stored
 
-    def _check(self, array: zarr.Array, rows: slice, cols: slice) -> None:
+    def _check(self, array: zarr.Array[Any], rows: slice, cols: slice) -> None:
         step = (array.shards or array.chunks)[-1]
         for part, length in ((rows, array.shape[-2]), (cols, array.shape[-1])):
             if part.start % step or (part.stop % step and part.stop != length):
                 msg = f"region {rows}, {cols} cuts chunks of {step} px in two; a neighbour's pixels would be lost"
                 raise ValueError(msg)
 
-    def _keys(self, array: zarr.Array, rows: slice, cols: slice, ndim: int) -> list[str]:
+    def _keys(self, array: zarr.Array[Any], rows: slice, cols: slice, ndim: int) -> list[str]:
         step = (array.shards or array.chunks)[-1]
         lead = f"c/{self._time}/" + ("0/" if ndim == 3 else "")
         return [

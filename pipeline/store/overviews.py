@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.bands import NODATA_DN, NODATA_SPREAD
 from pipeline.store import uncertainty
 from pipeline.store.layout import RegionWriter
+from pipeline.store.nodes import array_at
 from pipeline.store.place import place_of
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def build_block(
 
 def _first(source: zarr.Group, name: str, level: Level, time_index: int, rows: slice, cols: slice) -> NDArray[Any]:
     """The finest overview of a block, from chunk rows of the array itself."""
-    array = source[name]
+    array = array_at(source, name)
     step = 2 * (array.shards or array.chunks)[-1]
     stop = min(rows.stop, array.shape[-2])
     strips = [
@@ -106,9 +107,10 @@ def _first(source: zarr.Group, name: str, level: Level, time_index: int, rows: s
 
 def _stored(group: zarr.Group, name: str, where: tuple[Any, ...]) -> NDArray[Any]:
     """Part of an array, nodata as in `NODATA` whatever the store's format."""
-    values = np.asarray(group[name][where])
-    if name == "uncertainty" and group[name].fill_value != NODATA_SPREAD:
-        return uncertainty.decoded(values, np.asarray(group["reflectance"][where]))
+    array = array_at(group, name)
+    values = np.asarray(array[where])
+    if name == "uncertainty" and array.fill_value != NODATA_SPREAD:
+        return uncertainty.decoded(values, np.asarray(array_at(group, "reflectance")[where]))
     return values
 
 

@@ -21,6 +21,7 @@ from pipeline.store.flat import flat
 from pipeline.store.identity import group_attributes, groups_of, root_attributes
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
 from pipeline.store.levels import FINER, MEASURED, OVERVIEWS, gsd_name
+from pipeline.store.nodes import dimensions, group_at
 from pipeline.store.place import place_of
 from pipeline.store.selection import VARIABLES, require_stored_dn
 
@@ -129,7 +130,7 @@ def _gsds(root: zarr.Group, group: str, folder: str) -> list[str]:
     path = _joined(group, folder)
     if path not in root:
         return []
-    names = (name.removesuffix("m") for name in root[path].group_keys() if name.endswith("m"))
+    names = (name.removesuffix("m") for name in group_at(root, path).group_keys() if name.endswith("m"))
     return sorted((name for name in names if name.replace(".", "", 1).isdecimal()), key=float)
 
 
@@ -142,7 +143,7 @@ def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
     with location.reading():
         opened = zarr.open_group(location.zarr_store(path), mode="r")
         arrays = {name: array for name, array in opened.arrays() if name not in _OURS}
-        nameless = [name for name, array in arrays.items() if array.metadata.dimension_names is None]
+        nameless = [name for name, array in arrays.items() if dimensions(array) is None]
         raw = _open(location, path, list(arrays), nameless, packed=True)
         if not level:
             raw.attrs = group_attributes(location, group, opened)

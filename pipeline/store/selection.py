@@ -20,6 +20,7 @@ from pipeline.store.identity import group_attributes, groups_of
 from pipeline.store.identity import root_attributes as root_attributes
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
 from pipeline.store.levels import BANDED, FINER, gsd_name
+from pipeline.store.nodes import array_at, group_at, values_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ class Slab:
 
 def require_stored_dn(place: Place, group: str, root: zarr.Group) -> None:
     """UsageError unless a zone's reflectance is uint16 DN: a copy that another program wrote has lost that."""
-    found = root["/".join(part for part in (group, "reflectance") if part)].dtype
+    found = array_at(root, "/".join(part for part in (group, "reflectance") if part)).dtype
     if found != np.uint16:
         raise UsageError(
             f"{place} holds reflectance as {found}: a copy of a store, made by another program",
@@ -144,11 +145,11 @@ def _at_gsd(
         return group, opened, stated
     inside = f"{FINER}/{gsd_name(gsd_m)}"
     if inside not in opened:
-        finer = opened[FINER].group_keys() if FINER in opened else ()
+        finer = group_at(opened, FINER).group_keys() if FINER in opened else ()
         known = [*sorted(finer, key=lambda name: float(name.removesuffix("m"))), gsd_name(TARGET_GSD_M)]
         raise UsageError(f"{place} holds nothing at {gsd_m:g} m", f"one of {', '.join(known)}")
     path = f"{group}/{inside}".lstrip("/")
-    level = opened[inside]
+    level = group_at(opened, inside)
     lies = {name: value for name, value in dict(level.attrs).items() if name.startswith(("spatial:", "comment"))}
     return path, level, lies | {"proj:code": stated["proj:code"]}
 
@@ -157,9 +158,9 @@ def _of_zone(
     place: Place, group: str, opened: zarr.Group, attributes: dict[str, Any], window: Window, request: Request
 ) -> list[Slab]:
     with place.reading():
-        bands = [str(name) for name in opened["band"][:]]
-        flags = opened["generated"][:]
-        seconds = [int(value) for value in opened["time"][:]]
+        bands = [str(name) for name in values_at(opened, "band")]
+        flags = values_at(opened, "generated")
+        seconds = [int(value) for value in values_at(opened, "time")]
     a, _, c, _, e, f = (float(value) for value in attributes["spatial:transform"])
     chosen = request.bands or tuple(bands)
     _require(place, "band", [name for name in chosen if name not in bands], bands)
@@ -270,5 +271,7 @@ def _extent(place: Place, attributes: dict[str, Any]) -> str:
         with place.reading():
             stated = group_attributes(place, group, zarr.open_group(place.zarr_store(group), mode="r"))
         to_degrees = Transformer.from_crs(str(stated["proj:code"]), 4326, always_xy=True)
-        boxes.append(",".join(f"{v:.4f}" for v in to_degrees.transform_bounds(*stated["spatial:bbox"], densify_pts=21)))
+        left, bottom, right, top = stated["spatial:bbox"]
+        box = to_degrees.transform_bounds(left, bottom, right, top, densify_pts=21)
+        boxes.append(",".join(f"{v:.4f}" for v in box))
     return " or ".join(boxes)

@@ -322,10 +322,8 @@ def _coordinates(group: zarr.Group, level: Level, template: Template) -> None:
 
 
 def _bands(group: zarr.Group, level: Level, template: Template) -> None:
-    from zarr.core.dtype import VariableLengthUTF8
-
     names = group.create_array(
-        "band", shape=(len(level.bands),), chunks=(len(level.bands),), dtype=VariableLengthUTF8(),
+        "band", shape=(len(level.bands),), chunks=(len(level.bands),), dtype="string",
         fill_value="", dimension_names=("band",), attributes={"long_name": "Sentinel-2 MSI band"},
     )  # fmt: skip
     names[:] = np.array(level.bands, dtype=object)

@@ -156,6 +156,7 @@ def test_any_public_host_excludes_the_inner_network(monkeypatch):
     hosts._resolves_inside.cache_clear()
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_slips_through_an_access_that_allows_nothing(href):
@@ -650,6 +651,7 @@ print("ok")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "expected"),
     [

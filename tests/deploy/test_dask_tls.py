@@ -28,6 +28,7 @@ def tls(tmp_path_factory):
         yield cluster.scheduler_address, settings
 
 
+@pytest.mark.slow
 def test_certificates_in_dasks_settings_are_used(tls, archive, aoi, tmp_path):
     import dask
 
@@ -39,6 +40,7 @@ def test_certificates_in_dasks_settings_are_used(tls, archive, aoi, tmp_path):
     assert np.array_equal(values(tmp_path / "here.zarr"), values(tmp_path / "there.zarr"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "with_settings"), [("tls", False), ("tcp", False), ("tcp", True)])
 def test_no_certificate_no_cluster_in_one_line(tls, scheme, with_settings, monkeypatch):
     import dask

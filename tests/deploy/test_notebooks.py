@@ -42,6 +42,7 @@ def figures(notebook):
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")) for png in pngs]
 
 
+@pytest.mark.slow
 def test_first_look_is_rendered_with_its_figures(store, tmp_path):
     done = render(tmp_path / "out", store, "--only", "first_look")
     assert done.returncode == 0, done.stderr
@@ -71,6 +72,7 @@ def test_readme_names_all_notebooks_and_its_commands_are_understood():
         assert module["parser"]().parse_args(shlex.split(command)).store == Path("sample.zarr")
 
 
+@pytest.mark.slow
 def test_a_notebook_that_fails_is_not_written(tmp_path):
     done = render(tmp_path / "out", tmp_path / "absent.zarr", "--only", "first_look")
     assert done.returncode != 0

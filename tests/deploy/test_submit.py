@@ -95,6 +95,7 @@ def go(capsys, *words):
     return code, out, err
 
 
+@pytest.mark.slow
 def test_a_plan_is_frozen_and_both_jobs_are_submitted(wanted, cluster, tmp_path, capsys):
     code, out, _ = go(
         capsys, *wanted, "--out", "run.zarr", "--target", "slurm", "--array", "8", "--parallel", "3", "--cpus", "2",
@@ -148,6 +149,7 @@ def test_only_parts_with_units_to_do_are_submitted_again(complete, cluster, caps
     assert "complete; nothing to submit" in out
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(wanted, cluster, tmp_path, capsys):
     code, out, _ = go(capsys, *wanted, "--target", "slurm", "--array", "4", "--gpus", "2", "--dry-run")
     assert code == 0
@@ -300,6 +302,7 @@ def test_without_slurm_nothing_is_planned(wanted, tmp_path, monkeypatch, capsys)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_refusal_of_the_planner_keeps_its_exit_code_and_parts(wanted, tmp_path, capsys):
     """A catalogue with no scene in the period: exit 3, as pipeline.run says it."""
     code, out, err = go(capsys, *wanted, "--end", "2019-02-01", "--target", "slurm", "--json")

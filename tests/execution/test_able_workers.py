@@ -56,6 +56,7 @@ def start(archive, aoi, store, address):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard_while_no_worker_is_there(archive, aoi, tmp_path, number):
     with scheduler(tmp_path) as address:
@@ -73,6 +74,7 @@ def test_a_signal_is_heard_while_no_worker_is_there(archive, aoi, tmp_path, numb
     assert not (tmp_path / "run.zarr" / "_run" / "lease.json").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_without_the_package_is_noticed_at_the_start_in_its_own_words(archive, aoi, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

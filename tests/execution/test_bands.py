@@ -41,6 +41,7 @@ def stored(archive, aoi, path, **changes):
     return dict(zip(plan.config.band_names, values(path)[0], strict=True)), plan
 
 
+@pytest.mark.slow
 def test_fused_bands_do_not_depend_on_the_bands_that_are_stored(one_scene, small_aoi, small_lite, tmp_path):
     every, _ = stored(one_scene, small_aoi, tmp_path / "all.zarr", **small_lite)
     asked = ("B01", "B02", "B03", "B04", "B05", "B08")
@@ -55,6 +56,7 @@ def test_fused_bands_do_not_depend_on_the_bands_that_are_stored(one_scene, small
     assert np.array_equal(alone["B11"], every["B11"])  # its guide is read, and not stored
 
 
+@pytest.mark.slow
 def test_which_scene_is_taken_does_not_depend_on_the_bands_that_are_stored(two_scenes, small_aoi, tmp_path):
     """Where B05 ends the other scene is taken in all 20 m bands, or in none, whichever of them are stored."""
     every, _ = stored(two_scenes, small_aoi, tmp_path / "all.zarr")

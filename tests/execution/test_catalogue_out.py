@@ -323,6 +323,7 @@ def test_products_are_no_scenes_to_a_run(store, tmp_path, aoi, call):
         assert not (tmp_path / "again.zarr").exists()
 
 
+@pytest.mark.slow
 def test_a_store_in_an_object_store_holds_and_lists_its_item(archive, tmp_path, call):
     aoi = write_aoi(tmp_path / "small.geojson", box(LEFT + 310, TOP - 890, LEFT + 590, TOP - 610))
     with s3_server() as server:

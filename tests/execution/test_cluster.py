@@ -22,6 +22,7 @@ def logs_redacted():
     return type(logging.getLogRecordFactory()).__name__
 
 
+@pytest.mark.slow
 def test_an_existing_scheduler_gives_the_same_store(archive, aoi, tmp_path):
     """Its workers, which ran no set-up of ours, share what archives grant and log no secret."""
     from distributed import Client, LocalCluster
@@ -213,6 +214,7 @@ def test_a_scheduler_that_dies_at_any_moment_interrupts(monkeypatch, asked, erro
         monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_a_failing_unit_is_tried_again_and_the_others_are_done(archive, aoi, tmp_path, monkeypatch):
     """One unit fails twice, then works: the run completes and its receipt says so."""
     real, failures = cluster.process, []
@@ -230,6 +232,7 @@ def test_a_failing_unit_is_tried_again_and_the_others_are_done(archive, aoi, tmp
     assert summary.computed == summary.units
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_at_once(archive, aoi, tmp_path, monkeypatch, capsys):
     """ENOSPC is nobody's bad unit: exit 6, and with space again the run goes on."""
     import errno
@@ -301,6 +304,7 @@ def test_more_workers_than_memory_are_refused_with_the_numbers(archive, aoi, tmp
     assert "--unit-chunks" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_dies_ends_the_driver_with_75(archive, aoi, tmp_path):
     """Never a hang: the driver notices within its silence, keeps what is done, and the store can be continued."""
     import re

@@ -41,6 +41,7 @@ def finished(tmp_path_factory, archive, aoi, weights):
     return plan, store
 
 
+@pytest.mark.slow
 def test_scene_states_are_in_the_plan_and_belong_to_the_scene(finished, archive, weights, tmp_path):
     from pipeline.archive.aoi import read_aoi
     from pipeline.execution.planner import make_plan
@@ -54,12 +55,14 @@ def test_scene_states_are_in_the_plan_and_belong_to_the_scene(finished, archive,
     assert other.states == plan.states
 
 
+@pytest.mark.slow
 def test_chunks_never_show(finished, archive, aoi, weights, tmp_path):
     _, store = finished
     run(config_for(archive, sr="difffusr", estimate="sample", unit_chunks=5, **weights), aoi, tmp_path / "other.zarr")
     assert np.array_equal(values(store), values(tmp_path / "other.zarr"))
 
 
+@pytest.mark.slow
 def test_the_sensor_would_measure_the_input_again_whatever_the_network(finished):
     """Without bias. The area has 64 pixels of 60 m, too few to tell; `test_contract` looks at those."""
     bias = {name: bias for name, (_, bias) in sensor_errors(finished[1]).items() if BY_NAME[name].gsd_m < 60}
@@ -74,6 +77,7 @@ def test_without_weights_one_line_says_how_to_give_them(archive, aoi, tmp_path, 
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_provenance_names_both_weights(finished):
     plan, store = finished
     attributes = json.loads((store / "zarr.json").read_text())["attributes"]
@@ -82,6 +86,7 @@ def test_provenance_names_both_weights(finished):
     assert set(attributes["generated_bands"]) == set(BAND_NAMES)
 
 
+@pytest.mark.slow
 def test_open_cube_gives_the_lazy_input(finished):
     plan, _ = finished
     cube = pipeline.open_cube(plan)

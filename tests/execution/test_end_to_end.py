@@ -34,9 +34,9 @@ from tests.execution.conftest import (
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, archive, aoi):
+def finished(tmp_path_factory, archive, aoi, small_lite):
     store = tmp_path_factory.mktemp("run") / "region.zarr"
-    plan, summary = run(config_for(archive, sr="lite"), aoi, store)
+    plan, summary = run(config_for(archive, **small_lite), aoi, store)
     return plan, summary, store
 
 
@@ -76,6 +76,7 @@ def crossing(tmp_path_factory, archive, small_lite):
     return place, folder / "crossing.zarr"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["unit size", "workers", "order", "chunk size"])
 def test_chunks_never_show(crossing, archive, small_lite, tmp_path, monkeypatch, change):
     place, store = crossing
@@ -100,32 +101,39 @@ def test_chunks_never_show(crossing, archive, small_lite, tmp_path, monkeypatch,
         assert np.array_equal(values(store, name), values(tmp_path / "other.zarr", name)), name
 
 
-def test_a_small_aoi_is_the_same_place_cut_out_of_a_large_one(finished, archive, tmp_path):
+@pytest.mark.slow
+def test_a_small_aoi_is_the_same_place_cut_out_of_a_large_one(finished, archive, small_lite, tmp_path):
     plan, _, store = finished
     small = write_aoi(tmp_path / "small.geojson", box(LEFT + 700, TOP - 1200, LEFT + 1190, TOP - 730))
-    inner, _ = run(config_for(archive, sr="lite"), small, tmp_path / "small.zarr")
+    inner, _ = run(config_for(archive, **small_lite), small, tmp_path / "small.zarr")
     rows, cols = inner.zones[0].grid.window.slices(plan.zones[0].grid.window)
     assert np.array_equal(values(store)[..., rows, cols], values(tmp_path / "small.zarr"))
 
 
-def test_the_sensor_would_measure_the_input_again(archive, aoi, tmp_path):
+@pytest.mark.slow
+def test_the_sensor_would_measure_the_input_again(archive, tmp_path):
+    """With the shipped weights."""
+    aoi = write_aoi(tmp_path / "region.geojson", box(LEFT + 217, TOP - 1090, LEFT + 933, TOP - 511))
     run(config_for(archive, sr="lite", exclude=("S2A_CLOUDY",)), aoi, tmp_path / "clear.zarr")
     for name, (largest, bias) in sensor_errors(tmp_path / "clear.zarr").items():
         assert largest < 25, name
         assert abs(bias) < 5, name
 
 
+@pytest.mark.slow
 def test_clouds_of_single_pixels_cost_no_radiometry(finished):
     """No image without negative values shows them to a sensor; clipping alone would add 150 DN all over."""
     _, _, store = finished
     assert max(abs(bias) for _, bias in sensor_errors(store).values()) < 10
 
 
+@pytest.mark.slow
 def test_block_means_equal_the_composited_input_where_asked(archive, aoi, tmp_path):
     plan, _ = run(config_for(archive, consistency="box"), aoi, tmp_path / "box.zarr")
     assert max(block_mean_errors(plan, tmp_path / "box.zarr").values()) <= 0.5
 
 
+@pytest.mark.slow
 def test_detail_differs_from_interpolation_but_not_under_clouds(archive, aoi, small_lite, tmp_path):
     for name, system in (("lite", small_lite), ("bicubic", {})):
         config = config_for(archive, consistency="none", exclude=("S2B_LATER",), **system)
@@ -172,6 +180,7 @@ def test_off_grid_scenes_keep_their_phase(tmp_path):
     assert ds.x.values[0] == pytest.approx(zone.grid.left_m + 1.25)
 
 
+@pytest.mark.slow
 def test_composite_none_gives_one_step_per_day_and_median_one(archive, aoi, tmp_path):
     run(config_for(archive, composite="none"), aoi, tmp_path / "days.zarr")
     days = xr.open_zarr(tmp_path / "days.zarr")
@@ -180,6 +189,7 @@ def test_composite_none_gives_one_step_per_day_and_median_one(archive, aoi, tmp_
     assert xr.open_zarr(tmp_path / "median.zarr").sizes["time"] == 1
 
 
+@pytest.mark.slow
 def test_members_add_uncertainty(archive, aoi, small_lite, tmp_path):
     plan, _ = run(config_for(archive, members=2, unit_chunks=5, **small_lite), aoi, tmp_path / "m.zarr")
     spread = values(tmp_path / "m.zarr", "uncertainty")[0]
@@ -189,6 +199,7 @@ def test_members_add_uncertainty(archive, aoi, small_lite, tmp_path):
     assert plan.config.members == 2
 
 
+@pytest.mark.slow
 def test_clip_masks_outside_the_polygon_only(archive, tmp_path):
     corners = [(LEFT + 300, TOP - 400), (LEFT + 900, TOP - 400), (LEFT + 600, TOP - 1000)]
     aoi = write_aoi(tmp_path / "triangle.geojson", corners)
@@ -203,6 +214,7 @@ def test_clip_masks_outside_the_polygon_only(archive, tmp_path):
     assert plan.units()
 
 
+@pytest.mark.slow
 def test_units_outside_a_slanted_aoi_are_not_computed(archive, tmp_path):
     corners = [(LEFT + 100, TOP - 1700), (LEFT + 160, TOP - 1700), (LEFT + 1700, TOP - 160), (LEFT + 1700, TOP - 100)]
     aoi = write_aoi(tmp_path / "strip.geojson", corners)
@@ -216,6 +228,7 @@ def test_units_outside_a_slanted_aoi_are_not_computed(archive, tmp_path):
     assert values(tmp_path / "strip.zarr")[0, 0, 0, 0] == 0
 
 
+@pytest.mark.slow
 def test_sharded_and_unsharded_stores_hold_the_same_pixels(archive, aoi, tmp_path):
     run(config_for(archive), aoi, tmp_path / "plain.zarr")
     run(config_for(archive, shard=True), aoi, tmp_path / "shard.zarr")
@@ -223,6 +236,7 @@ def test_sharded_and_unsharded_stores_hold_the_same_pixels(archive, aoi, tmp_pat
     assert len(chunk_digests(tmp_path / "shard.zarr")) < len(chunk_digests(tmp_path / "plain.zarr"))
 
 
+@pytest.mark.slow
 def test_two_zones_make_two_groups(tmp_path):
     """An AOI across 12 degrees east: each part in its own zone, from that zone's scenes."""
     import pyproj
@@ -279,6 +293,7 @@ class TestNeverSilent:
             assert layout.status(store) == layout.STATUS_INCOMPLETE
             assert not chunk_digests(store)
 
+    @pytest.mark.slow
     def test_scene_without_a_band_is_left_out_and_said_so(self, tmp_path, aoi):
         names = tuple(name for name in BAND_NAMES if name != "B07")
         scene = make_scene(tmp_path, scene_id="S2A_NO_B07", size_m=SIZE, bands=names)
@@ -289,6 +304,7 @@ class TestNeverSilent:
         assert "B07" not in list(pipeline.open_store(tmp_path / "eleven.zarr").band.values)
         assert plan.config.band_names == names
 
+    @pytest.mark.slow
     def test_wrong_offset_is_caught_by_the_pixels(self, tmp_path, aoi):
         """Files still carry +1000 although the index says that nothing is left to subtract."""
         from pipeline.archive.scene import OffsetDecision
@@ -332,6 +348,7 @@ def test_a_unit_writes_only_its_own_chunks(archive, aoi, tmp_path):
     assert not zarr.storage.LocalStore(store).root.exists()
 
 
+@pytest.mark.slow
 def test_a_date_is_the_same_whatever_other_dates_the_run_found(archive, aoi, small_lite, tmp_path):
     """Noise follows the date, not its place in the list of time steps."""
     both = config_for(archive, composite="none", estimate="sample", unit_chunks=5, **small_lite)
@@ -341,12 +358,14 @@ def test_a_date_is_the_same_whatever_other_dates_the_run_found(archive, aoi, sma
     assert np.array_equal(values(tmp_path / "both.zarr")[1], values(tmp_path / "later.zarr")[0])
 
 
+@pytest.mark.slow
 def test_excluded_scenes_are_left_out_and_said_so(archive, aoi, tmp_path):
     plan, _ = run(config_for(archive, exclude=("S2A_CLOUDY",)), aoi, tmp_path / "one.zarr")
     assert set(plan.scenes) == {"S2B_LATER"}
     assert any("--exclude" in note for note in plan.notes)
 
 
+@pytest.mark.slow
 def test_a_scene_whose_files_are_gone_is_left_out_while_others_remain(tmp_path, aoi):
     from pathlib import Path
 
@@ -361,6 +380,7 @@ def test_a_scene_whose_files_are_gone_is_left_out_while_others_remain(tmp_path, 
     assert summary.valid_fraction == 1.0
 
 
+@pytest.mark.slow
 def test_ground_that_only_the_neighbouring_zone_covers_is_processed_there(tmp_path):
     """One scene of zone 31 covers the AOI, which lies in zone 32; a scene of zone 32 covers a corner of it."""
     import pyproj
@@ -395,6 +415,7 @@ def test_clip_counts_pixels_inside_the_polygon_only(archive, tmp_path):
     assert summary.valid_fraction == 1.0
 
 
+@pytest.mark.slow
 def test_scl_is_the_same_however_units_are_cut_where_only_one_scene_has_it(tmp_path, aoi):
     scenes = [
         make_scene(tmp_path, scene_id="S2A_NO_SCL", seed=1, size_m=SIZE, scl=False, cloud_pct=0.0),

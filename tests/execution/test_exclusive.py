@@ -76,6 +76,7 @@ def while_planning(monkeypatch, act):
 
 
 class TestAFreshStart:
+    @pytest.mark.slow
     def test_goes_on_with_what_a_faster_one_began(self, call, store, sound, monkeypatch):
         while_planning(monkeypatch, lambda: call())
         code, out, _ = call("--json")
@@ -83,6 +84,7 @@ class TestAFreshStart:
         assert (code, said["computed"], said["resumed"]) == (0, 0, said["units"])
         assert chunk_digests(store) == sound["sensor"]
 
+    @pytest.mark.slow
     def test_leaves_a_faster_one_of_other_settings_alone(self, call, store, sound, monkeypatch):
         while_planning(monkeypatch, lambda: call("--consistency", "none"))
         code, _, err = call()
@@ -104,6 +106,7 @@ class TestAFreshStart:
         assert f"being written by process {os.getpid()}" in err
         assert not store.exists()
 
+    @pytest.mark.slow
     def test_of_three_at_once_one_makes_the_store_and_the_others_say_why_not(self, archive, aoi, store, sound):
         words = [sys.executable, "-m", "pipeline.run", "--aoi", str(aoi), "--catalog", str(archive), "--out",
                  str(store), *ONE]  # fmt: skip
@@ -138,6 +141,7 @@ class TestAnInterruptedBeginning:
             monkeypatch.setattr(owner, name, change)
         return count
 
+    @pytest.mark.slow
     def test_loses_nothing_and_mixes_nothing(self, call, archive, aoi, store, sound, tmp_path, monkeypatch):
         monkeypatch.setattr("pipeline.execution.begin.TRUSTED_S", 0.0)
         assert call("--consistency", "none")[0] == 0
@@ -235,6 +239,7 @@ class TestARun:
         assert "its lease is gone" in err
         assert layout.status(store) == layout.STATUS_INCOMPLETE
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("what", ["receipts", "chunks"])
     def test_publishes_what_is_in_the_store_and_not_what_it_remembers(self, call, store, sound, monkeypatch, what):
         real = cluster.process
@@ -258,6 +263,7 @@ class TestARun:
         assert (code, json.loads(out)["computed"]) == (0, 2)
         assert chunk_digests(store) == sound["sensor"]
 
+    @pytest.mark.slow
     def test_counts_what_it_computed_and_what_it_found(self, call):
         said = json.loads(call("--json")[1])
         again = json.loads(call("--json")[1])
@@ -266,6 +272,7 @@ class TestARun:
         for name in ("stored_bytes", "valid_fraction"):
             assert again[name] == said[name]
 
+    @pytest.mark.slow
     def test_does_not_begin_what_it_could_not_run(self, call, store, sound, monkeypatch):
         """--overwrite with more workers than memory has: nothing is deleted."""
         assert call()[0] == 0
@@ -281,6 +288,7 @@ class TestARunElsewhere:
 
         return elsewhere(place_of(store), lapse_s=lapse_s)
 
+    @pytest.mark.slow
     def test_that_was_killed_is_waited_for_and_continued(self, call, store, sound):
         assert call("--plan-only")[0] == 0
         self.begin(store, 2.0)
@@ -305,6 +313,7 @@ class TestARunElsewhere:
 
 
 class TestOwnership:
+    @pytest.mark.slow
     def test_a_finished_store_that_lost_its_run_folder_is_not_replaced(self, call, store, sound):
         assert call()[0] == 0
         shutil.rmtree(store / "_run")
@@ -315,6 +324,7 @@ class TestOwnership:
         assert call("--overwrite", "--consistency", "none")[0] == 0
         assert chunk_digests(store) == sound["none"]
 
+    @pytest.mark.slow
     def test_a_store_whose_root_another_program_wrote_can_be_overwritten(self, call, store, sound):
         """Its plan says whose it is."""
         assert call()[0] == 0
@@ -322,6 +332,7 @@ class TestOwnership:
         assert call("--overwrite", "--consistency", "none")[0] == 0
         assert chunk_digests(store) == sound["none"]
 
+    @pytest.mark.slow
     def test_what_happens_to_be_called_like_a_temporary_name_stays(self, call, store):
         mine = store.with_name("run.zarr.deleting")
         mine.mkdir()
@@ -333,6 +344,7 @@ class TestOwnership:
         assert call("--overwrite")[0] == 0
         assert (mine / "thesis.txt").read_text() == "thesis"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("content", [b"thesis", "png"])
     def test_a_users_file_named_like_the_picture_is_left_alone(self, call, store, content):
         picture = store.with_suffix(".png")
@@ -349,6 +361,7 @@ class TestOwnership:
             assert json.loads(out)["picture"] is None
             assert picture.read_bytes() == content
 
+    @pytest.mark.slow
     def test_its_own_picture_is_drawn_anew(self, call, store):
         assert call()[0] == 0
         picture = store.with_suffix(".png")
@@ -375,6 +388,7 @@ class TestOtherSoftware:
             assert call()[0] == 75
         return software.this_software()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("change", [{"version": "0.2.0"}, {"code": "f" * 64}, {"torch": "9.9"}, {"numpy": "9.9"}])
     def test_does_not_go_on_unless_it_is_asked_to_and_then_says_so(
         self, begun, call, store, monkeypatch, change, sound
@@ -397,11 +411,13 @@ class TestOtherSoftware:
         monkeypatch.undo()
         assert call("--json")[0] == 0
 
+    @pytest.mark.slow
     def test_of_another_python_alone_is_the_same(self, begun, call, monkeypatch):
         other = replace(begun, python="3.99")
         monkeypatch.setattr(software, "this_software", lambda: other)
         assert call()[0] == 0
 
+    @pytest.mark.slow
     def test_makes_no_overviews_of_what_other_code_computed(self, call, store, monkeypatch):
         assert call()[0] == 0
         mine = software.this_software()
@@ -422,6 +438,7 @@ class TestOtherSoftware:
         assert code == 2
         assert "computed by sen2fine 0.1.0;" in err
 
+    @pytest.mark.slow
     def test_may_compute_a_plan_of_which_nothing_is_computed(self, call, store, monkeypatch):
         assert call("--plan-only")[0] == 0
         mine = software.this_software()
@@ -433,6 +450,7 @@ class TestOtherSoftware:
 
 
 class TestReaders:
+    @pytest.mark.slow
     def test_an_export_of_a_store_that_is_begun_anew_writes_nothing(self, call, store, tmp_path, monkeypatch):
         from pipeline.products import cog
         from pipeline.store.selection import Request
@@ -450,6 +468,7 @@ class TestReaders:
             cog.export_cogs(store, tmp_path / "out", Request(bands=("B02",)))
         assert not list((tmp_path / "out").glob("*.tif")) if (tmp_path / "out").exists() else True
 
+    @pytest.mark.slow
     def test_a_page_likewise(self, call, store, tmp_path, monkeypatch, capsys):
         from pipeline.products.page import document
 
@@ -466,6 +485,7 @@ class TestReaders:
         assert view.main([str(store), "--out", str(page)]) == 75
         assert not page.exists()
 
+    @pytest.mark.slow
     def test_an_item_is_not_written_into_a_store_that_another_run_holds(self, call, store, capsys):
         from pipeline.execution.catalogue_out import list_stores
 
@@ -478,6 +498,7 @@ class TestReaders:
         assert list_stores([store], None).notes == ()
 
 
+@pytest.mark.slow
 def test_stores_of_versions_before_are_gone_on_with(call, store, sound):
     """They do not say which plan they are of but in the plan."""
     assert call("--plan-only")[0] == 0
@@ -513,6 +534,7 @@ def test_two_processes_with_one_number_write_one_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_repair_waits_for_nobody_and_touches_nothing_of_a_live_run(call, store, capsys):
     assert call()[0] == 0
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}

@@ -94,6 +94,7 @@ def assert_like(found, sound):
     assert {key for key in found if not key.startswith("_run/lease")} == set(sound)
 
 
+@pytest.mark.slow
 def test_a_run_is_that_into_a_folder_chunk_by_chunk(archive, aoi, url, server, sound, call, tmp_path):
     code, said, err = call(*words(archive, aoi, url))
     assert code == 0, err
@@ -121,6 +122,7 @@ def test_a_run_is_that_into_a_folder_chunk_by_chunk(archive, aoi, url, server, s
     assert "seed: 0 -> 7" in err
 
 
+@pytest.mark.slow
 def test_parts_publication_damage_and_repair(archive, aoi, url, server, sound, call):
     assert call(*words(archive, aoi, url, "--plan-only"))[0] == 0
     assert call("--plan", url, "--shard-of", "1/2", "--cluster", "inline")[0] == 0
@@ -143,6 +145,7 @@ def test_parts_publication_damage_and_repair(archive, aoi, url, server, sound, c
     assert_like(stored(server, url), sound)
 
 
+@pytest.mark.slow
 def test_what_a_server_may_do_changes_no_byte(archive, aoi, url, server, sound, call, monkeypatch):
     monkeypatch.setenv("SEN2FINE_STORE_PATIENCE_S", "5")  # the first PUT, of the lease, meets 503 three times
     server.faults[:] = [
@@ -163,6 +166,7 @@ def test_what_a_server_may_do_changes_no_byte(archive, aoi, url, server, sound, 
     assert_like(stored(server, url), sound)
 
 
+@pytest.mark.slow
 def test_an_outage_ends_with_75_names_the_host_and_costs_no_unit(archive, aoi, url, server, sound, call, monkeypatch):
     monkeypatch.setenv("SEN2FINE_STORE_PATIENCE_S", "0.3")
     server.faults[:] = [Fault("PUT", "receipts", "die", after=2)]
@@ -181,6 +185,7 @@ def test_an_outage_ends_with_75_names_the_host_and_costs_no_unit(archive, aoi, u
     assert_like(stored(server, url), sound)
 
 
+@pytest.mark.slow
 def test_an_outage_that_passes_is_sat_out(archive, aoi, url, server, sound, call, monkeypatch):
     monkeypatch.setenv("SEN2FINE_STORE_PATIENCE_S", "0.3")
     monkeypatch.setattr("pipeline.execution.work.Patience.__init__.__defaults__", (0.2, 0.2, 60.0))
@@ -201,6 +206,7 @@ def test_an_outage_that_passes_is_sat_out(archive, aoi, url, server, sound, call
     assert_like(stored(server, url), sound)
 
 
+@pytest.mark.slow
 def test_kill_9_then_the_same_command_and_a_second_run_beside_it(archive, aoi, url, server, sound, call):
     server.faults[:] = [Fault("PUT", "(receipts|/c/)", "slow", times=10**6)]
     command = [sys.executable, "-m", "pipeline.run", *map(str, words(archive, aoi, url, "--quiet"))]
@@ -225,12 +231,14 @@ def test_kill_9_then_the_same_command_and_a_second_run_beside_it(archive, aoi, u
     assert_like(stored(server, url), sound)
 
 
+@pytest.mark.slow
 def test_worker_processes_write_there_too(archive, aoi, url, server, sound, call):
     code, _, err = call(*words(archive, aoi, url, "--cluster", "local", "--workers", "2", "--quiet"))
     assert code == 0, err
     assert_like(stored(server, url), sound)
 
 
+@pytest.mark.slow
 def test_what_is_not_ours_is_never_touched_and_ours_is_overwritten_when_asked(archive, aoi, url, server, sound, call):
     prefix = url.removeprefix("s3://bucket/")
     server.spoil(f"{prefix}/thesis.txt", b"thesis")

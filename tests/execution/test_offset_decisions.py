@@ -59,6 +59,7 @@ def bright(scene):
 CONTRADICTION = {"s2:processing_baseline": "02.14", "s2:product_uri": "S2A_MSIL2A_20240617T101559_N0509_R065_x.SAFE"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [0, -1000])
 @pytest.mark.parametrize(
     "said", [SILENT, CONTRADICTION, {"s2:processing_baseline": "99.99"}], ids=["none", "two", "foreign"]
@@ -125,6 +126,7 @@ def half(folder, name, west, baseline_dn=-1000):
     return replace(scene, tile="32TMR", baseline="05.10" if west else "05.11", properties=known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", [("WEST", "EAST"), ("SAME", "SAME")])
 def test_halves_of_an_acquisition_leave_no_hole(tmp_path, aoi, ids):
     """Of baselines 05.10 and 05.11, with the tile's box for a footprint, and with one id."""

@@ -191,6 +191,7 @@ triangles = st.lists(st.tuples(offsets, offsets), min_size=3, max_size=3, unique
 
 
 class TestUnits:
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=60)
     @given(
         triangles, st.sampled_from([24, 120, 264, 480]), st.integers(1, 5), st.integers(1, 9), st.booleans(),

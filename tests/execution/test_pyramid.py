@@ -77,6 +77,7 @@ def test_the_size_of_a_run_is_that_of_all_its_chunks(finished):
     assert again.stored_bytes == sum(images.values())
 
 
+@pytest.mark.slow
 def test_bands_of_two_gsds_make_two_measured_groups(archive, aoi, tmp_path):
     run(config_for(archive, bands=("B02", "B03", "B04", "B11")), aoi, tmp_path / "a.zarr")
     found = pipeline.open_measured(tmp_path / "a.zarr")
@@ -84,12 +85,14 @@ def test_bands_of_two_gsds_make_two_measured_groups(archive, aoi, tmp_path):
     assert not found[20].generated.any()
 
 
+@pytest.mark.slow
 def test_overviews_do_not_depend_on_how_the_work_was_cut(archive, aoi, tmp_path, finished):
     _, store = finished
     run(config_for(archive, chunk_px=24, unit_chunks=2, consistency="box"), aoi, tmp_path / "small.zarr")
     assert chunk_digests(tmp_path / "small.zarr") == chunk_digests(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [{"shard": True, "unit_chunks": 2}, {"unit_chunks": 1}])
 def test_other_chunks_and_shards_give_the_same_overviews(archive, aoi, tmp_path, finished, shape):
     run(config_for(archive, consistency="box", **shape), aoi, tmp_path / "a.zarr")
@@ -137,6 +140,7 @@ def small(archive, aoi, tmp_path):
     return plan, store
 
 
+@pytest.mark.slow
 def test_a_block_that_no_unit_built_is_built_by_publication(small):
     plan, store = small
     before = chunk_digests(store)
@@ -152,6 +156,7 @@ def test_a_block_that_no_unit_built_is_built_by_publication(small):
     assert examine(store, "full")["damaged"] == {}
 
 
+@pytest.mark.slow
 def test_damaged_overviews_and_input_are_found_and_mended(small):
     _, store = small
     before = chunk_digests(store)
@@ -167,6 +172,7 @@ def test_damaged_overviews_and_input_are_found_and_mended(small):
     assert chunk_digests(store) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hit", ["zarr.json", "overviews/5m/x/zarr.json", "x/c/0"])
 def test_damaged_metadata_is_written_anew_from_the_plan(small, hit):
     plan, store = small
@@ -183,6 +189,7 @@ def test_damaged_metadata_is_written_anew_from_the_plan(small, hit):
     assert pipeline.open_store(store).sizes["band"] == 12
 
 
+@pytest.mark.slow
 def test_a_run_that_verifies_mends_overviews_and_those_beyond_blocks(archive, aoi, tmp_path):
     store = tmp_path / "a.zarr"
     plan, _ = run(config_for(archive, chunk_px=24, unit_chunks=6, consistency="box"), aoi, store)
@@ -196,6 +203,7 @@ def test_a_run_that_verifies_mends_overviews_and_those_beyond_blocks(archive, ao
     assert chunk_digests(store) == before
 
 
+@pytest.mark.slow
 def test_damage_below_a_missing_overview_is_said_with_the_cure(small):
     plan, store = small
     for path in (store / "reflectance" / "c").rglob("*"):
@@ -207,6 +215,7 @@ def test_damage_below_a_missing_overview_is_said_with_the_cure(small):
         pyramid.complete(plan, store)
 
 
+@pytest.mark.slow
 def test_a_unit_set_aside_leaves_a_hole_in_the_overview_until_it_is_mended(small):
     """What a quarantined unit would have given is nodata in the overviews; repair fills it."""
     plan, store = small

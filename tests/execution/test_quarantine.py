@@ -63,6 +63,7 @@ def go(plan, store):
     return driver.run_plan(plan, store, cluster="inline", workers=1)
 
 
+@pytest.mark.slow
 def test_a_unit_that_fails_only_beside_others_is_computed_alone(begun, sound, monkeypatch):
     plan, store = begun
     poisoned(monkeypatch, at_poison, alone=False)
@@ -72,6 +73,7 @@ def test_a_unit_that_fails_only_beside_others_is_computed_alone(begun, sound, mo
     assert chunk_digests(store) == chunk_digests(sound)
 
 
+@pytest.mark.slow
 def test_a_unit_that_always_fails_is_set_aside_and_the_rest_is_published(begun, sound, monkeypatch, capsys):
     plan, store = begun
     real = poisoned(monkeypatch, at_poison)
@@ -94,6 +96,7 @@ def test_a_unit_that_always_fails_is_set_aside_and_the_rest_is_published(begun, 
         pipeline.open_store(store)
 
 
+@pytest.mark.slow
 def test_the_record_tells_how_to_see_the_failure_again_and_no_secret(begun, monkeypatch):
     plan, store = begun
     poisoned(monkeypatch, at_poison)
@@ -106,6 +109,7 @@ def test_the_record_tells_how_to_see_the_failure_again_and_no_secret(begun, monk
     assert (done.returncode, done.stdout.split(":")[0]) == (0, unit)  # nothing is wrong with it in truth
 
 
+@pytest.mark.slow
 def test_failures_beyond_one_percent_stop_the_run_early_and_set_nothing_aside(begun, sound, monkeypatch):
     plan, store = begun
     tried = []

@@ -159,6 +159,7 @@ def test_block_means_bigearthnet(shared_data, tmp_path, patch):
     check_block_means(store, source, least_valid=0.999)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patch", "size_m"), [(BRIGHT, 1190), (HALF_SNOW, 700)])
 def test_block_means_bigearthnet_lite(shared_data, tmp_path, patch, size_m):
     """Snow and cloud are as bright as what the network has learned: detail is generated, and the promise holds."""
@@ -169,6 +170,7 @@ def test_block_means_bigearthnet_lite(shared_data, tmp_path, patch, size_m):
     assert (quality == 3).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", MAJORTOM)
 def test_block_means_majortom(shared_data, tmp_path, cell):
     """Off the official grid by fractions of a metre, and kept there; one scene still carries the BOA offset."""
@@ -177,6 +179,7 @@ def test_block_means_majortom(shared_data, tmp_path, cell):
     check_block_means(make(source, tmp_path), source, least_valid=0.999)
 
 
+@pytest.mark.slow
 def test_block_means_majortom_lite(shared_data, tmp_path):
     folder = shared_data / "s2_l2a" / "majortom_native" / "433D_629L_3_1"
     source = Source(folder, -1000, when="2021-07-01T10:00:00Z")
@@ -185,6 +188,7 @@ def test_block_means_majortom_lite(shared_data, tmp_path):
     assert (values(store, "quality")[0] == 3).any()
 
 
+@pytest.mark.slow
 def test_block_means_argentina(shared_data, tmp_path):
     """Eight bands, 20 m and 10 m starting at different eastings, a fifth of blue clipped to 0 and so nodata."""
     source = Source(shared_data / "s2_l2a" / "argentina_pampas_32720", when="2025-06-15T14:00:00Z")
@@ -194,6 +198,7 @@ def test_block_means_argentina(shared_data, tmp_path):
     check_block_means(store, source, least_valid=0.7)
 
 
+@pytest.mark.slow
 def test_block_means_argentina_lite(shared_data, tmp_path):
     source = Source(shared_data / "s2_l2a" / "argentina_pampas_32720", when="2025-06-15T14:00:00Z")
     ground = centre(source, 2000)
@@ -233,6 +238,7 @@ def test_block_means_theia(shared_data, tmp_path):
     check_block_means(make(source, tmp_path), source)
 
 
+@pytest.mark.slow
 def test_block_means_vienna(shared_data, tmp_path):
     file = shared_data / "s2_l2a" / "ftw_vienna_rgbn" / "inference-img.tif"
     split_bands(file, {band: i for i, band in enumerate(VIENNA_BANDS, 1)}, tmp_path / "scene", ())
@@ -240,6 +246,7 @@ def test_block_means_vienna(shared_data, tmp_path):
     check_block_means(make(source, tmp_path), source)
 
 
+@pytest.mark.slow
 def test_block_means_safe(shared_data, tmp_path):
     """JPEG 2000 of a product whose XML declares the offset; only B01 and B09 are native there."""
     source = Source(shared_data / "s2_l2a" / "safe_T29UNU_R60m", -1000, only=("B01", "B09"))
@@ -270,6 +277,7 @@ def whole(tmp_path_factory, clear, ground):
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["small units, shuffled", "two workers"])
 def test_unit_size_order_and_workers_do_not_show(whole, clear, ground, tmp_path, monkeypatch, way):
     settings, more = {"chunk_px": 144, "unit_chunks": 1}, {}

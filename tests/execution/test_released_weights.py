@@ -93,6 +93,7 @@ def finished(archive, aoi, converted, tmp_path_factory):
     return store
 
 
+@pytest.mark.slow
 def test_converted_weights_give_the_pixels_of_the_networks_they_hold(command, finished, tmp_path):
     save_bundle(tmp_path / "sr.safetensors", difffusr.difffusr_bundle(SIZES), networks("sr"))
     fusion = difffusr_fusion.difffusr_fusion_bundle(SMALL_FUSION)
@@ -103,6 +104,7 @@ def test_converted_weights_give_the_pixels_of_the_networks_they_hold(command, fi
     assert values(store).any()
 
 
+@pytest.mark.slow
 def test_a_store_of_converted_weights_keeps_the_promises(finished):
     assert max(abs(bias) for _, bias in sensor_errors(finished).values()) < 10
     attributes = json.loads((finished / "zarr.json").read_text())["attributes"]
@@ -118,6 +120,7 @@ def server(converted, tmp_path, monkeypatch):
         yield running
 
 
+@pytest.mark.slow
 def test_weights_by_address_give_the_same_pixels_and_are_in_the_plan(command, server, finished, tmp_path):
     code, _, complaint, store = command(*by_address())
     assert (code, complaint) == (0, "")
@@ -137,6 +140,7 @@ def test_weights_by_address_give_the_same_pixels_and_are_in_the_plan(command, se
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_the_name_of_a_local_file_is_in_the_store_and_its_folder_is_not(finished):
     attributes = json.loads((finished / "zarr.json").read_text())["attributes"]
     assert attributes["sr_weights"] == "sr.safetensors"

@@ -19,6 +19,7 @@ def scenes(tmp_path_factory):
     ]
 
 
+@pytest.mark.slow
 def test_one_command_from_api_to_store_equals_the_local_run(scenes, aoi, tmp_path, capsys):
     folder, records = scenes
     run(config_for(make_archive(tmp_path, records), chunk_px=240), aoi, tmp_path / "local.zarr")

@@ -70,6 +70,7 @@ def undisturbed(tmp_path_factory, archive, aoi):
     return chunk_digests(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["inline", "local"])
 def test_kill_9_of_the_whole_group_then_the_same_command_gives_the_same_bytes(
     archive, aoi, tmp_path, undisturbed, cluster, capsys
@@ -93,6 +94,7 @@ def test_kill_9_of_the_whole_group_then_the_same_command_gives_the_same_bytes(
     assert examine(store, "full")["damaged"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_drains_exits_75_and_continues(archive, aoi, tmp_path, undisturbed, number):
     store = tmp_path / "stopped.zarr"
@@ -108,6 +110,7 @@ def test_ctrl_c_drains_exits_75_and_continues(archive, aoi, tmp_path, undisturbe
     assert chunk_digests(store) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_unit_done_again(archive, aoi, tmp_path, undisturbed):
     import psutil
 
@@ -126,6 +129,7 @@ def test_a_killed_worker_is_replaced_and_its_unit_done_again(archive, aoi, tmp_p
     assert chunk_digests(store) == undisturbed
 
 
+@pytest.mark.slow
 def test_damage_is_found_and_mended(archive, aoi, tmp_path, undisturbed, capsys):
     store = tmp_path / "damaged.zarr"
     run(config_for(archive, unit_chunks=1), aoi, store)
@@ -145,6 +149,7 @@ def test_damage_is_found_and_mended(archive, aoi, tmp_path, undisturbed, capsys)
     assert check.main([str(store), "--verify", "full"]) == 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_again_computes_nothing(archive, aoi, tmp_path):
     store = tmp_path / "twice.zarr"
     outcomes = [
@@ -155,6 +160,7 @@ def test_a_finished_run_again_computes_nothing(archive, aoi, tmp_path):
     assert outcomes[1]["computed"] == 0
 
 
+@pytest.mark.slow
 def test_resuming_does_not_search_again(archive, aoi, tmp_path):
     """New scenes in the archive do not change a run that has begun."""
     from pathlib import Path
@@ -168,6 +174,7 @@ def test_resuming_does_not_search_again(archive, aoi, tmp_path):
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_with_what_differs(archive, aoi, tmp_path):
     store = tmp_path / "other.zarr"
     run(config_for(archive, unit_chunks=1), aoi, store)
@@ -215,6 +222,7 @@ def test_check_of_an_unfinished_store_says_75_and_what_is_to_do(archive, aoi, tm
     assert "holds no plan" in nothing.stderr
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_store_do_not_meet(archive, aoi, tmp_path):
     from pipeline.store.lease import lease
 
@@ -243,6 +251,7 @@ def test_full_verification_covers_axes_and_metadata(archive, aoi, tmp_path, dama
     assert damage in report["damaged"]
 
 
+@pytest.mark.slow
 def test_a_failing_picture_does_not_fail_a_finished_store(archive, aoi, tmp_path):
     store = tmp_path / "plain.zarr"
     run(config_for(archive, unit_chunks=1), aoi, store)

@@ -92,7 +92,7 @@ def processes_for_jobs(monkeypatch):
     def running():
         return {job.job_id for job in list(made[-1].workers.values()) if job.job_id and alive(job.job_id)}
 
-    monkeypatch.setattr("dask_jobqueue.SLURMCluster", Jobs)
+    monkeypatch.setattr("dask_jobqueue.slurm.SLURMCluster", Jobs)
     monkeypatch.setattr(slurm, "_require_acceptance", lambda script: None)
     monkeypatch.setattr(slurm, "_queued", running)
     monkeypatch.setattr(slurm, "_SWEEP_EVERY_S", LOOK_S)
@@ -105,6 +105,7 @@ def alive(pid):
     return psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # dask-jobqueue's local jobs are not waited for
 def test_jobs_are_asked_for_as_units_are_left_and_an_ended_one_is_replaced(tmp_path, processes_for_jobs):
     demand = Demand(1)
     (tmp_path / "run.zarr" / "_run").mkdir(parents=True)

@@ -31,6 +31,7 @@ def neighbours(tmp_path_factory):
     return make_archive(folder, [west, east, other])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("composite", ["mosaic", "none", "median"])
 def test_a_scene_that_only_windows_reach_is_used_as_a_larger_run_uses_it(neighbours, small_lite, tmp_path, composite):
     small = write_aoi(tmp_path / "small.geojson", box(LEFT + 1400, TOP - 800, LEFT + 1690, TOP - 510))
@@ -114,6 +115,7 @@ def test_all_bands_still_come_from_the_scene_over_the_area(neighbours, tmp_path)
     assert set(plan.config.band_names) == set(BAND_NAMES)
 
 
+@pytest.mark.slow
 def test_scattered_fields_compute_only_the_windows_that_they_touch(neighbours, small_lite, tmp_path):
     """Two fields at opposite corners of one unit; what lies between them is not computed."""
     corners = box(LEFT + 420, TOP - 470, LEFT + 470, TOP - 420), box(LEFT + 3120, TOP - 1400, LEFT + 3180, TOP - 1340)

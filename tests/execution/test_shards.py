@@ -57,6 +57,7 @@ def frozen(archive, aoi, tmp_path, capsys):
     return store
 
 
+@pytest.mark.slow
 def test_four_processes_at_once_and_a_publication_equal_one_run(frozen, sound, capsys):
     tasks = [
         subprocess.Popen(
@@ -75,6 +76,7 @@ def test_four_processes_at_once_and_a_publication_equal_one_run(frozen, sound, c
     assert chunk_digests(frozen) == chunk_digests(sound)
 
 
+@pytest.mark.slow
 def test_publication_refuses_and_names_what_is_missing(frozen, capsys):
     assert main(["--plan", str(frozen), "--shard-of", "1/2", "--cluster", "inline", "--quiet"]) == 0
     capsys.readouterr()
@@ -88,6 +90,7 @@ def test_publication_refuses_and_names_what_is_missing(frozen, capsys):
     assert json.loads(capsys.readouterr().out)["computed"] == len(missing)
 
 
+@pytest.mark.slow
 def test_a_shard_has_one_worker_at_a_time_and_no_whole_run_beside_it(frozen, capsys):
     with lease(frozen, "1-of-2"):
         with lease(frozen, "2-of-2"):

@@ -129,6 +129,7 @@ def test_the_store_is_sound_and_says_what_is_generated(case, finished, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_chunks_and_the_ends_of_the_area_do_not_show(name, words, finished, tmp_path):
     other = [*words, "--unit-chunks", "5", "--out", str(tmp_path / "other.zarr"), "--cluster", "inline"]
     assert main(other) == 0
@@ -214,6 +215,7 @@ def finer_values(store):
     return values(store, "finer/1.25m/reflectance")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(words, finished, package, tmp_path):
     store = tmp_path / "killed.zarr"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
@@ -231,6 +233,7 @@ def test_a_killed_run_goes_on_where_it_was(words, finished, package, tmp_path):
     assert chunk_digests(store) == chunk_digests(finished)
 
 
+@pytest.mark.slow
 def test_parts_of_a_frozen_plan_make_the_same_store(words, finished, tmp_path):
     store = str(tmp_path / "parts.zarr")
     assert main([*words, "--out", store, "--plan-only"]) == 0
@@ -243,6 +246,7 @@ def test_parts_of_a_frozen_plan_make_the_same_store(words, finished, tmp_path):
     assert chunk_digests(Path(store)) == chunk_digests(finished)
 
 
+@pytest.mark.slow
 def test_members_spread_where_something_is_drawn(name, case, words, tmp_path, capsys):
     system, _ = case
     store = tmp_path / "members.zarr"
@@ -260,6 +264,7 @@ def test_members_spread_where_something_is_drawn(name, case, words, tmp_path, ca
         assert float(pipeline.open_store(store, gsd_m=1.25).uncertainty.max()) > 0.001
 
 
+@pytest.mark.slow
 def test_workers_of_their_own_find_the_system(words, finished, package, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package), str(ROOT)]))
     store = tmp_path / "local.zarr"

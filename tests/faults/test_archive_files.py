@@ -22,6 +22,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(retry, "MAX_WAIT_S", 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["429", "503", "500", "reset", "404", "truncated", "corrupt"])
 def test_a_fault_that_passes_leaves_no_trace(scenes, aoi, golden, tmp_path, capsys, mode):
     with online(scenes, once(mode, B11)) as (toml, faults):
@@ -47,6 +48,7 @@ def test_a_fault_that_stays_is_never_nodata(scenes, aoi, tmp_path, capsys, mode)
     assert not list(store.rglob("reflectance/c/**/*"))
 
 
+@pytest.mark.slow
 def test_latency_and_scattered_faults_leave_no_trace(scenes, aoi, golden, tmp_path, capsys):
     with online(scenes, chaos(seed=5)) as (toml, faults):
         assert call(toml, aoi, tmp_path / "run.zarr") == 0, capsys.readouterr().err
@@ -54,6 +56,7 @@ def test_latency_and_scattered_faults_leave_no_trace(scenes, aoi, golden, tmp_pa
     assert chunk_digests(tmp_path / "run.zarr") == golden
 
 
+@pytest.mark.slow
 def test_zeros_that_the_classification_contradicts_are_told(aoi, tmp_path, capsys):
     """GDAL reads a zeroed range of an uncompressed file without complaint; the summary names band and pixels."""
     scene = make_scene(tmp_path, scene_id="S2A_RAW", seed=1, size_m=1800, compress=None)
@@ -74,6 +77,7 @@ def test_zeros_that_the_classification_contradicts_are_told(aoi, tmp_path, capsy
     assert "B04 " in described_run(plan, summary, tmp_path / "run.zarr", None)
 
 
+@pytest.mark.slow
 def test_sound_files_have_no_holes(scenes, aoi, tmp_path):
     _, summary = run(config_for(make_archive(tmp_path, scenes[1])), aoi, tmp_path / "run.zarr")
     assert summary.holes == {}

@@ -75,6 +75,7 @@ def whole_run(plan, store):
     driver.run_plan(plan, store, cluster="inline", workers=1)
 
 
+@pytest.mark.slow
 def test_ten_kills_at_seeded_moments_lose_at_most_the_unit_at_work(plan, calm, tmp_path):
     """kill -9 of the driver, ten times, each a little further: same bytes, and only the unit in hand is done again."""
     store, rng = tmp_path / "killed.zarr", random.Random(11)
@@ -120,6 +121,7 @@ def test_networks_that_give_nan_fail_the_unit_and_write_nothing(scenes, aoi, tmp
     assert not list(store.rglob("reflectance/c/**/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["Pacific/Kiritimati", "America/Anchorage"])
 def test_clock_zone_and_language_do_not_show(plan, calm, by_address, scenes, aoi, tmp_path, monkeypatch, place):
     """Ten hours away, a day ahead, in Turkish: the same plan and the same bytes."""
@@ -203,6 +205,7 @@ class StoreMachine(RuleBasedStateMachine):
                 break
 
 
+@pytest.mark.slow
 def test_any_order_of_stops_damage_and_repairs_ends_in_the_same_store(plan, calm, by_address, tmp_path):
     StoreMachine.plan, StoreMachine.calm, StoreMachine.folder = plan, calm, tmp_path
     machine = StoreMachine.TestCase

@@ -26,6 +26,7 @@ logging.basicConfig(level=logging.DEBUG, filename=os.path.join(os.environ["TEST_
 """
 
 
+@pytest.mark.slow
 def test_a_token_that_ends_early_is_renewed_once_and_leaves_the_same_bytes(
     scenes, aoi, golden, tmp_path, monkeypatch, capsys
 ):
@@ -94,6 +95,7 @@ def environment(tmp_path):
     return variables, logs
 
 
+@pytest.mark.slow
 def test_nothing_that_a_run_writes_or_says_holds_a_secret(scenes, aoi, golden, tmp_path, environment):
     """Two workers, tokens in every address, a password in a listed one, a key in the environment, and failures.
 

@@ -126,6 +126,7 @@ def assert_reproduced(found, name, arrays):
     assert error < TOLERANCE, f"{name}: {error:.1e} standard deviations off"
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_tensor_names_and_shapes_are_the_released_ones(released):
     with torch.device("meta"):
@@ -146,6 +147,7 @@ def test_networks_reproduce_the_reference(released, published):
     assert_reproduced(networks.ema(x_T, level, features, vector), "unet_x0", arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_predict_reproduces_the_reference(released, published):
     arrays = released[1]

@@ -468,6 +468,7 @@ class TestRefusals:
         assert sorted(path.name[-7:] for path in out.glob("*.tif")) == ["B02.tif", "B03.tif"]
 
 
+@pytest.mark.slow
 def test_an_object_store_is_exported_like_a_folder(store, tmp_path):
     with s3_server() as server:
         url = "s3://bucket/cogs/lyon.zarr"

@@ -73,6 +73,7 @@ def test_open_store_decodes_to_float32_and_refuses_what_is_not_ours(store, tmp_p
         pipeline.open_store(tmp_path / "other.zarr")
 
 
+@pytest.mark.filterwarnings("ignore:The data type .FixedLengthUTF32:zarr.errors.UnstableSpecificationWarning")
 @pytest.mark.parametrize("save", ["zarr", "netcdf", "raster"])
 def test_what_is_saved_from_an_opened_store_reads_back_as_it_was(store, tmp_path, save):
     """Decoded values carry nothing of the packing, or every copy would be decoded twice."""

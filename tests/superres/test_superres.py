@@ -80,6 +80,7 @@ def test_block_means_equal_the_input_for_every_band():
         assert np.abs(means - target).max() == 0, name
 
 
+@pytest.mark.slow
 def test_detail_is_generated_and_depends_on_seed_zone_and_member():
     system = fake_system(lattice=SMALL)
     fields = [
@@ -97,6 +98,7 @@ def test_detail_is_generated_and_depends_on_seed_zone_and_member():
         assert all(np.abs(one - other).mean() > 2 for other in fields[i + 1 :])
 
 
+@pytest.mark.slow
 def test_mean_of_members_is_smoother_and_spread_is_positive():
     system = fake_system(lattice=SMALL)
     one, many = run(BASE, system, Options(seed=1, members=1)), run(BASE, system, Options(seed=1, members=5))

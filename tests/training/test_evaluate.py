@@ -52,6 +52,7 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_every_score_is_written(towns, run, tmp_path, capsys):
     out = tmp_path / "new" / "table.md"
     command = [str(run), "--on", str(towns), "--out", str(out), "--picture", str(tmp_path / "sheets")]
@@ -87,6 +88,7 @@ def test_a_run_is_measured_and_every_score_is_written(towns, run, tmp_path, caps
     assert len(list((tmp_path / "sheets").glob("lite-dubai_1m-*.png"))) == 1
 
 
+@pytest.mark.slow
 def test_weights_of_one_system_are_told_apart(towns, run, tmp_path, capsys):
     other, out = tmp_path / "later" / "tiny-sr.safetensors", tmp_path / "table.md"
     torch.manual_seed(1)
@@ -153,6 +155,7 @@ def test_a_fusion_without_held_out_scenes_says_so(towns, tmp_path, capsys):
     assert "--steps: a fusion has no sampling steps" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_super_resolver_without_held_out_images_says_so(towns, run, tmp_path, capsys):
     towns.write_text(TOML + 'split = "train"\n')
     assert evaluate.main([str(run), "--on", str(towns), "--picture", str(tmp_path / "sheets")]) == 0

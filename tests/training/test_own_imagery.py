@@ -36,6 +36,7 @@ def test_one_file_and_one_command_make_a_bundle(own, tmp_path, capsys):
     assert LiteSuperResolver.from_bundle(bundle).network is not None
 
 
+@pytest.mark.slow
 def test_the_same_file_trains_fusion(own, tmp_path, capsys):
     assert run(own, tmp_path / "run", "--images", "4", preset="lite-fusion") == 0, capsys.readouterr().err
     provenance = load_bundle(tmp_path / "run" / "lite-fusion.safetensors").provenance

@@ -361,6 +361,7 @@ def test_presets_spend_their_whole_budget():
         assert sum(stage.share for stage in preset.stages) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_the_report_puts_all_methods_on_the_same_pixels(imagery, tmp_path, capsys):
     train.main(arguments(imagery, tmp_path / "run", "--images", "8"))
     capsys.readouterr()
@@ -372,6 +373,7 @@ def test_the_report_puts_all_methods_on_the_same_pixels(imagery, tmp_path, capsy
     assert "mean of 8" in report
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_shipped_super_resolver_beats_back_projection_on_held_out_places(shared_data):
     """A few places of every kind; the model card has them all."""

@@ -83,13 +83,19 @@ def check_reflectance(label: str, rho: NDArray[np.float32]) -> None:
 
 
 def open_raster(path: Path | str) -> DataArray:
-    """Any raster file as a lazy chunked array (band, y, x) in its own dtype. Nothing is read but the header."""
+    """Any raster file as a lazy chunked array (band, y, x) in its own dtype. Nothing is read but the header.
+
+    ReadError for a file of several images.
+    """
     import rioxarray
     from rasterio.errors import NotGeoreferencedWarning
+    from xarray import DataArray
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # JPEG and PNG chips carry no georeferencing
-        array: DataArray = rioxarray.open_rasterio(path, chunks={"band": -1, "y": 1024, "x": 1024})
+        array = rioxarray.open_rasterio(path, chunks={"band": -1, "y": 1024, "x": 1024})
+    if not isinstance(array, DataArray):
+        raise ReadError(f"{path} holds several images", "one image")
     return array
 
 

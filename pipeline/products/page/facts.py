@@ -17,6 +17,7 @@ from pipeline.products.page.source import factor_of, subgroup
 from pipeline.store.keys import RUN_FOLDER
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE, plan_content, verify_chunks
 from pipeline.store.levels import BANDED
+from pipeline.store.nodes import array_at
 from pipeline.store.overview_records import read_all
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.selection import periods
@@ -161,17 +162,17 @@ def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int 
 
     A missing chunk reads as nodata, and damage must not pass as a place where nothing was measured.
     """
-    arrays = {name: (zone.group[name], 1) for name in _ARRAYS if name in zone.group}
+    arrays = {name: (array_at(zone.group, name), 1) for name in _ARRAYS if name in zone.group}
     for gsd in GSDS_M:
         group = subgroup(zone, f"measured/{gsd}m")
         if group is not None:
-            arrays[f"measured/{gsd}m/reflectance"] = (group["reflectance"], factor_of(gsd))
+            arrays[f"measured/{gsd}m/reflectance"] = (array_at(group, "reflectance"), factor_of(gsd))
     # side of a chunk, in 2.5 m pixels
     steps = {path: (array.shards or array.chunks)[-1] * factor for path, (array, factor) in arrays.items()}
     within = dict.fromkeys(steps, window)
     group = subgroup(zone, f"overviews/{context_gsd_m}m") if context_gsd_m else None
     if group is not None and context_gsd_m is not None:
-        path, array = f"overviews/{context_gsd_m}m/reflectance", group["reflectance"]
+        path, array = f"overviews/{context_gsd_m}m/reflectance", array_at(group, "reflectance")
         steps[path] = (array.shards or array.chunks)[-1] * factor_of(context_gsd_m)
         within[path] = zone.whole
     stored = [receipt.chunks for receipt in facts.receipts if receipt.group == zone.name]

@@ -15,6 +15,7 @@ from pipeline.bands import BLOCK_60M, NODATA_DN, TARGET_GSD_M, bands_at
 from pipeline.errors import UsageError
 from pipeline.grid.grid import Window, align_down
 from pipeline.products.page.source import factor_of, nothing, overviews, undamaged
+from pipeline.store.nodes import array_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,7 +101,7 @@ def _most_contrast(dn: NDArray[np.uint16], side: int) -> tuple[int, int] | None:
 
 def _most_contrast_of_chunks(zone: Zone, band: int) -> tuple[int, int]:
     """The same for stores without overviews: by some chunks that are spread evenly."""
-    array = zone.group["reflectance"]
+    array = array_at(zone.group, "reflectance")
     chunk = array.chunks[-1]
     best: tuple[float, int, int] | None = None
     for row in _some(math.ceil(zone.ny / chunk)):

@@ -17,6 +17,7 @@ from pipeline.bands import BY_NAME, GSDS_M, NODATA_DN, TARGET_GSD_M, bands_at
 from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.grid.grid import Window
 from pipeline.store.identity import group_attributes, groups_of, root_attributes
+from pipeline.store.nodes import array_at, values_at
 from pipeline.store.place import place_of
 from pipeline.store.selection import labels, require_stored_dn, time_indices
 from pipeline.store.uncertainty import decoded
@@ -119,15 +120,15 @@ def open_zone(where: Where, zone: str | None = None, time: str | None = None) ->
 
 def _zone(place: Place, name: str, names: tuple[str, ...], group: zarr.Group, time: str | None) -> Zone:
     stated = group_attributes(place, name, group)
-    times = tuple(_utc(seconds) for seconds in np.asarray(group["time"][:]))
+    times = tuple(_utc(seconds) for seconds in values_at(group, "time"))
     _, _, left, _, _, top = (float(value) for value in stated["spatial:transform"])
-    bands = tuple(str(band) for band in np.asarray(group["band"][:]))
+    bands = tuple(str(band) for band in values_at(group, "band"))
     unknown = [band for band in bands if band not in BY_NAME]
     if unknown:
         raise UsageError(f"{place} has bands {', '.join(unknown)}", f"some of {', '.join(BY_NAME)}")
-    flags = np.asarray(group["generated"][:])
-    ny, nx = group["reflectance"].shape[-2:]
-    kept = dict(zip(bands, map(float, group["mtf"][:]), strict=True)) if "mtf" in group else {}
+    flags = values_at(group, "generated")
+    ny, nx = array_at(group, "reflectance").shape[-2:]
+    kept = dict(zip(bands, map(float, values_at(group, "mtf")), strict=True)) if "mtf" in group else {}
     return Zone(
         place, name, names, group, stated, bands,
         tuple(band for band, flag in zip(bands, flags, strict=True) if flag),
@@ -219,8 +220,9 @@ def _read(
 ) -> NDArray[np.uint16]:
     """Pixels of the array `name`, which lies at `path` in the zone's group."""
     with undamaged(zone.place, name):
-        array = group[name]
-        values: NDArray[np.uint16] = np.array(array[(zone.time, *where)])
+        array = array_at(group, name)
+        selected: tuple[int | slice, ...] = (zone.time, *where)
+        values: NDArray[np.uint16] = np.array(array[selected])
     step, (rows, cols) = (array.shards or array.chunks)[-1], where[-2:]
     for key in hidden:
         if key.startswith(f"{path or name}/c/"):
@@ -242,7 +244,7 @@ def _measured(zone: Zone, window: Window, hidden: frozenset[str]) -> dict[int, N
         group = subgroup(zone, f"measured/{gsd}m")
         if group is None:
             return None
-        kept = [str(band) for band in np.asarray(group["band"][:])]
+        kept = [str(band) for band in values_at(group, "band")]
         rows, cols = window.coarsen(factor_of(gsd)).slices(zone.whole.coarsen(factor_of(gsd)))
         path = f"measured/{gsd}m/reflectance"
         dn = _read(zone, group, "reflectance", (slice(None), rows, cols), hidden, path)
@@ -258,7 +260,7 @@ def subgroup(zone: Zone, path: str) -> zarr.Group | None:
     return found if isinstance(found, zarr.Group) and "reflectance" in found else None
 
 
-def overviews(zone: Zone) -> list[tuple[int, zarr.Array]]:
+def overviews(zone: Zone) -> list[tuple[int, zarr.Array[Any]]]:
     """GSD and reflectance of the store's overviews, finest first."""
     found = []
     for gsd in _OVERVIEW_GSDS_M:
@@ -266,7 +268,7 @@ def overviews(zone: Zone) -> list[tuple[int, zarr.Array]]:
             group = subgroup(zone, f"overviews/{gsd}m")
         if group is None:
             break
-        found.append((gsd, group["reflectance"]))
+        found.append((gsd, array_at(group, "reflectance")))
     return found
 
 
@@ -282,6 +284,6 @@ def read_context(zone: Zone, gsd_m: int, hidden: frozenset[str] = frozenset()) -
     group = subgroup(zone, path)
     if group is None:
         return None
-    rows, cols = (slice(0, length) for length in group["reflectance"].shape[-2:])
+    rows, cols = (slice(0, length) for length in array_at(group, "reflectance").shape[-2:])
     dn = _read(zone, group, "reflectance", (slice(None), rows, cols), hidden, f"{path}/reflectance")
     return Context(gsd_m, dn)

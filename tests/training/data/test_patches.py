@@ -248,6 +248,7 @@ def _in_worker(sampler, seed, answer):
     answer.put(sampler.batch(np.random.default_rng(seed), 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_worker_processes_draw_the_same(tmp_path, method):
     """With files open before the fork, and with nothing but a pickle."""

@@ -58,6 +58,7 @@ def refusal(folder, **keys) -> str:
 # -- the project's own
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_what_the_shipped_weights_are_judged_on_has_not_changed(shared_data):
     chips = shipped_data(shared_data).held_out_chips()
@@ -91,6 +92,7 @@ def test_sets_that_show_the_same_cities_share_their_split(shared_data):
     assert all(len(found) == 1 for found in splits.values())
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_shipped_scenes_are_those_of_before(shared_data):
     data = shipped_data(shared_data)
@@ -107,6 +109,7 @@ def test_shipped_scenes_are_those_of_before(shared_data):
 # -- files
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_what_judges_alone_never_trains(shared_data):
     data = load_training_file(EVALUATION_ONLY, shared_data)

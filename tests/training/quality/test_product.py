@@ -48,6 +48,7 @@ def test_the_contract_is_that_of_the_store(plain):
     assert not torch.equal(product.of_rgb(image, plain).rho, found.rho)
 
 
+@pytest.mark.slow
 def test_estimates_are_those_of_a_run(lite):
     pair = Pair("town", 3, torch.zeros(1, 3, 64, 64), torch.from_numpy(rgb(16, 16))[None])
     mean, draw = product.of_pair(pair, lite), product.of_pair(pair, lite, Way("sample"))

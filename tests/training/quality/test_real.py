@@ -68,6 +68,7 @@ def test_every_patch_that_nothing_learned_from_is_judged_under_every_contract(pl
     assert by_method["bicubic, box"][real.BRIGHTEST] == pytest.approx(0.3, abs=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_the_shipped_system_stays_within_the_limits_on_clear_ground(shared_data):
     """Box: reflectance 0.0015, spectral 0.75 degrees, spatial 0.005 LR px; tent: 0.0005 and 0.3 degrees."""

@@ -182,6 +182,7 @@ def test_a_group_without_room_is_left_out_says_so_and_stays_silent():
         task_of(tile_of(16, present=("B04", "B03", "B02")))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_resumes_bit_by_bit(large, tmp_path):
     whole = Run(task_of(large), TINY, Budget(images=12), tmp_path / "whole", seed=1)
     lines = []

@@ -116,6 +116,7 @@ def test_projection_is_exact():
     torch.testing.assert_close(torch.nn.functional.avg_pool2d(projected[None], 6)[0], coarse)
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_the_pipelines_loader_feeds_training(shared_data):
     tiles = [*shipped_data(shared_data).tiles("train"), *shipped_data(shared_data).watched_tiles()]
@@ -145,6 +146,7 @@ def test_a_step_of_training_moves_every_parameter(shared_data):
     assert all(float(parameter.grad.abs().max()) > 0 for parameter in task.network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_shipped_fusion_beats_atprk_like_on_the_scene_no_training_sees(shared_data):
     network = LiteFusion.from_bundle(load_bundle(WEIGHTS)).network
@@ -172,6 +174,7 @@ def test_crop_type_holds_what_the_loss_needs():
     assert torch.isfinite(task.loss(PRESET.stages[0], batch, draw))
 
 
+@pytest.mark.slow
 def test_a_network_on_another_device_is_validated_and_finished(far):
     task = Fusion.__new__(Fusion)
     task.preset, task.network = PRESET, FusionNetwork(**PRESET.architecture).to(far)
