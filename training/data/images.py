@@ -106,6 +106,7 @@ class Image:
     evaluate_gsd_m: float
     weight: float
     bands: tuple[str, ...] = RGB
+    georeference: Georeference | None = None  # None: its ground is not known
 
     def of(self, bands: tuple[str, ...]) -> Image | None:
         """The image of some of its bands, in that order; None where it lacks one. Others are not read."""
@@ -261,7 +262,7 @@ def make_image(
     targets = (max(low, native), max(high, native))
     return Image(
         source.name, label, place, split, ground, reader, values, gsd_m, targets, evaluate, source.weight,
-        bands or source.offers,
+        bands or source.offers, Georeference(header.crs, header.affine, header.shape) if header.crs else None,
     )  # fmt: skip
 
 

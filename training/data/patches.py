@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from training.data.images import Image, Stored
     from training.data.places import Split
+
+T = TypeVar("T", bound=np.generic)
 
 CACHE_BYTES = 1_000_000_000  # of stored values, per process
 WHOLE_BYTES = 32_000_000  # images up to this size are read whole, as compressed formats force anyway
@@ -47,6 +49,23 @@ class Address:
     x: int
     side_px: int  # of the patch, at `gsd_m`
     gsd_m: float
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Reflectance (bands, n, n) of a patch, the ground that it shows, and how it was turned since it was read.
+
+    `turns` are quarter turns as `np.rot90` makes them over (y, x); then it is mirrored left to right where `mirrored`.
+    """
+
+    pixels: NDArray[np.float32]
+    address: Address
+    turns: int
+    mirrored: bool
+
+    def turned(self, raster: NDArray[np.generic]) -> NDArray[np.generic]:
+        """A raster (c, n, n) of the same ground, as it was read, turned as the patch."""
+        return _turned(raster, self.turns, self.mirrored)
 
 
 class ChunkCache:
@@ -134,9 +153,23 @@ class PatchSampler:
 
         The `views` patches of one image are neighbours in the batch: same image, GSD and radiometry, other places.
         """
+        return np.stack([patch.pixels for patch in self.patches(rng, images, views)])
+
+    def patches(self, rng: np.random.Generator, images: int, views: int = 1) -> list[Patch]:
+        """The patches of `batch` with the ground that each shows, for a task that looks up a map of it."""
         size = self.small_px if rng.random() < self.small_share else self.crop_px
         count = images if size == self.crop_px else round(images * (self.crop_px / size) ** 2)
-        return np.stack([patch for _ in range(count) for patch in self._patches(size, views, rng)])
+        return [patch for _ in range(count) for patch in self._patches(size, views, rng)]
+
+    def bounds(self, address: Address) -> tuple[str, tuple[float, float, float, float]] | None:
+        """CRS, and (left, bottom, right, top) in it, of the ground of an address; None where that is not known."""
+        image = self.images[address.image]
+        if image.georeference is None:
+            return None
+        height, width = (address.side_px * address.gsd_m / native for native in image.gsd_m)
+        rows, cols = np.meshgrid([address.y, address.y + height], [address.x, address.x + width], indexing="ij")
+        x, y = image.georeference.ground(rows, cols)
+        return image.georeference.crs, (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
 
     def draw(self, rng: np.random.Generator, index: int, size: int, gsd_m: float) -> Address | None:
         """An address in image `index` that touches no ground of another split; None when none was found."""
@@ -163,7 +196,7 @@ class PatchSampler:
         pixels = image.values.averaged(stored, ratio_y, ratio_x)
         return pixels[:, : address.side_px, : address.side_px]
 
-    def _patches(self, size: int, views: int, rng: np.random.Generator) -> list[NDArray[np.float32]]:
+    def _patches(self, size: int, views: int, rng: np.random.Generator) -> list[Patch]:
         """`views` patches of one image (bands, n, n), turned and flipped, harmonised; no borders, few flat places."""
         for _ in range(IMAGES_TRIED):
             index = self.pools[size][int(rng.choice(len(self.pools[size]), p=self._odds[size]))]
@@ -171,19 +204,18 @@ class PatchSampler:
             low, high = image.target_gsd_m
             gsd_m = rng.uniform(low, max(low, min(high, *(side / size for side in image.extent_m))))
             found = [self._patch(index, size, gsd_m, rng) for _ in range(views)]
-            crops = [crop for crop in found if crop is not None]
-            if len(crops) < views:
+            patches = [patch for patch in found if patch is not None]
+            if len(patches) < views:
                 continue
             count = len(image.bands)
             order = rng.permutation(count) if rng.random() < self.recoloured else np.arange(count)
             gamma = sample_gamma(rng, image.bands) if image.values.encoded else None
-            crops = [crop[order] for crop in crops]
-            return [np.ascontiguousarray(crop) if gamma is None else harmonise(crop, gamma) for crop in crops]
+            return [replace(patch, pixels=_settled(patch.pixels[order], gamma)) for patch in patches]
         raise UsageError(
             f"no patch that shows anything in {IMAGES_TRIED} images", "images that are not black or flat throughout"
         )
 
-    def _patch(self, index: int, size: int, gsd_m: float, rng: np.random.Generator) -> NDArray[np.float32] | None:
+    def _patch(self, index: int, size: int, gsd_m: float, rng: np.random.Generator) -> Patch | None:
         """One patch, turned and flipped; None when the places tried were black or flat."""
         for _ in range(TRIES):
             address = self.draw(rng, index, size, gsd_m)
@@ -194,8 +226,8 @@ class PatchSampler:
             if float((crop.max(axis=0) == 0).mean()) >= BLACK:
                 continue
             if float(crop.std()) > FLAT_PATCH or rng.random() < FLAT_KEPT:
-                crop = np.rot90(crop, int(rng.integers(4)), axes=(1, 2))
-                return crop[:, :, ::-1] if rng.random() < 0.5 else crop
+                turns, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
+                return Patch(_turned(crop, turns, mirrored), address, turns, mirrored)
         return None
 
     def _odds_of(self, pool: Sequence[int]) -> NDArray[np.float64]:
@@ -208,6 +240,17 @@ class PatchSampler:
             odds[row] = image.weight * side_m / (sum(image.target_gsd_m) / 2)
         odds /= odds.sum()
         return odds
+
+
+def _turned(raster: NDArray[T], turns: int, mirrored: bool) -> NDArray[T]:
+    """A view of a raster (c, n, n) after quarter turns, mirrored left to right where asked for."""
+    turned = np.rot90(raster, turns, axes=(1, 2))
+    return turned[:, :, ::-1] if mirrored else turned
+
+
+def _settled(pixels: NDArray[np.float32], gamma: NDArray[np.float64] | None) -> NDArray[np.float32]:
+    """Reflectance of what was read, in memory of its own."""
+    return np.ascontiguousarray(pixels) if gamma is None else harmonise(pixels, gamma)
 
 
 def fits(image: Image, size: int) -> bool:

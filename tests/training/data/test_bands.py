@@ -119,3 +119,31 @@ def test_no_source_with_the_bands_is_said_with_what_there_is(tmp_path):
     images_in(tmp_path, texture(60, 60))
     with pytest.raises(UsageError, match=r"no source has B04, B08: a has B04, B03, B02; expected .*; cure: .*B08"):
         data_of(tmp_path).of_bands(("B04", "B08"))
+
+
+def test_patches_tell_the_ground_that_they_show_and_how_they_were_turned(tmp_path):
+    """Values are the metres east and south of the image's corner, so that a patch tells its own place."""
+    y, x = (axis.astype(np.uint16) for axis in np.mgrid[:200, :200])
+    images_in(tmp_path, np.stack([1000 + 10 * x, 1000 + 10 * y, np.full_like(x, 1500)]), gsd_m=2.0)
+    keys = {"values": '"reflectance"', "scale": "1e-4", "split": '"train"', "target_gsd_m": "2.0"}
+    sampler = data_of(tmp_path, **keys).hr_sampler("train", 48, 32, recoloured=0.0)
+    patches = sampler.patches(np.random.default_rng(0), 12)
+    drawn = np.stack([patch.pixels for patch in patches])
+    np.testing.assert_array_equal(drawn, sampler.batch(np.random.default_rng(0), 12))
+    assert {(patch.turns, patch.mirrored) for patch in patches} > {(0, False), (0, True)}
+    for patch in patches:
+        crs, (left, bottom, right, top) = sampler.bounds(patch.address)
+        assert "32632" in crs
+        east, south = (np.rint((patch.pixels[band] / 1e-4 - 1000) / 10) for band in (0, 1))
+        assert (left, right) == (WHERE[0] + 2 * east.min(), WHERE[0] + 2 * (east.max() + 1))
+        assert (top, bottom) == (WHERE[1] - 2 * south.min(), WHERE[1] - 2 * (south.max() + 1))
+        rows, cols = np.mgrid[: len(east), : len(east)]
+        np.testing.assert_array_equal(
+            patch.turned(np.stack([cols, rows])), np.stack([east - east.min(), south - south.min()])
+        )
+
+
+def test_images_without_georeferencing_have_no_known_ground(tmp_path):
+    write_raster(tmp_path / "images" / "0.png", texture(300, 300), driver="PNG")
+    sampler = data_of(tmp_path, gsd_m="2.0", split='"train"').hr_sampler("train", 48, 32)
+    assert sampler.bounds(sampler.patches(np.random.default_rng(0), 1)[0].address) is None
