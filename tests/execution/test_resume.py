@@ -72,9 +72,7 @@ def undisturbed(tmp_path_factory, archive, aoi):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["inline", "local"])
-def test_kill_9_of_the_whole_group_then_the_same_command_gives_the_same_bytes(
-    archive, aoi, tmp_path, undisturbed, cluster, capsys
-):
+def test_kill_9_and_the_same_command_give_the_same_bytes(archive, aoi, tmp_path, undisturbed, cluster, capsys):
     store = tmp_path / "killed.zarr"
     for at_least in (1, 5):
         process = start(archive, aoi, store, "--cluster", cluster, "--workers", "2")

@@ -91,7 +91,7 @@ def test_publication_refuses_and_names_what_is_missing(frozen, capsys):
 
 
 @pytest.mark.slow
-def test_a_shard_has_one_worker_at_a_time_and_no_whole_run_beside_it(frozen, capsys):
+def test_a_shard_has_one_worker_and_no_whole_run_beside_it(frozen, capsys):
     with lease(frozen, "1-of-2"):
         with lease(frozen, "2-of-2"):
             pass
