@@ -23,7 +23,7 @@ def test_clouds_and_their_surroundings_get_no_detail():
     assert 0 < weight[20, 16] < 1
 
 
-def test_nodata_is_blocked_alone_and_unseen_classes_widely():
+def test_nodata_is_blocked_alone_and_unseen_values_widely():
     dn = clear_dn()
     dn[1, 5, 5] = 0
     dn[:, 30, 30] = 17_500

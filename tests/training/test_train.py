@@ -21,7 +21,7 @@ from training.data.sources import load_training_file, shipped_data
 from training.degradation.degrade import Degradation
 from training.loop.run import Budget, Run
 from training.presets import PRESETS, SENSOR, Preset, Stage
-from training.quality import pairs
+from training.quality import cost, pairs
 from training.tasks.super_resolution import SuperResolution, sampler
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights"
@@ -361,7 +361,8 @@ def test_presets_spend_their_whole_budget():
 
 
 @pytest.mark.slow
-def test_the_report_puts_all_methods_on_the_same_pixels(imagery, tmp_path, capsys):
+def test_the_report_puts_all_methods_on_the_same_pixels(imagery, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cost, "SIDE_60M_PX", 16)  # ground on which whole systems are timed
     train.main(arguments(imagery, tmp_path / "run", "--images", "8"))
     capsys.readouterr()
     out = tmp_path / "report.md"
