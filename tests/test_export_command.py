@@ -82,7 +82,7 @@ def test_as_a_program_from_outside(store):
         assert np.array_equal(file.read(), dn(store)[[2, 1]])
 
 
-def test_a_store_that_is_the_working_folder_still_names_its_files(store, call, monkeypatch, tmp_path):
+def test_a_store_in_the_working_folder_names_its_files(store, call, monkeypatch, tmp_path):
     monkeypatch.chdir(store)
     code, out, _ = call(".", "--bands", "B03", "--out", tmp_path / "tifs", "--json")
     assert code == 0

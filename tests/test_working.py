@@ -102,7 +102,7 @@ def test_without_locks_leftovers_stay(tmp_path, monkeypatch):
     assert [str(path) for path in tmp_path.iterdir()] == [left]
 
 
-def test_a_folder_that_is_taken_away_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+def test_a_folder_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
     real, seen = fcntl.flock, []
 
     def late(file, how):

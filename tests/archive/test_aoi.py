@@ -184,7 +184,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_usable_files_are_accepted_with_a_warning_where_something_was_changed(case, tmp_path):
+def test_usable_files_are_accepted_with_a_warning(case, tmp_path):
     content, area_km2, warning = ACCEPTED[case]
     path = tmp_path / "region.geojson"
     path.write_bytes(text_of(content))

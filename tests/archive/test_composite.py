@@ -61,7 +61,7 @@ steps_lists = st.lists(step(), min_size=1, max_size=4)
 
 @settings(max_examples=60, deadline=None)
 @given(steps_lists)
-def test_mosaic_takes_whole_observations_and_leaves_no_hole_that_a_scene_could_fill(steps):
+def test_mosaic_takes_whole_observations_and_leaves_no_hole(steps):
     dn, *_ = mosaic(steps)
     for gsd in GROUPS:
         known = np.stack([s.dn[gsd] for s in steps])
@@ -161,7 +161,7 @@ def lazy(pixels, reads, name):
 
 @settings(max_examples=150, deadline=None)
 @given(steps_lists)
-def test_composites_follow_the_rules_and_do_not_depend_on_how_they_are_read(steps):
+def test_composites_do_not_depend_on_how_they_are_read(steps):
     reads = []
     dn, scl, used = composite_by_loops(steps)
     for found in (mosaic(steps), mosaic([lazy(s, reads, i) for i, s in enumerate(steps)])):
@@ -177,7 +177,7 @@ def test_composites_follow_the_rules_and_do_not_depend_on_how_they_are_read(step
         np.testing.assert_array_equal(one.dn[gsd], other.dn[gsd])
 
 
-def test_a_cell_that_is_never_clear_does_not_make_every_scene_be_read():
+def test_a_never_clear_cell_does_not_make_every_scene_be_read():
     scl = np.full((6, 9), 4)
     scl[0, 0] = 9
     reads = []
@@ -250,7 +250,7 @@ def test_snow_water_and_unclassified_ground_are_clear():
         assert (dn[20] == 2000).all()
 
 
-def test_ground_outside_one_footprint_is_filled_and_outside_all_stays_zero():
+def test_ground_outside_all_footprints_alone_stays_zero():
     left, middle = [[1, 0, 0], [1, 0, 0]], [[0, 1, 0], [0, 1, 0]]
     dn, scl, *_ = mosaic([flat(2000, 4, left), flat(3000, 9, middle)])
     assert dn[60][0].tolist() == [[2000, 3000, 0]] * 2

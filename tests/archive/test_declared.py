@@ -181,7 +181,7 @@ def test_wrapped_and_saturated_values_are_nodata_and_counted(tmp_path, read):
     assert any("5.01 % of B03 cannot be reflectance" in note and "nodata" in note for note in notes)
 
 
-def test_scene_classification_in_uint16_and_classes_that_do_not_exist(tmp_path, read):
+def test_scl_in_uint16_and_unknown_classes(tmp_path, read):
     scene = make_scene(tmp_path, scene_id="s", size_m=SIDE)
     raster = Raster(20, 600000, 5100000, 60, 60)
     classes = np.full((60, 60), 4, np.uint16)

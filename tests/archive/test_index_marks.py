@@ -73,7 +73,7 @@ def test_a_list_of_some_of_its_items_is_still_ours(index, tmp_path):
         lambda item: item["properties"].update({"datetime": "2024-06-18T10:15:59Z"}),
     ],
 )
-def test_what_was_changed_or_never_marked_may_not_name_files_elsewhere(index, change):
+def test_unmarked_indexes_may_not_name_files_elsewhere(index, change):
     edited(index, change)
     result = found(index)
     assert result.scenes == ()
@@ -137,7 +137,7 @@ def test_the_key_is_the_users_alone(index, tmp_path, monkeypatch):
     assert os.listdir(key.parent) == ["index.key"]
 
 
-def test_without_a_place_for_the_key_an_index_is_written_unmarked(tmp_path, monkeypatch):
+def test_without_a_key_folder_an_index_is_unmarked(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     home = tmp_path / "scenes"

@@ -280,7 +280,7 @@ def test_level_2a_is_no_level_1c(item):
     assert parse(item).offset.offset_dn == -1000
 
 
-def test_a_folder_called_l1c_does_not_make_a_level_2a_item_level_1c():
+def test_a_folder_called_l1c_does_not_make_an_item_level_1c():
     item = make_item(base="https://data.example.org/from_L1C/")
     assert parse(item).hrefs["B02"].startswith("https://data.example.org/from_L1C/S2B_MSIL2A")
 

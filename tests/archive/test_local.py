@@ -213,7 +213,7 @@ def test_same_scene_twice_is_taken_once(tmp_path):
     assert any("another folder holds this scene" in note for note in notes)
 
 
-def test_offset_of_files_without_baseline_follows_the_pixels_or_the_user(tmp_path):
+def test_without_baseline_the_offset_follows_pixels_or_user(tmp_path):
     patch(tmp_path, offset_dn=-1000)
     with pytest.raises(UsageError, match=r"nothing tells its BOA offset.*just above 1000.*--offset -1000"):
         scan(tmp_path)

@@ -106,7 +106,7 @@ def test_tags_that_are_no_dn_of_this_kind_are_refused(tmp_path, scale, offset):
         scan(tmp_path, datetime_utc="2024-06-17", offset_dn=0)
 
 
-def test_pixels_settle_what_name_and_tags_dispute_or_the_scene_is_refused(tmp_path):
+def test_pixels_settle_disputes_of_name_and_tags(tmp_path):
     folder = folder_of_files(tmp_path, "N0510", 0)
     tagged(folder, scale=0.0001, offset=0)
     silent, _ = scan(tmp_path, datetime_utc="2024-06-17")  # scale alone says 0, the name says -1000
@@ -138,7 +138,7 @@ def test_a_version_of_sen2cor_is_no_baseline(tmp_path):
 
 
 @pytest.mark.parametrize("stored", [0, -1000])
-def test_item_and_name_that_disagree_are_settled_by_pixels_or_refused(tmp_path, stored):
+def test_pixels_settle_disputes_of_item_and_name(tmp_path, stored):
     folder = folder_of_files(tmp_path, PRODUCT, stored)
     properties = {"datetime": "2024-06-17T10:15:59Z", "s2:processing_baseline": "02.14"}
     item = {"type": "Feature", "stac_version": "1.0.0", "id": "x", "assets": {}, "properties": properties}
@@ -200,7 +200,7 @@ def sliver(tmp_path, how, *, width=12, side_m=12000, offset_dn=-1000):
 
 
 @pytest.mark.parametrize("how", ["average", "jp2", "specks"])
-def test_overviews_that_mix_ground_with_nodata_contradict_nothing(tmp_path, how):
+def test_overviews_mixing_nodata_contradict_nothing(tmp_path, how):
     scene = sliver(tmp_path, how)
     access = Access(roots=(str(tmp_path),))
     with rasterio.open(scene.hrefs["B02"]) as dataset:
@@ -231,7 +231,7 @@ def test_a_handful_of_pixels_contradicts_no_record(tmp_path):
     assert scene.properties[AUDIT_KEY].startswith("unknown: fewer than 1000")
 
 
-def test_tags_of_remote_files_contradict_a_record_unless_the_pixels_agree(tmp_path):
+def test_remote_tags_contradict_a_record_unless_pixels_agree(tmp_path):
     made = make_scene(tmp_path, scene_id="s", size_m=SIDE, offset_dn=-1000, bands=("B02", "B03", "B04"), scl=False)
     access = Access(roots=(str(tmp_path),))
     wrong = dataclasses.replace(made, offset=OffsetDecision(0, "the catalogue says so"))

@@ -95,7 +95,7 @@ def sums(folder):
 
 
 @pytest.mark.parametrize(("granted", "processes", "expected"), [(2, 1, 2), (4, 2, 2), (3, 3, 1), (1, 1, 1), (2, 5, 1)])
-def test_a_host_sees_as_many_connections_as_are_this_process_share(folder, granted, processes, expected):
+def test_a_host_sees_this_processes_share_of_connections(folder, granted, processes, expected):
     """Two at once do happen where two are granted (requests wait for each other), and never one more."""
     share(processes)
     company = threading.Barrier(expected)
@@ -198,7 +198,7 @@ def test_nobody_begins_while_the_host_is_being_asked(clock):
     assert begun == ["answered", "read"]
 
 
-def test_a_failing_question_and_a_failing_read_leave_nothing_held():
+def test_failing_requests_leave_nothing_held():
     host = Host("h")
     with pytest.raises(ZeroDivisionError):
         host.pause(lambda: 1 / 0)
@@ -226,7 +226,7 @@ def test_retries_beyond_the_budget_mean_that_the_host_is_away(clock, monkeypatch
         retrying(call, what="B02", tries=6, sleep=clock.sleep, visit=Visit(host, 1))
 
 
-def test_a_damaged_file_costs_four_tries_and_nothing_of_the_budget(clock, monkeypatch):
+def test_a_damaged_file_costs_four_tries_and_no_budget(clock, monkeypatch):
     monkeypatch.setattr(politeness, "BUDGET_RETRIES", 0)
 
     def call():
@@ -237,7 +237,7 @@ def test_a_damaged_file_costs_four_tries_and_nothing_of_the_budget(clock, monkey
     assert type(caught.value) is ReadError
 
 
-def test_where_no_pool_says_how_many_processes_there_are_the_environment_does(monkeypatch):
+def test_without_a_pool_the_environment_counts_processes(monkeypatch):
     assert connections_here(8) == 8
     monkeypatch.setenv(politeness.PROCESSES_VARIABLE, "4")
     assert connections_here(8) == 2

@@ -148,7 +148,7 @@ def test_audit_of_a_scene_reads_its_files(tmp_path, stored_offset, size_m):
 
 @pytest.mark.slow
 @pytest.mark.shared_data
-def test_audit_never_contradicts_the_truth_of_a_real_scene_or_of_its_parts(shared_data):
+def test_audit_never_contradicts_the_truth_of_real_scenes(shared_data):
     scenes = offset_audit.real_scenes(shared_data)
     assert len(scenes) == 18
     rng = np.random.default_rng(0)

@@ -157,7 +157,7 @@ def test_a_conformance_class_without_link_is_enough(archive, monkeypatch):
 # -- collections
 
 
-def test_an_unknown_collection_is_named_with_those_that_there_are(archive):
+def test_an_unknown_collection_is_named_with_the_known(archive):
     archive.items, archive.collections = [], ["landsat-c2-l2", "sentinel-1-grd", "sentinel-2-c1-l2a", "naip"]
     with pytest.raises(UsageError, match="no collection 'sentinel-2-l2a'") as caught:
         days(archive.url)
@@ -173,7 +173,7 @@ def test_a_search_refused_for_its_collection_says_so(archive):
         days(archive.url)
 
 
-def test_an_empty_search_of_a_collection_that_exists_is_just_empty(archive):
+def test_an_empty_search_of_a_known_collection_is_empty(archive):
     archive.items, archive.collections = [], ["sentinel-2-l2a"]
     assert days(archive.url) == []
     archive.collections = None  # an API without such pages
@@ -223,7 +223,7 @@ def test_the_address_of_an_item_means_that_item(archive):
     assert days(f"{archive.url}/search") == DAYS
 
 
-def test_the_address_of_an_item_of_a_known_archive_keeps_its_rules():
+def test_an_item_of_a_known_archive_keeps_its_rules():
     catalog = load_catalog("https://Earth-Search.aws.element84.com:443/v1/collections/sentinel-2-l2a/items/S2A_X")
     assert (catalog.name, catalog.offset_rule, catalog.ids) == ("earth-search", "earth-search-v1", ("S2A_X",))
 

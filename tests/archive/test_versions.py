@@ -49,7 +49,7 @@ def test_parts_that_overlap_a_little_are_kept_and_copies_are_not():
     assert kept(west, east, again) == sorted([west["id"], east["id"]])
 
 
-def test_a_newer_version_that_lost_ground_does_not_replace_the_older():
+def test_a_newer_version_that_lost_ground_replaces_nothing():
     whole, cut = part(0, 1, baseline="05.10"), part(0, 0.93, baseline="05.11", made="20240618T150000")
     assert kept(whole, cut) == sorted([whole["id"], cut["id"]])
 
@@ -65,7 +65,7 @@ def found(tmp_path, *items):
     return search(load_catalog(str(path)), AOI, None, None, None)
 
 
-def test_halves_that_share_an_id_are_both_kept_under_names_of_their_own(tmp_path):
+def test_halves_that_share_an_id_are_both_kept(tmp_path):
     west = part(0, 0.52, name="same", base="https://data.example.org/a/")
     east = part(0.48, 1, name="same", base="https://data.example.org/b/")
     names = {scene.hrefs["B02"]: scene.id for scene in found(tmp_path, west, east, west).scenes}

@@ -68,7 +68,7 @@ def test_torch_is_one_that_the_package_takes():
         assert versions[0] <= versions[1] < versions[2]
 
 
-def test_the_build_sees_what_the_package_is_built_of_and_nothing_else():
+def test_the_build_context_is_the_package_alone():
     """.dockerignore names exactly the files and folders of pyproject.toml; above all no weights, imagery or keys."""
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     content = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -221,7 +221,7 @@ def test_a_box_needs_no_file(tmp_path, monkeypatch, capsys, box):
         validate(document)
 
 
-def test_a_file_of_this_machine_is_not_taken_for_one_of_the_cluster(archive, aoi, tmp_path, monkeypatch, capsys):
+def test_a_local_file_is_not_taken_for_one_of_the_cluster(archive, aoi, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--target", "kubernetes", "--manifest", "out", "--aoi", str(aoi), "--catalog", str(archive)]
     assert submit.main(words) == 2
@@ -327,7 +327,7 @@ def test_the_publication_asks_again_while_units_are_missing(pod_shell, tmp_path,
     assert [line.split()[0] for line in seen] == ["-m", "sleep", "-m"]
 
 
-def test_the_publication_waits_for_parts_at_work_but_believes_other_refusals(pod_shell, tmp_path):
+def test_publication_waits_for_working_parts_only(pod_shell, tmp_path):
     """A store that another run holds is 75, as units that are missing are."""
     (finalise,) = pod_of(named(documents(*BASE), "-finalise"))["containers"]
     (tmp_path / "run.zarr" / "_run" / "plan.json").touch()

@@ -62,7 +62,7 @@ def test_first_look_is_rendered_with_its_figures(store, tmp_path):
     assert abs(float(bias[1])) < 0.5
 
 
-def test_readme_names_all_notebooks_and_its_commands_are_understood():
+def test_readme_names_all_notebooks_and_valid_commands():
     text = (FOLDER / "README.md").read_text()
     module = runpy.run_path(str(FOLDER / "render.py"))
     assert set(re.findall(r"^\| `(\w+)\.py` \|", text, re.MULTILINE)) == set(module["NOTEBOOKS"])

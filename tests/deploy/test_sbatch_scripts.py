@@ -130,7 +130,7 @@ def test_75_goes_back_into_the_queue_until_the_cap(bench, monkeypatch):
     assert not (bench / "requeued").exists()
 
 
-def test_the_warning_before_the_time_limit_reaches_python_and_requeues(bench, monkeypatch):
+def test_the_time_limit_warning_reaches_python_and_requeues(bench, monkeypatch):
     monkeypatch.setenv("CODE", "wait")
     code, _ = signalled(bench, signal.SIGUSR1)
     assert code == 75

@@ -170,7 +170,7 @@ def test_jobs_in_the_queue_are_not_doubled(frozen, cluster, monkeypatch, capsys)
     assert [call[0] for call in calls(cluster)] == ["squeue"]
 
 
-def test_overwriting_is_refused_before_anything_is_deleted_while_jobs_run(frozen, wanted, monkeypatch, capsys):
+def test_overwriting_is_refused_while_jobs_run(frozen, wanted, monkeypatch, capsys):
     monkeypatch.setenv("QUEUED", "41\n")
     code, _, err = go(capsys, *wanted, "--seed", "3", "--out", "run.zarr", "--target", "slurm", "--overwrite")
     assert code == 2
@@ -200,7 +200,7 @@ def test_an_array_without_its_publication_is_taken_back(frozen, cluster, monkeyp
     assert calls(cluster)[-1] == ["scancel", "101"]
 
 
-def test_less_memory_than_a_part_accepts_is_refused_with_the_numbers(frozen, cluster, capsys):
+def test_too_little_memory_is_refused_with_the_numbers(frozen, cluster, capsys):
     code, _, err = go(capsys, "--plan", frozen, "--target", "slurm", "--memory", "1500M", "--cpus", "2")
     assert code == 2
     assert "--memory of 1500 MiB for 2 workers" in err

@@ -75,7 +75,7 @@ def test_a_signal_is_heard_while_no_worker_is_there(archive, aoi, tmp_path, numb
 
 
 @pytest.mark.slow
-def test_a_worker_without_the_package_is_noticed_at_the_start_in_its_own_words(archive, aoi, tmp_path):
+def test_a_worker_without_the_package_is_noticed_at_once(archive, aoi, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "sitecustomize.py").write_text("import sys\nsys.modules['pipeline'] = None\n")
@@ -104,7 +104,7 @@ def near():
         yield client
 
 
-def test_a_worker_with_other_software_or_without_the_store_is_named(near, archive, aoi, tmp_path, monkeypatch):
+def test_a_worker_with_other_software_or_no_store_is_named(near, archive, aoi, tmp_path, monkeypatch):
     from pipeline.archive.aoi import read_aoi
     from pipeline.execution.driver import prepare
     from pipeline.execution.planner import make_plan
@@ -122,13 +122,13 @@ def test_a_worker_with_other_software_or_without_the_store_is_named(near, archiv
         able.require_able(near, str(store), plan.digest)
 
 
-def test_a_worker_that_comes_late_with_other_software_computes_nothing(monkeypatch):
+def test_a_late_worker_with_other_software_computes_nothing(monkeypatch):
     monkeypatch.setattr(cluster, "process", lambda *_: pytest.fail("it computed"))
     with pytest.raises(UsageError, match="a worker computes with"):
         cluster._beside_others(1, None, "s", "d", 1, "sen2fine 0.0.9")
 
 
-def test_a_stop_with_units_queued_and_no_worker_left_ends_at_once(near, monkeypatch):
+def test_a_stop_without_workers_ends_at_once(near, monkeypatch):
     """As in a queue that keeps workers waiting for hours."""
     stop = Stop()
     pool = cluster.DaskPool(near, "s", "d", float("inf"), stop=stop)

@@ -57,7 +57,7 @@ def test_fused_bands_do_not_depend_on_the_bands_that_are_stored(one_scene, small
 
 
 @pytest.mark.slow
-def test_which_scene_is_taken_does_not_depend_on_the_bands_that_are_stored(two_scenes, small_aoi, tmp_path):
+def test_the_scene_taken_does_not_depend_on_stored_bands(two_scenes, small_aoi, tmp_path):
     """Where B05 ends the other scene is taken in all 20 m bands, or in none, whichever of them are stored."""
     every, _ = stored(two_scenes, small_aoi, tmp_path / "all.zarr")
     for asked in (("B05",), ("B05", "B11"), ("B02", "B03"), ("B01",)):

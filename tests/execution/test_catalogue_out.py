@@ -144,7 +144,7 @@ def test_two_zones_have_two_assets_and_one_shape(tmp_path):
     assert opened.spatial_ref.attrs["crs_wkt"].startswith('PROJCRS["WGS 84 / UTM zone 33N"')
 
 
-def test_an_area_across_the_antimeridian_has_its_box_the_short_way():
+def test_an_area_across_the_antimeridian_has_a_short_box():
     parts = [shapely.box(179.5, -17, 180, -16), shapely.box(-180, -17, -179.25, -16.5)]
     geometry, bbox = catalogue_out._geojson(shapely.MultiPolygon(parts))
     assert bbox == (179.5, -17, -179.25, -16)
@@ -274,7 +274,7 @@ def test_a_collection_is_written_and_named_by_its_items(store, tmp_path, call):
     assert "collection" not in item_in(store), "a store may be in any collection"
 
 
-def test_a_collection_without_a_place_or_without_stores_is_refused(store, tmp_path, call):
+def test_a_collection_without_place_or_stores_is_refused(store, tmp_path, call):
     make_scene(tmp_path / "scenes", scene_id="S2A_ONE", size_m=600)
     for words in ((store,), (tmp_path / "scenes", "--datetime", "2024-06-17", "--out", tmp_path / "a.json")):
         code, out, err = call(*words, "--collection", "fields")

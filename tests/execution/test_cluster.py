@@ -110,7 +110,7 @@ class FromGdal(Exception):
         return self.number, self.text
 
 
-def test_errors_keep_their_kind_and_leave_their_cause_behind_on_the_way_from_a_worker(monkeypatch):
+def test_errors_from_a_worker_keep_their_kind(monkeypatch):
     from distributed.core import clean_exception, error_message
 
     def process(unit, store, digest, attempt):

@@ -47,7 +47,7 @@ def test_counts_are_those_of_the_stored_classes(finished):
     assert item["properties"]["sen2fine:detail"] == shares
 
 
-def test_the_summary_says_how_much_is_generated_and_why_the_rest_is_not(finished):
+def test_the_summary_says_how_much_is_generated(finished):
     store, plan, summary = finished
     line = next(line for line in described_run(plan, summary, store, None).splitlines() if "generated" in line)
     share = summary.detail_shares

@@ -63,7 +63,7 @@ def test_chunks_never_show(finished, archive, aoi, weights, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_sensor_would_measure_the_input_again_whatever_the_network(finished):
+def test_the_sensor_would_measure_the_input_of_any_network(finished):
     """Without bias. The area has 64 pixels of 60 m, too few to tell; `test_contract` looks at those."""
     bias = {name: bias for name, (_, bias) in sensor_errors(finished[1]).items() if BY_NAME[name].gsd_m < 60}
     assert max(map(abs, bias.values())) < 2

@@ -36,7 +36,7 @@ def corner(tmp_path):
     return write_aoi(tmp_path / "corner.geojson", box(LEFT + 120, TOP - 600, LEFT + 600, TOP - 120))
 
 
-def test_an_area_in_the_nodata_corner_of_a_tile_is_exit_3_and_never_complete(tmp_path, call):
+def test_an_area_of_nodata_is_exit_3_and_never_complete(tmp_path, call):
     run = ("--catalog", archive_of(tmp_path, 1200), "--aoi", corner(tmp_path), "--out", tmp_path / "s.zarr", *QUICK)
     for _ in range(2):  # the same command again finds the same
         code, out, err = call(*run)

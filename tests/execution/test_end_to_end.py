@@ -147,7 +147,7 @@ def test_detail_differs_from_interpolation_but_not_under_clouds(archive, aoi, sm
     assert np.abs(lite[red] - plain[red])[blocked].max() <= 1
 
 
-def test_coordinate_images_land_on_themselves_through_the_whole_pipeline(tmp_path):
+def test_coordinate_images_land_on_themselves(tmp_path):
     """Every native pixel names its place; the store's block means give that name back at exactly that place."""
     scene = make_scene(tmp_path, scene_id="S2A_COORD", kind="coordinates", size_m=SIZE, scl=False)
     index = make_archive(tmp_path, [scene])
@@ -366,7 +366,7 @@ def test_excluded_scenes_are_left_out_and_said_so(archive, aoi, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_scene_whose_files_are_gone_is_left_out_while_others_remain(tmp_path, aoi):
+def test_a_scene_without_files_is_left_out(tmp_path, aoi):
     from pathlib import Path
 
     scenes = [
@@ -381,7 +381,7 @@ def test_a_scene_whose_files_are_gone_is_left_out_while_others_remain(tmp_path, 
 
 
 @pytest.mark.slow
-def test_ground_that_only_the_neighbouring_zone_covers_is_processed_there(tmp_path):
+def test_ground_of_a_neighbouring_zone_is_processed_there(tmp_path):
     """One scene of zone 31 covers the AOI, which lies in zone 32; a scene of zone 32 covers a corner of it."""
     import pyproj
 
@@ -416,7 +416,7 @@ def test_clip_counts_pixels_inside_the_polygon_only(archive, tmp_path):
 
 
 @pytest.mark.slow
-def test_scl_is_the_same_however_units_are_cut_where_only_one_scene_has_it(tmp_path, aoi):
+def test_scl_is_the_same_however_units_are_cut(tmp_path, aoi):
     scenes = [
         make_scene(tmp_path, scene_id="S2A_NO_SCL", seed=1, size_m=SIZE, scl=False, cloud_pct=0.0),
         make_scene(

@@ -107,7 +107,7 @@ class TestAFreshStart:
         assert not store.exists()
 
     @pytest.mark.slow
-    def test_of_three_at_once_one_makes_the_store_and_the_others_say_why_not(self, archive, aoi, store, sound):
+    def test_of_three_at_once_one_makes_the_store(self, archive, aoi, store, sound):
         words = [sys.executable, "-m", "pipeline.run", "--aoi", str(aoi), "--catalog", str(archive), "--out",
                  str(store), *ONE]  # fmt: skip
         three = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
@@ -241,7 +241,7 @@ class TestARun:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("what", ["receipts", "chunks"])
-    def test_publishes_what_is_in_the_store_and_not_what_it_remembers(self, call, store, sound, monkeypatch, what):
+    def test_publishes_what_is_in_the_store(self, call, store, sound, monkeypatch, what):
         real = cluster.process
 
         def process(unit, where, digest, attempt=1):
@@ -298,7 +298,7 @@ class TestARunElsewhere:
         assert [path.name for path in (store / "_run").glob("lease*")] == []
 
     @pytest.mark.parametrize("more", [(), ("--overwrite",)])
-    def test_that_lives_ends_the_command_with_75_its_age_and_when_its_lease_lapses(self, call, store, more):
+    def test_that_lives_ends_the_command_with_75(self, call, store, more):
         assert call("--plan-only")[0] == 0
         other = self.begin(store, 60.0)
         alive = threading.Timer(1.0, lambda: place_of(store).write(f"_run/lease.beat-{other.owner}", b"2"))
@@ -314,7 +314,7 @@ class TestARunElsewhere:
 
 class TestOwnership:
     @pytest.mark.slow
-    def test_a_finished_store_that_lost_its_run_folder_is_not_replaced(self, call, store, sound):
+    def test_a_finished_store_without_run_folder_is_not_replaced(self, call, store, sound):
         assert call()[0] == 0
         shutil.rmtree(store / "_run")
         code, _, err = call()
@@ -325,7 +325,7 @@ class TestOwnership:
         assert chunk_digests(store) == sound["none"]
 
     @pytest.mark.slow
-    def test_a_store_whose_root_another_program_wrote_can_be_overwritten(self, call, store, sound):
+    def test_a_store_with_a_foreign_root_can_be_overwritten(self, call, store, sound):
         """Its plan says whose it is."""
         assert call()[0] == 0
         (store / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
@@ -486,7 +486,7 @@ class TestReaders:
         assert not page.exists()
 
     @pytest.mark.slow
-    def test_an_item_is_not_written_into_a_store_that_another_run_holds(self, call, store, capsys):
+    def test_an_item_is_not_written_into_a_held_store(self, call, store, capsys):
         from pipeline.execution.catalogue_out import list_stores
 
         assert call()[0] == 0
@@ -535,7 +535,7 @@ def test_two_processes_with_one_number_write_one_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_repair_waits_for_nobody_and_touches_nothing_of_a_live_run(call, store, capsys):
+def test_a_repair_touches_nothing_of_a_live_run(call, store, capsys):
     assert call()[0] == 0
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
     with lease(store):

@@ -98,7 +98,7 @@ class TestMetadata:
         assert call(check, store, "--verify", verify, "--repair")[0] == 0
         assert listing(store) == whole
 
-    def test_a_store_that_lost_its_small_files_comes_back_bit_for_bit(self, call, store):
+    def test_lost_small_files_come_back_bit_for_bit(self, call, store):
         whole = listing(store)
         for key in whole:
             if key.endswith(("zarr.json", "COMPLETE.json", "stac-item.json")) or key.split("/")[-2:-1] == ["c"]:
@@ -510,7 +510,7 @@ class TestSoftware:
             assert call(*mend)[0] == 0
             assert listing(store) == whole
 
-    def test_an_unfinished_store_whose_record_is_damaged_is_not_gone_on_with(self, call, store, monkeypatch):
+    def test_an_unfinished_store_with_a_damaged_record_is_refused(self, call, store, monkeypatch):
         """Nobody knows any more what computed its units."""
         from pipeline.execution import software
 

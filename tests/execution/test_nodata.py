@@ -59,7 +59,7 @@ def test_no_array_holds_a_value_that_is_also_its_nodata(stores):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_plain_xarray_masks_uncertainty_where_it_masks_reflectance(stores, level):
+def test_plain_xarray_masks_uncertainty_like_reflectance(stores, level):
     ds = xr.open_zarr(stores[2], group=level or None)
     assert np.array_equal(np.isnan(ds.uncertainty), np.isnan(ds.reflectance))
     assert 0 <= float(ds.uncertainty.min()) <= float(ds.uncertainty.max()) < 1
@@ -77,7 +77,7 @@ def test_open_store_gives_nan_in_both_whatever_the_format(stores, gsd_m, version
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_every_reader_of_ours_gives_the_same_pixels_of_both_formats(stores, tmp_path, version):
+def test_every_reader_gives_the_same_pixels_of_both_formats(stores, tmp_path, version):
     expected = np.asarray(zarr.open_group(stores[2], mode="r")["uncertainty"][0])
     files = export_cogs(
         stores[version], tmp_path, Request(variables=("uncertainty",)), single_file=True, overwrite=True

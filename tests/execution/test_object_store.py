@@ -239,7 +239,7 @@ def test_worker_processes_write_there_too(archive, aoi, url, server, sound, call
 
 
 @pytest.mark.slow
-def test_what_is_not_ours_is_never_touched_and_ours_is_overwritten_when_asked(archive, aoi, url, server, sound, call):
+def test_only_our_own_stores_are_overwritten(archive, aoi, url, server, sound, call):
     prefix = url.removeprefix("s3://bucket/")
     server.spoil(f"{prefix}/thesis.txt", b"thesis")
     for more in ((), ("--overwrite",)):

@@ -100,7 +100,7 @@ def test_an_unknown_offset_beside_a_known_one_is_left_out_aloud(tmp_path, aoi):
     assert any("left out S2A_X: its BOA offset is unknown" in note for note in plan.notes)
 
 
-def test_doubted_metadata_that_pixels_do_not_confirm_are_said_to_be(tmp_path, aoi):
+def test_doubtful_metadata_without_confirmation_are_said(tmp_path, aoi):
     scene = bright(make_scene(tmp_path, scene_id="S2A_X", size_m=SIZE, offset_dn=-1000))
     archive = items_file(tmp_path, scene, **{"earthsearch:boa_offset_applied": False})
     plan = plan_of(archive, aoi)

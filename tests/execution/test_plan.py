@@ -158,7 +158,7 @@ class TestDigest:
         assert change(plan).digest != plan.digest
 
 
-def test_a_plan_of_the_format_before_keeps_its_digest_and_its_form():
+def test_a_plan_of_the_older_format_keeps_digest_and_form():
     """Written by the version whose systems took a super-resolver and a fusion."""
     content = sealed.load((Path(__file__).parent / "plans" / "format_3.json").read_bytes())
     plan = Plan.from_json(content)
@@ -361,7 +361,7 @@ class TestZones:
         assert not plan.zones[0].resample
         assert not [note for note in plan.notes if "grid" in note]
 
-    def test_scenes_of_different_phase_are_resampled_to_the_official_grid(self, tmp_path, aoi):
+    def test_scenes_of_another_phase_are_resampled(self, tmp_path, aoi):
         shifted = scene("S2A_OFF", left_m=LEFT + 7.5, top_m=TOP + 3.25)
         plan = planned(tmp_path, [scene(), shifted], aoi)
         assert plan.zones[0].grid.phase == Phase()

@@ -190,7 +190,7 @@ def test_damaged_metadata_is_written_anew_from_the_plan(small, hit):
 
 
 @pytest.mark.slow
-def test_a_run_that_verifies_mends_overviews_and_those_beyond_blocks(archive, aoi, tmp_path):
+def test_a_run_that_verifies_mends_overviews(archive, aoi, tmp_path):
     store = tmp_path / "a.zarr"
     plan, _ = run(config_for(archive, chunk_px=24, unit_chunks=6, consistency="box"), aoi, store)
     before = chunk_digests(store)
@@ -216,7 +216,7 @@ def test_damage_below_a_missing_overview_is_said_with_the_cure(small):
 
 
 @pytest.mark.slow
-def test_a_unit_set_aside_leaves_a_hole_in_the_overview_until_it_is_mended(small):
+def test_a_unit_set_aside_leaves_a_hole_until_mended(small):
     """What a quarantined unit would have given is nodata in the overviews; repair fills it."""
     plan, store = small
     before = chunk_digests(store)

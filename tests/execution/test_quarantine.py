@@ -74,7 +74,7 @@ def test_a_unit_that_fails_only_beside_others_is_computed_alone(begun, sound, mo
 
 
 @pytest.mark.slow
-def test_a_unit_that_always_fails_is_set_aside_and_the_rest_is_published(begun, sound, monkeypatch, capsys):
+def test_a_unit_that_always_fails_is_set_aside(begun, sound, monkeypatch, capsys):
     plan, store = begun
     real = poisoned(monkeypatch, at_poison)
     summary = go(plan, store)
@@ -97,7 +97,7 @@ def test_a_unit_that_always_fails_is_set_aside_and_the_rest_is_published(begun, 
 
 
 @pytest.mark.slow
-def test_the_record_tells_how_to_see_the_failure_again_and_no_secret(begun, monkeypatch):
+def test_the_record_tells_how_to_repeat_the_failure(begun, monkeypatch):
     plan, store = begun
     poisoned(monkeypatch, at_poison)
     monkeypatch.setattr("pipeline.execution.work.worth_isolating", lambda error: False)
@@ -110,7 +110,7 @@ def test_the_record_tells_how_to_see_the_failure_again_and_no_secret(begun, monk
 
 
 @pytest.mark.slow
-def test_failures_beyond_one_percent_stop_the_run_early_and_set_nothing_aside(begun, sound, monkeypatch):
+def test_failures_beyond_one_percent_stop_the_run(begun, sound, monkeypatch):
     plan, store = begun
     tried = []
     real = poisoned(monkeypatch, lambda unit: bool(tried.append(unit.id)) or True)

@@ -61,7 +61,7 @@ def test_interpolation_keeps_ramps_and_nodata():
     assert (fine > -0.0999).sum() == 3 * (48**2 - 16)
 
 
-def test_the_panels_are_the_input_its_interpolation_and_the_output(tmp_path):
+def test_the_panels_are_input_interpolation_and_output(tmp_path):
     scene = make_scene(tmp_path, scene_id="S2A_ONE", seed=1, size_m=1800)
     place = write_aoi(tmp_path / "a.geojson", box(LEFT + 301, TOP - 899, LEFT + 899, TOP - 301))
     config = config_for(make_archive(tmp_path, [scene]), bands=("B02", "B03", "B04"), consistency="none")

@@ -94,7 +94,7 @@ def finished(archive, aoi, converted, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_converted_weights_give_the_pixels_of_the_networks_they_hold(command, finished, tmp_path):
+def test_converted_weights_give_their_networks_pixels(command, finished, tmp_path):
     save_bundle(tmp_path / "sr.safetensors", difffusr.difffusr_bundle(SIZES), networks("sr"))
     fusion = difffusr_fusion.difffusr_fusion_bundle(SMALL_FUSION)
     save_bundle(tmp_path / "fusion.safetensors", fusion, networks("fusion"))
@@ -121,7 +121,7 @@ def server(converted, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_weights_by_address_give_the_same_pixels_and_are_in_the_plan(command, server, finished, tmp_path):
+def test_weights_by_address_give_the_same_pixels(command, server, finished, tmp_path):
     code, _, complaint, store = command(*by_address())
     assert (code, complaint) == (0, "")
     assert np.array_equal(values(store), values(finished))
@@ -141,7 +141,7 @@ def test_weights_by_address_give_the_same_pixels_and_are_in_the_plan(command, se
 
 
 @pytest.mark.slow
-def test_the_name_of_a_local_file_is_in_the_store_and_its_folder_is_not(finished):
+def test_the_store_names_a_local_file_without_its_folder(finished):
     attributes = json.loads((finished / "zarr.json").read_text())["attributes"]
     assert attributes["sr_weights"] == "sr.safetensors"
 

@@ -30,7 +30,7 @@ def test_one_command_from_api_to_store_equals_the_local_run(scenes, aoi, tmp_pat
         assert np.array_equal(values(tmp_path / "local.zarr", name), values(tmp_path / "online.zarr", name)), name
 
 
-def test_a_file_that_answers_404_ends_the_run_with_5_and_no_pixel_of_it(scenes, aoi, tmp_path, capsys):
+def test_a_file_that_answers_404_ends_the_run_with_5(scenes, aoi, tmp_path, capsys):
     folder, records = scenes
     store = tmp_path / "gone.zarr"
     with online((folder, records[1:]), always("404", "S2B_MSIL2A_TWO_B11")) as (toml, _):

@@ -106,7 +106,7 @@ def alive(pid):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # dask-jobqueue's local jobs are not waited for
-def test_jobs_are_asked_for_as_units_are_left_and_an_ended_one_is_replaced(tmp_path, processes_for_jobs):
+def test_jobs_follow_units_and_ended_ones_are_replaced(tmp_path, processes_for_jobs):
     demand = Demand(1)
     (tmp_path / "run.zarr" / "_run").mkdir(parents=True)
     with slurm.slurm_workers(2, tmp_path / "run.zarr", {}, demand) as cluster:

@@ -33,7 +33,7 @@ def neighbours(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("composite", ["mosaic", "none", "median"])
-def test_a_scene_that_only_windows_reach_is_used_as_a_larger_run_uses_it(neighbours, small_lite, tmp_path, composite):
+def test_a_scene_reached_by_windows_alone_is_used(neighbours, small_lite, tmp_path, composite):
     small = write_aoi(tmp_path / "small.geojson", box(LEFT + 1400, TOP - 800, LEFT + 1690, TOP - 510))
     large = write_aoi(tmp_path / "large.geojson", box(LEFT + 1300, TOP - 900, LEFT + 2100, TOP - 450))
     config = config_for(neighbours, composite=composite, bands=("B02", "B03", "B04", "B8A"), **small_lite)
@@ -46,7 +46,7 @@ def test_a_scene_that_only_windows_reach_is_used_as_a_larger_run_uses_it(neighbo
         assert np.array_equal(cut, values(tmp_path / "small.zarr", name)), name
 
 
-def test_a_date_on_which_only_the_margin_was_seen_makes_no_time_step(neighbours, tmp_path):
+def test_a_date_that_saw_only_the_margin_makes_no_time_step(neighbours, tmp_path):
     place = write_aoi(tmp_path / "aoi.geojson", box(LEFT + SIDE + 200, TOP - 900, LEFT + SIDE + 500, TOP - 430))
     plan = make_plan(config_for(neighbours, composite="none"), read_aoi(str(place)))
     (step,) = plan.zones[0].periods
@@ -89,7 +89,7 @@ def test_padding_keeps_open_ends_open():
 
 @pytest.mark.parametrize("west", [9.0, 11.99, 179.95, -179.999])
 @pytest.mark.parametrize("south", [0.0, -33.0, 68.0])
-def test_grown_areas_hold_every_place_within_reach_and_little_more(west, south):
+def test_grown_areas_hold_what_is_within_reach(west, south):
     aoi = aoi_from_bbox(west, south, west + 0.04 if west + 0.04 <= 180 else west + 0.04 - 360, south + 0.02)
     bigger = grown(aoi.shape, 3000.0)
     assert bigger.bounds[0] >= -180
@@ -116,7 +116,7 @@ def test_all_bands_still_come_from_the_scene_over_the_area(neighbours, tmp_path)
 
 
 @pytest.mark.slow
-def test_scattered_fields_compute_only_the_windows_that_they_touch(neighbours, small_lite, tmp_path):
+def test_scattered_fields_compute_only_windows_they_touch(neighbours, small_lite, tmp_path):
     """Two fields at opposite corners of one unit; what lies between them is not computed."""
     corners = box(LEFT + 420, TOP - 470, LEFT + 470, TOP - 420), box(LEFT + 3120, TOP - 1400, LEFT + 3180, TOP - 1340)
     rings = [json.loads(write_aoi(tmp_path / "ring.geojson", ring).read_text())["coordinates"] for ring in corners]

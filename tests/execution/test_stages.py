@@ -37,7 +37,7 @@ def test_laps_sum_to_the_whole_and_parts_keep_their_name(clock):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_what_a_unit_took_is_in_its_receipt_and_in_the_records_of_its_blocks(archive, aoi, tmp_path, clock, last):
+def test_timings_are_in_receipts_and_block_records(archive, aoi, tmp_path, clock, last):
     """Overviews are made by the unit that completes a block, after its receipt."""
     store = tmp_path / "a.zarr"
     plan = make_plan(config_for(archive, unit_chunks=40 if last else 3), read_aoi(str(aoi)))

@@ -52,7 +52,7 @@ def through(pool, todo, tmp_path, **patience):
     return summary
 
 
-def test_an_outage_pauses_submission_longer_each_time_and_costs_no_attempt(tmp_path):
+def test_an_outage_pauses_submission_and_costs_no_attempt(tmp_path):
     away = {"left": 4}
 
     def script(unit, attempt, _):
@@ -151,7 +151,7 @@ def test_a_full_disk_is_nobodys_fault_and_stops_at_once(tmp_path):
     assert len(pool.submitted) == 1
 
 
-def test_a_failing_unit_is_tried_three_times_after_which_the_others_go_on(tmp_path):
+def test_a_failing_unit_is_tried_three_times(tmp_path):
     bad = units(4)[1]
     pool = ScriptedPool(lambda unit, *_: ReadError("gone for good") if unit == bad else receipt(unit))
     summary = through(pool, units(4), tmp_path)

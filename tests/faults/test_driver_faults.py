@@ -76,7 +76,7 @@ def whole_run(plan, store):
 
 
 @pytest.mark.slow
-def test_ten_kills_at_seeded_moments_lose_at_most_the_unit_at_work(plan, calm, tmp_path):
+def test_ten_kills_lose_at_most_the_unit_at_work(plan, calm, tmp_path):
     """kill -9 of the driver, ten times, each a little further: same bytes, and only the unit in hand is done again."""
     store, rng = tmp_path / "killed.zarr", random.Random(11)
     driver.prepare(plan, store)
@@ -206,7 +206,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_any_order_of_stops_damage_and_repairs_ends_in_the_same_store(plan, calm, by_address, tmp_path):
+def test_any_order_of_faults_and_repairs_ends_in_one_store(plan, calm, by_address, tmp_path):
     StoreMachine.plan, StoreMachine.calm, StoreMachine.folder = plan, calm, tmp_path
     machine = StoreMachine.TestCase
     machine.settings = settings(max_examples=6, stateful_step_count=8, deadline=None)

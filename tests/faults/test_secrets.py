@@ -27,9 +27,7 @@ logging.basicConfig(level=logging.DEBUG, filename=os.path.join(os.environ["TEST_
 
 
 @pytest.mark.slow
-def test_a_token_that_ends_early_is_renewed_once_and_leaves_the_same_bytes(
-    scenes, aoi, golden, tmp_path, monkeypatch, capsys
-):
+def test_a_token_that_ends_early_is_renewed_once(scenes, aoi, golden, tmp_path, monkeypatch, capsys):
     """All tokens are revoked when the first unit is at work. Each container is signed once more, no more than that."""
     monkeypatch.setattr(retry, "MAX_WAIT_S", 0.05)
     with token_service(TOKEN) as tokens:

@@ -38,7 +38,7 @@ def test_coarsen_refuses_cut_pixels():
         Window(2, 0, 8, 8).coarsen(4)
 
 
-def test_grid_is_snapped_outward_to_60_m_and_stays_put_when_already_snapped():
+def test_grid_is_snapped_outward_to_60_m_once():
     grid = Grid.covering(32631, (300001.0, 5000001.0, 301199.0, 5001199.0))
     assert grid.bounds_m == (300000.0, 4999980.0, 301200.0, 5001240.0)
     assert Grid.covering(32631, grid.bounds_m) == grid

@@ -53,6 +53,6 @@ def test_impossible_lattices_are_refused(numbers):
         Lattice(*numbers)
 
 
-def test_a_five_stride_unit_whose_borders_lie_at_window_centres_costs_2_25_times_its_area():
+def test_a_five_stride_unit_costs_2_25_times_its_area():
     lattice, unit = LATTICES[0], Window(192, 192, 5 * 384, 5 * 384)
     assert len(lattice.cells_touching(unit)) * lattice.window_px**2 / (unit.ny * unit.nx) == pytest.approx(2.25)

@@ -59,7 +59,7 @@ def test_a_pixel_depends_on_its_surroundings_alone(name, seed, row, col):
 
 
 @pytest.mark.parametrize("of", SENSORS.values(), ids=SENSORS)
-def test_a_corrected_image_is_measured_right_and_nearer_to_the_truth(of):
+def test_a_corrected_image_is_measured_right_and_nearer_truth(of):
     k, cells = of.factor, 2 * of.cells + 42
     truth = scene(cells, k)
     guess = gaussian_filter(truth, 0.5 * k)  # what a network might have missed

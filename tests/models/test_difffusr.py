@@ -173,7 +173,7 @@ def test_fusion_reproduces_the_reference(released, published_fusion, gsd):
 # --- super-resolution on a small network ----------------------------------------------------------------------------
 
 
-def test_the_published_description_is_a_valid_lattice_for_the_network():
+def test_the_published_lattice_is_valid_for_the_network():
     bundle = difffusr_bundle(licence="as released", provenance={"from": "checkpoint"})
     Lattice(**vars(bundle.lattice))
     assert bundle.lattice.window_px % 32 == 0
@@ -236,7 +236,7 @@ def test_reflectance_outside_0_to_1_saturates(small):
     assert torch.equal(run(small, lr, noise, state), run(small, lr.clamp(0, 1), noise, state))
 
 
-def test_published_spacing_returns_the_image_as_it_arrives_at_the_last_level(tmp_path):
+def test_published_spacing_returns_the_last_level_undenoised(tmp_path):
     shapes = shapes_of(difffusr.Networks(**difffusr_bundle(SMALL).architecture))
     published = {"name": "ddim", "steps": 20, "spacing": "published"}
     settings = (published, {**published, "denoise_last": False}, {**published, "denoise_last": True})

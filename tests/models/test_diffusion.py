@@ -99,7 +99,7 @@ def test_step_counts_out_of_range_are_refused(steps):
         levels(steps, ALPHA_BAR)
 
 
-def test_log_snr_levels_are_equally_far_apart_where_the_solver_works():
+def test_log_snr_levels_are_equally_spaced_for_the_solver():
     found = np.array(levels(6, ALPHA_BAR, "log-snr"))
     np.testing.assert_allclose(np.diff(np.log(found / np.sqrt(1 - found**2)), 2), 0, atol=1e-12)
     assert (found[0], found[-1]) == pytest.approx((0.02, 0.98))

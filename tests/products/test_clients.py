@@ -167,7 +167,7 @@ def test_rio_stac_dates_the_files(files):
     assert rio_stac.create_stac_item(str(files.files[0])).datetime.isoformat()[:19] == "2024-06-17T10:20:31"
 
 
-def test_a_later_export_adds_to_the_item_and_another_extent_does_not(store, tmp_path):
+def test_a_later_export_adds_to_the_item_of_its_extent(store, tmp_path):
     out = tmp_path / "tifs"
     (path,) = export_cogs(store, out, Request(bands=("B02",))).items
     export_cogs(store, out, Request(bands=("B03",)))
@@ -181,7 +181,7 @@ def test_a_later_export_adds_to_the_item_and_another_extent_does_not(store, tmp_
     assert set(json.loads(path.read_text())["assets"]) == {"B04"}
 
 
-def test_the_footprint_across_the_antimeridian_is_two_parts_and_a_short_box(store):
+def test_an_antimeridian_footprint_is_two_parts_and_a_short_box(store):
     slab = select(place_of(store), root_attributes(place_of(store)), Request())[0]
     geometry, bbox = footprint(slab)
     assert geometry["type"] == "Polygon"

@@ -134,7 +134,7 @@ def test_files_are_cloud_optimised(store, tmp_path, compress):
         assert max(offsets) < first_tile, "a reader of the head alone would not find all directories"
 
 
-def test_overviews_are_means_of_what_was_measured_and_no_class_is_mixed(store, tmp_path):
+def test_overviews_are_means_and_mix_no_classes(store, tmp_path):
     files = {path.stem.rsplit("_", 1)[1]: path for path in export(store, tmp_path, variables=ALL, single_file=True)}
     with rasterio.open(files["reflectance"], overview_level=0) as file:
         coarse, dn = file.read(), stored(store, "reflectance").astype(float)
@@ -167,7 +167,7 @@ def test_overviews_of_files_are_not_brighter_than_their_pixels(store, tmp_path):
     assert abs(bias.mean()) < 4 * bias.std() / np.sqrt(bias.size)
 
 
-def test_uncertainty_of_an_older_store_gets_its_nodata_from_reflectance(tmp_path):
+def test_old_uncertainty_gets_its_nodata_from_reflectance(tmp_path):
     path = make_store(tmp_path / "old.zarr", format_version=1)
     (file,) = export(path, tmp_path / "out", bands=("B03",), variables=("uncertainty",))
     assert zarr.open_group(path, mode="r")["uncertainty"].fill_value == 0
@@ -218,7 +218,7 @@ def test_classes_have_names_and_colours(store, tmp_path):
         assert [file.tags(1)[f"class_{i}"] for i in range(4)] == ["nodata", "measured", "partly", "generated"]
 
 
-def test_uncertainty_counts_from_zero_and_has_a_nodata_that_is_no_value(store, tmp_path):
+def test_uncertainty_counts_from_zero_with_a_nodata_of_its_own(store, tmp_path):
     path = export(store, tmp_path, bands=("B03",), variables=("uncertainty",))[0]
     assert path.name == "lyon_utm32n_2024-06-17_B03_uncertainty.tif"
     with rasterio.open(path) as file:
@@ -440,7 +440,7 @@ class TestRefusals:
             export(store, tmp_path / "out")
         assert self.nothing_in(tmp_path / "out")
 
-    def test_being_killed_leaves_a_folder_that_the_next_export_removes(self, store, tmp_path):
+    def test_a_killed_exports_folder_is_removed_by_the_next(self, store, tmp_path):
         """A process of its own, killed in mid-export; then one that is at work is left alone."""
         code = (
             "import sys, time\n"

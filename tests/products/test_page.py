@@ -106,7 +106,7 @@ def test_nothing_on_the_page_leads_elsewhere_but_the_credit(store):
     assert "sourceMappingURL" not in content
 
 
-def test_the_version_in_the_footer_is_that_of_the_bundled_library(store):
+def test_the_footer_names_the_bundled_librarys_version(store):
     content = make_page(store).content.decode()
     bundled = re.search(r"\* Leaflet (\d+\.\d+\.\d+), a JS library", content)[1]
     assert f">Leaflet</a> {bundled} (BSD 2-clause)" in content
@@ -159,7 +159,7 @@ def test_block_means_that_differ_from_the_input_are_said(store, tmp_path):
     assert 2.5 <= off <= 3.5
 
 
-def test_residuals_leave_out_blocks_that_the_output_does_not_fill(store):
+def test_residuals_leave_out_blocks_not_filled_by_output(store):
     zone = open_zone(store)
     part = read_part(zone, zone.whole)
     part.dn[zone.bands.index("B11"), 0, 0] = 0
@@ -287,7 +287,7 @@ def test_incomplete_stores_have_a_banner_and_empty_ones_no_page(store, tmp_path)
         make_page(path)
 
 
-def test_units_set_aside_are_named_with_the_reason_and_the_command(store, tmp_path):
+def test_units_set_aside_are_named_with_reason_and_command(store, tmp_path):
     path = copied(store, tmp_path)
     unit = "z32632-r0-c0-t0"
     attributes(path, status="complete_with_quarantine", quarantined=[unit])

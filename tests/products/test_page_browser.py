@@ -263,7 +263,7 @@ def clip_edges(view):
         return (i ? Math.min(...xs) : Math.max(...xs)) - corner; })""")
 
 
-def test_the_swipe_moves_by_mouse_and_by_keys_and_clips_both_sides(view):
+def test_the_swipe_moves_by_mouse_and_keys_and_clips(view):
     width = view.js("() => map.getSize().x")
     assert clip_edges(view) == pytest.approx([width / 2, width / 2], abs=1)
     grip = view.page.locator("#swipe .grip").bounding_box()

@@ -76,7 +76,7 @@ def objects(gateway, url):
     return {key: client.get_object(Bucket=ceph.BUCKET, Key=prefix + key)["Body"].read() for key in listed}
 
 
-def test_a_run_that_is_killed_twice_resumes_and_is_that_into_a_folder(gateway, place, url, tmp_path, capsys):
+def test_a_run_killed_twice_equals_that_into_a_folder(gateway, place, url, tmp_path, capsys):
     archive, aoi = place
     run(config_for(archive, chunk_px=240, unit_chunks=1, bands=("B02", "B03", "B04")), aoi, tmp_path / "sound.zarr")
     sound = {

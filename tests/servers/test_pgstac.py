@@ -91,7 +91,7 @@ def test_scenes_come_out_of_it(api, aoi):
 
 
 @pytest.mark.parametrize("command", ["dry", "run"])
-def test_a_collection_that_is_not_there_is_named_with_those_that_are(api, aoi, tmp_path, capsys, command):
+def test_an_unknown_collection_is_named_with_the_known(api, aoi, tmp_path, capsys, command):
     path = write_aoi(tmp_path / "aoi.geojson", box(420_000, 5_070_000, 425_000, 5_075_000))
     words = ["--aoi", path, "--catalog", f"{api.url}/collections/sentinel-2-12a", "--out", tmp_path / "x.zarr"]
     words += ["--start", "2024-05-01", "--end", "2024-05-31", *(["--dry-run"] if command == "dry" else [])]

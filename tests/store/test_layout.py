@@ -56,7 +56,7 @@ def test_plain_xarray_sees_crs_names_dates_and_reflectance(store):
     assert np.isnan(float(ds.reflectance[0, 0, 0, 0]))
 
 
-def test_open_store_decodes_to_float32_and_refuses_what_is_not_ours(store, tmp_path):
+def test_open_store_gives_float32_and_refuses_other_stores(store, tmp_path):
     RegionWriter(store, "", 0).write(slice(0, 96), slice(0, 96), {"reflectance": block(value=1000)})
     layout.consolidate(store)
     with pytest.warns(UserWarning, match="not complete"):
@@ -100,7 +100,7 @@ def test_what_is_saved_from_an_opened_store_reads_back_as_it_was(store, tmp_path
         np.testing.assert_allclose(after.values, before.values, rtol=1e-6)
 
 
-def test_zones_of_different_size_share_the_overviews_that_both_have(tmp_path):
+def test_zones_of_different_size_share_common_overviews(tmp_path):
     """A small zone has 5 and 10 m alone; what only the large one has is not offered for the store."""
     place, groups = tmp_path / "two.zarr", ["utm32n", "utm33n"]
     create_root(place, {"plan_digest": "d", "groups": groups})
@@ -145,7 +145,7 @@ def test_the_last_chunk_may_be_short(store):
     assert list(facts) == ["reflectance/c/0/0/0/2"]
 
 
-def test_every_flipped_bit_raises_on_read_and_shows_in_full_verification(store):
+def test_every_flipped_bit_raises_and_shows_in_verification(store):
     rng = np.random.default_rng(0)
     noise = rng.integers(1, 60000, (len(BANDS), 96, 96), dtype=np.uint16)
     facts = RegionWriter(store, "", 0).write(slice(0, 96), slice(0, 96), {"reflectance": noise})
@@ -191,7 +191,7 @@ def test_the_plan_is_quoted_as_it_was_written(tmp_path):
             layout.plan_content(tmp_path)
 
 
-def test_receipts_are_believed_only_for_their_plan_and_when_whole(store):
+def test_receipts_count_only_for_their_plan_and_when_whole(store):
     ledger = Ledger(store, "d")
     assert ledger.faults("u1") == ["no valid receipt"]
     ledger.record(receipt())

@@ -103,7 +103,7 @@ def test_a_run_elsewhere_that_shows_life_is_left_alone(place, short):
 
 
 @pytest.mark.parametrize("shard", ["", "1-of-2"])
-def test_a_run_elsewhere_that_is_gone_is_taken_over_when_its_lease_has_lapsed(place, short, monkeypatch, shard):
+def test_a_lapsed_lease_of_another_machine_is_taken_over(place, short, monkeypatch, shard):
     if not isinstance(place, LocalPlace):  # this machine's clock does not count there
         monkeypatch.setattr(time, "time", lambda: 4e9)
     elsewhere(place, lapse_s=1.5)
@@ -115,7 +115,7 @@ def test_a_run_elsewhere_that_is_gone_is_taken_over_when_its_lease_has_lapsed(pl
     assert place.names("_run") == []
 
 
-def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(place):
+def test_a_dead_process_of_this_machine_is_not_waited_for(place):
     gone = replace(this_process(75.0), pid=2**22 + 1)
     place.write(KEY, gone.content())
     with lease(place):
@@ -127,7 +127,7 @@ def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(place):
             pass
 
 
-def test_equal_host_names_and_process_numbers_in_two_containers_are_two_runs(place, monkeypatch):
+def test_equal_names_in_two_containers_are_two_runs(place, monkeypatch):
     """The same host name and number, but another namespace of processes: only its age tells whether it lives."""
     monkeypatch.setattr(holders, "_machine", lambda: "boot/another namespace")
     other = replace(this_process(75.0), pid=2**22 + 1)
@@ -149,7 +149,7 @@ def test_leases_of_versions_before_and_torn_ones_lapse_too(place, monkeypatch):
         assert place.names("_run") == []
 
 
-def test_a_silent_lease_lapses_though_files_are_dated_by_the_kernels_tick(place, monkeypatch):
+def test_a_silent_lease_lapses_despite_coarse_file_times(place, monkeypatch):
     """Ages are differences of two such dates: a tick too much before the wait, a tick too little after it."""
     place.write(KEY, replace(this_process(1.0), host="elsewhere", machine="elsewhere").content())
     exact, asked = leases._age_s, []
@@ -164,7 +164,7 @@ def test_a_silent_lease_lapses_though_files_are_dated_by_the_kernels_tick(place,
         held.require()
 
 
-def test_a_lease_that_this_process_could_not_give_back_is_not_waited_for(tmp_path):
+def test_an_own_lease_not_given_back_is_not_waited_for(tmp_path):
     """As after an outage of the object store that holds it, in a notebook that runs the same command again."""
     place = place_of(tmp_path / "a.zarr")
     with suppress(StoreUnreachable), lease(place):
@@ -199,7 +199,7 @@ def test_a_holder_that_was_late_goes_on_when_nobody_came(place, short, monkeypat
     assert place.read("x") == b"mine"
 
 
-def test_a_lease_that_somebody_deleted_is_lost_at_the_next_renewal(place):
+def test_a_deleted_lease_is_lost_at_the_next_renewal(place):
     with lease(place) as held:
         place.delete(KEY)
         with pytest.raises(LeaseLost, match="somebody deleted it"):
@@ -264,7 +264,7 @@ class TestFence:
         assert (place.read("a"), place.read("b")) == (b"1", None)
 
     @pytest.mark.parametrize("how", ["write", "create", "writing"])
-    def test_explains_a_write_that_fails_because_the_store_was_begun_anew(self, tmp_path, monkeypatch, how):
+    def test_explains_failed_writes_to_a_store_begun_anew(self, tmp_path, monkeypatch, how):
         """Not the disk refuses: the folder that the file was to lie in is gone."""
         place = place_of(tmp_path / "run.zarr")
         Current("d" * 64, "first").put(place)

@@ -18,7 +18,7 @@ def test_reflectance_is_the_rounded_mean_of_what_was_measured():
     np.testing.assert_array_equal(overviews.halve("reflectance", dn, 2), [[2, 9, 7], [65535, 0, 3]])
 
 
-def test_uncertainty_counts_its_zeros_but_not_nodata_and_ends_at_the_edge():
+def test_uncertainty_counts_zeros_but_not_nodata():
     none = 65535
     spread = np.array([[4, 0, 6, none, none], [0, 0, 6, none, 3]], np.uint16)
     np.testing.assert_array_equal(overviews.halve("uncertainty", spread, 2), [[1, 6, 3]])
@@ -76,7 +76,7 @@ def test_measured_levels_hold_the_bands_of_their_gsd():
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (72, 120), (1464, 24)])
-def test_the_last_pixel_may_stick_out_of_the_grid_but_none_is_lost(shape):
+def test_the_last_pixel_may_leave_the_grid_but_none_is_lost(shape):
     for level in levels.overviews(grid_of(*shape), BANDS, ("reflectance",), 24):
         ny, nx = level.raster.shape
         assert 0 <= ny * level.factor - shape[0] < level.factor

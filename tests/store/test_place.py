@@ -195,13 +195,13 @@ class TestFaults:
         assert not far.create("lease", b"another's")
         assert far.read("lease") == b"mine"
 
-    def test_a_creation_that_lost_to_another_with_its_answer_lost_is_a_conflict(self, server, far):
+    def test_a_lost_answer_to_a_lost_creation_is_a_conflict(self, server, far):
         far.write("lease", b"another's")
         server.faults[:] = [Fault("PUT", "lease", "lost")]
         assert not far.create("lease", b"mine")
         assert far.read("lease") == b"another's"
 
-    def test_a_creation_that_lost_to_another_who_is_gone_since_may_be_tried_again(self, server, far):
+    def test_a_creation_lost_to_one_gone_since_may_be_retried(self, server, far):
         server.faults[:] = [Fault("PUT", "lease", 412)]
         assert not far.create("lease", b"mine")
         assert far.create("lease", b"mine")

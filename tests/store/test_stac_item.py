@@ -106,7 +106,7 @@ def test_several_time_steps_are_a_span():
     assert (properties["start_datetime"], properties["end_datetime"]) == ("2024-06-16T10:20:31Z", SECOND)
 
 
-def test_bands_say_what_is_generated_and_at_which_gsd_they_were_measured():
+def test_bands_say_what_is_generated_and_their_native_gsd():
     item = build_item(facts())
     bands = {band["name"]: band for band in item["assets"]["data"]["bands"]}
     assert list(bands) == list(BAND_NAMES)

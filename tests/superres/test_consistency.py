@@ -54,7 +54,7 @@ def test_block_means_are_exact_near_both_ends_of_the_range(seed, factor, ends, c
         assert dn.min() >= 1
 
 
-def test_a_pixel_that_rounding_carries_beyond_the_range_is_given_back_by_others():
+def test_rounding_beyond_the_range_is_given_back_by_others():
     """Unit noise around 65534: every one of these images came out a sixteenth of a DN too low somewhere."""
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def test_a_pixel_that_rounding_carries_beyond_the_range_is_given_back_by_others(
         assert np.array_equal(block_means(project_to_dn(image, native, 4), 4), native), seed
 
 
-def test_projection_keeps_detail_within_one_dn_beyond_the_mean_shift():
+def test_projection_keeps_detail_within_one_dn():
     rng = np.random.default_rng(1)
     native = np.full((6, 6), 3000, np.uint16)
     image = (3000 + rng.normal(0, 50, (24, 24))).astype(np.float32)
@@ -92,7 +92,7 @@ def test_back_projection_converges_on_box_and_tent(factor):
 
 
 @pytest.mark.parametrize("factor", [4, 8, 24])
-def test_the_rounds_of_the_tent_leave_little_even_of_unrelated_detail(factor):
+def test_rounds_of_the_tent_leave_little_unrelated_detail(factor):
     """Worst case: white noise against white noise. There is no exact step after it, as there is for the box."""
     rng = torch.Generator().manual_seed(0)
     native = 0.5 * torch.rand((1, 1, 20, 20), generator=rng)
@@ -117,7 +117,7 @@ def test_bicubic_does_not_shift():
     assert (fine - expected)[12:-12].abs().max() < 0.01 / 4
 
 
-def test_detail_beside_a_bright_edge_does_not_undershoot_into_negative_reflectance():
+def test_detail_beside_a_bright_edge_stays_positive():
     """Ringing of 600 DN around a measured reflectance of 0.009; dark pixels measured below 0 keep their value."""
     native = np.array([[1090, 3000, 960]], np.uint16)
     ringing = 600 * np.sin(np.arange(12) * np.pi / 2).astype(np.float32)

@@ -111,7 +111,7 @@ def test_paths_are_no_addresses(path):
 
 
 @pytest.mark.parametrize("revision", ["", "@v1", "@refs%2Fpr%2F1", f"@{COMMIT}"])
-def test_an_address_is_pinned_to_its_commit_and_fetched_into_the_hubs_cache(server, tmp_path, revision):
+def test_an_address_is_pinned_and_fetched_into_the_cache(server, tmp_path, revision):
     pinned, path = hub.settle(f"hf://{REPO}{revision}/{FILE}")
     assert pinned == PINNED
     assert path.read_bytes() == CONTENT
@@ -130,7 +130,7 @@ def test_what_is_in_the_cache_is_not_fetched_twice(server):
     assert server.requests == []
 
 
-def test_a_branch_that_moved_is_followed_and_the_pinned_commit_kept(server):
+def test_a_moved_branch_is_followed_and_a_pin_kept(server):
     hub.settle(ADDRESS)
     server.commits[LATER], server.revisions["main"] = {FILE: CONTENT[::-1]}, LATER
     pinned, path = hub.settle(ADDRESS)
@@ -183,7 +183,7 @@ def test_the_librarys_own_log_is_as_before(server):
 # --- digests ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_right_digest_passes_and_a_wrong_one_is_a_usage_error(server):
+def test_a_wrong_digest_is_a_usage_error(server):
     digest = hashlib.sha256(CONTENT).hexdigest()
     assert hub.settle(f"{ADDRESS}@{digest}")[0] == PINNED
     refused(UsageError, 2, lambda: hub.settle(f"{ADDRESS}@{'0' * 64}"), digest, "0" * 64, "@REVISION")
@@ -193,7 +193,7 @@ def test_the_right_digest_passes_and_a_wrong_one_is_a_usage_error(server):
     assert hub.settle(f"{ADDRESS}@{digest}")[0] == PINNED
 
 
-def test_bytes_that_are_not_the_hubs_are_an_integrity_error_and_the_cure_works(server):
+def test_damaged_downloads_are_said_and_the_cure_works(server):
     server.fault = "damaged"
     said = refused(IntegrityError, 7, lambda: hub.settle(ADDRESS), hashlib.sha256(CONTENT).hexdigest(), "delete")
     Path(said.split("delete ")[1].split(" and run")[0]).unlink()
@@ -201,7 +201,7 @@ def test_bytes_that_are_not_the_hubs_are_an_integrity_error_and_the_cure_works(s
     assert hub.settle(ADDRESS)[1].read_bytes() == CONTENT
 
 
-def test_a_cache_that_shares_content_between_repositories_is_fine(server, tmp_path):
+def test_a_cache_shared_between_repositories_works(server, tmp_path):
     _, path = hub.settle(ADDRESS)
     blob = path.resolve()
     shared = tmp_path / ("f" * 64)  # stored under another kind of name
@@ -337,7 +337,7 @@ def test_other_addresses_are_not_taken_for_paths(address):
         choose("difffusr", (address,))
 
 
-def test_a_lacking_super_resolver_is_said_before_anything_is_fetched(server):
+def test_missing_weights_are_said_before_fetching(server):
     with pytest.raises(UsageError, match="training.convert"):
         choose("difffusr", (f"fusion={ADDRESS}",))
     assert server.requests == []

@@ -13,7 +13,7 @@ def test_clear_land_needs_no_mask():
     assert masks.detail_weight(clear_dn(), np.full((20, 20), 4, np.uint8)) is None
 
 
-def test_clouds_and_their_neighbourhood_get_no_detail_and_the_rest_all():
+def test_clouds_and_their_surroundings_get_no_detail():
     scl = np.full((20, 20), 4, np.uint8)
     scl[10, 10] = 9
     weight = masks.detail_weight(clear_dn(), scl)
@@ -23,7 +23,7 @@ def test_clouds_and_their_neighbourhood_get_no_detail_and_the_rest_all():
     assert 0 < weight[20, 16] < 1
 
 
-def test_nodata_is_blocked_alone_and_what_networks_never_saw_with_its_surroundings():
+def test_nodata_is_blocked_alone_and_unseen_values_widely():
     dn = clear_dn()
     dn[1, 5, 5] = 0
     dn[:, 30, 30] = 17_500
@@ -34,7 +34,7 @@ def test_nodata_is_blocked_alone_and_what_networks_never_saw_with_its_surroundin
     assert weight[18, 18] == weight[30, 20] == 1
 
 
-def test_roofs_keep_their_detail_and_clouds_without_a_classification_lose_it():
+def test_roofs_keep_detail_and_unclassified_clouds_lose_it():
     """A white roof of 250 m, a sand-coloured desert, and a white cloud of 400 m."""
     roof, sand, cloud = clear_dn(120, 120), clear_dn(120, 120), clear_dn(120, 120)
     roof[:, 40:65, 40:65] = 8000

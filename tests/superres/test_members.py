@@ -33,7 +33,7 @@ def test_what_is_odd_in_the_noise_leaves_the_mean_at_once():
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 4])
-def test_the_variance_is_unbiased_for_linear_systems_from_one_pair_on(pairs):
+def test_the_variance_is_unbiased_for_linear_systems(pairs):
     spread = ensemble_of(antithetic(lambda z: 3 + 2 * z, pairs, torch.Generator().manual_seed(3))).spread
     assert float(spread.square().mean()) == pytest.approx(4, rel=0.15)
 

@@ -161,7 +161,7 @@ def stage(**changes):
     return Stage(**{**given, **changes})
 
 
-def test_windows_nest_with_the_rasters_that_a_stage_reads_and_gives():
+def test_windows_nest_with_the_rasters_of_a_stage():
     assert stage().nest_px == 4
     assert stage(lattice=Lattice(512, 448, 32, 16)).nest_px == 4
     assert stage(gives=("B11",)).nest_px == 8

@@ -57,7 +57,7 @@ def run(window, system, options=None, order=BAND_NAMES, native=None):
 
 @pytest.mark.parametrize("couple", [0.0, 0.5])
 @pytest.mark.parametrize("consistency", ["sensor", "box"])
-def test_parts_equal_the_whole_even_for_networks_that_see_their_whole_window(couple, consistency):
+def test_parts_equal_the_whole_for_networks_of_global_reach(couple, consistency):
     system = fake_system(couple, SMALL)
     options = Options(seed=5, members=2, consistency=consistency)
     whole = run(BASE, system, options)
@@ -118,7 +118,7 @@ def test_clouds_get_interpolation_and_no_spread():
     assert (result.quality == QUALITY_MEASURED).all()
 
 
-def test_nodata_stays_nodata_on_its_own_native_pixels_and_spreads_nowhere():
+def test_nodata_stays_on_its_native_pixels():
     system = fake_system(lattice=SMALL)
     native = native_over(BASE, system)
     at = BASE.slices(native.window)
@@ -158,7 +158,7 @@ def test_missing_bands_are_simply_absent():
 
 
 @pytest.mark.parametrize("axis", ["x", "y"])
-def test_coordinates_land_where_they_should_across_all_resolutions(axis):
+def test_coordinates_land_where_they_should_at_all_gsds(axis):
     """An image whose values are its coordinates, to 0.01 px of 2.5 m, for 10, 20 and 60 m bands alike."""
     system = plain_system()
     read = read_window(groups_of(system.stages, BAND_NAMES), BASE)
@@ -204,7 +204,7 @@ def forgetful(monkeypatch, *at):
     return dataclasses.replace(whole, predictor=Forgetful(*at)), given_back
 
 
-def test_memory_that_runs_out_once_costs_one_more_try_and_no_pixel(monkeypatch):
+def test_out_of_memory_once_costs_one_more_try(monkeypatch):
     """Not even where it happens at the second member of a window, after the first was counted in."""
     options = Options(seed=5, members=2)
     undisturbed = run(BASE, fake_system(lattice=SMALL), options)

@@ -90,7 +90,7 @@ def test_parts_equal_the_whole(system, consistency):
             assert np.array_equal(piece.spread, whole.spread[(slice(None), *cut)])
 
 
-def test_bands_that_no_stage_gives_are_interpolated_and_have_no_spread():
+def test_bands_of_no_stage_are_interpolated_without_spread():
     system = toy(rgbn)
     result = run(system, (*RGBN, "B11", "B01"))
     assert result.dn.min() > 0
@@ -150,7 +150,7 @@ def test_a_system_that_draws_nothing_is_asked_once():
     assert all(given.noise is None for _, given in counting.calls)
 
 
-def test_a_stage_that_does_not_vary_is_computed_once_for_all_members():
+def test_a_deterministic_stage_is_computed_once():
     class First(Predictor):
         def to(self, device):
             return self

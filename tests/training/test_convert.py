@@ -125,7 +125,7 @@ def test_a_released_checkpoint_runs_as_the_authors_did(shared_data, tmp_path):
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
-def test_the_bundle_holds_the_averaged_weights_and_says_where_they_are_from(command, tmp_path):
+def test_the_bundle_holds_averaged_weights_with_provenance(command, tmp_path):
     weights = small_weights()
     words = (*GROUPS, "--licence", "CC-BY-4.0", "--name", "DiffFuSR NAIP")
     code, said, complaint, out = command(released(weights), "difffusr", *words)
@@ -300,7 +300,7 @@ def test_many_faults_are_counted(command):
     assert len(complaint) < 500
 
 
-def test_the_number_of_groups_is_asked_for_where_the_published_one_cannot_be(command):
+def test_the_number_of_groups_is_asked_for_where_32_cannot_be(command):
     refused(command(released(small_weights())), "8 channels do not divide into 32 groups", "--groups")
 
 
@@ -345,7 +345,7 @@ def test_a_pickle_that_torch_did_not_write_is_never_run(command, tmp_path, proto
     assert not mark.exists()
 
 
-def test_the_class_of_hyper_parameters_is_named_and_the_cure_works(command, tmp_path):
+def test_the_hyper_parameter_class_is_named_and_the_cure_works(command, tmp_path):
     settings = {"hyper_parameters": argparse.Namespace(scale=4), "datamodule": PurePosixPath("data")}
     content = released(small_weights(), **settings)
     complaint = refused(command(content, "difffusr", *GROUPS), "argparse.Namespace, pathlib.PurePosixPath,")

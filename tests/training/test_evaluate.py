@@ -210,12 +210,12 @@ def test_bad_arguments_are_refused(arguments, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_a_device_that_is_not_there_is_said_before_anything_is_read(capsys):
+def test_a_missing_device_is_said_before_reading(capsys):
     assert evaluate.main(["--device", "cuda:99"]) == 2
     assert "--device" in capsys.readouterr().err
 
 
-def test_systems_as_a_whole_are_every_super_resolver_with_every_fusion_that_fits(run, tmp_path):
+def test_whole_systems_pair_every_super_resolver_and_fusion(run, tmp_path):
     (shipped_fusion,) = (bundle for bundle in evaluate.bundles_of([]) if bundle.system == "lite-fusion")
     (own,) = evaluate.bundles_of([run])
     bundle = difffusr_fusion.difffusr_fusion_bundle({"channels": 8, "growth": 4, "blocks": 1})

@@ -45,7 +45,7 @@ def test_the_same_file_trains_fusion(own, tmp_path, capsys):
     assert "20 m x2" in provenance["held_out"]
 
 
-def test_what_a_preset_uses_is_listed_and_what_it_leaves_aside_is_said(own, tmp_path, capsys):
+def test_what_a_preset_uses_and_ignores_is_listed(own, tmp_path, capsys):
     assert run(own, tmp_path / "run", "--dry-run") == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "orthos: 2 images to train on, 1 held out",
@@ -98,7 +98,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(own, tmp_path, capsys, old, ne
     assert not (tmp_path / "run").exists()
 
 
-def test_an_image_that_would_be_learned_from_and_judged_by_is_refused(own, tmp_path, capsys):
+def test_an_image_in_both_splits_is_refused(own, tmp_path, capsys):
     photo, ground = tmp_path / "orthos" / "0.tif", "target_gsd_m = [1.0, 1.4]"
     again = f'\n[[source]]\nname = "judge"\nrole = "hr"\npath = "orthos/0.tif"\n{ground}\nsplit = "held-out"\n'
     own.write_text(TOML + again)
@@ -111,7 +111,7 @@ def test_an_image_that_would_be_learned_from_and_judged_by_is_refused(own, tmp_p
     assert run(own, tmp_path / "run", "--dry-run") == 0
 
 
-def test_a_scene_that_fusion_would_learn_from_and_be_judged_by_is_refused(own, tmp_path, capsys):
+def test_a_scene_in_both_splits_of_fusion_is_refused(own, tmp_path, capsys):
     again = '\n[[source]]\nname = "judge"\nrole = "sentinel2"\npath = "scenes"\nsplit = "{}"\n'
     first = 'name = "scenes"\n'
     for split, leaks in (("held-out", True), ("train", False)):  # without the leak, none is left to judge by
@@ -143,7 +143,7 @@ def test_a_folder_of_many_wrong_files_is_described_briefly(own, tmp_path, capsys
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_an_image_that_cannot_be_read_ends_the_run_before_anything_is_written(own, tmp_path, capsys, workers):
+def test_an_unreadable_image_ends_the_run_before_writing(own, tmp_path, capsys, workers):
     for name in ("0", "1"):  # those to train on: cut short, with a header that can be read
         whole = (tmp_path / "orthos" / f"{name}.tif").read_bytes()
         (tmp_path / "orthos" / f"{name}.tif").write_bytes(whole[: len(whole) // 2])
@@ -155,7 +155,7 @@ def test_an_image_that_cannot_be_read_ends_the_run_before_anything_is_written(ow
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_data_are_read(own, tmp_path, capsys):
+def test_an_unwritable_folder_is_refused_before_reading(own, tmp_path, capsys):
     own.unlink()
     (tmp_path / "taken").write_text("a file")
     assert run(own, tmp_path / "taken" / "run", "--images", "8") == 6

@@ -16,7 +16,7 @@ def test_the_cosine_falls_from_one_to_its_final_share():
     )
 
 
-def test_the_published_rate_halves_after_a_fifth_and_each_fifth_after():
+def test_the_published_rate_halves_every_fifth():
     shares = [0, 0.199, 0.2, 0.399, 0.4, 0.6, 0.8, 1.0]
     assert [rate("step", share, 10, 1) for share in shares] == [1, 1, 0.5, 0.5, 0.25, 0.125, 0.0625, 0.0625]
 

@@ -22,7 +22,7 @@ from training.data.sources import load_training_file, shipped_data
 from training.degradation.degrade import Degradation
 from training.loop.run import Budget, Run
 from training.presets import Preset, Stage
-from training.quality import pairs
+from training.quality import cost, pairs
 from training.tasks.super_resolution import SENSOR, SuperResolution, sampler
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights"
@@ -109,7 +109,7 @@ def test_worker_processes_change_nothing(imagery, tmp_path):
     assert all(torch.equal(systems[0][name], systems[1][name]) for name in systems[0])
 
 
-def test_a_resumed_run_keeps_its_seed_and_a_foreign_checkpoint_is_refused(imagery, tmp_path, capsys):
+def test_resume_keeps_the_seed_and_refuses_a_foreign_checkpoint(imagery, tmp_path, capsys):
     run = tmp_path / "run"
     train.main(arguments(imagery, run, "--images", "8", "--seed", "7"))
     assert train.main(arguments(imagery, run, "--images", "16", "--resume", str(run))) == 0
@@ -123,7 +123,7 @@ def test_a_resumed_run_keeps_its_seed_and_a_foreign_checkpoint_is_refused(imager
 
 
 @pytest.mark.parametrize("wrong", ["none", "towns"])
-def test_a_wrong_folder_to_resume_is_refused_before_data_are_read(imagery, tmp_path, capsys, monkeypatch, wrong):
+def test_resuming_a_wrong_folder_is_refused_before_reading(imagery, tmp_path, capsys, monkeypatch, wrong):
     train.main(arguments(imagery, tmp_path / "towns", "--images", "8"))
     add_preset(monkeypatch, replace(TINY, name="other-sr"))
     capsys.readouterr()
@@ -193,7 +193,7 @@ def test_a_run_is_not_replaced_by_another(imagery, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
-def test_a_resumed_run_stays_in_its_folder_and_a_dry_run_needs_none(imagery, tmp_path, capsys):
+def test_resume_stays_in_its_folder_and_a_dry_run_needs_none(imagery, tmp_path, capsys):
     run = tmp_path / "run"
     train.main(arguments(imagery, run, "--images", "8"))
     command = ["--preset", "tiny-sr", "--data", str(imagery)]
@@ -272,7 +272,7 @@ def test_a_run_can_start_from_a_bundle(imagery, tmp_path):
     assert second.provenance["started_from"] == load_bundle(first).digest
 
 
-def test_a_run_that_began_with_weights_keeps_saying_so_when_it_is_resumed(imagery, tmp_path, capsys, monkeypatch):
+def test_resume_keeps_the_provenance_of_initial_weights(imagery, tmp_path, capsys, monkeypatch):
     def loss(task, stage, batch, draw):
         os.kill(os.getpid(), signal.SIGTERM)
         return learn(task, stage, batch, draw)
@@ -287,7 +287,7 @@ def test_a_run_that_began_with_weights_keeps_saying_so_when_it_is_resumed(imager
     assert load_bundle(run / "tiny-sr.safetensors").provenance["started_from"] == load_bundle(first).digest
 
 
-def test_a_checkpoint_from_before_its_recipe_had_settings_is_resumed(imagery, tmp_path, monkeypatch):
+def test_a_checkpoint_without_recipe_settings_is_resumed(imagery, tmp_path, monkeypatch):
     """Those settings were constants then, of the same values; other values are another run."""
     run = tmp_path / "run"
     train.main(arguments(imagery, run, "--images", "8"))
@@ -300,7 +300,7 @@ def test_a_checkpoint_from_before_its_recipe_had_settings_is_resumed(imagery, tm
     assert train.main(arguments(imagery, run, *again)) == 0
 
 
-def test_weights_to_start_from_that_do_not_fit_are_refused_before_data_are_read(imagery, tmp_path, capsys, monkeypatch):
+def test_initial_weights_that_do_not_fit_are_refused_first(imagery, tmp_path, capsys, monkeypatch):
     train.main(arguments(imagery, tmp_path / "run", "--images", "8"))
     tiny, fusion = tmp_path / "run" / "tiny-sr.safetensors", WEIGHTS / "lite-fusion.safetensors"
     wide = replace(TINY, name="wide-sr", architecture={**TINY.architecture, "width": 16})
@@ -362,7 +362,8 @@ def test_presets_spend_their_whole_budget():
 
 
 @pytest.mark.slow
-def test_the_report_puts_all_methods_on_the_same_pixels(imagery, tmp_path, capsys):
+def test_the_report_puts_all_methods_on_the_same_pixels(imagery, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cost, "SIDE_60M_PX", 16)  # ground on which whole systems are timed
     train.main(arguments(imagery, tmp_path / "run", "--images", "8"))
     capsys.readouterr()
     out = tmp_path / "report.md"
@@ -375,7 +376,7 @@ def test_the_report_puts_all_methods_on_the_same_pixels(imagery, tmp_path, capsy
 
 @pytest.mark.slow
 @pytest.mark.shared_data
-def test_shipped_super_resolver_beats_back_projection_on_held_out_places(shared_data):
+def test_shipped_weights_beat_back_projection_on_held_out_places(shared_data):
     """A few places of every kind; the model card has them all."""
     system = LiteSuperResolver.from_bundle(load_bundle(WEIGHTS / "lite-sr.safetensors"))
     chosen = ("naip_2m", "naip_midwest_1m", "naip_iowa_1m")

@@ -73,7 +73,7 @@ def test_pixels_that_are_not_square_come_out_square():
     )
 
 
-def test_gsds_are_drawn_from_the_range_as_far_as_the_image_holds_them():
+def test_gsds_are_drawn_from_the_range_the_image_holds():
     rng = np.random.default_rng(0)
     drawn = []
     sampler = PatchSampler([image_of(noise(160, 400))], "train", 64, small_px=64)

@@ -65,7 +65,7 @@ def test_a_scene_is_cut_along_cells(tmp_path, epsg):
         assert tile.rho[10].shape[1:] == (tile.shape[0] * 6, tile.shape[1] * 6)
 
 
-def test_scenes_and_photographs_of_the_same_ground_share_its_split(tmp_path):
+def test_scenes_and_photographs_of_one_place_share_its_split(tmp_path):
     """A photograph must not teach what a scene is judged on."""
     for split in ("train", "held-out"):
         left, top = corner_in(split)

@@ -126,7 +126,7 @@ def test_what_judges_alone_never_trains(shared_data):
     assert not ours & {image.label for image in data.images}
 
 
-def test_a_held_out_source_is_drawn_from_by_no_sampler_of_another(tmp_path):
+def test_no_sampler_draws_from_a_held_out_source(tmp_path):
     for name, split in (("a", "train"), ("b", "held-out")):
         write_raster(tmp_path / name / "town.png", texture(300, 300, len(split)), driver="PNG")
     keys = 'role = "hr"\ngsd_m = 2.0\n'
@@ -159,7 +159,7 @@ def test_files_without_georeferencing_are_places_of_their_own(tmp_path):
     assert all(image.split == split_of(image.place) for image in data.images)
 
 
-def test_georeferenced_files_are_split_by_their_ground_and_tell_their_gsd(tmp_path):
+def test_georeferenced_files_are_split_by_ground_and_tell_gsd(tmp_path):
     write_raster(tmp_path / "images" / "a.tif", texture(900, 900), **placed(*WHERE, 10.0))
     (image,) = data_of(tmp_path, target_gsd_m="[10.0, 12.0]").images
     assert image.gsd_m == (10.0, 10.0)
@@ -233,7 +233,7 @@ def test_what_images_are_is_checked_before_anything_runs(tmp_path):
 
 
 @pytest.mark.parametrize("ground", [placed(*WHERE, 0.5), placed(12.0, 60.0, 5e-6, "EPSG:4326")])
-def test_a_stated_gsd_that_the_georeferencing_contradicts_is_refused(tmp_path, ground):
+def test_a_gsd_that_georeferencing_contradicts_is_refused(tmp_path, ground):
     path = write_raster(tmp_path / "images" / "a.tif", texture(400, 400), **ground)
     for wrong in ("0.2", "2.0"):
         said = refusal(tmp_path, gsd_m=wrong, values='"8-bit"')
@@ -246,7 +246,7 @@ def test_a_stated_gsd_that_the_georeferencing_contradicts_is_refused(tmp_path, g
     assert data_of(tmp_path, gsd_m="0.55").images[0].gsd_m == (0.55, 0.55)
 
 
-def test_a_grey_image_is_refused_unless_its_band_is_named_three_times(tmp_path):
+def test_a_grey_image_needs_its_band_named_three_times(tmp_path):
     path = write_raster(tmp_path / "images" / "a.tif", texture(400, 400, bands=1), **placed(*WHERE, 2.0))
     assert refusal(tmp_path) == (
         f"{path} holds 1 band; expected red, green and blue; cure: leave it out; or, to learn edges from one band, "
@@ -466,7 +466,7 @@ def test_a_damaged_image_is_named_in_one_line_when_it_is_read(tmp_path):
         data_of(tmp_path, split='"held-out"').held_out_chips()
 
 
-def test_a_damaged_stack_and_a_damaged_store_are_named_in_one_line(tmp_path):
+def test_damaged_stacks_and_stores_are_named_in_one_line(tmp_path):
     path = write_raster(tmp_path / "stack.tif", texture(400, 400, bands=10), **placed(*WHERE, 10))
     cut_short(path)
     bands = "{ B02 = 1, B03 = 2, B04 = 3, B08 = 4, B05 = 5, B06 = 6, B07 = 7, B8A = 8, B11 = 9, B12 = 10 }"

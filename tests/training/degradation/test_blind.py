@@ -70,7 +70,7 @@ def test_half_the_kernels_are_round_unless_as_published():
     assert range_of(AsPublished(anisotropic=True)).anisotropic == 1.0
 
 
-def test_noise_is_log_uniform_up_to_a_hundredth_unless_as_published():
+def test_noise_is_log_uniform_unless_as_published():
     sd = draw_noise(4000, BlindRange(), seeded())
     assert (float(sd.min()) >= 5e-4, float(sd.max()) <= 1e-2) == (True, True)
     assert float(sd.log().mean()) == pytest.approx(math.log(math.sqrt(5e-4 * 1e-2)), abs=0.05)
@@ -120,7 +120,7 @@ def test_the_sensor_blur_has_the_mtf_of_its_band_at_nyquist(scale):
     )
 
 
-def test_the_sensor_blur_of_red_is_what_the_formula_gives_by_hand():
+def test_the_sensor_blur_of_red_is_that_of_the_formula():
     assert sensor_sigma_px("B04", 4) == pytest.approx(2.1511, abs=1e-4)
 
 

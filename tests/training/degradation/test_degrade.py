@@ -32,7 +32,7 @@ def test_a_narrow_blur_leaves_the_block_mean():
     torch.testing.assert_close(degrade(image, Degradation(sigma_px=0.05)), functional.avg_pool2d(image, 4))
 
 
-def test_cubic_taps_are_those_of_antialiased_bicubic_interpolation():
+def test_cubic_taps_are_those_of_antialiased_bicubic():
     image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     mine = degrade(image, Degradation(sigma_px=0.05, decimator="bicubic"))
     theirs = functional.interpolate(image, scale_factor=0.25, mode="bicubic", antialias=True)

@@ -50,7 +50,7 @@ def test_workers_go_on_when_their_whole_group_is_asked_to_stop(number):
             np.testing.assert_array_equal(feed.next()["x"], make(Draw.seeded(4, FOR_BATCH, expected))["x"])
 
 
-def test_workers_end_when_one_was_killed_and_its_traceback_is_kept():
+def test_workers_end_when_one_is_killed_and_keep_its_traceback():
     """They ignore the SIGTERM by which Python ends its children at exit, and would be waited for without end."""
 
     def feed_until_one_is_missed():

@@ -152,7 +152,7 @@ def said_by_two(folder, *arguments):
         (["--recipe", "x=1"], "lite-sr has no x"),
     ],
 )
-def test_what_is_wrong_with_a_command_is_said_once_and_every_process_ends_alike(tmp_path, arguments, said):
+def test_a_wrong_command_is_said_once_by_all_processes(tmp_path, arguments, said):
     (tmp_path / "mine.toml").write_text(TOML.replace("*.png", "images"))
     (tmp_path / "images").mkdir()
     given = [part.format(folder=tmp_path) for part in arguments]

@@ -19,7 +19,7 @@ def test_a_row_reads_well():
     )
 
 
-def test_a_sheet_is_stretched_by_the_truth_and_cut_to_the_smallest():
+def test_a_sheet_is_stretched_by_truth_and_cut_to_the_smallest():
     ramp = torch.linspace(0.1, 0.2, 20).expand(3, 16, 20)
     rows = [{"ours": ramp + 0.1, "truth": ramp}, {"ours": ramp[:, :12], "truth": ramp[:, :12]}]
     pixels = sheet(rows)

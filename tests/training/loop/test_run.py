@@ -103,7 +103,7 @@ def test_stages_train_only_their_parameters_and_begin_once(tmp_path):
     assert torch.allclose(run.task.network.a.weight, middle, atol=0.1)
 
 
-def test_an_interrupted_run_loses_and_ends_exactly_like_an_uninterrupted_one(tmp_path):
+def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path):
     whole = run_of(tmp_path / "whole", 80)
     whole.train(every_s=1e9)
     part = run_of(tmp_path / "part", 80)
@@ -125,7 +125,7 @@ def test_worker_processes_change_nothing(tmp_path):
     assert len(set(runs[0].task.losses)) == 20
 
 
-def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path):
+def test_losses_follow_the_seed(tmp_path):
     losses = []
     for seed in (3, 3, 4):
         task = Toy()
@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_that_is_asked_to_stop_ends_its_step_and_goes_on_from_there(tmp_path, workers):
+def test_a_stopped_run_ends_its_step_and_resumes_there(tmp_path, workers):
     whole = run_of(tmp_path / "whole", 80)
     whole.train(every_s=1e9)
     part, asked = run_of(tmp_path / "part", 80, workers=workers), iter([False, False, True])
@@ -185,7 +185,7 @@ def test_a_run_shorter_than_an_interval_reports_when_it_ends(tmp_path):
     assert [path.name for path in (tmp_path / SAMPLES).iterdir()] == ["0000020.png"]
 
 
-def test_the_log_has_a_row_per_line_and_goes_on_after_an_interruption(tmp_path):
+def test_the_log_has_a_row_per_line_and_continues(tmp_path):
     said = []
     run_of(tmp_path, 80, Rich()).train(say=said.append, every_s=0.0, until_images=24)
     torch.save({**torch.load(tmp_path / CHECKPOINT, weights_only=True)}, tmp_path / "older")
@@ -216,7 +216,7 @@ def test_samples_are_written_where_a_task_shows_them(tmp_path):
         assert image.size == (2 * 14, 12 + 2 * 12)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(tmp_path):
+def test_a_loss_of_nan_stops_and_spares_the_checkpoint(tmp_path):
     run = run_of(tmp_path, 80)
     run.train(until_images=20, every_s=1e9)
     good = (tmp_path / CHECKPOINT).read_bytes()
@@ -240,7 +240,7 @@ def refused(folder, preset=PRESET):
     return str(caught.value)
 
 
-def test_checkpoints_that_do_not_belong_here_are_refused_in_one_line(tmp_path):
+def test_foreign_checkpoints_are_refused_in_one_line(tmp_path):
     assert f"no {CHECKPOINT}" in refused(tmp_path)
     run_of(tmp_path, 80).train(until_images=8, every_s=1e9)
     assert "of preset toy" in refused(tmp_path, replace(PRESET, name="other"))
@@ -268,7 +268,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_in_one_line(tmp_path, how):
     assert str(path) in refused(tmp_path)
 
 
-def test_checkpoints_say_what_they_are_of_and_leave_no_partial_file(tmp_path):
+def test_checkpoints_say_what_they_are_and_leave_no_partial_file(tmp_path):
     run_of(tmp_path, 80).train(until_images=8, every_s=1e9)
     content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert (content["preset"], content["seed"]) == ("toy", 3)

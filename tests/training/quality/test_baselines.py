@@ -57,7 +57,7 @@ def test_atprk_keeps_block_means_nearly():
     torch.testing.assert_close(back, coarse, atol=1e-4, rtol=0)
 
 
-def test_gram_schmidt_restores_one_band_whose_detail_is_that_of_the_guides_mean():
+def test_gram_schmidt_restores_a_band_with_the_guides_detail():
     guides = scene(48)[0]
     truth = 0.5 * guides.mean(0, keepdim=True) + 0.05
     coarse = baselines.box(truth[None], 2)[0]
@@ -66,7 +66,7 @@ def test_gram_schmidt_restores_one_band_whose_detail_is_that_of_the_guides_mean(
     assert (baselines.gram_schmidt_as_published(coarse, guides, 2) - truth).abs().mean() > plain
 
 
-def test_gram_schmidt_as_published_takes_a_difference_in_level_for_detail():
+def test_published_gram_schmidt_takes_level_for_detail():
     guides = scene(48)[0]
     coarse = baselines.box(guides[None], 2)[0]
     levels = [

@@ -71,7 +71,7 @@ def chips(count, side=(64, 64), source="town"):
     return [Chip(source, f"{source}/{i}", 2.5, image, encoded=True) for i, image in enumerate(pixels)]
 
 
-def test_pairs_are_of_chips_that_show_something_and_are_large_enough():
+def test_pairs_are_of_large_chips_that_show_something():
     flat = Chip("town", "town/flat", 2.5, np.full((3, 64, 64), 0.5, np.float32), encoded=True)
     small = chips(1, (36, 64))
     pairs = held_out_pairs([flat, *small, *chips(3, (70, 65))], HOW, per_set=2)
@@ -81,7 +81,7 @@ def test_pairs_are_of_chips_that_show_something_and_are_large_enough():
     assert float(pairs[0].hr.max()) < 0.8  # harmonised: brightness has become reflectance
 
 
-def test_members_come_in_antithetic_pairs_that_differ_by_image_and_seed():
+def test_members_are_antithetic_pairs_by_image_and_seed():
     first, second = held_out_pairs(chips(2), HOW)
     noise = [noise_of(first, member) for member in range(4)]
     assert torch.equal(noise[1], -noise[0])
@@ -159,7 +159,7 @@ def test_members_are_judged_as_they_are_stored(lite_system):
     assert set(pooled.values) == {"Spearman"}
 
 
-def test_a_system_without_regression_is_stored_as_the_mean_of_draws(released_system, plain):
+def test_without_regression_the_mean_of_draws_is_stored(released_system, plain):
     assert judge.DEFAULT.options(released_system).members == MEMBERS
     candidate = judge.Candidate("difffusr", released_system)
     (pair,) = held_out_pairs(chips(1, (40, 40)), HOW)

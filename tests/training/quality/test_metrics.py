@@ -94,7 +94,7 @@ def test_band_psnr_takes_each_bands_peak():
     assert band_psnr(truth + error, truth) == pytest.approx(20.0, rel=1e-4)
 
 
-def test_table_iv_multiplies_by_the_scale_on_8_bit_values_of_the_product():
+def test_table_iv_scales_8_bit_values_of_the_product():
     truth = torch.full((1, 8, 8), 100 / 255)
     product = torch.full((1, 8, 8), 110.3 / 255)  # stored as 110
     assert ergas_table_iv(product, truth, 4) == pytest.approx(400 * 10 / 110, rel=1e-6)
@@ -149,7 +149,7 @@ def test_spearman_sees_order_only():
     assert spearman(x, -x) == pytest.approx(-1.0)
 
 
-def test_coloured_noise_is_alike_neither_between_bands_nor_between_neighbours():
+def test_coloured_noise_is_independent_by_band_and_pixel():
     noise = torch.randn(3, 96, 96, generator=torch.Generator().manual_seed(0))
     assert abs(band_correlation(noise)) < 0.05
     assert abs(neighbour_correlation(noise)) < 0.05

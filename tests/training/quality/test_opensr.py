@@ -70,7 +70,7 @@ def test_numbers_are_those_of_the_package(cases, shared_data, setting):
             assert ours[name] == pytest.approx(theirs[their_name], abs=tolerance), (case, name)
 
 
-def test_the_truth_is_all_improvement_and_the_interpolated_input_all_omission(cases):
+def test_truth_is_improvement_and_interpolation_omission(cases):
     lr, hr, _ = cases
     triplet = Triplet.of(lr, hr, hr)
     up = opensr.to_fine(triplet.lr, 4)
@@ -138,7 +138,7 @@ def test_harmonising_undoes_a_curve_and_a_shift(cases):
 
 @settings(max_examples=20)
 @given(st.integers(0, 10**6), st.integers(2, 12), st.integers(2, 12))
-def test_matched_images_have_the_values_of_the_reference_in_their_own_order(seed, rows, columns):
+def test_matched_images_have_the_references_values_in_own_order(seed, rows, columns):
     rng = np.random.default_rng(seed)
     image, reference = (rng.random((rows, columns)).astype(np.float32) for _ in range(2))
     matched = match_histogram(image, reference)

@@ -50,7 +50,7 @@ def test_missing_weights_are_named(installed):
     assert perceptual.CLIP_REPOSITORY in found["CLIP"].reason
 
 
-def test_lpips_gets_images_between_minus_one_and_one_of_at_least_64_px(installed):
+def test_lpips_gets_values_within_one_and_64_px_or_more(installed):
     (installed.folder / "checkpoints").mkdir()
     (installed.folder / "checkpoints" / perceptual.ALEXNET).touch()
     distance = perceptual.lpips().distance

@@ -51,7 +51,7 @@ def test_false_colour_is_made_of_the_bands_there_are(held, shown):
     assert shown_bands(held) == shown
 
 
-def test_panels_are_one_part_of_one_task_and_the_stored_one_keeps_its_input():
+def test_panels_show_one_task_and_the_stored_one_keeps_its_input():
     task = task_of(BANDS[20])
     shown = {panel.label: panel.pixels for panel in picture_fusion.panels("mine", task)}
     assert list(shown) == [

@@ -56,7 +56,7 @@ def test_scores_of_a_perfectly_consistent_product():
     assert set(real.DIGITS) <= set(found)
 
 
-def test_every_patch_that_nothing_learned_from_is_judged_under_every_contract(plain, monkeypatch):
+def test_every_held_out_patch_is_judged_under_every_contract(plain, monkeypatch):
     monkeypatch.setattr(real, "PATCH_PX", 60)
     monkeypatch.setattr(real, "PATCHES", 2)
     records = real.judge(plain, plain, [tile("seen", split="train"), tile("a", 12), tile("b", 12)])
@@ -70,7 +70,7 @@ def test_every_patch_that_nothing_learned_from_is_judged_under_every_contract(pl
 
 @pytest.mark.slow
 @pytest.mark.shared_data
-def test_the_shipped_system_stays_within_the_limits_on_clear_ground(shared_data):
+def test_the_shipped_system_stays_within_limits_when_clear(shared_data):
     """Box: reflectance 0.0015, spectral 0.75 degrees, spatial 0.005 LR px; tent: 0.0005 and 0.3 degrees."""
     system = load(choose("lite"), "cpu")
     tiles = [tile for tile in shipped_data(shared_data).all_tiles if "20170617T113321_36_85" in tile.place]

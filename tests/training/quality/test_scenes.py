@@ -42,7 +42,7 @@ def test_scenes_have_all_bands_and_say_whether_weights_saw_them():
     assert len(scenes.native_scenes(tiles)) == 4
 
 
-def test_a_perfect_product_has_no_error_and_a_wrong_band_shows_in_its_group():
+def test_a_perfect_product_has_no_error_and_a_wrong_band_shows():
     (scene,) = scenes.native_scenes([tile("a", 16)])
     perfect = torch.zeros(12, 96, 96)
     for gsd, names in BANDS.items():
@@ -90,7 +90,7 @@ def test_a_scene_that_is_worse_than_bicubic_is_named(plain):
     assert "| 1.8 px | stored bicubic: mean, sensor | 2.000 / 1.000 / 1.000 | 2.200 / 1.100 / 1.100 |" in text
 
 
-def test_the_pattern_of_flat_blocks_is_found_below_noise_and_slopes():
+def test_flat_block_patterns_are_found_below_noise_and_slopes():
     rng = np.random.default_rng(0)
     wanted = np.zeros((4, 4))
     wanted[1, 2], wanted[3, 0] = 1.5, -1.5

@@ -59,7 +59,7 @@ def test_a_table_says_why_something_is_missing():
     assert "null" not in methods_table(RECORDS, {"PSNR": 1})
 
 
-def test_the_csv_holds_every_score_with_what_it_was_measured_under():
+def test_the_csv_holds_every_score_with_its_conditions():
     other = Record("real", "L2A", "L2A/1", 0, "a", {"spatial": 0.02})
     text = csv_text(
         [

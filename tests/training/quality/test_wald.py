@@ -115,7 +115,7 @@ def test_the_largest_measured_rectangle_nests_in_all_resolutions():
 
 
 @pytest.mark.shared_data
-def test_classical_methods_reach_what_others_measured_on_the_test_scene(shared_data):
+def test_classical_methods_reach_published_scores(shared_data):
     """ERGAS that an independent run of the same methods on the same scene gave, within two per cent."""
     fusion = LiteFusion.from_bundle(load_bundle(WEIGHTS))
     rho = {gsd: torch.from_numpy(v) for gsd, v in read_dsen2_scene(shared_data / "s2_l1c" / wald.TEST_SCENE).items()}

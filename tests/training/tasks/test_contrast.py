@@ -59,13 +59,13 @@ def test_the_queue_is_a_ring_that_forgets_the_oldest(encoder):
     assert sorted(contrast.queue[:, 0].tolist()) == [12, 13, 14, 15, 16, 17]
 
 
-def test_the_queue_begins_with_unit_vectors_that_the_seed_decides(encoder):
+def test_the_queue_begins_with_seeded_unit_vectors(encoder):
     one, two = contrast_of(encoder), contrast_of(encoder)
     torch.testing.assert_close(one.queue.norm(dim=1), torch.ones(6))
     assert torch.equal(one.queue, two.queue)
 
 
-def test_the_key_encoder_follows_by_its_momentum_and_starts_as_a_copy(encoder):
+def test_the_key_encoder_starts_as_a_copy_and_follows_slowly(encoder):
     contrast = contrast_of(encoder, momentum=0.9)
     weight = encoder.mlp[0].weight
     assert torch.equal(contrast.encoder_k.mlp[0].weight, weight)
@@ -78,7 +78,7 @@ def test_the_key_encoder_follows_by_its_momentum_and_starts_as_a_copy(encoder):
     torch.testing.assert_close(contrast.encoder_k.mlp[0].weight, start + 0.19)
 
 
-def test_gradients_reach_the_query_encoder_only_and_keys_enter_after_they_were_compared(encoder):
+def test_gradients_reach_the_query_encoder_only(encoder):
     contrast = contrast_of(encoder)
     windows = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     queue = contrast.queue.clone()

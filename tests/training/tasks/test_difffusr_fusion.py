@@ -76,7 +76,7 @@ def large():
     return tile_of(26)
 
 
-def test_crops_hold_whole_coarsened_pixels_on_the_lattice_of_60_m():
+def test_crops_hold_whole_pixels_of_the_60_m_lattice():
     assert {gsd: unit_60m(gsd) * 60 for gsd in INPUTS} == {10: 120, 20: 480, 60: 1440}
     assert group_of(60, [tile_of(23)], 24) is None
     assert group_of(60, [tile_of(24)], 96).side_60m == 24
@@ -86,7 +86,7 @@ def test_crops_hold_whole_coarsened_pixels_on_the_lattice_of_60_m():
     assert len(group_of(10, [tile_of(24), tile_of(16, seed=1)], 96).tiles) == 2
 
 
-def test_the_published_blur_with_a_wide_sigma_is_nearly_a_box_and_then_come_block_means():
+def test_published_blur_of_wide_sigma_is_nearly_a_box():
     image = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     boxed = functional.avg_pool2d(functional.pad(image, (2, 2, 2, 2), mode="reflect"), 5, stride=1)
     torch.testing.assert_close(coarser(image, 24), functional.avg_pool2d(boxed, 24), atol=1e-3, rtol=0)
@@ -98,7 +98,7 @@ def test_the_published_blur_with_a_wide_sigma_is_nearly_a_box_and_then_come_bloc
 
 
 @pytest.mark.parametrize(("gsd", "n"), [(10, 48), (20, 96), (60, 144)])
-def test_an_example_has_every_band_on_the_grid_of_its_group_without_a_shift(gsd, n):
+def test_an_example_has_every_band_unshifted_on_its_grid(gsd, n):
     rho = {}
     for native, bands in INPUTS.items():  # values are metres to the east of the crop
         side = n * gsd // native
@@ -115,7 +115,7 @@ def test_an_example_has_every_band_on_the_grid_of_its_group_without_a_shift(gsd,
     assert example.seen[0, 0, n // 2, inner].numel() >= 32
 
 
-def test_statistics_are_those_of_measured_ground_in_bands_that_are_there():
+def test_statistics_are_of_measured_ground_and_present_bands():
     one, two = tile_of(4), tile_of(4, present=ALL[:10], seed=1)
     two.valid[:2] = False
     found = statistics([one, two])
@@ -170,7 +170,7 @@ def test_the_loss_is_the_sum_over_groups_and_trains_all_three(large):
     assert all(parameter.grad is not None for parameter in task.network.parameters())
 
 
-def test_a_group_without_room_is_left_out_says_so_and_stays_silent():
+def test_a_group_without_room_is_left_out_and_said_so():
     task = task_of(tile_of(16))
     assert list(task.groups) == [10, 20]
     assert task.describe()["untrained"] == {"60 m": "no tile of 1440 m with " + ", ".join(ALL)}

@@ -110,7 +110,7 @@ def test_a_batch_holds_a_query_and_its_key_in_network_range(data):
     assert float((coarse - batch["other"]).abs().mean()) > float((coarse - batch["lr"]).abs().mean())
 
 
-def test_several_images_of_each_set_watch_training_and_all_sets_are_shown(data):
+def test_several_images_of_each_set_watch_training(data):
     blocks = [np.kron(np.random.default_rng(i).random((3, 16, 16)), np.ones((1, 4, 4))) for i in range(9)]
     chips = [Chip(name, f"{name}/{i}", 2.5, (0.3 * block).astype(np.float32), encoded=False)
              for i, (name, block) in enumerate(zip("aaaaaaaab", blocks, strict=True))]  # fmt: skip
@@ -161,7 +161,7 @@ def test_orthogonal_weights_and_zero_biases(data):
     assert torch.equal(network.encoder.conv_first.weight, before)
 
 
-def test_all_three_networks_learn_and_the_checkpoint_keeps_key_encoder_and_queue(data, tmp_path):
+def test_all_networks_learn_and_the_checkpoint_keeps_the_queue(data, tmp_path):
     task = task_of(data)
     before = {name: value.clone() for name, value in task.network.state_dict().items()}
     Run(task, TINY, Budget(images=40), tmp_path, seed=1).train(every_s=1e9, until_images=20)
@@ -230,7 +230,7 @@ def trained(imagery, tmp_path_factory):
     return folder
 
 
-def test_the_bundle_says_how_it_was_made_and_holds_inference_networks_only(trained):
+def test_the_bundle_has_provenance_and_inference_networks_only(trained):
     bundle = load_bundle(trained / "tiny-difffusr.safetensors")
     assert bundle.provenance["as_published"] == ["noise", "squared"]
     assert bundle.provenance["recipe"]["contrast"] == 0.01

@@ -148,7 +148,7 @@ def test_a_step_of_training_moves_every_parameter(shared_data):
 
 @pytest.mark.slow
 @pytest.mark.shared_data
-def test_shipped_fusion_beats_atprk_like_on_the_scene_no_training_sees(shared_data):
+def test_shipped_fusion_beats_atprk_like_on_an_unseen_scene(shared_data):
     network = LiteFusion.from_bundle(load_bundle(WEIGHTS)).network
     with torch.inference_mode():
         rows = lite_wald.measure(network, read_dsen2_scene(shared_data / "s2_l1c" / wald.TEST_SCENE))
@@ -185,7 +185,7 @@ def test_a_network_on_another_device_is_validated_and_finished(far):
     assert next(task.network.parameters()).device == far
 
 
-def test_finishing_keeps_the_share_of_the_learned_residual_that_serves_the_watched_place():
+def test_finishing_keeps_the_best_share_of_the_residual():
     """A residual that makes everything worse is shrunk to nothing."""
     task = Fusion.__new__(Fusion)
     task.preset, task.network = PRESET, FusionNetwork(**PRESET.architecture)

@@ -49,7 +49,7 @@ def contrast_of(networks):
     return contrast
 
 
-def test_levels_lie_between_neighbouring_steps_and_every_step_is_as_likely():
+def test_levels_lie_between_steps_and_steps_are_equally_likely():
     edges = np.sqrt(np.concatenate([[1.0], cosine_alpha_bar()]))[::-1]
     drawn = sample_levels(200_000, seeded()).double().numpy()
     assert drawn.min() >= edges[0]

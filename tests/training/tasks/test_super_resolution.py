@@ -92,7 +92,7 @@ def test_held_out_images_that_show_nothing_are_counted():
         watched_pairs(data)
 
 
-def test_a_recipe_of_another_sensor_reaches_the_batches_and_the_provenance():
+def test_a_sensor_recipe_reaches_batches_and_provenance():
     """Wider blur leaves less contrast in the coarse image of the same crops."""
     spread = {}
     for blur in (0.5, 3.5):
