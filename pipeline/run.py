@@ -5,7 +5,6 @@ In: command-line arguments. Out: a store, a picture, a summary, an exit code (pi
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,19 +13,9 @@ from pipeline.arguments import aoi_of, config_of, parser
 from pipeline.bbox import joined
 from pipeline.config import RunConfig
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, LeaseLost, PipelineError, StorageError, UsageError
+from pipeline.report import FrozenPlan, PartReport, PlanPreview, RunReport, show_report
 from pipeline.store.place import place_of
-from pipeline.terminal import (
-    Progress,
-    described_plan,
-    described_run,
-    described_shard,
-    frozen_plan,
-    plan_json,
-    run_json,
-    shard_json,
-    show,
-    tell,
-)
+from pipeline.terminal import Progress, refuse, tell
 
 if TYPE_CHECKING:
     import argparse
@@ -98,8 +87,7 @@ def execute(arguments: argparse.Namespace) -> int:
     cost = estimate(plan, workers, timed=arguments.dry_run)
     if arguments.dry_run:
         progress.clear()
-        words = f"{aoi.describe()}\n{described_plan(plan, cost, shown)}"
-        show(json.dumps({"plan": plan.to_json(), "estimate": cost.to_json()}) if arguments.json else words)
+        show_report(PlanPreview(plan, cost, shown, aoi.describe()), as_json=arguments.json)
         return EXIT_OK
     workers = _affordable(arguments, workers, cost.worker_mib)
     with lease(request.store, say=progress.say) as held:
@@ -108,7 +96,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _frozen(plan: Plan, shown: Place, arguments: argparse.Namespace, progress: Progress) -> int:
     progress.clear()
-    show(json.dumps(plan_json(plan, shown)) if arguments.json else frozen_plan(plan, shown))
+    show_report(FrozenPlan(plan, shown), as_json=arguments.json)
     return EXIT_OK
 
 
@@ -193,12 +181,9 @@ def compute(
     if found := software.mixed_words(plan, store):
         print(f"warning: {shown} was computed by {' and by '.join(found)}", file=sys.stderr)
     if shard is not None:
-        show(
-            json.dumps(shard_json(shard, summary, shown)) if arguments.json else described_shard(shard, summary, shown)
-        )
+        show_report(PartReport(shard, summary, shown), as_json=arguments.json)
         return EXIT_OK
-    words = described_run(plan, summary, shown, picture)
-    show(json.dumps(run_json(plan, summary, shown, picture)) if arguments.json else words)
+    show_report(RunReport(plan, summary, shown, picture), as_json=arguments.json)
     return EXIT_QUARANTINE if summary.quarantined else EXIT_OK
 
 
@@ -209,11 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return go_on(arguments) if arguments.plan else execute(arguments)
     except PipelineError as error:
-        if arguments.json:
-            parts = {"found": error.found, "expected": error.expected, "cure": error.cure}
-            show(json.dumps({"status": "error", "exit_code": error.exit_code, **parts}))
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return refuse(error, as_json=arguments.json)
     except KeyboardInterrupt:
         print("stopped at once; run the same command again to continue", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,8 +19,9 @@ from pipeline import bbox
 from pipeline.archive.redaction import redact_logs
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.execution.task import MEMORY_SHARE, Task, limit_s, memory_mib
+from pipeline.report import show_report
 from pipeline.store.place import place_of
-from pipeline.terminal import counted, show, tell
+from pipeline.terminal import counted, refuse, show, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,51 +182,56 @@ def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
     if not arguments.dry_run and not plan.finished:
         slurm.require_idle(plan.digest, plan.store)
         first, last = slurm.submit(array)
-    words = _dry_words(array) if arguments.dry_run else _slurm_words(array, first, last)
-    show(json.dumps(_slurm_json(array, first, last)) if arguments.json else words)
+    show_report(SlurmReport(array, first, last, dry_run=arguments.dry_run), as_json=arguments.json)
     return EXIT_OK
 
 
-def _dry_words(array: Array) -> str:
-    plan = array.plan
-    return "\n".join([
-        f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}, {len(plan.todo)} to do; "
-        "nothing was written or submitted",
-        *(f"  export {name}={shlex.quote(value)}" for name, value in array.environment.items()),
-        *(f"  {shlex.join(command)}" for command in array.commands("ARRAY_JOB_ID")),
-    ])  # fmt: skip
+@dataclass(frozen=True)
+class SlurmReport:
+    """The jobs of a run: ids of the array and of the publication, empty where none was submitted."""
 
+    array: Array
+    array_job: str = ""
+    finalise_job: str = ""
+    dry_run: bool = False
 
-def _slurm_words(array: Array, first: str, last: str) -> str:
-    plan = array.plan
-    if not last:
-        return f"{plan.store} is complete; nothing to submit"
-    done = f", {plan.parts - len(plan.todo)} done already" if len(plan.todo) < plan.parts else ""
-    return "\n".join([
-        f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}{done}",
-        *([f"  array     {first}"] if first else []),
-        f"  publish   {last}{', when the array has ended' if first else ''}",
-        f"  logs      {array.logs}",
-        "  watch     squeue --me",
-        f"  cancel    scancel {' '.join(filter(None, (first, last)))}; submitting again goes on",
-    ])  # fmt: skip
+    def to_json(self) -> dict[str, Any]:
+        """Jobs, parts and command lines."""
+        plan = self.array.plan
+        return {
+            "status": "submitted" if self.finalise_job else "complete" if plan.finished else "dry-run",
+            "store": str(plan.store),
+            "plan_digest": plan.digest,
+            "units": plan.units,
+            "parts": plan.parts,
+            "parts_to_do": list(plan.todo),
+            "array_job": self.array_job,
+            "finalise_job": self.finalise_job,
+            "environment": self.array.environment,
+            "commands": self.array.commands(self.array_job or "ARRAY_JOB_ID"),
+            "logs": str(self.array.logs),
+        }
 
-
-def _slurm_json(array: Array, first: str, last: str) -> dict[str, Any]:
-    plan = array.plan
-    return {
-        "status": "submitted" if last else "complete" if plan.finished else "dry-run",
-        "store": str(plan.store),
-        "plan_digest": plan.digest,
-        "units": plan.units,
-        "parts": plan.parts,
-        "parts_to_do": list(plan.todo),
-        "array_job": first,
-        "finalise_job": last,
-        "environment": array.environment,
-        "commands": array.commands(first or "ARRAY_JOB_ID"),
-        "logs": str(array.logs),
-    }
+    def text(self) -> str:
+        """What was submitted, or with --dry-run what would be; where the logs are, and how to cancel."""
+        plan, jobs = self.array.plan, [job for job in (self.array_job, self.finalise_job) if job]
+        cut = f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}"
+        if self.dry_run:
+            environment = [f"  export {name}={shlex.quote(value)}" for name, value in self.array.environment.items()]
+            commands = [f"  {shlex.join(command)}" for command in self.array.commands("ARRAY_JOB_ID")]
+            title = f"{cut}, {len(plan.todo)} to do; nothing was written or submitted"
+            return "\n".join([title, *environment, *commands])
+        if not jobs:
+            return f"{plan.store} is complete; nothing to submit"
+        done = f", {plan.parts - len(plan.todo)} done already" if len(plan.todo) < plan.parts else ""
+        return "\n".join([
+            f"{cut}{done}",
+            *([f"  array     {self.array_job}"] if self.array_job else []),
+            f"  publish   {self.finalise_job}{', when the array has ended' if self.array_job else ''}",
+            f"  logs      {self.array.logs}",
+            "  watch     squeue --me",
+            f"  cancel    scancel {' '.join(jobs)}; submitting again goes on",
+        ])  # fmt: skip
 
 
 def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
@@ -308,11 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         act = to_slurm if arguments.target == "slurm" else to_kubernetes
         return act(arguments, plan_flags(words))
     except PipelineError as error:
-        if "--json" in words:
-            parts = {"found": error.found, "expected": error.expected, "cure": error.cure}
-            show(json.dumps({"status": "error", "exit_code": error.exit_code, **parts}))
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return refuse(error, as_json="--json" in words)
     except KeyboardInterrupt:
         print("stopped; run the same command again", file=sys.stderr)
         return 130

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
-from pipeline.terminal import show
+from pipeline.terminal import refuse, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             page = make_page(arguments.store, arguments.zone, arguments.time, at)
         write_atomic(path, page.content)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return refuse(error)
     show(described(page, path))
     if arguments.open:
         webbrowser.open(path.resolve().as_uri())

@@ -99,7 +99,7 @@ def test_the_item_disturbs_neither_readers_nor_the_check(finished):
         plain, ours = xr.open_zarr(store), pipeline.open_store(store)
     assert ITEM_KEY not in (*plain.variables, *ours.variables)
     report = check.examine(store, "full")
-    assert check.exit_code(report) == 0, report
+    assert report.exit_code == 0, report
     layout.consolidate(store)
     assert ITEM_KEY not in (store / "zarr.json").read_text()
 

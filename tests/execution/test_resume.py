@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipeline import check
-from pipeline.check import examine, exit_code
+from pipeline.check import examine
 from pipeline.execution.plan import load_plan
 from pipeline.run import main
 from pipeline.store import layout
@@ -90,7 +90,7 @@ def test_kill_9_of_the_whole_group_then_the_same_command_gives_the_same_bytes(
     assert {name: after[name] for name in before} == before  # nothing that was done is done again
     assert chunk_digests(store) == undisturbed
     assert not list(store.rglob("*.partial"))
-    assert examine(store, "full")["damaged"] == {}
+    assert examine(store, "full").found.damaged == {}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -236,11 +236,11 @@ def test_two_runs_of_one_store_do_not_meet(archive, aoi, tmp_path):
 def test_full_verification_covers_axes_and_metadata(archive, aoi, tmp_path, damage):
     store = tmp_path / "axes.zarr"
     run(config_for(archive, unit_chunks=5), aoi, store)
-    assert exit_code(examine(store, "full")) == 0
+    assert examine(store, "full").exit_code == 0
     (store / damage).unlink()
     report = examine(store, "full")
-    assert exit_code(report) == 7
-    assert damage in report["damaged"]
+    assert report.exit_code == 7
+    assert damage in report.found.damaged
 
 
 def test_a_failing_picture_does_not_fail_a_finished_store(archive, aoi, tmp_path):

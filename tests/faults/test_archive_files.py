@@ -69,9 +69,9 @@ def test_zeros_that_the_classification_contradicts_are_told(aoi, tmp_path, capsy
     rows = values(tmp_path / "run.zarr")[0, plan.config.band_names.index("B04")]
     assert (rows == 0).any()
     assert not (values(tmp_path / "run.zarr")[0, plan.config.band_names.index("B03")] == 0).any()
-    from pipeline.terminal import described_run
+    from pipeline.report import RunReport
 
-    assert "B04 " in described_run(plan, summary, tmp_path / "run.zarr", None)
+    assert "B04 " in RunReport(plan, summary, tmp_path / "run.zarr", None).text()
 
 
 def test_sound_files_have_no_holes(scenes, aoi, tmp_path):
