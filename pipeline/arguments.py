@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import bbox
-from pipeline.archive.aoi import MAX_AREA_KM2
+from pipeline.aoi.aoi import MAX_AREA_KM2
 from pipeline.config import COMPOSITES, CONSISTENCIES, ESTIMATES, FUSION_ROLE, RunConfig
 from pipeline.errors import UsageError
 from pipeline.store.receipts import VERIFY_LEVELS
@@ -20,7 +20,7 @@ from pipeline.superres.registry import known
 from pipeline.superres.systems import DEFAULT
 
 if TYPE_CHECKING:
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,7 +114,7 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
 
 def aoi_of(arguments: argparse.Namespace) -> Aoi:
     """The AOI from --aoi or --bbox. UsageError unless exactly one is given."""
-    from pipeline.archive.aoi import aoi_from_bbox, read_aoi
+    from pipeline.aoi.aoi import aoi_from_bbox, read_aoi
 
     if (arguments.aoi is None) == (arguments.bbox is None):
         found = "no area" if arguments.aoi is None else "two areas"

@@ -17,14 +17,14 @@ from pipeline.bands import BAND_NAMES
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.report import show_report
 from pipeline.store.place import place_of
+from pipeline.temporary import require_parent
 from pipeline.terminal import counted, refuse, show, tell
-from pipeline.working import require_parent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.archive.scene import Scene
-    from pipeline.execution.catalogue_out import Listed
+    from pipeline.execution.stac_publish import Listed
 
 _ARCHIVE = Path("archive.json")
 
@@ -83,7 +83,7 @@ def _when(item: dict[str, Any]) -> str:
 
 
 def _scene(scene: Scene) -> dict[str, Any]:
-    from pipeline.archive.local import AUDIT_KEY
+    from pipeline.archive.local.scan import AUDIT_KEY
 
     return {
         "id": scene.id,
@@ -157,9 +157,9 @@ def _stores(what: Sequence[str]) -> list[str]:
 
 def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
     """Index a folder's scenes, and the stores that lie in it, in a file of their own."""
-    from pipeline.archive.index_file import write_index
-    from pipeline.archive.local import scan
-    from pipeline.execution.catalogue_out import stores_below
+    from pipeline.archive.local.scan import scan
+    from pipeline.archive.stac.index_file import write_index
+    from pipeline.execution.stac_publish import stores_below
 
     stores = [str(store) for store in stores_below(folder)]
     if arguments.collection is not None and not stores:
@@ -185,7 +185,7 @@ def _listed_beside(
     stores: Sequence[str], out: Path, arguments: argparse.Namespace
 ) -> tuple[Listed | None, tuple[str, ...]]:
     """The stores among scenes, listed in `out`, and notes; None where not one of them is finished."""
-    from pipeline.execution.catalogue_out import list_stores
+    from pipeline.execution.stac_publish import list_stores
 
     try:
         listed = list_stores(stores, out, relative=arguments.relative, collection=arguments.collection)
@@ -201,7 +201,7 @@ def _tell(notes: Sequence[str]) -> None:
 
 def _of_stores(stores: Sequence[str], arguments: argparse.Namespace) -> int:
     """Write the items of finished stores, and list them where --out says."""
-    from pipeline.execution.catalogue_out import list_stores
+    from pipeline.execution.stac_publish import list_stores
 
     if arguments.datetime is not None or arguments.offset is not None:
         raise UsageError("--datetime and --offset are for scenes", "neither, where stores are listed")

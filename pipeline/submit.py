@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import arguments as run_arguments
 from pipeline import bbox
-from pipeline.archive.redaction import redact_logs
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.execution.task import MEMORY_SHARE, Task, limit_s, memory_mib
+from pipeline.redaction import redact_logs
 from pipeline.report import show_report
 from pipeline.store.place import place_of
 from pipeline.terminal import counted, refuse, show, tell
@@ -26,8 +26,8 @@ from pipeline.terminal import counted, refuse, show, tell
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.execution.job_plan import Planned
     from pipeline.execution.manifests import Manifests
-    from pipeline.execution.planned import Planned
     from pipeline.execution.slurm import Array
 
 _PARTS = 16
@@ -142,8 +142,8 @@ def _part_options(arguments: argparse.Namespace) -> str:
 
 def planned(arguments: argparse.Namespace, flags: tuple[str, ...], task: Task) -> Planned:
     """Freeze the plan into its store, or take the one that is there; with --dry-run nothing is written."""
-    from pipeline.archive.access import restrict_drivers
-    from pipeline.execution.planned import frozen, known, previewed
+    from pipeline.archive.read.access import restrict_drivers
+    from pipeline.execution.job_plan import frozen, known, previewed
     from pipeline.execution.stored_plan import RunRequest, writable
 
     if arguments.plan:

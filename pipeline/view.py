@@ -50,7 +50,7 @@ def page_file(arguments: argparse.Namespace) -> Path:
     """The file to write. UsageError when something else is there."""
     from pipeline.products.page.document import GENERATOR
     from pipeline.store.place import place_of
-    from pipeline.working import require_parent
+    from pipeline.temporary import require_parent
 
     path = Path(arguments.out) if arguments.out else place_of(arguments.store).picture.with_suffix(".html")
     if path.is_dir():

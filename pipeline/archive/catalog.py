@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.archive.access import ANY_PUBLIC_HOST, SIGNINGS, Access
-from pipeline.archive.addresses import read_address, same_place
+from pipeline.archive.catalog_address import read_address, same_place
 from pipeline.archive.radiometry import OFFSET_RULES
-from pipeline.archive.redaction import redact
+from pipeline.archive.read.access import ANY_PUBLIC_HOST, SIGNINGS, Access
 from pipeline.bands import BAND_NAMES, BY_NAME, HOUSE_ADD_OFFSET_DN
 from pipeline.errors import UsageError
+from pipeline.redaction import redact
 
 SAMPLE = "sample"
 MAX_TOML_BYTES = 1_000_000
@@ -40,7 +40,7 @@ GENERIC_SCL = ("SCL", "scl", "SCL_20m")
 class Limits:
     """What an archive asks of its users, and where we stop believing it.
 
-    `connections`: files read at a time from one host, by all processes of a run together (pipeline.archive.politeness).
+    `connections`: files read at a time from one host, by all processes of a run together (`rate_limit`).
     """
 
     page_items: int = 100
@@ -87,7 +87,7 @@ class Catalog:
         """How workers may reach the files of this archive."""
         if self.kind != SAMPLE:
             return Access(self.signing, self.hosts, self.roots, connections=self.limits.connections)
-        from pipeline.archive.local import sample_scenes
+        from pipeline.archive.local.scan import sample_scenes
 
         folders = {str(Path(href).parent) for scene in sample_scenes() for href in scene.hrefs.values()}
         return Access(roots=tuple(sorted(folders)))
@@ -123,7 +123,7 @@ def load_catalog(name_or_source: str) -> Catalog:
     if path.suffix == ".toml" and path.is_file():
         return _from_toml(path)
     if path.exists():
-        from pipeline.archive.stac_files import file_roots, refuse_rasters
+        from pipeline.archive.stac.files import file_roots, refuse_rasters
 
         refuse_rasters(path)
         return Catalog(path.name, "file", str(path), hosts=(ANY_PUBLIC_HOST,), roots=file_roots(path))

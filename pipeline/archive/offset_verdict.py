@@ -9,7 +9,7 @@ from pipeline.archive.scene import DOUBTED, OPEN, STATED
 from pipeline.bands import HOUSE_ADD_OFFSET_DN
 
 if TYPE_CHECKING:
-    from pipeline.archive.audit import OffsetAudit
+    from pipeline.archive.offset_audit import OffsetAudit
     from pipeline.archive.scene import OffsetDecision
 
 

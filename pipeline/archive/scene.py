@@ -12,7 +12,7 @@ from pipeline.grid.grid import Phase
 
 # Names under which an index of ours keeps an `OffsetDecision` among an item's properties.
 OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY = "sen2fine:offset_dn", "sen2fine:offset_evidence", "sen2fine:offset_by_user"
-MARK_KEY = "sen2fine:index_mark"  # proof that this user's `pipeline.index` wrote the item (archive/index_marks.py)
+MARK_KEY = "sen2fine:index_mark"  # proof that this user's `pipeline.index` wrote the item (archive/stac/index_marks.py)
 # How far an `OffsetDecision` stands before the pixels are looked at.
 STATED, DOUBTED, OPEN = "stated", "doubted", "open"
 

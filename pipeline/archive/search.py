@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.archive.access import redact
 from pipeline.archive.catalog import SAMPLE, Patience
-from pipeline.archive.stac import RejectedItem, scene_from_item
-from pipeline.archive.stac_files import file_items
-from pipeline.archive.versions import drop_superseded, with_distinct_ids
+from pipeline.archive.read.access import redact
+from pipeline.archive.reprocessing import drop_superseded, with_distinct_ids
+from pipeline.archive.stac.files import file_items
+from pipeline.archive.stac.item import RejectedItem, scene_from_item
 from pipeline.bands import BAND_NAMES, SCL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
     from pipeline.archive.catalog import Catalog
+    from pipeline.archive.reprocessing import Look
     from pipeline.archive.scene import Scene
-    from pipeline.archive.versions import Look
 
 _EXAMPLES = 3  # items named per reason in a summary
 
@@ -58,7 +58,7 @@ def search(
     notes: list[str] = []
     rejected: list[tuple[str, str]] = []
     if catalog.kind == SAMPLE:
-        from pipeline.archive.local import sample_scenes
+        from pipeline.archive.local.scan import sample_scenes
 
         scenes = list(sample_scenes())
     else:
@@ -83,7 +83,7 @@ def items_of(
     """(item, base of its relative hrefs) from the network or from files."""
     if catalog.kind == "file":
         return file_items(Path(catalog.url))
-    from pipeline.archive.stac_api import api_items
+    from pipeline.archive.stac.api import api_items
 
     return api_items(catalog, aoi, start, end, ids or catalog.ids, patience, notes)
 
@@ -134,7 +134,7 @@ def _wanted(
     """Scenes of the place, period and cloud cover asked for; the notes count the others by reason."""
     from datetime import datetime
 
-    from pipeline.archive.footprints import footprint_shape
+    from pipeline.aoi.footprints import footprint_shape
 
     start, end = (datetime.fromisoformat(text) if text else None for text in period)
     left: Counter[str] = Counter()

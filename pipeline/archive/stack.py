@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.archive.local import footprint_of
-from pipeline.archive.local_meta import to_utc
+from pipeline.archive.local.metadata import to_utc
+from pipeline.archive.local.scan import footprint_of
 from pipeline.bands import BAND_NAMES, BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
 from pipeline.errors import EXIT_OK, PipelineError, StorageError, UsageError
 from pipeline.grid.grid import Phase
-from pipeline.working import require_parent, working_folder
+from pipeline.temporary import require_parent, working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

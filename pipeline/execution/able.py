@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from pipeline.archive.redaction import redact
 from pipeline.errors import PipelineError, UsageError
 from pipeline.execution.software import this_software
+from pipeline.redaction import redact
 from pipeline.store.current import Fence
 from pipeline.store.keys import LEASES
 from pipeline.store.place import place_of

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.archive.access import Access
+    from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Scene
     from pipeline.execution.plan import Plan, Unit, Zone
     from pipeline.grid.grid import Grid, Window

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import PipelineError, UsageError
 from pipeline.execution.task import Task, deploy_folder
 from pipeline.store.receipts import write_atomic
-from pipeline.working import require_ours
+from pipeline.temporary import require_ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

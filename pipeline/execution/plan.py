@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.archive.access import Access
+from pipeline.archive.read.access import Access
 from pipeline.archive.scene import Period, Scene
 from pipeline.bands import BAND_NAMES
 from pipeline.config import FUSION_ROLE, RunConfig
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.archive.cube import Cube
+    from pipeline.archive.read.cube import Cube
     from pipeline.store.place import Where
     from pipeline.superres.chain import Group
 
@@ -326,7 +326,7 @@ def load_plan(store: Where) -> Plan:
 
 def open_cube(plan: Plan, *, epsg: int | None = None, period: int = 0) -> Cube:
     """The lazy input cube of one zone and time step: three native-resolution DataArrays and SCL, one step per scene."""
-    from pipeline.archive.cube import open_cube as open_scenes
+    from pipeline.archive.read.cube import open_cube as open_scenes
 
     zone = plan.zone(epsg) if epsg else plan.zones[0]
     scenes = plan.period_scenes(zone.epsg, period)

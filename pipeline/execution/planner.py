@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from shapely import Geometry
 
-    from pipeline.archive.access import Access
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
     from pipeline.archive.catalog import Catalog
+    from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Period
     from pipeline.config import RunConfig
     from pipeline.superres.spec import SceneState
@@ -113,9 +113,9 @@ def _search(config: RunConfig, aoi: Aoi, around: Aoi, needed: Collection[str]) -
 
     `needed` are bands that are not stored, and without which the system cannot run.
     """
+    from pipeline.aoi.period import parse_period
     from pipeline.archive.catalog import load_catalog
-    from pipeline.archive.ground import grounds
-    from pipeline.archive.period import parse_period
+    from pipeline.archive.read.ground import grounds
     from pipeline.archive.search import search, summarised
 
     catalog = load_catalog(config.catalog)
@@ -167,7 +167,7 @@ def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tu
     if config.offset is not None:
         decision = OffsetDecision(config.offset, f"--offset {config.offset}", by_user=True)
         return tuple(replace(scene, offset=decision) for scene in found.scenes), []
-    from pipeline.archive.audit import audit_scene
+    from pipeline.archive.offset_audit import audit_scene
     from pipeline.archive.offset_verdict import verdict
 
     def audit(scene: Scene) -> tuple[Scene, str, str]:
@@ -215,7 +215,7 @@ def _none_left(faults: list[str]) -> PipelineError:
 def _zones(
     config: RunConfig, aoi: Aoi, around: Aoi, scenes: tuple[Scene, ...], workers: int
 ) -> tuple[tuple[Zone, ...], list[str]]:
-    from pipeline.archive.aoi import to_utm, utm_parts
+    from pipeline.aoi.aoi import to_utm, utm_parts
     from pipeline.archive.passes import periods
 
     parts, notes = assign(utm_parts(aoi), scenes)
@@ -240,7 +240,7 @@ def assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[
     """
     import shapely
 
-    from pipeline.archive.footprints import footprint_shape
+    from pipeline.aoi.footprints import footprint_shape
 
     covered = {
         epsg: shapely.union_all([footprint_shape(scene.footprint) for scene in scenes if scene.epsg == epsg])

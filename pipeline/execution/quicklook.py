@@ -148,7 +148,7 @@ def _output(array: zarr.Array, zone: Zone, place: Window) -> NDArray[np.uint16]:
 
 def _input(plan: Plan, zone: Zone, place: Window) -> dict[str, NDArray[np.uint16]]:
     """Native DN of the 10 m bands over `place`, through the same reader as the units."""
-    from pipeline.archive.cube import read_period
+    from pipeline.archive.read.cube import read_period
     from pipeline.execution.trust import require_local_access
 
     require_local_access(plan)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.execution.planned import Planned
+    from pipeline.execution.job_plan import Planned
 
 _PROGRAMS = ("sbatch", "squeue", "scancel")
 _FINALISE_MIB = 4096

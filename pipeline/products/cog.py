@@ -5,7 +5,7 @@ Imports blocks, errors, geotiff, place, selection and working; rasterio and zarr
 
 The window is read block by block, all bands of a block at once, into tiled, compressed working files. GDAL's COG driver
 then makes the overviews and puts everything in order. A file appears under its name whole, after its sums were compared
-with those of what was read. No VRT in between: archives' files keep that driver switched off (archive/access.py).
+with those of what was read. No VRT in between: archives' files keep that driver switched off (archive/read/access.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.store.gdal_names import of_classes, of_file
 from pipeline.store.layout import STATUS_COMPLETE
 from pipeline.store.place import place_of, storage_error, write_atomic
 from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
-from pipeline.working import require_parent, working_folder
+from pipeline.temporary import require_parent, working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

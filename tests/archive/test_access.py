@@ -19,11 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.archive import access as access_module
-from pipeline.archive import hosts
-from pipeline.archive.access import Access, redact, restrict_drivers, retrying
-from pipeline.archive.bandfile import gdal_options
-from pipeline.archive.retry import classify
+from pipeline.archive.read import access as access_module
+from pipeline.archive.read import host_policy
+from pipeline.archive.read.access import Access, redact, restrict_drivers, retrying
+from pipeline.archive.read.band_file import gdal_options
+from pipeline.archive.read.retry import classify
 from pipeline.errors import IntegrityError, ReadError, StorageError, Unreachable, UpstreamError, UsageError
 from tests.archive.stac_server import serving
 
@@ -139,8 +139,8 @@ def test_any_public_host_excludes_the_inner_network(monkeypatch):
             raise OSError("no such name")
         return [(0, 0, 0, "", (addresses[host], port))]
 
-    monkeypatch.setattr(hosts.socket, "getaddrinfo", resolve)
-    hosts._resolves_inside.cache_clear()
+    monkeypatch.setattr(host_policy.socket, "getaddrinfo", resolve)
+    host_policy._resolves_inside.cache_clear()
     access = Access(hosts=("*",))
     for host in ("public.example.org", "unresolved.example.org"):
         assert access.address(f"https://{host}/a.tif") == f"https://{host}/a.tif"
@@ -153,7 +153,7 @@ def test_any_public_host_excludes_the_inner_network(monkeypatch):
         access.href("http://public.example.org/a.tif")
     with pytest.raises(UsageError, match="bucket"):
         access.href("s3://any/a.tif")
-    hosts._resolves_inside.cache_clear()
+    host_policy._resolves_inside.cache_clear()
 
 
 @settings(max_examples=100, deadline=None)
@@ -287,8 +287,8 @@ def test_a_busy_token_service_is_waited_for(tokens):
 
 
 def test_a_token_service_that_refuses_or_talks_nonsense_is_an_upstream_error(tokens, monkeypatch):
-    monkeypatch.setattr("pipeline.archive.retry.time.sleep", lambda _s: None)
-    monkeypatch.setattr("pipeline.archive.retry.random.uniform", lambda _a, _b: 0.0)
+    monkeypatch.setattr("pipeline.archive.read.retry.time.sleep", lambda _s: None)
+    monkeypatch.setattr("pipeline.archive.read.retry.random.uniform", lambda _a, _b: 0.0)
     tokens.failures = [(404, {})] * 9
     with pytest.raises(
         UpstreamError, match=r"token for sentinel2l2a01/sentinel2-l2 from 127.0.0.1:\d+: HTTP Error 404"
@@ -460,7 +460,7 @@ def test_errors_are_told_apart(error, kind):
 
 def test_transient_errors_use_every_try_with_growing_jitter(monkeypatch):
     waits = []
-    monkeypatch.setattr("pipeline.archive.retry.random.uniform", lambda _low, high: high)
+    monkeypatch.setattr("pipeline.archive.read.retry.random.uniform", lambda _low, high: high)
     call = Failing(*[http_error(503)] * 3)
     assert retrying(call, what="B02", sleep=waits.append) == "done"
     assert waits == [0.5, 1.0, 2.0]
@@ -489,7 +489,7 @@ def test_jitter_is_full_and_capped():
 )
 def test_what_the_server_asks_for_is_honoured(error, wait, monkeypatch):
     waits = []
-    monkeypatch.setattr("pipeline.archive.retry.classify", lambda _error: "transient")
+    monkeypatch.setattr("pipeline.archive.read.retry.classify", lambda _error: "transient")
     assert retrying(Failing(error), what="x", sleep=waits.append) == "done"
     assert waits == [wait]
 
@@ -622,7 +622,7 @@ def test_every_option_is_accepted_by_rasterio_and_stackstac(geotiff):
 SKIP_PROBE = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from pipeline.archive.access import open_raster, restrict_drivers
+from pipeline.archive.read.access import open_raster, restrict_drivers
 took = restrict_drivers()
 import numpy as np, rasterio, stackstac
 from rasterio.errors import RasterioIOError
@@ -694,7 +694,7 @@ def test_restrict_drivers_says_when_it_came_too_late(monkeypatch):
 
 
 def test_imports_stay_light():
-    code = "import sys, pipeline.archive.access, pipeline.archive.aoi, pipeline.archive.catalog as c; print(sorted("
+    code = "import sys, pipeline.archive.read.access, pipeline.aoi.aoi, pipeline.archive.catalog as c; print(sorted("
     code += "{'rasterio', 'pyproj', 'shapely', 'pystac_client', 'requests', 'stackstac', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

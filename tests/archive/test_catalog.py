@@ -11,13 +11,13 @@ import socket
 
 import pytest
 
-from pipeline.archive.access import Access
-from pipeline.archive.aoi import aoi_from_bbox
+from pipeline.aoi.aoi import aoi_from_bbox
 from pipeline.archive.catalog import Catalog, Limits, Patience, known_catalogs, load_catalog
-from pipeline.archive.index_file import write_index
 from pipeline.archive.radiometry import offset_from_rule
+from pipeline.archive.read.access import Access
 from pipeline.archive.search import search, summarised
-from pipeline.archive.stac import RejectedItem, scene_from_item
+from pipeline.archive.stac.index_file import write_index
+from pipeline.archive.stac.item import RejectedItem, scene_from_item
 from pipeline.bands import BAND_NAMES, BY_NAME
 from pipeline.errors import Interrupted, UpstreamError, UsageError
 from tests.archive.stac_server import footprint, make_item, stac_server

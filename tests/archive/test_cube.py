@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.archive import access as access_module
-from pipeline.archive.access import Access
-from pipeline.archive.bandfile import UNCLASSIFIED
-from pipeline.archive.cube import open_cube, read, read_period
+from pipeline.archive.read import access as access_module
+from pipeline.archive.read.access import Access
+from pipeline.archive.read.band_file import UNCLASSIFIED
+from pipeline.archive.read.cube import open_cube, read, read_period
 from pipeline.archive.scene import Raster
 from pipeline.bands import BAND_NAMES, BY_NAME, GSDS_M, SCL, bands_at
 from pipeline.errors import ReadError, UsageError
@@ -471,7 +471,7 @@ def test_repeated_scenes_and_shared_files_are_refused(tmp_path, local):
 
 @pytest.mark.shared_data
 def test_real_scene_of_fractional_phase_is_read_whole(shared_data):
-    from pipeline.archive.local import scan
+    from pipeline.archive.local.scan import scan
 
     scene = scan(shared_data / "s2_l2a/majortom_native/282D_485L_3_3", datetime_utc="2020-01-01")[0][0]
     access = Access(roots=(str(shared_data),))

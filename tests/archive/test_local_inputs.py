@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.archive.access import Access
-from pipeline.archive.aoi import aoi_from_bbox
+from pipeline.aoi.aoi import aoi_from_bbox
 from pipeline.archive.catalog import load_catalog
-from pipeline.archive.cube import read_period
-from pipeline.archive.index_file import write_index
-from pipeline.archive.local import scan
-from pipeline.archive.local_meta import from_names
-from pipeline.archive.local_names import Names, product_name, require_level_2a, sensing_time
+from pipeline.archive.local.metadata import from_names
+from pipeline.archive.local.names import Names, product_name, require_level_2a, sensing_time
+from pipeline.archive.local.scan import scan
+from pipeline.archive.read.access import Access
+from pipeline.archive.read.cube import read_period
 from pipeline.archive.scene import Raster
 from pipeline.archive.search import search
+from pipeline.archive.stac.index_file import write_index
 from pipeline.bands import BAND_NAMES, BY_NAME, SCL
 from pipeline.errors import UsageError
 from pipeline.grid.grid import Grid

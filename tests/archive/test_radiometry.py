@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.archive.access import Access
-from pipeline.archive.audit import audit_offset, audit_scene
-from pipeline.archive.local import scan
+from pipeline.archive.local.scan import scan
+from pipeline.archive.offset_audit import audit_offset, audit_scene
 from pipeline.archive.radiometry import (
     OFFSET_RULES,
     baseline_number,
     offset_from_rule,
     to_house_dn,
 )
+from pipeline.archive.read.access import Access
 from pipeline.archive.scene import OffsetDecision
 from pipeline.bands import DN_OFFSET, DN_SCALE
 from tests.archive import offset_audit

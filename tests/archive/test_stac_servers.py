@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from pipeline.archive.aoi import aoi_from_bbox
+from pipeline.aoi.aoi import aoi_from_bbox
 from pipeline.archive.catalog import Patience, load_catalog
 from pipeline.archive.search import search
 from pipeline.errors import PipelineError, UpstreamError, UsageError

@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 import pipeline
-from pipeline.archive.cube import read_period
+from pipeline.archive.read.cube import read_period
 from pipeline.check import examine
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.execution import pyramid

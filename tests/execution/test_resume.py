@@ -201,7 +201,7 @@ def test_what_is_not_ours_is_never_touched(archive, aoi, tmp_path, content, caps
 
 
 def test_check_of_an_unfinished_store_says_75_and_what_is_to_do(archive, aoi, tmp_path):
-    from pipeline.archive.aoi import read_aoi
+    from pipeline.aoi.aoi import read_aoi
     from pipeline.execution.driver import prepare
     from pipeline.execution.planner import make_plan
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
-from pipeline.archive import access
+from pipeline.archive.read import access
 from tests.archive.stac_server import serving
 
 

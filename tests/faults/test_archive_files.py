@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.archive import retry
-from pipeline.archive.access import Access
+from pipeline.archive.read import retry
+from pipeline.archive.read.access import Access
 from pipeline.store import layout
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import chunk_digests, config_for, run, values

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.archive.aoi import read_aoi
+from pipeline.aoi.aoi import read_aoi
 from pipeline.archive.catalog import Limits, Patience, load_catalog
-from pipeline.archive.index_file import to_item
 from pipeline.archive.search import search
-from pipeline.archive.stac_api import api_items
+from pipeline.archive.stac.api import api_items
+from pipeline.archive.stac.index_file import to_item
 from pipeline.run import main
 from tests.archive.stac_server import COLLECTION, make_item
 from tests.archive.synthetic import make_archive, make_scene

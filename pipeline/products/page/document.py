@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.bands import BY_NAME, NODATA_SPREAD, TARGET_GSD_M, bands_at
 from pipeline.products.page import tables
+from pipeline.products.page.disclaimer import honesty_section
 from pipeline.products.page.escaping import escape
 from pipeline.products.page.facts import read_facts, require_chunks
 from pipeline.products.page.images import (
@@ -33,7 +34,6 @@ from pipeline.products.page.images import (
 from pipeline.products.page.region import WHOLE_PX, choose_window, focus_m
 from pipeline.products.page.residuals import in_words, residuals
 from pipeline.products.page.source import Context, Part, Zone, context_gsd_m, open_zone, read_context, read_part
-from pipeline.products.page.words import honesty_section
 from pipeline.store.overviews import mean_of_valid
 from pipeline.store.selection import labels
 
