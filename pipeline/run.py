@@ -65,7 +65,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Plan and run; prints the outcome. Raises PipelineError."""
     if arguments.shard_of or arguments.finalise:
         raise UsageError("--shard-of or --finalise without --plan", "--plan STORE, after a run with --plan-only")
-    from pipeline.archive.read.access import restrict_drivers
+    from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.execution.cluster import processors
     from pipeline.execution.estimate import estimate
     from pipeline.execution.stored_plan import RunRequest, begin_or_continue, draft, freeze, proposed, writable
@@ -102,7 +102,7 @@ def _frozen(plan: Plan, shown: Place, arguments: argparse.Namespace, progress: P
 
 def go_on(arguments: argparse.Namespace) -> int:
     """Work on the frozen plan of a store: all of it, one shard, or its publication. Raises PipelineError."""
-    from pipeline.archive.read.access import restrict_drivers
+    from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.execution.cluster import processors
     from pipeline.execution.estimate import estimate
     from pipeline.execution.plan import load_plan

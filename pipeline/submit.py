@@ -142,7 +142,7 @@ def _part_options(arguments: argparse.Namespace) -> str:
 
 def planned(arguments: argparse.Namespace, flags: tuple[str, ...], task: Task) -> Planned:
     """Freeze the plan into its store, or take the one that is there; with --dry-run nothing is written."""
-    from pipeline.archive.read.access import restrict_drivers
+    from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.execution.job_plan import frozen, known, previewed
     from pipeline.execution.stored_plan import RunRequest, writable
 

@@ -14,7 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.archive.catalog_address import read_address, same_place
 from pipeline.archive.radiometry import OFFSET_RULES
-from pipeline.archive.read.access import ANY_PUBLIC_HOST, SIGNINGS, Access
+from pipeline.archive.read.access import Access
+from pipeline.archive.read.host_policy import ANY_PUBLIC_HOST
+from pipeline.archive.read.signing import SIGNINGS
 from pipeline.bands import BAND_NAMES, BY_NAME, HOUSE_ADD_OFFSET_DN
 from pipeline.errors import UsageError
 from pipeline.redaction import redact
@@ -49,7 +51,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a search waits: seconds to connect, seconds of silence, tries per request, base of the backoff."""
 
     connect_s: float = 10.0

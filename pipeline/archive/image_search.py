@@ -11,12 +11,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.aoi.footprints import footprint_shape
-from pipeline.archive.catalog import Patience
-from pipeline.archive.read.access import redact
+from pipeline.archive.catalog import RetryPolicy
 from pipeline.archive.search import items_of
 from pipeline.archive.stac.hrefs import RejectedItem, absolute_href, self_href, storable_href
 from pipeline.archive.stac.item_place import item_footprint, item_utc
 from pipeline.errors import UsageError
+from pipeline.redaction import redact
 
 if TYPE_CHECKING:
     from pipeline.aoi.aoi import Aoi
@@ -50,7 +50,7 @@ def search_rasters(
     *,
     asset: str,
     collection: str = "",
-    patience: Patience | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> RasterSearch:
     """Files of `asset` whose items touch the AOI within [start, end] (ISO 8601 with Z). Raises as `search.search`.
 
@@ -61,7 +61,7 @@ def search_rasters(
     rejected: list[tuple[str, str]] = []
     found: dict[str, RasterItem] = {}
     access = wanted.access()
-    for item, base in items_of(wanted, aoi, start, end, (), patience or Patience(), notes):
+    for item, base in items_of(wanted, aoi, start, end, (), retry_policy or RetryPolicy(), notes):
         name = str(item.get("id", "?"))[:200] if isinstance(item, dict) else "?"
         try:
             if _touches(item, aoi, (start, end)) and (not collection or item.get("collection") in (None, collection)):

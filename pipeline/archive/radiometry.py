@@ -141,7 +141,7 @@ def _by_flag(baseline: str, applied: bool | None) -> OffsetDecision:
     return OffsetDecision(decision.offset_dn, evidence, standing=DOUBTED)
 
 
-def to_house_dn(stored: NDArray[np.uint16], offset_dn: int) -> NDArray[np.uint16]:
+def to_canonical_dn(stored: NDArray[np.uint16], offset_dn: int) -> NDArray[np.uint16]:
     """Stored DN -> DN of the convention reflectance = DN * 1e-4 - 0.1; any shape, `offset_dn` 0 or -1000.
 
     0 stays nodata, valid pixels stay at least 1 and at most 65535 (reflectance 6.4535).

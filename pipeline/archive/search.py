@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.archive.catalog import SAMPLE, Patience
-from pipeline.archive.read.access import redact
+from pipeline.archive.catalog import SAMPLE, RetryPolicy
 from pipeline.archive.reprocessing import drop_superseded, with_distinct_ids
 from pipeline.archive.stac.files import file_items
 from pipeline.archive.stac.item import RejectedItem, scene_from_item
 from pipeline.bands import BAND_NAMES, SCL
+from pipeline.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,7 +46,7 @@ def search(
     *,
     ids: Sequence[str] = (),
     bands: Sequence[str] = BAND_NAMES,
-    patience: Patience | None = None,
+    retry_policy: RetryPolicy | None = None,
     look: Look | None = None,
 ) -> SearchResult:
     """Scenes that touch the AOI within [start, end] (ISO 8601 with Z) and up to `max_cloud` percent.
@@ -62,7 +62,7 @@ def search(
 
         scenes = list(sample_scenes())
     else:
-        items = items_of(catalog, aoi, start, end, ids, patience or Patience(), notes)
+        items = items_of(catalog, aoi, start, end, ids, retry_policy or RetryPolicy(), notes)
         scenes = _parsed(items, catalog, bands, rejected)
     scenes = _wanted(scenes, aoi, (start, end), max_cloud, ids, notes)
     kept, superseded = drop_superseded(scenes, look)
@@ -77,7 +77,7 @@ def items_of(
     start: str | None,
     end: str | None,
     ids: Sequence[str],
-    patience: Patience,
+    retry_policy: RetryPolicy,
     notes: list[str],
 ) -> Iterable[tuple[dict[str, Any], str]]:
     """(item, base of its relative hrefs) from the network or from files."""
@@ -85,7 +85,7 @@ def items_of(
         return file_items(Path(catalog.url))
     from pipeline.archive.stac.api import api_items
 
-    return api_items(catalog, aoi, start, end, ids or catalog.ids, patience, notes)
+    return api_items(catalog, aoi, start, end, ids or catalog.ids, retry_policy, notes)
 
 
 def _parsed(

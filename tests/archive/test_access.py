@@ -19,12 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.archive.read import access as access_module
-from pipeline.archive.read import host_policy
-from pipeline.archive.read.access import Access, redact, restrict_drivers, retrying
+from pipeline.archive.read import host_policy, signing
+from pipeline.archive.read.access import Access
 from pipeline.archive.read.band_file import gdal_options
-from pipeline.archive.read.retry import classify
+from pipeline.archive.read.gdal import restrict_drivers
+from pipeline.archive.read.retry import classify, retrying
 from pipeline.errors import IntegrityError, ReadError, StorageError, Unreachable, UpstreamError, UsageError
+from pipeline.redaction import redact
 from tests.archive.stac_server import serving
 
 CANARY = "cAnArY0123456789"
@@ -239,7 +240,7 @@ def tokens(monkeypatch):
             self.end_headers()
             self.wfile.write(content)
 
-    monkeypatch.setattr(access_module, "_tokens", {})
+    monkeypatch.setattr(signing, "_tokens", {})
     with serving(Handler) as url:
         service.url = url
         service.access = Access("planetary-computer", ("*.blob.core.windows.net",), token_url=f"{url}/token")
@@ -622,7 +623,7 @@ def test_every_option_is_accepted_by_rasterio_and_stackstac(geotiff):
 SKIP_PROBE = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from pipeline.archive.read.access import open_raster, restrict_drivers
+from pipeline.archive.read.gdal import open_raster, restrict_drivers
 took = restrict_drivers()
 import numpy as np, rasterio, stackstac
 from rasterio.errors import RasterioIOError

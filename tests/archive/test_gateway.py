@@ -15,8 +15,9 @@ import rasterio
 
 from pipeline.archive.read import access as access_module
 from pipeline.archive.read import gateway, host_policy, retry
-from pipeline.archive.read.access import Access, open_raster
+from pipeline.archive.read.access import Access
 from pipeline.archive.read.band_file import gdal_options
+from pipeline.archive.read.gdal import open_raster
 from pipeline.archive.read.guarded_http import guarded, open_url
 from pipeline.archive.read.host_policy import HostPolicy, Refused, is_public
 from pipeline.errors import ReadError, Unreachable, UpstreamError
@@ -393,7 +394,7 @@ def test_a_host_that_does_not_answer_is_unreachable_and_says_why(monkeypatch):
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_searches_are_under_the_same_policy(content, method):
     """A STAC API that redirects inside is refused; one that redirects at its own host is followed."""
-    from pipeline.archive.catalog import Patience
+    from pipeline.archive.catalog import RetryPolicy
     from pipeline.archive.stac.http import StacHttp
 
     def home(request, *_):
@@ -404,9 +405,9 @@ def test_searches_are_under_the_same_policy(content, method):
 
     with archive(content[0]) as (inner, seen):
         with archive(content[0], lambda request, *_: request.redirect(f"http://{inner}/", 307)) as (host, _):
-            http = StacHttp(f"http://{host}", Patience(tries=1), (host, "*"))
+            http = StacHttp(f"http://{host}", RetryPolicy(tries=1), (host, "*"))
             with pytest.raises(UpstreamError, match=r"address .* is refused: plain http"):
                 http.document(f"http://{host}/search", method=method, parameters={"limit": 1})
         assert seen == []
     with archive(content[0], home) as (host, _):
-        assert StacHttp(f"http://{host}", Patience(tries=1)).document(f"http://{host}/search", method=method) == {}
+        assert StacHttp(f"http://{host}", RetryPolicy(tries=1)).document(f"http://{host}/search", method=method) == {}

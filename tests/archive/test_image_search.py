@@ -7,13 +7,13 @@ import json
 import pytest
 
 from pipeline.aoi.aoi import aoi_from_bbox
-from pipeline.archive.catalog import Catalog, Patience, load_catalog
+from pipeline.archive.catalog import Catalog, RetryPolicy, load_catalog
 from pipeline.archive.image_search import search_rasters
 from pipeline.errors import Interrupted
 from tests.archive.stac_server import stac_server
 
 AOI = aoi_from_bbox(-120.0, 38.0, -119.9, 38.1)
-QUICK = Patience(connect_s=2, read_s=1, tries=3, backoff_s=0.01, max_retry_after_s=2)
+QUICK = RetryPolicy(connect_s=2, read_s=1, tries=3, backoff_s=0.01, max_retry_after_s=2)
 HOST = "naipeuwest.blob.core.windows.net"
 
 
@@ -45,7 +45,9 @@ def naip(name="ca_m_1", day="2020-05-24", west=-120.0, south=38.0, asset="image"
 def found(items, start="2020-01-01T00:00:00Z", end="2020-12-31T23:59:59Z", **kwargs):
     with stac_server(items) as server:
         catalog = Catalog("test", "api", server.url, hosts=(HOST,), signing="planetary-computer")
-        result = search_rasters(catalog, AOI, start, end, asset="image", collection="naip", patience=QUICK, **kwargs)
+        result = search_rasters(
+            catalog, AOI, start, end, asset="image", collection="naip", retry_policy=QUICK, **kwargs
+        )
         return result, server
 
 
@@ -95,7 +97,7 @@ def test_an_archive_that_stays_away_is_named():
         catalog = Catalog("test", "api", server.url, hosts=(HOST,))
         server.fault = "down"
         with pytest.raises(Interrupted, match="cannot be searched"):
-            search_rasters(catalog, AOI, None, None, asset="image", collection="naip", patience=QUICK)
+            search_rasters(catalog, AOI, None, None, asset="image", collection="naip", retry_policy=QUICK)
 
 
 def test_files_of_a_stac_file_lie_beside_it(tmp_path):

@@ -15,7 +15,7 @@ from pipeline.archive.catalog import Catalog, Limits
 from pipeline.archive.read import rate_limit
 from pipeline.archive.read.access import Access
 from pipeline.archive.read.band_file import gdal_options
-from pipeline.archive.read.rate_limit import Host, Visit, connections_here, host_of, retry_after_s, share
+from pipeline.archive.read.rate_limit import Host, HostSlot, connections_here, host_of, retry_after_s, share
 from pipeline.archive.read.retry import retrying
 from pipeline.errors import ReadError, Unreachable, UsageError
 from tests.faults.files import Faults, file_server
@@ -155,7 +155,7 @@ def test_a_host_that_gives_no_time_is_paused_for_our_own_backoff(clock, monkeypa
             raise error
         return "done"
 
-    assert retrying(call, what="x", visit=Visit(host, 1), base_s=2.0) == "done"
+    assert retrying(call, what="x", slot=HostSlot(host, 1), base_s=2.0) == "done"
     assert clock.slept == [2.0, 4.0]
 
 
@@ -218,12 +218,12 @@ def test_retries_beyond_the_budget_mean_that_the_host_is_away(clock, monkeypatch
         raise ConnectionResetError("Connection reset by peer")
 
     with pytest.raises(Unreachable, match="after 3 tries"):
-        retrying(call, what="B02", tries=6, sleep=clock.sleep, visit=Visit(host, 1))
+        retrying(call, what="B02", tries=6, sleep=clock.sleep, slot=HostSlot(host, 1))
     assert len(calls) == 3
     for _ in range(10):  # reads that succeed earn new retries, one in ten
-        retrying(lambda: "done", what="B02", visit=Visit(host, 1))
+        retrying(lambda: "done", what="B02", slot=HostSlot(host, 1))
     with pytest.raises(Unreachable, match="after 2 tries"):
-        retrying(call, what="B02", tries=6, sleep=clock.sleep, visit=Visit(host, 1))
+        retrying(call, what="B02", tries=6, sleep=clock.sleep, slot=HostSlot(host, 1))
 
 
 def test_a_damaged_file_costs_four_tries_and_nothing_of_the_budget(clock, monkeypatch):
@@ -233,7 +233,7 @@ def test_a_damaged_file_costs_four_tries_and_nothing_of_the_budget(clock, monkey
         raise OSError("TIFFReadEncodedTile failed")
 
     with pytest.raises(ReadError, match="after 4 tries") as caught:
-        retrying(call, what="B02", tries=6, sleep=clock.sleep, visit=Visit(Host("h"), 1))
+        retrying(call, what="B02", tries=6, sleep=clock.sleep, slot=HostSlot(Host("h"), 1))
     assert type(caught.value) is ReadError
 
 

@@ -72,7 +72,7 @@ def _reached(access: Access, item: str, href: str, use: Callable[[str], T]) -> T
 def remote_images(source: Source) -> list[Image]:
     """Images of the items that touch the source's area. UsageError when there is none, or one does not fit."""
     from pipeline.archive.image_search import search_rasters
-    from pipeline.archive.read.access import ALLOWED_DRIVERS
+    from pipeline.archive.read.gdal import ALLOWED_DRIVERS
     from pipeline.archive.search import summarised
 
     catalog, aoi, start, end = _asked(source)

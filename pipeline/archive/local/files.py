@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.archive.read import zipped
-from pipeline.archive.read.access import Access, open_raster
+from pipeline.archive.read.access import Access
 from pipeline.archive.read.band_file import gdal_options, has_alpha, sample_types
+from pipeline.archive.read.gdal import open_raster
 from pipeline.archive.read.image import Image
 from pipeline.bands import BAND_NAMES, BY_NAME, SCL
 from pipeline.errors import UsageError

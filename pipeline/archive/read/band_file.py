@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.archive.radiometry import to_house_dn
-from pipeline.archive.read.access import ALLOWED_DRIVERS, open_raster
+from pipeline.archive.radiometry import to_canonical_dn
+from pipeline.archive.read.gdal import ALLOWED_DRIVERS, open_raster
 from pipeline.archive.read.image import Image, without_impossible
 from pipeline.archive.scene import OPEN
 from pipeline.bands import BY_NAME, SCL
@@ -183,7 +183,7 @@ def sample_types(band: str) -> tuple[str, ...]:
 
 def open_checked(file: BandFile, access: Access) -> Image:
     """Open the file; ReadError naming both sides where it is not what the scene's record promises."""
-    from pipeline.archive.read.access import redact
+    from pipeline.redaction import redact
 
     dataset = open_raster(access.href(file.href), f"{file.band} of scene {file.scene_id}", sharing=False)
     if dataset.crs is None:
@@ -206,7 +206,7 @@ def open_checked(file: BandFile, access: Access) -> Image:
 def _house_dn(stored: NDArray[Any], offset_dn: int) -> NDArray[np.uint16]:
     """Stored DN of any sample type -> house DN; what cannot be reflectance is nodata."""
     possible = without_impossible(stored, offset_dn)
-    return np.asarray(to_house_dn(possible, offset_dn)).astype(np.uint16, copy=False)
+    return np.asarray(to_canonical_dn(possible, offset_dn)).astype(np.uint16, copy=False)
 
 
 def _classes(stored: NDArray[Any], file: BandFile) -> NDArray[np.uint8]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.archive.read.access import open_raster
 from pipeline.archive.read.band_file import gdal_options
+from pipeline.archive.read.gdal import open_raster
 from pipeline.bands import BY_NAME, NODATA_DN, SCL
 from pipeline.errors import ReadError, Unreachable
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.archive.read.access import ALLOWED_DRIVERS, open_raster
 from pipeline.archive.read.declared import Declared, declared_by
+from pipeline.archive.read.gdal import ALLOWED_DRIVERS, open_raster
 from pipeline.bands import HOUSE_ADD_OFFSET_DN, NODATA_DN
 
 if TYPE_CHECKING:

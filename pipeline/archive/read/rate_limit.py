@@ -132,7 +132,7 @@ class Host:
             return True
 
 
-class Visit:
+class HostSlot:
     """Reads of one file at its host, which grants so many connections; `ask` asks it how long it is busy, in s."""
 
     def __init__(self, host: Host, granted: int, ask: Callable[[], float] = lambda: 0.0) -> None:

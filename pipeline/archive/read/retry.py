@@ -19,7 +19,7 @@ from pipeline.redaction import redact
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pipeline.archive.read.rate_limit import Visit
+    from pipeline.archive.read.rate_limit import HostSlot
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ def retrying(
     sleep: Callable[[float], object] = time.sleep,
     on_auth: Callable[[], object] | None = None,
     raises: type[UpstreamError] = ReadError,
-    visit: Visit | None = None,
+    slot: HostSlot | None = None,
 ) -> T:
     """Result of `call`, tried up to `tries` times with full jitter (base_s, base_s*2, ... up to 60 s).
 
@@ -163,13 +163,13 @@ def retrying(
     once and then has two more tries; 404 is looked at once more. Local trouble raises StorageError at once;
     programming errors pass unchanged; else `raises` with `what` and a redacted text (Unreachable, where a ReadError
     would be the archive's absence rather than a file's damage). PipelineErrors pass unchanged: they are explained.
-    With a `visit`, each try waits for its turn, a host that says it is busy is left alone by all of this process, and
+    With a `slot`, each try waits for its turn, a host that says it is busy is left alone by all of this process, and
     one that has cost too many retries counts as away.
     """
     refreshed = False
     for attempt in range(1, tries + 1):
         try:
-            with visit.turn() if visit else nullcontext():
+            with slot.turn() if slot else nullcontext():
                 return call()
         except PipelineError:
             raise
@@ -182,15 +182,15 @@ def retrying(
                 raise StorageError(message, cure="free space or permissions on this machine, then run again") from None
             outage = kind == "transient" and _speaks_of_an_outage(error)
             allowed = tries if outage else min(tries, _TRIES[kind])
-            if attempt >= allowed or (outage and visit is not None and not visit.may_retry()):
+            if attempt >= allowed or (outage and slot is not None and not slot.may_retry()):
                 raise _final(message, kind, attempt, raises, outage) from None
             if kind == "auth" and on_auth is not None and not refreshed:
                 refreshed = True
                 on_auth()
                 continue
             wait_s = max(random.uniform(0, min(MAX_WAIT_S, base_s * 2 ** (attempt - 1))), _asked_s(error))
-            if visit is not None and _says_busy(error):
-                visit.pause(wait_s)
+            if slot is not None and _says_busy(error):
+                slot.pause(wait_s)
             else:
                 sleep(wait_s)
     raise raises(f"{what}: no try was allowed (tries={tries})")

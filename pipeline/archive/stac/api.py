@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pipeline.aoi.aoi import Aoi
-    from pipeline.archive.catalog import Catalog, Patience
+    from pipeline.archive.catalog import Catalog, RetryPolicy
 
 MAX_EMPTY_PAGES = 3  # in a row, each with a link to a next one
 MAX_SEARCH_VERTICES = 400  # of the geometry that is sent; the exact one decides afterwards, here
@@ -61,11 +61,11 @@ def api_items(
     start: str | None,
     end: str | None,
     ids: Sequence[str],
-    patience: Patience,
+    retry_policy: RetryPolicy,
     notes: list[str],
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """(item, base of its relative hrefs) of all that the archive finds for AOI and period (or for `ids`), each once."""
-    http = StacHttp(catalog.url, patience, catalog.hosts)
+    http = StacHttp(catalog.url, retry_policy, catalog.hosts)
     landing = _landing(http, catalog.url)
     api = _Api(http, catalog, landing)
     if not api.searches and is_static(landing):

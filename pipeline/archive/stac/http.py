@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
     from urllib3.util import Retry
 
-    from pipeline.archive.catalog import Patience
+    from pipeline.archive.catalog import RetryPolicy
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _ONE_WORD = re.compile(r"[a-z][a-z0-9_-]*")  # no address in any spelling
@@ -44,15 +44,15 @@ class Refused(Exception):
 class StacHttp:
     """One STAC server. Requests stay at its host, redirects at it or at `hosts`; every failure is a PipelineError."""
 
-    def __init__(self, url: str, patience: Patience, hosts: Sequence[str] = ()) -> None:
+    def __init__(self, url: str, retry_policy: RetryPolicy, hosts: Sequence[str] = ()) -> None:
         from pystac_client.stac_api_io import StacApiIO
 
         self.own = urlsplit(url)
         self.host = self.own.netloc
-        self.patience = patience
+        self.retry_policy = retry_policy
         self.io: StacApiIO = StacApiIO()
-        guarded(self.io.session, HostPolicy((self.host.lower(), *hosts)), retries=_retry(patience))
-        self.io.timeout = (patience.connect_s, patience.read_s)
+        guarded(self.io.session, HostPolicy((self.host.lower(), *hosts)), retries=_retry(retry_policy))
+        self.io.timeout = (retry_policy.connect_s, retry_policy.read_s)
 
     def document(
         self,
@@ -68,7 +68,7 @@ class StacHttp:
         Statuses and connections were retried by urllib3; here bodies that are cut or not JSON are, and 403, with which
         Earth Search limits requests (Element84/earth-search#19).
         """
-        tries = max(1, self.patience.tries)
+        tries = max(1, self.retry_policy.tries)
         failure: PipelineError | None = None
         for attempt in range(1, tries + 1):
             try:
@@ -87,7 +87,7 @@ class StacHttp:
                 if not again or "Max retries exceeded" in str(error):
                     raise failure from None
             if attempt < tries:
-                time.sleep(min(60.0, self.patience.backoff_s * 2 ** (attempt - 1)))
+                time.sleep(min(60.0, self.retry_policy.backoff_s * 2 ** (attempt - 1)))
         assert failure is not None
         raise failure
 
@@ -110,7 +110,7 @@ class StacHttp:
         shown = redact(" ".join(said.split()))
         found = f"the catalogue at {self.host} cannot be searched: {shown[:300]}"
         if kind == "transient":
-            return Interrupted(found, f"an answer within {self.patience.tries} tries", "run the same command later")
+            return Interrupted(found, f"an answer within {self.retry_policy.tries} tries", "run the same command later")
         if kind == "auth":
             return UpstreamError(found, "access", "wait if it limits requests, else check what it asks of its users")
         if kind == "bug":
@@ -164,11 +164,11 @@ def _lasting(error: object) -> bool:
     return _NO_SUCH_HOST.search(text) is not None or _NOT_TRUSTED.search(text) is not None
 
 
-def _retry(patience: Patience) -> Retry:
+def _retry(retry_policy: RetryPolicy) -> Retry:
     """Retries of urllib3 that also cover POST and bad statuses (pystac-client's own number covers neither)."""
     from urllib3.util import Retry
 
-    cap_s = patience.max_retry_after_s
+    cap_s = retry_policy.max_retry_after_s
 
     class CappedRetry(Retry):
         """Retry-After is honoured, up to what we are ready to wait; what no repetition mends is not repeated."""
@@ -181,9 +181,9 @@ def _retry(patience: Patience) -> Retry:
             return super().is_exhausted() or bool(self.history and _lasting(self.history[-1].error))
 
     return CappedRetry(
-        total=patience.tries,
-        backoff_factor=patience.backoff_s,
-        backoff_jitter=patience.backoff_s,
+        total=retry_policy.tries,
+        backoff_factor=retry_policy.backoff_s,
+        backoff_jitter=retry_policy.backoff_s,
         backoff_max=60,
         status_forcelist=TRANSIENT_STATUS,
         allowed_methods=None,
