@@ -1,8 +1,8 @@
-"""`python -m pipeline.check`: whether a store is complete, and its bytes are what was written.
+"""`python -m pipeline.check`: verify a store, and repair it on request.
 
-In: a store. Out: words or JSON, and an exit code: 0 complete and sound, 3 nothing measured, 4 but for quarantined
-units, 75 to be continued, 7 damaged, 2 not ours. With --repair, exactly the units that are damaged, missing or
-quarantined are computed again, and small files are written anew from the plan.
+Exit codes: 0 complete and sound, 3 nothing measured, 4 complete but for quarantined units, 75 to be continued,
+7 damaged, 2 not a store of this pipeline. With --repair, exactly the units that are damaged, missing or
+quarantined are computed again, and small files are rewritten from the plan.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FINISHED = ("complete", "complete_with_quarantine")
 
 @dataclass(frozen=True)
 class StoreReport:
-    """What was found in a store, looked at as closely as `verify` says."""
+    """Findings about a store, verified at the level `verify`."""
 
     store: str
     found: Findings
@@ -101,7 +101,7 @@ def examine(store: Where, verify: str) -> StoreReport:
 
 
 def _plan(place: Place) -> Plan:
-    """The store's plan. IntegrityError where a run was here and the plan is gone, UsageError where none was."""
+    """The store's plan. IntegrityError if a store of ours has lost its plan, UsageError if it is not ours."""
     from pipeline.execution.plan import load_plan
     from pipeline.store.identity import known_as_ours
 
@@ -118,14 +118,14 @@ def _plan(place: Place) -> Plan:
 
 
 def repair(store: Where, verify: str, workers: int) -> None:
-    """Compute again exactly the units that fail `verify` or were set aside, and publish. PipelineError as in a run."""
+    """Recompute exactly the units that fail `verify` or are quarantined, and publish. PipelineError as in a run."""
     from pipeline.execution.driver import run_plan
     from pipeline.execution.examine import mend
 
     place = place_of(store)
     plan = _plan(place)
     cluster = "inline" if workers == 1 else "local"
-    # nothing is touched before the store is held: a run may be at work on it
+    # nothing is changed before the lease is held: a run may be active
     run_plan(plan, place, cluster=cluster, workers=workers, verify=verify, first=lambda held: mend(plan, held, verify))
 
 

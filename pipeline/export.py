@@ -1,7 +1,4 @@
-"""`python -m pipeline.export`: a finished store -> cloud-optimised GeoTIFFs, for whatever does not read Zarr.
-
-In: command-line arguments. Out: files in a folder, their names on stdout, an exit code (pipeline/errors.py).
-"""
+"""`python -m pipeline.export`: export a finished store as cloud-optimised GeoTIFFs."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def request_of(arguments: argparse.Namespace) -> Request:
-    """What the flags ask for. UsageError for lists that are none."""
+    """The request that the flags describe. UsageError for empty lists."""
     from pipeline.store.selection import Request
 
     bands = (

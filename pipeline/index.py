@@ -1,9 +1,4 @@
-"""`python -m pipeline.index`: what can be read again -> an index file.
-
-A folder of Sentinel-2 files becomes an archive that `python -m pipeline.run --catalog` reads; finished stores become a
-STAC ItemCollection for catalogues, and each gets its item. In: command-line arguments. Out: the file, one line per
-scene or store, an exit code (pipeline/errors.py).
-"""
+"""`python -m pipeline.index`: index a folder of Sentinel-2 files, or list finished stores as STAC items."""
 
 from __future__ import annotations
 
@@ -146,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stores(what: Sequence[str]) -> list[str]:
-    """Those of the words that are stores, all of them or none. UsageError for a mixture, or for several folders."""
-    # an address that is no store is told so by name; nobody scans a bucket for scenes
+    """The arguments that are stores, all of them or none. UsageError for a mixture, or for several folders."""
+    # every URL counts as a store, since buckets are not scanned for scenes; one that is not gets an error by name
     stores = [word for word in what if "://" in word or place_of(word).size("zarr.json") is not None]
     others = [word for word in what if word not in stores]
     if (stores and others) or len(others) > 1:
@@ -156,7 +151,7 @@ def _stores(what: Sequence[str]) -> list[str]:
 
 
 def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
-    """Index a folder's scenes, and the stores that lie in it, in a file of their own."""
+    """Index a folder's scenes, and the stores in it in a file of their own."""
     from pipeline.archive.local.scan import scan
     from pipeline.archive.stac.index_file import write_index
     from pipeline.execution.stac_publish import stores_below
@@ -184,7 +179,7 @@ def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
 def _listed_beside(
     stores: Sequence[str], out: Path, arguments: argparse.Namespace
 ) -> tuple[Listed | None, tuple[str, ...]]:
-    """The stores among scenes, listed in `out`, and notes; None where not one of them is finished."""
+    """The stores in a folder of scenes, listed in `out`, and notes; None if none of them is finished."""
     from pipeline.execution.stac_publish import list_stores
 
     try:

@@ -1,7 +1,4 @@
-"""Texts without secrets: what is taken out of messages, and of all that a process logs.
-
-In: text of errors and logs. Out: the same without query strings, user names in URLs, tokens, keys and passwords.
-"""
+"""Removes secrets from messages and logs: query strings, user names in URLs, tokens, keys and passwords."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ _SECRET_NAMES = (
     r"|[\w-]*password|passwd|pwd|passphrase|(?:x-)?api[-_]?key|credentials?|session_?id|jsessionid"
     r"|subscription[-_]key|ocp-apim-subscription-key|set-cookie|cookie|userpwd"
 )
-# Variables of the environment whose values are taken out wherever they stand.
+# Environment variables whose values are removed wherever they appear.
 _SECRET_VARIABLE = re.compile(
     r"SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|ACCOUNT_?KEY|SUBSCRIPTION_?KEY|BEARER|USERPWD|COOKIE|HTTP_HEADERS"
 )
@@ -33,7 +30,7 @@ _SCHEME = r"(?<![\w+.-])[a-zA-Z][\w+.-]*://"
 _GATEWAY = re.compile(r"/vsicurl/http://127\.0\.0\.1:\d+/[\w-]{32}/[0-9a-f]{32}/([\w.-]*?)\.[0-9a-f]{16}\b")
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _QUERY = re.compile(rf"({_SCHEME}[^\s?#'\"<>]+)([?#])(?!\[redacted\])[^\s'\"<>)\]}}]+")
-_REQUEST = re.compile(r"((?:GET|HEAD|POST) [^\s?\"]+)\?(?!\[redacted\])[^\s\"]+")  # as clients log theirs, without host
+_REQUEST = re.compile(r"((?:GET|HEAD|POST) [^\s?\"]+)\?(?!\[redacted\])[^\s\"]+")  # as clients log it, without host
 _JWT = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?")
 _BEARER = re.compile(r"\b(bearer) +(?!\[redacted)[\w.~+/=-]{8,}", re.IGNORECASE)
 _SAS = re.compile(r"[\w-]+=[^\s&'\"]*(?:&[\w-]+=[^\s&'\"]*)*&?\bsig=[^\s'\"<>)\]}]*", re.IGNORECASE)
@@ -44,7 +41,7 @@ _PAIR = re.compile(rf"(\b(?:{_SECRET_NAMES})\b['\"]?\s*[=:]\s*['\"]?)(?!\[redact
 def redact(text: str) -> str:
     """The text without query strings, user names in URLs, tokens, keys, and values of secret environment variables."""
     for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_VARIABLE.search(name.upper()):  # shorter ones would blank out ordinary words
+        if len(value) >= 8 and _SECRET_VARIABLE.search(name.upper()):  # shorter ones would remove ordinary words
             text = text.replace(value, "[redacted]")
     text = _GATEWAY.sub(r"\1", text)
     text = _USERINFO.sub("[redacted]@", text)
@@ -57,23 +54,23 @@ def redact(text: str) -> str:
 
 
 def redact_logs() -> None:
-    """From now on this process logs redacted texts, whichever logger writes them, and so are traces of its errors.
+    """Redact all further log records and tracebacks of this process.
 
-    Done where records are made. A filter on the root logger would see neither what other loggers hand on to it nor
-    what loggers with handlers of their own write, and `distributed` has some. Again is the same as once.
+    Records are redacted where they are made. A filter on the root logger would miss records that other loggers
+    propagate to it and those of loggers with their own handlers, such as `distributed`'s. Idempotent.
     """
     made = logging.getLogRecordFactory()
     if isinstance(made, _RedactedRecords):
         return
     logging.setLogRecordFactory(_RedactedRecords(made))
-    if sys.excepthook is sys.__excepthook__:  # somebody else's hook stays
+    if sys.excepthook is sys.__excepthook__:  # another library's hook stays
         sys.excepthook = _show
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = lambda failed: _show(failed.exc_type, failed.exc_value, failed.exc_traceback)
 
 
 class _RedactedRecords:
-    """A log record factory around another."""
+    """A log record factory that wraps another."""
 
     def __init__(self, made: Callable[..., logging.LogRecord]) -> None:
         self._made = made
@@ -82,13 +79,13 @@ class _RedactedRecords:
         record = self._made(*arguments, **named)
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):  # arguments that do not fit, which logging would print as they are
+        except (TypeError, ValueError):  # mismatched arguments, which logging would print as they are
             record.msg, record.args = redact(f"{record.msg} {record.args}"), ()
         else:
             clean = plain(redact(text), lines=True)
             if clean != text:
                 record.msg, record.args = clean, ()
-        if record.exc_info and record.exc_info[0] is not None:  # formatters take a text that is there already
+        if record.exc_info and record.exc_info[0] is not None:  # formatters use an existing text
             record.exc_text = _trace(*record.exc_info)
         return record
 
@@ -98,5 +95,5 @@ def _trace(kind: type[BaseException], error: BaseException | None, where: Traceb
 
 
 def _show(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
-    """The end of a process or thread, as Python shows it, redacted."""
+    """Exception hook that prints a redacted traceback."""
     print(_trace(kind, error, where), file=sys.stderr)

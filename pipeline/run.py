@@ -1,7 +1,4 @@
-"""`python -m pipeline.run`: arguments -> configuration -> plan -> run. No logic of its own beyond choosing and saying.
-
-In: command-line arguments. Out: a store, a picture, a summary, an exit code (pipeline/errors.py). Imports every room.
-"""
+"""`python -m pipeline.run`: plan and compute a store."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
-    """The quicklook; kept when nothing was computed. Its failure is said and does not fail a finished store."""
+    """The quicklook; kept when nothing was computed. A failure is reported, but does not fail a finished store."""
     from pipeline.execution.quicklook import write_quicklook
     from pipeline.products.quicklook import is_quicklook
 
@@ -62,7 +59,7 @@ def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Plan and run; prints the outcome. Raises PipelineError."""
+    """Plan and run; prints the report. Raises PipelineError."""
     if arguments.shard_of or arguments.finalise:
         raise UsageError("--shard-of or --finalise without --plan", "--plan STORE, after a run with --plan-only")
     from pipeline.archive.read.gdal import restrict_drivers
@@ -100,8 +97,8 @@ def _frozen(plan: Plan, shown: Place, arguments: argparse.Namespace, progress: P
     return EXIT_OK
 
 
-def go_on(arguments: argparse.Namespace) -> int:
-    """Work on the frozen plan of a store: all of it, one shard, or its publication. Raises PipelineError."""
+def resume(arguments: argparse.Namespace) -> int:
+    """Compute a store's frozen plan: all of it, one part, or its publication. Raises PipelineError."""
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.execution.cluster import processors
     from pipeline.execution.estimate import estimate
@@ -132,7 +129,7 @@ def go_on(arguments: argparse.Namespace) -> int:
 
 
 def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) -> int:
-    """As many local workers as memory allows; UsageError where the user asked for more. Other machines know better."""
+    """Local workers as memory allows; UsageError if the user asked for more. Other clusters are not limited."""
     from pipeline.execution.cluster import fitting_workers, require_memory
 
     if arguments.cluster not in ("auto", "inline", "local"):
@@ -146,7 +143,7 @@ def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) 
 def compute(
     plan: Plan, held: Lease, shown: Place, arguments: argparse.Namespace, workers: int, progress: Progress
 ) -> int:
-    """Run what the arguments ask of a plan whose store is held, and say how it went; returns the exit code."""
+    """Run a plan under its lease and print the report; returns the exit code."""
     from pipeline.execution import software
     from pipeline.execution.driver import finalise, run_plan
     from pipeline.execution.shards import Shard
@@ -192,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(joined(sys.argv[1:] if argv is None else argv))
     redact_logs()
     try:
-        return go_on(arguments) if arguments.plan else execute(arguments)
+        return resume(arguments) if arguments.plan else execute(arguments)
     except PipelineError as error:
         return refuse(error, as_json=arguments.json)
     except KeyboardInterrupt:

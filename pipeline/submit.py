@@ -1,7 +1,6 @@
-"""`python -m pipeline.submit`: a run as a job array: plan -> parts -> publication, on SLURM or Kubernetes.
+"""`python -m pipeline.submit`: run as a job array on SLURM or Kubernetes.
 
-In: the flags of pipeline.run, and what a task may use. Out: submitted jobs, or manifests; words or JSON; an exit code.
-Submitting again continues: units that are done are not done again.
+Submitting again continues; finished units are not computed again.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 _PARTS = 16
 _MAX_PARTS = 100_000  # of an Indexed Job; SLURM's own limit is MaxArraySize
-_WORKER_MIB = 2048.0  # where no plan tells
+_WORKER_MIB = 2048.0  # without a plan
 _REFUSED = {
     "--plan-only": "submit plans and runs",
     "--shard-of": "--array N",
@@ -43,7 +42,7 @@ _REFUSED = {
 
 
 class _OneLine(argparse.ArgumentParser):
-    """Complains in one line, as errors of the pipeline do."""
+    """Parser whose errors are one line, like the pipeline's."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
@@ -53,25 +52,29 @@ class _OneLine(argparse.ArgumentParser):
 def _own_flags(p: argparse.ArgumentParser) -> None:
     """Flags that pipeline.run does not know."""
     jobs = p.add_argument_group("jobs")
-    jobs.add_argument("--target", choices=("slurm", "kubernetes"), required=True, help="who runs the jobs")
+    jobs.add_argument("--target", choices=("slurm", "kubernetes"), required=True, help="scheduler that runs the jobs")
     jobs.add_argument(
         "--array", type=int, default=_PARTS, metavar="N", help="parts, at most one per unit (%(default)s)"
     )
-    jobs.add_argument("--parallel", type=int, default=0, metavar="K", help="at most so many parts at a time (all)")
+    jobs.add_argument("--parallel", type=int, default=0, metavar="K", help="maximum number of parts at a time (all)")
     jobs.add_argument("--gpus", type=int, default=0, help="GPUs per part (%(default)s)")
     jobs.add_argument("--cpus", type=int, default=1, help="processors per part, one worker each (%(default)s)")
     jobs.add_argument("--memory", metavar="SIZE", help="main memory per part, such as 8G (what the plan needs)")
-    jobs.add_argument("--time", metavar="[D-]HH:MM:SS", help="wall time per part; unfinished parts go on (no limit)")
+    jobs.add_argument(
+        "--time",
+        metavar="[D-]HH:MM:SS",
+        help="wall time per part; unfinished parts continue on resubmission (no limit)",
+    )
     slurm = p.add_argument_group("SLURM")
     slurm.add_argument(
         "--sbatch", metavar="OPTIONS", default="", help='further ones, such as "--partition=gpu --qos=low"'
     )
     kubernetes = p.add_argument_group("Kubernetes")
     kubernetes.add_argument("--manifest", metavar="DIR", help="write the manifests into this folder")
-    kubernetes.add_argument("--apply", action="store_true", help="hand them to kubectl, too")
+    kubernetes.add_argument("--apply", action="store_true", help="also apply them with kubectl")
     kubernetes.add_argument("--image", help="image of deploy/docker (sen2fine:cpu, with --gpus sen2fine:cuda)")
     kubernetes.add_argument("--claim", default="sen2fine", help="persistent volume claim, /data in pods (%(default)s)")
-    kubernetes.add_argument("--namespace", default="", help="of everything (kubectl's)")
+    kubernetes.add_argument("--namespace", default="", help="namespace (kubectl's default)")
     kubernetes.add_argument("--secret", default="", help="secret with archive keys as environment variables")
 
 
@@ -89,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan_flags(words: Sequence[str]) -> tuple[str, ...]:
-    """Of a command line: the flags that only the planning run takes; area, TOML file and store are handled apart."""
+    """The flags of a command line that only planning takes; area, TOML file and store are handled separately."""
     p = _OneLine(add_help=False, allow_abbrev=False)
     _own_flags(p)
     for flag in ("--aoi", "--config", "--out", "--plan", "--verify", "--max-outage"):
@@ -111,7 +114,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def task_of(arguments: argparse.Namespace) -> Task:
-    """What one part may use. UsageError for what cannot be."""
+    """Resources of one part. UsageError for impossible values."""
     for name, least in (("array", 1), ("parallel", 0), ("gpus", 0), ("cpus", 1)):
         if getattr(arguments, name) < least:
             raise UsageError(f"--{name} {getattr(arguments, name)}", f"at least {least}")
@@ -136,7 +139,7 @@ def _with_memory(task: Task, worker_mib: float) -> Task:
 
 
 def _part_options(arguments: argparse.Namespace) -> str:
-    """Flags that every part takes over."""
+    """Flags passed on to every part."""
     return f"--verify {arguments.verify} --max-outage {arguments.max_outage:g}"
 
 
@@ -268,7 +271,7 @@ def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 
 def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifests:
-    """The run as manifests; everything that can be checked without the cluster is."""
+    """The run as manifests, checked as far as possible without the cluster."""
     from pipeline.execution.manifests import MOUNT, Manifests
 
     config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)

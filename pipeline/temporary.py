@@ -1,10 +1,7 @@
-"""Where an output is made: in a folder that exists, and before it is whole in a hidden one beside it.
+"""Temporary folders, so that outputs appear atomically, and checks of output paths.
 
-In: the output's path, or the folder that holds it. Out: a working folder, gone at the end or, after a kill, when the
-next one is made there. Imports errors; every room may import it.
-
-Whose a working folder is, a lock tells, which the system gives back when a process dies: process numbers mean nothing
-across containers. Where the file system has no locks, leftovers stay.
+A lock shows that a temporary folder is in use. The system releases it when the process dies, also in containers, where
+process numbers mean nothing. Where the file system has no locks, leftovers stay.
 """
 
 from __future__ import annotations
@@ -22,15 +19,15 @@ from pipeline.errors import StorageError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NAME = b"sen2fine"  # stands in all that this software writes as text
+_NAME = b"sen2fine"  # occurs in every text file that this software writes
 _BLOCK = 1 << 20
-_LOCK = "sen2fine.lock"  # the file within that is held
+_LOCK = "sen2fine.lock"  # the locked file inside
 
 
 def require_parent(path: Path, flag: str = "--out") -> None:
-    """UsageError where the folder that is to hold the output does not exist: with a slip, another disk fills.
+    """UsageError if the output's parent folder does not exist: a typo might fill another disk.
 
-    StorageError where something else is in its place, or it cannot be reached.
+    StorageError if it is not a folder, or cannot be reached.
     """
     parent = path.absolute().parent
     try:
@@ -46,7 +43,7 @@ def require_parent(path: Path, flag: str = "--out") -> None:
 
 
 def require_ours(path: Path, flag: str = "--out") -> None:
-    """UsageError where there is a file already that does not name this software: it is not ours to replace."""
+    """UsageError if an existing file does not name this software, and so must not be replaced."""
     try:
         with path.open("rb") as file:
             ours = any(_NAME in block for block in iter(lambda: file.read(_BLOCK), b""))
@@ -60,9 +57,9 @@ def require_ours(path: Path, flag: str = "--out") -> None:
 
 @contextmanager
 def working_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder `parent`/`prefix`..., which others leave alone while this process lives. OSError where it cannot be.
+    """A new folder `parent`/`prefix`..., locked while this process lives. OSError if it cannot be created.
 
-    Those of the same prefix that no process holds any more are removed first.
+    Unlocked folders of the same prefix are removed first.
     """
     remove_leftovers(parent, prefix)
     folder, lock = _held(parent, prefix)
@@ -74,13 +71,13 @@ def working_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path, prefix: str) -> int:
-    """Remove working folders that no process holds any more; returns how many."""
+    """Remove unlocked temporary folders; returns how many."""
     found = [path for path in parent.glob(f"{escape(prefix)}*") if path.is_dir() and not path.is_symlink()]
     return sum(_removed(folder) for folder in found)
 
 
 def _held(parent: Path, prefix: str) -> tuple[Path, BinaryIO]:
-    """A new folder and its lock. Another process may take it for a leftover before it is locked: then once more."""
+    """A new folder and its lock; made again if another process removed it before it was locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         with suppress(FileNotFoundError):
@@ -97,7 +94,7 @@ def _removed(folder: Path) -> bool:
             if not _lock(lock, wait=False):
                 return False
             shutil.rmtree(folder, ignore_errors=True)
-    except FileNotFoundError:  # killed before it had a lock: empty, or not of our making
+    except FileNotFoundError:  # without a lock: killed before it had one, or not ours
         with suppress(OSError):
             folder.rmdir()
     except OSError:  # another user's
@@ -106,7 +103,7 @@ def _removed(folder: Path) -> bool:
 
 
 def _lock(file: BinaryIO, *, wait: bool) -> bool:
-    """Whether the file is ours now; False where another process holds it, or the file system has no locks."""
+    """Try to lock the file; False if another process holds it, or the file system has no locks."""
     import fcntl
 
     try:

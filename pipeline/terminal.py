@@ -19,7 +19,7 @@ _WIDTH = 100
 
 
 class Progress:
-    """One line that is rewritten on a terminal; silent elsewhere and when `quiet`."""
+    """A progress line, rewritten on a terminal; silent elsewhere and when `quiet`."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -28,13 +28,13 @@ class Progress:
         self._first: tuple[int, int] | None = None
 
     def say(self, text: str) -> None:
-        """Show what is going on now."""
+        """Show the current activity."""
         if self._shown:
             self._stream.write(f"\r{plain(text)[:_WIDTH]:<{_WIDTH}}")
             self._stream.flush()
 
     def units(self, summary: Summary, running: int) -> None:
-        """Show how far the units are, how fast, and for how long still."""
+        """Show finished units, speed and remaining time."""
         done = summary.resumed + summary.computed
         if self._first is None:
             self._first = (done, summary.pixels)
@@ -50,22 +50,22 @@ class Progress:
         self.say(" · ".join([*words, stage]))
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Clear the line."""
         if self._shown:
             self._stream.write("\r" + " " * _WIDTH + "\r")
             self._stream.flush()
 
 
 def show(text: str) -> None:
-    """Print, control characters as escapes; a reader that leaves early (`| head`) is no failure of the run."""
+    """Print with control characters escaped; a closed pipe (`| head`) is not a failure of the run."""
     try:
         print(plain(text, lines=True), flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter fails again at exit
 
 
 def tell(text: str) -> None:
-    """Print one line to stderr: a note or a warning, which may quote what came from elsewhere."""
+    """Print a note or warning as one line on stderr; it may quote external text."""
     print(plain(text), file=sys.stderr)
 
 
@@ -79,7 +79,7 @@ def refuse(error: PipelineError, *, as_json: bool = False) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: "42 s", "3 min", "2.5 h"."""
+    """Seconds as text: "42 s", "3 min", "2.5 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,4 @@
-"""Areas of interest: read, checked against everything users bring, split at the antimeridian, fingerprinted.
-
-In: a GeoJSON file, stdin, or four numbers. Out: `Aoi` in EPSG:4326. Every refusal is one line with the way out.
-"""
+"""Areas of interest: read and validated, split at the antimeridian, with a digest."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Aoi", "aoi_from_bbox", "parse_period", "read_aoi", "to_utm", "utm_parts"]
 
-MAX_AREA_KM2 = 200_000.0  # about the size of Great Britain; larger runs must be meant
+MAX_AREA_KM2 = 200_000.0  # about the size of Great Britain; larger runs need --max-area-km2
 BLOCK_M2 = 3600.0  # one 60 m pixel
 _OTHER_FORMATS = (".zip", ".shp", ".kml", ".kmz", ".gpkg", ".gml", ".fgb", ".dxf", ".tab", ".parquet", ".wkt", ".csv")
 
@@ -58,7 +55,7 @@ class Aoi:
         return _area_km2(self.shape)
 
     def describe(self) -> str:
-        """One line that lets a user notice swapped coordinates: name, area, centre."""
+        """Name, area and centre on one line, so that swapped coordinates are noticed."""
         centre = self.shape.representative_point()
         ns, ew = "N" if centre.y >= 0 else "S", "E" if centre.x >= 0 else "W"
         return f"{self.name}: {self.area_km2:,.2f} km2 around {abs(centre.y):.3f} {ns} {abs(centre.x):.3f} {ew}"
@@ -173,7 +170,7 @@ def _unwrapped(reading: Reading, path: str, ring: list[Position]) -> list[Positi
 
 
 def _beside(ring: list[Position], middle: float) -> list[Position]:
-    """The hole moved by whole turns to where its shell is."""
+    """The hole shifted by multiples of 360 degrees to its shell."""
     mean = sum(lon for lon, _ in ring) / len(ring)
     shift = 360.0 * round((middle - mean) / 360.0)
     return [(lon + shift, lat) for lon, lat in ring]
@@ -195,7 +192,7 @@ def _repaired(reading: Reading, path: str, shape: Geometry, repair: bool) -> Geo
 
 
 def _split_antimeridian(reading: Reading, path: str, shape: Geometry) -> list[Geometry]:
-    """Parts of the shape within -180..180; longitudes beyond are brought back, with a warning."""
+    """Parts of the shape within -180..180; longitudes beyond are wrapped, with a warning."""
     import shapely
     from shapely.affinity import translate
 

@@ -1,7 +1,4 @@
-"""Footprints of scenes as shapely geometry, also where they cross the antimeridian or come damaged.
-
-In: GeoJSON geometry of an item. Out: valid shapely geometry within -180..180.
-"""
+"""Footprints of scenes as valid shapely geometry, including those that cross the antimeridian."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ def footprint_shape(geometry: dict[str, Any]) -> Geometry:
 
 
 def _eastward(lonlat: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Longitudes of shape (n, 2) moved to 0..360."""
+    """Coordinates (n, 2) with longitudes wrapped to 0..360."""
     lonlat[:, 0] %= 360.0
     return lonlat
 

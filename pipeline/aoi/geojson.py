@@ -1,7 +1,4 @@
-"""Strict reading of GeoJSON text (RFC 7946) into polygon rings, with errors that name the place in the file.
-
-In: bytes of a file or of stdin, at most 10 MB. Out: rings of (lon, lat) in degrees as written, and warnings.
-"""
+"""Strict GeoJSON reader (RFC 7946) for polygons; errors name the place in the file."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ class Reading:
         raise UsageError(f"{self.source}: {path}: {found}", expected, cure)
 
     def warn(self, text: str) -> None:
-        """Remember a warning once."""
+        """Record a warning, once."""
         if text not in self.warnings:
             self.warnings.append(text)
 
@@ -107,7 +104,7 @@ def _parse(reading: Reading, raw: bytes) -> object:
             reading.fail("$", f"an object with the key {twice!r} twice", "every key once")
         return keys
 
-    def loaded(part: str) -> object:  # NaN is no JSON, yet many write it; among coordinates it is refused later
+    def loaded(part: str) -> object:  # NaN is not JSON, but many write it; among coordinates it is refused later
         return json.loads(part, parse_constant=float, object_pairs_hook=pairs)
 
     try:
@@ -122,7 +119,7 @@ def _parse(reading: Reading, raw: bytes) -> object:
 
 
 def _sequence(reading: Reading, text: str, loaded: Callable[[str], object]) -> dict[str, Any]:
-    """GeoJSON text sequences (RFC 8142) and features one a line, as one FeatureCollection."""
+    """GeoJSON text sequences (RFC 8142) and newline-delimited features, as one FeatureCollection."""
     members = []
     parts = text.split(_RECORD) if _RECORD in text else text.splitlines()
     for number, part in enumerate(parts, 1):
@@ -153,7 +150,7 @@ def _decode(reading: Reading, raw: bytes) -> str:
 
 
 def _check_dialect(reading: Reading, document: dict[str, Any]) -> None:
-    """Recognise the relatives of GeoJSON, and coordinates that are not longitude and latitude."""
+    """Refuse TopoJSON, Esri JSON and other dialects, and coordinates that are not longitude and latitude."""
     if document.get("type") == "Topology":
         reading.fail("$.type", "TopoJSON", "GeoJSON", "convert it with: topo2geo LAYER=aoi.geojson < YOUR_FILE")
     if "rings" in document or "geometryType" in document or _is_esri_feature(document):

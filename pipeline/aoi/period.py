@@ -1,7 +1,4 @@
-"""The span of time that a search covers, as users write it.
-
-In: dates or times as text. Out: ISO 8601 in UTC with Z.
-"""
+"""Parsing of the search period."""
 
 from __future__ import annotations
 

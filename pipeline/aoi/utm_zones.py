@@ -1,7 +1,4 @@
-"""Longitude and latitude against UTM: which zone owns which ground, and shapes in metres.
-
-In: shapely geometries in EPSG:4326 within -180..180. Out: the same cut by zone, or in metres of one zone.
-"""
+"""UTM zones: cutting shapes by zone, and projecting them to metres."""
 
 from __future__ import annotations
 
@@ -88,7 +85,7 @@ def grown(shape: Geometry, by_m: float) -> Geometry:
 
     parts: list[Geometry] = []
     for epsg, part in cut_by_zone(shape).items():
-        # the octagon that stands for a circle reaches 0.92 of its radius, and simplified lines lie up to 0.05 inside
+        # the octagon used for a circle reaches 0.92 of its radius, and simplified lines lie up to 0.05 inside
         metres = to_utm(part, epsg).simplify(0.05 * by_m).buffer(1.2 * by_m, quad_segs=2)
         central_deg = 6 * (epsg % 100) - 183
         transformer = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
@@ -102,7 +99,7 @@ def grown(shape: Geometry, by_m: float) -> Geometry:
 
 
 def within_180(shape: Geometry) -> Geometry:
-    """The shape with what lies beyond 180 or -180 degrees moved to the other side."""
+    """The shape with the parts beyond 180 or -180 degrees wrapped."""
     import shapely
     from shapely.affinity import translate
 
@@ -117,7 +114,7 @@ def within_180(shape: Geometry) -> Geometry:
 
 
 def _find(root: list[int], index: int) -> int:
-    """Representative of the group of `index`; shortens the way there."""
+    """Representative of the group of `index` (union-find with path compression)."""
     while root[index] != index:
         root[index] = root[root[index]]
         index = root[index]

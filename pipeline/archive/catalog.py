@@ -1,7 +1,4 @@
-"""Archives: what is known of each.
-
-In: a name, a TOML file, a STAC API address, or a STAC file. Out: `Catalog`.
-"""
+"""Catalogues: what is known of each archive, from a built-in name, a TOML file, or a STAC address or file."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ GENERIC_SCL = ("SCL", "scl", "SCL_20m")
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive asks of its users, and where we stop believing it.
+    """Limits of an archive, and bounds on what it may return.
 
     `connections`: files read at a time from one host, by all processes of a run together (`rate_limit`).
     """
@@ -65,7 +62,7 @@ class RetryPolicy:
 class Catalog:
     """One archive and collection. `kind`: "api" (url is a STAC API), "file" (url is a path) or "sample".
 
-    `ids`: the only items wanted of it; all where empty.
+    `ids`: the only items to use; all where empty.
     """
 
     name: str
@@ -86,7 +83,7 @@ class Catalog:
     ids: tuple[str, ...] = ()
 
     def access(self) -> Access:
-        """How workers may reach the files of this archive."""
+        """Access of workers to the files of this archive."""
         if self.kind != SAMPLE:
             return Access(self.signing, self.hosts, self.roots, connections=self.limits.connections)
         from pipeline.archive.local.scan import sample_scenes
@@ -167,7 +164,7 @@ def _from_toml(path: Path) -> Catalog:
     for key, value in content.items():
         if key not in _TOML_KEYS or not isinstance(value, _TOML_KEYS[key]):
             wanted = _TOML_KEYS.get(key)
-            if wanted is None:  # its value is not shown: it may be a header with a password
+            if wanted is None:  # the value is not shown, as it may be a header with a password
                 raise UsageError(f"{path}: {key} is no field of a catalogue", f"keys {', '.join(_TOML_KEYS)}")
             raise UsageError(f"{path}: {key} = {redact(f'{value!r:.60}')}", f"a {wanted.__name__}")
     absent = [key for key in _TOML_KEYS if key not in content and key not in _OPTIONAL]
@@ -177,7 +174,7 @@ def _from_toml(path: Path) -> Catalog:
 
 
 def _built(path: Path, content: dict[str, Any]) -> Catalog:
-    """Values checked against what the code knows."""
+    """The catalogue of checked values."""
     for key, allowed in (("offset_rule", OFFSET_RULES), ("signing", SIGNINGS)):
         if content.get(key, "none") not in allowed:
             raise UsageError(f"{path}: {key} = {content[key]!r}", f"one of {', '.join(allowed)}")

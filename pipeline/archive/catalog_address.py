@@ -1,4 +1,4 @@
-"""Addresses as `--catalog`: the root of a STAC API, a collection or an item of one, a static catalogue over https."""
+"""Parsing of `--catalog` addresses: a STAC API, a collection or item of one, or a static catalogue over https."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _comparable(root: str) -> str:
 
 
 def _refuse_query(parts: SplitResult) -> NoReturn:
-    """A search with its parameters: the root and the collection are wanted, and the command's own options."""
+    """Refuse a search URL with parameters; the command's own options replace them."""
     root, collection, _ = _api_parts(parts._replace(query=""))
     asked = dict(parse_qsl(parts.query)).get("collections", "").split(",")[0] or collection
     plain = urlunsplit(parts._replace(query=""))
@@ -85,7 +85,7 @@ def _refuse_query(parts: SplitResult) -> NoReturn:
 
 
 def _refuse_page(address: str, parts: SplitResult) -> NoReturn:
-    """A page such as STAC Browser's, which names the API after the #."""
+    """Refuse a web page such as STAC Browser's, which names the API after the #."""
     _, _, inside = parts.fragment.partition("external/")
     inside = inside.split("?")[0].removeprefix("https://").removeprefix("https:/")
     hint = f"--catalog https://{redact(inside)[:200]}" if inside else ""

@@ -1,7 +1,6 @@
-"""Images other than Sentinel-2 in an archive: aerial photographs such as NAIP, one file per item.
+"""Search for images other than Sentinel-2, such as NAIP aerial photographs, with one file per item.
 
-In: a catalogue and collection, an AOI, a period, the name of an asset. Out: `RasterItem`s. Search, access rules and
-retries are those of scenes; nothing is assumed of bands, platform or grid, which the file's own header tells.
+Search, access rules and retries are those of scenes. Bands and grid are not assumed; they come from the file header.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def search_rasters(
 ) -> RasterSearch:
     """Files of `asset` whose items touch the AOI within [start, end] (ISO 8601 with Z). Raises as `search.search`.
 
-    `collection` stands for the catalogue's own where given; of a file it picks the items that name it.
+    `collection` replaces the catalogue's own; in a file it selects the items that name it.
     """
     wanted = replace(catalog, collection=collection) if collection else catalog
     notes: list[str] = []
@@ -77,7 +76,7 @@ def search_rasters(
 
 
 def _touches(item: dict[str, Any], aoi: Aoi, period: tuple[str | None, str | None]) -> bool:
-    """True when place and time are those asked for, whatever the archive thought."""
+    """True when place and time match the request, whatever the archive returned."""
     start, end = (datetime.fromisoformat(text) if text else None for text in period)
     moment = datetime.fromisoformat(item_utc(item["properties"]))
     if (start and moment < start) or (end and moment.replace(microsecond=0) > end):

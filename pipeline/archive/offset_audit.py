@@ -1,7 +1,4 @@
-"""Whether a scene's pixels agree with the BOA offset that its archive claims.
-
-In: stored DN of some bands, or a scene whose files are looked at. Out: an `OffsetAudit`. Imports bandfile and scene.
-"""
+"""Pixel audit: whether the stored DN of a scene agree with the BOA offset that its archive claims."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
 # recognised, none is mistaken.
 AUDIT_BANDS: tuple[str, ...] = ("B02", "B03", "B04", "B12")  # not B01: over water it is truly negative
 _NAMED = ", ".join(AUDIT_BANDS)
-_MIN_PIXELS_10M = 1000  # fewer are weak evidence, which neither confirms nor contradicts
+_MIN_PIXELS_10M = 1000  # fewer pixels neither confirm nor contradict
 _MIN_PIXELS_20M = 250
 _IMPOSSIBLE_DN = 800.0  # reflectance -0.02 with the offset; lowest 5th percentile: 1093 with it; 323 without
 _FLOOR_B02_B04_DN = 1350.0  # 1st percentiles with the offset: B02 948, 1140; B04 1016, 1125
@@ -48,7 +45,7 @@ class OffsetAudit:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The offset that the pixels show by themselves, None when they cannot tell, and what was seen in them."""
+    """The offset that the pixels show by themselves, None when they do not tell, and the evidence."""
 
     offset_dn: int | None
     fact: str
@@ -56,7 +53,7 @@ class Judgement:
     remarks: tuple[str, ...] = ()
 
     def about(self, claimed: OffsetDecision) -> OffsetAudit:
-        """The verdict on a record."""
+        """The verdict on a recorded offset."""
         if self.offset_dn is None:
             return OffsetAudit("unknown", self.fact)
         agrees = self.offset_dn == claimed.offset_dn
@@ -108,7 +105,7 @@ def _piled_above_1000(floor: Mapping[str, float]) -> bool:
 
 
 def audit_scene(scene: Scene, access: Access) -> OffsetAudit:
-    """Audit a scene by a cheap look at its files; blocks at full resolution are read before anything is contradicted.
+    """Audit a scene from overviews; blocks at full resolution are read before a record is contradicted.
 
     Scale and offset tags of the files count too: they contradict the record unless the pixels agree with it.
     ReadError when a file cannot be read.
@@ -139,7 +136,7 @@ def judge_scene(scene: Scene, access: Access) -> Judgement:
 
 
 def _impossible(looks: Mapping[str, Look]) -> tuple[str, ...]:
-    """What is to be said of values that cannot be reflectance."""
+    """A remark on values that cannot be reflectance, or ""."""
     shares = [f"{seen.impossible_pct:.3g} % of {band}" for band, seen in looks.items() if seen.impossible_pct > 0]
     why = "cannot be reflectance (negative DN that wrapped around, or saturated) and are read as nodata"
     return (f"{', '.join(shares)} {why}",) if shares else ()

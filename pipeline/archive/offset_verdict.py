@@ -1,4 +1,4 @@
-"""What the pixel audit makes of a scene's BOA offset: confirmed, decided, doubted, or no reason to use the scene."""
+"""Combines the metadata's BOA offset with the pixel audit: confirmed, decided, doubted, or the scene is left out."""
 
 from __future__ import annotations
 

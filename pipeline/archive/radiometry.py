@@ -1,8 +1,4 @@
-"""Which BOA offset still has to be added to a scene's stored DN: the written rule of each archive.
-
-In: what a catalogue says of one scene (processing baseline, declared offset, "already applied" flag).
-Out: an `OffsetDecision`. Raises ValueError, with both facts, where they contradict each other.
-"""
+"""BOA offset rules: which offset still has to be added to a scene's stored DN, by the written rule of each archive."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ OFFSET_RULES: tuple[str, ...] = ("always", "baseline", "declared-or-baseline", "
 
 
 class Undecided(ValueError):
-    """What is stated of a scene does not settle its BOA offset: nothing is, or two statements contradict each other."""
+    """A scene's metadata do not determine its BOA offset: they are silent, or two statements contradict each other."""
 
 
 def canonical_baseline(value: object) -> str:

@@ -1,7 +1,4 @@
-"""Which of several processings of the same acquisition to use.
-
-In: scenes of one search. Out: the scenes to keep, and the others with the reason.
-"""
+"""Choice between several processings of the same acquisition."""
 
 from __future__ import annotations
 
@@ -23,13 +20,13 @@ if TYPE_CHECKING:
     Look = Callable[[Sequence[Scene]], Sequence[Ground | None]]
 
 SAME_GROUND = 0.9  # intersection over union above which two footprints may be the same granule
-LOST_GROUND = 0.02  # of a scene's ground may be missing from what supersedes it: outlines differ by some pixels
+LOST_GROUND = 0.02  # share of a scene's ground that its successor may lack: outlines differ by some pixels
 
 
 def drop_superseded(scenes: Iterable[Scene], look: Look | None = None) -> tuple[list[Scene], list[tuple[str, str]]]:
     """(kept, [(id, reason)]): of one acquisition the highest ESA baseline, then the latest generation.
 
-    An acquisition is tile + datatake sensing start + relative orbit. What supersedes a scene must show the same ground:
+    An acquisition is tile + datatake sensing start + relative orbit. The superseding scene must cover the same ground:
     halves of a granule (two downlink stations) are all kept, whatever their baselines, ids and footprints. `look`
     gives the valid pixels of scenes and is asked where footprints agree; without it footprints decide. Baseline 99.99
     is not ESA's and ranks last.
@@ -114,13 +111,13 @@ def _supersedes(winner: Scene, scene: Scene, seen: dict[str, Ground | None] | No
     if seen is None:
         return True
     one, other = seen[_digest(winner)], seen[_digest(scene)]
-    if one is None or other is None:  # what cannot be read supersedes nothing
+    if one is None or other is None:  # a scene that cannot be read supersedes nothing
         return False
     return other.unseen_by(one) <= LOST_GROUND
 
 
 def _alike(winner: Scene, scene: Scene) -> bool:
-    """Whether the footprints are those of the same ground."""
+    """Whether two footprints cover the same ground."""
     first, second = footprint_shape(winner.footprint), footprint_shape(scene.footprint)
     common, union = first.intersection(second).area, first.union(second).area
     if union <= 0 or common / union < SAME_GROUND:

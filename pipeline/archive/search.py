@@ -1,7 +1,4 @@
-"""One search that answers with scenes, whatever the archive is.
-
-In: a catalogue, an AOI and a period. Out: a `SearchResult`. Imports catalog, stac and its sources, versions.
-"""
+"""Search for scenes, whatever the kind of archive."""
 
 from __future__ import annotations
 
@@ -51,9 +48,9 @@ def search(
 ) -> SearchResult:
     """Scenes that touch the AOI within [start, end] (ISO 8601 with Z) and up to `max_cloud` percent.
 
-    Period, cloud and place are decided here whatever the archive answered; unknown cloud passes. `ids` keeps only
-    these scenes. `look` shows the valid pixels of scenes, which settle whether one supersedes another. Raises
-    Interrupted when the archive stays away, UpstreamError when it refuses or loses items.
+    Period, cloud and place are filtered here whatever the archive returned; unknown cloud passes. `ids` keeps only
+    these scenes. `look` gives the valid pixels of scenes, which decide whether one supersedes another. Raises
+    Interrupted when the archive does not answer, UpstreamError when it refuses or loses items.
     """
     notes: list[str] = []
     rejected: list[tuple[str, str]] = []
@@ -109,7 +106,7 @@ def _parsed(
 
 
 def _name(item: object) -> str:
-    """Id of an item for messages; it came from far away."""
+    """Id of an item for messages, cut and printable, because it is remote input."""
     name = str(item.get("id", "?")) if isinstance(item, dict) else "?"
     return "".join(char if char.isprintable() else "?" for char in name[:200])
 
@@ -131,7 +128,7 @@ def _wanted(
     ids: Sequence[str],
     notes: list[str],
 ) -> list[Scene]:
-    """Scenes of the place, period and cloud cover asked for; the notes count the others by reason."""
+    """Scenes of the requested place, period and cloud cover; notes count the others by reason."""
     from datetime import datetime
 
     from pipeline.aoi.footprints import footprint_shape

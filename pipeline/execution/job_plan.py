@@ -1,4 +1,4 @@
-"""Plans for job arrays: cut into parts, with the parts that have units to do."""
+"""Plans for job arrays: how a plan is cut into parts, and which parts have units to do."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""A frozen plan as SLURM jobs: an array that computes its parts, and a job that publishes what they wrote.
+"""Submits a frozen plan to SLURM: an array job that computes its parts, and a job that publishes the store.
 
-In: a planned store, what a task may use. Out: sbatch command lines, and the ids of submitted jobs. The scripts are
-deploy/slurm/array.sbatch and finalise.sbatch; everything they need goes to them by environment variables.
-Imports planned, task, layout, errors.
+The scripts are deploy/slurm/array.sbatch and finalise.sbatch; they are configured by environment variables.
 """
 
 from __future__ import annotations
@@ -29,19 +27,19 @@ if TYPE_CHECKING:
 _PROGRAMS = ("sbatch", "squeue", "scancel")
 _FINALISE_MIB = 4096
 _TIMEOUT_S = 120.0
-# What submit decides itself; in --sbatch they would tear array, log and publication apart.
+# Options that submit sets itself; in --sbatch they would separate array, logs and publication.
 _OURS = ("--array", "--cpus-per-task", "--dependency", "--export", "--help", "--job-name", "--mem", "--output",
          "--parsable", "--test-only", "--time", "--usage", "--version", "--wait", "--wrap")  # fmt: skip
 
 
 def job_name(digest: str) -> str:
-    """Name of all jobs of a plan, whenever they are submitted."""
+    """Name of all jobs of a plan, the same for each submission."""
     return f"sen2fine-{digest[:12]}"
 
 
 @dataclass(frozen=True)
 class Array:
-    """The parts of a plan that are to do as array tasks, `parallel` at a time (0: no limit)."""
+    """The unfinished parts of a plan as array tasks, `parallel` at a time (0: no limit)."""
 
     plan: Planned
     task: Task
@@ -56,7 +54,7 @@ class Array:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the scripts read."""
+        """Environment variables of the scripts."""
         return {
             "SEN2FINE_STORE": str(self.plan.store),
             "SEN2FINE_PARTS": str(self.plan.parts),
@@ -68,7 +66,7 @@ class Array:
 
     @property
     def at_once(self) -> int:
-        """Tasks that may run beside each other: they share the connections that a host of files grants."""
+        """Tasks that may run at the same time, and share the connections of a host."""
         return min(self.parallel or self.plan.parts, self.plan.parts)
 
     def commands(self, after: str) -> list[list[str]]:
@@ -98,7 +96,7 @@ class Array:
 
 
 def sbatch_options(text: str) -> tuple[str, ...]:
-    """Words of --sbatch. UsageError unless each is one option of its own, and none that submit decides."""
+    """Words of --sbatch. UsageError unless each is one option, and not one that submit sets."""
     try:
         words = tuple(shlex.split(text))
     except ValueError as error:
@@ -112,7 +110,7 @@ def sbatch_options(text: str) -> tuple[str, ...]:
 
 
 def _of_gpus(words: Sequence[str]) -> bool:
-    """Whether options of sbatch ask for GPUs, of a certain kind perhaps."""
+    """Whether options of sbatch request GPUs."""
     return any(word.startswith(("--gres=", "--gpus")) for word in words)
 
 
@@ -154,7 +152,7 @@ def require_idle(digest: str, store: Path | str) -> None:
 def submit(array: Array) -> tuple[str, str]:
     """Submit both jobs; (id of the array or "" when no part is to do, id of the publication).
 
-    PipelineError with SLURM's own words when it refuses; an array without its publication is taken back.
+    PipelineError with SLURM's own message when it refuses; an array without its publication is cancelled.
     """
     try:
         array.logs.mkdir(exist_ok=True)
@@ -178,7 +176,7 @@ def _submitted(command: list[str], array: Array) -> str:
 
 
 def _said(command: list[str], environment: dict[str, str] | None = None) -> str:
-    """Standard output of one of SLURM's commands. PipelineError with the last line of what it complains of."""
+    """Standard output of a SLURM command. PipelineError with the last line of its error output."""
     variables = {**os.environ, **(environment or {})}
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, env=variables)

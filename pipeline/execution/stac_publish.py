@@ -1,8 +1,4 @@
-"""Finished stores in catalogues: the STAC item that each store holds, and ItemCollections of several stores.
-
-In: a plan and its store, or finished stores. Out: `stac-item.json` in the store; a FeatureCollection in a file.
-Imports plan, archive's catalogues, store.
-"""
+"""STAC output: the item that each finished store holds, and ItemCollections of several stores."""
 
 from __future__ import annotations
 
@@ -42,7 +38,7 @@ _MEASURED = "measured"
 
 @dataclass(frozen=True)
 class Listed:
-    """What `list_stores` did: items with absolute hrefs, the stores that hold them, and what to tell the user."""
+    """Result of `list_stores`: items with absolute hrefs, their stores, and notes for the user."""
 
     items: tuple[dict[str, Any], ...]
     stores: tuple[str, ...]
@@ -92,7 +88,7 @@ def item_of(plan: Plan, place: Place) -> dict[str, Any]:
 def list_stores(
     stores: Sequence[Where], out: Path | None, *, relative: bool = False, collection: str | None = None
 ) -> Listed:
-    """Write the item of each finished store anew, and with `out` a FeatureCollection of all of them.
+    """Rewrite the item of each finished store, and with `out` a FeatureCollection of all of them.
 
     `collection`: id of the STAC Collection that the listed items name and that is written beside `out`.
     A store that cannot be listed is left out with a note; UsageError with all notes when none is left, StorageError
@@ -110,7 +106,7 @@ def list_stores(
         except PipelineError as error:
             notes.append(f"left out: {error}")
             continue
-        except Exception as error:  # one store with odd content must not lose the others
+        except Exception as error:  # one broken store must not lose the others
             notes.append(f"left out: {place} cannot be read ({type(error).__name__}: {error})")
             continue
         notes += remarks
@@ -130,19 +126,19 @@ def list_stores(
 
 
 def stores_below(folder: Path) -> list[Path]:
-    """Stores directly in a folder, whoever wrote them."""
+    """Zarr stores directly in a folder, of any origin."""
     return sorted(path.parent for path in folder.glob("*/zarr.json"))
 
 
 def _renewed(place: Place, *, must_write: bool) -> tuple[dict[str, Any], list[str]]:
-    """The store's item, written where it is not what the plan says; and what to tell the user."""
+    """The store's item, rewritten if it differs from the plan, and a note for the user."""
     attributes = root_attributes(place)
     notes = require_finished(place, attributes, allow_incomplete=False)
     item = item_of(load_plan(place), place)
     content = _encoded(item)
     if place.read(ITEM_KEY) != content:
         try:
-            with lease(place) as held:  # a run may have begun the store anew
+            with lease(place) as held:  # a run may have restarted the store
                 require_finished(place, root_attributes(place), allow_incomplete=False)
                 held.place.write(ITEM_KEY, content)
         except (StorageError, StoreHeld) as error:
@@ -174,7 +170,7 @@ def _placed(item: dict[str, Any], place: Place, relative_to: Path | None) -> dic
 
 
 def _groups(place: Place, group: str) -> Iterator[GroupFacts]:
-    """The 2.5 m arrays of one zone, and what was measured, where the store keeps it."""
+    """Assets of the 2.5 m arrays of one zone, and of the measured input where the store keeps it."""
     import zarr
 
     with place.reading():
@@ -196,7 +192,7 @@ def _groups(place: Place, group: str) -> Iterator[GroupFacts]:
 
 
 def _is_gsd(name: str) -> bool:
-    """True for names of levels such as "10m"; other groups are somebody else's."""
+    """True for names of levels such as "10m"; other groups are not ours."""
     return name.endswith("m") and name.removesuffix("m").replace(".", "", 1).isdecimal()
 
 
@@ -229,7 +225,7 @@ def _utc(seconds: int) -> str:
 
 
 def _area(plan: Plan) -> Geometry:
-    """The AOI in degrees, put together from its parts in metres."""
+    """The AOI in degrees, joined from its parts in metres."""
     import numpy as np
     import shapely
     from pyproj import Transformer
@@ -239,7 +235,7 @@ def _area(plan: Plan) -> Geometry:
     for zone in plan.zones:
         turn = Transformer.from_crs(zone.epsg, 4326, always_xy=True).transform
         degrees = shapely.transform(shape(zone.area), lambda xy, turn=turn: np.column_stack(turn(xy[:, 0], xy[:, 1])))
-        # long edges were divided before they were projected; without those points they are straight again
+        # long edges were divided before projection; simplifying makes them straight again
         parts.append(shapely.simplify(degrees, 10.0**-_DECIMALS))
     return shapely.set_precision(shapely.union_all(parts), 10.0**-_DECIMALS)
 
@@ -259,7 +255,7 @@ def _geojson(area: Geometry) -> tuple[dict[str, Any], tuple[float, float, float,
 
 
 def _catalog(plan: Plan) -> Catalog | None:
-    """The archive that the plan's scenes came from; None when it is not there any more."""
+    """The archive of the plan's scenes; None if it no longer exists."""
     try:
         return load_catalog(plan.config.catalog)
     except PipelineError:
@@ -267,7 +263,7 @@ def _catalog(plan: Plan) -> Catalog | None:
 
 
 def _href(catalog: Catalog | None, scene: str, properties: dict[str, Any]) -> str:
-    """Address of a scene's item: its own word, else its place in the archive's API; "" when there is neither."""
+    """Address of a scene's item: as recorded, else in the archive's API, else ""."""
     from urllib.parse import quote
 
     if properties.get("item"):

@@ -296,7 +296,7 @@ def test_a_token_service_that_refuses_or_talks_nonsense_is_an_upstream_error(tok
     ):
         tokens.access.address(BLOB)
     tokens.failures, tokens.body = [], b"<html>"
-    with pytest.raises(UpstreamError, match="something else than a token"):
+    with pytest.raises(UpstreamError, match="answer is not a token"):
         tokens.access.address(BLOB)
 
 

@@ -48,7 +48,7 @@ def grid_over(scene, pad_m=120, phase=None):
 
 
 def expected(band, native, scene, shift=1000):
-    """(y, x) house DN that `coordinate_dn` promises on `native`, 0 outside the scene."""
+    """(y, x) canonical DN that `coordinate_dn` promises on `native`, 0 outside the scene."""
     window, raster = native.window, next(r for r in scene.rasters if r.gsd_m == BY_NAME[band].gsd_m)
     rows = np.arange(window.row, window.row_end)
     cols = np.arange(window.col, window.col_end)
@@ -121,7 +121,7 @@ def stored(scene, band):
         return dataset.read(1).astype(int)
 
 
-def test_both_offsets_give_the_same_house_dn(tmp_path, local):
+def test_both_offsets_give_the_same_canonical_dn(tmp_path, local):
     before = make_scene(tmp_path, scene_id="before", size_m=SIDE, offset_dn=0, nodata_left_m=200)
     after = make_scene(tmp_path, scene_id="after", size_m=SIDE, offset_dn=-1000, nodata_left_m=200)
     grid = grid_over(before)

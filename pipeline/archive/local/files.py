@@ -1,4 +1,4 @@
-"""Headers of raster files in folders, and which of several files of one band is the measured image."""
+"""Raster headers, and the choice of the measured image among several files of one band."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class File:
 
 
 def header(path: Path) -> File:
-    """UsageError when the file is no raster at all, is rotated, or declares values that cannot be honoured."""
+    """Header of a file. UsageError if it is not a raster, is rotated, or declares values that cannot be honoured."""
     import rasterio
 
     inside = zipped.split(path)
@@ -71,7 +71,7 @@ def header(path: Path) -> File:
 
 
 def chosen(paths: Mapping[str, list[Path]]) -> tuple[dict[str, File], str, list[str]]:
-    """({band: its file at native resolution}, what is coarser or finer instead, in words, remarks on files left out).
+    """({band: its file at native resolution}, remarks on bands at another resolution, remarks on files left out).
 
     ValueError where several files could be a band.
     """

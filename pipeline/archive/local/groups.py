@@ -1,4 +1,4 @@
-"""Which files of a folder belong to one scene: a product with its XML, the files that an item names, or one prefix."""
+"""Groups the files of a folder into scenes: by product XML, by the files that an item names, or by file-name prefix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BAND = re.compile(
     rf"(?:(?P<scene>.*?)[_.-])?(?P<band>B0?[1-9]|B1[012]|B8A|{_CLASSES})(?:[_.-](?:10|20|60)m)?", re.IGNORECASE
 )
 _MASKS = "MSK_"  # quality masks of a product; MSK_DETFOO_B02.jp2 is no B02
-_RESOLUTION = re.compile(r"R?(?:10|20|60)\s?m", re.IGNORECASE)  # folders that part the bands of one scene
+_RESOLUTION = re.compile(r"R?(?:10|20|60)\s?m", re.IGNORECASE)  # folders that divide the bands of one scene
 _ANY_SCENE = re.compile(r"bands?|img(?:_data)?|images?|data|rasters?|tiffs?|cogs?|granule|\d{1,2}|[a-z]", re.IGNORECASE)
 # Names of assets in Earth Search, by band (catalogs/earth-search.toml).
 _COMMON = {
@@ -36,7 +36,7 @@ _COMMON = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """Files that belong together, of any resolution, with what may tell of them. `id` is unique to its place."""
+    """Files of any resolution that belong together, with their metadata. `id` is unique to its folder."""
 
     id: str
     place: Path
@@ -46,8 +46,8 @@ class Candidate:
     tile_xmls: list[Path] = field(default_factory=list)
     item: dict[str, Any] | None = None
     fault: str = ""  # why it cannot be used
-    where: str = ""  # its place below the scanned folder, to tell scenes of one id apart
-    granule: str = ""  # which of a product's several
+    where: str = ""  # its path below the scanned folder, which distinguishes scenes of one id
+    granule: str = ""  # granule, of a product with several
 
 
 def band_of(stem: str) -> tuple[str, str] | None:
@@ -200,11 +200,11 @@ def _named_files(item: dict[str, Any], place: Path, known: dict[tuple[Path, str]
 
 
 def _band_of_asset(key: str, asset: dict[str, Any], href: str) -> str:
-    """Band by the asset's key, the band it lists, or the name of its file; "" when it is none."""
+    """Band by the asset's key, the band it lists, or its file name; "" otherwise."""
     for listed in (asset.get("eo:bands"), asset.get("bands")):
         entries = listed if isinstance(listed, list) else []
         if len(entries) > 1:
-            return ""  # a picture in true colour
+            return ""  # a true-colour image
     if "jp2" in key.lower() and not href.lower().endswith(".jp2"):
         return ""
     name = re.sub(r"[-_]jp2$", "", key.lower())
@@ -213,7 +213,7 @@ def _band_of_asset(key: str, asset: dict[str, Any], href: str) -> str:
 
 
 def _describes(item: dict[str, Any], claimed: dict[str, list[Path]], whole: dict[str, list[Path]]) -> bool:
-    """True when a lone item beside a lone group means that group: it names some of its files, or no files of bands."""
+    """True when a single item describes the single group beside it: it names some of its files, or no band files."""
     used = {path for found in whole.values() for path in found}
     if claimed:
         return any(path in used for found in claimed.values() for path in found)
@@ -224,7 +224,7 @@ def _describes(item: dict[str, Any], claimed: dict[str, list[Path]], whole: dict
 
 
 def _id(prefix: str, names: Names, root: Path, top: Path) -> str:
-    """Id of a group: the product it is named after, its prefix, or the nearest folder that is no mere leaf."""
+    """Id of a group: its product name, its prefix, or the nearest folder with a telling name."""
     inside = root.relative_to(top).parts if root.is_relative_to(top) else ()
     telling = [part for part in (top.name, *inside) if not _ANY_SCENE.fullmatch(part)]
     leaf = inside[-1] if inside else top.name

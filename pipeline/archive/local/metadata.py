@@ -1,8 +1,4 @@
-"""What lies beside a scene's files: Sen2Cor's XML or a STAC item, together with what the names say.
-
-In: paths and names. Out: `Meta`, with every statement about the BOA offset. ValueError where a source contradicts
-itself.
-"""
+"""Metadata of a local scene, from Sen2Cor's XML, a STAC item and names, with every statement about its BOA offset."""
 
 from __future__ import annotations
 
@@ -29,16 +25,16 @@ if TYPE_CHECKING:
 PRODUCT_XML = re.compile(r"MTD_MSIL2A\.xml|S2[A-D]_\w{4}_MTD_SAFL2A_\w+\.xml", re.IGNORECASE)
 LEVEL_1_XML = re.compile(r"MTD_MSIL1C\.xml|S2[A-D]_\w{4}_MTD_SAFL1C_\w+\.xml", re.IGNORECASE)
 TILE_XML = re.compile(r"MTD_TL\.xml|S2[A-D]_\w{4}_MTD_L2A_TL_\w+\.xml", re.IGNORECASE)
-_MAX_BYTES = 20_000_000  # the largest MTD_TL.xml seen has 600 kB; nothing sane comes near
+_MAX_BYTES = 20_000_000  # the largest MTD_TL.xml seen has 600 kB
 
 
 @dataclass(frozen=True)
 class Meta:
-    """One scene's metadata; empty where the sources are silent. `offsets`: each statement about the BOA offset."""
+    """One scene's metadata; empty where the sources do not state it. `offsets`: each statement about the BOA offset."""
 
     id: str
     datetime_utc: str = ""
-    exact: bool = True  # the time is known to the second, not only its day
+    exact: bool = True  # the time is known to the second, not only to the day
     baseline: str = ""
     cloud_pct: float | None = None
     tile: str = ""
@@ -60,7 +56,7 @@ def to_utc(text: str) -> str:
 
 
 def from_names(scene_id: str, names: Names) -> Meta:
-    """What the names alone say. ValueError where they contradict each other, or say Level-1."""
+    """Metadata from names alone. ValueError where they contradict each other, or state Level-1."""
     local_names.require_level_2a(*names.near, local_names.product_name(names))
     moment, exact = local_names.sensing_time(names)
     found, platform = local_names.baselines(names), local_names.platform(names)
@@ -76,7 +72,7 @@ def from_names(scene_id: str, names: Names) -> Meta:
 
 
 def from_item(item: dict[str, Any], named: Meta) -> Meta:
-    """What a STAC item says, then the names. ValueError where they give different days, or it says Level-1."""
+    """Metadata from a STAC item, then from names. ValueError where they give different days, or it states Level-1."""
     properties = item.get("properties") or {}
     uri, name = str(properties.get("s2:product_uri") or ""), str(item.get("id") or "")
     levels = [properties.get(key) for key in ("processing:level", "s2:product_type")]
@@ -139,7 +135,7 @@ def _item_offsets(
 
 
 def items_in(paths: list[Path]) -> list[dict[str, Any]]:
-    """STAC items among JSON files, alone or in collections; indexes of our own say nothing that their files do not."""
+    """STAC items among JSON files, alone or in collections, except those of our own indexes, which repeat the files."""
     found = []
     for path in paths:
         try:
@@ -163,7 +159,7 @@ def _is_item(record: object) -> bool:
 
 
 def from_safe(product_xml: Path, tile_xmls: list[Path], named: Meta) -> Meta:
-    """What Sen2Cor's metadata say, then the names. UsageError when unreadable; ValueError for a contradiction."""
+    """Metadata from Sen2Cor's XML, then from names. UsageError when unreadable; ValueError for a contradiction."""
     product = _xml(product_xml)
     if product is None:
         return replace(named, remarks=(*named.remarks, f"{product_xml.name} is empty; names tell what they can"))
@@ -195,7 +191,7 @@ def from_safe(product_xml: Path, tile_xmls: list[Path], named: Meta) -> Meta:
 
 
 def _number(text: str) -> float | None:
-    """The number that a text is; None for any other text."""
+    """Text as a number; None for any other text."""
     try:
         number = float(text)
     except ValueError:
@@ -208,7 +204,7 @@ def _with_suffix(uri: str) -> str:
 
 
 def _safe_offsets(product: Element, name: str, baseline: str) -> tuple[OffsetDecision, ...]:
-    """BOA_ADD_OFFSET, which products before 04.00 do not have; nothing where neither it nor a baseline is stated."""
+    """BOA_ADD_OFFSET, which products before 04.00 lack; empty where neither it nor a baseline is stated."""
     texts = {(node.text or "").strip() for node in product.iter("BOA_ADD_OFFSET")}
     if any(_number(text) is None for text in texts):
         raise ValueError(f"{name} states BOA_ADD_OFFSET {sorted(texts)}; expected one of 0, {HOUSE_ADD_OFFSET_DN}")

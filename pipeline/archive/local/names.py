@@ -1,4 +1,4 @@
-"""What the names of files and folders say of a scene: sensing time, processing baseline, tile, platform, level.
+"""Sensing time, baseline, tile, platform and level from names of files and folders.
 
 Sources: Sentinel-2 Products Specification (product and granule names, before and after December 2016), the COG buckets
 of Element 84 (S2A_29UPU_20200620_0_L2A) and of AWS (tiles/29/U/PU/2020/6/20/0).
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # BigEarthNet writes T93021 for 09:30:21, and T94161 for what cannot be 09:41:61.
 _TIME = r"(20\d{2})(\d{2})(\d{2})T(\d{1,2})(\d{2})(\d{2})(?!\d)"
 _ALONE = r"(?<![A-Za-z0-9])"
-# Of two times in a product's name only the first is the sensing time, before December 2016 only the one after V.
+# Of two times in a product's name the first is the sensing time; before December 2016 it is the one after V.
 _SENSED = tuple(
     re.compile(pattern)
     for pattern in (
@@ -48,8 +48,8 @@ _LEVEL = re.compile(rf"(?:{_ALONE}(?:(?:S2)?MSI_?L?|Level[-_ ]?|L)|^)([12][A-C])
 class Names:
     """Names from the file's prefix outward: `near` up to the scanned folder, `far` the folders above it.
 
-    A date, or the level, without the pattern of a product name counts only where it is near: further up it may be the
-    day of a download.
+    A date or level outside the pattern of a product name counts only in `near`: further up it may be the day of a
+    download.
     """
 
     near: tuple[str, ...]
@@ -88,13 +88,13 @@ def sensing_time(names: Names) -> tuple[str, bool]:
 
 
 def baselines(names: Names) -> tuple[tuple[str, str], ...]:
-    """(baseline such as "05.10", the name that says it), nearest first."""
+    """(baseline such as "05.10", the name that states it), nearest first."""
     found = [(match, name) for name in names.all for match in _BASELINE.finditer(name)]
     return tuple((f"{match[1][:2]}.{match[1][2:]}", name) for match, name in found)
 
 
 def offsets(names: Names) -> tuple[OffsetDecision, ...]:
-    """What the baselines in names say of the BOA offset."""
+    """BOA offsets by the baselines in names."""
     return tuple(
         OffsetDecision(decision.offset_dn, f"{decision.evidence}, by the name {name}")
         for baseline, name in baselines(names)
@@ -110,13 +110,13 @@ def offset_of_baseline(baseline: str) -> OffsetDecision | None:
 
 
 def tile(names: Names) -> str:
-    """MGRS tile such as "32TMS"; "" when no name tells it."""
+    """MGRS tile such as "32TMS"; "" if no name states it."""
     found = _first(_TILE, names.all) or _first(_TILE_E84, names.all)
     return found[1].zfill(5) if found else ""
 
 
 def platform(names: Names) -> str:
-    """One of sentinel-2a to sentinel-2d; "" when no name tells it."""
+    """One of sentinel-2a to sentinel-2d; "" if no name states it."""
     found = _first(_PLATFORM, names.all)
     return f"sentinel-2{found[1].lower()}" if found else ""
 
@@ -145,7 +145,7 @@ def _sensed(name: str) -> Iterator[tuple[datetime, bool]]:
 
 
 def _loose(near: Sequence[str]) -> Iterator[tuple[datetime, bool, str]]:
-    """A time or date in no known pattern: of the nearest name that has exactly one, or year/month/day folders."""
+    """A time or date outside the known patterns: from the nearest name with exactly one, or year/month/day folders."""
     for name in near:
         times = {moment for found in _ANY_TIME.finditer(name) if (moment := _moment(found.groups()))}
         dates = {m for f in _ANY_DATE.finditer(name) if (m := _moment((f[1], f[3], f[4])))} if not times else set()
@@ -153,7 +153,7 @@ def _loose(near: Sequence[str]) -> Iterator[tuple[datetime, bool, str]]:
             yield (times | dates).pop(), bool(times), name
             return
         if times | dates:
-            return  # which of them is the sensing time nobody knows
+            return  # it is unknown which of them is the sensing time
     for day, month, year in zip(near, near[1:], near[2:], strict=False):
         if re.fullmatch(r"20\d{2}", year) and re.fullmatch(r"\d{1,2}", month) and re.fullmatch(r"\d{1,2}", day):
             moment = _moment((year, month, day))

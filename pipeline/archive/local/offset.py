@@ -1,4 +1,4 @@
-"""The BOA offset of a scene in a folder: what XML, item, names and tags say, against each other and the pixels."""
+"""BOA offset of a local scene: reconciles XML, item, names, tags and pixels."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ AUDIT_KEY = "sen2fine:offset_audit"  # scene property: what the pixels say about
 def decided(
     scene: Scene, stated: Sequence[OffsetDecision], override: OffsetDecision | None
 ) -> tuple[Scene, tuple[str, ...]]:
-    """(the scene with its offset, remarks). ValueError where nobody tells it, or sources or pixels contradict.
+    """(scene with its offset, remarks). ValueError if nothing states it, or sources or pixels contradict each other.
 
-    `stated`: every statement found; the date is none, since old scenes are reprocessed with the offset.
+    `stated`: every statement found. The date is not one, since old scenes are reprocessed with the offset.
     """
     judgement = judge_scene(scene, local_access(scene))
     chosen = override or _chosen(stated, judgement)
@@ -50,7 +50,7 @@ def local_access(scene: Scene) -> Access:
 
 
 def _chosen(stated: Sequence[OffsetDecision], judgement: Judgement) -> OffsetDecision:
-    """One decision out of what is stated; pixels settle a contradiction, and show by themselves that there is none."""
+    """One decision from all statements; the pixels settle a contradiction, and may prove an offset of 0 alone."""
     offsets = {decision.offset_dn for decision in stated}
     if len(offsets) == 1:
         return stated[0]

@@ -1,8 +1,4 @@
-"""Folders of Sentinel-2 L2A files on this machine: which scenes lie in them, on which grids, with which offset.
-
-In: a folder of Sen2Cor products (also zipped), of per-band GeoTIFFs, or of COGs beside their STAC items. Out: `Scene`s
-and notes.
-"""
+"""Finds Sentinel-2 L2A scenes in a folder of Sen2Cor products (also zipped), per-band GeoTIFFs, or COGs with items."""
 
 from __future__ import annotations
 
@@ -37,9 +33,9 @@ _PICTURE = re.compile(r"TCI|visual|thumbnail|PVI|preview|overview", re.IGNORECAS
 def scan(
     folder: Path, *, datetime_utc: str | None = None, offset_dn: int | None = None
 ) -> tuple[tuple[Scene, ...], tuple[str, ...]]:
-    """(scenes by time and id, notes) of a folder, searched to the bottom. Every scene's offset is audited.
+    """(scenes by time and id, notes) of a folder, searched recursively. Every scene's offset is audited.
 
-    `datetime_utc` dates scenes whose files do not; `offset_dn` (0 or -1000) overrides what the files and the audit say.
+    `datetime_utc` dates scenes whose files do not; `offset_dn` (0 or -1000) overrides files and audit.
     A scene that cannot be used is left out with a note; UsageError with all notes when none is left.
     """
     if not folder.is_dir():
@@ -73,7 +69,7 @@ def scan(
 
 
 def _add(scene: Scene, candidate: Candidate, scenes: dict[str, Scene]) -> None:
-    """Keep a scene under its id, or under its place where another scene has the id. ValueError for a copy."""
+    """Add a scene under its id, or under its path where the id is taken. ValueError for a copy."""
     twin = scenes.get(scene.id)
     if twin is not None:
         same = (twin.datetime_utc, twin.tile, twin.rasters) == (scene.datetime_utc, scene.tile, scene.rasters)
@@ -168,7 +164,7 @@ def _meta(candidate: Candidate) -> Meta:
 
 
 def _moment(meta: Meta, when: str) -> tuple[str, list[str]]:
-    """(sensing time, remarks): what files and names say; --datetime adds the hour of a known day, or a whole date."""
+    """(sensing time, remarks) from files and names; --datetime adds the time of a known day, or the whole date."""
     if not meta.datetime_utc:
         if not when:
             raise UsageError("no file or name dates it", "a sensing time", "give it with --datetime, e.g. 2024-06-17")
@@ -181,7 +177,7 @@ def _moment(meta: Meta, when: str) -> tuple[str, list[str]]:
 
 
 def _by_tags(files: dict[str, File]) -> tuple[OffsetDecision, ...]:
-    """What the scale and offset tags of the bands say. ValueError where bands differ."""
+    """BOA offset by the scale and offset tags of the bands. ValueError where bands differ."""
     stated = {file.offset_dn for band, file in files.items() if band != SCL and file.offset_dn is not None}
     if len(stated) > 1:
         raise ValueError(f"the scale and offset tags of its bands differ: {sorted(stated)} DN; expected one offset")
@@ -189,7 +185,7 @@ def _by_tags(files: dict[str, File]) -> tuple[OffsetDecision, ...]:
 
 
 def _stacked(strays: Sequence[Path]) -> list[str]:
-    """Notes on files without band name that hold several bands; pictures in true colour hold no DN."""
+    """Notes on unnamed files with several bands; true-colour images hold no DN and are passed over."""
     notes = []
     for path in strays:
         if band_of(path.stem):

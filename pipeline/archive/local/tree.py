@@ -1,4 +1,4 @@
-"""The files below a folder: links followed once, zip archives looked into, hidden files left out with a note."""
+"""Lists the files below a folder: links are followed once, zip archives opened, hidden files left out with a note."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Tree:
 
 
 def walk(top: Path) -> Tree:
-    """Everything below `top` that may belong to a scene; says what was left aside."""
+    """Everything below `top` that may belong to a scene, with notes on what was skipped."""
     tree = Tree(top)
     hidden: list[Path] = []
     seen: set[tuple[int, int]] = set()
     waiting = [top]
-    while waiting:  # links wait until all real folders are known, so that a folder goes by its real name
+    while waiting:  # links are followed last, so that a folder goes by its real name
         links: list[Path] = []
         for start in waiting:
             for place, names in _folders(start, seen, hidden, links):
@@ -82,7 +82,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _unzip(archive: Path, tree: Tree, hidden: list[Path]) -> None:
-    """Add the folders inside an archive, as paths that lead through it."""
+    """Add the folders inside an archive, as paths through it."""
     try:
         members = zipped.names(archive)
     except (UsageError, OSError) as error:

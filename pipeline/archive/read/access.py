@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-READ_TRIES = 6  # of a file whose host does not answer or is busy
+READ_TRIES = 6  # of a file whose host is down or busy
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Access:
 
     https files are read through `gateway`, which checks redirects and the addresses that names resolve to.
     `hosts`: allowed "host", "*.suffix", "127.0.0.1:8080" (also over http), "s3://bucket", or "*" (any public https
-    host). `roots`: folders under which plain paths may lie. `connections`: how many a host grants to all our processes
-    together.
+    host). `roots`: folders under which plain paths may lie. `connections`: limit per host, over all processes.
     """
 
     signing: str = "none"
@@ -51,7 +50,7 @@ class Access:
     connections: int = 8
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hosts", tuple(self.hosts))  # lists where it comes from JSON
+        object.__setattr__(self, "hosts", tuple(self.hosts))  # JSON gives lists
         object.__setattr__(self, "roots", tuple(self.roots))
         if self.signing not in SIGNINGS:
             raise UsageError(f"signing {self.signing!r} is unknown", f"one of {', '.join(SIGNINGS)}")
@@ -64,11 +63,11 @@ class Access:
 
     @property
     def policy(self) -> HostPolicy:
-        """Which hosts may be talked to."""
+        """Which hosts may be contacted."""
         return HostPolicy(self.hosts)
 
     def href(self, href: str) -> str:
-        """Path that GDAL may open, signed where the archive wants it. UsageError when the policy refuses `href`."""
+        """Path that GDAL may open, signed where the archive requires it. UsageError when the policy refuses `href`."""
         kind, parts = self._admitted(href)
         if kind == "path":
             return parts.path
@@ -81,7 +80,7 @@ class Access:
         return gdal_path(self._identity(href), self.address(href), self.policy, self.connections)
 
     def address(self, href: str) -> str:
-        """Address of an https file, signed for now. UsageError when the policy refuses `href`."""
+        """Signed address of an https file. UsageError when the policy refuses `href`."""
         _, parts = self._admitted(href)
         if self.signing == "planetary-computer" and takes_token(parts):
             return f"{parts.scheme}://{parts.netloc}{parts.path}?{token_for(parts, self.token_url)}"
@@ -108,7 +107,7 @@ class Access:
             forget_token(parts, self.token_url)
 
     def reading(self, href: str, call: Callable[[], T], *, what: str) -> T:
-        """Result of `call`, which reads the file at `href`: in its turn, tried again, signed anew once if refused.
+        """Result of `call`, which reads the file at `href`: rate limited, retried, signed anew once if refused.
 
         ReadError, or Unreachable, with `what` and the file in the message.
         """
@@ -130,7 +129,7 @@ class Access:
         )
 
     def _explained(self, href: str, place: str) -> Exception | None:
-        """What the gateway knows of a failure, if anything. A refused redirect is final."""
+        """The gateway's account of a failure, if it has one. A refused redirect is final."""
         from pipeline.archive.read.gateway import last_failure
 
         known = last_failure(self._identity(href))
@@ -140,7 +139,7 @@ class Access:
         return ConnectionError(known["trouble"]) if known.get("trouble") else None
 
     def _slot(self, href: str) -> HostSlot | None:
-        """Turns at the host of `href`; None for a path."""
+        """Slot at the host of `href`; None for a local path."""
         from pipeline.archive.read.gateway import last_failure
 
         kind, parts = self._admitted(href)

@@ -1,7 +1,6 @@
-"""One band's file of one scene: open it once, check it against the scene's record, read whole pixels from it.
+"""Reads one band file of one scene: opened once, checked against the scene's record, read by whole pixels.
 
-In: a `BandFile` (what the record promises) and a window of a target grid. Out: uint16 DN in the house convention, uint8
-for SCL. Ground outside the file is 0; every failure is a ReadError, never nodata.
+DN are uint16 in the canonical convention, SCL is uint8. Ground outside the file is 0; every failure is a ReadError.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ if TYPE_CHECKING:
     from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Raster, Scene
 
-UNCLASSIFIED = 7  # SCL class; stands for "this scene has no SCL"
+UNCLASSIFIED = 7  # SCL class, used throughout for a scene without SCL
 _WHOLE_PX = 1e-3  # origins closer than this, in pixels, are the same grid; file headers carry rounded decimals
 _CACHE_IN_BYTES = 100_000  # GDAL reads a GDAL_CACHEMAX below this as megabytes
 _LAST_CLASS = 11  # of SCL
-_TIE_PX = 1e-6  # a target centre on a source edge falls to the same side, whatever the window
+_TIE_PX = 1e-6  # a target centre on a source edge goes to the same side in every window
 
 
 @dataclass(frozen=True)
 class BandFile:
-    """What a scene's record promises about one file. `raster` is None when the archive does not say."""
+    """Expected properties of one file, from the scene's record. `raster` is None when the archive does not say."""
 
     scene_id: str
     band: str
@@ -83,7 +82,7 @@ class BandFile:
 
 @dataclass(frozen=True)
 class Target:
-    """The raster that is asked for: zone, upper-left corner in metres, GSD in metres, size in pixels."""
+    """The requested raster: zone, upper-left corner in metres, GSD in metres, size in pixels."""
 
     epsg: int
     left_m: float
@@ -101,8 +100,8 @@ class Target:
 class BandReader:
     """Reader in the sense of stackstac's `reader=`: one per file and cube, opens its file at most once.
 
-    Replaces stackstac's own, which warps every file through a WarpedVRT: exact on any grid phase, checks the file
-    against the record, signs late, retries, and says which scene and band failed.
+    Replaces stackstac's reader, which warps every file through a WarpedVRT: exact on any grid phase, checks the file
+    against the record, signs late, retries, and names the scene and band that failed.
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class BandReader:
         vars(self).update(state, _image=None, _lock=threading.Lock())
 
     def read(self, window: FileWindow, **_unused: object) -> NDArray[np.uint16] | NDArray[np.uint8]:
-        """(ny, nx) house DN or SCL classes of `window` of the cube's grid. ReadError after retries."""
+        """(ny, nx) canonical DN or SCL classes of `window` of the cube's grid. ReadError after retries."""
         file, target = self._file, self._target(window)
         if not file.href:
             return np.full((target.ny, target.nx), UNCLASSIFIED, file.dtype)
@@ -137,10 +136,10 @@ class BandReader:
         what = f"{file.band} of scene {file.scene_id}"
         with self._lock:
             stored = self._access.reading(file.href, lambda: self._attempt(target), what=what)
-        return _classes(stored, file) if file.band == SCL else _house_dn(stored, file.offset_dn)
+        return _classes(stored, file) if file.band == SCL else _canonical_dn(stored, file.offset_dn)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         image, self._image = self._image, None
         if image is not None:
             image.close()
@@ -152,10 +151,10 @@ class BandReader:
         return Target(self._spec.epsg, left_m, top_m, gsd_m, int(window.height), int(window.width))
 
     def _attempt(self, target: Target) -> NDArray[Any]:
-        """One try; a failed one drops the image, so that the next opens afresh, with a fresh signature."""
+        """One attempt; a failed one closes the image, so that the next reopens it with a new signature."""
         import rasterio
 
-        fence = self._access.fence()  # this process's own, whichever laid out the cube
+        fence = self._access.fence()  # of this process, not of the one that built the cube
         try:
             if self._image is None:
                 with self._env.open, rasterio.Env(**fence):
@@ -182,13 +181,13 @@ def sample_types(band: str) -> tuple[str, ...]:
 
 
 def open_checked(file: BandFile, access: Access) -> Image:
-    """Open the file; ReadError naming both sides where it is not what the scene's record promises."""
+    """Open the file; ReadError naming both sides where it contradicts the scene's record."""
     from pipeline.redaction import redact
 
     dataset = open_raster(access.href(file.href), f"{file.band} of scene {file.scene_id}", sharing=False)
     if dataset.crs is None:
         dataset.close()
-        raise OSError("the file has no georeferencing; its header is truncated or damaged")  # worth another try
+        raise OSError("the file has no georeferencing; its header is truncated or damaged")  # retried
     found = _disagreement(dataset, file)
     try:
         if not found:
@@ -203,8 +202,8 @@ def open_checked(file: BandFile, access: Access) -> Image:
     )
 
 
-def _house_dn(stored: NDArray[Any], offset_dn: int) -> NDArray[np.uint16]:
-    """Stored DN of any sample type -> house DN; what cannot be reflectance is nodata."""
+def _canonical_dn(stored: NDArray[Any], offset_dn: int) -> NDArray[np.uint16]:
+    """Stored DN of any sample type -> canonical DN; values that cannot be reflectance become nodata."""
     possible = without_impossible(stored, offset_dn)
     return np.asarray(to_canonical_dn(possible, offset_dn)).astype(np.uint16, copy=False)
 
@@ -223,7 +222,7 @@ def _classes(stored: NDArray[Any], file: BandFile) -> NDArray[np.uint8]:
 
 def _disagreement(dataset: DatasetReader, file: BandFile) -> tuple[str, str] | None:
     """(found, expected) of the first contradiction between a file and its record; None when they agree."""
-    if dataset.driver not in ALLOWED_DRIVERS:  # GDAL goes by content, not by name; rasterio.open takes no list
+    if dataset.driver not in ALLOWED_DRIVERS:  # GDAL detects formats by content; rasterio.open takes no list
         return f"a file of format {dataset.driver}", " or ".join(ALLOWED_DRIVERS)
     if dataset.count != 1 and not has_alpha(dataset):
         return f"a file of {dataset.count} bands", "one band per file"

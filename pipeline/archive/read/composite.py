@@ -1,7 +1,6 @@
-"""Several scenes into one time step: which pixel of which scene is taken.
+"""Composites several scenes into one time step.
 
-In: the scenes' `Step`s (pixels, read when asked for) best scene first. Out: one `Composite`.
-Everything is decided within a 60 m cell, so a composite does not depend on where the grid ends.
+Every choice is made within a 60 m cell, so that a composite does not depend on where the grid ends.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
 UNCLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)
 _CELL_M = SCL_GSD_M  # on which the choice is made
 _CELL_PX = factor_at(_CELL_M)
-_FAR = np.int32(1 << 20)  # sorts behind every DN
+_FAR = np.int32(1 << 20)  # sorts after every DN
 
 
 class Step(Protocol):
-    """One scene over a grid. `dn` by GSD in metres: (band, y, x) house DN; looking a GSD up may read files."""
+    """One scene over a grid. `dn` by GSD in metres: (band, y, x) canonical DN; a lookup may read files."""
 
     @property
     def window(self) -> Window:
@@ -52,7 +51,7 @@ class Step(Protocol):
 
 
 class Composite(NamedTuple):
-    """What became of some steps, by GSD in metres.
+    """The composite of some steps, by GSD in metres.
 
     `dn` (band, y, x); `scl` (y, x) at 20 m, 7 for scenes without, 0 where nothing is valid; `clear` (y, x): the pixel
     is from a step that is clear there; `used`: positions of the steps that supplied a pixel.
@@ -65,9 +64,9 @@ class Composite(NamedTuple):
 
 
 def mosaic(steps: Iterable[Step]) -> Composite:
-    """Best clear observation per 20 m cell, best scene first. Takes no more steps, and reads no more DN, than it needs.
+    """Best clear observation per 20 m cell, best scene first. Reads no more steps and DN than it needs.
 
-    SCL and coverage settle the choice before the bands of the chosen scenes are looked up. 10 m pixels follow their
+    SCL and coverage decide before the bands of the chosen scenes are read. 10 m pixels follow their
     cell, 60 m pixels the majority of their nine. Where nothing is clear the first valid observation is taken, where no
     scene covers a whole cell the first that covers the pixel.
     """

@@ -1,8 +1,6 @@
 """Lazy cubes of scenes on one grid, and the loader that inference and training share.
 
-In: scenes, a 2.5 m grid whose edges are multiples of 60 m, band names, access. Out: a `Cube` of lazy DataArrays at the
-native 10, 20 and 60 m, or `NativeRasters`, the same as arrays. All DN are in the house convention, 0 is nodata, also
-where SCL is 0 (NO_DATA): some archives leave DN there.
+All DN are canonical, 0 is nodata, also where SCL is 0 (NO_DATA), because some archives leave DN there.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ class Cube:
 
 
 class LazyRasters(Mapping[int, "NDArray[np.uint16]"]):
-    """A scene that is read piece by piece, each file once: SCL, the first band of a GSD, its other bands.
+    """A scene that is read on demand, each file once: SCL, the first band of a GSD, its other bands.
 
     A mapping from GSD in metres to (band, y, x). `load(gsd_m, bands)` reads a slice of the bands of one GSD.
     """
@@ -79,7 +77,7 @@ class LazyRasters(Mapping[int, "NDArray[np.uint16]"]):
 
     @property
     def dn(self) -> Mapping[int, NDArray[np.uint16]]:
-        """Itself: looking a GSD up reads what is missing of it."""
+        """The mapping itself; a lookup reads the missing bands of that GSD."""
         return self
 
     @property
@@ -90,7 +88,7 @@ class LazyRasters(Mapping[int, "NDArray[np.uint16]"]):
         return self._scl
 
     def seen(self, gsd_m: int, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(y, x) at `gsd_m`: True where any band has data; one band is read, the others where it leaves doubt."""
+        """(y, x) at `gsd_m`: True where any band has data; the other bands are read only if the first leaves doubt."""
         parts = self._parts[gsd_m]
         if not parts:
             parts.append(self._load(gsd_m, slice(0, 1)))
@@ -126,7 +124,7 @@ def open_cube(
 def read(cube: Cube, window: Window | None = None, *, time: int = 0) -> NativeRasters:
     """Compute one time step, whole or within `window` (absolute, 2.5 m pixels, edges multiples of 24).
 
-    Runs in the calling thread: a worker's task must not start threads of its own. ReadError as `open_cube`'s files say.
+    Runs in the calling thread: a worker's task must not start threads of its own. Raises ReadError.
     """
     import dask
 
@@ -171,7 +169,7 @@ def read_period(
 ) -> NativeRasters:
     """The loader: `scenes` (best first) composited ("mosaic" or "median") over `grid`. Errors as `open_cube`, `read`.
 
-    Each file is opened at most once, those of scenes that are not needed never. `scl` is 7 on valid ground of scenes
+    Each file is opened at most once, and files of unneeded scenes never. `scl` is 7 on valid ground of scenes
     without SCL and 0 where nothing is valid; None where no scene has SCL, unless `with_scl`. `scenes` names those that
     supplied a pixel (of a median: to the mosaic of their pass).
     """
@@ -200,7 +198,7 @@ def _lazy(cube: Cube, time: int, scene: Scene) -> LazyRasters:
 
 
 def _check(scenes: Sequence[Scene], grid: Grid, bands: tuple[str, ...]) -> None:
-    """UsageError for what no file could cure."""
+    """UsageError for requests that no file could satisfy."""
     try:
         grid.at_gsd(GSDS_M[-1])
     except ValueError as error:
@@ -242,7 +240,7 @@ def _stack(
         epsg=grid.epsg,
         bounds=native.bounds_m,
         resolution=gsd_m,
-        snap_bounds=False,  # snapping is to multiples of the GSD and would lose the phase
+        snap_bounds=False,  # snapping to multiples of the GSD would lose the phase
         chunksize=chunk,
         dtype=dtype,
         fill_value=dtype.type(0),

@@ -1,7 +1,7 @@
-"""What a band's file declares about its own values: nodata, masks, scale and offset, also in files beside it.
+"""What a band file declares about its values: nodata, masks, scale and offset, including its sidecar files.
 
-GDAL is told to open no side files (access.gdal_env): a `.aux.xml` may name any file or address as an overview. The
-few statements that matter are read here instead: the `.msk` mask, and nodata, scale and offset in the `.aux.xml`.
+GDAL is told to open no sidecar files (`gdal.gdal_env`), since an `.aux.xml` may name any file as an overview. The
+statements that matter are read here: the `.msk` mask, and nodata, scale and offset in the `.aux.xml`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Declared:
     nodata: tuple[float, ...] = ()
     masked: bool = False
     mask: str = ""
-    offset_dn: int | None = None  # BOA offset by the scale and offset tags; None when they are silent
+    offset_dn: int | None = None  # BOA offset by the scale and offset tags; None without them
 
 
 def declared_by(dataset: DatasetReader) -> Declared:
-    """What the open file and the files beside it say. ValueError for values that are no DN, or a contradiction."""
+    """Declarations of an open file and its sidecar files. ValueError for values that are not DN, or a contradiction."""
     from rasterio.enums import MaskFlags
 
     nodata = set() if dataset.nodata is None else {float(dataset.nodata)}
@@ -75,7 +75,7 @@ def _offsets(scale: float, offset: float) -> set[int]:
 
 
 def _local(name: str) -> Path | None:
-    """Path of a dataset on this machine, through the archive where it lies in one; None for anything else."""
+    """Path of a local dataset, through the zip archive if it lies in one; None for anything else."""
     if name.startswith(_VSIZIP):
         return Path(name.removeprefix(_VSIZIP))
     return None if name.startswith("/vsi") or "://" in name else Path(name)

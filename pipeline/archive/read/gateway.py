@@ -1,20 +1,20 @@
-"""A gateway on loopback through which GDAL reads https files, so that GDAL itself talks to no archive.
+"""A loopback gateway through which GDAL reads https files, so that GDAL itself never contacts an archive.
 
-Why: GDAL follows redirects wherever they lead and resolves names by itself, and has no option against either; it sends
-headers, cookies and .netrc entries of the user's configuration to any host; NO_PROXY lets it past a filtering proxy.
-Here GDAL is given an address on 127.0.0.1. The process there (`gateway_server`) checks every hop of a file's address
-under the host policy, connects to checked addresses only (`web`), and passes on ranges and statuses. Signatures and
-addresses of archives never reach GDAL.
+Reason: GDAL follows redirects anywhere and resolves names itself, and has no option against either. It sends headers,
+cookies and .netrc entries of the user's configuration to any host, and NO_PROXY lets it bypass a filtering proxy. Here
+GDAL is given an address on 127.0.0.1. The process behind it (`gateway_server`) checks every redirect under the host
+policy, connects to checked addresses only (`guarded_http`), and relays ranges and statuses. GDAL never sees signatures
+or addresses of archives.
 
-Why a process: rasterio keeps Python's lock in many calls into GDAL (`overviews`, `tags`), so that a thread could not
-answer them. rasterio's `opener=` needs none, but an exception in its callbacks ends the process (rasterio 1.4.4), and a
-failed read of several ranges cannot be reported. Every process that reads has its own gateway, of about 30 MB; forked
-ones share their parent's. It answers only paths that hold its random key.
+It is a process because rasterio holds the GIL in many calls into GDAL (`overviews`, `tags`), so that a thread could not
+answer them. rasterio's `opener=` would not need one, but an exception in its callbacks kills the process (rasterio
+1.4.4), and a failed read of several ranges cannot be reported. Every reading process has its own gateway of about
+30 MB; forked processes share their parent's. It answers only paths that contain its random key.
 
-The cost: opening a file and reading 1024 x 1024 px of it (4 MB in 3 ranges) took, straight and through the gateway on
-two busy cores, 100 and 160 ms without latency, 375 and 305 ms with 40 ms of it (5.9 and 3.9 requests): the
-question for a file's size is answered from its first bytes, which are read next. /vsis3/ stays with GDAL: buckets are
-listed one by one, and the endpoint is the user's own setting, no word of a catalogue's.
+Cost: opening a file and reading 1024 x 1024 px of it (4 MB in 3 ranges) took, directly and through the gateway on two
+busy cores, 100 and 160 ms without latency, 375 and 305 ms with 40 ms of latency (5.9 and 3.9 requests): the file size
+is answered from its first bytes, which are read next. /vsis3/ stays with GDAL: buckets are listed one by one, and the
+endpoint is a setting of the user, not of a catalogue.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipeline.errors import StorageError
 if TYPE_CHECKING:
     from pipeline.archive.read.host_policy import HostPolicy
 
-# Of every path that this process hands out, so that GDAL can be kept from all other addresses; nobody can guess it.
+# Ends every path of this process, so that GDAL can be restricted to them; it cannot be guessed.
 SUFFIX = f".{secrets.token_hex(8)}"
 _TIMEOUT_S = 30.0
 
@@ -51,7 +51,7 @@ class _Gateway:
     key: str
 
     def ask(self, method: str, path: str, body: str | None = None) -> bytes:
-        """Answer to a request of our own; OSError or HTTPException where the gateway is gone."""
+        """Response to a control request; OSError or HTTPException if the gateway has died."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=_TIMEOUT_S)
         try:
             connection.request(method, f"/{self.key}/{path}", body)
@@ -65,9 +65,9 @@ _starting = threading.Lock()
 
 
 def gdal_path(identity: str, address: str, policy: HostPolicy, connections: int) -> str:
-    """Path by which GDAL reads the file at `address`, which is signed for now, with what the policy allows.
+    """Path by which GDAL reads the file at the signed `address`, under `policy`.
 
-    `identity` tells files and rights apart: the same identity gives the same path. StorageError when no gateway starts.
+    `identity` stands for file and access rights: the same gives the same path. StorageError when no gateway starts.
     """
     name = re.sub(r"[^A-Za-z0-9._-]", "_", urlsplit(address).path.rsplit("/", 1)[-1])[:80] or "file"
     number = _number(identity)
@@ -76,7 +76,7 @@ def gdal_path(identity: str, address: str, policy: HostPolicy, connections: int)
         gateway = _gateway()
         try:
             gateway.ask("POST", f"{number}/{name}", body)
-        except (OSError, HTTPException):  # it was killed, perhaps for memory; GDAL's reads of it fail and come again
+        except (OSError, HTTPException):  # it was killed, perhaps for memory; GDAL's reads fail and are retried
             _stop(gateway)
             continue
         return f"/vsicurl/http://127.0.0.1:{gateway.port}/{gateway.key}/{number}/{name}{SUFFIX}"
@@ -84,7 +84,7 @@ def gdal_path(identity: str, address: str, policy: HostPolicy, connections: int)
 
 
 def last_failure(identity: str) -> dict[str, Any]:
-    """Of the last read of a file: `refused` (found, expected, cure) or None, `trouble`, and `wait_s` of a busy host."""
+    """Last failure of a file: `refused` (found, expected, cure) or None, `trouble`, and `wait_s` of a busy host."""
     for gateway in _running:
         try:
             known: dict[str, Any] = json.loads(gateway.ask("GET", _number(identity)) or b"{}")
@@ -114,9 +114,9 @@ def _stop(gateway: _Gateway) -> None:
 
 
 def _start() -> _Gateway:
-    """A gateway that ends when this process, and all that were forked from it, are gone: then its stdin ends.
+    """Start a gateway; it exits when its stdin closes, with this process and all that were forked from it.
 
-    In a session of its own, so that a Ctrl-C does not take it from reads that are to be finished.
+    It has its own session, so that Ctrl-C does not kill it while reads are being finished.
     """
     _reach_loopback_directly()
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -135,14 +135,14 @@ def _start() -> _Gateway:
 
 
 def _reach_loopback_directly() -> None:
-    """Keep proxies of the environment, which the gateway itself uses, from between GDAL and the gateway."""
+    """Exclude loopback from the environment's proxies, which are for the gateway's own requests."""
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     if known != "*" and "127.0.0.1" not in known.split(","):
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [known, "127.0.0.1"]))
 
 
 def _after_fork() -> None:
-    """A lock that another thread of the parent held stays closed in the child."""
+    """Replace the lock, which stays locked in the child if another thread of the parent held it."""
     global _starting
     _starting = threading.Lock()
 

@@ -39,7 +39,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 @dataclass
 class Route:
-    """One file: where it is, signed for now, and what is known of its last answer if that was not the file."""
+    """One file: its signed address, and the last failure if there was one."""
 
     address: str
     policy: HostPolicy
@@ -49,11 +49,11 @@ class Route:
     wait_s: float = 0.0
     size: int | None = None
     start: bytes = b""  # first bytes of the file, from the question for its size to the read that follows
-    start_until: float = 0.0  # on the monotonic clock; then it is asked for anew
+    start_until: float = 0.0  # on the monotonic clock; after that it is requested again
     moved: dict[str, str] = field(default_factory=dict)  # address -> where its redirects ended
 
     def answer(self, session: Session, headers: dict[str, str]) -> Response:
-        """The file's answer. The end of its redirects is kept until it answers an error: signatures there end too."""
+        """The file's response. A redirect target is cached until it gives an error, as its signature expires too."""
         address = self.address
         known = self.moved.get(address)
         if known:
@@ -68,12 +68,12 @@ class Route:
         return answer
 
     def state(self) -> dict[str, Any]:
-        """What the reader is told when a read failed."""
+        """The failure as the reader is told."""
         return {"refused": self.refused, "trouble": self.trouble, "wait_s": self.wait_s}
 
 
 class Routes:
-    """The files that were asked for, by number, and the sessions that they share."""
+    """Registered files by number, and the sessions that they share."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -82,7 +82,7 @@ class Routes:
         self._lock = threading.Lock()
 
     def register(self, number: str, address: str, hosts: list[str], connections: int) -> None:
-        """Take a file, or the address of a known one as it is signed now."""
+        """Register a file, or update the signed address of a known one."""
         with self._lock:
             route = self._routes.setdefault(number, Route(address, HostPolicy(tuple(hosts)), connections))
             route.address = address
@@ -103,7 +103,7 @@ class Routes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Paths /KEY/NUMBER/NAME: GET and HEAD of the file, POST registers it; /KEY/NUMBER: what its last failure was."""
+    """Paths /KEY/NUMBER/NAME: GET and HEAD read the file, POST registers it; /KEY/NUMBER: its last failure."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -161,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         return route
 
     def _ask(self, route: Route, asked: str, use: Callable[[Route, Response], None]) -> None:
-        """Ask for a range of the file and `use` the answer; a status, or nothing at all, where it is no file."""
+        """Request a range of the file and pass the response to `use`; otherwise answer with a status, or break off."""
         headers = {"Accept-Encoding": "identity"} | ({"Range": asked} if asked else {})
         try:
             answer = route.answer(self.routes.session(route), headers)
@@ -199,7 +199,7 @@ class Handler(BaseHTTPRequestHandler):
     def _relay(self, route: Route, answer: Response) -> None:
         """Status, headers and body of the answer; a short body breaks the connection."""
         length = answer.headers.get("Content-Length", "")
-        chunked = not length.isdigit()  # else its end could not be told from a break
+        chunked = not length.isdigit()  # else the end could not be told from a broken connection
         ranges = {name: answer.headers[name] for name in ("Content-Range",) if name in answer.headers}
         self._answer(answer.status_code, _passed_on(answer) | ranges, length)
         try:
@@ -207,7 +207,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
             if chunked:
                 self.wfile.write(b"0\r\n\r\n")
-        except ConnectionError:  # GDAL has enough
+        except ConnectionError:  # GDAL closed the connection
             self.close_connection = True
         except Exception as error:
             self._break_off(route, error)
@@ -227,17 +227,17 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(status, {}, "0")
 
     def _break_off(self, route: Route, error: Exception) -> None:
-        """Reset, so that no reader can take what it has for the whole; the route keeps the reason."""
+        """Reset the connection, so that no reader takes a part for the whole; the route keeps the reason."""
         route.trouble = redact(str(error)) or type(error).__name__
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _contradiction(route: Route, asked: str, answer: Response) -> str:
-    """Why an answer cannot be part of the file that was asked for; "" when it can. GDAL checks neither.
+    """Why a response cannot be part of the requested file; "" when it can. GDAL does not check this.
 
-    A range must begin where it was asked to, and the file keep its size while it is being read; opening it anew, which
-    begins with its first bytes, takes the new size.
+    A range must start where requested, and the file must keep its size while it is read; opening it again, which
+    starts with its first bytes, accepts a new size.
     """
     wanted, got = _RANGE.fullmatch(asked), _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     length = answer.headers.get("Content-Length", "")
@@ -268,7 +268,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, *_: object) -> None:
-        """Nothing: the reader left."""
+        """Ignore: the reader closed the connection."""
 
 
 def main() -> None:

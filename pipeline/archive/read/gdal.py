@@ -54,7 +54,7 @@ def gdal_env(signing: str, s3_endpoint: str, *, reads_s3: bool) -> dict[str, str
     for the environment of new processes; `restrict_drivers` does the same for the present one.
     """
     env = {
-        "GDAL_HTTP_MAX_RETRY": "1",  # a hiccup in a long read; beyond that, `retrying` knows more
+        "GDAL_HTTP_MAX_RETRY": "1",  # for a hiccup in a long read; `retrying` does the rest
         "GDAL_HTTP_RETRY_DELAY": "1",
         # GDAL >= 3.10. 408 is not in its own list; 429 and 503 make all reads of the host wait, not this one alone.
         "GDAL_HTTP_RETRY_CODES": "408,500,502,504",
@@ -70,11 +70,11 @@ def gdal_env(signing: str, s3_endpoint: str, *, reads_s3: bool) -> dict[str, str
         "GDAL_NUM_THREADS": "1",
         "GDAL_SKIP": skipped_drivers(),
         **fence(reads_s3=reads_s3),
-        "VSICURL_PC_URL_SIGNING": "NO",  # nor does GDAL sign
-        "CPL_CURL_VERBOSE": "NO",  # headers, with what they hold, on the terminal
+        "VSICURL_PC_URL_SIGNING": "NO",  # GDAL does not sign
+        "CPL_CURL_VERBOSE": "NO",  # would print headers, secrets included
         "GDAL_VRT_ENABLE_PYTHON": "NO",
-        # GDAL remembers a 404 for the life of the process unless told not to, so that a retry would be a fake.
-        # It splits this list at every colon, hence prefixes without host.
+        # GDAL caches a 404 for the life of the process unless told not to, so that a retry would have no effect.
+        # It splits this list at every colon, hence the prefixes without host.
         "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http:/vsis3/",
     }
     if signing == "none" and reads_s3:
@@ -85,7 +85,7 @@ def gdal_env(signing: str, s3_endpoint: str, *, reads_s3: bool) -> dict[str, str
 
 
 def fence(*, reads_s3: bool) -> dict[str, str]:
-    """The GDAL option that keeps this process from all network files but the gateway's and listed buckets'.
+    """The GDAL option that limits this process to network files of the gateway and of listed buckets.
 
     A GeoTIFF's own metadata can name another file for its overviews (OVERVIEW_FILE), anywhere.
     """

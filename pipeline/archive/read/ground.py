@@ -1,4 +1,4 @@
-"""Which ground a scene has pixels of: its valid mask, thinned out, for comparing two processings of one acquisition."""
+"""Coarse valid-pixel masks of scenes, for comparing two processings of one acquisition."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Ground:
     valid: NDArray[np.bool_]
 
     def unseen_by(self, other: Ground) -> float:
-        """Share of this ground, 0 to 1, where `other` has no pixel; 1 where the two cannot be compared."""
+        """Share of this ground, 0 to 1, where `other` has no pixel; 1 if the two cannot be compared."""
         rows, cols = np.nonzero(self.valid)
         if other.epsg != self.epsg or rows.size == 0:
             return float(rows.size > 0)

@@ -1,9 +1,9 @@
-"""HTTP under the host policy: every request and every redirect is checked, every connection goes to a checked address.
+"""HTTP client under the host policy: requests, redirects and the addresses of connections are all checked.
 
-A name is resolved once per connection, its addresses are checked, and the socket is opened to one of those: TLS still
-verifies the name. Proxies of the environment (HTTPS_PROXY, ALL_PROXY, NO_PROXY) and certificates (REQUESTS_CA_BUNDLE,
-CURL_CA_BUNDLE) are honoured as `requests` honours them. Behind a proxy it is the proxy that resolves names: there, only
-names are checked, and the addresses that this machine resolves them to.
+A name is resolved once per connection, its addresses are checked, and the socket is opened to one of them; TLS still
+verifies the name. Proxies (HTTPS_PROXY, ALL_PROXY, NO_PROXY) and certificates (REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE) are
+honoured as `requests` does. A proxy resolves names itself: behind one, only names are checked, and the addresses to
+which this machine resolves them.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def guarded(session: Session, policy: HostPolicy, connections: int = 8, retries:
 
 
 def open_url(session: Session, url: str, headers: Mapping[str, str]) -> Response:
-    """Answer of a guarded session, its body unread, after at most MAX_REDIRECTS redirects. Refused beyond those."""
+    """Response of a guarded session, body unread, after at most MAX_REDIRECTS redirects. Refused beyond those."""
     for _ in range(MAX_REDIRECTS + 1):
         timeout = CONNECT_TIMEOUT_S, READ_TIMEOUT_S
         answer = session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=timeout)
         target = answer.headers.get("Location", "")
         if answer.status_code not in _REDIRECTS or not target:
             return answer
-        answer.close()  # its body is of no interest, and may be endless
+        answer.close()  # the body is not needed, and may be endless
         url = urljoin(url, target)
         session_policy(session).check(url, "redirect to")
     raise Refused(f"{redact(url[:200])!a} is the end of {MAX_REDIRECTS} redirects and redirects again", "a file")

@@ -1,4 +1,4 @@
-"""Which hosts and network addresses may be talked to: one policy for files, searches, tokens and redirects."""
+"""Host policy for files, searches, tokens and redirects: which hosts and network addresses may be contacted."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Refused(UpstreamError):
 class HostPolicy:
     """Allowed hosts: "host", "*.suffix", "127.0.0.1:8080" (also over http), or "*" (any public https host).
 
-    What is listed by name or pattern may resolve to any address, because its owner is trusted; any other host must
-    resolve to public addresses only, which is checked again at the moment of each connection (`addresses`), so that a
-    name that changes its address between check and use gains nothing.
+    Hosts listed by name or pattern may resolve to any address, because their owners are trusted. Any other host must
+    resolve to public addresses only, which is checked again at each connection (`addresses`), so that a
+    name cannot change its address between check and use.
     """
 
     hosts: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class HostPolicy:
         return any(fnmatchcase(host, pattern) for pattern in self.hosts if pattern != ANY_PUBLIC_HOST)
 
     def fault(self, parts: SplitResult) -> tuple[str, str] | None:
-        """(rule that an http or https address breaks, what to list in order to allow it or ""); None when it is fine.
+        """(broken rule, what to list to allow the address or ""); None when an http or https address is allowed.
 
         Plain http is for listed loopback addresses only.
         """
@@ -97,7 +97,7 @@ class HostPolicy:
 
 
 def listing_cure(listing: str) -> str:
-    """What a user can do about a refusal; "" where nothing should be done."""
+    """Cure for a refusal; "" where the host should not be allowed."""
     return f"if you trust it, list {listing!r} under hosts in a catalogue file of your own" if listing else ""
 
 
@@ -133,7 +133,7 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 def _embedded(address: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]:
-    """IPv4 addresses that an IPv6 address leads to: mapped, translated (NAT64), 6to4 and Teredo."""
+    """IPv4 addresses embedded in an IPv6 address: mapped, translated (NAT64), 6to4 and Teredo."""
     if address in _NAT64:
         yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     for found in (address.ipv4_mapped, address.sixtofour, *(address.teredo or ())):
@@ -143,7 +143,7 @@ def _embedded(address: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]
 
 @functools.lru_cache(maxsize=1024)
 def _resolves_inside(host: str) -> bool:
-    """True when a name points into a private network, as an early word: `HostPolicy.addresses` decides at each use."""
+    """True when a name resolves into a private network. An early check: `HostPolicy.addresses` decides at each use."""
     try:
         found = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
     except OSError:

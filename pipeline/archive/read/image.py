@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio import DatasetReader
 
-# From here on uint16 holds negative DN that wrapped around (where somebody took 1000 off), or 65535, the mark of
+# From here on uint16 holds negative DN that wrapped around (where 1000 was subtracted), or 65535, the mark of
 # saturated pixels (Special_Values of MTD_MSIL2A.xml). No ground has reflectance 6.35.
 WRAPPED_DN = 2**16 + HOUSE_ADD_OFFSET_DN
 
 
 class Image:
-    """An open dataset of one band, with the mask beside it. ValueError where what it declares cannot be honoured."""
+    """An open dataset of one band, with its sidecar mask. ValueError where its declarations cannot be honoured."""
 
     def __init__(self, dataset: DatasetReader) -> None:
         self.dataset = dataset
@@ -28,13 +28,13 @@ class Image:
         self._mask: DatasetReader | None = _open_mask(self.declared.mask, dataset) if self.declared.mask else None
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         if self._mask is not None:
             self._mask.close()
         self.dataset.close()
 
     def read(self, row: int, col: int, ny: int, nx: int) -> NDArray[Any]:
-        """(ny, nx) values from file row and column on, which may lie outside; what does is 0."""
+        """(ny, nx) values from a row and column of the file, 0 outside it."""
         top, bottom = max(row, 0), min(row + ny, self.dataset.height)
         left, right = max(col, 0), min(col + nx, self.dataset.width)
         if top >= bottom or left >= right:
@@ -53,7 +53,7 @@ class Image:
         return self._valid(self.dataset.read(1, out_shape=shape), out_shape=shape)
 
     def _valid(self, values: NDArray[Any], **where: object) -> NDArray[Any]:
-        """The values, 0 where nodata or a mask says that there are none."""
+        """The values, 0 where nodata or a mask marks them invalid."""
         for nodata in self.declared.nodata:
             if nodata != NODATA_DN:
                 values[values == nodata] = 0
@@ -86,7 +86,7 @@ def _open_mask(path: str, dataset: DatasetReader) -> DatasetReader:
     import rasterio
 
     try:
-        with warnings.catch_warnings():  # a mask has no place of its own
+        with warnings.catch_warnings():  # a mask has no georeferencing
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             mask = open_raster(path, sharing=False)
     except rasterio.errors.RasterioIOError as error:

@@ -1,10 +1,8 @@
-"""Politeness towards hosts of files: how many are read at once, pauses that hold for all, and a budget of retries.
+"""Per-host rate limiting with shared back-off and a retry budget.
 
-In: the name of a host and how many connections it grants. Out: turns to read, and a word on whether to try again.
-One `Host` per name and process; threads share it.
-
-Processes beside this one share what a host grants: `share` tells how many there are. A process gets a whole number of
-connections, at least one, so that more processes than connections exceed what is granted; a pause still slows them.
+There is one `Host` per name and process, shared by its threads. Processes that read side by side divide a host's
+connections between them (`share`). Each gets a whole number of connections, at least one, so that more processes than
+connections exceed the limit; pauses still slow them down.
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ if TYPE_CHECKING:
             ...
 
 
-PROCESSES_VARIABLE = "SEN2FINE_PROCESSES"  # how many processes read beside each other, where no pool can tell
-MAX_RETRY_AFTER_S = 300.0  # a host that asks for more is not waited for any longer
-BUDGET_RETRIES = 100  # a host may cost so many retries,
-BUDGET_SHARE = 0.1  # and so many more per read
+PROCESSES_VARIABLE = "SEN2FINE_PROCESSES"  # number of processes that read side by side, where no pool tells
+MAX_RETRY_AFTER_S = 300.0  # longer requests to wait are cut to this
+BUDGET_RETRIES = 100  # retries allowed per host,
+BUDGET_SHARE = 0.1  # plus this many per read
 
 clock = time.monotonic
 sleep = time.sleep
@@ -45,12 +43,12 @@ _processes: list[int] = []  # empty until `share` was called
 
 
 def share(processes: int) -> None:
-    """Say of how many processes that read from the same hosts the present one is."""
+    """Set the number of processes that read from the same hosts, this one included."""
     _processes[:] = [max(1, processes)]
 
 
 def connections_here(granted: int) -> int:
-    """Of the connections that a host grants: those of this process.
+    """Share of this process in the connections that a host allows.
 
     >>> share(3), connections_here(8), connections_here(2)
     (None, 2, 1)
@@ -67,19 +65,19 @@ def _processes_by_environment() -> int:
 
 
 class Host:
-    """What this process does at one host. Safe for threads."""
+    """State of this process at one host. Thread-safe."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._condition = threading.Condition()
         self._reading = 0
-        self._until = 0.0  # on `clock`; nobody reads before
+        self._until = 0.0  # on `clock`; no read starts before
         self._asking = False
         self._reads = self._retries = 0
 
     @contextmanager
     def turn(self, granted: int) -> Iterator[None]:
-        """One read: waits until the host's pause is over and a connection of this process is free."""
+        """Context of one read: waits for the end of the host's pause and for a free connection."""
         self._begin(granted)
         try:
             yield
@@ -102,9 +100,9 @@ class Host:
                 self._condition.wait()
 
     def pause(self, ask: Callable[[], float]) -> None:
-        """The host is busy: nobody here reads from it for `ask()` seconds. It is asked once, whoever else was refused.
+        """Pause all reads from a busy host for `ask()` seconds. It is called once, however many reads were refused.
 
-        `ask` may take its time and may itself ask the host; meanwhile others who were refused wait for its answer.
+        `ask` may be slow, and may itself query the host; other refused reads wait for its answer.
         """
         with self._condition:
             while self._asking:
@@ -133,7 +131,7 @@ class Host:
 
 
 class HostSlot:
-    """Reads of one file at its host, which grants so many connections; `ask` asks it how long it is busy, in s."""
+    """Access to a host for reads of one file; `granted` connections. `ask` gives how long the host is busy, in s."""
 
     def __init__(self, host: Host, granted: int, ask: Callable[[], float] = lambda: 0.0) -> None:
         self._host, self._granted, self._ask = host, granted, ask
@@ -143,7 +141,7 @@ class HostSlot:
         return self._host.turn(self._granted)
 
     def pause(self, least_s: float) -> None:
-        """The host said it was busy: no read begins there for as long as it asks, and `least_s` at least."""
+        """Pause a busy host for as long as it asks, at least `least_s`."""
         self._host.pause(lambda: max(least_s, self._ask()))
 
     def may_retry(self) -> bool:
@@ -159,9 +157,9 @@ def retry_after_s(headers: Headers) -> float:
     except ValueError:
         try:
             asked_s = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):  # no date either; one without a zone cannot be compared
+        except (ValueError, TypeError):  # not a date either; one without a zone cannot be compared
             return 0.0
-    return min(asked_s, MAX_RETRY_AFTER_S) if asked_s > 0 else 0.0  # NaN is not
+    return min(asked_s, MAX_RETRY_AFTER_S) if asked_s > 0 else 0.0  # NaN compares false
 
 
 def host_of(name: str) -> Host:
@@ -171,7 +169,7 @@ def host_of(name: str) -> Host:
 
 
 def forget() -> None:
-    """Forget all hosts and shares, as a new process would have it."""
+    """Reset all hosts and shares."""
     with _hosts_lock:
         _hosts.clear()
     _processes.clear()

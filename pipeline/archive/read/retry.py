@@ -1,7 +1,4 @@
-"""Retries with a memory of why: what may be tried again, how long to wait, and how to say it without secrets.
-
-In: a call that reads something far away. Out: its result, or one explained error.
-"""
+"""Error classification and retries for remote reads."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_WAIT_S = 60.0  # of our own backoff
+MAX_WAIT_S = 60.0  # of our own back-off
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LOCAL_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENFILE})
 
@@ -33,7 +30,7 @@ _STATUS = re.compile(
 )
 _AUTH_WORDS = re.compile(r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|AuthenticationFailed")
 _GONE_WORDS = re.compile(r"No such file or directory|does not exist in the file system|NoSuchKey|BlobNotFound")
-# What GDAL says of a dropped, throttled, short or damaged answer. A first "not recognized" is often a 503 page
+# GDAL's messages for a dropped, throttled, short or damaged response. A first "not recognized" is often a 503 page
 # (gjoseph92/stackstac#18), and GDAL itself never retries a short body.
 _TRANSIENT_WORDS = re.compile(
     r"CURL error|timed? ?out|reset by peer|Connection (?:refused|aborted|reset)|Temporary failure in name resolution"
@@ -43,19 +40,19 @@ _TRANSIENT_WORDS = re.compile(
     r"|Premature|opj_|Error reading Window|Range downloading not supported",
     re.IGNORECASE,
 )
-# Those of them that speak of the archive as a whole rather than of one damaged file.
+# Those that concern the archive as a whole rather than one damaged file.
 _OUTAGE_WORDS = re.compile(
     r"CURL error|timed? ?out|reset by peer|Connection (?:refused|aborted|reset)|Temporary failure in name resolution"
     r"|could not resolve|failed to resolve|Max retries exceeded|SlowDown|ServerBusy|RequestTimeout",
     re.IGNORECASE,
 )
-_BUSY_STATUS = frozenset({429, 503})  # a host that says so is left alone by everybody here
+_BUSY_STATUS = frozenset({429, 503})  # pauses the host for this whole process
 _BUSY_WORDS = re.compile(r"SlowDown|ServerBusy", re.IGNORECASE)
 _WAIT_WORDS = re.compile(r"(?:try|retry) again in (\d+(?:\.\d+)?)", re.IGNORECASE)
 
 
 def classify(error: BaseException) -> str:
-    """One of "transient", "auth", "gone", "permanent", "local" or "bug", from the error and what caused it.
+    """One of "transient", "auth", "gone", "permanent", "local" or "bug", from the error and its causes.
 
     The outermost definite answer counts: "Read failed" says less than the "HTTP response code: 403" that caused it.
     """
@@ -91,7 +88,7 @@ def _classify_one(error: BaseException) -> str:
         return "auth"
     if isinstance(error, TimeoutError | ConnectionError | EOFError) or _TRANSIENT_WORDS.search(text):
         return "transient"
-    if isinstance(error, OSError):  # RasterioIOError and URLError are OSErrors: far away, cause not understood
+    if isinstance(error, OSError):  # RasterioIOError and URLError are OSErrors: remote, cause unknown
         return "transient"
     return "bug"
 
@@ -114,7 +111,7 @@ def _classify_status(status: int) -> str:
 
 
 def _asked_s(error: BaseException) -> float:
-    """Seconds that the server asked us to wait, 0 when it did not say; at most MAX_RETRY_AFTER_S."""
+    """Seconds of the server's Retry-After, 0 without one; at most MAX_RETRY_AFTER_S."""
     for link in _chain(error):
         headers = getattr(link, "headers", None)
         words = _WAIT_WORDS.search(str(link))
@@ -134,10 +131,10 @@ _CURES = {
 }
 
 
-_TRIES = {"transient": 4, "auth": 4, "gone": 2, "permanent": 1}  # at most, where the host itself is there
+_TRIES = {"transient": 4, "auth": 4, "gone": 2, "permanent": 1}  # at most, where the host itself is up
 
 
-def _speaks_of_an_outage(error: BaseException) -> bool:
+def _is_outage(error: BaseException) -> bool:
     texts = [str(link) for link in _chain(error)]
     return any(_OUTAGE_WORDS.search(text) or _status(error, text) in TRANSIENT_STATUS for text in texts)
 
@@ -159,12 +156,12 @@ def retrying(
 ) -> T:
     """Result of `call`, tried up to `tries` times with full jitter (base_s, base_s*2, ... up to 60 s).
 
-    Transient errors use every try, those of one damaged file four; 401/403 runs `on_auth` (refresh the token there)
-    once and then has two more tries; 404 is looked at once more. Local trouble raises StorageError at once;
-    programming errors pass unchanged; else `raises` with `what` and a redacted text (Unreachable, where a ReadError
-    would be the archive's absence rather than a file's damage). PipelineErrors pass unchanged: they are explained.
-    With a `slot`, each try waits for its turn, a host that says it is busy is left alone by all of this process, and
-    one that has cost too many retries counts as away.
+    Transient errors use every try, those of one damaged file four; 401/403 calls `on_auth` (to refresh the token)
+    once and then has two more tries; 404 is tried once more. Local errors raise StorageError at once; programming
+    errors and PipelineErrors pass unchanged. Anything else raises `raises` with `what` and a redacted text, or
+    Unreachable instead of ReadError where the archive is down rather than a file damaged. With a `slot`, each try
+    waits for a connection, a busy host is paused for the whole process, and a host whose retry budget is spent
+    counts as down.
     """
     refreshed = False
     for attempt in range(1, tries + 1):
@@ -180,7 +177,7 @@ def retrying(
             message = redact(f"{what}: {error}".replace("\n", " "))
             if kind == "local":
                 raise StorageError(message, cure="free space or permissions on this machine, then run again") from None
-            outage = kind == "transient" and _speaks_of_an_outage(error)
+            outage = kind == "transient" and _is_outage(error)
             allowed = tries if outage else min(tries, _TRIES[kind])
             if attempt >= allowed or (outage and slot is not None and not slot.may_retry()):
                 raise _final(message, kind, attempt, raises, outage) from None

@@ -1,7 +1,7 @@
-"""Stored DN of a scene's ground for the offset audit, away from nodata: an overview, or blocks at full resolution.
+"""Samples stored DN of a scene for the offset audit, away from nodata: an overview, or blocks at full resolution.
 
-Overviews made by averaging, and the resolutions of JPEG 2000, mix ground with nodata at the edge of the swath and at
-holes. Such pixels are darker than any ground, so only blocks at full resolution may speak against a record.
+Averaged overviews, and the resolutions of JPEG 2000, mix ground with nodata at swath edges and holes. Such pixels are
+darker than any ground, so only blocks at full resolution may contradict a record.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOOK_PX = 512  # side of an overview; images up to this side are read whole, at full resolution
-_WHOLE_PX = 2048  # images up to this side are thinned out by themselves where they have no overviews
+_WHOLE_PX = 2048  # images up to this side are decimated where they have no overviews
 _BLOCKS = 16
-_FINE_GRID = 8  # blocks per side of a second look at images without overviews, where the first found little
+_FINE_GRID = 8  # blocks per side of a second sample of images without overviews, where the first found little
 _BLOCK_M = 1280.0
 _ENOUGH_PX = 4000  # at 10 m
-_MARGIN_M = 30.0  # ground this close to nodata is left out; lossy compression smears nodata by two or three pixels
+_MARGIN_M = 30.0  # ground this close to nodata is excluded; lossy compression smears nodata by two or three pixels
 _MARGIN_LOOK_PX = 2  # the same in an overview
 
 Place = tuple[float, float]  # of a block's centre, as fractions of the image's height and width
 
 
 class Look:
-    """One file's thinned image: `dn` away from nodata, where ground lies, and what the file declares.
+    """One file's decimated image: `dn` away from nodata, where ground lies, and the file's declarations.
 
     `impossible_pct`: share of the stored values that cannot be reflectance and are read as nodata.
     """
@@ -63,7 +63,7 @@ class Look:
 
 
 def look(scene: Scene, bands: Sequence[str], access: Access) -> dict[str, Look]:
-    """A cheap look at each band's file. ReadError after retries."""
+    """Decimated image of each band's file. ReadError after retries."""
 
     def one(file: BandFile) -> Look:
         def attempt() -> Look:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SIGNINGS: tuple[str, ...] = ("none", "planetary-computer", "cdse-s3", "s3-env")
 PLANETARY_TOKEN_URL = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 CDSE_S3_ENDPOINT = "eodata.dataspace.copernicus.eu"
-TOKEN_MARGIN_S = 300.0  # a token this close to its end is not handed out any more
+TOKEN_MARGIN_S = 300.0  # a token this close to its expiry is replaced
 _BLOB_SUFFIX = ".blob.core.windows.net"
 
 _tokens: dict[tuple[str, str, str], tuple[str, float]] = {}  # (endpoint, account, container) -> (token, expiry)
@@ -61,7 +61,7 @@ def _token_key(parts: SplitResult, token_url: str) -> tuple[str, str, str]:
 
 
 def _fetch_token(endpoint: str, account: str, container: str) -> tuple[str, float]:
-    """(token, expiry in seconds since 1970) from the Planetary Computer's token service, which stays at its host."""
+    """(token, expiry in seconds since 1970) from the Planetary Computer's token service, without foreign redirects."""
     from email.message import Message
     from urllib.error import HTTPError
 
@@ -83,8 +83,8 @@ def _fetch_token(endpoint: str, account: str, container: str) -> tuple[str, floa
         answer: dict[str, Any] = json.loads(body)
         expiry = datetime.fromisoformat(str(answer["msft:expiry"]))
         return str(answer["token"]).lstrip("?"), expiry.timestamp()
-    except (KeyError, TypeError, ValueError) as error:  # a proxy's error page with status 200
-        msg = f"the token service answered something else than a token ({type(error).__name__})"
+    except (KeyError, TypeError, ValueError) as error:  # such as a proxy's error page with status 200
+        msg = f"the token service's answer is not a token ({type(error).__name__})"
         raise ConnectionError(msg) from None
 
 

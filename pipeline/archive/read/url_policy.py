@@ -57,12 +57,12 @@ class UrlPolicy:
             rule = f"it lies under none of the folders {list(self.roots)}"
             cure = "list the files with python -m pipeline.index FOLDER, or name their folder in SEN2FINE_ROOTS"
             raise _refused(path, rule, cure=cure)
-        # A path that leads through a zip file: the archive is what lies under the roots. Only its own members can be
-        # reached, since the path has no "..", and only by the drivers allowed for any file.
+        # A path through a zip file: the archive itself lies under the roots. Only its own members can be reached,
+        # since the path has no "..", and only by the allowed drivers.
         return str(real) if zipped.split(real) is None else f"/vsizip/{real}"
 
     def _check_host(self, href: str, parts: SplitResult) -> None:
-        """Allow-list by exact name with port, by name, or by pattern; plain http only for listed loopback addresses."""
+        """Allow hosts by name with port, by name, or by pattern; plain http only for listed loopback addresses."""
         fault = HostPolicy(self.hosts).fault(parts)
         if fault:
             raise _refused(href, *fault)

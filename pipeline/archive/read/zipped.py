@@ -1,4 +1,4 @@
-"""Files inside zip archives, written as paths that lead through the archive: /data/X.SAFE.zip/X.SAFE/MTD_MSIL2A.xml."""
+"""Files inside zip archives, written as paths through the archive: /data/X.SAFE.zip/X.SAFE/MTD_MSIL2A.xml."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def split(path: Path) -> tuple[Path, str] | None:
 
 
 def names(archive: Path) -> tuple[str, ...]:
-    """Names of the files in an archive. UsageError when it is damaged, encrypted or absurdly large."""
+    """Names of the files in an archive. UsageError when it is damaged, encrypted or too large."""
     return tuple(_sizes(str(archive), archive.stat().st_mtime_ns))
 
 
 def read(path: Path, limit: int) -> bytes | None:
-    """Content of a small file, ordinary or inside an archive; None where there is none. UsageError above `limit`."""
+    """Content of a small file, ordinary or inside an archive; None if absent. UsageError above `limit`."""
     inside = split(path)
     if inside is None:
         if not path.is_file():

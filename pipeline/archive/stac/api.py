@@ -1,7 +1,7 @@
-"""Items from a STAC API, all of them or an error: pages that are counted, searches by POST or GET.
+"""Complete item listings from a STAC API: counted pages, search by POST or GET.
 
-In: catalogue, AOI, period. Out: item dictionaries. Raises Interrupted (try later), UpstreamError (it is refused) or
-UsageError (there is no such API or collection).
+A listing is complete or an error: Interrupted (try later), UpstreamError (refused) or UsageError (no such API or
+collection).
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ if TYPE_CHECKING:
     from pipeline.archive.catalog import Catalog, RetryPolicy
 
 MAX_EMPTY_PAGES = 3  # in a row, each with a link to a next one
-MAX_SEARCH_VERTICES = 400  # of the geometry that is sent; the exact one decides afterwards, here
+MAX_SEARCH_VERTICES = 400  # of the geometry that is sent; results are filtered by the exact one
 _NO_POST = frozenset({403, 404, 405, 501})  # answers of servers that search by GET only
 _NO_GET = frozenset({400, 403, 404, 405, 414, 422, 501})
 _ABSENT = frozenset({400, 404, 410, 422})
-_NAMED_COLLECTIONS = 12  # of those that there are, in a message
+_NAMED_COLLECTIONS = 12  # of the existing ones, in a message
 
 Items = dict[tuple[str, str, str], dict[str, Any]]
 
 
 @dataclass
 class _Listing:
-    """What one search listed: items by identity, how many were listed, how many the archive says there are."""
+    """Result of one search: items by identity, the number listed, and the number that the archive claims."""
 
     items: Items = field(default_factory=dict)
     listed: int = 0
     matched: int | None = None
-    ended: bool = False  # by a page without a next one, rather than in a circle
+    ended: bool = False  # by a page without a next link, not by a repeated page
 
     @property
     def complete(self) -> bool:
-        """True where as many different items came as the archive has, or it does not count and came to an end."""
+        """True when all items that the archive counts were listed, or it gives no count and the pages ended."""
         return self.ended if self.matched is None else len(self.items) >= self.matched
 
     @property
     def repeated(self) -> bool:
-        """True where the archive lists documents twice, counts them twice, and so has listed all."""
+        """True when the archive lists and counts documents twice, and so has listed all."""
         return self.ended and self.matched is not None and self.listed >= self.matched
 
 
@@ -64,7 +64,7 @@ def api_items(
     retry_policy: RetryPolicy,
     notes: list[str],
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """(item, base of its relative hrefs) of all that the archive finds for AOI and period (or for `ids`), each once."""
+    """(item, base of its relative hrefs) of all matches for AOI and period (or for `ids`), each once."""
     http = StacHttp(catalog.url, retry_policy, catalog.hosts)
     landing = _landing(http, catalog.url)
     api = _Api(http, catalog, landing)
@@ -116,14 +116,14 @@ class _Api:
             )
 
     def of_ids(self, ids: Sequence[str]) -> Items:
-        """Items by their ids, all that there are."""
+        """All items with the given ids."""
         found = self._collect({"ids": list(ids)})
         if not (found.complete or found.repeated):
             raise self._short(found)
         return found.items
 
     def within(self, aoi: Aoi, start: str | None, end: str | None, notes: list[str]) -> Items:
-        """Items of area and period. A list that stays short is asked for again in parts."""
+        """Items of area and period. An incomplete list is requested again in parts."""
         place = _Place(aoi)
         whole = self._collect(_datetime(start, end), place)
         if whole.complete:
@@ -140,7 +140,7 @@ class _Api:
                 if not part.repeated:
                     raise self._short(_Listing(items, matched=whole.matched))
                 repeated += part.listed - len(part.items)
-        # Large counts may be estimates; where every part was counted, the parts are the better witness.
+        # Large counts may be estimates; if every part was counted, the sum of the parts is more reliable.
         if not counted and whole.matched is not None and len(items) < whole.matched:
             raise self._short(_Listing(items, matched=whole.matched))
         if repeated:
@@ -173,7 +173,7 @@ class _Api:
         )
 
     def _first_page(self, query: dict[str, Any], place: _Place | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(page, parameters that were sent); the method that works is kept. 403 may also be a limit on requests."""
+        """(page, parameters sent); the method that works is kept. 403 may also be a rate limit."""
         post = query | (place.posted() if place else {})
         get = _get_parameters(query | (place.gotten() if place else {}))
         if self.method == "GET":
@@ -191,7 +191,7 @@ class _Api:
             return page, get
 
     def _next_page(self, link: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
-        """The page of a next link, which must stay at its archive: it is sent with what the user's session carries."""
+        """The page of a next link, which must stay on the archive's host: it is sent with the user's credentials."""
         url = self.http.at_home(link["href"], self.url, search=self.url)
         if url is None:
             there = redact(link["href"])[:100]
@@ -213,7 +213,7 @@ class _Api:
         return self.http.document(url, method=method, parameters=parameters, check=is_page, refused=refused)
 
     def _short(self, found: _Listing) -> UpstreamError:
-        """Error for a list that stays incomplete; part of the scenes is never taken for all of them."""
+        """Error for an incomplete list; part of the scenes is never taken for all of them."""
         host, count = self.http.host, len(found.items)
         said = f"it says it has {found.matched} items and lists {count}"
         said = "its list runs in a circle" if found.matched is None else said
@@ -285,7 +285,7 @@ def _identity(item: object) -> tuple[str, str, str]:
 
 
 def _matched(page: dict[str, Any], before: int | None) -> int | None:
-    """Number of items the archive claims, from whichever field it uses; the first page decides."""
+    """Number of items that the archive claims, from whichever field it uses on the first page."""
     context = page.get("context")
     value = page.get("numberMatched", context.get("matched") if isinstance(context, dict) else None)
     return before if before is not None or type(value) is not int else value
@@ -315,7 +315,7 @@ def _iso(moment: datetime) -> str:
 
 
 def _search_geometry(aoi: Aoi) -> dict[str, Any]:
-    """AOI for the request body, generously simplified when it has many vertices."""
+    """AOI for the request body, simplified outward when it has many vertices."""
     import shapely
     from shapely.geometry import mapping
 

@@ -1,8 +1,4 @@
-"""The files of one STAC item: which asset holds which band at its native resolution, and what it says of itself.
-
-In: the `assets` object of an item, aliases per band. Out: `Asset` records, rasters per GSD, the declared offset.
-ValueError says what does not fit.
-"""
+"""Assets of a STAC item: which one holds which band at its native resolution, and what its metadata states."""
 
 from __future__ import annotations
 
@@ -42,7 +38,7 @@ _MAX_SIDE_PX = 100_000  # a full granule has 10980 at 10 m
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of a band, with what its metadata states; None or () where it is silent."""
+    """One file of a band, with its stated metadata; None or () where absent."""
 
     key: str
     hrefs: tuple[str, ...]  # its own, then its alternates
@@ -53,7 +49,7 @@ class Asset:
     offsets: frozenset[float]  # reflectance
     nodata: float | None
     dtype: str | None
-    stated_gsd: bool = False  # `gsd_m` is a bare statement, not the size of a pixel
+    stated_gsd: bool = False  # `gsd_m` is stated, not derived from the pixel size
 
 
 def band_assets(
@@ -87,7 +83,7 @@ def scl_asset(assets: Mapping[str, Any], known: Sequence[str]) -> Asset | None:
             asset = _asset(key, assets[key])
         except ValueError:
             continue
-        product_gsd = asset.stated_gsd and asset.gsd_m == GSDS_M[0]  # what many write for every asset
+        product_gsd = asset.stated_gsd and asset.gsd_m == GSDS_M[0]  # many write it for every asset
         if asset.gsd_m is None or product_gsd or abs(asset.gsd_m - SCL_GSD_M) < 0.01:
             return asset
     return None
@@ -131,10 +127,10 @@ def rasters_of(assets: Mapping[str, Asset]) -> tuple[Raster, ...]:
 
 
 def unsigned(href: str) -> tuple[str, bool]:
-    """(the address without signature and fragment, whether it was signed). Signatures end, and are secrets until then.
+    """(the address without signature and fragment, whether it was signed). Signatures are secrets, and expire.
 
     Paths come back as they are. ValueError when the address has a query parameter that is neither part of a signature
-    nor known to be harmless: it may be a lasting secret, which must not be stored, and without it may be another file.
+    nor known to be harmless: it may be a permanent secret, which must not be stored, and may select another file.
     """
     parts = urlsplit(href)
     if "://" not in href:
@@ -158,13 +154,13 @@ def unsigned(href: str) -> tuple[str, bool]:
 
 
 def without_query(href: str) -> str:
-    """An address without query, fragment and user: for provenance, where it is only named."""
+    """An address without query, fragment and user, as recorded in provenance."""
     parts = urlsplit(href)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def carries_secret(address: str) -> bool:
-    """True for an address with anything among its query parameters that is no search's and may be a secret."""
+    """True for an address with a query parameter that is not a search's and may be a secret."""
     try:
         parts = urlsplit(address)
         fields = [field for field in parts.query.split("&") if field.partition("=")[0].lower() not in _SEARCH_NAMES]
@@ -188,7 +184,7 @@ def declared_offset(assets: Mapping[str, Asset], properties: Mapping[str, Any]) 
 
 
 def epsg_number(fields: Mapping[str, Any]) -> int | None:
-    """EPSG code of proj:epsg, proj:code (also as URN or address), proj:wkt2 or proj:projjson; None when none tells."""
+    """EPSG code of proj:epsg, proj:code (also as URN or address), proj:wkt2 or proj:projjson; None without one."""
     text = str(fields.get("proj:epsg") or fields.get("proj:code") or "").strip()
     found = _EPSG.fullmatch(text)
     if found:
@@ -258,7 +254,7 @@ def _alternates(value: dict[str, Any]) -> list[str]:
 
 
 def _transform(key: str, value: object) -> tuple[float, ...]:
-    """proj:transform as (a, b, c, d, e, f); GDAL's order (c, a, b, f, d, e), which many write, is recognised."""
+    """proj:transform as (a, b, c, d, e, f); GDAL's order (c, a, b, f, d, e), which many use, is recognised."""
     numbers = tuple(_list(key, "proj:transform", value))[:6]
     if len(numbers) < 6:
         return numbers
@@ -277,7 +273,7 @@ def _list(key: str, name: str, value: object) -> list[float]:
 
 
 def _number(key: str, name: str, value: object) -> float:
-    """A number, also as text; ValueError naming the field where it is none."""
+    """A number, also as text; ValueError naming the field otherwise."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -294,8 +290,8 @@ def _objects(value: object) -> list[dict[str, Any]]:
 def _offsets(key: str, layers: Sequence[Mapping[str, Any]], *, prefixed_only: bool = False) -> frozenset[float]:
     """Reflectance offsets of raster extension 1 (inside raster:bands) or 2 (`raster:offset`).
 
-    Scale 1 means that the DN are left as they are: with offset 0 it states nothing, with -1000 the offset in DN. DN are
-    also meant by an offset of -1000 beside scale 0.0001. ValueError for another scale.
+    Scale 1 leaves the DN as they are: with offset 0 it states nothing, with -1000 the offset in DN. An offset of -1000
+    with scale 0.0001 is also in DN. ValueError for another scale.
     """
     found = set()
     for layer in layers:

@@ -1,4 +1,4 @@
-"""What a STAC item declares of its processing: product names, level, and processing baseline from every place."""
+"""What a STAC item declares about its processing: product names, level, and processing baseline."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PRODUCT = re.compile(
     r"(?P<mission>S2[A-D])_MSI(?P<level>L1C|L2A)_(?P<sensed>\d{8}T\d{6})_(?:N(?P<baseline>\d{4})_)?R(?P<orbit>\d{3})"
     r"_T(?P<tile>\d{2}[A-Z]{3})_(?P<made>\d{8}T\d{6})"
 )
-# Baselines that no version of Sen2Cor is called like; a version written "02.14" is a baseline in any case.
+# Baselines that are not also version numbers of Sen2Cor; a version written "02.14" is a baseline in any case.
 _BASELINES = frozenset({"03.00", "03.01", "04.00", "05.00", "05.09", "05.10", "05.11", "05.12"})
 _NAMED_BASELINE = re.compile(r"(?<![A-Za-z0-9])N(\d{2})\.?(\d{2})(?![A-Za-z0-9])")
-# A word of a name or path that states a level: L1C, MSIL1C, S2MSI1C; "Level-1C" is read as L1C before.
+# A word in a name or path that states a level: L1C, MSIL1C, S2MSI1C; "Level-1C" is normalised to L1C first.
 _LEVEL_WORD = re.compile(r"(?:s(?:entinel)?2[a-d]?)?(?:(?:msi)?l|msi)([0-3][a-c])p?")
 _LEVEL_FIELD = re.compile(r"(?:s2)?[-_ ]?(?:msi)?[-_ ]?(?:l|level)?[-_ ]?([0-3][a-c]?)p?")
 _SENTINEL_2 = re.compile(r"s(?:entinel)?2[a-d]?")
@@ -30,7 +30,7 @@ _SENTINEL_2 = re.compile(r"s(?:entinel)?2[a-d]?")
 
 @dataclass(frozen=True)
 class Statement:
-    """One thing that an item says, and where."""
+    """One statement of an item, and where it was found."""
 
     where: str
     value: str
@@ -44,7 +44,7 @@ def is_sentinel_2(properties: Mapping[str, Any]) -> bool:
 
 
 def product_names(item: Mapping[str, Any]) -> Iterator[Statement]:
-    """Names in an item that may hold a product name, most telling first."""
+    """Names in an item that may be product names, most reliable first."""
     properties = item["properties"]
     for key in _PRODUCT_KEYS:
         if isinstance(properties.get(key), str):
@@ -55,7 +55,7 @@ def product_names(item: Mapping[str, Any]) -> Iterator[Statement]:
 
 
 def product_of(item: Mapping[str, Any]) -> dict[str, str]:
-    """Parts of ESA's product name, from wherever the archive keeps it; {} where it does not."""
+    """Parts of ESA's product name, from wherever the archive keeps it; {} without one."""
     for name in product_names(item):
         found = PRODUCT.search(name.value)
         if found:
@@ -64,9 +64,9 @@ def product_of(item: Mapping[str, Any]) -> dict[str, str]:
 
 
 def other_level(item: Mapping[str, Any], band_hrefs: Mapping[str, str]) -> str:
-    """Why an item is not Level-2A, from fields, names and collection; "" where nothing speaks against it.
+    """Why an item is not Level-2A, from fields, names and collection; "" if nothing contradicts it.
 
-    Paths of files, and a band B10, count only where nothing says Level-2A: L2A items may lie below a folder "L1C".
+    File paths, and a band B10, count only where nothing states Level-2A: L2A items may lie below a folder "L1C".
     """
     stated = list(_levels(item))
     wrong = next((level for level in stated if level.value not in ("2", "2A")), None)
@@ -91,7 +91,7 @@ def _levels(item: Mapping[str, Any]) -> Iterator[Statement]:
     names = [*product_names(item), Statement("collection", str(item.get("collection") or ""))]
     for name in names:
         levels = _named_levels(name.value)
-        if len(levels) == 1:  # a title may speak of both
+        if len(levels) == 1:  # a title may mention both
             yield Statement(name.where, levels.pop())
 
 
@@ -104,7 +104,7 @@ def _named_levels(text: str) -> set[str]:
 def baseline_of(item: Mapping[str, Any], band_hrefs: Mapping[str, str]) -> str:
     """Processing baseline as "05.11" from the first place that states it; "" when unknown, "99.99" kept as it is.
 
-    Undecided, naming both places, where two of them lie on different sides of the BOA offset's beginning (04.00).
+    Undecided, naming both places, where two of them lie on different sides of 04.00, from which the BOA offset applies.
     """
     stated = list(_baselines(item, band_hrefs))
     if not stated:
@@ -132,5 +132,5 @@ def _baselines(item: Mapping[str, Any], band_hrefs: Mapping[str, str]) -> Iterat
     version = canonical_baseline(properties.get("processing:version"))
     padded = str(properties.get("processing:version")).strip().upper().removeprefix("N").startswith("0")
     usable = version in _BASELINES if not padded else version >= "02.01"
-    if usable and not (found and version < "03.00"):  # beside other statements 02.11 is Sen2Cor's
+    if usable and not (found and version < "03.00"):  # with other statements present, 02.11 is a version of Sen2Cor
         yield Statement("processing:version", version)

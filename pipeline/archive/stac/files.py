@@ -1,7 +1,4 @@
-"""STAC without a server: ItemCollections, our own indexes, single items, static catalogues, folders of items.
-
-In: a path. Out: items with the folder that their relative hrefs start from. Never touches the network.
-"""
+"""STAC on disk, without network: ItemCollections, own indexes, single items, static catalogues, folders of items."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_FILES = 1_000_000  # of one static catalogue
-_LOOKED_AT = 100_000  # files of a folder, for images among them
+_LOOKED_AT = 100_000  # files of a folder that are searched for images
 _RASTER_SUFFIXES = (".TIF", ".TIFF", ".JP2", ".SAFE", ".ZIP")
 _PRODUCT_FILES = ("MTD_MSIL2A.xml", "MTD_MSIL1C.xml")
 _EXPECTED = "a STAC item, ItemCollection or static catalogue, or a folder of them"
@@ -36,9 +33,9 @@ def file_items(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def file_roots(path: Path) -> tuple[str, ...]:
-    """Folders under which files named in `path` may be opened: its own, those named by the user, those of our index.
+    """Folders under which files named in `path` may be opened: its own, SEN2FINE_ROOTS, those of our index.
 
-    Anybody's catalogue may name any path; an item with this user's mark was written here by `pipeline.index`.
+    Any catalogue may name any path; an item with this user's mark was written here by `pipeline.index`.
     """
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     roots = {str(folder), *named_roots()}

@@ -1,4 +1,4 @@
-"""Addresses of a STAC item's files: absolute, unsigned, allowed by the policy, and spelled as they can be fetched."""
+"""Hrefs of a STAC item's files, made absolute, unsigned, checked by policy, and percent-encoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HTTP = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 
 
 class RejectedItem(ValueError):
-    """An item that cannot be used; the text says why. Never fatal for a search."""
+    """An item that cannot be used, with the reason. Never fatal for a search."""
 
 
 def absolute_href(href: str, base: str) -> str:
@@ -33,19 +33,19 @@ def absolute_href(href: str, base: str) -> str:
 
 
 def plain_href(href: str) -> str:
-    """The address behind GDAL's /vsicurl/ or /vsis3/; in https addresses characters that must be escaped are."""
+    """The address behind GDAL's /vsicurl/ or /vsis3/; https addresses are percent-encoded."""
     prefix = _GDAL_PREFIX.match(href)
     if prefix:
         rest = href[prefix.end() :]
         href = f"s3://{rest}" if prefix[0].startswith("/vsis3") else rest
     address = _HTTP.match(href)
-    if address:  # control characters and backslashes stay, to be refused
+    if address:  # control characters and backslashes stay, and are refused later
         return address[0] + re.sub(r"[ \u0080-\U0010ffff]+", lambda found: quote(found[0]), href[address.end() :])
     return href
 
 
 def storable_href(href: str, access: Access) -> str:
-    """The href without signature, allowed by the policy. RejectedItem for Azure where nobody would sign it again."""
+    """The href without signature, allowed by the policy. RejectedItem for Azure files that cannot be signed again."""
     spelled = plain_href(href)
     access.check(spelled)
     plain, signed = unsigned(spelled)
@@ -60,7 +60,7 @@ def storable_href(href: str, access: Access) -> str:
 
 
 def first_storable(hrefs: Iterable[str], base: str, access: Access) -> str:
-    """The first of an asset's addresses (its own, then its alternates) that may be read; the first one's refusal."""
+    """The first readable address of an asset (its own, then its alternates); else raises the first refusal."""
     refusal: Exception | None = None
     for href in hrefs:
         try:
@@ -71,7 +71,7 @@ def first_storable(hrefs: Iterable[str], base: str, access: Access) -> str:
 
 
 def self_href(item: dict[str, Any]) -> str:
-    """Address of the item itself, without query, from which relative hrefs start; "" when it does not say."""
+    """Address of the item itself, without query, from which relative hrefs start; "" without one."""
     for link in links_of(item):
         if link.get("rel") == "self" and str(link.get("href", "")).startswith("https://"):
             return without_query(str(link["href"]))
@@ -79,7 +79,7 @@ def self_href(item: dict[str, Any]) -> str:
 
 
 def links_of(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Links of an item, catalogue or page; what is not a link with an href is passed over."""
+    """Links of an item, catalogue or page that have an href."""
     links = document.get("links")
     if not isinstance(links, list):
         return []

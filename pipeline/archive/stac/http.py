@@ -1,4 +1,4 @@
-"""JSON documents from a STAC server: requests of pystac-client with retries that happen, and faults called by name."""
+"""JSON documents from a STAC server: pystac-client's requests with effective retries and classified errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.archive.catalog import RetryPolicy
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-_ONE_WORD = re.compile(r"[a-z][a-z0-9_-]*")  # no address in any spelling
+_ONE_WORD = re.compile(r"[a-z][a-z0-9_-]*")  # messages for an unknown host
 _NO_SUCH_HOST = re.compile(r"Name or service not known|No address associated|nodename nor servname|NXDOMAIN")
 _NOT_TRUSTED = re.compile(r"certificate verify failed|CERTIFICATE_VERIFY_FAILED|hostname mismatch|doesn't match")
 _NOT_AN_ADDRESS = ("MissingSchema", "InvalidSchema", "InvalidURL", "LocationParseError", "TooManyRedirects")
@@ -34,7 +34,7 @@ _PERMANENT_STATUS = frozenset({501, 505, 511})
 
 
 class Refused(Exception):
-    """The server answered with one of the statuses that the caller wants to deal with."""
+    """The server answered with a status that the caller handles."""
 
     def __init__(self, status: int, failure: PipelineError) -> None:
         super().__init__(status)
@@ -42,7 +42,7 @@ class Refused(Exception):
 
 
 class StacHttp:
-    """One STAC server. Requests stay at its host, redirects at it or at `hosts`; every failure is a PipelineError."""
+    """One STAC server. Requests go to its host, redirects to it or to `hosts`; every failure is a PipelineError."""
 
     def __init__(self, url: str, retry_policy: RetryPolicy, hosts: Sequence[str] = ()) -> None:
         from pystac_client.stac_api_io import StacApiIO
@@ -65,8 +65,8 @@ class StacHttp:
     ) -> dict[str, Any]:
         """JSON object that passes `check`. Raises Refused for the statuses `refused`, Interrupted, UpstreamError.
 
-        Statuses and connections were retried by urllib3; here bodies that are cut or not JSON are, and 403, with which
-        Earth Search limits requests (Element84/earth-search#19).
+        urllib3 retries statuses and connections; truncated or non-JSON bodies are retried here, and 403, which Earth
+        Search uses as a rate limit (Element84/earth-search#19).
         """
         tries = max(1, self.retry_policy.tries)
         failure: PipelineError | None = None
@@ -119,11 +119,11 @@ class StacHttp:
         return UpstreamError(found, "a list of items", "check collection and address, or use another catalogue")
 
     def at_home(self, href: str, base: str, *, search: str = "") -> str | None:
-        """The address of a link, at the host that we talk to; None where it leads elsewhere.
+        """The address of a link on the server's host; None if it leads elsewhere.
 
-        Links name that host in other spellings: in capitals, with its port, as http where a proxy speaks https, or by
-        one word without dots, its name inside its own network. Paths of a search may lack what a proxy puts before
-        them, so that `search`, where it is known, stands for them. Nothing is ever sent to another host.
+        Links may spell that host in capitals, with its port, as http behind an https proxy, or by its undotted name
+        inside its own network. Paths of a search may lack a proxy's prefix; `search`, where known, replaces them.
+        Nothing is ever sent to another host.
         """
         try:
             target = urlsplit(urljoin(base, href.strip()))
@@ -143,7 +143,7 @@ class StacHttp:
 
 
 def _kind(error: BaseException) -> str:
-    """As `retry.classify`; what no repetition mends is "permanent"."""
+    """As `retry.classify`, with lasting connection faults as "permanent"."""
     link: BaseException | None = error
     text = str(error)
     for _ in range(8):
@@ -159,7 +159,7 @@ def _kind(error: BaseException) -> str:
 
 
 def _lasting(error: object) -> bool:
-    """True for faults of a connection that stay: no such host, or a certificate that is not trusted."""
+    """True for lasting connection faults: an unknown host, or an untrusted certificate."""
     text = str(error)
     return _NO_SUCH_HOST.search(text) is not None or _NOT_TRUSTED.search(text) is not None
 
@@ -171,7 +171,7 @@ def _retry(retry_policy: RetryPolicy) -> Retry:
     cap_s = retry_policy.max_retry_after_s
 
     class CappedRetry(Retry):
-        """Retry-After is honoured, up to what we are ready to wait; what no repetition mends is not repeated."""
+        """Honours Retry-After up to a limit, and does not retry lasting faults."""
 
         def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
             asked = super().get_retry_after(response)

@@ -1,7 +1,4 @@
-"""Indexes of local archives: scenes written as a STAC ItemCollection. `search.search` reads them back without loss.
-
-In: scenes and a path. Out: a FeatureCollection of STAC 1.0 items (projection and eo extensions), one file.
-"""
+"""Indexes of local archives: scenes written as a STAC ItemCollection, read back without loss by `search.search`."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ def write_index(scenes: Sequence[Scene], out: Path, *, relative: bool = False) -
         partial.write_text(text, encoding="utf-8")
         partial.replace(out)
     except OSError as error:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed either
+        with suppress(OSError):  # a folder that cannot be written to cannot be cleaned either
             partial.unlink()
         raise StorageError(f"{out} cannot be written: {error.strerror or error}", "a writable folder") from error
 

@@ -1,9 +1,9 @@
-"""Marks by which a user's own indexes are known: only what this user's `pipeline.index` wrote is taken at its word.
+"""Marks that authenticate a user's own indexes.
 
 An index names files anywhere on this machine and may hold an offset set by hand. Any document could claim to be one, so
-each item carries an HMAC-SHA-256 under a key that stays in the user's state folder. An item without a valid mark is a
-stranger's: its paths must lie below the folder of the file that lists it, or below folders named in SEN2FINE_ROOTS, and
-its offset is compared with baseline and pixels like any other declaration.
+each item carries an HMAC-SHA-256 under a key kept in the user's state folder. An item without a valid mark is not
+trusted: its paths must lie below the folder of the file that lists it, or below folders named in SEN2FINE_ROOTS, and
+its offset is checked against baseline and pixels like any other declaration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEY_BYTES = 32
 
 
 def named_roots() -> tuple[str, ...]:
-    """Folders that the user trusts catalogues on disk to name files in: SEN2FINE_ROOTS, separated as in PATH."""
+    """Folders in which catalogues on disk may name files: SEN2FINE_ROOTS, separated as in PATH."""
     return tuple(root for root in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if os.path.isabs(root))
 
 
@@ -45,7 +45,7 @@ def is_ours(item: dict[str, Any]) -> bool:
     key = _key(create=False)
     try:
         return key is not None and hmac.compare_digest(stated.encode(), _mark(key, item).encode())
-    except (ValueError, RecursionError):  # text that is no Unicode
+    except (ValueError, RecursionError):  # text that is not valid Unicode
         return False
 
 

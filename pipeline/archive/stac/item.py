@@ -1,6 +1,6 @@
-"""One STAC item, of whichever archive and version, as a `Scene`; or the reason why it cannot be one.
+"""Converts a STAC item of any archive and version into a `Scene`, or rejects it with the reason.
 
-In: an item as a plain dictionary (it came from far away: nothing in it is believed unchecked). Out: `Scene`.
+Items are remote input; every field is checked before use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRODUCT_KEY = "sen2fine:plan_digest"  # only items of finished stores hold it
 _STATED = {"datetime", "proj:epsg", "eo:cloud_cover", "s2:processing_baseline", "grid:code"}
 _RESTATED = _STATED | {OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY, MARK_KEY}
 _APPLIED_FLAGS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
-_SHIFTED_BUCKET = "/sentinel-s2-l2a-cogs/"  # where Earth Search v1 keeps the pixels that its flag speaks of
+_SHIFTED_BUCKET = "/sentinel-s2-l2a-cogs/"  # where Earth Search v1 keeps the pixels to which its flag applies
 _TILE = re.compile(r"(?:^|_|-|T)(\d{1,2})([C-HJ-NP-X])([A-HJ-NP-Z]{2})(?:_|$)")
 
 
@@ -44,7 +44,7 @@ def scene_from_item(
 ) -> Scene:
     """`Scene` of an item; `base` is the folder or address that relative hrefs start from. Raises RejectedItem.
 
-    All of `bands` must be there at native GSD; other bands and SCL are taken along where present.
+    All of `bands` must be present at native GSD; other bands and SCL are included where present.
     """
     try:
         return _scene(item, catalog, access, base, bands)
@@ -133,9 +133,9 @@ def _check_distinct(hrefs: dict[str, str]) -> None:
 def _radiometry(
     item: dict[str, Any], catalog: Catalog, assets: Mapping[str, Asset], hrefs: Mapping[str, str], ours: bool
 ) -> tuple[str, OffsetDecision]:
-    """(baseline, offset still to be added): the user's word, else our own index's, else the archive's rule.
+    """(baseline, offset still to be added): from the user, else from our own index, else by the archive's rule.
 
-    What is missing or contradicts itself leaves the offset open: the pixels decide, or the scene is not used.
+    Missing or contradictory metadata leave the offset open: the pixels decide, or the scene is not used.
     """
     baseline, fault = "", ""
     try:
@@ -162,12 +162,12 @@ def _by_rule(
     baseline: str,
     recorded: OffsetDecision | None,
 ) -> OffsetDecision:
-    """By the archive's rule. What somebody else's index recorded is a declaration like any other."""
+    """By the archive's rule. An offset recorded by another user's index is a declaration like any other."""
     flags = [properties[key] for key in _APPLIED_FLAGS if isinstance(properties.get(key), bool)]
     rule = catalog.offset_rule
     shifted = any(_SHIFTED_BUCKET in href for asset in assets.values() for href in asset.hrefs)
     if rule == "declared-or-baseline" and (flags or shifted):
-        rule = "earth-search-v1"  # items of that archive met elsewhere: what they declare is known to be wrong
+        rule = "earth-search-v1"  # items of that archive found elsewhere: their declarations are known to be wrong
     declared = declared_offset(assets, properties) if rule != "earth-search-v1" else None
     if recorded is not None:
         word = recorded.offset_dn * DN_SCALE
@@ -215,7 +215,7 @@ def _tile(properties: dict[str, Any], product: dict[str, str], name: str) -> str
 def _provenance(
     item: dict[str, Any], properties: dict[str, Any], product: dict[str, str], ours: bool
 ) -> dict[str, Any]:
-    """What the store's provenance and the choice between reprocessings need. Our own index's record passes through."""
+    """Properties for provenance and the choice between reprocessings. Those from our own index are kept as they are."""
     if ours:
         return {key: value for key, value in properties.items() if key not in _RESTATED}
     datatake = re.search(r"\d{8}T\d{6}", str(properties.get("s2:datatake_id") or properties.get("eopf:datatake_id")))
@@ -237,6 +237,6 @@ def _text(value: object) -> str | None:
 
 
 def _orbit(value: object) -> int | None:
-    """Relative orbit as a number, also from "65", 65.0 or "R065"; None where it is none."""
+    """Relative orbit as a number, also from "65", 65.0 or "R065"; None otherwise."""
     found = re.fullmatch(r"R?(\d{1,3})(?:\.0)?", str(value).strip().upper())
     return int(found[1]) if found else None

@@ -1,4 +1,4 @@
-"""Where and when a STAC item is: time, UTM zone, footprint, and whether its pixel grid lies inside the footprint."""
+"""Time, UTM zone and footprint of a STAC item, and the check that its pixel grid lies inside the footprint."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _of_text(geometry: object) -> dict[str, Any]:
 
 
 def check_place(geometry: dict[str, Any], epsg: int, rasters: tuple[Raster, ...]) -> None:
-    """The pixel grid must lie where the footprint says, else tile or zone are mislabelled."""
+    """RejectedItem unless the pixel grid lies at the footprint; otherwise tile or zone are mislabelled."""
     from pyproj import Transformer
     from shapely.geometry import shape
 

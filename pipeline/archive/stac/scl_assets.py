@@ -1,4 +1,4 @@
-"""Which asset of a STAC item is the scene classification (SCL): by key, band name, title, role or file name."""
+"""Finds the scene classification (SCL) among a STAC item's assets by key, band name, title, role or file name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Static STAC over https: items, ItemCollections, and catalogues that link to them, all at one host."""
+"""Static STAC over https: items, ItemCollections, and catalogues that link to them, all on one host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_DOCUMENTS = 20_000  # of one static catalogue
 
 
 def is_static(document: dict[str, Any]) -> bool:
-    """True for a document that holds items or links to them, rather than offering a search."""
+    """True for a document that holds or links items instead of offering a search."""
     if document.get("type") in ("Feature", "FeatureCollection"):
         return True
     return any(link.get("rel") in ("child", "item", "items") for link in links_of(document))

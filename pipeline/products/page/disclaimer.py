@@ -1,7 +1,4 @@
-"""The report page's section "What is measured, what is invented", for readers who have not read the README.
-
-In: facts. Out: HTML text. Imports facts and source.
-"""
+"""The report page's section "What is measured, what is invented"."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def honesty_section(zone: Zone, part: Part) -> str:
-    """What to believe, in plain words, as it applies to this store."""
+    """Plain-language statement of what is measured and what is generated in this store."""
     system = str(zone.attributes.get("super_resolution", "the system"))
     paragraphs = [_measured(part, zone), _detail(zone, system), _guarantee(zone, part), _quality(zone)]
     if part.uncertainty is not None:
@@ -30,7 +27,7 @@ def honesty_section(zone: Zone, part: Part) -> str:
 
 
 def _together(text: str) -> str:
-    """Numbers stay on one line with their unit."""
+    """Join numbers and units by non-breaking spaces."""
     return re.sub(r"(?<=\d) (?=m\b)", "\N{NO-BREAK SPACE}", text)
 
 
@@ -46,7 +43,7 @@ def _measured(part: Part, zone: Zone) -> tuple[str, str]:
 
 
 def _native(zone: Zone) -> str:
-    """The bands that the store holds, by the width of their pixels: "10 m wide for B02 and B03, 20 m for B11"."""
+    """Bands of the store by pixel width: "10 m wide for B02 and B03, 20 m for B11"."""
     parts = [(gsd, bands_at(gsd, zone.bands)) for gsd in GSDS_M]
     held = [(gsd, names) for gsd, names in parts if names]
     said = [f"{gsd} m for {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}" for gsd, names in held]
