@@ -1,8 +1,4 @@
-"""The arguments of a run, for the commands that take them: flags -> configuration and area.
-
-In: command-line arguments. Out: `RunConfig`, `Aoi`. Imports bbox, config, archive's AOI, receipts' verify levels,
-errors.
-"""
+"""The arguments of a run: flags to configuration and area."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import bbox
-from pipeline.archive.aoi import MAX_AREA_KM2
+from pipeline.aoi.aoi import MAX_AREA_KM2
 from pipeline.config import COMPOSITES, CONSISTENCIES, ESTIMATES, FUSION_ROLE, RunConfig
 from pipeline.errors import UsageError
 from pipeline.store.receipts import VERIFY_LEVELS
@@ -20,13 +16,13 @@ from pipeline.superres.registry import known
 from pipeline.superres.systems import DEFAULT
 
 if TYPE_CHECKING:
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
 
 
 def parser() -> argparse.ArgumentParser:
-    """All flags; those that decide pixels default to None, so that a TOML file can speak first.
+    """All flags. Those that decide pixels default to None, so that a TOML file can set them.
 
-    It reads words as `bbox.joined` leaves them.
+    Words must have passed through `bbox.joined`.
     """
     p = argparse.ArgumentParser(
         "python -m pipeline.run", description="Sentinel-2 L2A at 2.5 m, from AOI to Zarr store."
@@ -62,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
         "--condition", dest="conditions", metavar="NAME=FILE", action="append", help="a map that the system takes"
     )
     how.add_argument("--estimate", choices=ESTIMATES, help="the best estimate, or one draw of what may be there (mean)")
-    how.add_argument("--members", type=int, metavar="N", help="average so many draws; more than 1 adds uncertainty")
+    how.add_argument(
+        "--members", type=int, metavar="N", help="number of draws to average; more than 1 adds uncertainty"
+    )
     how.add_argument("--seed", type=int, help="of the generated detail (0)")
     how.add_argument(
         "--consistency",
@@ -72,21 +70,23 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--mtf", metavar="[BAND=]VALUE", action="append", help="of the sensor at Nyquist, not as published"
     )
-    how.add_argument("--config", metavar="TOML", help="file of these settings; flags win")
+    how.add_argument("--config", metavar="TOML", help="file of these settings; flags override it")
     out = p.add_argument_group("output")
     out.add_argument("--out", metavar="STORE", help="folder or s3://... to write or continue (AOI's name + .zarr)")
     out.add_argument("--clip", action="store_true", default=None, help="mask pixels outside the polygon")
     out.add_argument("--shard", action="store_true", default=None, help="one Zarr shard per unit")
     out.add_argument("--chunk-px", type=int, help="side of a chunk, a multiple of 24 (480)")
-    out.add_argument("--unit-chunks", type=int, help="at most so many chunks per unit and axis (4)")
+    out.add_argument("--unit-chunks", type=int, help="maximum number of chunks per unit and axis (4)")
     out.add_argument("--overwrite", action="store_true", help="delete an existing store first")
     out.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how finished units are checked")
     out.add_argument(
-        "--mixed-software", action="store_true", help="go on where other software computed units; pixels may differ"
+        "--mixed-software",
+        action="store_true",
+        help="continue a store whose units other software computed; pixels may differ",
     )
     parts = p.add_argument_group("in parts, for job arrays")
     parts.add_argument("--plan-only", action="store_true", help="freeze the plan into --out and stop")
-    parts.add_argument("--plan", metavar="STORE", help="go on with the frozen plan of this store")
+    parts.add_argument("--plan", metavar="STORE", help="continue with the frozen plan of this store")
     parts.add_argument("--shard-of", metavar="J/N", help="with --plan: compute part J of N, J from 1, and stop")
     parts.add_argument(
         "--pass", dest="of_pass", type=int, metavar="P", help="with --shard-of: of this pass alone, P from 1 (all)"
@@ -98,7 +98,11 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--workers", type=int, help="local worker processes (one per processor)")
     run.add_argument(
-        "--max-outage", type=float, default=30, metavar="MIN", help="sit out outages so long (%(default)g)"
+        "--max-outage",
+        type=float,
+        default=30,
+        metavar="MIN",
+        help="wait out outages of up to this length (%(default)g)",
     )
     run.add_argument("--dry-run", action="store_true", help="print scenes, units and cost; write nothing")
     run.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
@@ -123,7 +127,7 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
 
 def aoi_of(arguments: argparse.Namespace) -> Aoi:
     """The AOI from --aoi or --bbox. UsageError unless exactly one is given."""
-    from pipeline.archive.aoi import aoi_from_bbox, read_aoi
+    from pipeline.aoi.aoi import aoi_from_bbox, read_aoi
 
     if (arguments.aoi is None) == (arguments.bbox is None):
         found = "no area" if arguments.aoi is None else "two areas"

@@ -1,7 +1,4 @@
-"""`--bbox`, in every command that has it: W,S,E,N in one word, or W S E N in four.
-
-In: command-line words. Out: one word for argparse, then four degrees. Imports errors.
-"""
+"""The `--bbox` option of all commands: W,S,E,N in one word, or W S E N in four."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ _SIDES = 4
 
 
 def joined(argv: Sequence[str]) -> list[str]:
-    """The words with those of --bbox as one: argparse takes a word such as -1.5,44 for a flag.
+    """The words with those of --bbox joined into one, because argparse takes a word such as -1.5,44 for a flag.
 
-    A box ends with its fourth part, so that what comes next may be anything.
+    A box ends with its fourth number; anything may follow.
 
     >>> joined(["--bbox", "-1.5", "44", "-1", "45", "lake.zarr"])
     ['--bbox=-1.5,44,-1,45', 'lake.zarr']
@@ -36,7 +33,7 @@ def joined(argv: Sequence[str]) -> list[str]:
 
 
 def _is_flag(word: str) -> bool:
-    """True for what begins with a minus and is no number, and no list of numbers."""
+    """True for a word that begins with a minus and is not a number or a list of numbers."""
     if not word.startswith("-"):
         return False
     try:

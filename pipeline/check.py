@@ -1,16 +1,15 @@
-"""`python -m pipeline.check`: whether a store is complete, and its bytes are what was written.
+"""`python -m pipeline.check`: verify a store, and repair it on request.
 
-In: a store. Out: words or JSON, and an exit code: 0 complete and sound, 3 nothing measured, 4 but for quarantined
-units, 75 to be continued, 7 damaged, 2 not ours. With --repair, exactly the units that are damaged, missing or
-quarantined are computed again, and small files are written anew from the plan.
+Exit codes: 0 complete and sound, 3 nothing measured, 4 complete but for quarantined units, 75 to be continued,
+7 damaged, 2 not a store of this pipeline. With --repair, exactly the units that are damaged, missing or
+quarantined are computed again, and small files are rewritten from the plan.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import (
@@ -25,31 +24,84 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.plain import plain
+from pipeline.report import show_report
 from pipeline.store.place import place_of
 from pipeline.store.receipts import VERIFY_LEVELS
-from pipeline.terminal import show
+from pipeline.terminal import refuse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.execution.examine import Findings
     from pipeline.execution.plan import Plan
     from pipeline.store.place import Place, Where
 
 _SHOWN = 10
+_HOW = {"none": "receipts", "size": "receipts and sizes", "full": "every byte, read back and decoded"}
 FINISHED = ("complete", "complete_with_quarantine")
 
 
-def examine(store: Where, verify: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class StoreReport:
+    """Findings about a store, verified at the level `verify`."""
+
+    store: str
+    found: Findings
+    verify: str
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code for what was found."""
+        found = self.found
+        if found.damaged:
+            return EXIT_INTEGRITY
+        if found.missing:
+            return EXIT_RESUMABLE
+        if not found.measured and not found.quarantined:
+            return EXIT_NO_DATA
+        if found.status not in FINISHED:
+            return EXIT_RESUMABLE
+        return EXIT_QUARANTINE if found.quarantined else EXIT_OK
+
+    def to_json(self) -> dict[str, Any]:
+        """All findings."""
+        return {"store": self.store, **asdict(self.found), "verify": self.verify}
+
+    def text(self) -> str:
+        """The first findings of each kind, and how to repair them."""
+        found = self.found
+        done = found.units - len(found.missing) - found.damaged_units - len(found.quarantined)
+        checked = f"{_HOW[self.verify]}, {found.chunks} chunks"
+        lines = [f"{self.store}: {found.status}; {done} of {found.units} units sound ({checked})"]
+        if self.exit_code == EXIT_NO_DATA:
+            lines.append("  no pixel was measured: the scenes hold nodata all over the area")
+        lines += [f"  to do    {unit}" for unit in found.missing[:_SHOWN]]
+        damaged = list(found.damaged.items())[:_SHOWN]
+        lines += [f"  damaged  {unit}: {plain('; '.join(faults[:2]))}" for unit, faults in damaged]
+        for unit, why in list(found.quarantined.items())[:_SHOWN]:
+            lines += [
+                f"  set aside {unit}: {plain(why['error'])}",
+                f"           see it fail: {plain(why['reproduce'])}",
+            ]
+        hidden = max(0, len(found.missing) - _SHOWN) + max(0, len(found.damaged) - _SHOWN)
+        if hidden:
+            lines.append(f"  and {hidden} more")
+        lines += [f"  note     {note}" for note in found.notes[:_SHOWN]]
+        if found.missing or found.damaged or found.quarantined:
+            lines.append(f"  python -m pipeline.check {self.store} --verify {self.verify} --repair computes them")
+        return "\n".join(lines)
+
+
+def examine(store: Where, verify: str) -> StoreReport:
     """Status of a store and of each unit. `verify` full compares checksums and decodes every chunk."""
     from pipeline.execution import examine as examination
 
     place = place_of(store)
-    found = examination.examine(_plan(place), place, verify)
-    return {"store": str(store), **asdict(found), "verify": verify}
+    return StoreReport(str(store), examination.examine(_plan(place), place, verify), verify)
 
 
 def _plan(place: Place) -> Plan:
-    """The store's plan. IntegrityError where a run was here and the plan is gone, UsageError where none was."""
+    """The store's plan. IntegrityError if a store of ours has lost its plan, UsageError if it is not ours."""
     from pipeline.execution.plan import load_plan
     from pipeline.store.identity import known_as_ours
 
@@ -66,50 +118,15 @@ def _plan(place: Place) -> Plan:
 
 
 def repair(store: Where, verify: str, workers: int) -> None:
-    """Compute again exactly the units that fail `verify` or were set aside, and publish. PipelineError as in a run."""
+    """Recompute exactly the units that fail `verify` or are quarantined, and publish. PipelineError as in a run."""
     from pipeline.execution.driver import run_plan
     from pipeline.execution.examine import mend
 
     place = place_of(store)
     plan = _plan(place)
     cluster = "inline" if workers == 1 else "local"
-    # nothing is touched before the store is held: a run may be at work on it
+    # nothing is changed before the lease is held: a run may be active
     run_plan(plan, place, cluster=cluster, workers=workers, verify=verify, first=lambda held: mend(plan, held, verify))
-
-
-def exit_code(report: dict[str, Any]) -> int:
-    """Exit code for what `examine` found."""
-    if report["damaged"]:
-        return EXIT_INTEGRITY
-    if report["missing"]:
-        return EXIT_RESUMABLE
-    if not report["measured"] and not report["quarantined"]:
-        return EXIT_NO_DATA
-    if report["status"] not in FINISHED:
-        return EXIT_RESUMABLE
-    return EXIT_QUARANTINE if report["quarantined"] else EXIT_OK
-
-
-def in_words(report: dict[str, Any]) -> str:
-    """What `examine` found, for people."""
-    done = report["units"] - len(report["missing"]) - report["damaged_units"] - len(report["quarantined"])
-    how = {"none": "receipts", "size": "receipts and sizes", "full": "every byte, read back and decoded"}
-    checked = f"{how[report['verify']]}, {report['chunks']} chunks"
-    lines = [f"{report['store']}: {report['status']}; {done} of {report['units']} units sound ({checked})"]
-    if exit_code(report) == EXIT_NO_DATA:
-        lines.append("  no pixel was measured: the scenes hold nodata all over the area")
-    lines += [f"  to do    {unit}" for unit in report["missing"][:_SHOWN]]
-    damaged = list(report["damaged"].items())[:_SHOWN]
-    lines += [f"  damaged  {unit}: {plain('; '.join(faults[:2]))}" for unit, faults in damaged]
-    for unit, why in list(report["quarantined"].items())[:_SHOWN]:
-        lines += [f"  set aside {unit}: {plain(why['error'])}", f"           see it fail: {plain(why['reproduce'])}"]
-    hidden = max(0, len(report["missing"]) - _SHOWN) + max(0, len(report["damaged"]) - _SHOWN)
-    if hidden:
-        lines.append(f"  and {hidden} more")
-    lines += [f"  note     {note}" for note in report["notes"][:_SHOWN]]
-    if report["missing"] or report["damaged"] or report["quarantined"]:
-        lines.append(f"  python -m pipeline.check {report['store']} --verify {report['verify']} --repair computes them")
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,14 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             repair(place_of(arguments.store).absolute(), arguments.verify, arguments.workers)
         report = examine(arguments.store, arguments.verify)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return refuse(error)
     except OSError as error:
-        refused = StorageError(f"{arguments.store} cannot be read ({error.strerror or error})")
-        print(f"error: {refused}", file=sys.stderr)
-        return refused.exit_code
-    show(json.dumps(report) if arguments.json else in_words(report))
-    return exit_code(report)
+        return refuse(StorageError(f"{arguments.store} cannot be read ({error.strerror or error})"))
+    show_report(report, as_json=arguments.json)
+    return report.exit_code
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
-"""`python -m pipeline.export`: a finished store -> cloud-optimised GeoTIFFs, for whatever does not read Zarr.
-
-In: command-line arguments. Out: files in a folder, their names on stdout, an exit code (pipeline/errors.py).
-"""
+"""`python -m pipeline.export`: export a finished store as cloud-optimised GeoTIFFs."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import bbox
 from pipeline.bands import BAND_NAMES, TARGET_GSD_M
 from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError
-from pipeline.terminal import Progress, counted, show, tell
+from pipeline.report import show_report
+from pipeline.terminal import Progress, counted, refuse, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def request_of(arguments: argparse.Namespace) -> Request:
-    """What the flags ask for. UsageError for lists that are none."""
+    """The request that the flags describe. UsageError for empty lists."""
     from pipeline.store.selection import Request
 
     bands = (
@@ -88,6 +86,31 @@ def _folder(arguments: argparse.Namespace) -> Path:
     return Path(arguments.out)
 
 
+@dataclass(frozen=True)
+class ExportReport:
+    """The files that an export wrote."""
+
+    made: Export
+
+    def to_json(self) -> dict[str, Any]:
+        """Paths and sizes."""
+        return {
+            "files": [{"path": str(path), "bytes": path.stat().st_size} for path in self.made.files],
+            "items": [str(path) for path in self.made.items],
+            "notes": list(self.made.notes),
+        }
+
+    def text(self) -> str:
+        """The folder and the first files; notes go to stderr."""
+        files, items = self.made.files, self.made.items
+        total_mib = sum(path.stat().st_size for path in files) / 2**20
+        lines = [f"  {path.name}  {path.stat().st_size / 2**20:.1f} MiB" for path in files[:_SHOWN]]
+        if len(files) > _SHOWN:
+            lines.append(f"  and {len(files) - _SHOWN} more")
+        lines.append(f"{counted(len(items), 'STAC item')}: {', '.join(path.name for path in items[:_SHOWN])}")
+        return "\n".join([f"{counted(len(files), 'file')} in {files[0].parent}, {total_mib:.1f} MiB", *lines])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     from pipeline.products.cog import export_cogs
@@ -107,8 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except PipelineError as error:
         progress.clear()
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return refuse(error)
     except KeyboardInterrupt:
         progress.clear()
         print("stopped; files that are there are whole", file=sys.stderr)
@@ -116,28 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress.clear()
     for note in made.notes:
         tell(f"note: {note}")
-    show(json.dumps(as_json(made)) if arguments.json else in_words(made))
+    show_report(ExportReport(made), as_json=arguments.json)
     return EXIT_OK
-
-
-def as_json(made: Export) -> dict[str, object]:
-    """What was written, for programs."""
-    return {
-        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in made.files],
-        "items": [str(path) for path in made.items],
-        "notes": list(made.notes),
-    }
-
-
-def in_words(made: Export) -> str:
-    """What was written, for people."""
-    files = made.files
-    total_mib = sum(path.stat().st_size for path in files) / 2**20
-    lines = [f"  {path.name}  {path.stat().st_size / 2**20:.1f} MiB" for path in files[:_SHOWN]]
-    if len(files) > _SHOWN:
-        lines.append(f"  and {len(files) - _SHOWN} more")
-    lines.append(f"{counted(len(made.items), 'STAC item')}: {', '.join(path.name for path in made.items[:_SHOWN])}")
-    return "\n".join([f"{counted(len(files), 'file')} in {files[0].parent}, {total_mib:.1f} MiB", *lines])
 
 
 if __name__ == "__main__":

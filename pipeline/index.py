@@ -1,31 +1,112 @@
-"""`python -m pipeline.index`: what can be read again -> an index file.
-
-A folder of Sentinel-2 files becomes an archive that `python -m pipeline.run --catalog` reads; finished stores become a
-STAC ItemCollection for catalogues, and each gets its item. In: command-line arguments. Out: the file, one line per
-scene or store, an exit code (pipeline/errors.py).
-"""
+"""`python -m pipeline.index`: index a folder of Sentinel-2 files, or list finished stores as STAC items."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
+from pipeline.report import show_report
 from pipeline.store.place import place_of
-from pipeline.terminal import counted, show, tell
-from pipeline.working import require_parent
+from pipeline.temporary import require_parent
+from pipeline.terminal import counted, refuse, show, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.archive.scene import Scene
-    from pipeline.execution.catalogue_out import Listed
+    from pipeline.execution.stac_publish import Listed
 
 _ARCHIVE = Path("archive.json")
+
+
+@dataclass(frozen=True)
+class ScenesReport:
+    """The scenes of an index, and the stores that were listed beside it."""
+
+    scenes: Sequence[Scene]
+    out: Path
+    notes: Sequence[str]
+    stores: StoresReport | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All scenes and stores."""
+        said = {"index": str(self.out), "scenes": [_scene(s) for s in self.scenes], "notes": list(self.notes)}
+        return {**said, "stores": self.stores.to_json()} if self.stores else said
+
+    def text(self) -> str:
+        """One line per scene and store; notes go to stderr."""
+        next_step = f"python -m pipeline.run --catalog {self.out} --aoi region.geojson"
+        listed = f"{counted(len(self.scenes), 'scene')} in {self.out}; next: {next_step}"
+        return "\n".join([*map(_line, self.scenes), listed, *([self.stores.text()] if self.stores else [])])
+
+
+@dataclass(frozen=True)
+class StoresReport:
+    """STAC items of finished stores; `out` is the file that lists them, if there is one."""
+
+    listed: Listed
+    out: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Identifier, bounding box and time of each item."""
+        items = [
+            {"store": store, "id": item["id"], "bbox": item["bbox"], "datetime": _when(item)}
+            for store, item in zip(self.listed.stores, self.listed.items, strict=True)
+        ]
+        said = {"index": str(self.out) if self.out else None, "items": items, "notes": list(self.listed.notes)}
+        return {**said, "collection": str(self.listed.collection)} if self.listed.collection else said
+
+    def text(self) -> str:
+        """One line per store; notes go to stderr."""
+        pairs = zip(self.listed.stores, self.listed.items, strict=True)
+        lines = [
+            f"{store}  {item['id']}  {_when(item)}  {', '.join(f'{degrees:.4f}' for degrees in item['bbox'])}"
+            for store, item in pairs
+        ]
+        where = f" in {self.out}" if self.out else ", each in its store; --out FILE lists them in one file"
+        return "\n".join([*lines, f"{counted(len(self.listed.items), 'STAC item')}{where}"])
+
+
+def _when(item: dict[str, Any]) -> str:
+    properties = item["properties"]
+    return str(properties["datetime"] or f"{properties['start_datetime']}/{properties['end_datetime']}")
+
+
+def _scene(scene: Scene) -> dict[str, Any]:
+    from pipeline.archive.local.scan import AUDIT_KEY
+
+    return {
+        "id": scene.id,
+        "datetime": scene.datetime_utc,
+        "epsg": scene.epsg,
+        "bands": [band for band in BAND_NAMES if band in scene.hrefs],
+        "scl": "SCL" in scene.hrefs,
+        "phase_m": [scene.phase.x_m, scene.phase.y_m],
+        "offset_dn": scene.offset.offset_dn,
+        "offset_evidence": scene.offset.evidence,
+        "audit": scene.properties.get(AUDIT_KEY, ""),
+    }
+
+
+def _line(scene: Scene) -> str:
+    from pipeline.grid.grid import Phase
+
+    said = _scene(scene)
+    bands = said["bands"]
+    which = "all 12 bands" if len(bands) == len(BAND_NAMES) else ", ".join(bands)
+    scl = "with SCL" if said["scl"] else "no SCL"
+    official = scene.phase == Phase.official(scene.epsg)
+    phase = "on the official grid" if official else f"phase {scene.phase.x_m:g}, {scene.phase.y_m:g} m"
+    audit = said["audit"].split(":", 1)[0] or "none"
+    return (
+        f"{scene.id}  {scene.datetime_utc}  EPSG:{scene.epsg}  {which}, {scl}  {phase}"
+        f"  offset {scene.offset.offset_dn} ({scene.offset.evidence})  audit {audit}"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,13 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _of_stores(stores, arguments)
         return _of_scenes(Path(arguments.what[0]), arguments)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return refuse(error)
 
 
 def _stores(what: Sequence[str]) -> list[str]:
-    """Those of the words that are stores, all of them or none. UsageError for a mixture, or for several folders."""
-    # an address that is no store is told so by name; nobody scans a bucket for scenes
+    """The arguments that are stores, all of them or none. UsageError for a mixture, or for several folders."""
+    # every URL counts as a store, since buckets are not scanned for scenes; one that is not gets an error by name
     stores = [word for word in what if "://" in word or place_of(word).size("zarr.json") is not None]
     others = [word for word in what if word not in stores]
     if (stores and others) or len(others) > 1:
@@ -71,10 +151,10 @@ def _stores(what: Sequence[str]) -> list[str]:
 
 
 def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
-    """Index a folder's scenes, and the stores that lie in it, in a file of their own."""
-    from pipeline.archive.index_file import write_index
-    from pipeline.archive.local import scan
-    from pipeline.execution.catalogue_out import stores_below
+    """Index a folder's scenes, and the stores in it in a file of their own."""
+    from pipeline.archive.local.scan import scan
+    from pipeline.archive.stac.index_file import write_index
+    from pipeline.execution.stac_publish import stores_below
 
     stores = [str(store) for store in stores_below(folder)]
     if arguments.collection is not None and not stores:
@@ -89,27 +169,18 @@ def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
     write_index(scenes, out, relative=arguments.relative)
     beside = out.with_name(f"{out.stem}_stores{out.suffix}")
     listed, more = _listed_beside(stores, beside, arguments) if stores else (None, ())
-    notes = (*notes, *more)
-    if arguments.json:
-        said: dict[str, object] = {"index": str(out), "scenes": [as_json(s) for s in scenes], "notes": list(notes)}
-        show(json.dumps({**said, "stores": stores_as_json(listed, beside)} if listed else said))
-        return EXIT_OK
-    for scene in scenes:
-        show(in_words(scene))
-    for note in notes:
-        tell(f"note: {note}")
-    show(f"{counted(len(scenes), 'scene')} in {out}; next: python -m pipeline.run --catalog {out} --aoi region.geojson")
-    if listed:
-        _show_stores(listed)
-        show(f"{counted(len(listed.items), 'STAC item')} in {beside}")
+    found = ScenesReport(scenes, out, (*notes, *more), StoresReport(listed, beside) if listed else None)
+    if not arguments.json:
+        _tell(found.notes)
+    show_report(found, as_json=arguments.json)
     return EXIT_OK
 
 
 def _listed_beside(
     stores: Sequence[str], out: Path, arguments: argparse.Namespace
 ) -> tuple[Listed | None, tuple[str, ...]]:
-    """The stores among scenes, listed in `out`, and notes; None where not one of them is finished."""
-    from pipeline.execution.catalogue_out import list_stores
+    """The stores in a folder of scenes, listed in `out`, and notes; None if none of them is finished."""
+    from pipeline.execution.stac_publish import list_stores
 
     try:
         listed = list_stores(stores, out, relative=arguments.relative, collection=arguments.collection)
@@ -118,82 +189,26 @@ def _listed_beside(
     return listed, listed.notes
 
 
-def _show_stores(listed: Listed) -> None:
-    for store, item in zip(listed.stores, listed.items, strict=True):
-        show(f"{store}  {item['id']}  {_when(item)}  {', '.join(f'{value:.4f}' for value in item['bbox'])}")
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        tell(f"note: {note}")
 
 
 def _of_stores(stores: Sequence[str], arguments: argparse.Namespace) -> int:
     """Write the items of finished stores, and list them where --out says."""
-    from pipeline.execution.catalogue_out import list_stores
+    from pipeline.execution.stac_publish import list_stores
 
     if arguments.datetime is not None or arguments.offset is not None:
         raise UsageError("--datetime and --offset are for scenes", "neither, where stores are listed")
     if arguments.collection is not None and arguments.out is None:
         raise UsageError("--collection without --out", "a file for the items", "the collection is written beside it")
     listed = list_stores(stores, arguments.out, relative=arguments.relative, collection=arguments.collection)
-    if arguments.json:
-        show(json.dumps(stores_as_json(listed, arguments.out)))
-        return EXIT_OK
-    _show_stores(listed)
-    for note in listed.notes:
-        tell(f"note: {note}")
-    where = f" in {arguments.out}" if arguments.out else ", each in its store; --out FILE lists them in one file"
-    show(f"{counted(len(listed.items), 'STAC item')}{where}")
-    if listed.collection is not None:
+    if not arguments.json:
+        _tell(listed.notes)
+    show_report(StoresReport(listed, arguments.out), as_json=arguments.json)
+    if listed.collection is not None and not arguments.json:
         show(f"collection {arguments.collection} in {listed.collection}")
     return EXIT_OK
-
-
-def _when(item: dict[str, object]) -> str:
-    properties = item["properties"]
-    assert isinstance(properties, dict)
-    one = properties["datetime"]
-    return str(one or f"{properties['start_datetime']}/{properties['end_datetime']}")
-
-
-def stores_as_json(listed: Listed, out: Path | None) -> dict[str, object]:
-    """What is said of stores, for programs."""
-    items = [
-        {"store": store, "id": item["id"], "bbox": item["bbox"], "datetime": _when(item)}
-        for store, item in zip(listed.stores, listed.items, strict=True)
-    ]
-    said: dict[str, object] = {"index": str(out) if out else None, "items": items, "notes": list(listed.notes)}
-    return {**said, "collection": str(listed.collection)} if listed.collection else said
-
-
-def as_json(scene: Scene) -> dict[str, object]:
-    """What is said of a scene, for programs."""
-    from pipeline.archive.local import AUDIT_KEY
-
-    return {
-        "id": scene.id,
-        "datetime": scene.datetime_utc,
-        "epsg": scene.epsg,
-        "bands": [band for band in BAND_NAMES if band in scene.hrefs],
-        "scl": "SCL" in scene.hrefs,
-        "phase_m": [scene.phase.x_m, scene.phase.y_m],
-        "offset_dn": scene.offset.offset_dn,
-        "offset_evidence": scene.offset.evidence,
-        "audit": scene.properties.get(AUDIT_KEY, ""),
-    }
-
-
-def in_words(scene: Scene) -> str:
-    """What is said of a scene, for people, on one line."""
-    from pipeline.grid.grid import Phase
-
-    said = as_json(scene)
-    bands = [band for band in BAND_NAMES if band in scene.hrefs]
-    which = "all 12 bands" if len(bands) == len(BAND_NAMES) else ", ".join(bands)
-    scl = "with SCL" if said["scl"] else "no SCL"
-    official = scene.phase == Phase.official(scene.epsg)
-    phase = "on the official grid" if official else f"phase {scene.phase.x_m:g}, {scene.phase.y_m:g} m"
-    audit = str(said["audit"]).split(":", 1)[0] or "none"
-    return (
-        f"{scene.id}  {scene.datetime_utc}  EPSG:{scene.epsg}  {which}, {scl}  {phase}"
-        f"  offset {scene.offset.offset_dn} ({scene.offset.evidence})  audit {audit}"
-    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Text that came from elsewhere (catalogues, servers, files, receipts), made safe to show."""
+"""Makes external text (from catalogues, servers, files, receipts) safe to print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # control, form
 
 
 def plain(text: str, *, lines: bool = False) -> str:
-    r"""The text with everything that a terminal acts on or a reader cannot see written as an escape, like \x1b.
+    r"""The text with control and invisible characters written as escapes, like \x1b.
 
     Line breaks and tabs are kept where `lines` is true.
 

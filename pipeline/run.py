@@ -1,32 +1,18 @@
-"""`python -m pipeline.run`: arguments -> configuration -> plan -> run. No logic of its own beyond choosing and saying.
-
-In: command-line arguments. Out: a store, a picture, a summary, an exit code (pipeline/errors.py). Imports every room.
-"""
+"""`python -m pipeline.run`: plan and compute a store."""
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
-from pipeline.archive.redaction import redact_logs
 from pipeline.arguments import aoi_of, config_of, parser
 from pipeline.bbox import joined
 from pipeline.config import RunConfig
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, LeaseLost, PipelineError, StorageError, UsageError
+from pipeline.redaction import redact_logs
+from pipeline.report import FrozenPlan, PartReport, PlanPreview, RunReport, show_report
 from pipeline.store.place import place_of
-from pipeline.terminal import (
-    Progress,
-    described_plan,
-    described_run,
-    described_shard,
-    frozen_plan,
-    plan_json,
-    run_json,
-    shard_json,
-    show,
-    tell,
-)
+from pipeline.terminal import Progress, refuse, tell
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
-    """The quicklook; kept when nothing was computed. Its failure is said and does not fail a finished store."""
+    """The quicklook; kept when nothing was computed. A failure is reported, but does not fail a finished store."""
     from pipeline.execution.quicklook import write_quicklook
     from pipeline.products.quicklook import is_quicklook
 
@@ -73,12 +59,12 @@ def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Plan and run; prints the outcome. Raises PipelineError."""
+    """Plan and run; prints the report. Raises PipelineError."""
     if arguments.shard_of or arguments.finalise:
         raise UsageError("--shard-of or --finalise without --plan", "--plan STORE, after a run with --plan-only")
     if arguments.of_pass is not None:
         raise UsageError("--pass without --plan", "--plan STORE --shard-of J/N, after a run with --plan-only")
-    from pipeline.archive.access import restrict_drivers
+    from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.execution.cluster import processors
     from pipeline.execution.estimate import estimate
     from pipeline.execution.stored_plan import RunRequest, begin_or_continue, draft, freeze, proposed, writable
@@ -100,8 +86,7 @@ def execute(arguments: argparse.Namespace) -> int:
     cost = estimate(plan, workers, timed=arguments.dry_run)
     if arguments.dry_run:
         progress.clear()
-        words = f"{aoi.describe()}\n{described_plan(plan, cost, shown)}"
-        show(json.dumps({"plan": plan.to_json(), "estimate": cost.to_json()}) if arguments.json else words)
+        show_report(PlanPreview(plan, cost, shown, aoi.describe()), as_json=arguments.json)
         return EXIT_OK
     workers = _affordable(arguments, workers, cost.worker_mib)
     with lease(request.store, say=progress.say) as held:
@@ -110,13 +95,13 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _frozen(plan: Plan, shown: Place, arguments: argparse.Namespace, progress: Progress) -> int:
     progress.clear()
-    show(json.dumps(plan_json(plan, shown)) if arguments.json else frozen_plan(plan, shown))
+    show_report(FrozenPlan(plan, shown), as_json=arguments.json)
     return EXIT_OK
 
 
-def go_on(arguments: argparse.Namespace) -> int:
-    """Work on the frozen plan of a store: all of it, one shard, or its publication. Raises PipelineError."""
-    from pipeline.archive.access import restrict_drivers
+def resume(arguments: argparse.Namespace) -> int:
+    """Compute a store's frozen plan: all of it, one part, or its publication. Raises PipelineError."""
+    from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.execution.cluster import processors
     from pipeline.execution.estimate import estimate
     from pipeline.execution.plan import load_plan
@@ -148,7 +133,7 @@ def go_on(arguments: argparse.Namespace) -> int:
 
 
 def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) -> int:
-    """As many local workers as memory allows; UsageError where the user asked for more. Other machines know better."""
+    """Local workers as memory allows; UsageError if the user asked for more. Other clusters are not limited."""
     from pipeline.execution.cluster import fitting_workers, require_memory
 
     if arguments.cluster not in ("auto", "inline", "local"):
@@ -162,7 +147,7 @@ def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) 
 def compute(
     plan: Plan, held: Lease, shown: Place, arguments: argparse.Namespace, workers: int, progress: Progress
 ) -> int:
-    """Run what the arguments ask of a plan whose store is held, and say how it went; returns the exit code."""
+    """Run a plan under its lease and print the report; returns the exit code."""
     from pipeline.execution import software
     from pipeline.execution.driver import finalise, run_plan
     from pipeline.execution.shards import Shard
@@ -197,12 +182,9 @@ def compute(
     if found := software.mixed_words(plan, store):
         print(f"warning: {shown} was computed by {' and by '.join(found)}", file=sys.stderr)
     if shard is not None:
-        show(
-            json.dumps(shard_json(shard, summary, shown)) if arguments.json else described_shard(shard, summary, shown)
-        )
+        show_report(PartReport(shard, summary, shown), as_json=arguments.json)
         return EXIT_OK
-    words = described_run(plan, summary, shown, picture)
-    show(json.dumps(run_json(plan, summary, shown, picture)) if arguments.json else words)
+    show_report(RunReport(plan, summary, shown, picture), as_json=arguments.json)
     return EXIT_QUARANTINE if summary.quarantined else EXIT_OK
 
 
@@ -211,13 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(joined(sys.argv[1:] if argv is None else argv))
     redact_logs()
     try:
-        return go_on(arguments) if arguments.plan else execute(arguments)
+        return resume(arguments) if arguments.plan else execute(arguments)
     except PipelineError as error:
-        if arguments.json:
-            parts = {"found": error.found, "expected": error.expected, "cure": error.cure}
-            show(json.dumps({"status": "error", "exit_code": error.exit_code, **parts}))
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return refuse(error, as_json=arguments.json)
     except KeyboardInterrupt:
         print("stopped at once; run the same command again to continue", file=sys.stderr)
         return 130

@@ -1,7 +1,6 @@
-"""`python -m pipeline.submit`: a run as a job array: plan -> parts -> publication, on SLURM or Kubernetes.
+"""`python -m pipeline.submit`: run as a job array on SLURM or Kubernetes.
 
-In: the flags of pipeline.run, and what a task may use. Out: submitted jobs, or manifests; words or JSON; an exit code.
-Submitting again continues: units that are done are not done again.
+Submitting again continues; finished units are not computed again.
 """
 
 from __future__ import annotations
@@ -10,27 +9,29 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import arguments as run_arguments
 from pipeline import bbox
-from pipeline.archive.redaction import redact_logs
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.execution.task import MEMORY_SHARE, Task, limit_s, memory_mib
+from pipeline.redaction import redact_logs
+from pipeline.report import show_report
 from pipeline.store.place import place_of
-from pipeline.terminal import counted, show, tell
+from pipeline.terminal import counted, refuse, show, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.execution.job_plan import Planned
     from pipeline.execution.manifests import Manifests
-    from pipeline.execution.planned import Planned
     from pipeline.execution.slurm import Array
 
 _PARTS = 16
 _MAX_PARTS = 100_000  # of an Indexed Job; SLURM's own limit is MaxArraySize
-_WORKER_MIB = 2048.0  # where no plan tells
+_WORKER_MIB = 2048.0  # without a plan
 _REFUSED = {
     "--plan-only": "submit plans and runs",
     "--shard-of": "--array N",
@@ -41,7 +42,7 @@ _REFUSED = {
 
 
 class _OneLine(argparse.ArgumentParser):
-    """Complains in one line, as errors of the pipeline do."""
+    """Parser whose errors are one line, like the pipeline's."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
@@ -51,25 +52,29 @@ class _OneLine(argparse.ArgumentParser):
 def _own_flags(p: argparse.ArgumentParser) -> None:
     """Flags that pipeline.run does not know."""
     jobs = p.add_argument_group("jobs")
-    jobs.add_argument("--target", choices=("slurm", "kubernetes"), required=True, help="who runs the jobs")
+    jobs.add_argument("--target", choices=("slurm", "kubernetes"), required=True, help="scheduler that runs the jobs")
     jobs.add_argument(
         "--array", type=int, default=_PARTS, metavar="N", help="parts, at most one per unit (%(default)s)"
     )
-    jobs.add_argument("--parallel", type=int, default=0, metavar="K", help="at most so many parts at a time (all)")
+    jobs.add_argument("--parallel", type=int, default=0, metavar="K", help="maximum number of parts at a time (all)")
     jobs.add_argument("--gpus", type=int, default=0, help="GPUs per part (%(default)s)")
     jobs.add_argument("--cpus", type=int, default=1, help="processors per part, one worker each (%(default)s)")
     jobs.add_argument("--memory", metavar="SIZE", help="main memory per part, such as 8G (what the plan needs)")
-    jobs.add_argument("--time", metavar="[D-]HH:MM:SS", help="wall time per part; unfinished parts go on (no limit)")
+    jobs.add_argument(
+        "--time",
+        metavar="[D-]HH:MM:SS",
+        help="wall time per part; unfinished parts continue on resubmission (no limit)",
+    )
     slurm = p.add_argument_group("SLURM")
     slurm.add_argument(
         "--sbatch", metavar="OPTIONS", default="", help='further ones, such as "--partition=gpu --qos=low"'
     )
     kubernetes = p.add_argument_group("Kubernetes")
     kubernetes.add_argument("--manifest", metavar="DIR", help="write the manifests into this folder")
-    kubernetes.add_argument("--apply", action="store_true", help="hand them to kubectl, too")
+    kubernetes.add_argument("--apply", action="store_true", help="also apply them with kubectl")
     kubernetes.add_argument("--image", help="image of deploy/docker (sen2fine:cpu, with --gpus sen2fine:cuda)")
     kubernetes.add_argument("--claim", default="sen2fine", help="persistent volume claim, /data in pods (%(default)s)")
-    kubernetes.add_argument("--namespace", default="", help="of everything (kubectl's)")
+    kubernetes.add_argument("--namespace", default="", help="namespace (kubectl's default)")
     kubernetes.add_argument("--secret", default="", help="secret with archive keys as environment variables")
 
 
@@ -87,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan_flags(words: Sequence[str]) -> tuple[str, ...]:
-    """Of a command line: the flags that only the planning run takes; area, TOML file and store are handled apart."""
+    """The flags of a command line that only planning takes; area, TOML file and store are handled separately."""
     p = _OneLine(add_help=False, allow_abbrev=False)
     _own_flags(p)
     for flag in ("--aoi", "--config", "--out", "--plan", "--verify", "--max-outage"):
@@ -109,7 +114,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def task_of(arguments: argparse.Namespace) -> Task:
-    """What one part may use. UsageError for what cannot be."""
+    """Resources of one part. UsageError for impossible values."""
     for name, least in (("array", 1), ("parallel", 0), ("gpus", 0), ("cpus", 1)):
         if getattr(arguments, name) < least:
             raise UsageError(f"--{name} {getattr(arguments, name)}", f"at least {least}")
@@ -134,14 +139,14 @@ def _with_memory(task: Task, worker_mib: float) -> Task:
 
 
 def _part_options(arguments: argparse.Namespace) -> str:
-    """Flags that every part takes over."""
+    """Flags passed on to every part."""
     return f"--verify {arguments.verify} --max-outage {arguments.max_outage:g}"
 
 
 def planned(arguments: argparse.Namespace, flags: tuple[str, ...], task: Task) -> Planned:
     """Freeze the plan into its store, or take the one that is there; with --dry-run nothing is written."""
-    from pipeline.archive.access import restrict_drivers
-    from pipeline.execution.planned import frozen, known, previewed
+    from pipeline.archive.read.gdal import restrict_drivers
+    from pipeline.execution.job_plan import frozen, known, previewed
     from pipeline.execution.stored_plan import RunRequest, writable
 
     if arguments.plan:
@@ -181,53 +186,58 @@ def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
     if not arguments.dry_run and not plan.finished:
         slurm.require_idle(plan.digest, plan.store)
         arrays, last = slurm.submit(array)
-    words = _dry_words(array) if arguments.dry_run else _slurm_words(array, arrays, last)
-    show(json.dumps(_slurm_json(array, arrays, last)) if arguments.json else words)
+    show_report(SlurmReport(array, tuple(arrays), last, dry_run=arguments.dry_run), as_json=arguments.json)
     return EXIT_OK
 
 
-def _dry_words(array: Array) -> str:
-    plan = array.plan
-    return "\n".join([
-        f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}, {len(plan.parts_to_do)} to do; "
-        "nothing was written or submitted",
-        *(f"  export {name}={shlex.quote(value)}" for name, value in array.environment().items()),
-        *(f"  {shlex.join(command)}" for command in array.commands()),
-    ])  # fmt: skip
+@dataclass(frozen=True)
+class SlurmReport:
+    """Ids of the jobs of a run: of the arrays, one for each pass, and of the publication; empty where none was submitted."""
 
+    array: Array
+    array_jobs: tuple[str, ...] = ()
+    finalise_job: str = ""
+    dry_run: bool = False
 
-def _slurm_words(array: Array, arrays: list[str], last: str) -> str:
-    plan = array.plan
-    if not last:
-        return f"{plan.store} is complete; nothing to submit"
-    done = f", {plan.parts - len(plan.parts_to_do)} done already" if len(plan.parts_to_do) < plan.parts else ""
-    each = "" if len(plan.todo) == 1 else ", one for each pass"
-    return "\n".join([
-        f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}{done}",
-        *([f"  array     {' '.join(arrays)}{each}"] if arrays else []),
-        f"  publish   {last}{', when the array has ended' if arrays else ''}",
-        f"  logs      {array.logs}",
-        "  watch     squeue --me",
-        f"  cancel    scancel {' '.join([*arrays, last])}; submitting again goes on",
-    ])  # fmt: skip
+    def to_json(self) -> dict[str, Any]:
+        """Jobs, parts and command lines."""
+        plan = self.array.plan
+        return {
+            "status": "submitted" if self.finalise_job else "complete" if plan.finished else "dry-run",
+            "store": str(plan.store),
+            "plan_digest": plan.digest,
+            "units": plan.units,
+            "parts": plan.parts,
+            "parts_to_do": list(plan.parts_to_do),
+            "array_job": self.array_jobs[0] if self.array_jobs else "",
+            "array_jobs": list(self.array_jobs),
+            "finalise_job": self.finalise_job,
+            "environment": self.array.environment(),
+            "commands": self.array.commands(self.array_jobs),
+            "logs": str(self.array.logs),
+        }
 
-
-def _slurm_json(array: Array, arrays: list[str], last: str) -> dict[str, Any]:
-    plan = array.plan
-    return {
-        "status": "submitted" if last else "complete" if plan.finished else "dry-run",
-        "store": str(plan.store),
-        "plan_digest": plan.digest,
-        "units": plan.units,
-        "parts": plan.parts,
-        "parts_to_do": list(plan.parts_to_do),
-        "array_job": arrays[0] if arrays else "",
-        "array_jobs": arrays,
-        "finalise_job": last,
-        "environment": array.environment(),
-        "commands": array.commands(arrays),
-        "logs": str(array.logs),
-    }
+    def text(self) -> str:
+        """What was submitted, or with --dry-run what would be; where the logs are, and how to cancel."""
+        plan, jobs = self.array.plan, [job for job in (*self.array_jobs, self.finalise_job) if job]
+        cut = f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}"
+        if self.dry_run:
+            environment = [f"  export {name}={shlex.quote(value)}" for name, value in self.array.environment().items()]
+            commands = [f"  {shlex.join(command)}" for command in self.array.commands()]
+            title = f"{cut}, {len(plan.parts_to_do)} to do; nothing was written or submitted"
+            return "\n".join([title, *environment, *commands])
+        if not jobs:
+            return f"{plan.store} is complete; nothing to submit"
+        done = f", {plan.parts - len(plan.parts_to_do)} done already" if len(plan.parts_to_do) < plan.parts else ""
+        each = "" if len(plan.todo) == 1 else ", one for each pass"
+        return "\n".join([
+            f"{cut}{done}",
+            *([f"  array     {' '.join(self.array_jobs)}{each}"] if self.array_jobs else []),
+            f"  publish   {self.finalise_job}{', when the array has ended' if self.array_jobs else ''}",
+            f"  logs      {self.array.logs}",
+            "  watch     squeue --me",
+            f"  cancel    scancel {' '.join(jobs)}; submitting again goes on",
+        ])  # fmt: skip
 
 
 def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
@@ -264,7 +274,7 @@ def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 
 def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifests:
-    """The run as manifests; everything that can be checked without the cluster is."""
+    """The run as manifests, checked as far as possible without the cluster."""
     from pipeline.execution.manifests import MOUNT, Manifests
 
     config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
@@ -311,11 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         act = to_slurm if arguments.target == "slurm" else to_kubernetes
         return act(arguments, plan_flags(words))
     except PipelineError as error:
-        if "--json" in words:
-            parts = {"found": error.found, "expected": error.expected, "cure": error.cure}
-            show(json.dumps({"status": "error", "exit_code": error.exit_code, **parts}))
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return refuse(error, as_json="--json" in words)
     except KeyboardInterrupt:
         print("stopped; run the same command again", file=sys.stderr)
         return 130

@@ -1,7 +1,4 @@
-"""`python -m pipeline.view`: a store as one self-contained HTML page, to look at and to pass on.
-
-In: a store. Out: an HTML file beside it, and a line about it.
-"""
+"""`python -m pipeline.view`: a store as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
-from pipeline.terminal import show
+from pipeline.terminal import refuse, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def place_asked(degrees: list[float] | None) -> tuple[float, float] | None:
-    """(longitude, latitude) of --at. UsageError when it is no place."""
+    """(longitude, latitude) of --at. UsageError when out of range."""
     if degrees is None:
         return None
     lon, lat = degrees
@@ -47,10 +44,10 @@ def place_asked(degrees: list[float] | None) -> tuple[float, float] | None:
 
 
 def page_file(arguments: argparse.Namespace) -> Path:
-    """The file to write. UsageError when something else is there."""
+    """The file to write. UsageError if a foreign file exists there."""
     from pipeline.products.page.document import GENERATOR
     from pipeline.store.place import place_of
-    from pipeline.working import require_parent
+    from pipeline.temporary import require_parent
 
     path = Path(arguments.out) if arguments.out else place_of(arguments.store).picture.with_suffix(".html")
     if path.is_dir():
@@ -66,7 +63,7 @@ def page_file(arguments: argparse.Namespace) -> Path:
 
 
 def described(page: Page, path: Path) -> str:
-    """A page in words."""
+    """One line about a page."""
     what = f"{page.shown_km2:.3g} km2 at 2.5 m"
     if not page.whole:
         around = f"the rest at {page.context_gsd_m} m" if page.context_gsd_m else "the rest not shown"
@@ -89,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             page = make_page(arguments.store, arguments.zone, arguments.time, at)
         write_atomic(path, page.content)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return refuse(error)
     show(described(page, path))
     if arguments.open:
         webbrowser.open(path.resolve().as_uri())

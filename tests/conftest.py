@@ -45,7 +45,7 @@ def one_torch_thread():
 def no_gateway_left():
     """The gateway ends with this process anyway, but its pipes would be said to be open."""
     yield
-    from pipeline.archive import gateway
+    from pipeline.archive.read import gateway
 
     for running in list(gateway._running):
         gateway._stop(running)

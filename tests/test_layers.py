@@ -15,13 +15,14 @@ from pipeline.superres.systems import PLAIN
 ROOT = Path(__file__).resolve().parent.parent
 
 # What each room may import of the project. Stations never import each other; execution composes them.
-BOTTOM = {"pipeline.bands", "pipeline.errors", "pipeline.plain", "pipeline.working"}
+BOTTOM = {"pipeline.bands", "pipeline.errors", "pipeline.plain", "pipeline.redaction", "pipeline.temporary"}
 TRAINING_BOTTOM = {"training.presets", "training.schedule", "training.placement", "pipeline"}
 TRAINING_DECLARATIONS = {"training.task_spec", "training.conversion", "training.checkpoint"}
 ALLOWED = {
     "pipeline/grid": {"pipeline.grid", "pipeline.bands"},
     "pipeline/models": {"pipeline.models", "pipeline.errors"},
-    "pipeline/archive": {"pipeline.archive", "pipeline.grid", *BOTTOM},
+    "pipeline/aoi": {"pipeline.aoi", *BOTTOM},
+    "pipeline/archive": {"pipeline.archive", "pipeline.aoi", "pipeline.grid", *BOTTOM},
     "pipeline/superres": {"pipeline.superres", "pipeline.models", "pipeline.grid", *BOTTOM},
     "pipeline/conditions": {"pipeline.conditions", "pipeline.superres", "pipeline.archive", "pipeline.grid", *BOTTOM},
     "pipeline/store": {"pipeline.store", "pipeline.grid", *BOTTOM},
@@ -76,7 +77,7 @@ def test_no_command_starts_another_as_a_process():
                 for flag, module in itertools.pairwise(words):
                     if flag == "-m":
                         started[module] = path.relative_to(ROOT).as_posix()
-    assert "pipeline.archive.gateway_server" in started
+    assert "pipeline.archive.read.gateway_server" in started
     assert not {f"pipeline.{command}" for command in COMMANDS} & started.keys(), started
 
 

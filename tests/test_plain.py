@@ -79,7 +79,7 @@ def test_pages_show_what_they_do_not_obey():
 LOGS = """
 import logging
 logging.basicConfig(level=logging.DEBUG, format="%(message)s")
-from pipeline.archive.redaction import redact_logs
+from pipeline.redaction import redact_logs
 redact_logs()
 logging.getLogger("other").warning("item %s", "\\x1b[31mred\\u202e")
 raise ValueError("\\x1b]0;title\\x07")

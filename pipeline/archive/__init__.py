@@ -1,1 +1,1 @@
-"""Station 1: from files far away to DN on native grids. Imports grid, bands, errors; never superres or store."""
+"""From a STAC archive or a folder of files to canonical DN on native grids."""

@@ -1,7 +1,4 @@
-"""Archives: what is known of each.
-
-In: a name, a TOML file, a STAC API address, or a STAC file. Out: `Catalog`.
-"""
+"""Catalogues: what is known of each archive, from a built-in name, a TOML file, or a STAC address or file."""
 
 from __future__ import annotations
 
@@ -12,12 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.archive.access import ANY_PUBLIC_HOST, SIGNINGS, Access
-from pipeline.archive.addresses import read_address, same_place
+from pipeline.archive.catalog_address import read_address, same_place
 from pipeline.archive.radiometry import OFFSET_RULES
-from pipeline.archive.redaction import redact
+from pipeline.archive.read.access import Access
+from pipeline.archive.read.host_policy import ANY_PUBLIC_HOST
+from pipeline.archive.read.signing import SIGNINGS
 from pipeline.bands import BAND_NAMES, BY_NAME, HOUSE_ADD_OFFSET_DN
 from pipeline.errors import UsageError
+from pipeline.redaction import redact
 
 SAMPLE = "sample"
 MAX_TOML_BYTES = 1_000_000
@@ -38,9 +37,9 @@ GENERIC_SCL = ("SCL", "scl", "SCL_20m")
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive asks of its users, and where we stop believing it.
+    """Limits of an archive, and bounds on what it may return.
 
-    `connections`: files read at a time from one host, by all processes of a run together (pipeline.archive.politeness).
+    `connections`: files read at a time from one host, by all processes of a run together (`rate_limit`).
     """
 
     page_items: int = 100
@@ -49,7 +48,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a search waits: seconds to connect, seconds of silence, tries per request, base of the backoff."""
 
     connect_s: float = 10.0
@@ -63,7 +62,7 @@ class Patience:
 class Catalog:
     """One archive and collection. `kind`: "api" (url is a STAC API), "file" (url is a path) or "sample".
 
-    `ids`: the only items wanted of it; all where empty.
+    `ids`: the only items to use; all where empty.
     """
 
     name: str
@@ -84,10 +83,10 @@ class Catalog:
     ids: tuple[str, ...] = ()
 
     def access(self) -> Access:
-        """How workers may reach the files of this archive."""
+        """Access of workers to the files of this archive."""
         if self.kind != SAMPLE:
             return Access(self.signing, self.hosts, self.roots, connections=self.limits.connections)
-        from pipeline.archive.local import sample_scenes
+        from pipeline.archive.local.scan import sample_scenes
 
         folders = {str(Path(href).parent) for scene in sample_scenes() for href in scene.hrefs.values()}
         return Access(roots=tuple(sorted(folders)))
@@ -123,7 +122,7 @@ def load_catalog(name_or_source: str) -> Catalog:
     if path.suffix == ".toml" and path.is_file():
         return _from_toml(path)
     if path.exists():
-        from pipeline.archive.stac_files import file_roots, refuse_rasters
+        from pipeline.archive.stac.files import file_roots, refuse_rasters
 
         refuse_rasters(path)
         return Catalog(path.name, "file", str(path), hosts=(ANY_PUBLIC_HOST,), roots=file_roots(path))
@@ -165,7 +164,7 @@ def _from_toml(path: Path) -> Catalog:
     for key, value in content.items():
         if key not in _TOML_KEYS or not isinstance(value, _TOML_KEYS[key]):
             wanted = _TOML_KEYS.get(key)
-            if wanted is None:  # its value is not shown: it may be a header with a password
+            if wanted is None:  # the value is not shown, as it may be a header with a password
                 raise UsageError(f"{path}: {key} is no field of a catalogue", f"keys {', '.join(_TOML_KEYS)}")
             raise UsageError(f"{path}: {key} = {redact(f'{value!r:.60}')}", f"a {wanted.__name__}")
     absent = [key for key in _TOML_KEYS if key not in content and key not in _OPTIONAL]
@@ -175,7 +174,7 @@ def _from_toml(path: Path) -> Catalog:
 
 
 def _built(path: Path, content: dict[str, Any]) -> Catalog:
-    """Values checked against what the code knows."""
+    """The catalogue of checked values."""
     for key, allowed in (("offset_rule", OFFSET_RULES), ("signing", SIGNINGS)):
         if content.get(key, "none") not in allowed:
             raise UsageError(f"{path}: {key} = {content[key]!r}", f"one of {', '.join(allowed)}")

@@ -1,4 +1,4 @@
-"""What the pixel audit makes of a scene's BOA offset: confirmed, decided, doubted, or no reason to use the scene."""
+"""Combines the metadata's BOA offset with the pixel audit: confirmed, decided, doubted, or the scene is left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.archive.scene import DOUBTED, OPEN, STATED
 from pipeline.bands import HOUSE_ADD_OFFSET_DN
 
 if TYPE_CHECKING:
-    from pipeline.archive.audit import OffsetAudit
+    from pipeline.archive.offset_audit import OffsetAudit
     from pipeline.archive.scene import OffsetDecision
 
 

@@ -1,4 +1,4 @@
-"""Passes of the satellites over an area, and the time steps of a store that are made of them."""
+"""Satellite passes over an area, and the time steps of a store that are built from them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def passes(scenes: Iterable[Scene]) -> list[Pass]:
 
     An overpass is one platform on one relative orbit without a gap of more than 50 minutes. It is no calendar day:
     an overpass may go on past midnight UTC or across the antimeridian, and two orbits may meet on one day.
-    Facts that an archive does not give do not separate scenes. Scenes at 00:00:00 carry a date and no time, as
+    Missing metadata do not separate scenes. Scenes at 00:00:00 carry a date and no time, as
     monthly syntheses do; those of one date belong together.
     """
     found: list[Pass] = []
@@ -92,7 +92,7 @@ def periods(scenes: Sequence[Scene], composite: str, *, over_area: Collection[st
     """Time steps for `composite`: "none" one per pass, "monthly" one per month, else one of everything.
 
     `over_area`: ids of the scenes that reach into the area itself (None: all); the others lie in the margin that
-    models look at. They join time steps and make none of their own.
+    models read. They join time steps but do not create any.
     "mosaic" and "median" name how the scenes of a step are combined; a month is combined by its median, a pass by its
     mosaic. Steps come in order of time and name their scenes best first. A step is labelled by the UTC date of its
     time, that of its earliest scene over the area. A month's time is its first day at 00:00 UTC: the same in every
@@ -130,7 +130,7 @@ def _month(step: Period, month: str) -> Period:
 
 
 def _distinct(steps: Sequence[Period]) -> tuple[Period, ...]:
-    """The steps in order of time; where several are of one date, their labels are date and time."""
+    """The steps in order of time; steps of the same date are labelled by date and time."""
     ordered = sorted(steps, key=lambda step: (datetime.fromisoformat(step.datetime_utc), step.scene_ids))
     count = Counter(step.label for step in ordered)
     seen: Counter[str] = Counter()

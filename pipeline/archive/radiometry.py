@@ -1,8 +1,4 @@
-"""Which BOA offset still has to be added to a scene's stored DN: the written rule of each archive.
-
-In: what a catalogue says of one scene (processing baseline, declared offset, "already applied" flag).
-Out: an `OffsetDecision`. Raises ValueError, with both facts, where they contradict each other.
-"""
+"""BOA offset rules: which offset still has to be added to a scene's stored DN, by the written rule of each archive."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ OFFSET_RULES: tuple[str, ...] = ("always", "baseline", "declared-or-baseline", "
 
 
 class Undecided(ValueError):
-    """What is stated of a scene does not settle its BOA offset: nothing is, or two statements contradict each other."""
+    """A scene's metadata do not determine its BOA offset: they are silent, or two statements contradict each other."""
 
 
 def canonical_baseline(value: object) -> str:
@@ -141,7 +137,7 @@ def _by_flag(baseline: str, applied: bool | None) -> OffsetDecision:
     return OffsetDecision(decision.offset_dn, evidence, standing=DOUBTED)
 
 
-def to_house_dn(stored: NDArray[np.uint16], offset_dn: int) -> NDArray[np.uint16]:
+def to_canonical_dn(stored: NDArray[np.uint16], offset_dn: int) -> NDArray[np.uint16]:
     """Stored DN -> DN of the convention reflectance = DN * 1e-4 - 0.1; any shape, `offset_dn` 0 or -1000.
 
     0 stays nodata, valid pixels stay at least 1 and at most 65535 (reflectance 6.4535).

@@ -1,7 +1,4 @@
-"""Scenes: what an archive knows of one Sentinel-2 L2A product, in one form for STAC items and local files.
-
-In: plain values. Out: frozen, JSON-able records. Imports nothing of the pipeline but `grid`.
-"""
+"""Records of Sentinel-2 L2A scenes and time steps, frozen and JSON-serialisable."""
 
 from __future__ import annotations
 
@@ -10,20 +7,20 @@ from typing import Any
 
 from pipeline.grid.grid import Phase
 
-# Names under which an index of ours keeps an `OffsetDecision` among an item's properties.
+# Item properties in which an index of ours keeps an `OffsetDecision`.
 OFFSET_KEY, EVIDENCE_KEY, BY_USER_KEY = "sen2fine:offset_dn", "sen2fine:offset_evidence", "sen2fine:offset_by_user"
-MARK_KEY = "sen2fine:index_mark"  # proof that this user's `pipeline.index` wrote the item (archive/index_marks.py)
-# How far an `OffsetDecision` stands before the pixels are looked at.
+MARK_KEY = "sen2fine:index_mark"  # proof that this user's `pipeline.index` wrote the item (archive/stac/index_marks.py)
+# Status of an `OffsetDecision` before the pixel audit.
 STATED, DOUBTED, OPEN = "stated", "doubted", "open"
 
 
 @dataclass(frozen=True)
 class OffsetDecision:
-    """BOA_ADD_OFFSET that still has to be added to the stored DN (0 or -1000), and why we think so.
+    """BOA_ADD_OFFSET that still has to be added to the stored DN (0 or -1000), and the evidence for it.
 
     `by_user`: set by hand, now or when an index was made; pixels and metadata are not asked to confirm it.
-    `standing`: STATED; DOUBTED, where the metadata may be wrong and it is said when the pixels cannot confirm them;
-    OPEN, where the metadata do not tell: `offset_dn` is then a guess, and the scene is used only if its pixels tell.
+    `standing`: STATED; DOUBTED, where the metadata may be wrong, noted unless the pixels confirm them;
+    OPEN, where the metadata are silent: `offset_dn` is a guess, and the scene is used only if its pixels settle it.
     """
 
     offset_dn: int
@@ -45,7 +42,7 @@ class Raster:
 
 @dataclass(frozen=True)
 class Scene:
-    """One L2A product (one granule, one sensing time). Hrefs are unsigned; `SCL` stands among them where present."""
+    """One L2A product (one granule, one sensing time). Hrefs are unsigned; `SCL` is among them where present."""
 
     id: str
     datetime_utc: str  # ISO 8601 with Z
@@ -57,7 +54,7 @@ class Scene:
     offset: OffsetDecision = OffsetDecision(0, "unset")
     cloud_pct: float | None = None
     tile: str = ""  # MGRS tile, "31TCJ"
-    properties: dict[str, Any] = field(default_factory=dict)  # what else provenance wants: platform, orbit, product id
+    properties: dict[str, Any] = field(default_factory=dict)  # for provenance: platform, orbit, product id
 
     @property
     def phase(self) -> Phase:
@@ -84,7 +81,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Period:
-    """One time step of the output: which scenes feed it, best first, and how they are combined."""
+    """One time step of the output: its scenes, best first, and how they are combined."""
 
     label: str  # "2024-06-17", "2024-06-01/2024-08-31" or "2024-06", a month
     datetime_utc: str  # ISO 8601 with Z, value of the time coordinate

@@ -1,7 +1,4 @@
-"""One search that answers with scenes, whatever the archive is.
-
-In: a catalogue, an AOI and a period. Out: a `SearchResult`. Imports catalog, stac and its sources, versions.
-"""
+"""Search for scenes, whatever the kind of archive."""
 
 from __future__ import annotations
 
@@ -10,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.archive.access import redact
-from pipeline.archive.catalog import SAMPLE, Patience
-from pipeline.archive.stac import RejectedItem, scene_from_item
-from pipeline.archive.stac_files import file_items
-from pipeline.archive.versions import drop_superseded, with_distinct_ids
+from pipeline.archive.catalog import SAMPLE, RetryPolicy
+from pipeline.archive.reprocessing import drop_superseded, with_distinct_ids
+from pipeline.archive.stac.files import file_items
+from pipeline.archive.stac.item import RejectedItem, scene_from_item
 from pipeline.bands import BAND_NAMES, SCL
+from pipeline.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
     from pipeline.archive.catalog import Catalog
+    from pipeline.archive.reprocessing import Look
     from pipeline.archive.scene import Scene
-    from pipeline.archive.versions import Look
 
 _EXAMPLES = 3  # items named per reason in a summary
 
@@ -46,23 +43,23 @@ def search(
     *,
     ids: Sequence[str] = (),
     bands: Sequence[str] = BAND_NAMES,
-    patience: Patience | None = None,
+    retry_policy: RetryPolicy | None = None,
     look: Look | None = None,
 ) -> SearchResult:
     """Scenes that touch the AOI within [start, end] (ISO 8601 with Z) and up to `max_cloud` percent.
 
-    Period, cloud and place are decided here whatever the archive answered; unknown cloud passes. `ids` keeps only
-    these scenes. `look` shows the valid pixels of scenes, which settle whether one supersedes another. Raises
-    Interrupted when the archive stays away, UpstreamError when it refuses or loses items.
+    Period, cloud and place are filtered here whatever the archive returned; unknown cloud passes. `ids` keeps only
+    these scenes. `look` gives the valid pixels of scenes, which decide whether one supersedes another. Raises
+    Interrupted when the archive does not answer, UpstreamError when it refuses or loses items.
     """
     notes: list[str] = []
     rejected: list[tuple[str, str]] = []
     if catalog.kind == SAMPLE:
-        from pipeline.archive.local import sample_scenes
+        from pipeline.archive.local.scan import sample_scenes
 
         scenes = list(sample_scenes())
     else:
-        items = items_of(catalog, aoi, start, end, ids, patience or Patience(), notes)
+        items = items_of(catalog, aoi, start, end, ids, retry_policy or RetryPolicy(), notes)
         scenes = _parsed(items, catalog, bands, rejected)
     scenes = _wanted(scenes, aoi, (start, end), max_cloud, ids, notes)
     kept, superseded = drop_superseded(scenes, look)
@@ -77,15 +74,15 @@ def items_of(
     start: str | None,
     end: str | None,
     ids: Sequence[str],
-    patience: Patience,
+    retry_policy: RetryPolicy,
     notes: list[str],
 ) -> Iterable[tuple[dict[str, Any], str]]:
     """(item, base of its relative hrefs) from the network or from files."""
     if catalog.kind == "file":
         return file_items(Path(catalog.url))
-    from pipeline.archive.stac_api import api_items
+    from pipeline.archive.stac.api import api_items
 
-    return api_items(catalog, aoi, start, end, ids or catalog.ids, patience, notes)
+    return api_items(catalog, aoi, start, end, ids or catalog.ids, retry_policy, notes)
 
 
 def _parsed(
@@ -109,7 +106,7 @@ def _parsed(
 
 
 def _name(item: object) -> str:
-    """Id of an item for messages; it came from far away."""
+    """Id of an item for messages, cut and printable, because it is remote input."""
     name = str(item.get("id", "?")) if isinstance(item, dict) else "?"
     return "".join(char if char.isprintable() else "?" for char in name[:200])
 
@@ -131,10 +128,10 @@ def _wanted(
     ids: Sequence[str],
     notes: list[str],
 ) -> list[Scene]:
-    """Scenes of the place, period and cloud cover asked for; the notes count the others by reason."""
+    """Scenes of the requested place, period and cloud cover; notes count the others by reason."""
     from datetime import datetime
 
-    from pipeline.archive.footprints import footprint_shape
+    from pipeline.aoi.footprints import footprint_shape
 
     start, end = (datetime.fromisoformat(text) if text else None for text in period)
     left: Counter[str] = Counter()

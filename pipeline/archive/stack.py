@@ -1,10 +1,7 @@
-"""`python -m pipeline.archive.stack`: a file of many layers, dates by bands -> scenes that `pipeline.index` can list.
+"""`python -m pipeline.archive.stack`: split a multi-layer file (dates by bands) into scenes for `pipeline.index`.
 
-In: one raster on the 10 m grid with the bands of the first date, then those of the second, and so on. Out: a folder per
-date with a GeoTIFF per band at its native GSD and a STAC item with its time and offset. Imports local, grid, working.
-
-Level-3 syntheses and teaching material come as such stacks, in which 20 m pixels stand as 2 x 2 copies. The copies are
-undone, and only where every one of them is equal: interpolated bands are refused, since what was measured is lost.
+Level-3 syntheses and teaching material come as such stacks, in which each 20 m pixel is copied into 2 x 2 pixels of
+10 m. Copies are undone where all of them are equal. Interpolated bands are refused, since the measured values are lost.
 """
 
 from __future__ import annotations
@@ -18,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.archive.local import footprint_of
-from pipeline.archive.local_meta import to_utc
+from pipeline.archive.local.metadata import to_utc
+from pipeline.archive.local.scan import footprint_of
 from pipeline.bands import BAND_NAMES, BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
 from pipeline.errors import EXIT_OK, PipelineError, StorageError, UsageError
 from pipeline.grid.grid import Phase
-from pipeline.working import require_parent, working_folder
+from pipeline.temporary import require_parent, working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -176,11 +173,13 @@ def _write_band(stack: Stack, dataset: DatasetReader, band: str, dn: NDArray[np.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Split a file and say what comes next; returns the exit code."""
+    """Run the command; returns the exit code."""
     p = argparse.ArgumentParser(
         "python -m pipeline.archive.stack", description="Split a file of dates by bands into scenes of native pixels."
     )
-    p.add_argument("file", type=Path, help="raster on the 10 m grid: all bands of the first date, then the second ...")
+    p.add_argument(
+        "file", type=Path, help="raster on the 10 m grid: all bands of the first date, then of the second ..."
+    )
     p.add_argument("--bands", required=True, help="of one date, in their order: B02,B03,B04,B08,B05 ...")
     p.add_argument("--dates", required=True, help="in their order: 2018-04-29,2018-05-13 ...")
     p.add_argument("--scale", type=float, default=DN_SCALE, help="reflectance per unit of the file (%(default)g)")

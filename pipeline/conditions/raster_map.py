@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.archive.drivers import open_raster
+from pipeline.archive.read.gdal import open_raster
 from pipeline.conditions.vector_map import require_same
 from pipeline.errors import ReadError, UsageError
 

@@ -32,7 +32,7 @@ def _look(condition: Condition, path: Path) -> None:
     if condition.kind == "vector":
         vector_map.crs_of(path)
         return
-    from pipeline.archive.drivers import open_raster
+    from pipeline.archive.read.gdal import open_raster
 
     with open_raster(str(path), f"the map {condition.name}") as source:
         raster_map.require_fit(condition, str(path), source.count, bool(source.crs))

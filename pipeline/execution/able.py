@@ -1,13 +1,13 @@
-"""Whether workers that others started can do the work: the same software, and the store in their sight."""
+"""Checks that external workers run the same software and can write to the store."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from pipeline.archive.redaction import redact
 from pipeline.errors import PipelineError, UsageError
 from pipeline.execution.software import this_software
+from pipeline.redaction import redact
 from pipeline.store.current import Fence
 from pipeline.store.keys import LEASES
 from pipeline.store.place import place_of
@@ -15,14 +15,14 @@ from pipeline.store.place import place_of
 if TYPE_CHECKING:
     from distributed import Client
 
-_WORDS = 300  # characters of a worker's own words that are repeated
+_WORDS = 300  # characters of a worker's message that are shown
 
 
 def require_able(client: Client, store: str, digest: str) -> None:
-    """UsageError, in a worker's own words, when one of those that are there now could not do its part."""
+    """UsageError, with the worker's message, when a connected worker could not do the work."""
     try:
         answers = client.run(look, store, digest, on_error="return")
-    except Exception as error:  # from the scheduler: whatever could not be unpickled there
+    except Exception as error:  # raised by the scheduler for anything that cannot be unpickled there
         answers = {"the scheduler": error}
     expected = str(this_software())
     for worker, answer in sorted(answers.items(), key=lambda item: str(item[0])):
@@ -42,7 +42,7 @@ def require_able(client: Client, store: str, digest: str) -> None:
 
 
 def look(store: str, digest: str) -> str:
-    """In a worker: what it computes with, once it has seen that it may write into the store of the plan."""
+    """Run in a worker: its software, after checking that it can write to the store of the plan."""
     place = place_of(store)
     Fence(place, digest)
     probe = f"{LEASES}.probe-{uuid4().hex}"

@@ -219,8 +219,8 @@ def _beside_others(processes: int, unit: Unit, store: str, digest: str, attempt:
     Errors travel without what caused them. Dask would send that along, and where it cannot be pickled, as those of
     GDAL, the driver would get a plain Exception and know neither an outage nor a damaged file for what it is.
     """
-    from pipeline.archive.politeness import share
-    from pipeline.archive.redaction import redact_logs
+    from pipeline.archive.read.rate_limit import share
+    from pipeline.redaction import redact_logs
 
     redact_logs()  # a worker that we did not start has run no `worker_setup`
     share(processes)

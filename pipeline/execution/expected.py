@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.execution.catalogue_out import write_item
 from pipeline.execution.outline import template_of
+from pipeline.execution.stac_publish import write_item
 from pipeline.store import layout, template
 from pipeline.store.place import LocalPlace
 

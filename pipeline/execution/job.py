@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.archive.access import Access
+    from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Scene
     from pipeline.execution.plan import Plan
     from pipeline.execution.units import Unit, Zone

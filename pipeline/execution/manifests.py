@@ -1,7 +1,6 @@
-"""A run as Kubernetes manifests: the files of deploy/kubernetes/base, filled in.
+"""Kubernetes manifests of a run: the files of deploy/kubernetes/base, filled in.
 
-In: what a run and its tasks are. Out: YAML documents by file name, written or handed to kubectl. Nothing is planned
-here: the plan is a job of its own in the cluster, beside the storage. Imports task, receipts' atomic write, errors.
+Planning is a job of its own in the cluster, beside the storage.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import PipelineError, UsageError
 from pipeline.execution.task import Task, deploy_folder
 from pipeline.store.receipts import write_atomic
-from pipeline.working import require_ours
+from pipeline.temporary import require_ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -121,7 +120,7 @@ class Manifests:
         if "configMapRef" in source:
             source["configMapRef"]["name"] = self._renamed(source["configMapRef"]["name"])
         elif self.secret:
-            source["secretRef"] = {"name": self.secret}  # no longer optional: the user names it
+            source["secretRef"] = {"name": self.secret}  # named by the user, hence not optional
 
     def _renamed(self, name: str) -> str:
         return f"sen2fine-{self.name}{name.removeprefix('sen2fine')}"
@@ -143,7 +142,7 @@ class Manifests:
         container["args"] = [
             *(*begin, *area, f"--config={_AREA}/run.toml", "--out=$(SEN2FINE_STORE)"),
             *(f"--workers={self.parts * self.task.workers}", "--plan-only"),
-            *(word.replace("$(", "$$(") for word in self.flags),  # or Kubernetes would expand it
+            *(word.replace("$(", "$$(") for word in self.flags),  # else Kubernetes would expand it
         ]
 
     def _array(self, job: Document) -> None:
@@ -180,7 +179,7 @@ def as_yaml(documents: Sequence[Document]) -> str:
 
 
 def write(manifests: Manifests, folder: Path) -> list[Path]:
-    """Write the manifests into `folder`, made if need be; other files there stay. Raises StorageError, UsageError."""
+    """Write the manifests into `folder`, created if needed; other files are kept. Raises StorageError, UsageError."""
     texts = {name: as_yaml(documents) for name, documents in manifests.files().items()}
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--manifest {folder} is a file", "a folder")
@@ -192,7 +191,7 @@ def write(manifests: Manifests, folder: Path) -> list[Path]:
 
 
 def apply_commands(manifests: Manifests, files: Sequence[Path]) -> list[list[str]]:
-    """What kubectl is asked: end the jobs of an earlier submission, since jobs cannot be changed, then begin."""
+    """Kubectl commands: delete the jobs of an earlier submission, since jobs are immutable, then apply."""
     where = [f"--namespace={manifests.namespace}"] if manifests.namespace else []
     return [
         ["kubectl", *where, "delete", "job", "--ignore-not-found", f"--selector={manifests.selector}"],
@@ -207,7 +206,7 @@ def require_kubectl() -> None:
 
 
 def apply(manifests: Manifests, files: Sequence[Path]) -> None:
-    """Hand the manifests to the cluster. PipelineError with kubectl's own words when it refuses."""
+    """Apply the manifests. PipelineError with kubectl's own message when it refuses."""
     for command in apply_commands(manifests, files):
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
@@ -215,4 +214,4 @@ def apply(manifests: Manifests, files: Sequence[Path]) -> None:
             raise PipelineError(f"kubectl has not answered for {_TIMEOUT_S:.0f} s", cure="submit again") from error
         if done.returncode:
             words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise PipelineError(f"kubectl refuses: {words[-1]}", cure="mend it, then submit again with --apply")
+            raise PipelineError(f"kubectl refuses: {words[-1]}", cure="fix it, then submit again with --apply")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipeline.archive.access import Access
+from pipeline.archive.read.access import Access
 from pipeline.archive.scene import Period, Scene
 from pipeline.bands import BAND_NAMES
 from pipeline.conditions.frozen import Frozen
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pipeline.archive.cube import Cube
+    from pipeline.archive.read.cube import Cube
     from pipeline.store.place import Where
     from pipeline.superres.passes import Pass
 
@@ -320,7 +320,7 @@ def load_plan(store: Where) -> Plan:
 
 def open_cube(plan: Plan, *, epsg: int | None = None, period: int = 0) -> Cube:
     """The lazy input cube of one zone and time step: three native-resolution DataArrays and SCL, one step per scene."""
-    from pipeline.archive.cube import open_cube as open_scenes
+    from pipeline.archive.read.cube import open_cube as open_scenes
 
     zone = plan.zone(epsg) if epsg else plan.zones[0]
     scenes = plan.period_scenes(zone.epsg, period)

@@ -31,9 +31,9 @@ from pipeline.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from pipeline.archive.access import Access
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
     from pipeline.archive.catalog import Catalog
+    from pipeline.archive.read.access import Access
     from pipeline.config import RunConfig
     from pipeline.superres.spec import SceneState
     from pipeline.superres.weights import Choice
@@ -114,9 +114,9 @@ def _search(config: RunConfig, aoi: Aoi, around: Aoi, needed: Collection[str]) -
 
     `needed` are bands that are not stored, and without which the system cannot run.
     """
+    from pipeline.aoi.period import parse_period
     from pipeline.archive.catalog import load_catalog
-    from pipeline.archive.ground import grounds
-    from pipeline.archive.period import parse_period
+    from pipeline.archive.read.ground import grounds
     from pipeline.archive.search import search, summarised
 
     catalog = load_catalog(config.catalog)
@@ -169,7 +169,7 @@ def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tu
     if config.offset is not None:
         decision = OffsetDecision(config.offset, f"--offset {config.offset}", by_user=True)
         return tuple(replace(scene, offset=decision) for scene in found.scenes), []
-    from pipeline.archive.audit import audit_scene
+    from pipeline.archive.offset_audit import audit_scene
     from pipeline.archive.offset_verdict import verdict
 
     def audit(scene: Scene) -> tuple[Scene, str, str]:

@@ -12,8 +12,8 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.archive.redaction import redact
 from pipeline.errors import IntegrityError, PipelineError, ReadError, StorageError, Unreachable, UsageError
+from pipeline.redaction import redact
 from pipeline.store import sealed
 from pipeline.store.keys import RUN_FOLDER
 from pipeline.store.place import place_of

@@ -1,8 +1,7 @@
-"""The picture beside the store: 10 m input, bicubic interpolation and output of one place, in true and false colour.
+"""The quicklook beside a store: 10 m input, bicubic interpolation and output of one place, in true and false colour.
 
-In: a finished store and its plan. Out: arrays for `products.quicklook`. Reads the true input again through the
-archive, so that the picture shows what was measured, not what the output averages to. The picture of a remote store is
-written into the working folder.
+The input is read again through the archive, so that the picture shows what was measured, not block means of the output.
+The picture of a remote store is written into the current folder.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def write_quicklook(plan: Plan, store: Where) -> Path | None:
 
 
 def _about(plan: Plan, zone: Zone, place: Window) -> list[str]:
-    """Where the place is, and what its third panel holds."""
+    """Caption: where the place is, and what the third panel shows."""
     from pyproj import Transformer
 
     left, bottom, right, top = zone.grid.of(place).bounds_m
@@ -104,10 +103,10 @@ def _array(plan: Plan, store: Place, zone: Zone, name: str) -> zarr.Array[Any]:
 
 
 def _place(array: zarr.Array[Any], quality: zarr.Array[Any], zone: Zone, band: int) -> Window | None:
-    """Window of the store with most to see where detail is generated, or where there is none, is measured.
+    """Window of the store with the most structure in generated detail, or in measured pixels where there is none.
 
-    Among evenly spread candidates: the share of such pixels times their mean absolute step to the next in a row or
-    column, in square roots, so that many edges count for more than few strong ones.
+    Candidates are evenly spread. The score is the share of such pixels times the mean square root of the absolute step
+    to the next pixel in a row or column, so that many edges count for more than few strong ones.
     """
     grid = zone.grid.window
     side_y, side_x = (min(_SIDE_PX, length) for length in grid.shape)
@@ -149,7 +148,7 @@ def _output(array: zarr.Array[Any], zone: Zone, place: Window) -> NDArray[np.uin
 
 def _input(plan: Plan, zone: Zone, place: Window) -> dict[str, NDArray[np.uint16]]:
     """Native DN of the 10 m bands over `place`, through the same reader as the units."""
-    from pipeline.archive.cube import read_period
+    from pipeline.archive.read.cube import read_period
     from pipeline.execution.trust import require_local_access
 
     require_local_access(plan)
@@ -167,7 +166,7 @@ def _overview(
 ) -> tuple[NDArray[np.uint16], tuple[float, float, float, float]]:
     """The zone around `place`, decimated, and where `place` lies in it as fractions (left, top, right, bottom).
 
-    At most _OVERVIEW_CHUNKS chunks a side are read, so that the picture of a country costs no more than one of a town.
+    At most _OVERVIEW_CHUNKS chunks a side are read, so that the cost does not grow with the store.
     """
     grid, chunk = zone.grid.window, array.chunks[-1]
     reach = _OVERVIEW_CHUNKS * chunk
@@ -177,7 +176,7 @@ def _overview(
     step = max(1, -(-max(around.shape) // _OVERVIEW_PX))
     rows, cols = around.slices(grid)
     parts = []
-    for top in range(rows.start, rows.stop, chunk * step):  # a band of rows at a time keeps memory flat
+    for top in range(rows.start, rows.stop, chunk * step):  # one band of rows at a time, for constant memory
         band = array[0, :, top : min(top + chunk * step, rows.stop) : step, cols.start : cols.stop : step]
         parts.append(np.asarray(band))
     whole: NDArray[np.uint16] = np.concatenate(parts, axis=1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from shapely import Geometry
 
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
     from pipeline.archive.scene import Scene
     from pipeline.config import RunConfig
 
@@ -39,7 +39,7 @@ def grown_aoi(aoi: Aoi, by_m: float) -> Aoi:
     """The area to search in: the AOI and everything within `by_m` metres of it, under the same name and digest."""
     from shapely.geometry import mapping
 
-    from pipeline.archive.zones import grown
+    from pipeline.aoi.utm_zones import grown
 
     return replace(aoi, geometry=mapping(grown(aoi.shape, by_m)))
 
@@ -48,7 +48,7 @@ def over(shape: Geometry, scenes: Iterable[Scene]) -> list[Scene]:
     """Scenes whose footprint meets the shape (EPSG:4326)."""
     import shapely
 
-    from pipeline.archive.footprints import footprint_shape
+    from pipeline.aoi.footprints import footprint_shape
 
     shapely.prepare(shape)
     return [scene for scene in scenes if shape.intersects(footprint_shape(scene.footprint))]

@@ -1,7 +1,4 @@
-"""Dask schedulers that are there already: reached in private, or not at all.
-
-In: an address. Out: a client. Imports errors; distributed only inside functions.
-"""
+"""Connects to existing Dask schedulers, and only to private ones."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.execution.stop import Stop
 
-INSECURE_VARIABLE = "SEN2FINE_INSECURE_SCHEDULER"  # 1 lets in schedulers of other machines without encryption
+INSECURE_VARIABLE = "SEN2FINE_INSECURE_SCHEDULER"  # 1 allows unencrypted schedulers on other machines
 _CONNECT_TIMEOUT = "30s"
 _STEP_S = 1.0
 _ENCRYPTED = ("tls", "wss")
@@ -56,7 +53,7 @@ def existing_scheduler(address: str, workers_timeout_s: float, stop: Stop | None
 
 
 def _wait_for_a_worker(client: Client, timeout_s: float, stop: Stop | None) -> None:
-    """TimeoutError when none comes in time. In short steps, since a signal is heeded only between them."""
+    """TimeoutError when no worker arrives in time. Waits in short steps, between which signals are handled."""
     until = time.monotonic() + timeout_s
     try:
         while True:
@@ -75,7 +72,7 @@ def _wait_for_a_worker(client: Client, timeout_s: float, stop: Stop | None) -> N
 
 
 def _require_privacy(address: str) -> None:
-    """UsageError for a scheduler that others can reach and that asks them for no certificate."""
+    """UsageError for a scheduler that others can reach without a certificate."""
     parts = urlsplit(address if "://" in address else f"tcp://{address}")
     if parts.scheme in _ENCRYPTED or _is_loopback(parts.hostname or "") or os.environ.get(INSECURE_VARIABLE) == "1":
         return

@@ -1,8 +1,6 @@
-"""A frozen plan as SLURM jobs: an array that computes its parts, and a job that publishes what they wrote.
+"""Submits a frozen plan to SLURM: an array job that computes its parts, and a job that publishes the store.
 
-In: a planned store, what a task may use. Out: sbatch command lines, and the ids of submitted jobs. The scripts are
-deploy/slurm/array.sbatch and finalise.sbatch; everything they need goes to them by environment variables.
-Imports planned, task, layout, errors.
+The scripts are deploy/slurm/array.sbatch and finalise.sbatch; they are configured by environment variables.
 """
 
 from __future__ import annotations
@@ -24,24 +22,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.execution.planned import Planned
+    from pipeline.execution.job_plan import Planned
 
 _PROGRAMS = ("sbatch", "squeue", "scancel")
 _FINALISE_MIB = 4096
 _TIMEOUT_S = 120.0
-# What submit decides itself; in --sbatch they would tear array, log and publication apart.
+# Options that submit sets itself; in --sbatch they would separate array, logs and publication.
 _OURS = ("--array", "--cpus-per-task", "--dependency", "--export", "--help", "--job-name", "--mem", "--output",
          "--parsable", "--test-only", "--time", "--usage", "--version", "--wait", "--wrap")  # fmt: skip
 
 
 def job_name(digest: str) -> str:
-    """Name of all jobs of a plan, whenever they are submitted."""
+    """Name of all jobs of a plan, the same for each submission."""
     return f"sen2fine-{digest[:12]}"
 
 
 @dataclass(frozen=True)
 class Array:
-    """The parts of a plan that are to do as array tasks, `parallel` at a time (0: no limit); an array for each pass."""
+    """The unfinished parts of a plan as array tasks, `parallel` at a time (0: no limit); an array for each pass."""
 
     plan: Planned
     task: Task
@@ -60,7 +58,7 @@ class Array:
         return [number for number, todo in enumerate(self.plan.todo, start=1) if todo]
 
     def environment(self, of_pass: int = 0) -> dict[str, str]:
-        """What the scripts read; `of_pass` is that of an array, from 1."""
+        """Environment variables of the scripts; `of_pass` is that of an array, from 1."""
         which = [f"--pass {of_pass}"] if of_pass and len(self.plan.todo) > 1 else []
         return {
             "SEN2FINE_STORE": str(self.plan.store),
@@ -73,7 +71,7 @@ class Array:
 
     @property
     def at_once(self) -> int:
-        """Tasks that may run beside each other: they share the connections that a host of files grants."""
+        """Tasks that may run at the same time, and share the connections of a host."""
         return min(self.parallel or self.plan.parts, self.plan.parts)
 
     def commands(self, ids: Sequence[str] = ()) -> list[list[str]]:
@@ -110,7 +108,7 @@ class Array:
 
 
 def sbatch_options(text: str) -> tuple[str, ...]:
-    """Words of --sbatch. UsageError unless each is one option of its own, and none that submit decides."""
+    """Words of --sbatch. UsageError unless each is one option, and not one that submit sets."""
     try:
         words = tuple(shlex.split(text))
     except ValueError as error:
@@ -124,7 +122,7 @@ def sbatch_options(text: str) -> tuple[str, ...]:
 
 
 def _of_gpus(words: Sequence[str]) -> bool:
-    """Whether options of sbatch ask for GPUs, of a certain kind perhaps."""
+    """Whether options of sbatch request GPUs."""
     return any(word.startswith(("--gres=", "--gpus")) for word in words)
 
 
@@ -166,7 +164,7 @@ def require_idle(digest: str, store: Path | str) -> None:
 def submit(array: Array) -> tuple[list[str], str]:
     """Submit all jobs; (ids of the arrays, none when no part is to do, id of the publication).
 
-    PipelineError with SLURM's own words when it refuses; arrays without their publication are taken back.
+    PipelineError with SLURM's own message when it refuses; arrays without their publication are cancelled.
     """
     try:
         array.logs.mkdir(exist_ok=True)
@@ -193,7 +191,7 @@ def _submitted(command: list[str], environment: dict[str, str]) -> str:
 
 
 def _said(command: list[str], environment: dict[str, str] | None = None) -> str:
-    """Standard output of one of SLURM's commands. PipelineError with the last line of what it complains of."""
+    """Standard output of a SLURM command. PipelineError with the last line of its error output."""
     variables = {**os.environ, **(environment or {})}
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, env=variables)

@@ -1,10 +1,8 @@
-"""Dask workers as SLURM jobs, through dask-jobqueue: encrypted, one unit per process, as many as there are units left.
+"""Dask workers as SLURM jobs, through dask-jobqueue: encrypted, one unit per process, no more than remaining units.
 
-In: a number of workers, and the store, which all nodes see. Out: a Dask cluster. Imports layout, scaling and errors.
-
-Jobs are as `jobqueue.slurm` in Dask's settings describes them (~/.config/dask/jobqueue.yaml, or variables such as
-DASK_JOBQUEUE__SLURM__QUEUE): cores, memory, walltime, queue, account, interface. dask-jobqueue takes jobs that have
-ended for running ones; here they are struck off, and the cluster asks for new ones while units are left.
+Jobs are described by `jobqueue.slurm` in Dask's settings (~/.config/dask/jobqueue.yaml, or variables such as
+DASK_JOBQUEUE__SLURM__QUEUE): cores, memory, walltime, queue, account, interface. dask-jobqueue counts ended jobs as
+running; here they are removed, and the cluster requests new ones while units remain.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ _ASK_TIMEOUT_S = 60.0
 
 @contextmanager
 def slurm_workers(workers: int, store: Path, environment: dict[str, str], demand: Demand) -> Iterator[SLURMCluster]:
-    """A cluster of up to `workers` processes, as SLURM grants them and units are left; keys lie in the store.
+    """A cluster of up to `workers` processes, as SLURM grants them and units remain; keys lie in the store.
 
     UsageError when dask-jobqueue is missing, its settings describe no job, or SLURM would refuse the job.
     """
@@ -69,9 +67,9 @@ def slurm_workers(workers: int, store: Path, environment: dict[str, str], demand
 
 @contextmanager
 def _security(folder: str | Path) -> Iterator[Security]:
-    """Certificates of Dask's settings where there are some, else ones for this run alone, for the moment in `folder`.
+    """Certificates from Dask's settings, else temporary ones for this run, kept in `folder`.
 
-    A node is shared with other users, and whoever reaches a scheduler without TLS runs code as its owner.
+    Nodes are shared with other users, and anyone who reaches a scheduler without TLS can run code as its owner.
     """
     import dask
     from distributed import Security
@@ -93,7 +91,7 @@ def _security(folder: str | Path) -> Iterator[Security]:
 
 
 def _require_acceptance(script: str) -> None:
-    """UsageError in SLURM's own words when it would not take the job."""
+    """UsageError with SLURM's own message when it would not accept the job."""
     try:
         done = subprocess.run(
             ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False, timeout=_ASK_TIMEOUT_S
@@ -104,12 +102,14 @@ def _require_acceptance(script: str) -> None:
         raise UsageError(f"sbatch has not answered for {_ASK_TIMEOUT_S:.0f} s", cure="try again") from error
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UsageError(f"SLURM refuses the workers' job: {words[-1]}", cure="mend jobqueue.slurm in Dask's settings")
+        raise UsageError(
+            f"SLURM refuses the workers' job: {words[-1]}", cure="correct jobqueue.slurm in Dask's settings"
+        )
 
 
 @contextmanager
 def _swept(cluster: SLURMCluster) -> Iterator[None]:
-    """Strike ended jobs off the cluster's list, now and then, so that it asks for new ones."""
+    """Remove ended jobs from the cluster's list periodically, so that it requests new ones."""
     done = threading.Event()
     sweeper = threading.Thread(target=_sweep, args=(cluster, done), daemon=True)
     sweeper.start()
@@ -135,10 +135,10 @@ def _strike_off(cluster: SLURMCluster, name: str) -> None:
 
     job = cluster.workers.pop(name, None)
     if job is not None:
-        job.status = Status.closed  # else the cluster would not let itself be closed
+        job.status = Status.closed  # else the cluster could not be closed
 
 
 def _queued() -> set[str] | None:
-    """Ids of this user's jobs that wait or run; None when SLURM does not say."""
+    """Ids of this user's pending and running jobs; None when SLURM does not answer."""
     queue = subprocess.run(["squeue", "--me", "--noheader", "--format=%i"], capture_output=True, text=True, check=False)
     return None if queue.returncode else set(queue.stdout.split())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipeline.archive.access import Access
+    from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Scene
 
 _SIZE_10M = 64
@@ -37,7 +37,7 @@ def state_windows(scene: Scene, bands: tuple[str, ...], access: Access, count: i
     """
     import torch
 
-    from pipeline.archive.cube import read_period
+    from pipeline.archive.read.cube import read_period
 
     found: list[tuple[float, np.ndarray]] = []
     for tried, grid in enumerate(_candidates(scene)):

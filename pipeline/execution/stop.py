@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: remembered, and heeded where it can be done without loss."""
+"""Graceful stop: signals set a flag that is checked where a run can stop without loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
-        self.outage = ""  # who stays away, and what was last heard
+        self.outage = ""  # an unreachable archive or store, and its last error
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""

@@ -15,12 +15,12 @@ from pipeline.store.keys import BEGINNING_KEY
 from pipeline.store.lease import lease
 from pipeline.store.ownership import Standing, standing
 from pipeline.store.place import LocalPlace
-from pipeline.working import require_parent
+from pipeline.temporary import require_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
     from pipeline.config import RunConfig
     from pipeline.execution.plan import Plan
     from pipeline.store.lease import Lease

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pipeline.archive.access import Access
 from pipeline.archive.catalog import load_catalog
-from pipeline.archive.redaction import redact
-from pipeline.archive.stac_files import file_items
+from pipeline.archive.read.access import Access
+from pipeline.archive.stac.files import file_items
 from pipeline.errors import UsageError
+from pipeline.redaction import redact
 
 if TYPE_CHECKING:
     from pipeline.archive.catalog import Catalog

@@ -94,7 +94,7 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
 
 
 def _read(job: UnitJob) -> NativeRasters:
-    from pipeline.archive.cube import read_period
+    from pipeline.archive.read.cube import read_period
 
     return read_period(
         job.scenes,

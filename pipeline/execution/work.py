@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.archive.redaction import redact
 from pipeline.errors import (
     Interrupted,
     LeaseLost,
@@ -22,6 +21,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.execution.quarantine import Quarantine, allowed, isolated, worth_isolating
+from pipeline.redaction import redact
 from pipeline.store.receipts import Ledger, Receipt
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ def prepare_process(threads: int = 1) -> None:
     """Settings that every working process needs, once: one torch thread, and GDAL kept from indirect drivers."""
     import torch
 
-    from pipeline.archive.access import restrict_drivers
+    from pipeline.archive.read.gdal import restrict_drivers
 
     restrict_drivers()
     torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 
-from pipeline.archive.redaction import redact_logs
+from pipeline.redaction import redact_logs
 
 
 def dask_setup(worker: object) -> None:

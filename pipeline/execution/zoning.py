@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from shapely import Geometry
 
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
     from pipeline.archive.scene import Period, Scene
     from pipeline.config import RunConfig
     from pipeline.superres.passes import Pass
@@ -54,7 +54,7 @@ def zones_of(
     config: RunConfig, aoi: Aoi, around: Aoi, scenes: tuple[Scene, ...], workers: int, rim_m: float
 ) -> tuple[tuple[Zone, ...], list[str]]:
     """Zones of the AOI with the scenes that feed them, grown by `rim_m`, and notes. NoDataError where there is none."""
-    from pipeline.archive.aoi import to_utm, utm_parts
+    from pipeline.aoi.aoi import to_utm, utm_parts
     from pipeline.archive.passes import periods
 
     parts, notes = assign(utm_parts(aoi), scenes)
@@ -79,7 +79,7 @@ def assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[
     """
     import shapely
 
-    from pipeline.archive.footprints import footprint_shape
+    from pipeline.aoi.footprints import footprint_shape
 
     covered = {
         epsg: shapely.union_all([footprint_shape(scene.footprint) for scene in scenes if scene.epsg == epsg])

@@ -1,1 +1,1 @@
-"""Pure integers and floats: grids, the window lattice, keyed noise. No I/O, torch or dask; imports nothing above it."""
+"""Pure numbers: grids, the window lattice, positional noise, the sensor model. No I/O."""

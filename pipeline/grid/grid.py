@@ -1,6 +1,4 @@
-"""Grids and windows: where a pixel lies, in metres and in absolute indices of a UTM zone.
-
-In: metres and integers. Out: the same. Imports nothing of the pipeline.
+"""Grids and windows: pixel positions in metres and in absolute indices of a UTM zone.
 
 Index frame: columns count east, rows count SOUTH, both from the zone's (0, 0) plus the grid's phase, in pixels of
 a stated GSD. Pixel (row, col) of GSD g covers x from phase_x + g*col to + g and y from phase_y - g*row down to - g.

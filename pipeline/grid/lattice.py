@@ -53,7 +53,7 @@ class Lattice:
         return self.margin_px + self.ramp_px // 2
 
     def window(self, cell_row: int, cell_col: int) -> Window:
-        """What the model sees for one cell: a square of `window_px`."""
+        """Input window of a cell: a square of `window_px`."""
         size = self.window_px
         return Window(cell_row * self.stride_px - self.reach_px, cell_col * self.stride_px - self.reach_px, size, size)
 
@@ -70,7 +70,7 @@ class Lattice:
         if not windows:
             return []
         whole = reduce(Window.union, windows)
-        if sum(window.ny * window.nx for window in windows) == whole.ny * whole.nx:  # they tile it, as most units do
+        if sum(window.ny * window.nx for window in windows) == whole.ny * whole.nx:  # tiled, as in most units
             return self.cells_touching(whole.pad(around_px))
         return sorted({cell for window in windows for cell in self.cells_touching(window.pad(around_px))})
 

@@ -1,12 +1,10 @@
 """Noise as a pure function of position: counter-based normals keyed by seed, row, column, step and member.
 
-In: integers. Out: float32 standard normals. Imports `grid` only; no I/O, no torch, no dask, no global state.
-
 Generator: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), one call per pixel.
 The four counter words are (row + 2^31, column, step << 16 | member // 2, stream), so that no two pixels, steps, pairs
 of members or channel groups ever share a block; the key is the 64-bit seed. Normals follow from Box and Muller (1958)
-in float64. Members come in antithetic pairs: member 2k + 1 has the negated noise of member 2k, a fair draw as well, and
-the mean of a pair is free of all that is odd in the noise (Hammersley and Morton 1956).
+in float64. Members come in antithetic pairs: member 2k + 1 has the negated noise of member 2k, which is also a valid
+draw, and the mean of a pair is free of all odd terms in the noise (Hammersley and Morton 1956).
 """
 
 from __future__ import annotations
@@ -59,7 +57,7 @@ def _normals(words: tuple[NDArray[np.uint64], ...]) -> list[NDArray[np.float64]]
 def normal_field(
     window: Window, *, seed: int, channels: int, step: int = 0, member: int = 0, stream: int = 0
 ) -> NDArray[np.float32]:
-    """Standard normals (channels, ny, nx) at absolute pixels of `window`, equal however the ground is cut up.
+    """Standard normals (channels, ny, nx) at absolute pixels of `window`, the same for any tiling.
 
     `seed` has 64 bits, `step` and `member` 16 each; `stream` (24 bits) tells UTM zones and dates apart.
     """

@@ -1,22 +1,20 @@
-"""The sensor's view of an image: what a band would have measured, and the image nearest to it that measures right.
+"""The sensor model: what a band would have measured of an image, and the correction that makes an image agree with it.
 
-In: an image at 2.5 m and what was measured of it, as arrays. Out: arrays. Imports nothing; no I/O.
-
-A native pixel of factor k (4, 8 or 24 px a side) sees the image through a Gaussian, cut off k px from its centre, and
-averages over itself. The Gaussian follows from the MTF of the band at its Nyquist frequency, which a pixel's average
-alone would make 2/pi. Without the cut it would be, with sigma in px of 2.5 m,
+A native pixel of factor k (4, 8 or 24 px a side) sees the image through a Gaussian, truncated k px from its centre, and
+averages over itself. The Gaussian follows from the MTF of the band at its Nyquist frequency; the pixel average alone
+has an MTF of 2/pi there. Without the truncation, with sigma in px of 2.5 m,
 
     MTF = 2/pi * exp(-(pi * sigma / k)^2 / 2)
 
 With H the observation and B its adjoint times k*k (both keep a flat field), H B is a convolution on the native grid.
-The correction adds B K (y - H x) to an image x, where y is measured and K approaches the inverse of H B: exactly where
-the sensor sees well, and less the less it sees, (1 - (d / (d + s))^3) / s at transfer s of H B and damping d (Tikhonov
+The correction adds B K (y - H x) to an image x, where y is measured and K approximates the inverse of H B: exact where
+the transfer is high, damped where it is low, (1 - (d / (d + s))^3) / s at transfer s of H B and damping d (Tikhonov
 regularisation, three times iterated). K has a small support, so that a pixel depends on its surroundings alone.
 
-What y - H x is beside its own local mean, and no more than the noise of the sensor, is left as it is: the inverse would
-make grain of it. So the mean over a few native pixels is met exactly, and each of them within the noise.
+The part of y - H x that deviates from its local mean by no more than the sensor noise is ignored, because the inverse
+would turn it into grain. The mean over a few native pixels is therefore met exactly, and each pixel within the noise.
 
-Every sum runs in a fixed order of taps, pixel by pixel, so that results do not depend on how the ground is cut up.
+Every sum runs in a fixed order of taps, pixel by pixel, so that results do not depend on tiling.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ _DAMPING = {4: 0.02, 8: 0.02, 24: 0.01}
 # Within which a measured value is met; the instrument's noise is 5 to 15 DN over land. Meeting more of it gives flat
 # fields grain and costs accuracy, meeting less of it changes little: 0.02 dB from 2 to 5 DN, 0.015 dB from 5 to 10 DN.
 NOISE_DN = 5.0
-_ORDER = 3  # of the iterated regularisation
+_ORDER = 3  # iterations of the regularisation
 _SUPPORT = {4: 6, 8: 5, 24: 3}  # native pixels on each side of the inverse
 _LOCAL = {4: 2, 8: 2, 24: 0}  # likewise of the local mean; at 60 m, of the pixel itself: its noise is averaged
 _FREQUENCIES = 48  # along one axis, at which the inverse is designed
@@ -99,7 +97,7 @@ def _transfer(taps: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
 
 
 def _inverse(taps: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
-    """The kernel of the given support whose transfer is nearest to the wanted one; flat fields are met exactly."""
+    """The kernel of the given support whose transfer is nearest to the wanted one; exact for flat fields."""
     line, size = _transfer(taps, factor), _SUPPORT[factor]
     seen = np.outer(line, line)
     wanted = 1 - (_DAMPING[factor] / (_DAMPING[factor] + seen)) ** _ORDER
@@ -120,11 +118,11 @@ def _inverse(taps: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
             for row in {size - a, size + a}:
                 for col in {size - b, size + b}:
                     kernel[row, col] = value
-    return np.round(kernel, 6)  # so that it does not depend on the linear algebra of a machine
+    return np.round(kernel, 6)  # so that it does not depend on a machine's linear algebra
 
 
 def observed(image: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
-    """What the sensor measures of `image` (k*h, k*w), of those native pixels that it sees wholly: (h - 2, w - 2)."""
+    """What the sensor measures of `image` (k*h, k*w) in native pixels with full support: (h - 2, w - 2)."""
     return _observed(_observed(image, of, 0), of, 1)
 
 
@@ -159,9 +157,9 @@ def _spread(values: NDArray[np.float32], of: Sensor, axis: int) -> NDArray[np.fl
 
 
 def _beyond_noise(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
-    """A residual in DN without what noise explains, cut by twice the reach of the local mean.
+    """A residual in DN without the part explained by noise, smaller by twice the reach of the local mean.
 
-    What is left out has a local mean of nothing, too: of a skewed residual it would not have by itself.
+    The removed part has a local mean of zero, which is enforced because it would not hold for a skewed residual.
     """
     h = _LOCAL[of.factor]
     if not h:
@@ -174,14 +172,14 @@ def _beyond_noise(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float
 
 
 def _local_mean(values: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
-    """Means over `reach` neighbours on each side, cut by as many."""
+    """Means over `reach` neighbours on each side; the result is smaller by as many."""
     side = 2 * reach + 1
     mean: NDArray[np.float32] = _summed(_summed(values, side, 0), side, 1) / np.float32(side**2)
     return mean
 
 
 def _summed(values: NDArray[np.float32], count: int, axis: int) -> NDArray[np.float32]:
-    """Sums of `count` neighbours along an axis, always added up in the same order."""
+    """Sums of `count` neighbours along an axis, always added in the same order."""
     values = np.moveaxis(values, axis, 0)
     size = values.shape[0] - count + 1
     total = values[:size].copy()
@@ -206,5 +204,5 @@ def correction(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]
 
 
 def spread(values: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
-    """B of values (h, w) on the native grid: (k * (h - 2), k * (w - 2)) at 2.5 m; a flat field stays."""
+    """B of values (h, w) on the native grid: (k * (h - 2), k * (w - 2)) at 2.5 m; flat fields are preserved."""
     return _spread(_spread(values, of, 1), of, 0)

@@ -1,4 +1,1 @@
-"""What people take from a finished store: pages, pictures, GeoTIFFs, indices, colours. Reads stores, writes none.
-
-Imports store, grid, bands, errors; never archive or superres.
-"""
+"""Products of finished stores: pages, pictures, GeoTIFFs, indices. Stores are only read."""

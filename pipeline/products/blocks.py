@@ -1,8 +1,4 @@
-"""The pixels of a slab, block by block, in order; damaged or lost chunks raise instead of passing for nodata.
-
-In: a store's place, slabs. Out: blocks of all bands as stored. Imports errors, grid, receipts and selection;
-zarr inside functions.
-"""
+"""Reads the pixels of a slab block by block; damaged or lost chunks raise instead of reading as nodata."""
 
 from __future__ import annotations
 
@@ -30,11 +26,11 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place
     from pipeline.store.selection import Slab
 
-_AHEAD = 8  # blocks asked for before their turn, where a question travels far
+_AHEAD = 8  # blocks to read ahead from a remote store
 
 
 class Stored:
-    """Reads blocks of a store's arrays, and knows from its receipts which chunks must be there."""
+    """Reads blocks of a store's arrays; its receipts tell which chunks must exist."""
 
     def __init__(self, place: Place, plan_digest: str, *, complete: bool = True) -> None:
         self.place = place
@@ -83,8 +79,8 @@ class Stored:
     def read(self, array: zarr.Array[Any], slab: Slab, block: Window) -> NDArray[np.generic]:
         """Values (band, y, x) of all bands, nodata of uncertainty 65535 whatever the store's format.
 
-        IntegrityError when a chunk is damaged, or missing against its receipt, or is there without one in a complete
-        store. Of a store that lacks units, a chunk without a receipt is what such a unit left: it reads as nodata.
+        IntegrityError when a chunk is damaged, missing although a receipt names it, or without a receipt in a complete
+        store. In an incomplete store, a chunk without a receipt was left by an unfinished unit and reads as nodata.
         """
         rows, cols = slice(block.row, block.row_end), slice(block.col, block.col_end)
         try:
@@ -104,7 +100,7 @@ class Stored:
     def _compare_with_receipts(
         self, array: zarr.Array[Any], slab: Slab, rows: slice, cols: slice, values: NDArray[np.generic]
     ) -> None:
-        """Chunks without any value are not stored, and chunks with values are named by a receipt."""
+        """Compare chunks with receipts: empty chunks are not stored, and all others are named by a receipt."""
         fill = array.fill_value
         step = (array.shards or array.chunks)[-1]
         lead = f"{slab.group}/" if slab.group else ""

@@ -1,11 +1,8 @@
-"""Cloud-optimised GeoTIFFs of a finished store, in memory that does not grow with it.
+"""Cloud-optimised GeoTIFFs of a finished store, written in constant memory.
 
-In: a store, a `Request`, a folder. Out: one GeoTIFF per zone, time step, variable and band, or one for all bands.
-Imports blocks, errors, geotiff, place, selection and working; rasterio and zarr inside functions.
-
-The window is read block by block, all bands of a block at once, into tiled, compressed working files. GDAL's COG driver
-then makes the overviews and puts everything in order. A file appears under its name whole, after its sums were compared
-with those of what was read. No VRT in between: archives' files keep that driver switched off (archive/access.py).
+A window is read block by block, all bands of a block at once, into tiled, compressed temporary files. GDAL's COG driver
+then builds the overviews and the final layout. A file appears under its name only when it is complete and its sums have
+been compared with those of the pixels read. No VRT is used, because that driver is disabled (`archive/read/gdal.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from pipeline.store.layout import STATUS_COMPLETE
 from pipeline.store.levels import gsd_name
 from pipeline.store.place import place_of, storage_error, write_atomic
 from pipeline.store.selection import CLASSES, Request, Slab, require_finished, root_attributes, select, store_name
-from pipeline.working import require_parent, working_folder
+from pipeline.temporary import require_parent, working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,7 +63,7 @@ class Cog:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and what the user should know of it."""
+    """Files that were written, and notes for the user."""
 
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
@@ -87,7 +84,7 @@ def export_cogs(
     """Write the COGs of a request into the folder `out`, which is made if its parent exists.
 
     Raises UsageError where the store does not hold what is asked for or files stand in the way, IntegrityError for
-    damaged chunks, StorageError when the disk refuses. Files are put in place whole, those of one slab together.
+    damaged chunks, StorageError when the disk refuses. Complete files are moved into place, those of one slab together.
     """
     require_parent(out)
     place = place_of(store)
@@ -148,7 +145,7 @@ def _require_free(paths: list[Path], *, overwrite: bool) -> None:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """The folder exists; what the system or GDAL refuses to write is a StorageError."""
+    """Create the folder; failures of the system or GDAL to write become StorageErrors."""
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
 
@@ -174,7 +171,7 @@ def _gdal() -> Iterator[None]:
 def _write_slab(
     stored: Stored, cogs: list[Cog], working: Path, compress: str, require_unchanged: Callable[[], None]
 ) -> list[Written]:
-    """Write the files of one slab, and put them in place together, if the store is still the same; what they hold."""
+    """Write the files of one slab and move them into place together, if the store has not changed; returns them."""
     slab = cogs[0].slab
     array = stored.array(slab)
     raws = [working / f"{number}.raw.tif" for number in range(len(cogs))]
@@ -196,13 +193,13 @@ def _write_slab(
 
 
 def _name_classes(cog: Cog, meanings: tuple[str, ...]) -> None:
-    """Put the words for classes beside their file: GDAL finds them in `.aux.xml` only, and QGIS labels by them."""
+    """Write class names to the `.aux.xml`, the only place where GDAL finds them; QGIS uses them as labels."""
     names = of_file(of_classes(cog.slab.variable, " ".join(meanings), (cog.slab.time_utc,)))
     write_atomic(cog.path.with_name(f"{cog.path.name}.aux.xml"), names)
 
 
 def _stream(stored: Stored, array: zarr.Array[Any], cogs: list[Cog], raws: list[Path]) -> list[list[int]]:
-    """Copy the slab into the working files, block by block; returns the sums of DN per file and band.
+    """Copy the slab into the temporary files, block by block; returns the sums of DN per file and band.
 
     Blocks are tiles of the files. Without a box they are chunks, too; within one they touch up to four each.
     """
@@ -231,7 +228,7 @@ def _stream(stored: Stored, array: zarr.Array[Any], cogs: list[Cog], raws: list[
 
 
 def _require_room(folder: Path, size: int) -> None:
-    """StorageError before a disk is full: libtiff would fill the terminal with complaints, and say so at the end."""
+    """StorageError before a disk is full, which libtiff reports only at the end, after many messages."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise StorageError(
@@ -249,7 +246,7 @@ def _flags(array: zarr.Array[Any]) -> dict[str, str]:
 
 
 def _translate(raw: Path, finished: Path, slab: Slab, compress: str) -> None:
-    """Put the working file in order; GDAL makes overviews of classes, those of numbers it is given."""
+    """Convert a temporary file to a COG; GDAL builds overviews of classes, and is given those of numbers."""
     import rasterio.shutil
 
     means: list[Path] = []

@@ -1,9 +1,7 @@
 """STAC items of exported GeoTIFFs: one per zone and time step, beside its files.
 
-In: slabs and the files made of them. Out: JSON. Imports bands, errors, selection and gdal_names.
-
-STAC 1.0 with `proj:epsg`, `raster:bands` and `eo:bands`, which stackstac and odc-stac read; stackstac 0.5 knows nothing
-of their successors in STAC 1.1. pystac turns them into those on reading.
+STAC 1.0 with `proj:epsg`, `raster:bands` and `eo:bands`, which stackstac and odc-stac read; stackstac 0.5 does not know
+their successors in STAC 1.1. pystac migrates them on reading.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ _IDENTITY = ("datetime", "proj:epsg", "proj:shape", "proj:transform", "sen2fine:
 
 @dataclass(frozen=True)
 class Written:
-    """A file: what of the store it holds, and for classes their words from 0 on."""
+    """A written file: its part of the store, and class names from 0 on."""
 
     path: Path
     slab: Slab
@@ -70,7 +68,7 @@ def item_of(name: str, files: Sequence[Written]) -> dict[str, Any]:
 
 
 def may_extend(path: Path, slab: Slab) -> bool:
-    """Whether the file is an item of the slab's grid, run and time, to which assets can be added."""
+    """Whether an item is of the slab's grid, run and time, so that assets can be added to it."""
     earlier, properties = _read(path), _properties(slab)
     return earlier is not None and all(_property(earlier, key) == properties.get(key) for key in _IDENTITY)
 
@@ -89,7 +87,7 @@ def write_item(path: Path, item: dict[str, Any], slab: Slab) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The item in a file; None where there is none, or something else."""
+    """The item in a file; None without one."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):

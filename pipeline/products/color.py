@@ -1,7 +1,4 @@
-"""Colour pictures of an opened store, with a fixed stretch, so that dates and places compare.
-
-In: what `open_store` or `open_measured` gave. Out: lazy uint8 RGB. Imports indices and errors only.
-"""
+"""Colour pictures of an opened store, with a fixed stretch so that dates and places compare."""
 
 from __future__ import annotations
 
@@ -44,8 +41,8 @@ def true_color(
     """B04 B03 B02 as a picture: lazy uint8 (time, y, x, rgb), or (y, x, rgb) of one date, as `plot.imshow` takes it.
 
     Reflectance `low` becomes 1 and `high` (one number, or one per band) 255, whatever the date and place, so that
-    pictures compare; beyond it is cut off; `gamma` above 1 lightens what is dark. 0 0 0 is nodata in any of the three
-    bands and nothing else; with `alpha` a fourth value says so: 0 there, else 255. UsageError for a band that `ds`
+    pictures compare; values beyond are clipped; `gamma` above 1 lightens dark areas. 0 0 0 is nodata in any of the 3
+    bands and nothing else; `alpha` adds a fourth value, 0 for nodata and 255 elsewhere. UsageError for a band that `ds`
     lacks, or no stretch.
     """
     return _color(ds, TRUE_COLOR, "true_color", (low, high, gamma), alpha=alpha)
@@ -102,7 +99,7 @@ def _picture(
     measured = layers.notnull().all("rgb")
     span = xr.DataArray(np.broadcast_to(np.asarray(high, np.float32) - np.float32(low), len(bands)), dims="rgb")
     scaled = ((layers - low) / span).clip(0, 1) ** (1 / gamma)
-    # an empty picture is not all black: 0 is kept for nodata, as in ESA's true-colour images
+    # valid pixels start at 1: 0 is reserved for nodata, as in ESA's true-colour images
     shown = (1 + 254 * scaled).round().where(measured, 0).astype(np.uint8)
     channels = ["red", "green", "blue"]
     if alpha:

@@ -1,8 +1,4 @@
-"""What a GeoTIFF of a store says of itself: CRS, transform, nodata, scale, names, classes, provenance.
-
-In: a slab. Out: options of rasterio for its file, and everything else written into the open file. Imports bands and
-selection; rasterio inside functions.
-"""
+"""Metadata of exported GeoTIFFs: CRS, transform, nodata, scale, names, classes, provenance."""
 
 from __future__ import annotations
 
@@ -21,8 +17,8 @@ if TYPE_CHECKING:
 
     from pipeline.store.selection import Slab
 
-_INTERPRETED = {"B02": "blue", "B03": "green", "B04": "red"}  # what GDAL before 3.10 knows
-# An item of GDAL's metadata as it is in the file, and a name of the same length in its place until that is finished.
+_INTERPRETED = {"B02": "blue", "B03": "green", "B04": "red"}  # colours that GDAL before 3.10 knows
+# An item of GDAL's metadata in the file, and a placeholder of the same length until the file is finished.
 _DATE_ITEM = 'ACQUISITIONDATETIME" domain="IMAGERY'
 _DATE_MARK = "ACQUISITIONDATETIME".ljust(len(_DATE_ITEM), "_")
 _SHOWN_SCENES = 50  # ids beyond these make the tag longer than some readers take
@@ -78,10 +74,10 @@ def describe(file: DatasetWriter, slab: Slab, bands: tuple[str, ...], flags: Map
 
 
 def date_image(path: Path) -> None:
-    """Move the date of a finished file into the domain IMAGERY, where rio-stac looks, without moving a byte of it.
+    """Move the date of a finished file into the domain IMAGERY, where rio-stac looks, in place.
 
-    GDAL's COG driver copies that domain only with COPY_SRC_MDD=YES, which loses what bands say of themselves (3.9 to
-    3.12); to write it afterwards would put the head of the file at its end. ValueError where the mark is missing.
+    GDAL's COG driver copies that domain only with COPY_SRC_MDD=YES, which loses band metadata (3.9 to 3.12); writing it
+    afterwards would move the file's header to its end. ValueError where the mark is missing.
     """
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
         at = content.find(_DATE_MARK.encode())
@@ -91,7 +87,7 @@ def date_image(path: Path) -> None:
 
 
 def _tags(slab: Slab, bands: tuple[str, ...]) -> dict[str, str]:
-    """Provenance of the file, as its group states it."""
+    """Provenance tags, from the attributes of the group."""
     stated = slab.attributes
     period = _period(slab)
     scenes = [str(name) for name in period.get("scenes", [])]
@@ -122,6 +118,6 @@ def _tags(slab: Slab, bands: tuple[str, ...]) -> dict[str, str]:
 
 
 def _period(slab: Slab) -> dict[str, Any]:
-    """What the group's attributes say of the time step: its label, how scenes were combined, and which."""
+    """Attributes of the time step: its label, how scenes were combined, and which."""
     periods: list[dict[str, Any]] = list(slab.attributes.get("periods", []))
     return periods[slab.time_index] if slab.time_index < len(periods) else {}

@@ -1,7 +1,5 @@
 """Spectral indices of an opened store.
 
-In: what `open_store` or `open_measured` gave. Out: lazy DataArrays. Imports errors and bands only.
-
 Formulas are those of the literature on surface reflectance, with B08 as near infrared throughout: at 2.5 m it is the
 near-infrared band measured most finely. Reflectance is as stored, baseline differences removed, and may be slightly
 negative, so that normalised differences of dark ground can leave -1 to 1; nothing is clipped.
@@ -152,7 +150,7 @@ def bands_of(zone: xr.Dataset, names: Sequence[str], purpose: str) -> list[DataA
 
 
 def _of_band(zone: xr.Dataset) -> list[str]:
-    """Coordinates that describe a band, which an index of several has no use for."""
+    """Coordinates that describe one band, dropped from an index of several."""
     return [str(name) for name, values in zone.reflectance.coords.items() if "band" in values.dims]
 
 

@@ -1,6 +1,6 @@
-"""Pictures of a store: the quicklook PNG. In: reflectance arrays. Out: files. Imports place only; no archive.
+"""The quicklook PNG of a store.
 
-Every picture says in its text chunks that it is one of ours, so that no other file is ever overwritten.
+Its text chunks identify it as written by this software, so that no other file is overwritten.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Overview:
-    """Where the place lies: the area around it (3, y, x), and the place in it as fractions of its sides."""
+    """The area around the place (3, y, x), and the place as fractions of its sides."""
 
     image: NDArray[np.float32]
     box: tuple[float, float, float, float]  # left, top, right, bottom
@@ -70,7 +70,7 @@ def _to_rgb(image: NDArray[np.float32], limits: tuple[NDArray[np.float32], NDArr
 
 
 def _tile(rgb: NDArray[np.uint8], side_px: int) -> PilImage.Image:
-    """Enlarged by whole pixels so that what a pixel is stays visible; what is larger than the tile is averaged."""
+    """Enlarged by a whole factor so that pixels stay visible, or averaged if larger than the tile."""
     from PIL import Image
 
     image, side = Image.fromarray(rgb), max(rgb.shape[:2])
@@ -93,7 +93,7 @@ def is_quicklook(path: Path) -> bool:
 
 
 def _put(path: Path, content: bytes) -> None:
-    """Write a picture; StorageError where there is another file."""
+    """Write a picture; StorageError if another file exists there."""
     if is_quicklook(path):
         write_atomic(path, content)
     elif not LocalPlace(path.parent).create(path.name, content):
@@ -101,9 +101,9 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def quicklook(path: Path, panels: list[Panel], overview: Overview, title: str, about: list[str], system: str) -> None:
-    """Write the PNG: where the place lies, and per row its 10 m pixels, these interpolated, and the output.
+    """Write the PNG: an overview, and per row the 10 m pixels, their interpolation, and the output.
 
-    `about`: lines below the title. StorageError where there is a file that is no picture of ours.
+    `about`: lines below the title. StorageError if a foreign file exists there.
     """
     from PIL import Image, ImageDraw, ImageFont
     from PIL.PngImagePlugin import PngInfo

@@ -1,7 +1,4 @@
-"""What the sensor would measure of the output: `pipeline.reobserve`, the counterpart of `pipeline.open_measured`.
-
-In: reflectance at 2.5 m. Out: reflectance on the native grids. Imports bands and the sensor; lazy with dask.
-"""
+"""What the sensor would measure of the output: `pipeline.reobserve`, the counterpart of `pipeline.open_measured`."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid.sensor import Sensor
 
-_CHUNK_PX = 1920  # of work; a multiple of 24
+_CHUNK_PX = 1920  # of processing; a multiple of 24
 
 
 def reobserve(reflectance: xr.DataArray, mtf: Mapping[str, float] | None = None) -> dict[int, xr.DataArray]:

@@ -1,7 +1,7 @@
-"""Overviews of a GeoTIFF by the rules of the store's own: means without nodata, rounded without bias.
+"""Overviews of a GeoTIFF by the store's rules: means without nodata, rounded without bias.
 
-GDAL's AVERAGE rounds halves up, which brightens every level by 0.125 DN. In: a GeoTIFF. Out: `.ovr` files beside it,
-each the overview of the one before, from which GDAL's COG driver takes them. rasterio inside functions.
+GDAL's AVERAGE rounds halves up, which brightens every level by 0.125 DN. Each `.ovr` file is the overview of the one
+before, and GDAL's COG driver takes its overviews from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rasterio.io import DatasetReader, DatasetWriter
 
-_STRIP_PX = 512  # rows of an overview made at once
+_STRIP_PX = 512  # rows of an overview processed at once
 
 
 def write_means(path: Path, nodata: int, smallest_px: int, options: dict[str, Any]) -> list[Path]:
@@ -29,7 +29,7 @@ def write_means(path: Path, nodata: int, smallest_px: int, options: dict[str, An
 
     written: list[Path] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an overview takes the place of its image
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # each overview becomes the source of the next
         while True:
             with rasterio.open(written[-1] if written else path) as source:
                 if max(source.shape) <= smallest_px:

@@ -1,4 +1,4 @@
-"""`python -m tests.archive.offset_audit`: the numbers behind the thresholds of pipeline/archive/audit.py.
+"""`python -m tests.archive.offset_audit`: the numbers behind the thresholds of pipeline/archive/offset_audit.py.
 
 Every real scene of known offset, and random crops of it half as wide, are judged as they are and with 1000 DN added or
 taken off. Needs the real imagery (SEN2FINE_DATA).
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.archive.audit import AUDIT_BANDS, judge_offset
+from pipeline.archive.offset_audit import AUDIT_BANDS, judge_offset
 from tests.conftest import DATA
 
 if TYPE_CHECKING:

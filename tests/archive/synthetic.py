@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.archive.index_file import write_index
-from pipeline.archive.local import footprint_of
+from pipeline.archive.local.scan import footprint_of
 from pipeline.archive.scene import OffsetDecision, Raster, Scene
+from pipeline.archive.stac.index_file import write_index
 from pipeline.bands import BAND_NAMES, BY_NAME, SCL
 
 if TYPE_CHECKING:

@@ -11,19 +11,19 @@ import socket
 
 import pytest
 
-from pipeline.archive.access import Access
-from pipeline.archive.aoi import aoi_from_bbox
-from pipeline.archive.catalog import Catalog, Limits, Patience, known_catalogs, load_catalog
-from pipeline.archive.index_file import write_index
+from pipeline.aoi.aoi import aoi_from_bbox
+from pipeline.archive.catalog import Catalog, Limits, RetryPolicy, known_catalogs, load_catalog
 from pipeline.archive.radiometry import offset_from_rule
+from pipeline.archive.read.access import Access
 from pipeline.archive.search import search, summarised
-from pipeline.archive.stac import RejectedItem, scene_from_item
+from pipeline.archive.stac.index_file import write_index
+from pipeline.archive.stac.item import RejectedItem, scene_from_item
 from pipeline.bands import BAND_NAMES, BY_NAME
 from pipeline.errors import Interrupted, UpstreamError, UsageError
 from tests.archive.stac_server import footprint, make_item, stac_server
 
 AOI = aoi_from_bbox(7.8, 45.6, 7.9, 45.7)
-QUICK = Patience(connect_s=2, read_s=0.5, tries=3, backoff_s=0.01, max_retry_after_s=2)
+QUICK = RetryPolicy(connect_s=2, read_s=0.5, tries=3, backoff_s=0.01, max_retry_after_s=2)
 ANYWHERE = Catalog("test", "file", "", hosts=("*", "data.example.org"))
 EARTH_SEARCH_KEYS = {
     **{"B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1", "B06": "rededge2"},
@@ -465,7 +465,7 @@ def test_relative_hrefs_start_from_base_or_the_items_address(tmp_path):
 def found(items, **kwargs):
     """What a search over these items answers."""
     with stac_server(items, page_items=50) as server:
-        return search(api(server, **kwargs), AOI, None, None, None, patience=QUICK)
+        return search(api(server, **kwargs), AOI, None, None, None, retry_policy=QUICK)
 
 
 def api(server, **kwargs):
@@ -519,7 +519,7 @@ def archive(server):
 
 def run_search(server, **kwargs):
     arguments = {"start": "2024-01-01T00:00:00Z", "end": "2024-12-31T23:59:59Z", "max_cloud": None, **kwargs}
-    return search(api(server), AOI, patience=arguments.pop("patience", QUICK), **arguments)
+    return search(api(server), AOI, retry_policy=arguments.pop("retry_policy", QUICK), **arguments)
 
 
 def test_all_pages_are_read_in_order_of_time(archive):
@@ -580,7 +580,7 @@ def test_retry_after_is_honoured_up_to_our_patience(archive):
     run_search(archive)
     assert archive.searches[1][0] - archive.searches[0][0] >= 1.0
     archive.fault_count, archive.retry_after, archive.requests = 0, 3600, []
-    run_search(archive, patience=dataclasses.replace(QUICK, max_retry_after_s=0.1))
+    run_search(archive, retry_policy=dataclasses.replace(QUICK, max_retry_after_s=0.1))
     assert len(archive.searches) == 4
 
 
@@ -606,7 +606,7 @@ def test_a_loop_without_a_count_is_split_by_month(archive):
 def test_faults_that_stay_end_in_one_line_with_the_host(archive, fault, error, expected):
     archive.fault = fault
     with pytest.raises(error, match=expected) as caught:
-        run_search(archive, patience=dataclasses.replace(QUICK, tries=2))
+        run_search(archive, retry_policy=dataclasses.replace(QUICK, tries=2))
     host = archive.url.removeprefix("http://")
     assert host in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -622,7 +622,7 @@ def test_a_list_that_runs_in_a_circle_is_an_error(archive):
 def test_endless_pages_are_cut_off(archive):
     archive.fault = "endless"
     with pytest.raises(UpstreamError, match="goes on after 7 pages"):
-        search(api(archive, limits=Limits(max_pages=7)), AOI, None, None, None, patience=QUICK)
+        search(api(archive, limits=Limits(max_pages=7)), AOI, None, None, None, retry_policy=QUICK)
 
 
 def test_a_dead_host_is_named():
@@ -630,7 +630,7 @@ def test_a_dead_host_is_named():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(Interrupted, match=f"127.0.0.1:{port}"):
-        search(load_catalog(f"http://127.0.0.1:{port}"), AOI, None, None, None, patience=QUICK)
+        search(load_catalog(f"http://127.0.0.1:{port}"), AOI, None, None, None, retry_policy=QUICK)
 
 
 def test_a_page_that_is_no_stac_api_is_a_usage_error(archive, monkeypatch):
@@ -652,7 +652,7 @@ def test_detailed_areas_are_simplified_for_the_request_only(archive):
 
     circle = shapely.Point(7.85, 45.65).buffer(0.05, quad_segs=500)
     aoi = dataclasses.replace(AOI, geometry=mapping(circle))
-    result = search(api(archive), aoi, None, None, None, patience=QUICK)
+    result = search(api(archive), aoi, None, None, None, retry_policy=QUICK)
     sent = archive.searches[0][3]["intersects"]
     assert len(sent["coordinates"][0]) <= 400
     assert shapely.geometry.shape(sent).contains(circle)
@@ -744,7 +744,7 @@ def test_items_across_the_antimeridian_are_found():
 
 def ids_of(item, aoi):
     with stac_server([item]) as server:
-        return ids(search(api(server), aoi, None, None, None, patience=QUICK))
+        return ids(search(api(server), aoi, None, None, None, retry_policy=QUICK))
 
 
 def test_access_of_a_catalogue_is_no_wider_than_its_hosts():

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.archive.composite import UNCLEAR_SCL, median, mosaic
-from pipeline.archive.cube import LazyRasters
+from pipeline.archive.read.composite import UNCLEAR_SCL, median, mosaic
+from pipeline.archive.read.cube import LazyRasters
 from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import NativeRasters
 

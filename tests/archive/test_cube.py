@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.archive import access as access_module
-from pipeline.archive.access import Access
-from pipeline.archive.bandfile import UNCLASSIFIED
-from pipeline.archive.cube import open_cube, read, read_period
+from pipeline.archive.read import access as access_module
+from pipeline.archive.read.access import Access
+from pipeline.archive.read.band_file import UNCLASSIFIED
+from pipeline.archive.read.cube import open_cube, read, read_period
 from pipeline.archive.scene import Raster
 from pipeline.bands import BAND_NAMES, BY_NAME, GSDS_M, SCL, bands_at
 from pipeline.errors import ReadError, UsageError
@@ -48,7 +48,7 @@ def grid_over(scene, pad_m=120, phase=None):
 
 
 def expected(band, native, scene, shift=1000):
-    """(y, x) house DN that `coordinate_dn` promises on `native`, 0 outside the scene."""
+    """(y, x) canonical DN that `coordinate_dn` promises on `native`, 0 outside the scene."""
     window, raster = native.window, next(r for r in scene.rasters if r.gsd_m == BY_NAME[band].gsd_m)
     rows = np.arange(window.row, window.row_end)
     cols = np.arange(window.col, window.col_end)
@@ -121,7 +121,7 @@ def stored(scene, band):
         return dataset.read(1).astype(int)
 
 
-def test_both_offsets_give_the_same_house_dn(tmp_path, local):
+def test_both_offsets_give_the_same_canonical_dn(tmp_path, local):
     before = make_scene(tmp_path, scene_id="before", size_m=SIDE, offset_dn=0, nodata_left_m=200)
     after = make_scene(tmp_path, scene_id="after", size_m=SIDE, offset_dn=-1000, nodata_left_m=200)
     grid = grid_over(before)
@@ -471,7 +471,7 @@ def test_repeated_scenes_and_shared_files_are_refused(tmp_path, local):
 
 @pytest.mark.shared_data
 def test_real_scene_of_fractional_phase_is_read_whole(shared_data):
-    from pipeline.archive.local import scan
+    from pipeline.archive.local.scan import scan
 
     scene = scan(shared_data / "s2_l2a/majortom_native/282D_485L_3_3", datetime_utc="2020-01-01")[0][0]
     access = Access(roots=(str(shared_data),))

@@ -8,9 +8,9 @@ import pytest
 import rasterio
 from rasterio.enums import ColorInterp
 
-from pipeline.archive.access import Access
-from pipeline.archive.cube import read_period
-from pipeline.archive.local import scan
+from pipeline.archive.local.scan import scan
+from pipeline.archive.read.access import Access
+from pipeline.archive.read.cube import read_period
 from pipeline.archive.scene import Raster
 from pipeline.bands import BAND_NAMES, SCL
 from pipeline.errors import ReadError, UsageError

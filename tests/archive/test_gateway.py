@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.archive import access as access_module
-from pipeline.archive import gateway, hosts, retry
-from pipeline.archive.access import Access, open_raster
-from pipeline.archive.bandfile import gdal_options
-from pipeline.archive.hosts import HostPolicy, Refused, is_public
-from pipeline.archive.web import guarded, open_url
+from pipeline.archive.read import access as access_module
+from pipeline.archive.read import gateway, host_policy, retry
+from pipeline.archive.read.access import Access
+from pipeline.archive.read.band_file import gdal_options
+from pipeline.archive.read.gdal import open_raster
+from pipeline.archive.read.guarded_http import guarded, open_url
+from pipeline.archive.read.host_policy import HostPolicy, Refused, is_public
 from pipeline.errors import ReadError, Unreachable, UpstreamError
 from tests.archive.stac_server import serving
 
@@ -175,15 +176,15 @@ def test_dns_rebinding_after_the_check_reaches_nothing(content, monkeypatch):
         resolved.append(next(answers) if host == "rebound.example.org" else host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (resolved[-1], port))]
 
-    monkeypatch.setattr(hosts.socket, "getaddrinfo", resolve)
-    hosts._resolves_inside.cache_clear()
+    monkeypatch.setattr(host_policy.socket, "getaddrinfo", resolve)
+    host_policy._resolves_inside.cache_clear()
     from requests import Session
 
     session = guarded(Session(), HostPolicy(("*",)))
     for inner in ("127.0.0.1", "::1", "169.254.169.254", "::ffff:127.0.0.1"):
         with pytest.raises(Refused, match=f"it resolves to {inner}, which is not a public address"):
             open_url(session, "https://rebound.example.org/a.tif", {})
-    hosts._resolves_inside.cache_clear()
+    host_policy._resolves_inside.cache_clear()
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch):
@@ -201,7 +202,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in ("93.184.216.34", "93.184.216.35")]
 
     monkeypatch.setattr("urllib3.util.connection.create_connection", connect)
-    monkeypatch.setattr(hosts.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(host_policy.socket, "getaddrinfo", resolve)
     with pytest.raises(Failed):
         open_url(guarded(Session(), HostPolicy(("*",))), "https://two.example.org/a.tif", {})
     assert tried == [("93.184.216.34", 443), ("93.184.216.35", 443)]
@@ -224,7 +225,7 @@ def test_gdal_is_kept_from_dns_rebinding(content, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(REBOUND)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(gateway, "_running", [])
-    monkeypatch.setattr(hosts, "_resolves_inside", lambda _host: False)  # what this process saw
+    monkeypatch.setattr(host_policy, "_resolves_inside", lambda _host: False)  # what this process saw
     with pytest.raises(ReadError, match="it resolves to 127.0.0.1, which is not a public address"):
         read(Access(hosts=("*",)), "https://rebound.example.org/B02.tif")
     gateway._stop(gateway._running[0])
@@ -400,8 +401,8 @@ def test_a_host_that_does_not_answer_is_unreachable_and_says_why(monkeypatch):
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_searches_are_under_the_same_policy(content, method):
     """A STAC API that redirects inside is refused; one that redirects at its own host is followed."""
-    from pipeline.archive.catalog import Patience
-    from pipeline.archive.stac_http import StacHttp
+    from pipeline.archive.catalog import RetryPolicy
+    from pipeline.archive.stac.http import StacHttp
 
     def home(request, *_):
         if request.path != "/home":
@@ -411,9 +412,9 @@ def test_searches_are_under_the_same_policy(content, method):
 
     with archive(content[0]) as (inner, seen):
         with archive(content[0], lambda request, *_: request.redirect(f"http://{inner}/", 307)) as (host, _):
-            http = StacHttp(f"http://{host}", Patience(tries=1), (host, "*"))
+            http = StacHttp(f"http://{host}", RetryPolicy(tries=1), (host, "*"))
             with pytest.raises(UpstreamError, match=r"address .* is refused: plain http"):
                 http.document(f"http://{host}/search", method=method, parameters={"limit": 1})
         assert seen == []
     with archive(content[0], home) as (host, _):
-        assert StacHttp(f"http://{host}", Patience(tries=1)).document(f"http://{host}/search", method=method) == {}
+        assert StacHttp(f"http://{host}", RetryPolicy(tries=1)).document(f"http://{host}/search", method=method) == {}

@@ -9,13 +9,13 @@ import stat
 
 import pytest
 
-from pipeline.archive.access import Access
-from pipeline.archive.aoi import aoi_from_bbox
+from pipeline.aoi.aoi import aoi_from_bbox
 from pipeline.archive.catalog import Catalog, load_catalog
-from pipeline.archive.index_file import write_index
+from pipeline.archive.read.access import Access
 from pipeline.archive.scene import OffsetDecision
 from pipeline.archive.search import search
-from pipeline.archive.stac import RejectedItem, scene_from_item
+from pipeline.archive.stac.index_file import write_index
+from pipeline.archive.stac.item import RejectedItem, scene_from_item
 from tests.archive.stac_server import make_item
 
 AOI = aoi_from_bbox(7.8, 45.6, 7.9, 45.7)

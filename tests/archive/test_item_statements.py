@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.archive.catalog import Catalog, load_catalog
 from pipeline.archive.radiometry import canonical_baseline
-from pipeline.archive.stac import RejectedItem, scene_from_item
+from pipeline.archive.stac.item import RejectedItem, scene_from_item
 from tests.archive.stac_server import make_item
 
 ANYWHERE = Catalog("test", "api", "https://stac.example.org", "sentinel-2-l2a", hosts=("*",))
@@ -153,7 +153,7 @@ def test_no_archive_turns_an_unknown_offset_into_0(name):
 
 
 def test_files_of_an_open_scene_are_not_read():
-    from pipeline.archive.bandfile import BandFile
+    from pipeline.archive.read.band_file import BandFile
     from pipeline.errors import UsageError
 
     with pytest.raises(UsageError, match="offset of scene scene is unknown"):
@@ -463,7 +463,7 @@ def test_other_spellings_make_the_same_scene(case):
     assert scene.offset == plain.offset
     assert scene.rasters == (() if case == "gsd 10 everywhere" else plain.rasters)
     west, south, east, north = BOX
-    from pipeline.archive.footprints import footprint_shape
+    from pipeline.aoi.footprints import footprint_shape
 
     assert footprint_shape(scene.footprint).bounds == pytest.approx((west, south, east, north))
     assert scene.properties["relative_orbit"] == 65

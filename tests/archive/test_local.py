@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.archive import local as local_module
-from pipeline.archive.access import Access
-from pipeline.archive.aoi import aoi_from_bbox
+from pipeline.aoi.aoi import aoi_from_bbox
 from pipeline.archive.catalog import load_catalog
-from pipeline.archive.cube import read_period
-from pipeline.archive.index_file import write_index
-from pipeline.archive.local import AUDIT_KEY, sample_scenes, scan
-from pipeline.archive.local_meta import from_names, to_utc
-from pipeline.archive.local_names import Names
+from pipeline.archive.local import scan as local_module
+from pipeline.archive.local.metadata import from_names, to_utc
+from pipeline.archive.local.names import Names
+from pipeline.archive.local.scan import AUDIT_KEY, sample_scenes, scan
+from pipeline.archive.read.access import Access
+from pipeline.archive.read.cube import read_period
 from pipeline.archive.scene import Phase, Raster, Scene
 from pipeline.archive.search import search
+from pipeline.archive.stac.index_file import write_index
 from pipeline.bands import BAND_NAMES, BY_NAME, SCL, bands_at
 from pipeline.errors import StorageError, UsageError
 from pipeline.grid.grid import Grid
@@ -171,7 +171,7 @@ def truncated(scene):
     ],
 )
 def test_unusable_scene_is_left_out_with_its_reason(tmp_path, monkeypatch, change, said):
-    from pipeline.archive import access
+    from pipeline.archive.read import access
 
     patient = access.retrying
     monkeypatch.setattr(access, "retrying", lambda call, **kw: patient(call, sleep=lambda _s: None, **kw))
@@ -314,7 +314,7 @@ def test_sen2cor_product_is_read_at_native_resolution(tmp_path):
 
 
 def test_truncated_jpeg2000_is_an_error(tmp_path, monkeypatch):
-    from pipeline.archive import access
+    from pipeline.archive.read import access
     from pipeline.errors import ReadError
 
     patient = access.retrying

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.archive.access import Access
-from pipeline.archive.aoi import aoi_from_bbox
+from pipeline.aoi.aoi import aoi_from_bbox
 from pipeline.archive.catalog import load_catalog
-from pipeline.archive.cube import read_period
-from pipeline.archive.index_file import write_index
-from pipeline.archive.local import scan
-from pipeline.archive.local_meta import from_names
-from pipeline.archive.local_names import Names, product_name, require_level_2a, sensing_time
+from pipeline.archive.local.metadata import from_names
+from pipeline.archive.local.names import Names, product_name, require_level_2a, sensing_time
+from pipeline.archive.local.scan import scan
+from pipeline.archive.read.access import Access
+from pipeline.archive.read.cube import read_period
 from pipeline.archive.scene import Raster
 from pipeline.archive.search import search
+from pipeline.archive.stac.index_file import write_index
 from pipeline.bands import BAND_NAMES, BY_NAME, SCL
 from pipeline.errors import UsageError
 from pipeline.grid.grid import Grid
@@ -47,7 +47,7 @@ def gsd(band):
     return 20 if band == SCL else BY_NAME[band].gsd_m
 
 
-def house(scene, band, folder):
+def canonical(scene, band, folder):
     """DN of the store's convention as the pipeline reads them."""
     pixels = read_period([scene], "mosaic", GRID, (band,), Access(roots=(str(folder),)))
     return pixels.dn[BY_NAME[band].gsd_m][0]
@@ -151,7 +151,7 @@ def test_files_named_after_colours_beside_their_item(tmp_path):
     (scene,), _ = scan(tmp_path)
     assert set(scene.hrefs) == set(made.hrefs)
     assert scene.hrefs["B8A"].endswith("/nir08.tif")
-    np.testing.assert_array_equal(house(scene, "B04", tmp_path), stored(tmp_path / "x/red.tif"))
+    np.testing.assert_array_equal(canonical(scene, "B04", tmp_path), stored(tmp_path / "x/red.tif"))
 
 
 def test_items_of_another_day_or_of_the_same_files_are_refused(tmp_path):
@@ -356,12 +356,12 @@ def zipped(root, archive, *, level=zipfile.ZIP_DEFLATED):
 def test_a_zipped_product_is_read_through_its_archive(tmp_path, level):
     root = safe(tmp_path)
     (before,), _ = scan(tmp_path)
-    expected = house(before, "B03", tmp_path)
+    expected = canonical(before, "B03", tmp_path)
     zipped(root, tmp_path / f"{PRODUCT}.zip", level=level)
     (scene,), notes = scan(tmp_path)
     assert (scene.id, scene.offset, scene.cloud_pct) == (before.id, before.offset, before.cloud_pct)
     assert notes == ()
-    np.testing.assert_array_equal(house(scene, "B03", tmp_path), expected)
+    np.testing.assert_array_equal(canonical(scene, "B03", tmp_path), expected)
     for relative in (False, True):
         index = tmp_path / "archive.json"
         write_index([scene], index, relative=relative)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.archive.access import Access
-from pipeline.archive.audit import audit_scene, judge_scene
-from pipeline.archive.local import AUDIT_KEY, scan
-from pipeline.archive.sampling import away_from_nodata
+from pipeline.archive.local.scan import AUDIT_KEY, scan
+from pipeline.archive.offset_audit import audit_scene, judge_scene
+from pipeline.archive.read.access import Access
+from pipeline.archive.read.sampling import away_from_nodata
 from pipeline.archive.scene import OffsetDecision, Raster
 from pipeline.errors import UsageError
 from tests.archive.safe_product import PRODUCT, safe

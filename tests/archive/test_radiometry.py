@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.archive.access import Access
-from pipeline.archive.audit import audit_offset, audit_scene
-from pipeline.archive.local import scan
+from pipeline.archive.local.scan import scan
+from pipeline.archive.offset_audit import audit_offset, audit_scene
 from pipeline.archive.radiometry import (
     OFFSET_RULES,
     baseline_number,
     offset_from_rule,
-    to_house_dn,
+    to_canonical_dn,
 )
+from pipeline.archive.read.access import Access
 from pipeline.archive.scene import OffsetDecision
 from pipeline.bands import DN_OFFSET, DN_SCALE
 from tests.archive import offset_audit
@@ -25,19 +25,19 @@ STORED = arrays(np.uint16, (7, 5), elements=st.integers(0, 65535))
 
 @settings(deadline=None)
 @given(STORED, st.sampled_from([0, -1000]))
-def test_house_dn_is_the_same_reflectance_and_the_same_nodata(stored, offset_dn):
-    house = to_house_dn(stored, offset_dn)
-    assert house.dtype == np.uint16
-    np.testing.assert_array_equal(house == 0, stored == 0)
+def test_canonical_dn_is_the_same_reflectance_and_the_same_nodata(stored, offset_dn):
+    canonical = to_canonical_dn(stored, offset_dn)
+    assert canonical.dtype == np.uint16
+    np.testing.assert_array_equal(canonical == 0, stored == 0)
     held = (stored > 0) & (stored.astype(int) - offset_dn - 1000 < 1000) & (stored < 64535)
     reflectance = (stored.astype(float) + offset_dn) * 1e-4  # Sentinel-2 PSD: (DN + BOA_ADD_OFFSET) / 10000
-    np.testing.assert_allclose((house * DN_SCALE + DN_OFFSET)[held], reflectance[held], atol=1e-12)
+    np.testing.assert_allclose((canonical * DN_SCALE + DN_OFFSET)[held], reflectance[held], atol=1e-12)
 
 
-def test_house_dn_saturates_instead_of_wrapping():
+def test_canonical_dn_saturates_instead_of_wrapping():
     stored = np.array([0, 1, 64535, 64536, 65535], np.uint16)
-    assert to_house_dn(stored, 0).tolist() == [0, 1001, 65535, 65535, 65535]
-    assert to_house_dn(stored, -1000).tolist() == stored.tolist()
+    assert to_canonical_dn(stored, 0).tolist() == [0, 1001, 65535, 65535, 65535]
+    assert to_canonical_dn(stored, -1000).tolist() == stored.tolist()
 
 
 @pytest.mark.parametrize(

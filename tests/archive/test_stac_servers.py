@@ -11,14 +11,14 @@ import time
 
 import pytest
 
-from pipeline.archive.aoi import aoi_from_bbox
-from pipeline.archive.catalog import Patience, load_catalog
+from pipeline.aoi.aoi import aoi_from_bbox
+from pipeline.archive.catalog import RetryPolicy, load_catalog
 from pipeline.archive.search import search
 from pipeline.errors import PipelineError, UpstreamError, UsageError
 from tests.archive.stac_server import CONFORMS_TO, make_item, serving, stac_server
 
 AOI = aoi_from_bbox(7.8, 45.6, 7.9, 45.7)
-QUICK = Patience(connect_s=2, read_s=0.5, tries=3, backoff_s=0.01, max_retry_after_s=2)
+QUICK = RetryPolicy(connect_s=2, read_s=0.5, tries=3, backoff_s=0.01, max_retry_after_s=2)
 DAYS = ["20240305", "20240412", "20240520", "20240617", "20240724"]
 MANY = [make_item(day, made=f"{day}T150000") for day in DAYS]
 
@@ -33,7 +33,7 @@ def archive():
 def days(address, aoi=AOI, **kwargs):
     catalog = dataclasses.replace(load_catalog(address), hosts=("*",))
     arguments = {"start": "2024-01-01T00:00:00Z", "end": "2024-12-31T23:59:59Z", "max_cloud": None, **kwargs}
-    result = search(catalog, aoi, patience=arguments.pop("patience", QUICK), **arguments)
+    result = search(catalog, aoi, retry_policy=arguments.pop("retry_policy", QUICK), **arguments)
     return [scene.datetime_utc[:10].replace("-", "") for scene in result.scenes]
 
 
@@ -134,7 +134,7 @@ def test_next_links_to_other_hosts_are_not_followed(archive, href):
 def test_a_document_that_is_listed_and_counted_twice_counts_once(archive):
     archive.items = [*archive.items, copy.deepcopy(archive.items[3])]
     catalog = dataclasses.replace(load_catalog(archive.url), hosts=("*",))
-    result = search(catalog, AOI, "2024-01-01T00:00:00Z", "2024-12-31T23:59:59Z", None, patience=QUICK)
+    result = search(catalog, AOI, "2024-01-01T00:00:00Z", "2024-12-31T23:59:59Z", None, retry_policy=QUICK)
     assert len(result.scenes) == 5
     assert any("lists 1 items twice" in note for note in result.notes)
 
@@ -196,7 +196,7 @@ def test_a_name_that_does_not_exist_is_not_worth_waiting_for(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     begun = time.monotonic()
     with pytest.raises(UpstreamError) as caught:
-        days("https://stac.exmaple.org", patience=Patience(tries=6, backoff_s=1.0))
+        days("https://stac.exmaple.org", retry_policy=RetryPolicy(tries=6, backoff_s=1.0))
     assert caught.value.exit_code == 5
     assert time.monotonic() - begun < 5
 
@@ -298,7 +298,7 @@ def test_static_catalogues_are_walked_over_http(archive):
     address = static(archive)
     port = archive.url.rsplit(":", 1)[1]
     catalog = dataclasses.replace(load_catalog(address), hosts=(f"127.0.0.1:{port}", "*"))
-    result = search(catalog, AOI, None, None, None, patience=QUICK)
+    result = search(catalog, AOI, None, None, None, retry_policy=QUICK)
     assert [scene.datetime_utc[:10].replace("-", "") for scene in result.scenes] == DAYS[:4]
     assert result.scenes[0].hrefs["B02"] == f"{archive.url}/cat/2024/B02.tif"
     assert days(f"{archive.url}/cat/2024/b.json") == [DAYS[1]]
@@ -432,7 +432,7 @@ def test_landing_and_collection_pages_of_any_shape(archive, monkeypatch, seed):
             listed = {"collections": [{"id": "other"}, {"id": "sentinel-2-l1c"}]}
             archive.documents["/collections"] = mutated(listed, rng)
         try:
-            days(archive.url, patience=once)
+            days(archive.url, retry_policy=once)
         except PipelineError as error:
             said.append(str(error))
     assert not [text for text in said if "\n" in text]
@@ -456,5 +456,5 @@ def test_a_server_of_other_things(tmp_path):
         for answer in (b"[]", b"null", b"7", b'"x"', b"{}", b"<html>", b"\xff\xfe", b"[" * 50_000, b"1" * 5000):
             Handler.answer = answer
             with pytest.raises(PipelineError) as caught:
-                days(url, patience=dataclasses.replace(QUICK, tries=1))
+                days(url, retry_policy=dataclasses.replace(QUICK, tries=1))
             assert caught.value.exit_code in (2, 5)

@@ -104,7 +104,7 @@ def window(folder: Path, workers: int) -> list[Row]:
     """One lattice window of 480 x 480 px, one thread."""
     import dataclasses
 
-    from pipeline.archive.aoi import read_aoi
+    from pipeline.aoi.aoi import read_aoi
     from pipeline.config import RunConfig
     from pipeline.execution.estimate import seconds_per_window
     from pipeline.execution.planner import make_plan
@@ -126,8 +126,8 @@ def seams(folder: Path, workers: int) -> list[Row]:
 
     import numpy as np
 
-    from pipeline.archive.access import Access
-    from pipeline.archive.cube import read_period
+    from pipeline.archive.read.access import Access
+    from pipeline.archive.read.cube import read_period
     from pipeline.bands import GSDS_M, bands_at
     from pipeline.grid.grid import Grid
     from pipeline.grid.lattice import Lattice

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.archive.local import footprint_of
+from pipeline.archive.local.scan import footprint_of
 from pipeline.archive.scene import OffsetDecision, Raster, Scene
 from pipeline.bands import BAND_NAMES, BY_NAME
 from tests.archive.synthetic import make_archive, make_scene, write_band
@@ -36,7 +36,7 @@ def area_geojson(path: Path, epsg: int, left_m: float, bottom_m: float, side_m: 
 
 def wide_plan(folder: Path, side_m: float, config: RunConfig, workers: int = 1) -> Plan:
     """The plan of a square of `side_m` over one small scene that claims to cover more than it."""
-    from pipeline.archive.aoi import read_aoi
+    from pipeline.aoi.aoi import read_aoi
     from pipeline.execution.planner import make_plan
 
     left, bottom, margin = 100_020, 4_600_020, 120_000  # edges straight in degrees bulge in metres
@@ -83,7 +83,7 @@ def real_or_synthetic(folder: Path, data: Path) -> Scene:
     real = data / "s2_l2a" / "argentina_pampas_32720"
     if not real.is_dir():
         return make_scene(folder, scene_id="S2A_LAND", left_m=LEFT_M, top_m=TOP_M, size_m=5400, epsg=EPSG)
-    from pipeline.archive.local import scan
+    from pipeline.archive.local.scan import scan
 
     scenes, _ = scan(real, datetime_utc="2025-06-15T14:00:00Z", offset_dn=0)
     return scenes[0]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pipeline import errors, submit
-from pipeline.archive.aoi import read_aoi
+from pipeline.aoi.aoi import read_aoi
 from pipeline.arguments import config_of, parser
 from pipeline.config import RunConfig
 

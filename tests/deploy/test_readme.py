@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline import arguments, submit
-from pipeline.archive import politeness
+from pipeline.archive.read import rate_limit
 from pipeline.execution import scheduler
 from pipeline.execution.slurm import sbatch_options
 
@@ -46,7 +46,7 @@ def test_quoted_options_of_sbatch_are_understood():
 
 def test_parameters_are_those_of_the_scripts_or_of_the_pipeline():
     scripts = "".join(path.read_text() for path in (FOLDER / "slurm").glob("*.sbatch"))
-    code = {politeness.PROCESSES_VARIABLE, scheduler.INSECURE_VARIABLE}
+    code = {rate_limit.PROCESSES_VARIABLE, scheduler.INSECURE_VARIABLE}
     for name in set(re.findall(r"SEN2FINE_\w+", README)) - code:
         assert f"${{{name}:" in scripts, name
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import submit
-from pipeline.archive.aoi import read_aoi
+from pipeline.aoi.aoi import read_aoi
 from pipeline.errors import UsageError
 from pipeline.execution.driver import prepare
 from pipeline.execution.plan import load_plan

@@ -7,12 +7,12 @@ import shlex
 import pytest
 
 from pipeline import submit
-from pipeline.archive.aoi import read_aoi
+from pipeline.aoi.aoi import read_aoi
 from pipeline.errors import UsageError
 from pipeline.execution import slurm, task
 from pipeline.execution.driver import prepare
+from pipeline.execution.job_plan import Planned, known
 from pipeline.execution.plan import load_plan
-from pipeline.execution.planned import Planned, known
 from pipeline.execution.planner import make_plan
 from pipeline.execution.shards import Shard
 from pipeline.execution.task import Task

@@ -10,8 +10,8 @@ import pytest
 import zarr
 
 import pipeline
-from pipeline.archive.aoi import read_aoi
-from pipeline.archive.cube import read_period
+from pipeline.aoi.aoi import read_aoi
+from pipeline.archive.read.cube import read_period
 from pipeline.bands import BY_NAME
 from pipeline.config import RunConfig
 from pipeline.execution.driver import prepare, run_plan

@@ -105,7 +105,7 @@ def near():
 
 
 def test_a_worker_with_other_software_or_no_store_is_named(near, archive, aoi, tmp_path, monkeypatch):
-    from pipeline.archive.aoi import read_aoi
+    from pipeline.aoi.aoi import read_aoi
     from pipeline.execution.driver import prepare
     from pipeline.execution.planner import make_plan
     from tests.execution.conftest import config_for

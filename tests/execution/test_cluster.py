@@ -5,8 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from pipeline.archive.aoi import read_aoi
-from pipeline.archive.politeness import connections_here
+from pipeline.aoi.aoi import read_aoi
+from pipeline.archive.read.rate_limit import connections_here
 from pipeline.errors import Unreachable, UsageError
 from pipeline.execution import cluster, driver
 from pipeline.execution.cluster import open_pool

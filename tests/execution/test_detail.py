@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.execution.driver import facts_of, run_plan, survey
 from pipeline.execution.plan import load_plan
+from pipeline.report import RunReport
 from pipeline.store import sealed
 from pipeline.store.place import place_of
-from pipeline.terminal import described_run, run_json
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import LEFT, SIZE, TOP, box, config_for, run, values, write_aoi
 
@@ -49,11 +49,11 @@ def test_counts_are_those_of_the_stored_classes(finished):
 
 def test_the_summary_says_how_much_is_generated(finished):
     store, plan, summary = finished
-    line = next(line for line in described_run(plan, summary, store, None).splitlines() if "generated" in line)
+    line = next(line for line in RunReport(plan, summary, store, None).text().splitlines() if "generated" in line)
     share = summary.detail_shares
     assert line.startswith(f"  detail    generated in {100 * share['generated']:.1f} % of measured pixels, partly in ")
     assert f"withheld at or near clouds of the classification ({100 * share['withheld_cloud']:.1f} %), nodata" in line
-    assert run_json(plan, summary, store, None)["detail"] == share
+    assert RunReport(plan, summary, store, None).to_json()["detail"] == share
 
 
 def test_a_run_that_goes_on_says_the_same(finished):
@@ -79,6 +79,6 @@ def test_receipts_that_do_not_say_count_for_unknown(finished):
         assert (todo, summary.resumed) == ([], 4)
         assert (summary.detail, summary.detail_shares) == (None, {})
         assert "detail" not in facts_of(plan, place_of(store), summary)
-        assert "detail  " not in described_run(plan, summary, store, None)
+        assert "detail  " not in RunReport(plan, summary, store, None).text()
     finally:
         path.write_bytes(before)

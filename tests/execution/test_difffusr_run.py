@@ -43,7 +43,7 @@ def finished(tmp_path_factory, archive, aoi, weights):
 
 @pytest.mark.slow
 def test_scene_states_are_in_the_plan_and_belong_to_the_scene(finished, archive, weights, tmp_path):
-    from pipeline.archive.aoi import read_aoi
+    from pipeline.aoi.aoi import read_aoi
     from pipeline.execution.planner import make_plan
 
     plan, store = finished

@@ -265,7 +265,7 @@ class TestNeverSilent:
 
     @pytest.fixture(autouse=True)
     def impatient(self, monkeypatch):
-        monkeypatch.setattr("pipeline.archive.retry.MAX_WAIT_S", 0.01)
+        monkeypatch.setattr("pipeline.archive.read.retry.MAX_WAIT_S", 0.01)
 
     @pytest.fixture
     def broken(self, tmp_path, aoi):
@@ -327,7 +327,7 @@ class TestNeverSilent:
 
 
 def test_a_unit_writes_only_its_own_chunks(archive, aoi, tmp_path):
-    from pipeline.archive.aoi import read_aoi
+    from pipeline.aoi.aoi import read_aoi
     from pipeline.execution.planner import make_plan
     from pipeline.execution.unit import process
 

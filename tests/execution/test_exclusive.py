@@ -181,7 +181,7 @@ class TestAnInterruptedBeginning:
 
 
 def _area(aoi):
-    from pipeline.archive.aoi import read_aoi
+    from pipeline.aoi.aoi import read_aoi
 
     return read_aoi(str(aoi))
 
@@ -487,7 +487,7 @@ class TestReaders:
 
     @pytest.mark.slow
     def test_an_item_is_not_written_into_a_held_store(self, call, store, capsys):
-        from pipeline.execution.catalogue_out import list_stores
+        from pipeline.execution.stac_publish import list_stores
 
         assert call()[0] == 0
         (store / "stac-item.json").write_text("{}")

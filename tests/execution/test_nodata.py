@@ -9,7 +9,7 @@ import xarray as xr
 import zarr
 
 import pipeline
-from pipeline.archive.aoi import read_aoi
+from pipeline.aoi.aoi import read_aoi
 from pipeline.execution.driver import prepare, run_plan
 from pipeline.execution.planner import make_plan
 from pipeline.products.cog import export_cogs

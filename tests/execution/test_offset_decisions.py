@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.archive.aoi import read_aoi
-from pipeline.archive.index_file import to_item
+from pipeline.aoi.aoi import read_aoi
+from pipeline.archive.stac.index_file import to_item
 from pipeline.errors import NoDataError, UsageError
 from pipeline.execution.planner import make_plan
 from tests.archive.synthetic import make_scene

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import shape
 
+from pipeline.aoi.aoi import aoi_from_bbox, read_aoi
 from pipeline.archive import passes
-from pipeline.archive.access import Access
-from pipeline.archive.aoi import aoi_from_bbox, read_aoi
-from pipeline.archive.index_file import write_index
-from pipeline.archive.local import footprint_of
+from pipeline.archive.local.scan import footprint_of
+from pipeline.archive.read.access import Access
 from pipeline.archive.scene import OffsetDecision, Raster, Scene
+from pipeline.archive.stac.index_file import write_index
 from pipeline.bands import BAND_NAMES
 from pipeline.conditions.frozen import Frozen
 from pipeline.config import RunConfig

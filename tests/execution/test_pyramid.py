@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 import pipeline
-from pipeline.archive.cube import read_period
+from pipeline.archive.read.cube import read_period
 from pipeline.check import examine
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.execution import pyramid
@@ -153,7 +153,7 @@ def test_a_block_that_no_unit_built_is_built_by_publication(small):
     assert [block.id for block in pyramid.lacking(plan, store)] == [record.stem]
     run_plan(plan, store, cluster="inline", workers=1)
     assert chunk_digests(store) == before
-    assert examine(store, "full")["damaged"] == {}
+    assert examine(store, "full").found.damaged == {}
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_damaged_overviews_and_input_are_found_and_mended(small):
     for folder in ("overviews/5m", "measured/20m"):
         path = sorted(path for path in (store / folder / "reflectance" / "c").rglob("*") if path.is_file())[0]
         path.write_bytes(path.read_bytes()[:-3] + b"xyz")
-    found = examine(store, "full")["damaged"]
+    found = examine(store, "full").found.damaged
     assert len(found) == 2
     assert any(name.startswith("overviews of z32632") for name in found)
     mend = [sys.executable, "-m", "pipeline.check", str(store), "--verify", "full", "--repair"]

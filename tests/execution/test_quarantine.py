@@ -10,7 +10,7 @@ import pytest
 
 import pipeline
 from pipeline import check
-from pipeline.archive.aoi import read_aoi
+from pipeline.aoi.aoi import read_aoi
 from pipeline.errors import PipelineError
 from pipeline.execution import cluster, driver, quarantine
 from pipeline.execution.planner import make_plan

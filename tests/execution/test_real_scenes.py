@@ -16,8 +16,8 @@ import pytest
 import rasterio
 import zarr
 
-from pipeline.archive.index_file import write_index
-from pipeline.archive.local import scan
+from pipeline.archive.local.scan import scan
+from pipeline.archive.stac.index_file import write_index
 from pipeline.bands import BAND_NAMES
 from pipeline.execution import driver
 from tests.execution.conftest import box, config_for, run, values, write_aoi

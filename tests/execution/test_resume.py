@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipeline import check
-from pipeline.check import examine, exit_code
+from pipeline.check import examine
 from pipeline.execution.plan import load_plan
 from pipeline.run import main
 from pipeline.store import layout
@@ -101,7 +101,7 @@ def test_kill_9_and_the_same_command_give_the_same_bytes(archive, aoi, tmp_path,
     assert {name: after[name] for name in before} == before  # nothing that was done is done again
     assert chunk_digests(store) == undisturbed
     assert not list(store.rglob("*.partial"))
-    assert examine(store, "full")["damaged"] == {}
+    assert examine(store, "full").found.damaged == {}
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_what_is_not_ours_is_never_touched(archive, aoi, tmp_path, content, caps
 
 
 def test_check_of_an_unfinished_store_says_75_and_what_is_to_do(archive, aoi, tmp_path):
-    from pipeline.archive.aoi import read_aoi
+    from pipeline.aoi.aoi import read_aoi
     from pipeline.execution.driver import prepare
     from pipeline.execution.planner import make_plan
 
@@ -254,11 +254,11 @@ def test_two_runs_of_one_store_do_not_meet(archive, aoi, tmp_path):
 def test_full_verification_covers_axes_and_metadata(archive, aoi, tmp_path, damage):
     store = tmp_path / "axes.zarr"
     run(config_for(archive, bands=BANDS, unit_chunks=5), aoi, store)
-    assert exit_code(examine(store, "full")) == 0
+    assert examine(store, "full").exit_code == 0
     (store / damage).unlink()
     report = examine(store, "full")
-    assert exit_code(report) == 7
-    assert damage in report["damaged"]
+    assert report.exit_code == 7
+    assert damage in report.found.damaged
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import shapely
 
-from pipeline.archive.aoi import aoi_from_bbox, read_aoi
-from pipeline.archive.zones import grown, to_utm
+from pipeline.aoi.aoi import aoi_from_bbox, read_aoi
+from pipeline.aoi.utm_zones import grown, to_utm
 from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
 from pipeline.errors import NoDataError

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.archive.aoi import read_aoi
+from pipeline.aoi.aoi import read_aoi
 from pipeline.execution import driver, pyramid, stages
 from pipeline.execution.planner import make_plan
 from pipeline.execution.stages import Stages

@@ -8,9 +8,9 @@ import rasterio
 import xarray as xr
 
 import pipeline
-from pipeline.archive.aoi import read_aoi
-from pipeline.archive.index_file import write_index
-from pipeline.archive.local import scan
+from pipeline.aoi.aoi import read_aoi
+from pipeline.archive.local.scan import scan
+from pipeline.archive.stac.index_file import write_index
 from pipeline.archive.stack import Stack, native, split_stack
 from pipeline.archive.stack import main as split_command
 from pipeline.bands import BAND_NAMES

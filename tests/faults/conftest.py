@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.archive.index_file import to_item
+from pipeline.archive.stac.index_file import to_item
 from pipeline.bands import BAND_NAMES
 from pipeline.run import main
 from tests.archive.stac_server import stac_server

@@ -131,7 +131,7 @@ def _start(program: str, words: list[str], host: str, log: Path) -> multiprocess
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.run", "pipeline.check", "pipeline.execution.driver", "pipeline.view",
                                     "pipeline.execution.planner", "pipeline.execution.quicklook", "stackstac",
-                                    "pipeline.archive.cube", "rasterio", "torch", "zarr", "xarray"])  # fmt: skip
+                                    "pipeline.archive.read.cube", "rasterio", "torch", "zarr", "xarray"])  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "SEN2FINE_"))}
     process = context.Process(target=_act, args=(program, words, host, str(log), environment))
     process.start()

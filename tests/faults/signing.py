@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
-from pipeline.archive import access
+from pipeline.archive.read import signing
 from tests.archive.stac_server import serving
 
 
@@ -65,7 +65,7 @@ def token_service(secret):
 
 def sign_here(setattr_, service_url):
     """Planetary Computer's signing for any host, with tokens of `service_url`; `setattr_` as monkeypatch has it."""
-    fetch = access._fetch_token
-    setattr_(access, "_BLOB_SUFFIX", "")  # every host
-    setattr_(access, "_fetch_token", lambda _endpoint, *key: fetch(service_url, *key))
-    setattr_(access, "_tokens", {})
+    fetch = signing._fetch_token
+    setattr_(signing, "_BLOB_SUFFIX", "")  # every host
+    setattr_(signing, "_fetch_token", lambda _endpoint, *key: fetch(service_url, *key))
+    setattr_(signing, "_tokens", {})

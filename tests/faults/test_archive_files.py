@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.archive import retry
-from pipeline.archive.access import Access
+from pipeline.archive.read import retry
+from pipeline.archive.read.access import Access
 from pipeline.store import layout
 from tests.archive.synthetic import make_archive, make_scene
 from tests.execution.conftest import chunk_digests, config_for, run, values
@@ -72,9 +72,9 @@ def test_zeros_that_the_classification_contradicts_are_told(aoi, tmp_path, capsy
     rows = values(tmp_path / "run.zarr")[0, plan.config.band_names.index("B04")]
     assert (rows == 0).any()
     assert not (values(tmp_path / "run.zarr")[0, plan.config.band_names.index("B03")] == 0).any()
-    from pipeline.terminal import described_run
+    from pipeline.report import RunReport
 
-    assert "B04 " in described_run(plan, summary, tmp_path / "run.zarr", None)
+    assert "B04 " in RunReport(plan, summary, tmp_path / "run.zarr", None).text()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pipeline.archive.aoi import read_aoi
+from pipeline.aoi.aoi import read_aoi
 from pipeline.check import repair
 from pipeline.errors import PipelineError
 from pipeline.execution import cluster, driver

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.archive import retry
+from pipeline.archive.read import retry
 from pipeline.execution.plan import load_plan
 from pipeline.store import layout
 from tests.execution.conftest import PYTHON, chunk_digests

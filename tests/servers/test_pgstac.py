@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.archive.aoi import read_aoi
-from pipeline.archive.catalog import Limits, Patience, load_catalog
-from pipeline.archive.index_file import to_item
+from pipeline.aoi.aoi import read_aoi
+from pipeline.archive.catalog import Limits, RetryPolicy, load_catalog
 from pipeline.archive.search import search
-from pipeline.archive.stac_api import api_items
+from pipeline.archive.stac.api import api_items
+from pipeline.archive.stac.index_file import to_item
 from pipeline.run import main
 from tests.archive.stac_server import COLLECTION, make_item
 from tests.archive.synthetic import make_archive, make_scene
@@ -20,7 +20,7 @@ from tests.servers import pgstac
 
 pytestmark = [pytest.mark.stac_server, pytest.mark.slow]
 DAYS = [f"2024{month:02d}{day:02d}" for month in (5, 6) for day in range(1, 29, 2)]
-PATIENT = Patience(tries=2, backoff_s=0.1)
+PATIENT = RetryPolicy(tries=2, backoff_s=0.1)
 
 
 def collection(name):
@@ -51,7 +51,7 @@ def listed(url, aoi, name=COLLECTION, page_items=100, **query):
     """Ids that the API lists."""
     catalog = dataclasses.replace(load_catalog(f"{url}/collections/{name}"), limits=Limits(page_items=page_items))
     asked = {"start": "2024-05-01T00:00:00Z", "end": "2024-06-30T00:00:00Z", "ids": (), **query}
-    items = [item for item, _ in api_items(catalog, aoi, patience=PATIENT, notes=[], **asked)]
+    items = [item for item, _ in api_items(catalog, aoi, retry_policy=PATIENT, notes=[], **asked)]
     ids = [item["id"] for item in items]
     assert len(set(ids)) == len(ids)
     return set(ids)

@@ -19,10 +19,10 @@ from training.data.images import FileReader, band_numbers, close_files, make_ima
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.archive.access import Access
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
     from pipeline.archive.catalog import Catalog
-    from pipeline.archive.rasters import RasterItem
+    from pipeline.archive.image_search import RasterItem
+    from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Scene
     from training.data.headers import Header
     from training.data.images import Image, Stored
@@ -60,7 +60,7 @@ def _reached(access: Access, item: str, href: str, use: Callable[[str], T]) -> T
     """What `use` makes of the file as GDAL takes it, retried as the archive room retries. ReadError."""
     import rasterio
 
-    from pipeline.archive.bandfile import gdal_options
+    from pipeline.archive.read.band_file import gdal_options
 
     def attempt() -> T:
         try:
@@ -75,8 +75,8 @@ def _reached(access: Access, item: str, href: str, use: Callable[[str], T]) -> T
 
 def remote_images(source: Source) -> list[Image]:
     """Images of the items that touch the source's area. UsageError when there is none, or one does not fit."""
-    from pipeline.archive.access import ALLOWED_DRIVERS
-    from pipeline.archive.rasters import search_rasters
+    from pipeline.archive.image_search import search_rasters
+    from pipeline.archive.read.gdal import ALLOWED_DRIVERS
     from pipeline.archive.search import summarised
 
     catalog, aoi, start, end = _asked(source)
@@ -143,9 +143,9 @@ def remote_scenes(source: Source) -> tuple[list[Scene], Access, Aoi]:
 
 def _asked(source: Source) -> tuple[Catalog, Aoi, str | None, str | None]:
     """Catalogue, area and period of a source. UsageError as the archive room words it, after the source's name."""
-    from pipeline.archive.aoi import read_aoi
+    from pipeline.aoi.aoi import read_aoi
+    from pipeline.aoi.period import FIRST_DAY, parse_period
     from pipeline.archive.catalog import load_catalog
-    from pipeline.archive.period import FIRST_DAY, parse_period
     from pipeline.errors import UsageError
 
     try:

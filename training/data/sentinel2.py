@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from xarray import DataArray
 
-    from pipeline.archive.access import Access
-    from pipeline.archive.aoi import Aoi
+    from pipeline.aoi.aoi import Aoi
+    from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Scene
     from training.data.images import Image, Stored
     from training.data.places import Split
@@ -90,7 +90,7 @@ class SceneReader:
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
         """DN (bands, ny, nx) of a window; whole 60 m pixels are read around it."""
-        from pipeline.archive.cube import read_period
+        from pipeline.archive.read.cube import read_period
 
         whole = self.grid.window
         window = Window(whole.row + 4 * y, whole.col + 4 * x, 4 * ny, 4 * nx)
@@ -125,8 +125,8 @@ def scene_grounds(source: Source) -> list[SceneGround]:
         scenes, access, aoi = remote_scenes(source)
         grounds = [(scene, _grid(scene, aoi)) for scene in scenes]
         return [SceneGround(scene, grid, access) for scene, grid in grounds if grid is not None]
-    from pipeline.archive.access import Access
-    from pipeline.archive.local import scan
+    from pipeline.archive.local.scan import scan
+    from pipeline.archive.read.access import Access
     from pipeline.errors import UsageError
 
     folder = Path(source.path)
@@ -148,7 +148,7 @@ def _grid(scene: Scene, aoi: Aoi | None) -> Grid | None:
     left_m, top_m = finest.left_m, finest.top_m
     right_m, bottom_m = left_m + finest.nx * 10, top_m - finest.ny * 10
     if aoi is not None:
-        from pipeline.archive.aoi import to_utm
+        from pipeline.aoi.aoi import to_utm
 
         west, south, east, north = to_utm(aoi.shape, scene.epsg).bounds
         left_m, bottom_m = max(left_m, west), max(bottom_m, south)

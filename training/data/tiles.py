@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from xarray import DataArray
 
-    from pipeline.archive.access import Access
+    from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Scene
     from pipeline.grid.grid import Grid
     from training.data.images import Stored, Values
@@ -108,7 +108,7 @@ class SceneGround:
 
     def load(self, window: Window) -> Nested:
         """As `Ground.load`; ReadError after retries."""
-        from pipeline.archive.cube import read_period
+        from pipeline.archive.read.cube import read_period
 
         whole = self.grid.at_gsd(GSD_M).window
         part = Window(whole.row + window.row, whole.col + window.col, window.ny, window.nx).refine(24)

@@ -1,8 +1,6 @@
-"""The report page of a store: one HTML file with its pictures, numbers and tables inside, and no need of a network.
+"""The report page of a store: one self-contained HTML file with its pictures, numbers and tables.
 
-In: a store. Out: the page as bytes. The files under web/ are put together here; everything that is text from outside is
-escaped, and a policy inside the page forbids every request. Imports bands, grid, residuals, facts, images,
-region, source, tables and words; pyproj inside functions.
+The files under web/ are assembled here. External text is escaped, and a policy inside the page forbids every request.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import numpy as np
 
 from pipeline.bands import BY_NAME, NODATA_SPREAD, TARGET_GSD_M, bands_at
 from pipeline.products.page import tables
+from pipeline.products.page.disclaimer import honesty_section
 from pipeline.products.page.escaping import escape
 from pipeline.products.page.facts import read_facts, require_chunks
 from pipeline.products.page.images import (
@@ -33,7 +32,6 @@ from pipeline.products.page.images import (
 from pipeline.products.page.region import WHOLE_PX, choose_window, focus_m
 from pipeline.products.page.residuals import in_words, residuals
 from pipeline.products.page.source import Context, Part, Zone, context_gsd_m, open_zone, read_context, read_part
-from pipeline.products.page.words import honesty_section
 from pipeline.store.overviews import mean_of_valid
 from pipeline.store.selection import labels
 
@@ -46,15 +44,15 @@ if TYPE_CHECKING:
     from pipeline.products.page.residuals import Residual
     from pipeline.store.place import Where
 
-GENERATOR = "sen2fine report page"  # by which a page of ours is known and may be replaced
+GENERATOR = "sen2fine report page"  # identifies our own pages, which may be replaced
 LIMIT_BYTES = 15_000_000
-_IMAGE_BYTES = 10_300_000  # before base64, which makes four bytes of three; the rest of the page takes 0.4 MB
+_IMAGE_BYTES = 10_300_000  # before base64, which turns three bytes into four; the rest of the page takes 0.4 MB
 _CONTEXT_BYTES = 1_500_000
 _UNCERTAINTY_SHARE = 0.2
 _MEASURED_BYTES = 3_500_000
 _STYLES = ("leaflet/leaflet.css", "page.css")
 _SCRIPTS = ("leaflet/leaflet.js", "planes.js", "picture.js", "map.js", "spectrum.js", "page.js")
-_COMPOSITES = (  # as the first, natural colours need one stretch for all three bands
+_COMPOSITES = (  # first because natural colours need one stretch for all three bands
     ("True colour", ("B04", "B03", "B02")),
     ("False colour (near infrared)", ("B08", "B04", "B03")),
     ("Short-wave infrared", ("B12", "B8A", "B04")),
@@ -77,7 +75,7 @@ class Payload:
         return f"block-{self.blocks.index(content)}"
 
     def html(self) -> str:
-        """The blocks as elements that a browser neither runs nor shows."""
+        """The blocks as inert script elements."""
         return "\n".join(
             f'<script type="text/plain" id="block-{i}">{base64.b64encode(block).decode()}</script>'
             for i, block in enumerate(self.blocks)
@@ -86,7 +84,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Page:
-    """A finished page, and what to tell about it."""
+    """A finished page and a summary of it."""
 
     content: bytes
     label: str  # of the time step
@@ -102,8 +100,8 @@ def make_page(
 ) -> Page:
     """The report page of one zone and time of a store.
 
-    `at` is the place (longitude, latitude) to show of a store too large to be shown whole. Raises UsageError when there
-    is no such store, zone, time or place, NoDataError when nothing is measured, IntegrityError when bytes are damaged.
+    `at` (longitude, latitude) is the place to show of a store too large for one page. Raises UsageError for an unknown
+    store, zone, time or place, NoDataError when nothing is measured, IntegrityError when bytes are damaged.
     """
     source = open_zone(where, zone, time)
     facts = read_facts(source)
@@ -130,7 +128,7 @@ def make_page(
 
 @dataclass(frozen=True)
 class _Images:
-    """All images of a page, written."""
+    """All encoded images of a page."""
 
     output: Set
     measured: dict[int, Set]
@@ -140,7 +138,7 @@ class _Images:
 
     @classmethod
     def of(cls, zone: Zone, part: Part, context: Context | None) -> _Images:
-        """Written so that all of them fit the page: small ones first, the output gets the room that is left."""
+        """Encode images to fit the page: small ones first, the output gets the remaining bytes."""
         bands, room = zone.bands, _IMAGE_BYTES
         quality = encode_classes(part.quality)
         pixels = sum(dn.size for dn in part.measured.values())
@@ -170,7 +168,7 @@ def _spread_set(bands: tuple[str, ...], spread: NDArray[np.uint16] | None, room:
 def _filled(
     zone: Zone, facts: Facts, part: Part, context: Context | None, checked: list[Residual], images: _Images
 ) -> str:
-    """The template with everything in it."""
+    """The filled template."""
     payload = Payload()
     about = _about_images(zone, facts, part, context, images, payload)
     scripts = [_web(name) for name in _SCRIPTS]
@@ -204,7 +202,7 @@ def _filled(
 
 
 def _web(name: str) -> str:
-    """A file of the page's, without the address of a source map, which a browser's tools would ask for."""
+    """A file under web/, without its source-map address, which developer tools would request."""
     text = files("pipeline.products.page").joinpath("web", *name.split("/")).read_text(encoding="utf-8")
     return text.partition("\n//# sourceMappingURL=")[0]
 
@@ -220,7 +218,7 @@ def _policy(scripts: list[str], styles: list[str]) -> str:
 
 
 def _json(about: Mapping[str, Any]) -> str:
-    """JSON that cannot end the element it stands in."""
+    """JSON that cannot close its script element."""
     return json.dumps(about, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -247,7 +245,7 @@ def _finer(bands: object) -> list[str]:
 
 
 def _estimate(zone: Zone, part: Part) -> str:
-    """What the output is, after the system's name."""
+    """Kind of estimate, shown after the system's name."""
     if part.uncertainty is not None:
         return f", mean of {zone.drawn} members"
     if not zone.generated:
@@ -256,7 +254,7 @@ def _estimate(zone: Zone, part: Part) -> str:
 
 
 def _shown(zone: Zone, part: Part, context: Context | None) -> str:
-    """Which part of the store is shown at which GSD."""
+    """Statement of which part is shown at which GSD."""
     if part.window == zone.whole:
         return "The whole store is shown: output at 2.5 m, measured bands at their own 10, 20 or 60 m."
     side = f"{part.window.nx * TARGET_GSD_M / 1000:.3g} × {part.window.ny * TARGET_GSD_M / 1000:.3g} km"
@@ -274,7 +272,7 @@ def _shown(zone: Zone, part: Part, context: Context | None) -> str:
 def _about_images(
     zone: Zone, facts: Facts, part: Part, context: Context | None, images: _Images, payload: Payload
 ) -> dict[str, Any]:
-    """What the page's scripts need: bands, grids, and where each image's bytes are."""
+    """Data for the page's scripts: bands, grids, and the block of each image."""
     left, _, _, top = zone.bounds_m(part.window)
     bands = [
         {"name": name, "nm": BY_NAME[name].wavelength_nm, "gsd": BY_NAME[name].gsd_m,

@@ -1,4 +1,4 @@
-"""Text from elsewhere in HTML: markup is escaped, and control and direction characters are shown instead of obeyed."""
+"""HTML escaping of external text; control and direction characters are shown as escapes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What the report page says about a run: the plan, its receipts, and the units that were set aside.
+"""Facts about a run for the report page: its plan, receipts, and quarantined units.
 
-In: a `Zone`. Out: `Facts`. Reads the run's small JSON files; the store's attributes speak where they are missing.
-Imports bands, errors, layout, overview_records, source and receipts.
+Small JSON files of the run are read; where they are missing, the store's attributes are used.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _ARRAYS = ("reflectance", "quality", "uncertainty")  # of the 2.5 m arrays, thos
 
 @dataclass(frozen=True)
 class Aside:
-    """A unit that was set aside: why, and the command that shows the failure again."""
+    """A quarantined unit: the reason, and the command that reproduces the failure."""
 
     unit: str
     error: str
@@ -60,7 +59,7 @@ class Facts:
 
     @property
     def complete(self) -> bool:
-        """True when every unit is there, or set aside by name."""
+        """True when every unit is stored or quarantined."""
         return self.status in (STATUS_COMPLETE, STATUS_QUARANTINE)
 
     @property
@@ -74,7 +73,7 @@ class Facts:
 
     @property
     def chunks(self) -> list[Mapping[str, list[int]]]:
-        """What was stored, unit by unit and block by block of overviews: {chunk key: [bytes, crc32]}."""
+        """Stored chunks of units and overviews: {chunk key: [bytes, crc32]}."""
         return [*(receipt.chunks for receipt in self.receipts), *(one.chunks for one in self.overviews.values())]
 
     @property
@@ -84,7 +83,7 @@ class Facts:
 
 
 def read_facts(zone: Zone) -> Facts:
-    """All that is known about the run behind `zone`."""
+    """Facts about the run of `zone`."""
     plan = _plan(zone)
     attributes = zone.attributes
     digest = str(attributes.get("plan_digest", ""))
@@ -108,7 +107,7 @@ def _place_name(title: str) -> str:
 
 
 def _plan(zone: Zone) -> dict[str, Any]:
-    """The plan; empty where there is none or it is damaged: `pipeline.check` is there for that."""
+    """The plan; empty where it is missing or damaged, which `pipeline.check` reports."""
     try:
         return plan_content(zone.place) or {}
     except (OSError, ValueError):
@@ -116,7 +115,7 @@ def _plan(zone: Zone) -> dict[str, Any]:
 
 
 def _json(zone: Zone, key: str) -> dict[str, Any]:
-    """A small JSON file of the run; empty where there is none or it is damaged, likewise."""
+    """A small JSON file of the run; empty where it is missing or damaged."""
     try:
         content = json.loads(zone.place.read(key) or b"{}")
     except (OSError, ValueError):
@@ -155,8 +154,8 @@ def _aside(zone: Zone, digest: str) -> tuple[Aside, ...]:
 def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int | None = None) -> frozenset[str]:
     """IntegrityError when a chunk that a receipt names within `window` is missing or has another size.
 
-    Returns the keys of chunks that no receipt names, which units left that did not end: they are to be read as nodata.
-    In a complete store there are none, and they are an IntegrityError, too.
+    Returns the keys of chunks without a receipt, left by unfinished units, which must be read as nodata. In a complete
+    store they are an IntegrityError, too.
 
     `context_gsd_m`: an overview that is shown as well, of the whole zone.
 
@@ -200,7 +199,7 @@ def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int 
 def _unnamed(
     zone: Zone, named: Collection[str], steps: Mapping[str, int], within: Mapping[str, Window]
 ) -> frozenset[str]:
-    """Keys of chunks that are there and that nothing names, of those that meet their window."""
+    """Keys of existing chunks within the window that no receipt names."""
     found = set()
     for path, step in steps.items():
         window, name = within[path], path.rpartition("/")[2]

@@ -1,10 +1,8 @@
-"""Images inside the report page: arrays of DN as short text that a browser turns back into numbers.
+"""Image codec of the report page: arrays of DN as compact text that a browser decodes into numbers.
 
-In: (y, x) arrays. Out: `Plane`s, each with how far its numbers may be off. Imports bands only; pillow inside functions.
-
-Two ways to write an image. Exact: differences of neighbouring pixels, deflated. Small: an 8-bit JPEG through a table of
-DN, and a list of the pixels that it misses by more than a bound; what is left is known, as the image is decoded here. A
-set of images is written exactly where that fits the bytes, else by the finest JPEG that fits.
+There are two encodings. Exact: differences of neighbouring pixels, deflated. Lossy: an 8-bit JPEG through a table of
+DN, and a list of the pixels that it misses by more than a bound; the remaining error is measured by decoding it here.
+A set of images is encoded exactly where that fits the byte budget, else by the finest JPEG that fits.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-BOUND_STEPS = 1.0  # no pixel of a JPEG plane is further off than so many quantiser steps; few come so far
+BOUND_STEPS = 1.0  # bound on the error of a JPEG plane, in quantiser steps; few pixels reach it
 # quantiser steps of JPEGs, finest first
 _STEPS_DN = (15, 20, 25, 30, 35, 40, 46, 53, 61, 70, 80, 95, 110, 130, 160, 200, 250, 320, 420, 600, 900, 1400)
 _KNEE_CODE, _KNEE_PCT = 240, 99.9  # codes 0..240 hold all but the brightest pixels, the rest of the codes hold those
@@ -67,7 +65,7 @@ class Set:
 
     @property
     def exact(self) -> bool:
-        """True when decoding gives the store's own numbers."""
+        """True when decoding gives the stored numbers."""
         return all(plane.max_error_dn == 0 for plane in self.planes.values())
 
 
@@ -82,7 +80,7 @@ def encode_all_exact(arrays: Mapping[str, NDArray[np.uint16]], budget_bytes: int
     found = Set()
     for name, image in arrays.items():
         found.planes[name] = encode_exact(image)
-        if found.size * len(arrays) > budget_bytes * (len(found.planes) + 1):  # clearly too large: no need to go on
+        if found.size * len(arrays) > budget_bytes * (len(found.planes) + 1):  # clearly too large: stop early
             return None
     return found if found.size <= budget_bytes else None
 
@@ -139,7 +137,7 @@ def encode_exact(image: NDArray[np.uint16]) -> Plane:
     change[:, 1:] -= image[:, :-1]
     change[1:] -= change[:-1].copy()
     signed = change.view(np.int16)
-    folded = ((signed << 1) ^ (signed >> 15)).view(np.uint16)  # small changes of either sign become small numbers
+    folded = ((signed << 1) ^ (signed >> 15)).view(np.uint16)  # zigzag: small changes of either sign stay small
     halves = np.stack([folded >> 8, folded & 255]).astype(np.uint8)
     return Plane("exact", image.shape[0], image.shape[1], zlib.compress(halves.tobytes(), _DEFLATE_LEVEL))
 
@@ -151,7 +149,7 @@ def encode_classes(image: NDArray[np.uint8]) -> Plane:
 
 
 def _coded(image: NDArray[np.uint16]) -> _Coded:
-    """The image in codes; nodata gets the median's code, so that it costs little."""
+    """The image in codes; nodata gets the median's code, which compresses well."""
     valid = image[image != NODATA_DN]
     if not valid.size:
         return _Coded(image, np.zeros(image.shape, np.uint8), np.zeros(_CODES, np.int32))
@@ -165,7 +163,7 @@ def _coded(image: NDArray[np.uint16]) -> _Coded:
 
 
 def _jpeg_plane(one: _Coded, step_dn: int) -> Plane:
-    """A grey JPEG. All frequencies share one quantiser step: the page shows single pixels, not an impression."""
+    """A grey JPEG with one quantiser step for all frequencies, because the page shows single pixels."""
     from PIL import Image
 
     step = int(np.clip(round(step_dn / one.dn_per_code), 1, 255))

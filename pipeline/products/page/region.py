@@ -1,8 +1,4 @@
-"""Which part of a store the report page shows at 2.5 m, and where its map opens.
-
-In: a `Zone`. Out: a window, a place. Looks at an overview, or at some chunks of a store without overviews. Imports
-bands, errors, grid and source; pyproj inside functions.
-"""
+"""Chooses the part of a store that the report page shows at 2.5 m, and where its map opens."""
 
 from __future__ import annotations
 
@@ -25,11 +21,11 @@ if TYPE_CHECKING:
 WHOLE_PX = 5_000_000  # stores of at most so many pixels are shown whole: 31 km2
 _DETAIL_PX = 1584  # side of the part that is shown of larger ones: 3.96 km
 _FOCUS_M = 900.0  # side of the place that the map opens at
-_CANDIDATES = 6  # along each axis, where the store has no overview to choose the part by
+_CANDIDATES = 6  # chunks sampled along each axis of a store without overviews
 
 
 def choose_window(zone: Zone, at: tuple[float, float] | None = None) -> Window:
-    """The part to show: all of a small store, else a square around `at` (longitude, latitude), else where most is seen.
+    """The part to show: all of a small store, else a square around `at` (longitude, latitude), else the most contrast.
 
     Raises UsageError when `at` lies outside, NoDataError when nothing at all is measured.
     """
@@ -76,11 +72,11 @@ def _contrast(zone: Zone) -> tuple[int, int]:
 
 
 def focus_m(zone: Zone, part: Part) -> tuple[float, float]:
-    """Easting and northing of the place of the part that is worth looking at first."""
+    """Easting and northing of the place of the part to show first."""
     gsd = min(part.measured)
     names = bands_at(gsd, zone.bands)
     step = factor_of(gsd)
-    known = part.quality[step // 2 :: step, step // 2 :: step] != 0  # a place without red, green and blue shows little
+    known = part.quality[step // 2 :: step, step // 2 :: step] != 0  # without RGB there is little to see
     dn = np.where(known, part.measured[gsd][names.index("B03") if "B03" in names else 0], np.uint16(NODATA_DN))
     row, col = _most_contrast(dn, max(2, round(_FOCUS_M / gsd))) or (dn.shape[0] // 2, dn.shape[1] // 2)
     left, _, _, top = zone.bounds_m(part.window)
@@ -117,7 +113,7 @@ def _most_contrast_of_chunks(zone: Zone, band: int) -> tuple[int, int]:
 
 
 def _score(dn: NDArray[np.uint16]) -> float:
-    """Spread of what is measured times its share, above 0 wherever anything is."""
+    """Spread of measured pixels times their share; above 0 wherever any pixel is measured."""
     measured = dn[dn != NODATA_DN]
     return float(measured.std() + 1e-3) * measured.size / dn.size if measured.size else 0.0
 

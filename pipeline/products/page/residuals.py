@@ -1,7 +1,4 @@
-"""The radiometric check on the report page: the stored output, brought to the native grids, against the stored input.
-
-In: a `Part`. Out: one `Residual` per band. Imports bands, sensor and source only.
-"""
+"""The radiometric check of the report page: the output on the native grids against the measured input."""
 
 from __future__ import annotations
 
@@ -24,15 +21,15 @@ PROMISE_DN = 0.5  # of `consistency = box`, after rounding to whole DN; of the b
 # ground 1/174 of what is measured, the largest signal-to-noise ratio that Sentinel-2's bands are specified to have.
 NOISE_DN = 15.0
 SIGNAL_TO_NOISE = 174.0
-LOCAL_PX = 5  # native pixels a side, whose means are looked at
+LOCAL_PX = 5  # side of the squares of native pixels whose means are compared
 
 
 @dataclass(frozen=True)
 class Residual:
     """Output brought to the native grid of one band, minus what was measured, in DN.
 
-    `seen`: brought there as the sensor sees it, which `consistency = sensor` makes agree; else by block means. Numbers
-    are None where nothing could be compared.
+    `seen`: by the sensor model, for `consistency = sensor`; else by block means. Numbers are None where nothing could
+    be compared.
     """
 
     band: str
@@ -60,7 +57,7 @@ class Residual:
 
     @property
     def kept(self) -> bool:
-        """True when the promise of `consistency = box`, or of `sensor` where `seen`, holds here."""
+        """True when the contract of `consistency = box`, or of `sensor` where `seen`, holds."""
         if self.seen:
             return self.unbiased and self.within_noise
         return self.largest_dn is not None and self.largest_dn <= PROMISE_DN

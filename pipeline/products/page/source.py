@@ -1,7 +1,6 @@
-"""What the report page reads: one zone and time of a store, the part that is shown, and its pixels.
+"""Data of the report page: one zone and time of a store, the part that is shown, and its pixels.
 
-In: a store, and what the user asked for. Out: `Zone`, `Part`, arrays of DN. Reads chunks of the shown part only: a page
-of a country costs no more than one of a town. Imports bands, errors, grid and place; zarr inside functions.
+Only chunks of the shown part are read, so that the page of a country costs no more than that of a town.
 """
 
 from __future__ import annotations
@@ -56,17 +55,17 @@ class Zone:
 
     @property
     def consistency(self) -> str:
-        """How the output was made to agree with what was measured."""
+        """Consistency mode of the output."""
         return str(self.attributes.get("consistency", ""))
 
     @property
     def estimate(self) -> str:
-        """The "mean" of what may be there, or a "sample" of it, as one draw is by whichever name."""
+        """Kind of estimate, "mean" or "sample"; a single draw counts as a sample."""
         return "sample" if self.drawn == 1 else "mean"
 
     @property
     def drawn(self) -> int:
-        """Draws that the output is the mean of; 0 where a regression gave it, 1 of one draw."""
+        """Number of draws in the output: 0 for a regression, 1 for a single draw."""
         members = self.attributes.get("members")
         return members if isinstance(members, int) and members >= 0 else 1
 
@@ -102,7 +101,7 @@ class Context:
 
 
 def open_zone(where: Where, zone: str | None = None, time: str | None = None) -> Zone:
-    """One zone (the first, unless named) and time (likewise) of a store. UsageError when there is no such thing."""
+    """One zone and time of a store, by default the first. UsageError when they do not exist."""
     import zarr
 
     place = place_of(where)
@@ -154,7 +153,7 @@ def _time_index(place: Place, times: tuple[str, ...], attributes: Mapping[str, A
 
 @contextmanager
 def undamaged(place: Place, what: str) -> Iterator[None]:
-    """Failures of reading as IntegrityError, but for those that the place itself puts into words."""
+    """Turn read failures into IntegrityErrors, except the store location's own errors."""
     try:
         with place.reading():
             yield
@@ -168,7 +167,7 @@ def undamaged(place: Place, what: str) -> Iterator[None]:
 
 
 def nothing(zone: Zone) -> NoDataError:
-    """What to say where no pixel at all is measured."""
+    """Error for a store without any measured pixel."""
     label = labels(zone.attributes, zone.times)[zone.time]
     return NoDataError(
         f"{zone.place} holds no measured pixel at {label}",
@@ -235,7 +234,7 @@ def _read(
 
 
 def _measured(zone: Zone, window: Window, hidden: frozenset[str]) -> dict[int, NDArray[np.uint16]] | None:
-    """DN of what went in; None where the store does not keep it."""
+    """DN of the input; None where the store does not keep it."""
     found: dict[int, NDArray[np.uint16]] = {}
     for gsd in GSDS_M:
         names = bands_at(gsd, zone.bands)

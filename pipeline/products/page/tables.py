@@ -1,7 +1,4 @@
-"""The report page's tables and words as HTML. Everything from outside (scene ids, names, notes, errors) is escaped.
-
-In: facts, residuals, planes. Out: HTML text. Imports bands, residuals, facts and source.
-"""
+"""Tables and text of the report page as HTML. External text (scene ids, names, notes, errors) is escaped."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ def pairs(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def banner(facts: Facts, zone: Zone) -> str:
-    """What a reader must know before looking: an unfinished store, units set aside, other zones and times."""
+    """Notices at the top: an incomplete store, quarantined units, other zones and times."""
     notices = []
     if not facts.complete:
         done = len(facts.receipts)
@@ -117,7 +114,7 @@ _PROMISES = {
 
 
 def _verdict(found: Sequence[Residual], consistency: str) -> str:
-    """Whether the promise holds, where there is one and something to hold it against."""
+    """Whether the consistency contract holds, where it can be checked."""
     compared = [one for one in found if one.compared]
     if consistency not in ("sensor", "box") or not compared:
         return ""
@@ -138,7 +135,7 @@ def _verdict(found: Sequence[Residual], consistency: str) -> str:
 
 
 def _noise(compared: Sequence[Residual]) -> str:
-    """The noise that is allowed for, in words."""
+    """Text for the noise tolerance."""
     most = max(compared, key=lambda one: one.noise_dn)
     more = f" (in {most.band}, which is bright, {most.noise_dn:.0f})" if most.noise_dn > NOISE_DN else ""
     return f"{NOISE_DN:g} DN{more}"
@@ -228,7 +225,7 @@ def _holes(facts: Facts) -> str:
 
 
 def aside_section(facts: Facts) -> str:
-    """Units that were set aside, with the reason and the command that shows it again."""
+    """Quarantined units, with the reason and the command that reproduces the failure."""
     if not facts.aside:
         return "<p>No unit was set aside.</p>"
     items = "".join(
@@ -244,7 +241,7 @@ def aside_section(facts: Facts) -> str:
 
 
 def settings_section(facts: Facts, zone: Zone) -> str:
-    """What decided the pixels."""
+    """Settings that determine the pixels."""
     said = zone.attributes
     generated = "all" if set(zone.generated) >= set(zone.bands) else ", ".join(zone.generated)
     rows = [
@@ -285,7 +282,7 @@ def _members(zone: Zone) -> str:
 
 
 def _mtf(zone: Zone) -> str:
-    """By band; bands of one value together."""
+    """MTF by band, with bands of equal value together."""
     by_value: dict[str, list[str]] = {}
     for band in zone.bands:
         by_value.setdefault(f"{zone.mtf[band]:.3g}", []).append(band)
@@ -293,7 +290,7 @@ def _mtf(zone: Zone) -> str:
 
 
 def _catalogue(name: str) -> str:
-    """A name or URL as it is, a file by its name: where it lay is nobody's business."""
+    """A name or URL as it is, a file by its name only, so that local paths do not leak."""
     return name if "://" in name else PurePath(name.replace("\\", "/")).name
 
 
@@ -303,7 +300,7 @@ def _weights(said: Mapping[str, object], name: str) -> str:
 
 
 def precision_section(kinds: Sequence[tuple[str, Set | None]], output: Set, spread: Set | None) -> str:
-    """How far the page's numbers may be from the store's."""
+    """Precision of the page's numbers against the store's."""
     lossy = [name for name, planes in kinds if planes and not planes.exact]
     exact = [name for name, planes in kinds if planes and planes.exact]
     if not lossy:

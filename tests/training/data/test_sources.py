@@ -427,7 +427,7 @@ def test_photographs_of_an_api_are_read_over_http_by_range(tmp_path):
 
 
 def test_photographs_that_are_gone_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.archive.retry.MAX_WAIT_S", 0.01)
+    monkeypatch.setattr("pipeline.archive.read.retry.MAX_WAIT_S", 0.01)
     items = photographs(tmp_path)
     (tmp_path / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
     (tmp_path / "m_1.tif").unlink()

@@ -1,0 +1,1 @@
+"""Areas of interest: geometry in degrees, UTM zones and periods."""

@@ -1,0 +1,1 @@
+"""Folders of Sentinel-2 files on this machine, as scenes."""

@@ -1,0 +1,1 @@
+"""Reading files of archives: access rules, GDAL, retries, bands and cubes."""

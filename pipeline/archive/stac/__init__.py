@@ -1,0 +1,1 @@
+"""STAC items from APIs, files and static catalogues, as scenes."""

@@ -1,0 +1,264 @@
+"""Reports of the commands: each is a dataclass with two renderings, text for people and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.plain import plain
+from pipeline.terminal import counted, duration, show
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.execution.estimate import Estimate
+    from pipeline.execution.plan import Plan
+    from pipeline.execution.shards import Shard
+    from pipeline.execution.units import Zone
+    from pipeline.execution.work import Summary
+    from pipeline.store.place import Place
+
+_SHOWN = 8
+_STAGE_NAMES = {
+    "start": "start", "load": "load weights", "read": "read", "superres": "super-resolve and fuse", "blend": "blend",
+    "project": "project", "write": "write", "overviews": "overviews",
+}  # fmt: skip
+_CAUSES = {
+    "cloud": "clouds of the classification",
+    "like_cloud": "what looks like cloud",
+    "saturated": "saturated pixels",
+    "bright": "pixels brighter than the network was trained on",
+    "nodata": "nodata",
+}
+
+
+class Report(Protocol):
+    """What a command reports at its end."""
+
+    def text(self) -> str:
+        """Lines for people."""
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object for programs."""
+
+
+def show_report(report: Report, *, as_json: bool) -> None:
+    """Print a report on stdout, as text or as one JSON object."""
+    show(json.dumps(report.to_json()) if as_json else report.text())
+
+
+@dataclass(frozen=True)
+class PlanPreview:
+    """The plan and cost of a dry run; nothing was written."""
+
+    plan: Plan
+    cost: Estimate
+    store: Place
+    area: str  # description of the AOI
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as it would be stored, and the estimate."""
+        return {"plan": self.plan.to_json(), "estimate": self.cost.to_json()}
+
+    def text(self) -> str:
+        """Scenes with dates and offsets, zones, units, cost."""
+        plan = self.plan
+        title = (
+            f"plan for {plain(plan.aoi_name)}: {plan.system.name}, {len(plan.config.band_names)} bands{_finer(plan)}"
+        )
+        notes = [f"  note: {plain(note)}" for note in plan.notes]
+        zones = [line for zone in plan.zones for line in self._zone(zone)]
+        return "\n".join([self.area, f"{title}, {self.store} (not written)", *zones, *notes, *self._cost()])
+
+    def _zone(self, zone: Zone) -> list[str]:
+        ny, nx = zone.grid.shape
+        lines = [f"  EPSG:{zone.epsg}  {nx} x {ny} px of 2.5 m, {counted(len(zone.periods), 'time step')}"]
+        for period in zone.periods:
+            lines.append(f"    {period.label} ({period.composite})")
+            for name in period.scene_ids:
+                scene = self.plan.scenes[name]
+                cloud = "unknown" if scene.cloud_pct is None else f"{scene.cloud_pct:.1f} %"
+                told = f"cloud {cloud:<8} offset {scene.offset.offset_dn:>5}"
+                lines.append(f"      {scene.datetime_utc[:10]}  {told}  {plain(name)}")
+        return lines
+
+    def _cost(self) -> list[str]:
+        cost = self.cost
+        per_window = f" ({cost.seconds_per_window:.2f} s per window, measured here)" if cost.seconds_per_window else ""
+        return [
+            f"  area     {cost.area_km2:g} km2 per time step, {cost.output_pixels:,} pixels per band in all",
+            f"  work     {counted(cost.units, 'unit')}, {counted(cost.windows, 'model window')}, "
+            f"{cost.overlap:g} times the area by overlap",
+            f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored",
+            f"  memory   about {cost.worker_mib:.0f} MiB per worker, {counted(cost.workers, 'worker')}",
+            f"  time     about {duration(cost.seconds)} of computing{per_window}",
+        ]
+
+
+@dataclass(frozen=True)
+class FrozenPlan:
+    """A plan in its store, ready for others to run."""
+
+    plan: Plan
+    store: Place
+
+    def to_json(self) -> dict[str, Any]:
+        """Store, digest and number of units."""
+        return {
+            "status": "planned",
+            "store": str(self.store),
+            "plan_digest": self.plan.digest,
+            "units": sum(1 for _ in self.plan.units()),
+        }
+
+    def text(self) -> str:
+        """The store, and the commands that run its plan in parts."""
+        units = sum(1 for _ in self.plan.units())
+        return (
+            f"{self.store} holds the plan: {counted(units, 'unit')}, digest {self.plan.digest[:12]}\n"
+            f"  part      python -m pipeline.run --plan {self.store} --shard-of J/N\n"
+            f"  publish   python -m pipeline.run --plan {self.store} --finalise"
+        )
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """A finished part of a plan."""
+
+    shard: Shard
+    summary: Summary
+    store: Place
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts of units, and seconds."""
+        summary = self.summary
+        return {
+            "status": "part",
+            "store": str(self.store),
+            "shard": f"{self.shard.number}/{self.shard.of}",
+            "units": summary.units,
+            "computed": summary.computed,
+            "resumed": summary.resumed,
+            "quarantined": list(summary.quarantined),
+            "seconds": round(summary.seconds, 3),
+        }
+
+    def text(self) -> str:
+        """The same on one line."""
+        summary = self.summary
+        aside = f", {len(summary.quarantined)} set aside" if summary.quarantined else ""
+        return (
+            f"part {self.shard.number} of {self.shard.of} of {self.store}: {counted(summary.units, 'unit')}, "
+            f"{summary.computed} computed, {summary.resumed} found done{aside}, {summary.seconds:.1f} s"
+        )
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A finished run; `picture` is its quicklook, None where there is none."""
+
+    plan: Plan
+    summary: Summary
+    store: Place
+    picture: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, seconds, sizes and shares."""
+        summary = self.summary
+        clear = summary.clear_pixels / summary.pixels if summary.clear_pixels and summary.pixels else None
+        return {
+            "status": "complete_with_quarantine" if summary.quarantined else "complete",
+            "store": str(self.store),
+            "quarantined": list(summary.quarantined),
+            "picture": str(self.picture) if self.picture else None,
+            "plan_digest": self.plan.digest,
+            "scenes": list(summary.scenes),
+            "units": summary.units,
+            "computed": summary.computed,
+            "resumed": summary.resumed,
+            "valid_fraction": summary.valid_fraction,
+            "clear_fraction": clear,
+            "seconds": round(summary.seconds, 3),
+            "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
+            "stored_bytes": summary.stored_bytes,
+            "peak_worker_mib": summary.peak_worker_mib,
+            "holes": summary.holes,
+            "detail": summary.detail_shares,
+            "notes": list(self.plan.notes),
+        }
+
+    def text(self) -> str:
+        """Where the store is, which scenes it used, where the time went, and how to open it."""
+        return "\n".join([self._title(), *self._content(), *self._work(), *self._next()])
+
+    def _title(self) -> str:
+        plan, set_aside = self.plan, len(self.summary.quarantined)
+        but = f" but for {counted(set_aside, 'quarantined unit')}" if set_aside else ""
+        zones = ", ".join(f"EPSG:{z.epsg} {z.grid.shape[1]} x {z.grid.shape[0]} px" for z in plan.zones)
+        bands = f"{len(plan.config.band_names)} bands at 2.5 m{_finer(plan)}"
+        return f"{self.store} is complete{but}: {bands}, {zones}, by {plan.system.name}"
+
+    def _content(self) -> list[str]:
+        plan, summary = self.plan, self.summary
+        clear = "unknown, no scene classification"
+        if summary.clear_pixels is not None and summary.pixels:
+            clear = _percent(summary.clear_pixels / summary.pixels)
+        more = len(summary.scenes) - _SHOWN
+        names = [f"{plan.scenes[name].datetime_utc[:10]}  {plain(name)}" for name in summary.scenes[:_SHOWN]]
+        return [
+            f"  scenes    {len(summary.scenes)} used",
+            *(f"            {name}" for name in names),
+            *([f"            and {more} more"] if more > 0 else []),
+            f"  measured  {_percent(summary.valid_fraction)} of pixels; clear {clear}",
+            *([f"  detail    {_detail(summary)}"] if plan.system.generated_bands and summary.detail_shares else []),
+            *(f"  note      {plain(note)}" for note in plan.notes),
+            *([f"  note      {_holes(summary)}"] if summary.holes else []),
+        ]
+
+    def _work(self) -> list[str]:
+        summary = self.summary
+        spent = summary.stage_seconds
+        stages = ", ".join(f"{words} {spent[name]:.1f}" for name, words in _STAGE_NAMES.items() if name in spent)
+        return [
+            f"  units     {summary.computed} computed, {summary.resumed} found done",
+            f"  time      {summary.seconds:.1f} s in all; worker seconds: {stages}",
+            f"  size      {summary.stored_bytes / 2**20:.1f} MiB; largest worker {summary.peak_worker_mib:.0f} MiB",
+        ]
+
+    def _next(self) -> list[str]:
+        store, aside = self.store, ", ".join(self.summary.quarantined)
+        where = " (in this folder, since the store is remote)" if "://" in str(store) else ""
+        return [
+            *([f"  set aside {aside}; python -m pipeline.check {store} tells why"] if aside else []),
+            *([f"  picture   {self.picture}{where}"] if self.picture is not None else []),
+            f"  look      python -m pipeline.view {store}",
+            f'  open      import pipeline; ds = pipeline.open_store("{store}")',
+        ]
+
+
+def _detail(summary: Summary) -> str:
+    """How much of what was measured has generated detail, and why the rest lacks some or all of it."""
+    shares = summary.detail_shares
+    words = f"generated in {_percent(shares['generated'])} of measured pixels"
+    words += f", partly in {_percent(shares['partial'])}" if shares["partial"] else ""
+    words += f", not in {_percent(shares['none'])}" if shares["none"] else ""
+    causes = sorted(summary.withheld, key=lambda cause: -summary.withheld[cause])
+    why = [f"{_CAUSES.get(cause, cause)} ({_percent(shares[f'withheld_{cause}'])})" for cause in causes]
+    return f"{words}; withheld at or near {', '.join(why)}" if why else words
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _holes(summary: Summary) -> str:
+    """Bands with zeros under a clear sky, and what may have caused them."""
+    counts = ", ".join(f"{band} {count}" for band, count in sorted(summary.holes.items()))
+    return f"0 where the classification says clear ({counts} px): a damaged file, or a product clipped at 0; left empty"
+
+
+def _finer(plan: Plan) -> str:
+    """What is stored below 2.5 m."""
+    found = [f"{len(bands)} at {gsd_m:g} m" for gsd_m, bands in plan.finer]
+    return f" and, generated, {', '.join(found)}" if found else ""

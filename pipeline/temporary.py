@@ -1,0 +1,113 @@
+"""Temporary folders, so that outputs appear atomically, and checks of output paths.
+
+A lock shows that a temporary folder is in use. The system releases it when the process dies, also in containers, where
+process numbers mean nothing. Where the file system has no locks, leftovers stay.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from pipeline.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NAME = b"sen2fine"  # occurs in every text file that this software writes
+_BLOCK = 1 << 20
+_LOCK = "sen2fine.lock"  # the locked file inside
+
+
+def require_parent(path: Path, flag: str = "--out") -> None:
+    """UsageError if the output's parent folder does not exist: a typo might fill another disk.
+
+    StorageError if it is not a folder, or cannot be reached.
+    """
+    parent = path.absolute().parent
+    try:
+        if parent.is_dir():
+            return
+        there = parent.exists()
+    except OSError as error:
+        raise StorageError(f"{flag} {path} cannot be reached ({error.strerror})", "a writable folder") from error
+    if there:
+        raise StorageError(f"{flag} {path} cannot be written: {parent} is no folder", "a folder to write into")
+    cure = f"mkdir -p {shlex.quote(str(parent))}, if the name is right"
+    raise UsageError(f"{flag} {path}: there is no folder {parent}", "one that exists, to write into", cure)
+
+
+def require_ours(path: Path, flag: str = "--out") -> None:
+    """UsageError if an existing file does not name this software, and so must not be replaced."""
+    try:
+        with path.open("rb") as file:
+            ours = any(_NAME in block for block in iter(lambda: file.read(_BLOCK), b""))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{flag} {path} cannot be replaced ({error.strerror})", "a file, or no file") from error
+    if not ours:
+        raise UsageError(f"{flag} {path} exists and was not written by sen2fine", "a new name", "choose another")
+
+
+@contextmanager
+def working_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder `parent`/`prefix`..., locked while this process lives. OSError if it cannot be created.
+
+    Unlocked folders of the same prefix are removed first.
+    """
+    remove_leftovers(parent, prefix)
+    folder, lock = _held(parent, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def remove_leftovers(parent: Path, prefix: str) -> int:
+    """Remove unlocked temporary folders; returns how many."""
+    found = [path for path in parent.glob(f"{escape(prefix)}*") if path.is_dir() and not path.is_symlink()]
+    return sum(_removed(folder) for folder in found)
+
+
+def _held(parent: Path, prefix: str) -> tuple[Path, BinaryIO]:
+    """A new folder and its lock; made again if another process removed it before it was locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with suppress(FileNotFoundError):
+            lock = (folder / _LOCK).open("wb")
+            _lock(lock, wait=True)
+            if (folder / _LOCK).exists():
+                return folder, lock
+            lock.close()
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        with (folder / _LOCK).open("r+b") as lock:
+            if not _lock(lock, wait=False):
+                return False
+            shutil.rmtree(folder, ignore_errors=True)
+    except FileNotFoundError:  # without a lock: killed before it had one, or not ours
+        with suppress(OSError):
+            folder.rmdir()
+    except OSError:  # another user's
+        return False
+    return not folder.exists()
+
+
+def _lock(file: BinaryIO, *, wait: bool) -> bool:
+    """Try to lock the file; False if another process holds it, or the file system has no locks."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
