@@ -79,10 +79,14 @@ def test_addresses_must_be_https_without_credentials(address):
         ({"offset_rule": "guess"}, "one of always, baseline"),
         ({"signing": "magic"}, "one of none"),
         ({"surprise": 1}, "keys name, url"),
+        ({"licens": "MIT"}, "did you mean 'licence'"),
         ({"hosts": "example.org"}, "a list"),
         ({"url": None}, "url missing"),
         ({"bands": {"B99": ["x"]}}, "lists of asset names"),
         ({"limits": {"speed": 3}}, "page_items"),
+        ({"limits": {"max_page": 3}}, "limits.max_page is unknown.*did you mean 'max_pages'"),
+        ({"limits": {"page_items": "many"}}, "limits.page_items = 'many'.*at least 1"),
+        ({"limits": {"max_pages": 0}}, "limits.max_pages = 0.*at least 1"),
     ],
 )
 def test_bad_catalogue_files_name_the_key(change, expected, tmp_path):

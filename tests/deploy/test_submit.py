@@ -11,7 +11,7 @@ from pipeline.aoi.aoi import read_aoi
 from pipeline.errors import UsageError
 from pipeline.execution import slurm, task
 from pipeline.execution.driver import prepare
-from pipeline.execution.job_plan import known
+from pipeline.execution.job_plan import load_job
 from pipeline.execution.plan import load_plan
 from pipeline.execution.planner import make_plan
 from pipeline.execution.shards import Shard
@@ -119,7 +119,7 @@ def test_only_parts_with_units_to_do_are_submitted_again(complete, cluster, caps
     try:
         for path in paths:
             path.unlink()
-        assert known(complete, 6).todo == (2, 5)
+        assert load_job(complete, 6).todo == (2, 5)
         assert go(capsys, "--plan", complete, "--target", "slurm", "--array", "6")[0] == 0
         assert "--array=2,5" in calls(cluster)[1]
     finally:
