@@ -174,7 +174,9 @@ def _from_toml(path: Path) -> Catalog:
             wanted = _TOML_KEYS.get(key)
             if wanted is None:  # the value is not shown, as it may be a header with a password
                 raise UsageError(
-                    f"{path}: {key} is no field of a catalogue", f"keys {', '.join(_TOML_KEYS)}", _hint(key, _TOML_KEYS)
+                    f"{path}: {key} is not a field of a catalogue",
+                    f"keys {', '.join(_TOML_KEYS)}",
+                    _hint(key, _TOML_KEYS),
                 )
             raise UsageError(f"{path}: {key} = {redact(f'{value!r:.60}')}", f"a {wanted.__name__}")
     absent = [key for key in _TOML_KEYS if key not in content and key not in _OPTIONAL]
