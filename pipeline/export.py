@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(error)
     except KeyboardInterrupt:
         progress.clear()
-        print("stopped; files that are there are whole", file=sys.stderr)
+        print("stopped; existing files are complete", file=sys.stderr)
         return EXIT_RESUMABLE
     progress.clear()
     for note in made.notes:

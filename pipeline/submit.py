@@ -25,7 +25,7 @@ from pipeline.terminal import counted, refuse, show, tell
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.execution.job_plan import Planned
+    from pipeline.execution.job_plan import JobPlan
     from pipeline.execution.manifests import Manifests
     from pipeline.execution.slurm import Array
 
@@ -143,24 +143,24 @@ def _part_options(arguments: argparse.Namespace) -> str:
     return f"--verify {arguments.verify} --max-outage {arguments.max_outage:g}"
 
 
-def planned(arguments: argparse.Namespace, flags: tuple[str, ...], task: Task) -> Planned:
+def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], task: Task) -> JobPlan:
     """Freeze the plan into its store, or take the one that is there; with --dry-run nothing is written."""
     from pipeline.archive.read.gdal import restrict_drivers
-    from pipeline.execution.job_plan import frozen, known, previewed
+    from pipeline.execution.job_plan import freeze_job, load_job, preview_job
     from pipeline.execution.stored_plan import RunRequest, writable
 
     if arguments.plan:
         named = {"--aoi": arguments.aoi, "--config": arguments.config, "--out": arguments.out}
         if words := [flag for flag, value in named.items() if value is not None] + list(flags):
             raise UsageError(f"--plan given with {words[0]}", "the frozen plan as it is", "leave one out")
-        return known(Path(arguments.plan), arguments.array)
+        return load_job(Path(arguments.plan), arguments.array)
     restrict_drivers()  # before GDAL is first used
     config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
     for warning in area.warnings:
         tell(f"warning: {warning}")
     store = writable(place_of(arguments.out or f"{area.name}.zarr"))
     request = RunRequest(config, area, store, overwrite=arguments.overwrite)
-    settle = previewed if arguments.dry_run else frozen
+    settle = preview_job if arguments.dry_run else freeze_job
     return settle(request, arguments.array, workers=arguments.array * task.workers)
 
 
@@ -179,7 +179,7 @@ def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
         slurm.require_slurm()
         if arguments.overwrite and plan_path(Path(arguments.out)).is_file():
             slurm.require_idle(load_plan(arguments.out).digest, arguments.out)
-    plan = planned(arguments, flags, task)
+    plan = job_plan(arguments, flags, task)
     array = slurm.Array(plan, _with_memory(task, plan.worker_mib), arguments.parallel, extra, _part_options(arguments))
     arrays: list[str] = []
     last = ""
@@ -192,7 +192,7 @@ def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 @dataclass(frozen=True)
 class SlurmReport:
-    """Ids of the jobs of a run: of the arrays, one for each pass, and of the publication; empty where none was submitted."""
+    """Ids of the jobs of a run: of an array for each pass, and of the publication; empty where none was submitted."""
 
     array: Array
     array_jobs: tuple[str, ...] = ()

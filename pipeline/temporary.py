@@ -37,7 +37,7 @@ def require_parent(path: Path, flag: str = "--out") -> None:
     except OSError as error:
         raise StorageError(f"{flag} {path} cannot be reached ({error.strerror})", "a writable folder") from error
     if there:
-        raise StorageError(f"{flag} {path} cannot be written: {parent} is no folder", "a folder to write into")
+        raise StorageError(f"{flag} {path} cannot be written: {parent} is not a folder", "a folder to write into")
     cure = f"mkdir -p {shlex.quote(str(parent))}, if the name is right"
     raise UsageError(f"{flag} {path}: there is no folder {parent}", "one that exists, to write into", cure)
 

@@ -58,7 +58,7 @@ def page_file(arguments: argparse.Namespace) -> Path:
         with path.open("rb") as file:
             ours = GENERATOR.encode() in file.read(4096)
         if not ours:
-            raise UsageError(f"{path} exists and is no report page", cure="another --out, or --overwrite")
+            raise UsageError(f"{path} exists and is not a report page", cure="another --out, or --overwrite")
     return path
 
 

@@ -179,4 +179,4 @@ def test_being_stopped_is_said(store, call, monkeypatch):
     monkeypatch.setattr("pipeline.products.cog.export_cogs", stop)
     code, out, err = call("lake.zarr")
     assert (code, out) == (75, "")
-    assert err == "stopped; files that are there are whole\n"
+    assert err == "stopped; existing files are complete\n"

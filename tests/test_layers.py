@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What each room may import of the project. Stations never import each other; execution composes them.
 BOTTOM = {"pipeline.bands", "pipeline.errors", "pipeline.plain", "pipeline.redaction", "pipeline.temporary"}
+SCENES = {f"pipeline.archive.{name}" for name in ("scene", "radiometry", "passes")}  # records and rules of scenes
 TRAINING_BOTTOM = {"training.presets", "training.schedule", "training.placement", "pipeline"}
 TRAINING_DECLARATIONS = {"training.task_spec", "training.conversion", "training.checkpoint"}
 ALLOWED = {
@@ -23,6 +24,24 @@ ALLOWED = {
     "pipeline/models": {"pipeline.models", "pipeline.errors"},
     "pipeline/aoi": {"pipeline.aoi", *BOTTOM},
     "pipeline/archive": {"pipeline.archive", "pipeline.aoi", "pipeline.grid", *BOTTOM},
+    "pipeline/archive/read": {"pipeline.archive.read", *SCENES, "pipeline.grid", *BOTTOM},
+    "pipeline/archive/stac": {
+        "pipeline.archive.stac",
+        "pipeline.archive.read",
+        "pipeline.archive.catalog",
+        *SCENES,
+        "pipeline.aoi",
+        "pipeline.grid",
+        *BOTTOM,
+    },
+    "pipeline/archive/local": {
+        "pipeline.archive.local",
+        "pipeline.archive.read",
+        "pipeline.archive.offset_audit",
+        *SCENES,
+        "pipeline.grid",
+        *BOTTOM,
+    },
     "pipeline/superres": {"pipeline.superres", "pipeline.models", "pipeline.grid", *BOTTOM},
     "pipeline/conditions": {"pipeline.conditions", "pipeline.superres", "pipeline.archive", "pipeline.grid", *BOTTOM},
     "pipeline/store": {"pipeline.store", "pipeline.grid", *BOTTOM},

@@ -34,7 +34,7 @@ def killed(parent, prefix):
 
 def test_an_output_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="file is no folder"):
+    with pytest.raises(StorageError, match="file is not a folder"):
         require_parent(tmp_path / "file" / "run.zarr")
 
 

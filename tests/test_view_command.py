@@ -59,7 +59,7 @@ def test_files_of_others_are_not_replaced_unless_asked(store, empty_folder, call
     mine.write_text("my notes")
     code, _, err = call(store, "--out", mine)
     assert code == 2
-    assert "exists and is no report page" in err
+    assert "exists and is not a report page" in err
     assert mine.read_text() == "my notes"
     assert call(store, "--out", mine, "--overwrite")[0] == 0
     assert mine.read_bytes().startswith(b"<!DOCTYPE html>")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.archive.catalog_address import read_address, same_place
@@ -17,6 +17,9 @@ from pipeline.archive.read.signing import SIGNINGS
 from pipeline.bands import BAND_NAMES, BY_NAME, HOUSE_ADD_OFFSET_DN
 from pipeline.errors import UsageError
 from pipeline.redaction import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SAMPLE = "sample"
 MAX_TOML_BYTES = 1_000_000
@@ -45,6 +48,12 @@ class Limits:
     page_items: int = 100
     max_pages: int = 500
     connections: int = 8
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if type(value) is not int or value < 1:
+                raise UsageError(f"limits.{limit.name} = {redact(f'{value!r:.60}')}", "a whole number, at least 1")
 
 
 @dataclass(frozen=True)
@@ -127,11 +136,10 @@ def load_catalog(name_or_source: str) -> Catalog:
         refuse_rasters(path)
         return Catalog(path.name, "file", str(path), hosts=(ANY_PUBLIC_HOST,), roots=file_roots(path))
     names = [SAMPLE, *known]
-    near = difflib.get_close_matches(name_or_source, names, 1)
     raise UsageError(
         f"catalogue {name_or_source!r} is neither known nor a file",
         f"one of {', '.join(names)}; a .toml; the address of a STAC API; a STAC catalogue or ItemCollection file",
-        f"did you mean {near[0]!r}?" if near else "",
+        _hint(name_or_source, names),
     )
 
 
@@ -165,7 +173,11 @@ def _from_toml(path: Path) -> Catalog:
         if key not in _TOML_KEYS or not isinstance(value, _TOML_KEYS[key]):
             wanted = _TOML_KEYS.get(key)
             if wanted is None:  # the value is not shown, as it may be a header with a password
-                raise UsageError(f"{path}: {key} is no field of a catalogue", f"keys {', '.join(_TOML_KEYS)}")
+                raise UsageError(
+                    f"{path}: {key} is not a field of a catalogue",
+                    f"keys {', '.join(_TOML_KEYS)}",
+                    _hint(key, _TOML_KEYS),
+                )
             raise UsageError(f"{path}: {key} = {redact(f'{value!r:.60}')}", f"a {wanted.__name__}")
     absent = [key for key in _TOML_KEYS if key not in content and key not in _OPTIONAL]
     if absent:
@@ -186,10 +198,17 @@ def _built(path: Path, content: dict[str, Any]) -> Catalog:
     bands = content.pop("bands")
     if set(bands) - set(BAND_NAMES) or not all(isinstance(keys, list) and keys for keys in bands.values()):
         raise UsageError(f"{path}: bands", f"lists of asset names for {', '.join(BAND_NAMES)}")
-    try:
-        limits = Limits(**content.pop("limits", {}))
-    except TypeError as error:
-        raise UsageError(f"{path}: limits ({error})", "page_items, max_pages, connections") from None
+    limits = content.pop("limits", {})
+    names = [limit.name for limit in fields(Limits)]
+    if unknown := [key for key in limits if key not in names]:
+        raise UsageError(
+            f"{path}: limits.{unknown[0]} is unknown", f"keys {', '.join(names)}", _hint(unknown[0], names)
+        )
     lists = {key: tuple(map(str, value)) for key, value in content.items() if isinstance(value, list)}
     aliases = {band: tuple(map(str, bands[band])) for band in BAND_NAMES if band in bands}
-    return Catalog(**{**content, **lists, "kind": "api", "aliases": aliases, "limits": limits})
+    return Catalog(**{**content, **lists, "kind": "api", "aliases": aliases, "limits": Limits(**limits)})
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]!r}?" if near else ""

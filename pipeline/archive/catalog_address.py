@@ -45,7 +45,7 @@ def _plain(address: str) -> SplitResult:
         parts = urlsplit(address.strip())
         _ = parts.port
     except ValueError as error:
-        raise UsageError(f"catalogue address {redact(address)!r} is none ({error})", "an https address") from None
+        raise UsageError(f"catalogue address {redact(address)!r} is not valid ({error})", "an https address") from None
     if "@" in parts.netloc or carries_secret(address):
         raise UsageError(f"catalogue address {redact(address)!r} carries credentials", "a plain https address")
     scheme, host = parts.scheme.lower(), (parts.hostname or "").lower()
@@ -78,7 +78,7 @@ def _refuse_query(parts: SplitResult) -> NoReturn:
     asked = dict(parse_qsl(parts.query)).get("collections", "").split(",")[0] or collection
     plain = urlunsplit(parts._replace(query=""))
     raise UsageError(
-        f"catalogue address {redact(plain)!r} goes on with a query, ?{redact(parts.query)[:80]}",
+        f"catalogue address {redact(plain)!r} has a query, ?{redact(parts.query)[:80]}",
         f"the root of the API, or a collection of it: {redact(root)}/collections/{asked[:80]}",
         "say place, time and cloud with --aoi, --start, --end and --max-cloud",
     )
@@ -89,6 +89,4 @@ def _refuse_page(address: str, parts: SplitResult) -> NoReturn:
     _, _, inside = parts.fragment.partition("external/")
     inside = inside.split("?")[0].removeprefix("https://").removeprefix("https:/")
     hint = f"--catalog https://{redact(inside)[:200]}" if inside else ""
-    raise UsageError(
-        f"catalogue address {redact(address)[:200]!r} is that of a web page", "the root of a STAC API", hint
-    )
+    raise UsageError(f"catalogue address {redact(address)[:200]!r} is a web page", "the root of a STAC API", hint)

@@ -162,7 +162,7 @@ def _write_band(stack: Stack, dataset: DatasetReader, band: str, dn: NDArray[np.
         raise UsageError(
             f"{band} of {stack.path} is not made of {gsd_m} m pixels: {error}",
             f"{factor} x {factor} equal values per pixel, on multiples of {gsd_m} m",
-            "leave the band out; where it was interpolated, what was measured cannot be had back",
+            "leave the band out; if it was interpolated, the measured values are lost",
         ) from None
     transform = Affine(gsd_m, 0, left_m + 10 * col, 0, -gsd_m, top_m - 10 * row)
     with rasterio.open(

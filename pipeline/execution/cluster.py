@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
-from pipeline.execution.able import require_able
 from pipeline.execution.scaling import Demand
 from pipeline.execution.scheduler import existing_scheduler
 from pipeline.execution.software import this_software
 from pipeline.execution.stop import Stop
 from pipeline.execution.unit import process
+from pipeline.execution.worker_check import require_able
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

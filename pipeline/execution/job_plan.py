@@ -24,7 +24,7 @@ _FINISHED = (layout.STATUS_COMPLETE, layout.STATUS_QUARANTINE)
 
 
 @dataclass(frozen=True)
-class Planned:
+class JobPlan:
     """A plan cut into `parts`, at most one per unit; `todo`: numbers (from 1) of those with units to do, by pass."""
 
     store: Path
@@ -41,32 +41,32 @@ class Planned:
         return tuple(sorted({number for numbers in self.todo for number in numbers}))
 
 
-def frozen(request: RunRequest, parts: int, workers: int) -> Planned:
+def freeze_job(request: RunRequest, parts: int, workers: int) -> JobPlan:
     """Freeze the plan of `request` into its store, or take the one that it holds already; `workers` of all parts."""
     freeze(request, workers, _silent)
-    return known(_folder(request), parts)
+    return load_job(_folder(request), parts)
 
 
-def previewed(request: RunRequest, parts: int, workers: int) -> Planned:
+def preview_job(request: RunRequest, parts: int, workers: int) -> JobPlan:
     """The plan of `request`, without writing anything."""
     store = _folder(request)
     if plan_path(store).is_file():
-        return known(store, parts)
+        return load_job(store, parts)
     plan = draft(request, workers, _silent)
     cost = estimate(plan, workers, timed=False)
     parts = min(parts, cost.units)
     todo = (tuple(range(1, parts + 1)),) * len(plan.passes)
-    return Planned(store, plan.digest, cost.units, cost.worker_mib, parts, todo)
+    return JobPlan(store, plan.digest, cost.units, cost.worker_mib, parts, todo)
 
 
-def known(store: Path, parts: int) -> Planned:
+def load_job(store: Path, parts: int) -> JobPlan:
     """The plan of a store. UsageError when it holds none."""
     plan, store = load_plan(store), store.resolve()
     cost = estimate(plan, 1, timed=False)
     parts = min(parts, cost.units)
     todo = _to_do(plan, store, parts)
     finished = not any(todo) and layout.status(store) in _FINISHED
-    return Planned(store, plan.digest, cost.units, cost.worker_mib, parts, todo, finished)
+    return JobPlan(store, plan.digest, cost.units, cost.worker_mib, parts, todo, finished)
 
 
 def _to_do(plan: Plan, store: Path, of: int) -> tuple[tuple[int, ...], ...]:

@@ -77,7 +77,7 @@ def _require_privacy(address: str) -> None:
     if parts.scheme in _ENCRYPTED or _is_loopback(parts.hostname or "") or os.environ.get(INSECURE_VARIABLE) == "1":
         return
     raise UsageError(
-        f"--cluster {address} is not encrypted, and whoever reaches such a scheduler runs code as its owner",
+        f"--cluster {address} is not encrypted, and anyone who reaches such a scheduler can run code as its owner",
         "tls://HOST:PORT, or an address of the loopback interface",
         f"deploy/README.md shows how to make certificates; on a network that is yours alone, set {INSECURE_VARIABLE}=1",
     )

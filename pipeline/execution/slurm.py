@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.execution.job_plan import Planned
+    from pipeline.execution.job_plan import JobPlan
 
 _PROGRAMS = ("sbatch", "squeue", "scancel")
 _FINALISE_MIB = 4096
@@ -41,7 +41,7 @@ def job_name(digest: str) -> str:
 class Array:
     """The unfinished parts of a plan as array tasks, `parallel` at a time (0: no limit); an array for each pass."""
 
-    plan: Planned
+    plan: JobPlan
     task: Task
     parallel: int = 0
     extra: tuple[str, ...] = ()  # further options of sbatch, for both jobs

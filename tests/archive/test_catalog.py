@@ -79,10 +79,14 @@ def test_addresses_must_be_https_without_credentials(address):
         ({"offset_rule": "guess"}, "one of always, baseline"),
         ({"signing": "magic"}, "one of none"),
         ({"surprise": 1}, "keys name, url"),
+        ({"licens": "MIT"}, "did you mean 'licence'"),
         ({"hosts": "example.org"}, "a list"),
         ({"url": None}, "url missing"),
         ({"bands": {"B99": ["x"]}}, "lists of asset names"),
         ({"limits": {"speed": 3}}, "page_items"),
+        ({"limits": {"max_page": 3}}, "limits.max_page is unknown.*did you mean 'max_pages'"),
+        ({"limits": {"page_items": "many"}}, "limits.page_items = 'many'.*at least 1"),
+        ({"limits": {"max_pages": 0}}, "limits.max_pages = 0.*at least 1"),
     ],
 )
 def test_bad_catalogue_files_name_the_key(change, expected, tmp_path):
@@ -615,7 +619,7 @@ def test_faults_that_stay_end_in_one_line_with_the_host(archive, fault, error, e
 
 def test_a_list_that_runs_in_a_circle_is_an_error(archive):
     archive.fault, archive.matched = "loop_always", False
-    with pytest.raises(UpstreamError, match="its list runs in a circle"):
+    with pytest.raises(UpstreamError, match="its pages repeat"):
         run_search(archive)
 
 
@@ -852,11 +856,11 @@ def test_a_fragment_is_never_kept():
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (f'headers = {{ Authorization = "Bearer {CANARY}" }}', "headers is no field"),
-        (f'api_key = "{CANARY}"', "api_key is no field"),
+        (f'headers = {{ Authorization = "Bearer {CANARY}" }}', "headers is not a field"),
+        (f'api_key = "{CANARY}"', "api_key is not a field"),
         (f'url = "https://me:{CANARY}@stac.example.org/v1"', "carries credentials"),
         (f'url = "https://stac.example.org/v1?key={CANARY}"', "carries credentials"),
-        (f'url = "https://stac.example.org/v1#{CANARY}"', "that of a web page"),
+        (f'url = "https://stac.example.org/v1#{CANARY}"', "is a web page"),
         (f'hosts = ["me:{CANARY}@data.example.org"]', "hosts holds"),
         (f'name = ["https://me:{CANARY}@data.example.org"]', "name = "),
     ],

@@ -242,8 +242,8 @@ def test_an_item_of_a_known_archive_keeps_its_rules():
             "--catalog https://stac.example.org/v1/collections/s2",
         ),
         ("http://stac.example.org/v1", "an https address"),
-        ("https://[bad/v1", "is none"),
-        ("https://stac.example.org:port/v1", "is none"),
+        ("https://[bad/v1", "is not valid"),
+        ("https://stac.example.org:port/v1", "is not valid"),
         ("https:///v1", "an https address"),
     ],
 )

@@ -11,7 +11,7 @@ from pipeline.aoi.aoi import read_aoi
 from pipeline.errors import UsageError
 from pipeline.execution import slurm, task
 from pipeline.execution.driver import prepare
-from pipeline.execution.job_plan import Planned, known
+from pipeline.execution.job_plan import JobPlan, load_job
 from pipeline.execution.plan import load_plan
 from pipeline.execution.planner import make_plan
 from pipeline.execution.shards import Shard
@@ -67,7 +67,7 @@ def complete(archive, aoi, tmp_path_factory):
 
 
 def test_each_pass_has_an_array_that_follows_the_one_before(cluster, tmp_path):
-    plan = Planned(tmp_path / "run.zarr", "ab" * 32, 9, 700.0, 3, ((1, 2, 3), (), (2, 3)))
+    plan = JobPlan(tmp_path / "run.zarr", "ab" * 32, 9, 700.0, 3, ((1, 2, 3), (), (2, 3)))
     array = slurm.Array(plan, Task(cpus=1, memory_mib=2000), options="--verify full")
     first, second, publish = array.commands()
     assert "--array=1-3" in first
@@ -137,7 +137,7 @@ def test_only_parts_with_units_to_do_are_submitted_again(complete, cluster, caps
     try:
         for path in paths:
             path.unlink()
-        assert known(complete, 6).todo == ((2, 5),)
+        assert load_job(complete, 6).todo == ((2, 5),)
         assert go(capsys, "--plan", complete, "--target", "slurm", "--array", "6")[0] == 0
         assert "--array=2,5" in calls(cluster)[1]
     finally:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.errors import Interrupted, UsageError
-from pipeline.execution import able, cluster, software
+from pipeline.execution import cluster, software, worker_check
 from pipeline.execution.stop import Stop
 from tests.execution.conftest import PYTHON
 
@@ -112,14 +112,14 @@ def test_a_worker_with_other_software_or_no_store_is_named(near, archive, aoi, t
 
     plan, store = make_plan(config_for(archive), read_aoi(str(aoi))), tmp_path / "run.zarr"
     with pytest.raises(UsageError, match=r"run\.zarr does not exist on"):
-        able.require_able(near, str(store), plan.digest)
+        worker_check.require_able(near, str(store), plan.digest)
     prepare(plan, store)
-    able.require_able(near, str(store), plan.digest)
+    worker_check.require_able(near, str(store), plan.digest)
     assert not list((store / "_run").glob("lease*"))
     other = replace(software.this_software(), version="0.0.9")
-    monkeypatch.setattr(able, "look", lambda *_: str(other))
+    monkeypatch.setattr(worker_check, "look", lambda *_: str(other))
     with pytest.raises(UsageError, match=r"it computes with sen2fine 0\.0\.9"):
-        able.require_able(near, str(store), plan.digest)
+        worker_check.require_able(near, str(store), plan.digest)
 
 
 def test_a_late_worker_with_other_software_computes_nothing(monkeypatch):

@@ -58,13 +58,13 @@ def test_a_scheduler_that_others_can_reach_needs_encryption(monkeypatch, address
         raise OSError("nobody is there")
 
     monkeypatch.setattr("distributed.Client", client)
-    with pytest.raises(UsageError, match="runs code as its owner") as caught, open_pool(address, 1, "x", "y"):
+    with pytest.raises(UsageError, match="can run code as its owner") as caught, open_pool(address, 1, "x", "y"):
         pass
     assert "tls://HOST:PORT" in caught.value.expected
     assert f"{INSECURE_VARIABLE}=1" in caught.value.cure
     assert reached == []
     monkeypatch.setenv(INSECURE_VARIABLE, "yes")
-    with pytest.raises(UsageError, match="runs code as its owner"), open_pool(address, 1, "x", "y"):
+    with pytest.raises(UsageError, match="can run code as its owner"), open_pool(address, 1, "x", "y"):
         pass
     monkeypatch.setenv(INSECURE_VARIABLE, "1")
     with pytest.raises(UsageError, match="no Dask scheduler"), open_pool(address, 1, "x", "y"):

@@ -162,7 +162,7 @@ def from_safe(product_xml: Path, tile_xmls: list[Path], named: Meta) -> Meta:
     """Metadata from Sen2Cor's XML, then from names. UsageError when unreadable; ValueError for a contradiction."""
     product = _xml(product_xml)
     if product is None:
-        return replace(named, remarks=(*named.remarks, f"{product_xml.name} is empty; names tell what they can"))
+        return replace(named, remarks=(*named.remarks, f"{product_xml.name} is empty; metadata are taken from names"))
     uri = _text(product, "PRODUCT_URI") or _text(product, "PRODUCT_URI_2A")
     local_names.require_level_2a(_text(product, "PRODUCT_TYPE"), _text(product, "PROCESSING_LEVEL"), uri)
     tile = _xml(tile_xmls[0]) if len(tile_xmls) == 1 else None

@@ -64,7 +64,7 @@ def _chosen(stated: Sequence[OffsetDecision], judgement: Judgement) -> OffsetDec
         )
     if judgement.offset_dn == 0:
         return OffsetDecision(0, f"no processing baseline; the pixels show it: {judgement.fact}")
-    likely = " (so they look like it)" if judgement.offset_dn is not None else ""
+    likely = " (which the pixels suggest)" if judgement.offset_dn is not None else ""
     raise ValueError(
         f"nothing tells its BOA offset, no XML, item, name or tag, and the pixels do not prove it: {judgement.fact}; "
         f"cure: --offset {HOUSE_ADD_OFFSET_DN} for products of baseline 04.00 or later as ESA delivers them{likely}, "

@@ -216,7 +216,7 @@ class _Api:
         """Error for an incomplete list; part of the scenes is never taken for all of them."""
         host, count = self.http.host, len(found.items)
         said = f"it says it has {found.matched} items and lists {count}"
-        said = "its list runs in a circle" if found.matched is None else said
+        said = "its pages repeat" if found.matched is None else said
         return UpstreamError(f"{host}: {said}", "all of them", "narrow area or period, or use another catalogue")
 
     def check_collection(self) -> None:

@@ -30,7 +30,7 @@ from pipeline.products.page.images import (
     stretch,
 )
 from pipeline.products.page.region import WHOLE_PX, choose_window, focus_m
-from pipeline.products.page.residuals import in_words, residuals
+from pipeline.products.page.residuals import residuals, summary_line
 from pipeline.products.page.source import Context, Part, Zone, context_gsd_m, open_zone, read_context, read_part
 from pipeline.store.overviews import mean_of_valid
 from pipeline.store.selection import labels
@@ -122,7 +122,7 @@ def make_page(
         whole,
         context.gsd_m if context else None,
         images.output.exact,
-        in_words(checked),
+        summary_line(checked),
     )
 
 
@@ -189,7 +189,7 @@ def _filled(
         check=tables.check_section(checked, part, zone.consistency),
         scenes=tables.scenes_section(facts, zone),
         run=tables.run_section(facts),
-        aside=tables.aside_section(facts),
+        quarantined=tables.quarantine_section(facts),
         settings=tables.settings_section(facts, zone),
         precision=tables.precision_section(kinds, images.output, images.uncertainty),
         credit=f"<p>{escape(str(facts.attributes['credit']))}</p>" if facts.attributes.get("credit") else "",

@@ -33,7 +33,7 @@ _ARRAYS = ("reflectance", "quality", "uncertainty")  # of the 2.5 m arrays, thos
 
 
 @dataclass(frozen=True)
-class Aside:
+class QuarantinedUnit:
     """A quarantined unit: the reason, and the command that reproduces the failure."""
 
     unit: str
@@ -54,7 +54,7 @@ class Facts:
     scenes: tuple[tuple[str, Mapping[str, Any]], ...]
     receipts: tuple[Receipt, ...]
     units: int | None  # of the plan; None where neither plan nor store says
-    aside: tuple[Aside, ...]
+    quarantined: tuple[QuarantinedUnit, ...]
     overviews: Mapping[str, Record]  # of all zones and times, by block
 
     @property
@@ -97,7 +97,7 @@ def read_facts(zone: Zone) -> Facts:
         scenes=_scenes(zone),
         receipts=tuple(Ledger(zone.place, digest).read_all()),
         units=units if isinstance(units, int) else None,
-        aside=_aside(zone, digest),
+        quarantined=_quarantined(zone, digest),
         overviews=read_all(zone.place, digest),
     )
 
@@ -133,16 +133,16 @@ def _scenes(zone: Zone) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     return tuple((name, scenes[name] if isinstance(scenes.get(name), dict) else {}) for name in names)
 
 
-def _aside(zone: Zone, digest: str) -> tuple[Aside, ...]:
+def _quarantined(zone: Zone, digest: str) -> tuple[QuarantinedUnit, ...]:
     named = zone.attributes.get("quarantined")
     units = [str(unit) for unit in named] if isinstance(named, list) else []
-    kept = {unit: Aside(unit, "the reason was not kept", 0, "") for unit in units}
+    kept = {unit: QuarantinedUnit(unit, "the reason was not kept", 0, "") for unit in units}
     for key in zone.place.names(f"{RUN_FOLDER}/quarantine"):
         record = _json(zone, key)
         unit = str(record.get("unit", ""))
         if record.get("plan_digest") == digest and (named is None or unit in kept):
             attempts = record.get("attempts")
-            kept[unit] = Aside(
+            kept[unit] = QuarantinedUnit(
                 unit,
                 str(record.get("error", "")),
                 attempts if isinstance(attempts, int) else 0,

@@ -79,7 +79,7 @@ def residuals(part: Part, zone: Zone) -> list[Residual]:
     return found
 
 
-def in_words(found: list[Residual]) -> str:
+def summary_line(found: list[Residual]) -> str:
     """The check in one line, for the worst band."""
     compared = [one for one in found if one.compared]
     if not compared:

@@ -55,10 +55,10 @@ def banner(facts: Facts, zone: Zone) -> str:
         of = f" {done} of {facts.units} units are there." if facts.units else f" {done} units are there so far."
         notices.append(("bad", f"This store is not complete (status: {facts.status or 'none'}).{of} "
                                "What is missing shows as nodata."))  # fmt: skip
-    if facts.aside:
-        names = ", ".join(aside.unit for aside in facts.aside[:5])
-        notices.append(("bad", f"{_counted(len(facts.aside), 'unit')} could not be computed and "
-                               f"{'was' if len(facts.aside) == 1 else 'were'} set aside: {names}. "
+    if facts.quarantined:
+        names = ", ".join(unit.unit for unit in facts.quarantined[:5])
+        notices.append(("bad", f"{_counted(len(facts.quarantined), 'unit')} could not be computed and "
+                               f"{'was' if len(facts.quarantined) == 1 else 'were'} set aside: {names}. "
                                "Reasons are below; the places show as nodata."))  # fmt: skip
     if len(zone.names) > 1:
         others = ", ".join(name for name in zone.names if name != zone.name)
@@ -224,19 +224,19 @@ def _holes(facts: Facts) -> str:
     return f"{found} native pixels; a product that clips dark pixels to 0, or damage to its files"
 
 
-def aside_section(facts: Facts) -> str:
+def quarantine_section(facts: Facts) -> str:
     """Quarantined units, with the reason and the command that reproduces the failure."""
-    if not facts.aside:
+    if not facts.quarantined:
         return "<p>No unit was set aside.</p>"
     items = "".join(
-        f"<li><strong>{escape(aside.unit)}</strong>"
-        + (f", tried {_counted(aside.attempts, 'time')}" if aside.attempts else "")
-        + f": {escape(aside.error)}"
-        + (f"<br>See it fail: <code>{escape(aside.reproduce)}</code>" if aside.reproduce else "")
+        f"<li><strong>{escape(unit.unit)}</strong>"
+        + (f", tried {_counted(unit.attempts, 'time')}" if unit.attempts else "")
+        + f": {escape(unit.error)}"
+        + (f"<br>See it fail: <code>{escape(unit.reproduce)}</code>" if unit.reproduce else "")
         + "</li>\n"
-        for aside in facts.aside[:_SHOWN_UNITS]
+        for unit in facts.quarantined[:_SHOWN_UNITS]
     )
-    more = len(facts.aside) - _SHOWN_UNITS
+    more = len(facts.quarantined) - _SHOWN_UNITS
     return f"<ul>{items}</ul>" + (f"<p>And {more:,} more.</p>" if more > 0 else "")
 
 

@@ -36,7 +36,7 @@ def require_able(client: Client, store: str, digest: str) -> None:
             said = f"it computes with {answer}"
         raise UsageError(
             f"{worker} cannot do the work: {redact(said)[:_WORDS]}",
-            f"{expected}, and {store} in its sight, to write into",
+            f"{expected}, and {store} mounted and writable",
             "start the workers from this environment, where they see the store under this path",
         )
 
