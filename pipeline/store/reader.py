@@ -176,6 +176,8 @@ def _open(location: Place, path: str, dropped: list[str], nameless: list[str], *
 
     store = location.zarr_store()
     with warnings.catch_warnings():
+        # another program dropped the consolidated metadata: slower, and the same values
+        warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata", RuntimeWarning)
         if nameless:
             from zarr.errors import ZarrUserWarning
 

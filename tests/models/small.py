@@ -44,5 +44,5 @@ def _write(path: Path, network: torch.nn.Module, bundle: Bundle) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     save_bundle(path, bundle, network.state_dict())

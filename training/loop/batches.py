@@ -10,7 +10,7 @@ import itertools
 import multiprocessing
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -142,7 +142,8 @@ class Feed:
     def _explained(self, error: Exception) -> Exception:
         """The loader fails in many words when a worker dies, depending on what it was doing at that moment."""
         for worker in self._workers:
-            worker.join(_LAST_WORDS_S)
+            with suppress(RuntimeError):  # the loader raises from its handler of SIGCHLD, wherever we are by then
+                worker.join(_LAST_WORDS_S)
         dead = [worker.exitcode for worker in self._workers if worker.exitcode]
         if not dead:
             return error
