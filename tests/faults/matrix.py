@@ -7,7 +7,7 @@ from dataclasses import dataclass
 E2E, RESUME, CLUSTER = "execution/test_end_to_end.py", "execution/test_resume.py", "execution/test_cluster.py"
 QUARANTINE, WORK, SHARDS = "execution/test_quarantine.py", "execution/test_work.py", "execution/test_shards.py"
 CATALOG, ACCESS, AOI, CUBE = (f"archive/test_{name}.py" for name in ("catalog", "access", "aoi", "cube"))
-SUPERRES, POLITE, SCALING = "superres/test_superres.py", "archive/test_politeness.py", "execution/test_scaling.py"
+SUPERRES, POLITE, SCALING = "superres/test_superres.py", "archive/test_rate_limit.py", "execution/test_scaling.py"
 LAYOUT, COMMAND, RELEASED = "store/test_layout.py", "test_run_command.py", "execution/test_released_weights.py"
 STORE_FAULTS, OBJECTS = "store/test_place.py::TestFaults", "execution/test_object_store.py"
 FILES, DRIVER, SECRETS = (f"faults/test_{name}.py" for name in ("archive_files", "driver_faults", "secrets"))
@@ -154,7 +154,7 @@ ROWS = (
         (f"{ACCESS}::test_everything_else_is_refused", f"{ACCESS}::test_any_public_host_excludes_the_inner_network",
          f"{CUBE}::test_a_file_that_points_to_others_is_never_opened")),
     Row("secrets in messages", "planted tokens and keys", "redacted in errors and records",
-        (f"{ACCESS}::test_secrets_do_not_survive_redaction", "archive/test_redaction.py",
+        (f"{ACCESS}::test_secrets_do_not_survive_redaction", "test_redaction.py",
          f"{ACCESS}::test_final_errors_carry_no_secret_and_no_chain",
          f"{QUARANTINE}::test_the_record_tells_how_to_repeat_the_failure")),
     Row("secrets anywhere", "planted in addresses, a password, a key; two workers, failures, all logs at DEBUG",
