@@ -115,7 +115,7 @@ def test_open_store_knows_the_levels_and_names_them(finished):
     whole = pipeline.open_store(store)
     assert ds.rio.bounds()[0] == whole.rio.bounds()[0]
     assert float(ds.reflectance.mean()) == pytest.approx(float(whole.reflectance.mean()), abs=2e-3)
-    with pytest.raises(UsageError, match=r"no overview of 7 m; expected one of 2\.5, 5, 10 m"):
+    with pytest.raises(UsageError, match=r"holds nothing at 7 m; expected one of 2\.5, 5, 10 m"):
         pipeline.open_store(store, gsd_m=7)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 E2E, RESUME, CLUSTER = "execution/test_end_to_end.py", "execution/test_resume.py", "execution/test_cluster.py"
 QUARANTINE, WORK, SHARDS = "execution/test_quarantine.py", "execution/test_work.py", "execution/test_shards.py"
-CATALOG, ACCESS, AOI, CUBE = (f"archive/test_{name}.py" for name in ("catalog", "access", "aoi", "cube"))
+CATALOG, ACCESS, CUBE = (f"archive/test_{name}.py" for name in ("catalog", "access", "cube"))
+AOI = "aoi/test_aoi.py"
 SUPERRES, POLITE, SCALING = "superres/test_superres.py", "archive/test_rate_limit.py", "execution/test_scaling.py"
 LAYOUT, COMMAND, RELEASED = "store/test_layout.py", "test_run_command.py", "execution/test_released_weights.py"
 STORE_FAULTS, OBJECTS = "store/test_place.py::TestFaults", "execution/test_object_store.py"

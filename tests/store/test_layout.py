@@ -109,7 +109,7 @@ def test_zones_of_different_size_share_common_overviews(tmp_path):
         create(place, group, Template(grid, BANDS, ("2024-06-17T10:20:31Z",), 96, ()))
     layout.finish(place, groups, {})
     assert pipeline.open_store(place, gsd_m=10)["utm33n"].sizes["x"] == 600
-    with pytest.raises(UsageError, match=r"no overview of 20 m; expected one of 2\.5, 5, 10 m"):
+    with pytest.raises(UsageError, match=r"holds nothing at 20 m; expected one of 2\.5, 5, 10 m"):
         pipeline.open_store(place, gsd_m=20)
 
 
