@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import check, view
 from pipeline.errors import Interrupted
-from pipeline.execution import cluster, driver, planner, software
+from pipeline.execution import cluster, driver, software, stored_plan
 from pipeline.execution.begin import make_room
 from pipeline.execution.plan import load_plan
 from pipeline.run import main
@@ -64,15 +64,15 @@ def call(archive, aoi, store, capsys):
 
 def while_planning(monkeypatch, act):
     """Let something happen between the plan and the lease of the next run."""
-    real = planner.make_plan
+    real = stored_plan.make_plan
 
     def make_plan(*arguments, **more):
         plan = real(*arguments, **more)
-        monkeypatch.setattr(planner, "make_plan", real)
+        monkeypatch.setattr(stored_plan, "make_plan", real)
         act()
         return plan
 
-    monkeypatch.setattr(planner, "make_plan", make_plan)
+    monkeypatch.setattr(stored_plan, "make_plan", make_plan)
 
 
 class TestAFreshStart:
