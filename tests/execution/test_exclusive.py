@@ -17,6 +17,7 @@ from pipeline.errors import Interrupted
 from pipeline.execution import cluster, driver, software, stored_plan
 from pipeline.execution.begin import make_room
 from pipeline.execution.plan import load_plan
+from pipeline.execution.planner import make_plan
 from pipeline.run import main
 from pipeline.store import layout
 from pipeline.store.current import Current, read_current
@@ -145,7 +146,7 @@ class TestAnInterruptedBeginning:
     def test_loses_nothing_and_mixes_nothing(self, call, archive, aoi, store, sound, tmp_path, monkeypatch):
         monkeypatch.setattr("pipeline.execution.begin.TRUSTED_S", 0.0)
         assert call("--consistency", "none")[0] == 0
-        plan = planner.make_plan(replace(load_plan(store).config, consistency="sensor"), _area(aoi), workers=1)
+        plan = make_plan(replace(load_plan(store).config, consistency="sensor"), _area(aoi), workers=1)
         kept = tmp_path / "kept.zarr"
         shutil.copytree(store, kept)
         last, outcomes = 0, set()
