@@ -230,6 +230,8 @@ FLAGS = {  # RunConfig field: (arguments, value)
     "exclude": (["--exclude", "S2A_ONE", "--exclude", "S2B_TWO"], ("S2A_ONE", "S2B_TWO")),
     "bands": (["--bands", "B02, B03,B04,"], ("B02", "B03", "B04")),
     "sr": (["--sr", "difffusr"], "difffusr"),
+    "options": (["--option", "steps=5", "--option", "eta=0.1"], ("steps=5", "eta=0.1")),
+    "conditions": (["--condition", "map=m.gpkg"], ("map=m.gpkg",)),
     "weights": (
         ["--weights", "w.safetensors", "--fusion-weights", "f.safetensors"],
         ("w.safetensors", "fusion=f.safetensors"),
