@@ -38,7 +38,7 @@ class Sharpen(nn.Module):
 class Networks(Predictor):
     """The trained convolution."""
 
-    def __init__(self, bundles):
+    def __init__(self, bundles, options):
         self.network = Sharpen(**bundles["sr"].architecture)
         load_into(self.network, bundles["sr"])
         self.network.requires_grad_(False)
@@ -54,7 +54,7 @@ class Networks(Predictor):
 SYSTEM = SystemSpec(
     name="toy-trained-rgbn",
     summary="four bands x4 by one convolution",
-    stages=lambda _bundles: (STAGE,),
+    stages=lambda _bundles, _options: (STAGE,),
     build=Networks,
     weights=(Weights("sr", (KIND, NEXT)),),
     memory=Memory(1.0, 200.0),

@@ -22,6 +22,7 @@ from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import TracebackType
 
     from torch import Tensor
 
@@ -118,7 +119,16 @@ class Feed:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        # the loader's handler of SIGCHLD raises wherever we are, perhaps far from a batch
+        explained = self._explained(error) if isinstance(error, RuntimeError) else error
+        self._end()
+        if explained is not error and explained is not None:
+            raise explained from error
+
+    def _end(self) -> None:
         # An iterator ends its workers when nothing holds it; after a failure its traceback does.
         getattr(self._batches, "_shutdown_workers", lambda: None)()
         self._batches = iter(())
@@ -141,10 +151,12 @@ class Feed:
 
     def _explained(self, error: Exception) -> Exception:
         """The loader fails in many words when a worker dies, depending on what it was doing at that moment."""
+        dead: list[int] = []
         for worker in self._workers:
             with suppress(RuntimeError):  # the loader raises from its handler of SIGCHLD, wherever we are by then
                 worker.join(_LAST_WORDS_S)
-        dead = [worker.exitcode for worker in self._workers if worker.exitcode]
+            with suppress(RuntimeError):
+                dead += [worker.exitcode] if worker.exitcode else []
         if not dead:
             return error
         return PipelineError(
