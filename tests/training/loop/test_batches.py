@@ -50,6 +50,9 @@ def test_workers_go_on_when_their_whole_group_is_asked_to_stop(number):
             np.testing.assert_array_equal(feed.next()["x"], make(Draw.seeded(4, FOR_BATCH, expected))["x"])
 
 
+# the loader's handler of SIGCHLD raises wherever Python is, in a weak reference's callback or a thread too
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_workers_end_when_one_is_killed_and_keep_its_traceback():
     """They ignore the SIGTERM by which Python ends its children at exit, and would be waited for without end."""
 
