@@ -78,9 +78,8 @@ class Array:
         """All sbatch command lines; `ids`: of the arrays, as far as they are known."""
         alone = len(self.passes) == 1
         known = list(ids) or ["ARRAY_JOB_ID" if alone else f"ARRAY_JOB_ID_{number}" for number in self.passes]
-        arrays = [
-            self.array_command(number, after) for number, after in zip(self.passes, ["", *known[:-1]], strict=True)
-        ]
+        before = ["", *known][: len(self.passes)]
+        arrays = [self.array_command(number, after) for number, after in zip(self.passes, before, strict=True)]
         return [*arrays, self.finalise_command(known[-1] if known else "")]
 
     def array_command(self, of_pass: int, after: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +82,8 @@ def test_each_pass_has_an_array_that_follows_the_one_before(cluster, tmp_path):
     assert array.environment(3)["SEN2FINE_OPTIONS"] == "--pass 3 --verify full"
     assert array.environment()["SEN2FINE_OPTIONS"] == "--verify full"
     assert plan.parts_to_do == (1, 2, 3)
+    (publish,) = slurm.Array(replace(plan, todo=((), (), ())), Task()).commands()
+    assert not any("dependency" in word for word in publish)
 
 
 def calls(cluster):
