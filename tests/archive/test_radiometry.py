@@ -25,7 +25,7 @@ STORED = arrays(np.uint16, (7, 5), elements=st.integers(0, 65535))
 
 @settings(deadline=None)
 @given(STORED, st.sampled_from([0, -1000]))
-def test_canonical_dn_is_the_same_reflectance_and_the_same_nodata(stored, offset_dn):
+def test_canonical_dn_keeps_reflectance_and_nodata(stored, offset_dn):
     canonical = to_canonical_dn(stored, offset_dn)
     assert canonical.dtype == np.uint16
     np.testing.assert_array_equal(canonical == 0, stored == 0)

@@ -57,7 +57,7 @@ def centres(window):
     return np.meshgrid((cols + 0.5) * GSD_M, -(rows + 0.5) * GSD_M)
 
 
-def test_a_pixel_is_of_a_class_where_its_centre_lies_within_a_feature(town):
+def test_a_pixel_has_the_class_of_the_feature_at_its_centre(town):
     house, road = maps_of(town).over("map", ("house", "road"), WINDOW, GSD_M)
     x, y = centres(WINDOW)
     assert np.array_equal(house > 0, shapely.contains_xy(HOUSE, x, y))
@@ -131,7 +131,7 @@ def test_what_is_no_map_is_refused_before_anything_is_read(tmp_path):
     assert "names no CRS" in refused(nowhere).found
 
 
-def test_a_map_without_the_attributes_is_named_with_what_was_looked_for(tmp_path):
+def test_a_map_without_the_attributes_is_named(tmp_path):
     path = tmp_path / "plain.gpkg"
     pyogrio.raw.write(
         path, shapely.to_wkb(np.array([HOUSE])), [np.array([1])], fields=["id"], geometry_type="Polygon",

@@ -151,7 +151,7 @@ def test_chunks_and_the_ends_of_the_area_do_not_show(name, words, finished, tmp_
         assert np.array_equal(fine[fine > 0], finer_values(finished)[..., rows, cols][fine > 0])
 
 
-def test_detail_below_the_grid_keeps_its_means_and_says_what_it_is(name, finished, tmp_path, capsys):
+def test_detail_below_the_grid_keeps_its_means(name, finished, tmp_path, capsys):
     if name not in FINER:
         with pytest.raises(UsageError, match=r"holds nothing at 1\.25 m"):
             pipeline.open_store(finished, gsd_m=1.25)

@@ -47,7 +47,7 @@ def test_options_that_there_are_not_are_refused_with_a_guess():
     assert caught.value.expected == "no --option with --sr toy"
 
 
-def test_maps_that_are_needed_have_to_be_given_and_others_must_not():
+def test_exactly_the_needed_maps_are_given():
     needed = Condition("map", "a map of roads", classes=(MapClass("road"),))
     spare = Condition("heights", "heights", kind="raster", bands=("height",), required=False)
     require_known((needed, spare), ("map",), "toy")

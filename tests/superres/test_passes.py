@@ -53,7 +53,7 @@ def second_pass(window, **more):
     return super_resolve(rasters, window, CASCADE, RGBN, OPTIONS, number=1), rasters
 
 
-def test_a_cascade_works_in_passes_and_a_network_below_the_grid_in_one():
+def test_a_cascade_works_in_passes():
     first, second = passes_of(CASCADE.stages, RGBN)
     assert (first.gsd_m, first.source_gsd_m, first.outputs) == (2.5, 0.0, (Output(2.5, RGBN),))
     assert (second.gsd_m, second.source_gsd_m, second.outputs) == (1.25, 2.5, (Output(1.25, RGBN),))
@@ -123,7 +123,7 @@ def test_parts_of_a_later_pass_equal_the_whole():
         assert np.array_equal(piece.spread, whole.spread[(..., *cut)])
 
 
-def test_block_means_of_a_later_pass_are_the_values_that_it_reads():
+def test_block_means_of_a_later_pass_are_its_input():
     result, rasters = second_pass(PART)
     read = np.stack([rasters.band(name, PART) for name in RGBN])
     sums = result.dn.reshape(4, 72, 2, 96, 2).sum((2, 4), dtype=np.int64)
@@ -147,7 +147,7 @@ def test_nothing_is_generated_where_the_group_above_has_nothing():
 
 
 @pytest.mark.parametrize("consistency", ["sensor", "box", "none"])
-def test_what_a_network_gives_below_the_grid_has_the_means_that_are_stored(consistency):
+def test_output_below_the_grid_has_the_stored_means(consistency):
     """Base and detail of one pass, which agree with what was measured as any other output does."""
     toy = system(map_guided, map_guided.STAGE)
     options = Options(seed=3, members=2, consistency=consistency)

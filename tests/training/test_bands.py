@@ -81,7 +81,7 @@ def test_four_bands_are_learned_and_judged_in_the_pipeline(imagery, tmp_path, ca
     assert scores["toy-trained-rgbn, network alone"] > scores["bicubic"] + 0.3
 
 
-def test_a_resumed_run_of_four_bands_is_that_which_was_not_stopped(imagery, tmp_path, monkeypatch):
+def test_a_resumed_run_of_four_bands_equals_an_unstopped_one(imagery, tmp_path, monkeypatch):
     from training.loop.run import Run
 
     file, go_on = write_toml(imagery, RGBN), Run.train

@@ -121,7 +121,7 @@ def test_no_source_with_the_bands_is_said_with_what_there_is(tmp_path):
         data_of(tmp_path).of_bands(("B04", "B08"))
 
 
-def test_patches_tell_the_ground_that_they_show_and_how_they_were_turned(tmp_path):
+def test_patches_tell_their_ground_and_how_they_were_turned(tmp_path):
     """Values are the metres east and south of the image's corner, so that a patch tells its own place."""
     y, x = (axis.astype(np.uint16) for axis in np.mgrid[:200, :200])
     images_in(tmp_path, np.stack([1000 + 10 * x, 1000 + 10 * y, np.full_like(x, 1500)]), gsd_m=2.0)

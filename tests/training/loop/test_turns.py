@@ -119,7 +119,7 @@ def test_generator_and_discriminator_alternate_and_both_learn(tmp_path):
     assert "discriminator=" in lines[-1]
 
 
-def test_an_adversarial_run_improves_what_the_loss_of_pixels_cannot(tmp_path):
+def test_an_adversarial_run_improves_beyond_the_pixel_loss(tmp_path):
     run = run_of(tmp_path, 32 * 1200)
     lines = []
     run.train(say=lines.append, every_s=1e9, until_images=32 * 300)
@@ -183,7 +183,7 @@ def test_two_processes_keep_one_generator_and_one_discriminator(tmp_path):
     assert state_of(tmp_path / "run")["at"]["step"] == 10
 
 
-def test_a_turn_of_an_unknown_optimiser_is_a_mistake_that_names_those_there_are(tmp_path):
+def test_an_unknown_optimiser_is_named_with_the_known(tmp_path):
     class Wrong(Adversarial):
         def turns(self, stage, batch, draw):
             yield "critic", self.network(batch["noise"]).mean()

@@ -12,7 +12,7 @@ from training.quality.sampler import bands_of, further_noise, of_system, resolvi
 CPU = torch.device("cpu")
 
 
-def test_a_system_of_four_bands_is_sampled_in_its_own_order_and_noise():
+def test_four_bands_are_sampled_in_their_order_and_noise():
     """The toy draws at its own GSD and at 10 m; members come in antithetic pairs, whose mean has neither."""
     system = built(rgbn.SYSTEM, {}, CPU)
     assert bands_of(system) == ("B02", "B03", "B04", "B08")
