@@ -27,7 +27,15 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         "python -m pipeline.run", description="Sentinel-2 L2A at 2.5 m, from AOI to Zarr store."
     )
-    where = p.add_argument_group("where and when")
+    _add_ground(p.add_argument_group("where and when"))
+    _add_method(p.add_argument_group("how"))
+    _add_output(p.add_argument_group("output"))
+    _add_parts(p.add_argument_group("in parts, for job arrays"))
+    _add_running(p.add_argument_group("running"))
+    return p
+
+
+def _add_ground(where: argparse._ArgumentGroup) -> None:
     where.add_argument("--aoi", metavar="FILE", help="GeoJSON polygon(s) in EPSG:4326; - reads stdin")
     where.add_argument(bbox.FLAG, metavar=bbox.FORMS, help="degrees, or W S E N, instead of --aoi")
     where.add_argument("--repair", action="store_true", help="repair self-crossing polygons")
@@ -41,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     )
     where.add_argument("--exclude", metavar="ID", action="append", help="leave this scene out (may be repeated)")
     where.add_argument("--offset", type=int, choices=(0, -1000), help="override the archive's BOA offset rule")
-    how = p.add_argument_group("how")
+
+
+def _add_method(how: argparse._ArgumentGroup) -> None:
     how.add_argument("--bands", help="comma-separated, e.g. B02,B03,B04,B08 (all 12)")
     how.add_argument("--sr", metavar="SYSTEM", help=f"{', '.join(known())} ({DEFAULT})")
     how.add_argument(
@@ -71,7 +81,9 @@ def parser() -> argparse.ArgumentParser:
         "--mtf", metavar="[BAND=]VALUE", action="append", help="of the sensor at Nyquist, not as published"
     )
     how.add_argument("--config", metavar="TOML", help="file of these settings; flags override it")
-    out = p.add_argument_group("output")
+
+
+def _add_output(out: argparse._ArgumentGroup) -> None:
     out.add_argument("--out", metavar="STORE", help="folder or s3://... to write or continue (AOI's name + .zarr)")
     out.add_argument("--clip", action="store_true", default=None, help="mask pixels outside the polygon")
     out.add_argument("--shard", action="store_true", default=None, help="one Zarr shard per unit")
@@ -84,7 +96,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="continue a store whose units other software computed; pixels may differ",
     )
-    parts = p.add_argument_group("in parts, for job arrays")
+
+
+def _add_parts(parts: argparse._ArgumentGroup) -> None:
     parts.add_argument("--plan-only", action="store_true", help="freeze the plan into --out and stop")
     parts.add_argument("--plan", metavar="STORE", help="continue with the frozen plan of this store")
     parts.add_argument("--shard-of", metavar="J/N", help="with --plan: compute part J of N, J from 1, and stop")
@@ -92,7 +106,9 @@ def parser() -> argparse.ArgumentParser:
         "--pass", dest="of_pass", type=int, metavar="P", help="with --shard-of: of this pass alone, P from 1 (all)"
     )
     parts.add_argument("--finalise", action="store_true", help="with --plan: check that all parts are done, publish")
-    run = p.add_argument_group("running")
+
+
+def _add_running(run: argparse._ArgumentGroup) -> None:
     run.add_argument(
         "--cluster", default="auto", help="auto, inline, local, cuda, slurm or a scheduler's address (%(default)s)"
     )
@@ -107,7 +123,6 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print scenes, units and cost; write nothing")
     run.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
     run.add_argument("--quiet", action="store_true", help="no progress line")
-    return p
 
 
 def config_of(arguments: argparse.Namespace) -> RunConfig:

@@ -15,7 +15,14 @@ from pipeline.superres.systems import PLAIN
 ROOT = Path(__file__).resolve().parent.parent
 
 # What each room may import of the project. Stations never import each other; execution composes them.
-BOTTOM = {"pipeline.bands", "pipeline.errors", "pipeline.plain", "pipeline.redaction", "pipeline.temporary"}
+BOTTOM = {
+    "pipeline.bands",
+    "pipeline.discovery",
+    "pipeline.errors",
+    "pipeline.plain",
+    "pipeline.redaction",
+    "pipeline.temporary",
+}
 SCENES = {f"pipeline.archive.{name}" for name in ("scene", "radiometry", "passes")}  # records and rules of scenes
 TRAINING_BOTTOM = {"training.presets", "training.schedule", "training.placement", "pipeline"}
 TRAINING_DECLARATIONS = {"training.task_spec", "training.conversion", "training.checkpoint"}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import lru_cache
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from pipeline import discovery
 from pipeline.errors import UsageError
 from training import tasks
 from training.task_spec import TaskSpec
@@ -67,17 +65,11 @@ def of_kind(kind: str) -> TaskSpec | None:
 @lru_cache(maxsize=1)
 def _shipped() -> dict[str, TaskSpec]:
     """`TASK` of every module of the package `tasks` that has one; the others are shared by several."""
-    found = {}
-    for module in sorted(pkgutil.iter_modules(tasks.__path__), key=lambda module: module.name):
-        task = getattr(importlib.import_module(f"{tasks.__name__}.{module.name}"), "TASK", None)
-        if task is not None:
-            found[task.name] = task
-    return found
+    return {one.name: one for one in discovery.in_package(tasks, "TASK", TaskSpec)}
 
 
 @lru_cache(maxsize=1)
 def _installed() -> None:
     """Register, once, what installed packages bring: a `TaskSpec`, or a module that registers its own."""
-    for entry in entry_points(group=PLUGINS):
-        if isinstance(found := entry.load(), TaskSpec):
-            register(found)
+    for one in discovery.in_entry_points(PLUGINS, TaskSpec):
+        register(one)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from numpy.typing import NDArray
+    from pyproj import CRS
 
     from pipeline.conditions.frozen import Frozen
     from pipeline.grid.grid import Grid
@@ -50,9 +51,9 @@ def require_same(frozen: Frozen) -> Path:
     return path
 
 
-def crs_of(path: Path) -> Any:  # noqa: ANN401
+def crs_of(path: Path) -> CRS:
     """CRS of a vector file. UsageError where it names none or is not what its name says, ReadError where unreadable."""
-    from pyproj import CRS
+    import pyproj
 
     pyogrio, driver = _pyogrio(), driver_of(path)
     try:
@@ -63,7 +64,7 @@ def crs_of(path: Path) -> Any:  # noqa: ANN401
         raise UsageError(f"{path} was opened as {about['driver']}", driver)
     if not about["crs"]:
         raise UsageError(f"{path} names no CRS", "a file with a CRS", "set it, such as with ogr2ogr -a_srs")
-    return CRS.from_user_input(about["crs"])
+    return pyproj.CRS.from_user_input(about["crs"])
 
 
 @lru_cache(maxsize=1)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import lru_cache
-from importlib.metadata import entry_points
 
+from pipeline import discovery
 from pipeline.errors import UsageError
 from pipeline.superres import systems
 from pipeline.superres.spec import SystemSpec
@@ -46,17 +44,11 @@ def spec_of(name: str) -> SystemSpec:
 @lru_cache(maxsize=1)
 def _shipped() -> dict[str, SystemSpec]:
     """`SYSTEM` of every module of the package `systems` that has one; the others are shared by several."""
-    found = {}
-    for module in sorted(pkgutil.iter_modules(systems.__path__), key=lambda module: module.name):
-        spec = getattr(importlib.import_module(f"{systems.__name__}.{module.name}"), "SYSTEM", None)
-        if spec is not None:
-            found[spec.name] = spec
-    return found
+    return {one.name: one for one in discovery.in_package(systems, "SYSTEM", SystemSpec)}
 
 
 @lru_cache(maxsize=1)
 def _installed() -> None:
     """Register, once, what installed packages bring: a `SystemSpec`, or a module that registers its own."""
-    for entry in entry_points(group=PLUGINS):
-        if isinstance(found := entry.load(), SystemSpec):
-            register(found)
+    for one in discovery.in_entry_points(PLUGINS, SystemSpec):
+        register(one)

@@ -1,0 +1,25 @@
+"""Finding what modules of a package, and installed packages, bring: systems, training tasks."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+T = TypeVar("T")
+
+
+def in_package(package: ModuleType, attribute: str, kind: type[T]) -> list[T]:
+    """`attribute` of every module of a package whose attribute is of that kind, by the modules' names."""
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    modules = (importlib.import_module(f"{package.__name__}.{name}") for name in names)
+    return [found for module in modules if isinstance(found := getattr(module, attribute, None), kind)]
+
+
+def in_entry_points(group: str, kind: type[T]) -> list[T]:
+    """What entry points of a group name, of that kind; a module that registers its own is imported alone."""
+    return [found for entry in entry_points(group=group) if isinstance(found := entry.load(), kind)]
