@@ -18,19 +18,28 @@ from tests.execution.conftest import PYTHON, chunk_digests, config_for, run
 
 
 class FakePlan:
-    def __init__(self, count):
-        self._units = [Unit(32632, 0, col, 0) for col in range(count)]
+    def __init__(self, *counts):
+        self.passes = [[Unit(32632, 0, col, 0, number) for col in range(n)] for number, n in enumerate(counts)]
 
-    def units(self):
-        return iter(self._units)
+    def units_of(self, number):
+        return iter(self.passes[number])
 
 
-@given(st.integers(0, 200), st.integers(1, 70))
-def test_shards_partition_the_plan_in_order_and_evenly(count, of):
-    plan = FakePlan(count)
-    parts = [Shard(number, of).units(plan) for number in range(1, of + 1)]
-    assert [unit for part in parts for unit in part] == list(plan.units())
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+@given(st.integers(0, 200), st.integers(0, 50), st.integers(1, 70))
+def test_shards_partition_each_pass_in_order_and_evenly(count, later, of):
+    plan = FakePlan(count, later)
+    for number, units in enumerate(plan.passes):
+        parts = [Shard(part, of, number + 1).units(plan) for part in range(1, of + 1)]
+        assert [unit for part in parts for unit in part] == units
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        whole = [[unit for unit in Shard(part, of).units(plan) if unit.number == number] for part in range(1, of + 1)]
+        assert whole == parts
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_pass_that_there_is_not_is_refused(number):
+    with pytest.raises(UsageError, match=f"--pass {number}"):
+        Shard(1, 2, number).units(FakePlan(4, 2))
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "-1/4", "1", "a/b", "1/4/2", ""])

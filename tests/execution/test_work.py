@@ -49,6 +49,7 @@ def through(pool, todo, tmp_path, **patience):
     summary = Summary(units=len(todo))
     work = Work(pool, summary, lambda *_: None, Stop(), tmp_path, DIGEST, Patience(**patience))
     work.through(todo)
+    work.raise_unless_whole()
     return summary
 
 
@@ -131,8 +132,10 @@ def test_a_stop_leaves_only_the_units_at_work(tmp_path):
         return receipt(unit)
 
     pool = ScriptedPool(script)
-    with pytest.raises(Interrupted):
-        Work(pool, Summary(units=5), lambda *_: None, stop, tmp_path, DIGEST).through(units(5))
+    work = Work(pool, Summary(units=5), lambda *_: None, stop, tmp_path, DIGEST)
+    work.through(units(5))
+    with pytest.raises(Interrupted, match="stopped with 3 of 5 units to do"):
+        work.raise_unless_whole()
     assert pool.expected == [5, 1]
 
 

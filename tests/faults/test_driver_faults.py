@@ -110,7 +110,7 @@ def test_networks_that_give_nan_fail_the_unit_and_write_nothing(scenes, aoi, tmp
 
     def broken(*given):
         found = real(*given)
-        found.mean[2, 50:60] = np.nan
+        found.mean[2.5][2, 50:60] = np.nan
         return found
 
     monkeypatch.setattr(superres, "run_window", broken)
