@@ -1,8 +1,7 @@
-"""The mesh: a pattern that a network repeats in every 10 m pixel, where the ground is flat and shows nothing.
+"""The phase pattern: what a network repeats in every 10 m pixel, where the ground is flat and shows nothing.
 
-The ground's own slopes leave a pattern too, as they do in interpolation; hence the difference to that is looked at.
-
-In: Sentinel-2 tiles as they were measured, a loaded system. Out: `Record`s. Imports products and native scenes.
+Slopes of the ground leave a pattern too. Interpolation has most of them, so the difference to it is measured; the mean
+slope between the 10 m pixels of that difference is no repetition and is taken away.
 """
 
 from __future__ import annotations
@@ -48,10 +47,17 @@ def flat_pixels(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def pattern(image: NDArray[np.float32], flat: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean over the flat blocks of pixel less block mean, by phase (4, 4); `image` (4h, 4w), `flat` (h, w)."""
+    """Mean over the flat blocks of pixel less block mean, by phase (4, 4); `image` (4h, 4w), `flat` (h, w).
+
+    Without the plane that the means of neighbouring blocks span: a ramp has no pattern, a sawtooth keeps all of its.
+    """
     h, w = flat.shape
-    blocks = image.astype(np.float64).reshape(h, SCALE_10M, w, SCALE_10M).transpose(0, 2, 1, 3)[flat]
-    mean: NDArray[np.float64] = (blocks - blocks.mean((1, 2), keepdims=True)).mean(0)
+    blocks = image.astype(np.float64).reshape(h, SCALE_10M, w, SCALE_10M).transpose(0, 2, 1, 3)
+    means = blocks.mean((2, 3))
+    down, right = (slope[flat].mean() / SCALE_10M for slope in np.gradient(means))
+    offset = np.arange(SCALE_10M) - (SCALE_10M - 1) / 2
+    plane = down * offset[:, None] + right * offset
+    mean: NDArray[np.float64] = (blocks - means[..., None, None])[flat].mean(0) - plane
     return mean
 
 

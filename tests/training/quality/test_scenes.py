@@ -101,6 +101,16 @@ def test_flat_block_patterns_are_found_below_noise_and_slopes():
     np.testing.assert_allclose(phases.pattern(image.astype(np.float32), flat), wanted, atol=0.25)
 
 
+def test_a_ramp_has_no_pattern_and_a_sawtooth_keeps_its():
+    flat = np.ones((20, 20), bool)
+    flat[5:9, 3:17] = False
+    rows, columns = np.mgrid[:80, :80].astype(np.float32)
+    ramp = 3 * rows - 2 * columns
+    np.testing.assert_allclose(phases.pattern(ramp, flat), 0, atol=1e-4)
+    sawtooth = np.tile(np.arange(4) - 1.5, (4, 1))
+    np.testing.assert_allclose(phases.pattern(ramp + np.tile(sawtooth, (20, 20)), flat), sawtooth, atol=1e-4)
+
+
 def test_chance_leaves_as_much_of_a_pattern_as_is_said():
     rng = np.random.default_rng(1)
     image, flat = rng.normal(0, 5, (400, 400)).astype(np.float32), np.ones((100, 100), bool)
