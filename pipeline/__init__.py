@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.version import VERSION
 
 if TYPE_CHECKING:
-    from pipeline.execution.plan import load_plan, open_cube
+    from pipeline.planning.plan import load_plan, open_cube
     from pipeline.products.color import false_color, true_color
     from pipeline.products.indices import indices
     from pipeline.products.reobserve import reobserve
@@ -39,8 +39,8 @@ _HOMES = {
     "reobserve": "pipeline.products.reobserve",
     "true_color": "pipeline.products.color",
     "false_color": "pipeline.products.color",
-    "load_plan": "pipeline.execution.plan",
-    "open_cube": "pipeline.execution.plan",
+    "load_plan": "pipeline.planning.plan",
+    "open_cube": "pipeline.planning.plan",
 }
 
 

@@ -32,8 +32,8 @@ from pipeline.terminal import refuse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.execution.examine import Findings
-    from pipeline.execution.plan import Plan
+    from pipeline.planning.plan import Plan
+    from pipeline.running.examine import Findings
     from pipeline.store.place import Place, Where
 
 _SHOWN = 10
@@ -94,7 +94,7 @@ class StoreReport:
 
 def examine(store: Where, verify: str) -> StoreReport:
     """Status of a store and of each unit. `verify` full compares checksums and decodes every chunk."""
-    from pipeline.execution import examine as examination
+    from pipeline.running import examine as examination
 
     place = place_of(store)
     return StoreReport(str(store), examination.examine(_plan(place), place, verify), verify)
@@ -102,7 +102,7 @@ def examine(store: Where, verify: str) -> StoreReport:
 
 def _plan(place: Place) -> Plan:
     """The store's plan. IntegrityError if a store of ours has lost its plan, UsageError if it is not ours."""
-    from pipeline.execution.plan import load_plan
+    from pipeline.planning.plan import load_plan
     from pipeline.store.identity import known_as_ours
 
     try:
@@ -119,8 +119,8 @@ def _plan(place: Place) -> Plan:
 
 def repair(store: Where, verify: str, workers: int) -> None:
     """Recompute exactly the units that fail `verify` or are quarantined, and publish. PipelineError as in a run."""
-    from pipeline.execution.driver import run_plan
-    from pipeline.execution.examine import mend
+    from pipeline.running.driver import run_plan
+    from pipeline.running.examine import mend
 
     place = place_of(store)
     plan = _plan(place)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.archive.scene import Scene
-    from pipeline.execution.stac_publish import Listed
+    from pipeline.running.stac_publish import Listed
 
 _ARCHIVE = Path("archive.json")
 
@@ -154,7 +154,7 @@ def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
     """Index a folder's scenes, and the stores in it in a file of their own."""
     from pipeline.archive.local.scan import scan
     from pipeline.archive.stac.index_file import write_index
-    from pipeline.execution.stac_publish import stores_below
+    from pipeline.running.stac_publish import stores_below
 
     stores = [str(store) for store in stores_below(folder)]
     if arguments.collection is not None and not stores:
@@ -180,7 +180,7 @@ def _listed_beside(
     stores: Sequence[str], out: Path, arguments: argparse.Namespace
 ) -> tuple[Listed | None, tuple[str, ...]]:
     """The stores in a folder of scenes, listed in `out`, and notes; None if none of them is finished."""
-    from pipeline.execution.stac_publish import list_stores
+    from pipeline.running.stac_publish import list_stores
 
     try:
         listed = list_stores(stores, out, relative=arguments.relative, collection=arguments.collection)
@@ -196,7 +196,7 @@ def _tell(notes: Sequence[str]) -> None:
 
 def _of_stores(stores: Sequence[str], arguments: argparse.Namespace) -> int:
     """Write the items of finished stores, and list them where --out says."""
-    from pipeline.execution.stac_publish import list_stores
+    from pipeline.running.stac_publish import list_stores
 
     if arguments.datetime is not None or arguments.offset is not None:
         raise UsageError("--datetime and --offset are for scenes", "neither, where stores are listed")

@@ -12,11 +12,11 @@ from pipeline.terminal import counted, duration, show
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.execution.estimate import Estimate
-    from pipeline.execution.plan import Plan
-    from pipeline.execution.shards import Shard
-    from pipeline.execution.units import Zone
-    from pipeline.execution.work import Summary
+    from pipeline.planning.estimate import Estimate
+    from pipeline.planning.parts import Part
+    from pipeline.planning.plan import Plan
+    from pipeline.planning.units import Zone
+    from pipeline.running.unit_queue import Summary
     from pipeline.store.place import Place
 
 _SHOWN = 8
@@ -126,7 +126,7 @@ class FrozenPlan:
 class PartReport:
     """A finished part of a plan."""
 
-    shard: Shard
+    shard: Part
     summary: Summary
     store: Place
 

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.execution.plan import Plan
+    from pipeline.planning.plan import Plan
     from pipeline.store.lease import Lease
     from pipeline.store.place import Place
 
 
 def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
     """The quicklook; kept when nothing was computed. A failure is reported, but does not fail a finished store."""
-    from pipeline.execution.quicklook import write_quicklook
     from pipeline.products.quicklook import is_quicklook
+    from pipeline.running.quicklook import write_quicklook
 
     path = store.picture
     if not anew and is_quicklook(path):
@@ -65,9 +65,9 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.of_pass is not None:
         raise UsageError("--pass without --plan", "--plan STORE --shard-of J/N, after a run with --plan-only")
     from pipeline.archive.read.gdal import restrict_drivers
-    from pipeline.execution.cluster import processors
-    from pipeline.execution.estimate import estimate
-    from pipeline.execution.stored_plan import RunRequest, begin_or_continue, draft, freeze, proposed, writable
+    from pipeline.planning.estimate import estimate
+    from pipeline.running.pools import processors
+    from pipeline.running.stored_plan import RunRequest, begin_or_continue, draft, freeze, proposed, writable
     from pipeline.store.lease import lease
 
     restrict_drivers()  # before GDAL is first used
@@ -102,11 +102,11 @@ def _frozen(plan: Plan, shown: Place, arguments: argparse.Namespace, progress: P
 def resume(arguments: argparse.Namespace) -> int:
     """Compute a store's frozen plan: all of it, one part, or its publication. Raises PipelineError."""
     from pipeline.archive.read.gdal import restrict_drivers
-    from pipeline.execution.cluster import processors
-    from pipeline.execution.estimate import estimate
-    from pipeline.execution.plan import load_plan
-    from pipeline.execution.shards import Shard
-    from pipeline.execution.stored_plan import writable
+    from pipeline.planning.estimate import estimate
+    from pipeline.planning.parts import Part
+    from pipeline.planning.plan import load_plan
+    from pipeline.running.pools import processors
+    from pipeline.running.stored_plan import writable
     from pipeline.store.lease import lease
 
     restrict_drivers()
@@ -126,7 +126,7 @@ def resume(arguments: argparse.Namespace) -> int:
     workers = (
         wanted if arguments.finalise else _affordable(arguments, wanted, estimate(plan, wanted, timed=False).worker_mib)
     )
-    shard = Shard.parse(arguments.shard_of).label if arguments.shard_of else ""
+    shard = Part.parse(arguments.shard_of).label if arguments.shard_of else ""
     progress = Progress(quiet=arguments.quiet or arguments.json)
     with lease(store, shard, progress.say) as held:
         return compute(plan, held, shown, arguments, workers, progress)
@@ -134,7 +134,7 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) -> int:
     """Local workers as memory allows; UsageError if the user asked for more. Other clusters are not limited."""
-    from pipeline.execution.cluster import fitting_workers, require_memory
+    from pipeline.running.pools import fitting_workers, require_memory
 
     if arguments.cluster not in ("auto", "inline", "local"):
         return workers
@@ -148,12 +148,12 @@ def compute(
     plan: Plan, held: Lease, shown: Place, arguments: argparse.Namespace, workers: int, progress: Progress
 ) -> int:
     """Run a plan under its lease and print the report; returns the exit code."""
-    from pipeline.execution import software
-    from pipeline.execution.driver import finalise, run_plan
-    from pipeline.execution.shards import Shard
-    from pipeline.execution.work import Patience
+    from pipeline.planning.parts import Part
+    from pipeline.running import software
+    from pipeline.running.driver import finalise, run_plan
+    from pipeline.running.unit_queue import Patience
 
-    shard = Shard.parse(arguments.shard_of, arguments.of_pass) if arguments.shard_of else None
+    shard = Part.parse(arguments.shard_of, arguments.of_pass) if arguments.shard_of else None
     units = len(shard.units(plan)) if shard else sum(1 for _ in plan.units())
     cluster = _cluster_of(arguments, units, workers)
     picture, store = None, held.place

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pipeline import arguments as run_arguments
 from pipeline import bbox
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
-from pipeline.execution.task import MEMORY_SHARE, Task, limit_s, memory_mib
+from pipeline.jobs.resources import MEMORY_SHARE, Resources, limit_s, memory_mib
 from pipeline.redaction import redact_logs
 from pipeline.report import show_report
 from pipeline.store.place import place_of
@@ -25,9 +25,9 @@ from pipeline.terminal import counted, refuse, show, tell
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.execution.job_plan import JobPlan
-    from pipeline.execution.manifests import Manifests
-    from pipeline.execution.slurm import Array
+    from pipeline.jobs.job_plan import JobPlan
+    from pipeline.jobs.kubernetes import Manifests
+    from pipeline.jobs.slurm import Array
 
 _PARTS = 16
 _MAX_PARTS = 100_000  # of an Indexed Job; SLURM's own limit is MaxArraySize
@@ -113,7 +113,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def task_of(arguments: argparse.Namespace) -> Task:
+def resources_of(arguments: argparse.Namespace) -> Resources:
     """Resources of one part. UsageError for impossible values."""
     for name, least in (("array", 1), ("parallel", 0), ("gpus", 0), ("cpus", 1)):
         if getattr(arguments, name) < least:
@@ -121,21 +121,22 @@ def task_of(arguments: argparse.Namespace) -> Task:
     if arguments.array > _MAX_PARTS:
         raise UsageError(f"--array {arguments.array}", f"at most {_MAX_PARTS}")
     memory = memory_mib(arguments.memory) if arguments.memory else 0
-    return Task(arguments.cpus, arguments.gpus, memory, limit_s(arguments.time) if arguments.time else 0)
+    return Resources(arguments.cpus, arguments.gpus, memory, limit_s(arguments.time) if arguments.time else 0)
 
 
-def _with_memory(task: Task, worker_mib: float) -> Task:
+def _with_memory(resources: Resources, worker_mib: float) -> Resources:
     """The task with memory for its workers. UsageError when --memory is less than a part would accept."""
-    needed = task.needed_mib(worker_mib)
-    if not task.memory_mib:
-        return Task(task.cpus, task.gpus, needed, task.limit_s)
-    if MEMORY_SHARE * task.memory_mib < task.workers * worker_mib:
+    needed = resources.needed_mib(worker_mib)
+    if not resources.memory_mib:
+        return Resources(resources.cpus, resources.gpus, needed, resources.limit_s)
+    if MEMORY_SHARE * resources.memory_mib < resources.workers * worker_mib:
         raise UsageError(
-            f"--memory of {task.memory_mib} MiB for {counted(task.workers, 'worker')} of about {worker_mib:.0f} MiB",
+            f"--memory of {resources.memory_mib} MiB for {counted(resources.workers, 'worker')} "
+            f"of about {worker_mib:.0f} MiB",
             f"{needed} MiB",
             "more --memory, fewer --cpus, or a smaller --unit-chunks",
         )
-    return task
+    return resources
 
 
 def _part_options(arguments: argparse.Namespace) -> str:
@@ -143,11 +144,11 @@ def _part_options(arguments: argparse.Namespace) -> str:
     return f"--verify {arguments.verify} --max-outage {arguments.max_outage:g}"
 
 
-def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], task: Task) -> JobPlan:
+def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], resources: Resources) -> JobPlan:
     """Freeze the plan into its store, or take the one that is there; with --dry-run nothing is written."""
     from pipeline.archive.read.gdal import restrict_drivers
-    from pipeline.execution.job_plan import freeze_job, load_job, preview_job
-    from pipeline.execution.stored_plan import RunRequest, writable
+    from pipeline.jobs.job_plan import freeze_job, load_job, preview_job
+    from pipeline.running.stored_plan import RunRequest, writable
 
     if arguments.plan:
         named = {"--aoi": arguments.aoi, "--config": arguments.config, "--out": arguments.out}
@@ -161,26 +162,28 @@ def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], task: Task) 
     store = writable(place_of(arguments.out or f"{area.name}.zarr"))
     request = RunRequest(config, area, store, overwrite=arguments.overwrite)
     settle = preview_job if arguments.dry_run else freeze_job
-    return settle(request, arguments.array, workers=arguments.array * task.workers)
+    return settle(request, arguments.array, workers=arguments.array * resources.workers)
 
 
 def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
     """Plan here, then submit the array and the publication. Raises PipelineError."""
-    from pipeline.execution import slurm
-    from pipeline.execution.plan import load_plan, plan_path
+    from pipeline.jobs import slurm
+    from pipeline.planning.plan import load_plan, plan_path
 
     wrong = [f"--{name}" for name in ("manifest", "apply", "image", "namespace", "secret") if getattr(arguments, name)]
     if wrong:
         raise UsageError(f"{', '.join(wrong)} given with --target slurm", "--target kubernetes")
     if arguments.overwrite and not arguments.out:
         raise UsageError("--overwrite without --out", "--out STORE, the store to begin anew")
-    extra, task = slurm.sbatch_options(arguments.sbatch), task_of(arguments)
+    extra, resources = slurm.sbatch_options(arguments.sbatch), resources_of(arguments)
     if not arguments.dry_run:
         slurm.require_slurm()
         if arguments.overwrite and plan_path(Path(arguments.out)).is_file():
             slurm.require_idle(load_plan(arguments.out).digest, arguments.out)
-    plan = job_plan(arguments, flags, task)
-    array = slurm.Array(plan, _with_memory(task, plan.worker_mib), arguments.parallel, extra, _part_options(arguments))
+    plan = job_plan(arguments, flags, resources)
+    array = slurm.Array(
+        plan, _with_memory(resources, plan.worker_mib), arguments.parallel, extra, _part_options(arguments)
+    )
     arrays: list[str] = []
     last = ""
     if not arguments.dry_run and not plan.finished:
@@ -242,7 +245,7 @@ class SlurmReport:
 
 def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
     """Write the manifests, and apply them if asked. Raises PipelineError."""
-    from pipeline.execution import manifests
+    from pipeline.jobs import kubernetes
 
     if arguments.sbatch:
         raise UsageError("--sbatch given with --target kubernetes", "--target slurm")
@@ -252,21 +255,21 @@ def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
     if not arguments.manifest and not arguments.dry_run:
         raise UsageError("--target kubernetes without --manifest", "--manifest DIR, where the manifests are written")
     if arguments.apply and not arguments.dry_run:
-        manifests.require_kubectl()
+        kubernetes.require_kubectl()
     filled = _manifests(arguments, flags)
     folder = Path(arguments.manifest or "manifests")
     if arguments.dry_run:
-        show("---\n".join(manifests.as_yaml(documents) for documents in filled.files().values()))
+        show("---\n".join(kubernetes.as_yaml(documents) for documents in filled.files().values()))
         return EXIT_OK
-    files = manifests.write(filled, folder)
+    files = kubernetes.write(filled, folder)
     if arguments.apply:
-        manifests.apply(filled, files)
+        kubernetes.apply(filled, files)
     if arguments.json:
         status = "submitted" if arguments.apply else "written"
         show(json.dumps({"status": status, "store": filled.store, "name": filled.name, "parts": filled.parts,
                          "manifests": [str(path) for path in files]}))  # fmt: skip
         return EXIT_OK
-    commands = [shlex.join(command) for command in manifests.apply_commands(filled, files)]
+    commands = [shlex.join(command) for command in kubernetes.apply_commands(filled, files)]
     begin = ["submitted"] if arguments.apply else ["submit with", *(f"  {command}" for command in commands)]
     watch = f"watch with kubectl get pods --selector={filled.selector}"
     show("\n".join([f"{counted(len(files), 'manifest')} in {folder}", *begin, watch]))
@@ -275,7 +278,7 @@ def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifests:
     """The run as manifests, checked as far as possible without the cluster."""
-    from pipeline.execution.manifests import MOUNT, Manifests
+    from pipeline.jobs.kubernetes import MOUNT, Manifests
 
     config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
     files = [("catalog", config.catalog), *(("weights", text.rpartition("=")[2]) for text in config.weights)]
@@ -294,7 +297,7 @@ def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifes
         area=None if arguments.aoi is None else area.geometry,
         area_name=area.name,
         toml=Path(arguments.config).read_text() if arguments.config else "",
-        task=_with_memory(task_of(arguments), _WORKER_MIB),
+        resources=_with_memory(resources_of(arguments), _WORKER_MIB),
         parts=arguments.array,
         parallel=arguments.parallel,
         image=arguments.image or f"sen2fine:{'cuda' if arguments.gpus else 'cpu'}",

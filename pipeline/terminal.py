@@ -13,7 +13,7 @@ from pipeline.plain import plain
 
 if TYPE_CHECKING:
     from pipeline.errors import PipelineError
-    from pipeline.execution.work import Summary
+    from pipeline.running.unit_queue import Summary
 
 _WIDTH = 100
 

@@ -11,7 +11,7 @@ import pipeline
 from pipeline.run import main
 from pipeline.superres import registry
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import LEFT, TOP, box, write_aoi
+from tests.running.conftest import LEFT, TOP, box, write_aoi
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / ".github" / "CONTRIBUTING.md"

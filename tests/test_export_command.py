@@ -12,7 +12,7 @@ import zarr
 
 from pipeline import export
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import LEFT, TOP, box, config_for, run, write_aoi
+from tests.running.conftest import LEFT, TOP, box, config_for, run, write_aoi
 
 BANDS = ("B02", "B03", "B04", "B11")
 

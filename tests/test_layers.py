@@ -1,4 +1,4 @@
-"""The house's arrows point down: no room imports a room above or beside it."""
+"""Imports point down: no folder imports one above or beside it."""
 
 import ast
 import graphlib
@@ -14,7 +14,7 @@ from pipeline.superres.systems import PLAIN
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What each room may import of the project. Stations never import each other; execution composes them.
+# What each room may import of the project. Planning and running compose the others.
 BOTTOM = {
     "pipeline.bands",
     "pipeline.discovery",
@@ -24,6 +24,11 @@ BOTTOM = {
     "pipeline.temporary",
 }
 SCENES = {f"pipeline.archive.{name}" for name in ("scene", "radiometry", "passes")}  # records and rules of scenes
+BELOW_PLANNING = {f"pipeline.{room}" for room in ("aoi", "archive", "grid", "superres", "conditions", "store")} | {
+    "pipeline.config",
+    "pipeline.process",
+    "pipeline.version",
+}
 TRAINING_BOTTOM = {"training.presets", "training.schedule", "training.placement", "pipeline"}
 TRAINING_DECLARATIONS = {"training.task_spec", "training.conversion", "training.checkpoint"}
 ALLOWED = {
@@ -53,7 +58,9 @@ ALLOWED = {
     "pipeline/conditions": {"pipeline.conditions", "pipeline.superres", "pipeline.archive", "pipeline.grid", *BOTTOM},
     "pipeline/store": {"pipeline.store", "pipeline.grid", *BOTTOM},
     "pipeline/products": {"pipeline.products", "pipeline.store", "pipeline.grid", *BOTTOM},
-    "pipeline/execution": {"pipeline"},
+    "pipeline/planning": {"pipeline.planning", *BELOW_PLANNING, *BOTTOM},
+    "pipeline/running": {"pipeline.running", "pipeline.planning", "pipeline.products", *BELOW_PLANNING, *BOTTOM},
+    "pipeline/jobs": {"pipeline.jobs", "pipeline.running", "pipeline.planning", "pipeline.store", *BOTTOM},
     "training": {"training", "pipeline"},
     "training/data": {"training.data", *TRAINING_BOTTOM},
     "training/degradation": {"training.degradation", *TRAINING_BOTTOM},

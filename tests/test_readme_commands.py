@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from pipeline.archive import catalog
-from pipeline.execution import cluster
+from pipeline.running import pools
 from pipeline.superres import spec, weights
 from tests.archive.synthetic import make_scene
-from tests.execution.conftest import LEFT, SIZE, TOP, box, write_aoi
 from tests.faults.conftest import online
 from tests.models.small import write_lite
+from tests.running.conftest import LEFT, SIZE, TOP, box, write_aoi
 from tests.training.imagery import TINY_SR, own_imagery
 from tests.training.test_convert import GROUPS, released, small_weights
 from training.quality import cost, phases, real
@@ -74,7 +74,7 @@ def stand(tmp_path, monkeypatch):
     """
     write_lite(tmp_path / "weights")
     monkeypatch.setattr(weights, "SHIPPED", tmp_path / "weights")
-    monkeypatch.setattr(cluster, "processors", lambda: 1)
+    monkeypatch.setattr(pools, "processors", lambda: 1)
     home, work = tmp_path / "home", tmp_path / "work"
     work.mkdir()
     monkeypatch.setenv("HOME", str(home))

@@ -22,17 +22,17 @@ from pipeline.bands import BAND_NAMES
 from pipeline.bbox import joined
 from pipeline.config import RunConfig
 from pipeline.errors import StorageError
-from pipeline.execution import driver
-from pipeline.execution.plan import Plan
-from pipeline.execution.work import Summary
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
+from pipeline.planning.plan import Plan
+from pipeline.running import driver
+from pipeline.running.unit_queue import Summary
 from pipeline.store.place import place_of
 from pipeline.store.receipts import write_atomic
 from pipeline.superres.registry import known
 from pipeline.superres.weights import SHIPPED as WEIGHTS
 from pipeline.terminal import Progress, counted, duration
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import LEFT, TOP, box, write_aoi
+from tests.running.conftest import LEFT, TOP, box, write_aoi
 
 QUICK = ("--sr", "bicubic", "--cluster", "inline", "--workers", "1")
 

@@ -301,7 +301,7 @@ def train(ready: Ready) -> None:
 
     Ctrl-C, SIGTERM and SIGUSR1 (Slurm's warning before its time limit) let the step end and write a checkpoint.
     """
-    from pipeline.execution.stop import stop_on_signals
+    from pipeline.running.stop import stop_on_signals
     from training.loop import distributed
 
     with stop_on_signals() as stop:

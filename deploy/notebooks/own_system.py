@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import pipeline
-from pipeline.execution.driver import prepare, run_plan
 from pipeline.models.bundle import Bundle, LatticeSpec, load_bundle, load_tensors, save_bundle
+from pipeline.running.driver import prepare, run_plan
 from pipeline.superres.declared import Settings
 from pipeline.superres.registry import register
 from pipeline.superres.spec import (

@@ -149,7 +149,7 @@ def consolidate(store: Where) -> None:
 def plan_content(store: Where) -> dict[str, Any] | None:
     """The frozen plan of a store as it was written; None when there is none, ValueError when it is damaged.
 
-    What it means, execution/plan.py knows; in this room it is only quoted.
+    `pipeline.planning.plan` interprets it; this module only quotes it.
     """
     found = place_of(store).read(PLAN_KEY)
     return None if found is None else sealed.load(found)

@@ -25,7 +25,7 @@ from tests.benchmarks.scene import area_geojson, repeated_scene, wide_plan
 from tests.conftest import DATA, REPOSITORY
 
 if TYPE_CHECKING:
-    from pipeline.execution.plan import Plan
+    from pipeline.planning.plan import Plan
 
 PYTHON = sys.executable
 Row = tuple[str, str, str]
@@ -106,8 +106,8 @@ def window(folder: Path, workers: int) -> list[Row]:
 
     from pipeline.aoi.aoi import read_aoi
     from pipeline.config import RunConfig
-    from pipeline.execution.estimate import seconds_per_window
-    from pipeline.execution.planner import make_plan
+    from pipeline.planning.estimate import seconds_per_window
+    from pipeline.planning.planner import make_plan
     from tests.archive.synthetic import make_archive, make_scene
 
     del workers

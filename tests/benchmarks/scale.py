@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.config import RunConfig
-from pipeline.execution.estimate import estimate
+from pipeline.planning.estimate import estimate
 from tests.benchmarks.scene import wide_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.execution.plan import Plan
+    from pipeline.planning.plan import Plan
 
 GERMANY_KM2, LAND_KM2 = 357_000, 135_000_000  # land without Antarctica
 UTM_ZONES = 60

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.config import RunConfig
-    from pipeline.execution.plan import Plan
+    from pipeline.planning.plan import Plan
 
 LEFT_M, TOP_M, EPSG = 600_000, 5_100_000, 32632
 _PATCH_M = 1200
@@ -37,7 +37,7 @@ def area_geojson(path: Path, epsg: int, left_m: float, bottom_m: float, side_m: 
 def wide_plan(folder: Path, side_m: float, config: RunConfig, workers: int = 1) -> Plan:
     """The plan of a square of `side_m` over one small scene that claims to cover more than it."""
     from pipeline.aoi.aoi import read_aoi
-    from pipeline.execution.planner import make_plan
+    from pipeline.planning.planner import make_plan
 
     left, bottom, margin = 100_020, 4_600_020, 120_000  # edges straight in degrees bulge in metres
     scene = make_scene(folder, scene_id="S2A_WIDE", left_m=left, top_m=bottom + 1200, size_m=1200)

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from pipeline.execution import cluster
-from pipeline.execution.stop import Stop
-from pipeline.execution.work import Summary, Work
+from pipeline.running import pools
+from pipeline.running.stop import Stop
+from pipeline.running.unit_queue import Summary, UnitQueue
 from pipeline.store.receipts import Receipt
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.execution.plan import Plan, Unit
+    from pipeline.planning.plan import Plan, Unit
 
 
 def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
@@ -40,11 +40,11 @@ def run_idle_units(plan: Plan, folder: Path, workers: int, count: int) -> tuple[
         if summary.computed >= len(memory) * count // 10:
             memory.append(psutil.Process().memory_info().rss / 2**20)
 
-    real, cluster.process = cluster.process, process
+    real, pools.process = pools.process, process
     try:
-        with cluster.open_pool("local", workers, str(folder), plan.digest) as pool:
+        with pools.open_pool("local", workers, str(folder), plan.digest) as pool:
             started = time.perf_counter()
-            Work(pool, Summary(units=count), watch, Stop(), folder, plan.digest).through(todo)
+            UnitQueue(pool, Summary(units=count), watch, Stop(), folder, plan.digest).through(todo)
             return time.perf_counter() - started, memory
     finally:
-        cluster.process = real
+        pools.process = real

@@ -12,7 +12,7 @@ import numpy as np
 import pipeline
 from pipeline.bands import DN_SCALE, SCALE_10M
 from tests.conftest import DATA
-from tests.execution import test_real_scenes as real
+from tests.running import test_real_scenes as real
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

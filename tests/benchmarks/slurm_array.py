@@ -13,13 +13,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.execution.plan import load_plan
-from pipeline.execution.shards import Shard
+from pipeline.planning.parts import Part
+from pipeline.planning.plan import load_plan
 from pipeline.store import layout
 from tests.benchmarks.scene import area_geojson, repeated_scene
 from tests.conftest import DATA
 from tests.deploy.local_slurm import local_slurm, queued
-from tests.execution.conftest import chunk_digests
+from tests.running.conftest import chunk_digests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ def array_against_one_run(folder: Path) -> dict[str, str]:
     one, jobs = folder / "one.zarr", folder / "jobs.zarr"
     _program("pipeline.run", *words, "--out", one)
     _program("pipeline.run", *words, "--out", jobs, "--plan-only")
-    part = [unit.id for unit in Shard(KILLED, PARTS).units(load_plan(jobs))]
+    part = [unit.id for unit in Part(KILLED, PARTS).units(load_plan(jobs))]
 
     def done() -> int:
         return sum((jobs / "_run" / "receipts" / f"{unit}.json").exists() for unit in part)

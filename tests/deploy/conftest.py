@@ -3,7 +3,7 @@
 import pytest
 
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import LEFT, SIZE, TOP, box, write_aoi
+from tests.running.conftest import LEFT, SIZE, TOP, box, write_aoi
 
 
 @pytest.fixture(scope="session")

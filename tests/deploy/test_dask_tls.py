@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.execution.cluster import open_pool
-from tests.execution.conftest import config_for, run, values
+from pipeline.running.pools import open_pool
+from tests.running.conftest import config_for, run, values
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_certificates_in_dasks_settings_are_used(tls, archive, aoi, tmp_path):
 def test_no_certificate_no_cluster_in_one_line(tls, scheme, with_settings, monkeypatch):
     import dask
 
-    monkeypatch.setattr("pipeline.execution.scheduler._CONNECT_TIMEOUT", "1s")
+    monkeypatch.setattr("pipeline.running.dask_scheduler._CONNECT_TIMEOUT", "1s")
     address, settings = tls
     address = address.replace("tls", scheme)
     with (

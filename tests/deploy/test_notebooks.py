@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import LEFT, TOP, box, config_for, run, write_aoi
+from tests.running.conftest import LEFT, TOP, box, config_for, run, write_aoi
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "notebooks"
 

@@ -9,8 +9,8 @@ import yaml
 
 from pipeline import arguments, submit
 from pipeline.archive.read import rate_limit
-from pipeline.execution import scheduler
-from pipeline.execution.slurm import sbatch_options
+from pipeline.jobs.slurm import sbatch_options
+from pipeline.running import dask_scheduler
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy"
 README = (FOLDER / "README.md").read_text()
@@ -29,7 +29,7 @@ def commands(module):
 def test_submit_commands_are_understood(command):
     words = submit._joined(shlex.split(command)[3:])
     understood = submit.parser().parse_args(words)
-    submit.task_of(understood)
+    submit.resources_of(understood)
     sbatch_options(understood.sbatch)
     assert not submit.plan_flags(words)  # all others are submit's, or of the store
 
@@ -46,7 +46,7 @@ def test_quoted_options_of_sbatch_are_understood():
 
 def test_parameters_are_those_of_the_scripts_or_of_the_pipeline():
     scripts = "".join(path.read_text() for path in (FOLDER / "slurm").glob("*.sbatch"))
-    code = {rate_limit.PROCESSES_VARIABLE, scheduler.INSECURE_VARIABLE}
+    code = {rate_limit.PROCESSES_VARIABLE, dask_scheduler.INSECURE_VARIABLE}
     for name in set(re.findall(r"SEN2FINE_\w+", README)) - code:
         assert f"${{{name}:" in scripts, name
 

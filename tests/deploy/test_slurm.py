@@ -14,13 +14,13 @@ import pytest
 from pipeline import submit
 from pipeline.aoi.aoi import read_aoi
 from pipeline.errors import UsageError
-from pipeline.execution.driver import prepare
-from pipeline.execution.plan import load_plan
-from pipeline.execution.planner import make_plan
-from pipeline.execution.shards import Shard
+from pipeline.planning.parts import Part
+from pipeline.planning.plan import load_plan
+from pipeline.planning.planner import make_plan
+from pipeline.running.driver import prepare
 from pipeline.store import layout
 from tests.deploy.local_slurm import local_slurm, missing, queued
-from tests.execution.conftest import chunk_digests, config_for, run
+from tests.running.conftest import chunk_digests, config_for, run
 
 pytestmark = [
     pytest.mark.slurm,
@@ -69,7 +69,7 @@ def test_an_array_with_a_killed_and_a_warned_task_equals_one_run(slurm, archive,
     said = submitted(capsys, "--plan", str(store), "--array", "4")
     assert said["parts_to_do"] == [1, 2, 3, 4]
 
-    part3 = [unit.id for unit in Shard(3, 4).units(load_plan(store))]
+    part3 = [unit.id for unit in Part(3, 4).units(load_plan(store))]
 
     def done():
         return [unit for unit in part3 if (receipts / f"{unit}.json").exists()]

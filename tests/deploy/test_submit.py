@@ -10,15 +10,15 @@ import pytest
 from pipeline import submit
 from pipeline.aoi.aoi import read_aoi
 from pipeline.errors import UsageError
-from pipeline.execution import slurm, task
-from pipeline.execution.driver import prepare
-from pipeline.execution.job_plan import JobPlan, load_job
-from pipeline.execution.plan import load_plan
-from pipeline.execution.planner import make_plan
-from pipeline.execution.shards import Shard
-from pipeline.execution.task import Task
+from pipeline.jobs import resources, slurm
+from pipeline.jobs.job_plan import JobPlan, load_job
+from pipeline.jobs.resources import Resources
+from pipeline.planning.parts import Part
+from pipeline.planning.plan import load_plan
+from pipeline.planning.planner import make_plan
+from pipeline.running.driver import prepare
 from pipeline.store import layout
-from tests.execution.conftest import config_for, run
+from tests.running.conftest import config_for, run
 
 # Stands for sbatch, squeue and scancel: writes down how it was called and answers with $ANSWER, job ids from 101 on.
 STANDIN = """#!/bin/bash
@@ -69,7 +69,7 @@ def complete(archive, aoi, tmp_path_factory):
 
 def test_each_pass_has_an_array_that_follows_the_one_before(cluster, tmp_path):
     plan = JobPlan(tmp_path / "run.zarr", "ab" * 32, 9, 700.0, 3, ((1, 2, 3), (), (2, 3)))
-    array = slurm.Array(plan, Task(cpus=1, memory_mib=2000), options="--verify full")
+    array = slurm.Array(plan, Resources(cpus=1, memory_mib=2000), options="--verify full")
     first, second, publish = array.commands()
     assert "--array=1-3" in first
     assert not any("dependency" in word for word in first)
@@ -82,7 +82,7 @@ def test_each_pass_has_an_array_that_follows_the_one_before(cluster, tmp_path):
     assert array.environment(3)["SEN2FINE_OPTIONS"] == "--pass 3 --verify full"
     assert array.environment()["SEN2FINE_OPTIONS"] == "--verify full"
     assert plan.parts_to_do == (1, 2, 3)
-    (publish,) = slurm.Array(replace(plan, todo=((), (), ())), Task()).commands()
+    (publish,) = slurm.Array(replace(plan, todo=((), (), ())), Resources()).commands()
     assert not any("dependency" in word for word in publish)
 
 
@@ -135,7 +135,7 @@ def test_there_are_no_more_parts_than_units(frozen, cluster, capsys):
 def test_only_parts_with_units_to_do_are_submitted_again(complete, cluster, capsys):
     plan = load_plan(complete)
     receipts = complete / "_run" / "receipts"
-    paths = [receipts / f"{Shard(number, 6).units(plan)[0].id}.json" for number in (2, 5)]
+    paths = [receipts / f"{Part(number, 6).units(plan)[0].id}.json" for number in (2, 5)]
     taken = {path: path.read_bytes() for path in paths}
     try:
         for path in paths:
@@ -330,18 +330,24 @@ def test_flags_are_parted_between_submit_and_the_planning_run():
 
 
 def test_sizes_times_and_spans():
-    assert [task.memory_mib(text) for text in ("8G", "8Gi", "1.5G", "800M", "2000")] == [8192, 8192, 1536, 800, 2000]
-    assert [task.limit_s(text) for text in ("00:10:00", "100:00:00", "2-01:00:00")] == [600, 360_000, 176_400]
-    assert task.clock(176_400) == "49:00:00"
+    assert [resources.memory_mib(text) for text in ("8G", "8Gi", "1.5G", "800M", "2000")] == [
+        8192,
+        8192,
+        1536,
+        800,
+        2000,
+    ]
+    assert [resources.limit_s(text) for text in ("00:10:00", "100:00:00", "2-01:00:00")] == [600, 360_000, 176_400]
+    assert resources.clock(176_400) == "49:00:00"
     assert slurm.spans([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(1, 0), (8, 0), (4, 1)])
 @pytest.mark.parametrize("worker_mib", [700.0, 2500.0])
 def test_memory_asked_for_is_what_a_part_accepts(cpus, gpus, worker_mib, monkeypatch):
-    from pipeline.execution.cluster import require_memory
+    from pipeline.running.pools import require_memory
 
-    one = Task(cpus, gpus)
+    one = Resources(cpus, gpus)
     needed = one.needed_mib(worker_mib)
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", needed * 2**20)
     require_memory(one.workers, worker_mib)

@@ -11,8 +11,8 @@ from pipeline.bands import BAND_NAMES
 from pipeline.run import main
 from tests.archive.stac_server import stac_server
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import LEFT, TOP, box, chunk_digests, config_for, run, write_aoi
 from tests.faults.files import Faults, file_server
+from tests.running.conftest import LEFT, TOP, box, chunk_digests, config_for, run, write_aoi
 
 
 @pytest.fixture(scope="session")

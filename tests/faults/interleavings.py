@@ -71,7 +71,7 @@ class Scene:
 def make_scene_in(folder: Path) -> Scene:
     """A small archive, and an AOI of some twenty units."""
     from tests.archive.synthetic import make_archive, make_scene
-    from tests.execution.conftest import LEFT, TOP, box, write_aoi
+    from tests.running.conftest import LEFT, TOP, box, write_aoi
 
     (folder / "archive").mkdir()
     made = make_scene(folder / "archive", scene_id="S2A_ONE", seed=3, size_m=1800, cloud_fraction=0.1)
@@ -129,8 +129,8 @@ def _act(program: str, words: list[str], host: str, log: str, environment: dict[
 
 def _start(program: str, words: list[str], host: str, log: Path) -> multiprocessing.Process:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.run", "pipeline.check", "pipeline.execution.driver", "pipeline.view",
-                                    "pipeline.execution.planner", "pipeline.execution.quicklook", "stackstac",
+    context.set_forkserver_preload(["pipeline.run", "pipeline.check", "pipeline.running.driver", "pipeline.view",
+                                    "pipeline.planning.planner", "pipeline.running.quicklook", "stackstac",
                                     "pipeline.archive.read.cube", "rasterio", "torch", "zarr", "xarray"])  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "SEN2FINE_"))}
     process = context.Process(target=_act, args=(program, words, host, str(log), environment))
@@ -204,7 +204,7 @@ def play(scene: Scene, store: str, cast: list[Driver]) -> None:
 
 def judge(scene: Scene, store: str, cast: list[Driver]) -> str:
     """What became of the store: "complete" or "finished afterwards". AssertionError where anything is wrong."""
-    from pipeline.execution.plan import load_plan
+    from pipeline.planning.plan import load_plan
     from pipeline.store import layout
     from pipeline.store.ownership import Standing, standing
     from pipeline.store.place import place_of

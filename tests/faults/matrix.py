@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-E2E, RESUME, CLUSTER = "execution/test_end_to_end.py", "execution/test_resume.py", "execution/test_cluster.py"
-QUARANTINE, WORK, SHARDS = "execution/test_quarantine.py", "execution/test_work.py", "execution/test_shards.py"
+E2E, RESUME, CLUSTER = "running/test_end_to_end.py", "running/test_resume.py", "running/test_pools.py"
+QUARANTINE, WORK, SHARDS = "running/test_quarantine.py", "running/test_unit_queue.py", "running/test_parts.py"
 CATALOG, ACCESS, CUBE = (f"archive/test_{name}.py" for name in ("catalog", "access", "cube"))
 AOI = "aoi/test_aoi.py"
-SUPERRES, POLITE, SCALING = "superres/test_superres.py", "archive/test_rate_limit.py", "execution/test_scaling.py"
-LAYOUT, COMMAND, RELEASED = "store/test_layout.py", "test_run_command.py", "execution/test_released_weights.py"
-STORE_FAULTS, OBJECTS = "store/test_place.py::TestFaults", "execution/test_object_store.py"
+SUPERRES, POLITE, SCALING = "superres/test_superres.py", "archive/test_rate_limit.py", "running/test_scaling.py"
+LAYOUT, COMMAND, RELEASED = "store/test_layout.py", "test_run_command.py", "running/test_released_weights.py"
+STORE_FAULTS, OBJECTS = "store/test_place.py::TestFaults", "running/test_object_store.py"
 FILES, DRIVER, SECRETS = (f"faults/test_{name}.py" for name in ("archive_files", "driver_faults", "secrets"))
 PASSES = f"{FILES}::test_a_fault_that_passes_leaves_no_trace"
 STAYS = f"{FILES}::test_a_fault_that_stays_is_never_nodata"
 
 
-EXCLUSIVE, INTEGRITY, OFFSETS = (f"execution/test_{name}.py" for name in ("exclusive", "integrity", "offset_decisions"))
+EXCLUSIVE, INTEGRITY, OFFSETS = (f"running/test_{name}.py" for name in ("exclusive", "integrity", "offset_decisions"))
 LOCAL_OFFSET, DECLARED, INPUTS, MARKS, SERVERS, GATEWAY = (
     f"archive/test_{name}.py"
     for name in ("local_offset", "declared", "local_inputs", "index_marks", "stac_servers", "gateway")
 )
-SELECTION, LEASE, OVERVIEWS = "execution/test_scene_selection.py", "store/test_lease.py", "store/test_overviews.py"
+SELECTION, LEASE, OVERVIEWS = "running/test_scene_selection.py", "store/test_lease.py", "store/test_overviews.py"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ ROWS = (
     Row("file missing for a moment", "404 once", "same bytes; the 404 is not remembered",
         (f"{PASSES}[404]", f"{ACCESS}::test_a_404_that_goes_away_is_forgotten")),
     Row("file missing for good", "404 or 410 always", "left out and said so, or exit 5; never nodata",
-        (f"{STAYS}[404]", f"{STAYS}[410]", "execution/test_remote.py")),
+        (f"{STAYS}[404]", f"{STAYS}[410]", "running/test_remote.py")),
     Row("token expired", "403 until the token is new", "signed again once, same bytes",
         (f"{SECRETS}::test_a_token_that_ends_early_is_renewed_once",
          f"{ACCESS}::test_refused_access_is_refreshed_once_and_retried_twice",
@@ -177,7 +177,7 @@ ROWS = (
     Row("negative values wrapped around", "uint16 above 64 535", "nodata, counted",
         (f"{DECLARED}::test_wrapped_and_saturated_values_are_nodata_and_counted",)),
     Row("area in a tile's nodata", "half of the scene is 0", "exit 3, never complete",
-        ("execution/test_empty_area.py::test_an_area_of_nodata_is_exit_3_and_never_complete",)),
+        ("running/test_empty_area.py::test_an_area_of_nodata_is_exit_3_and_never_complete",)),
     Row("one acquisition in two halves", "baselines 05.10 and 05.11, one id", "both used, no hole",
         (f"{OFFSETS}::test_halves_of_an_acquisition_leave_no_hole",)),
     Row("area ends beside another scene", "windows that reach into it", "same pixels as of a larger run",

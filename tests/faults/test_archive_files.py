@@ -7,9 +7,9 @@ from pipeline.archive.read import retry
 from pipeline.archive.read.access import Access
 from pipeline.store import layout
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import chunk_digests, config_for, run, values
 from tests.faults.conftest import call, online
 from tests.faults.files import always, chaos, once
+from tests.running.conftest import chunk_digests, config_for, run, values
 
 B11 = "S2A_MSIL2A_ONE_B11"
 

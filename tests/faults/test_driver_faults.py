@@ -19,14 +19,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pipeline.aoi.aoi import read_aoi
 from pipeline.check import repair
 from pipeline.errors import PipelineError
-from pipeline.execution import cluster, driver
-from pipeline.execution.planner import make_plan
+from pipeline.planning.planner import make_plan
+from pipeline.running import driver, pools
 from pipeline.store import layout
 from pipeline.store.layout import RegionWriter
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.superres import superres
 from tests.archive.synthetic import make_archive
-from tests.execution.conftest import chunk_digests, config_for, run
+from tests.running.conftest import chunk_digests, config_for, run
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ driver_plan = {}
 @pytest.fixture
 def by_address(plan, monkeypatch):
     driver_plan[plan.digest] = plan
-    monkeypatch.setattr(cluster, "process", process)
+    monkeypatch.setattr(pools, "process", process)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_networks_that_give_nan_fail_the_unit_and_write_nothing(scenes, aoi, tmp
         return found
 
     monkeypatch.setattr(superres, "run_window", broken)
-    monkeypatch.setattr("pipeline.execution.work.worth_isolating", lambda error: False)
+    monkeypatch.setattr("pipeline.running.unit_queue.worth_isolating", lambda error: False)
     store = tmp_path / "nan.zarr"
     with pytest.raises(PipelineError, match="NaN or infinity in B03"):
         run(config_for(make_archive(tmp_path, scenes[1])), aoi, store)

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from pipeline.archive.read import retry
-from pipeline.execution.plan import load_plan
+from pipeline.planning.plan import load_plan
 from pipeline.store import layout
-from tests.execution.conftest import PYTHON, chunk_digests
 from tests.faults.conftest import call, online, words_for
 from tests.faults.signing import sign_here, token_service
+from tests.running.conftest import PYTHON, chunk_digests
 
 TOKEN, KEY, PASSWORD = "CANARY-token-7d41", "CANARY-key-93bf", "CANARY-password-0c2a"
 ROOT = Path(__file__).resolve().parents[2]

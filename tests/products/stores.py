@@ -10,7 +10,7 @@ import zarr
 
 from pipeline.store import sealed
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import LEFT, TOP, box, config_for, run, write_aoi
+from tests.running.conftest import LEFT, TOP, box, config_for, run, write_aoi
 
 SIDE_M = 960
 HOSTILE = "</script><script>document.title='seized'</script><img src=x onerror=alert(1)>"

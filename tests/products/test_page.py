@@ -22,7 +22,6 @@ from pipeline.products.page.tables import check_section
 from pipeline.store import sealed
 from pipeline.store.place import place_of
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import config_for, run
 from tests.products.stores import (
     HOSTILE,
     attributes,
@@ -34,6 +33,7 @@ from tests.products.stores import (
     without,
     without_attribute,
 )
+from tests.running.conftest import config_for, run
 from tests.store.s3_server import s3_server
 
 
@@ -295,7 +295,7 @@ def test_units_set_aside_are_named_with_reason_and_command(store, tmp_path):
     folder = path / "_run" / "quarantine"
     folder.mkdir()
     record = {"unit": unit, "plan_digest": digest, "error": "killed <by> signal 9", "attempts": 4,
-              "reproduce": f"python -m pipeline.execution.single a.zarr {unit}"}  # fmt: skip
+              "reproduce": f"python -m pipeline.running.single a.zarr {unit}"}  # fmt: skip
     (folder / f"{unit}.json").write_text(json.dumps(record))
     (folder / "stale.json").write_text(json.dumps({**record, "unit": "z32632-r9-c9-t0", "plan_digest": "other"}))
     text = read(make_page(path))[0]

@@ -13,7 +13,7 @@ import pytest
 from pipeline import check, index
 from pipeline.run import main
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import LEFT, PYTHON, SIZE, TOP, box, config_for, run, write_aoi
+from tests.running.conftest import LEFT, PYTHON, SIZE, TOP, box, config_for, run, write_aoi
 from tests.servers import ceph
 
 pytestmark = [pytest.mark.ceph, pytest.mark.slow]

@@ -14,8 +14,8 @@ from pipeline.archive.stac.index_file import to_item
 from pipeline.run import main
 from tests.archive.stac_server import COLLECTION, make_item
 from tests.archive.synthetic import make_archive, make_scene
-from tests.execution.conftest import LEFT, TOP, box, chunk_digests, config_for, run, write_aoi
 from tests.faults.files import Faults, file_server
+from tests.running.conftest import LEFT, TOP, box, chunk_digests, config_for, run, write_aoi
 from tests.servers import pgstac
 
 pytestmark = [pytest.mark.stac_server, pytest.mark.slow]

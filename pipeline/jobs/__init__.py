@@ -1,0 +1,1 @@
+"""A frozen plan as jobs of a cluster: SLURM arrays and Kubernetes manifests."""

@@ -1,0 +1,220 @@
+"""Kubernetes manifests of a run: the files of deploy/kubernetes/base, filled in.
+
+Planning is a job of its own in the cluster, beside the storage.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.jobs.resources import Resources, deploy_folder
+from pipeline.store.receipts import write_atomic
+from pipeline.temporary import require_ours
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+Document = dict[str, Any]
+
+MOUNT = "/data"
+_AREA = "/etc/sen2fine"
+_FILES = ("config.yaml", "network.yaml", "plan.yaml", "array.yaml", "finalise.yaml")
+_MAX_AREA_BYTES = 900_000  # a ConfigMap holds 1 MiB
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """A run in a cluster.
+
+    `store`: path of the store as pods see it. `flags`: those of pipeline.run that decide the plan, without area, TOML
+    file and store. `area`: GeoJSON geometry, None where `flags` hold a --bbox.
+    """
+
+    store: str
+    flags: tuple[str, ...]
+    area: Document | None
+    area_name: str
+    toml: str
+    resources: Resources
+    parts: int
+    parallel: int = 0
+    image: str = "sen2fine:latest"
+    claim: str = "sen2fine"
+    namespace: str = ""
+    secret: str = ""
+    options: str = ""
+
+    def __post_init__(self) -> None:
+        for flag, name in (("--claim", self.claim), ("--namespace", self.namespace), ("--secret", self.secret)):
+            if name and (len(name) > 63 or not _LABEL.fullmatch(name)):
+                raise UsageError(f"{flag} {name}", "lower-case letters, digits and hyphens, at most 63")
+        if not re.fullmatch(r"[\w./:@-]+", self.image):
+            raise UsageError(f"--image {self.image!r}", "an image such as registry.example/sen2fine:1.0")
+        if self.area is not None and len(json.dumps(self.area)) > _MAX_AREA_BYTES:
+            raise UsageError("the AOI is larger than a ConfigMap can hold", "less than 900 kB", "simplify the polygon")
+
+    @property
+    def name(self) -> str:
+        """Name of the run within the cluster, from its store."""
+        stem = self.store.rsplit("/", 1)[-1].removesuffix(".zarr")
+        return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-") or "run"
+
+    @property
+    def area_file(self) -> str:
+        """Name of the area within its ConfigMap, whose keys are ASCII; the run is named after it."""
+        return re.sub(r"[^-._A-Za-z0-9]", "_", self.area_name) + ".geojson"
+
+    @property
+    def selector(self) -> str:
+        """Selector, as kubectl takes it, of everything that belongs to this run."""
+        return f"app.kubernetes.io/name=sen2fine,app.kubernetes.io/instance={self.name}"
+
+    def files(self) -> dict[str, list[Document]]:
+        """{file name: its documents}."""
+        import yaml
+
+        base = deploy_folder("kubernetes") / "base"
+        found = {name: list(yaml.safe_load_all((base / name).read_text())) for name in _FILES}
+        for documents in found.values():
+            for document in documents:
+                self._identify(document)
+        self._configure(*found["config.yaml"])
+        self._plan(found["plan.yaml"][0])
+        self._array(found["array.yaml"][0])
+        return found
+
+    def _identify(self, document: Document) -> None:
+        """Give a document the run's name and labels, and its pods the run's image, claim and secret."""
+        labels = {"app.kubernetes.io/name": "sen2fine", "app.kubernetes.io/instance": self.name}
+        metadata = document["metadata"]
+        metadata["name"] = self._renamed(metadata["name"])
+        metadata["labels"] = dict(labels)
+        if self.namespace:
+            metadata["namespace"] = self.namespace
+        if document["kind"] == "NetworkPolicy":
+            document["spec"]["podSelector"]["matchLabels"] = dict(labels)
+        if document["kind"] != "Job":
+            return
+        template = document["spec"]["template"]
+        template["metadata"] = {"labels": labels}
+        for container in _containers(document):
+            container["image"] = self.image
+            for source in container["envFrom"]:
+                self._refer(source)
+        for volume in template["spec"]["volumes"]:
+            if "persistentVolumeClaim" in volume:
+                volume["persistentVolumeClaim"]["claimName"] = self.claim
+            if "configMap" in volume:
+                volume["configMap"]["name"] = self._renamed(volume["configMap"]["name"])
+
+    def _refer(self, source: Document) -> None:
+        if "configMapRef" in source:
+            source["configMapRef"]["name"] = self._renamed(source["configMapRef"]["name"])
+        elif self.secret:
+            source["secretRef"] = {"name": self.secret}  # named by the user, hence not optional
+
+    def _renamed(self, name: str) -> str:
+        return f"sen2fine-{self.name}{name.removeprefix('sen2fine')}"
+
+    def _configure(self, area: Document, run: Document) -> None:
+        area["data"] = {"run.toml": self.toml}
+        if self.area is not None:
+            area["data"][self.area_file] = json.dumps(self.area)
+        run["data"] = {
+            "SEN2FINE_STORE": self.store,
+            "SEN2FINE_PARTS": str(self.parts),
+            "SEN2FINE_OPTIONS": self.options,
+        }
+
+    def _plan(self, job: Document) -> None:
+        (container,) = _containers(job)
+        area = [f"--aoi={_AREA}/{self.area_file}"] if self.area is not None else []
+        begin = container["args"][: container["args"].index("pipeline.run") + 1]
+        container["args"] = [
+            *(*begin, *area, f"--config={_AREA}/run.toml", "--out=$(SEN2FINE_STORE)"),
+            *(f"--workers={self.parts * self.resources.workers}", "--plan-only"),
+            *(word.replace("$(", "$$(") for word in self.flags),  # else Kubernetes would expand it
+        ]
+
+    def _array(self, job: Document) -> None:
+        spec, resources = job["spec"], self.resources
+        spec["completions"] = self.parts
+        spec["parallelism"] = min(self.parallel or self.parts, self.parts)
+        spec["maxFailedIndexes"] = max(1, self.parts // 8)
+        pod = spec["template"]["spec"]
+        if resources.limit_s:
+            pod["activeDeadlineSeconds"] = resources.limit_s
+        container = pod["containers"][0]
+        for variable in container["env"]:
+            if variable["name"] == "SEN2FINE_WORKERS":
+                variable["value"] = str(resources.workers)
+        memory = f"{resources.memory_mib}Mi"
+        container["resources"] = {
+            "requests": {"cpu": str(resources.cpus), "memory": memory},
+            "limits": {"memory": memory},
+        }
+        if resources.gpus:
+            container["resources"]["limits"]["nvidia.com/gpu"] = resources.gpus
+            pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def _containers(job: Document) -> Iterator[Document]:
+    pod = job["spec"]["template"]["spec"]
+    yield from pod.get("initContainers", ())
+    yield from pod["containers"]
+
+
+def as_yaml(documents: Sequence[Document]) -> str:
+    """Documents as one YAML text."""
+    import yaml
+
+    text: str = yaml.safe_dump_all(documents, sort_keys=False, width=120)
+    return text
+
+
+def write(manifests: Manifests, folder: Path) -> list[Path]:
+    """Write the manifests into `folder`, created if needed; other files are kept. Raises StorageError, UsageError."""
+    texts = {name: as_yaml(documents) for name, documents in manifests.files().items()}
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--manifest {folder} is a file", "a folder")
+    for name in texts:
+        require_ours(folder / name, "--manifest")
+    for name, text in texts.items():
+        write_atomic(folder / name, text.encode())
+    return [folder / name for name in texts]
+
+
+def apply_commands(manifests: Manifests, files: Sequence[Path]) -> list[list[str]]:
+    """Kubectl commands: delete the jobs of an earlier submission, since jobs are immutable, then apply."""
+    where = [f"--namespace={manifests.namespace}"] if manifests.namespace else []
+    return [
+        ["kubectl", *where, "delete", "job", "--ignore-not-found", f"--selector={manifests.selector}"],
+        ["kubectl", *where, "apply", *(f"--filename={path}" for path in files)],
+    ]
+
+
+def require_kubectl() -> None:
+    """UsageError where kubectl is not installed."""
+    if shutil.which("kubectl") is None:
+        raise UsageError("--apply, but there is no kubectl on the PATH", cure="install it, or apply the files yourself")
+
+
+def apply(manifests: Manifests, files: Sequence[Path]) -> None:
+    """Apply the manifests. PipelineError with kubectl's own message when it refuses."""
+    for command in apply_commands(manifests, files):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise PipelineError(f"kubectl has not answered for {_TIMEOUT_S:.0f} s", cure="submit again") from error
+        if done.returncode:
+            words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise PipelineError(f"kubectl refuses: {words[-1]}", cure="fix it, then submit again with --apply")

@@ -1,0 +1,75 @@
+"""What one task of a job array may use, however it is scheduled; and where the files of deploy/ lie.
+
+In: words such as "8G" and "04:00:00", a plan's estimate. Out: `Resources`. Imports errors.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UsageError
+
+MEMORY_SHARE = 0.7  # of its limit that a run plans to use; see running/pools.py
+_DRIVER_MIB = 600  # a process that only hands units to local workers
+_CUDA_MIB = 8192  # of main memory for what CUDA and its libraries load; a guess on the safe side
+_SHORTEST_S = 600  # start-up, the grace before the limit, and some work in between
+_UNITS = {"": 1.0, "M": 1.0, "Mi": 1.0, "G": 1024.0, "Gi": 1024.0, "T": 1024.0**2, "Ti": 1024.0**2}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Resources of one task: processors, GPUs, main memory in MiB, wall seconds (0: the cluster's own limit)."""
+
+    cpus: int = 1
+    gpus: int = 0
+    memory_mib: int = 0
+    limit_s: int = 0
+
+    @property
+    def workers(self) -> int:
+        """Worker processes: one per processor; beside GPUs the pipeline counts those."""
+        return 1 if self.gpus else self.cpus
+
+    def needed_mib(self, worker_mib: float) -> int:
+        """MiB for workers of `worker_mib` each, rounded up to whole GiB, with the reserve that a run insists on."""
+        driver = _DRIVER_MIB if self.workers > 1 else 0
+        total = (self.workers * worker_mib + driver) / MEMORY_SHARE + _CUDA_MIB * self.gpus
+        return -(-int(total) // 1024) * 1024
+
+
+def memory_mib(text: str) -> int:
+    """MiB of "8G", "8Gi" or "8000M". UsageError otherwise."""
+    found = re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)([MGT]i?)?", text)
+    size = float(found[1]) * _UNITS[found[2] or ""] if found else 0.0
+    if size < 1:
+        raise UsageError(f"--memory {text}", "a size such as 8G or 8000M")
+    return round(size)
+
+
+def limit_s(text: str) -> int:
+    """Seconds of "[D-]HH:MM:SS". UsageError otherwise, and below ten minutes, in which no unit might be finished."""
+    found = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,4}):([0-5]\d):([0-5]\d)", text)
+    if not found:
+        raise UsageError(f"--time {text}", "[D-]HH:MM:SS such as 04:00:00 or 1-12:00:00")
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if total < _SHORTEST_S:
+        raise UsageError(f"--time {text}", f"at least {_SHORTEST_S // 60} minutes")
+    return total
+
+
+def clock(seconds: int) -> str:
+    """Seconds as HH:MM:SS."""
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def deploy_folder(name: str) -> Path:
+    """A folder of deploy/, in a checkout or installed. UsageError when the installation lacks it."""
+    here = Path(__file__).resolve()
+    folders = (here.parents[1] / "_deploy" / name, here.parents[2] / "deploy" / name)
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise UsageError(f"deploy/{name} is not part of this installation", "a complete one", "install sen2fine again")

@@ -1,0 +1,201 @@
+"""What a plan will cost: units, windows, pixels, bytes, memory, time. Nothing is read or written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.bands import BAND_NAMES, GSDS_M, TARGET_GSD_M, bands_at
+from pipeline.planning.store_template import template_of
+from pipeline.superres.registry import spec_of
+from pipeline.superres.system import load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.grid.finished_rasters import Rasters
+    from pipeline.grid.grid import Window
+    from pipeline.planning.plan import Plan
+    from pipeline.superres.chain import Group, Output
+    from pipeline.superres.passes import Pass
+
+# Peak memory of a worker, measured by tests.benchmarks: interpreter with torch, zarr and dask; GDAL's block cache, that
+# fills up over many units. What networks need on top is declared by their system.
+_BASE_MIB = 400.0
+_GDAL_CACHE_MIB = 256.0
+# zstd level 1 on 2.5 m values of real scenes, `lite`: 25 km2 1.25, the sample 1.28 and, of 4 members, 2.13. Quality and
+# classification take less than a thousandth.
+_COMPRESSION = {"reflectance": 1.25, "uncertainty": 2.1}
+_LEVELS = 1.35  # stored bytes with overviews (0.32 more) and the measured input (0.03) over those of 2.5 m, likewise
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a plan."""
+
+    scenes: int
+    zones: int
+    periods: int
+    units: int
+    windows: int
+    area_km2: float  # of active chunks, once
+    output_pixels: int  # of 2.5 m, per band and time step
+    output_mib: float  # uncompressed
+    stored_mib: float  # expected on disk
+    overlap: float  # model pixels computed per output pixel
+    worker_mib: float  # expected peak of one worker
+    seconds_per_window: float  # measured here, one thread
+    seconds: float  # expected, with `workers`
+    workers: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return asdict(self)
+
+
+def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
+    """Count the plan's work; `timed` runs one window of each pass on this machine to estimate seconds."""
+    parts = [_Part.of(plan, one) for one in plan.model_passes()]
+    units, windows = sum(part.units for part in parts), sum(sum(part.cells) for part in parts)
+    seconds = [seconds_per_window(plan, part.of_pass.number) if timed else 0.0 for part in parts]
+    spent = sum(sum(part.cells) * one for part, one in zip(parts, seconds, strict=True)) * (plan.draws or 1)
+    periods = sum(len(zone.periods) for zone in plan.zones)
+    arrays = ["reflectance", *(["uncertainty"] if template_of(plan, plan.zones[0]).with_uncertainty else [])]
+    compressed = sum(1 / _COMPRESSION[name] for name in arrays)
+    # a mosaic holds one scene and the result at a time; a median all that lie over one place, rarely more than ten
+    medians = [len(p.scene_ids) for zone in plan.zones for p in zone.periods if p.composite == "median"]
+    scenes = max(2, min(10, max(medians, default=0)))
+    pixels = parts[0].pixels
+    return Estimate(
+        scenes=len(plan.scenes),
+        zones=len(plan.zones),
+        periods=periods,
+        units=units,
+        windows=windows,
+        area_km2=round(pixels * TARGET_GSD_M**2 / 1e6 / max(1, periods / len(plan.zones)), 2),
+        output_pixels=pixels,
+        output_mib=round(sum(part.bytes * len(arrays) + part.stored_pixels for part in parts) / 2**20, 1),
+        stored_mib=round(sum(part.bytes for part in parts) * compressed * _LEVELS / 2**20, 1),
+        overlap=round(_base_px(parts[0].of_pass.groups, parts[0].cells) / max(1, pixels), 2),
+        worker_mib=round(max(worker_mib(plan.system.name, p.largest_px, p.of_pass, plan.draws, scenes) for p in parts)),
+        seconds_per_window=round(spent / windows / (plan.draws or 1) if windows else 0.0, 3),
+        seconds=round(spent / max(1, min(workers, units)), 1),
+        workers=workers,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One pass of a plan, counted."""
+
+    of_pass: Pass
+    units: int
+    cells: list[int]  # windows by group
+    pixels: int  # of the pass
+    largest_px: int  # of one unit
+
+    @classmethod
+    def of(cls, plan: Plan, of_pass: Pass) -> _Part:
+        units = list(plan.units_of(of_pass.number))
+        cells = [0] * len(of_pass.groups)
+        reach = of_pass.reach_px(plan.options())
+        for unit in units:
+            wanted = [chunk.pad(reach) for chunk in plan.chunks(unit)]
+            for i, found in enumerate(of_pass.cells(wanted)):
+                cells[i] += len(found)
+        pixels = sum(chunk.ny * chunk.nx for unit in units for chunk in plan.chunks(unit))
+        largest = max((_area(plan.window(unit)) for unit in units), default=0)
+        return cls(of_pass, len(units), cells, pixels, largest)
+
+    @property
+    def bytes(self) -> float:
+        """Uncompressed, of one array of bands."""
+        return sum(2 * len(output.bands) * self._count(output) for output in self.of_pass.outputs)  # uint16
+
+    @property
+    def stored_pixels(self) -> float:
+        """Pixels at all GSDs."""
+        return sum(self._count(output) for output in self.of_pass.outputs)
+
+    def _count(self, output: Output) -> float:
+        return self.pixels * (self.of_pass.gsd_m / output.gsd_m) ** 2
+
+
+def _area(window: Window) -> int:
+    return window.ny * window.nx
+
+
+def _base_px(groups: Sequence[Group], cells: Sequence[int]) -> float:
+    """Pixels of 2.5 m that pass through networks: those of the group that covers most."""
+    return max(
+        (
+            count * (group.lattice.window_px * group.gsd_m / TARGET_GSD_M) ** 2
+            for group, count in zip(groups, cells, strict=True)
+        ),
+        default=0.0,
+    )
+
+
+def worker_mib(system: str, unit_px: int, of_pass: Pass, members: int, scenes: int) -> float:
+    """Expected peak memory of one worker in MiB for a unit of `unit_px` pixels of a pass."""
+    memory, gsd_m = spec_of(system).memory, of_pass.gsd_m
+    window_px = max((group.lattice.window_px for group in of_pass.groups), default=0)
+    handed = sum(
+        len(group.handed) * (gsd_m / group.gsd_m) ** 2 * (max(1, members) if group.varying else 1)
+        for group in of_pass.groups
+    )
+    if of_pass.source_gsd_m:
+        read = len(of_pass.natives) * (gsd_m / of_pass.source_gsd_m) ** 2 * 2
+    else:
+        read = sum(len(bands_at(gsd, BAND_NAMES)) * (gsd_m / gsd) ** 2 for gsd in GSDS_M) * 2 * scenes
+    blended = sum(
+        (len(output.bands) * (4 + 2 + 4 * (members > 1)) + 8) * (gsd_m / output.gsd_m) ** 2
+        for output in of_pass.outputs
+    )
+    arrays = unit_px * (blended + read + 4 * handed) + window_px**2 * memory.floats_per_px * 4
+    return _BASE_MIB + _GDAL_CACHE_MIB + memory.weights_mib + arrays / 2**20
+
+
+def seconds_per_window(plan: Plan, number: int = 0) -> float:
+    """Wall seconds of one window of one member on this machine, second of two runs, on made-up numbers."""
+    from pipeline.grid.grid import Window
+    from pipeline.process import device_name, prepare_process
+    from pipeline.superres import superres
+
+    prepare_process()
+    system, one = load(plan.system, device_name()), plan.model_passes()[number]
+    middle = round(one.groups[0].lattice.stride_px // 2 * one.groups[0].gsd_m / one.gsd_m)
+    cell = Window(middle, middle, one.source_px, one.source_px).snap_out(one.source_px)
+    options = replace(plan.options(), members=min(plan.draws, 1), consistency="none")
+    rasters = _made_up(plan, one, one.read_window(cell.pad(one.reach_px(options))))
+    state = next(iter(plan.states.values()), None)
+    spent = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        found = superres.super_resolve(
+            rasters, cell, system, plan.config.band_names, options, lambda _w: state, number=number
+        )
+        spent = time.perf_counter() - started
+    return spent / max(1, found.windows)
+
+
+def _made_up(plan: Plan, of_pass: Pass, window: Window) -> Rasters:
+    """Random DN over a window of a pass."""
+    import numpy as np
+
+    from pipeline.grid.finished_rasters import FinishedRasters
+    from pipeline.grid.native_rasters import NativeRasters, factor_at
+    from pipeline.superres.masks import QUALITY_GENERATED
+
+    rng = np.random.default_rng(0)
+    if of_pass.source_gsd_m:
+        bands, shape = of_pass.natives, window.coarsen(of_pass.source_px).shape
+        dn = rng.integers(1500, 4000, (len(bands), *shape), dtype=np.uint16)
+        return FinishedRasters(window, of_pass.source_px, bands, dn, np.full(shape, QUALITY_GENERATED, np.uint8))
+    names = {gsd: bands_at(gsd, plan.inputs) for gsd in GSDS_M if bands_at(gsd, plan.inputs)}
+    native = {
+        gsd: rng.integers(1500, 4000, (len(bands), *window.coarsen(factor_at(gsd)).shape), dtype=np.uint16)
+        for gsd, bands in names.items()
+    }
+    return NativeRasters(window, native, names)

@@ -1,0 +1,235 @@
+"""Making a plan: search, audit, zones, phase, units. Driver side, cheap, before any work.
+
+In: `RunConfig`, an AOI. Out: a frozen `Plan`. Imports every room but writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipeline.archive.scene import STATED, OffsetDecision, Scene
+from pipeline.bands import BAND_NAMES
+from pipeline.conditions.settle import settle
+from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
+from pipeline.planning.plan import Plan
+from pipeline.planning.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
+from pipeline.planning.store_template import absent_bands
+from pipeline.planning.zoning import layouts_of, zones_of
+from pipeline.superres import chain
+from pipeline.superres.options import Options
+from pipeline.superres.passes import passes_of
+from pipeline.superres.registry import spec_of
+from pipeline.superres.system import load
+from pipeline.superres.weights import choose, stages_of
+from pipeline.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from pipeline.aoi.aoi import Aoi
+    from pipeline.archive.catalog import Catalog
+    from pipeline.archive.read.access import Access
+    from pipeline.config import RunConfig
+    from pipeline.superres.spec import SceneState
+    from pipeline.superres.weights import Choice
+
+_DEFAULT_DAYS = 90
+_AUDIT_THREADS = 8
+_LACKING = re.compile(r"bands (.+) are missing")  # the catalogue's word for an item that lacks some
+_STATE_WINDOWS = 64  # windows of 64 x 64 px from which a scene's state is taken
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Scenes of a search with what was said about them."""
+
+    catalog: Catalog
+    access: Access
+    scenes: tuple[Scene, ...]
+    notes: tuple[str, ...]
+
+
+def make_plan(
+    config: RunConfig, aoi: Aoi, *, workers: int = 1, say: Callable[[str], None] = lambda _text: None
+) -> Plan:
+    """Search the catalogue, decide offsets, lay out zones and units. UsageError or NoDataError when nothing fits."""
+    system = choose(config.sr, config.weights, config.option_values)
+    maps = settle(spec_of(config.sr).conditions, config.condition_files, config.sr)
+    passes = passes_of(stages_of(system), config.band_names)
+    layouts = layouts_of(passes, config)
+    load(system, "cpu")  # unfit weights are found before anything is asked of an archive
+    say("searching")
+    reach_px = passes[0].reach_px(Options(consistency=config.consistency, mtf=config.mtf_by_band))
+    around = grown_aoi(aoi, layouts[0].rim_m + reach_m(config, chain.reach_m(passes[0].groups), reach_px))
+    found = _search(config, aoi, around, chain.bands_required(stages_of(system), config.band_names))
+    scenes, notes = _audited(found, config, say)
+    zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m)
+    used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
+    kept = {scene.id: scene for scene in scenes if scene.id in used}
+    say("reading scene states")
+    return Plan(
+        config=config,
+        aoi_name=aoi.name,
+        aoi_digest=aoi.digest,
+        scenes=kept,
+        zones=zones,
+        system=system,
+        access=found.access,
+        states=_states(system, kept, found.access),
+        passes=layouts,
+        conditions=maps,
+        notes=(*aoi.warnings, *found.notes, *notes, *zone_notes, *_remarks(config, system, kept)),
+        licence=found.catalog.licence,
+        credit=found.catalog.credit,
+        created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        version=VERSION,
+    )
+
+
+def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> list[str]:
+    """Settings that have no effect, and bands that there are not, said aloud."""
+    remarks = []
+    drawn, asked = system.draws(config.estimate, config.members), f"--members {config.members}" * bool(config.members)
+    asked = asked or "--estimate sample" * (config.estimate == "sample")
+    if asked and not system.stochastic:
+        remarks.append(f"{asked} has no effect with --sr {system.name}, which draws nothing")
+    elif drawn > 1 and not config.members:
+        remarks.append(
+            f"--sr {system.name} has no regression: its best estimate is the mean of {drawn} draws, at {drawn} times "
+            "the cost of one (--members N for another number, --estimate sample for one draw)"
+        )
+    absent = [band for band, why in absent_bands(config.band_names, scenes).items() if "scene" in why]
+    if absent:
+        remarks.append(f"the store is without {', '.join(absent)}: no scene has them")
+    return remarks
+
+
+def _search(config: RunConfig, aoi: Aoi, around: Aoi, needed: Collection[str]) -> _Found:
+    """Scenes over `around`, which holds the AOI; NoDataError where none of them is over the AOI itself.
+
+    `needed` are bands that are not stored, and without which the system cannot run.
+    """
+    from pipeline.aoi.period import parse_period
+    from pipeline.archive.catalog import load_catalog
+    from pipeline.archive.read.ground import grounds
+    from pipeline.archive.search import search, summarised
+
+    catalog = load_catalog(config.catalog)
+    start, end = parse_period(config.start or None, config.end or None)
+    if not config.start and catalog.kind == "api" and not catalog.ids:
+        last = datetime.fromisoformat(end) if end else datetime.now(UTC)
+        start = (last - timedelta(days=_DEFAULT_DAYS)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if config.offset is not None:
+        catalog = catalog.with_offset(config.offset)
+    look = partial(grounds, access=catalog.access())
+    bands = tuple(name for name in BAND_NAMES if name in config.band_names or name in needed)
+    result = search(catalog, around, *padded(start, end), config.max_cloud, bands=bands, look=look)
+    wanted, outside = whole_passes(result.scenes, aoi, start, end)
+    scenes = tuple(scene for scene in wanted if scene.id not in config.exclude)
+    notes = [*result.notes, *summarised(result.rejected)]
+    if outside:
+        notes.append(f"{outside} scene{'' if outside == 1 else 's'} left out: of passes outside the period")
+    if len(scenes) < len(wanted):
+        notes.append(f"left out by --exclude: {', '.join(s.id for s in wanted if s.id in config.exclude)}")
+    if not over(aoi.shape, scenes):
+        reasons = "; ".join(notes) or "the search came back empty"
+        raise NoDataError(
+            f"no usable scene of {catalog.name} over {aoi.name} from {start or 'the beginning'} to {end or 'now'} "
+            f"with at most {config.max_cloud:g} % cloud ({reasons})",
+            cure=_without(config, [] if result.scenes else [reason for _, reason in result.rejected], needed)
+            or "check the AOI's place, widen --start/--end or --max-cloud, or choose another --catalog",
+        )
+    return _Found(catalog, catalog.access(), scenes, tuple(notes))
+
+
+def _without(config: RunConfig, reasons: list[str], needed: Collection[str] = ()) -> str:
+    """The cure where every item lacks bands: to ask for the others. Empty where items were refused for other reasons.
+
+    >>> from pipeline.config import RunConfig
+    >>> _without(RunConfig(bands=("B01", "B02", "B03")), ["bands B01 are missing"])
+    'ask for the bands there are: --bands B02,B03'
+    """
+    lacking = [_LACKING.fullmatch(reason) for reason in reasons]
+    absent = {name for found in lacking if found for name in found[1].split(", ")}
+    others = [name for name in config.band_names if name not in absent]
+    if not (all(lacking) and absent):
+        return ""
+    if reads := sorted(absent & {*needed}):
+        return f"choose another --sr: {config.sr} reads {', '.join(reads)}"
+    return f"ask for the bands there are: --bands {','.join(others)}" if others else ""
+
+
+def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tuple[tuple[Scene, ...], list[str]]:
+    """Scenes whose offset decision stands, with its evidence; the others are left out with both facts."""
+    if config.offset is not None:
+        decision = OffsetDecision(config.offset, f"--offset {config.offset}", by_user=True)
+        return tuple(replace(scene, offset=decision) for scene in found.scenes), []
+    from pipeline.archive.offset_audit import audit_scene
+    from pipeline.archive.offset_verdict import verdict
+
+    def audit(scene: Scene) -> tuple[Scene, str, str]:
+        """The scene with what its pixels say, why it is left out (empty: it stays), and what else is to be said."""
+        if scene.offset.by_user:
+            return scene, "", ""
+        try:
+            found_dn = verdict(scene.offset, audit_scene(_guessed(scene), found.access))
+        except Unreachable:
+            raise
+        except ReadError as error:
+            return scene, f"left out {scene.id}: {error.found}", ""
+        fault = f"left out {scene.id}: {found_dn.fault}" if found_dn.fault else ""
+        return replace(scene, offset=found_dn.decision), fault, f"{scene.id}: {found_dn.note}" if found_dn.note else ""
+
+    audited = []
+    with ThreadPoolExecutor(max(1, min(_AUDIT_THREADS, found.catalog.limits.connections))) as pool:
+        for done, outcome in enumerate(pool.map(audit, found.scenes), 1):
+            audited.append(outcome)
+            say(f"looking at the scenes' pixels, {done} of {len(found.scenes)}")
+    faults = [fault for _, fault, _ in audited if fault]
+    kept = tuple(scene for scene, fault, _ in audited if not fault)
+    if not kept:
+        raise _none_left(faults)
+    return kept, faults + [note for _, _, note in audited if note]
+
+
+def _guessed(scene: Scene) -> Scene:
+    """The scene with an open offset taken as a guess, so that its pixels may be read to judge it."""
+    return replace(scene, offset=replace(scene.offset, standing=STATED))
+
+
+def _none_left(faults: list[str]) -> PipelineError:
+    """Why no scene is left after the audit, as the error that fits: wrong offsets, or files that cannot be read."""
+    text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+    if any("contradict" in fault or "BOA offset is unknown" in fault for fault in faults):
+        return UsageError(
+            text,
+            "metadata or pixels that tell the BOA offset, and do not contradict each other",
+            "say which is right with --offset 0 or --offset -1000",
+        )
+    return ReadError(text, "at least one scene whose files can be read", "use another catalogue or period")
+
+
+def _states(system: Choice, scenes: dict[str, Scene], access: Access) -> dict[str, SceneState]:
+    """Per-scene state of the stages that take one, from fixed windows of each scene: never from a chunk."""
+    loaded = load(system, "cpu")
+    stages = [stage for stage in loaded.stages if stage.scene_state]
+    if loaded.predictor is None or not stages:
+        return {}
+    from pipeline.planning.scene_state import state_windows
+
+    states: dict[str, SceneState] = {scene_id: {} for scene_id in scenes}
+    for scene in scenes.values():
+        for stage in stages:
+            windows = state_windows(scene, stage.reads[0].bands, access, _STATE_WINDOWS)
+            if windows is None:
+                raise PipelineError(
+                    f"scene {scene.id} has no 720 m square without nodata to take its state from",
+                    cure="use a system that takes none, or leave the scene out with --exclude",
+                )
+            states[scene.id] |= loaded.predictor.scene_state(stage, windows)
+    return states

@@ -1,0 +1,165 @@
+"""All that one unit needs, worked out of the plan once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.bands import TARGET_GSD_M
+from pipeline.errors import PipelineError
+from pipeline.planning.noise_stream import noise_stream
+from pipeline.planning.store_template import plan_has_scl, template_of
+from pipeline.superres.chain import at_gsd, bands_read
+from pipeline.superres.passes import passes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.archive.read.access import Access
+    from pipeline.archive.scene import Scene
+    from pipeline.grid.grid import Grid, Window
+    from pipeline.planning.plan import Plan
+    from pipeline.planning.units import Unit, Zone
+    from pipeline.store.template import Template
+    from pipeline.superres.options import Options
+    from pipeline.superres.passes import Pass
+    from pipeline.superres.spec import SceneState
+    from pipeline.superres.system import System
+
+
+@dataclass(frozen=True)
+class UnitJob:
+    """One unit: its ground and chunks, what to read, how to compute it, and where it goes.
+
+    Windows count px of `gsd_m`. `source_gsd_m` is that of the finished group that is read, 0 for the scenes.
+    """
+
+    unit: Unit
+    plan_digest: str
+    gsd_m: float
+    source_gsd_m: float
+    window: Window  # the smallest that holds the chunks
+    chunks: tuple[Window, ...]
+    zone: Zone
+    group: str
+    template: Template
+    read: Window  # what the pixels of `window` depend on
+    scenes: tuple[Scene, ...]  # that may reach into `read`, best first
+    composite: str
+    bands_read: tuple[str, ...]
+    order: tuple[str, ...]  # of the run's bands
+    bands: tuple[str, ...]  # that are stored at `gsd_m`
+    with_scl: bool
+    access: Access
+    options: Options
+    states: Mapping[str, SceneState]  # by scene
+    clip: bool
+
+    @property
+    def grid(self) -> Grid:
+        """The zone's grid in px of the pass."""
+        return self.zone.grid.at_gsd(self.gsd_m)
+
+    @property
+    def layout(self) -> Window:
+        """What the zone's arrays of `gsd_m` cover."""
+        return self.grid.window
+
+    def state(self, window: Window) -> SceneState | None:
+        """Scene state for a lattice window (2.5 m px): the mean over the scenes that reach into that window.
+
+        It follows from the window alone, not from the unit, so that two units computing one window agree.
+        """
+        found = _reaching(self.scenes, self.zone, window)
+        states = [self.states[scene.id] for scene in found if scene.id in self.states]
+        if not states:
+            return None
+        return {name: np.mean([one[name] for one in states], axis=0).tolist() for name in states[0]}
+
+    def inside(self, gsd_m: float) -> NDArray[np.bool_] | None:
+        """Pixels of `window`, at a GSD, whose centre lies within the AOI, (ny, nx); None unless the run clips."""
+        if not self.clip:
+            return None
+        from affine import Affine
+        from rasterio.features import geometry_mask
+
+        grid = self.zone.grid.at_gsd(gsd_m).of(at_gsd(self.window, self.gsd_m, gsd_m))
+        mask: NDArray[np.bool_] = geometry_mask([self.zone.area], grid.shape, Affine(*grid.transform), invert=True)
+        return mask
+
+
+def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
+    """The job of `unit`, for a loaded system of the plan."""
+    zone, chunks, window = plan.zone(unit.epsg), tuple(plan.chunks(unit)), plan.window(unit)
+    of = _pass_of(plan, unit, system)
+    read = of.read_window(window.pad(of.reach_px(plan.options())))
+    scenes = _reaching(plan.period_scenes(unit.epsg, unit.period), zone, at_gsd(read, of.gsd_m, TARGET_GSD_M))
+    period = zone.periods[unit.period]
+    dated = plan.config.composite == "none"  # composites of several passes have no date of their own
+    return UnitJob(
+        unit=unit,
+        plan_digest=plan.digest,
+        gsd_m=of.gsd_m,
+        source_gsd_m=of.source_gsd_m,
+        window=window,
+        chunks=chunks,
+        zone=zone,
+        group=plan.group(unit.epsg),
+        template=template_of(plan, zone),
+        read=read,
+        scenes=scenes,
+        composite=period.composite,
+        bands_read=bands_to_read(plan, system, len(scenes)) if not of.source_gsd_m else of.natives,
+        order=plan.config.band_names,
+        bands=of.outputs[0].bands,
+        with_scl=plan_has_scl(plan) and not of.source_gsd_m,
+        access=plan.access,
+        options=plan.options(noise_stream(unit.epsg, period.datetime_utc if dated else "")),
+        states=plan.states,
+        clip=plan.config.clip,
+    )
+
+
+def _pass_of(plan: Plan, unit: Unit, system: System) -> Pass:
+    """The pass of a unit. PipelineError where the system is no longer what it was when the plan was made."""
+    passes = passes_of(system.stages, plan.config.band_names)
+    found = [(one.gsd_m, tuple((output.gsd_m, output.bands) for output in one.finer)) for one in passes]
+    if found != [(layout.gsd_m, layout.finer) for layout in plan.passes]:
+        raise PipelineError(
+            f"{system.name} works in {len(passes)} passes that give {found}",
+            f"what the plan was made for: {[(layout.gsd_m, layout.finer) for layout in plan.passes]}",
+            "install the version of the system that made the plan, or start a new store",
+        )
+    return passes[unit.number]
+
+
+def bands_to_read(plan: Plan, system: System, scenes: int) -> tuple[str, ...]:
+    """Bands that decide the pixels of those that are stored, in the order of the instrument.
+
+    All there are where several scenes meet, whose gaps in any band decide which scene is taken.
+    """
+    if scenes > 1:
+        return plan.inputs
+    read = bands_read(system.stages, plan.config.band_names)
+    return tuple(name for name in plan.inputs if name in read)
+
+
+def _reaching(scenes: Sequence[Scene], zone: Zone, window: Window) -> tuple[Scene, ...]:
+    """Those of `scenes` that may reach into `window`, in their order."""
+    left, bottom, right, top = zone.grid.of(window).bounds_m
+    kept = []
+    for scene in scenes:
+        if not scene.rasters or scene.epsg != zone.epsg:
+            kept.append(scene)
+            continue
+        raster = max(scene.rasters, key=lambda r: r.gsd_m * r.nx)
+        reach_x, reach_y = raster.gsd_m * raster.nx, raster.gsd_m * raster.ny
+        if raster.left_m < right and raster.left_m + reach_x > left and raster.top_m > bottom and (
+            raster.top_m - reach_y < top
+        ):  # fmt: skip
+            kept.append(scene)
+    return tuple(kept)

@@ -1,0 +1,186 @@
+"""How a plan's ground is laid out: UTM zones with their grids and units, and the passes over them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import NoDataError, UsageError
+from pipeline.grid.grid import Grid, Phase
+from pipeline.planning.scene_selection import over
+from pipeline.planning.units import PassLayout, Zone
+from pipeline.superres.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shapely import Geometry
+
+    from pipeline.aoi.aoi import Aoi
+    from pipeline.archive.scene import Period, Scene
+    from pipeline.config import RunConfig
+    from pipeline.superres.passes import Pass
+
+_BOW_M = 0.05
+_SLIVER_DEG2 = 1e-9  # about ten square metres
+_SLIVER_SHARE = 1e-3  # of an area that is itself no larger
+
+
+def layouts_of(passes: Sequence[Pass], config: RunConfig) -> tuple[PassLayout, ...]:
+    """How the passes of a run lie on the ground. UsageError for chunks or flags that do not fit them."""
+    options = Options(consistency=config.consistency, mtf=config.mtf_by_band)
+    for one in passes:
+        if config.chunk_px % (24 if not one.source_gsd_m else math.lcm(24, one.source_px)):
+            raise UsageError(
+                f"chunk_px = {config.chunk_px} with --sr {config.sr}", f"a multiple of {math.lcm(24, one.source_px)}"
+            )
+    if config.clip and len(passes) > 1:
+        raise UsageError(
+            f"--clip with --sr {config.sr}, which works in {len(passes)} passes",
+            "pixels beyond the polygon, which the later passes read",
+            "leave --clip out, and clip what is opened or exported",
+        )
+    layouts: list[PassLayout] = []
+    rim_m = 0.0
+    for one in reversed(passes):
+        finer = tuple((output.gsd_m, output.bands) for output in one.finer)
+        layouts.insert(0, PassLayout(one.gsd_m, round(rim_m, 3), finer))
+        stored_m = config.chunk_px * (config.unit_chunks if config.shard else 1) * one.gsd_m
+        rim_m += math.sqrt(2) * (stored_m + one.reach_m(options))  # reaches are squares
+    return tuple(layouts)
+
+
+def zones_of(
+    config: RunConfig, aoi: Aoi, around: Aoi, scenes: tuple[Scene, ...], workers: int, rim_m: float
+) -> tuple[tuple[Zone, ...], list[str]]:
+    """Zones of the AOI with the scenes that feed them, grown by `rim_m`, and notes. NoDataError where there is none."""
+    from pipeline.aoi.aoi import to_utm, utm_parts
+    from pipeline.archive.passes import periods
+
+    parts, notes = assign(utm_parts(aoi), scenes)
+    zones = []
+    for epsg, part in parts.items():
+        mine = [scene for scene in scenes if scene.epsg == epsg]
+        inside = {scene.id for scene in over(part, mine)}
+        steps = periods(over(around.shape, mine), config.composite, over_area=inside)
+        zone, note = _zone(config, epsg, to_utm(part, epsg), mine, steps, workers, rim_m)
+        zones.append(zone)
+        notes += note
+    if not zones:
+        raise NoDataError(f"the scenes found do not reach into {aoi.name}", cure="look at the AOI's coordinates")
+    return tuple(zones), notes
+
+
+def assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[int, Geometry], list[str]]:
+    """AOI parts by the zone whose scenes will feed them, in degrees; nothing is ever warped between zones.
+
+    Ground stays in its own zone where a scene of that zone covers it; what is left goes to the neighbouring zone whose
+    scenes cover it, since tiles overlap across zone borders. What no scene covers stays at home, as nodata.
+    """
+    import shapely
+
+    from pipeline.aoi.footprints import footprint_shape
+
+    covered = {
+        epsg: shapely.union_all([footprint_shape(scene.footprint) for scene in scenes if scene.epsg == epsg])
+        for epsg in sorted({scene.epsg for scene in scenes})
+    }
+    assigned: dict[int, list[Geometry]] = {}
+    notes: list[str] = []
+    for epsg, part in parts.items():
+        left, sliver_deg2 = part, min(_SLIVER_DEG2, _SLIVER_SHARE * part.area)
+        for home in [epsg, *sorted(covered.keys() - {epsg}, key=lambda other: (abs(other - epsg), other))]:
+            mine = left.intersection(covered[home]) if home in covered else shapely.Polygon()
+            if mine.area <= sliver_deg2:
+                continue
+            if home != epsg:
+                notes.append(f"part of the AOI in EPSG:{epsg} is processed in EPSG:{home}, where its scenes are")
+            assigned.setdefault(home, []).append(mine)
+            left = left.difference(mine)
+        if left.area > sliver_deg2:
+            share = 100 * left.area / part.area
+            notes.append(f"no scene covers {share:.3g} % of the AOI's part in EPSG:{epsg}")
+            if epsg in assigned:
+                assigned[epsg].append(left)
+    return {epsg: _polygons(shapely.union_all(pieces)) for epsg, pieces in sorted(assigned.items())}, notes
+
+
+def _polygons(geometry: Geometry) -> Geometry:
+    """The polygons of a geometry; points and lines that cutting leaves behind are dropped."""
+    import shapely
+
+    flat = shapely.get_parts(shapely.get_parts(geometry))
+    return shapely.union_all([part for part in flat if part.geom_type == "Polygon" and part.area > 0])
+
+
+def _zone(
+    config: RunConfig,
+    epsg: int,
+    area: Geometry,
+    scenes: list[Scene],
+    steps: tuple[Period, ...],
+    workers: int,
+    rim_m: float,
+) -> tuple[Zone, list[str]]:
+    from shapely.geometry import mapping
+
+    used = {name for step in steps for name in step.scene_ids}
+    phase, resample, notes = _phase(epsg, [scene for scene in scenes if scene.id in used])
+    left, bottom, right, top = area.bounds
+    # edges straight in degrees bow by centimetres in metres: an AOI drawn along 60 m lines keeps to them
+    bow_x, bow_y = min(_BOW_M, (right - left) / 4), min(_BOW_M, (top - bottom) / 4)
+    bounds_m = (left + bow_x - rim_m, bottom + bow_y - rim_m, right - bow_x + rim_m, top - bow_y + rim_m)
+    grid = Grid.covering(epsg, bounds_m, phase)
+    ny, nx = (-(-length // config.chunk_px) for length in grid.shape)
+    rows, cols = _breaks(ny, nx, config, workers)
+    return Zone(epsg, grid, _plain(mapping(area)), steps, rows, cols, resample), notes
+
+
+def _plain(geometry: dict[str, Any]) -> dict[str, Any]:
+    """GeoJSON with lists for tuples, millimetres, as JSON gives it back."""
+
+    def rounded(value: object) -> object:
+        return [rounded(v) for v in value] if isinstance(value, list | tuple) else round(float(str(value)), 3)
+
+    return {"type": geometry["type"], "coordinates": rounded(geometry["coordinates"])}
+
+
+def _phase(epsg: int, scenes: list[Scene]) -> tuple[Phase, bool, list[str]]:
+    """Grid phase of a zone: the scenes' own when they share one, else the official one, by nearest resampling."""
+    try:
+        phases = {scene.id: scene.phase for scene in scenes}
+    except ValueError as error:
+        raise UsageError(
+            f"a scene of EPSG:{epsg} cannot be gridded: {error}", "bands that nest on one 60 m grid"
+        ) from error
+    distinct, official = set(phases.values()), Phase.official(epsg)
+    if len(distinct) == 1:
+        phase = distinct.pop()
+        if phase == official:
+            return phase, False, []
+        where = f"{phase.x_m - official.x_m:+g} m east, {phase.y_m - official.y_m:+g} m north"
+        return phase, False, [f"EPSG:{epsg}: pixels keep their own grid, {where} of the official one"]
+    moved = sum(phase != official for phase in phases.values())
+    return official, True, [f"EPSG:{epsg}: {moved} scenes are off the official grid and are resampled, nearest"]
+
+
+def _breaks(ny: int, nx: int, config: RunConfig, workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunk rows and columns at which units begin: even parts, at least one per worker where the area allows."""
+    limit = config.unit_chunks
+    if config.shard:  # shards are equal squares, whatever the number of workers
+        return _steps(ny, limit), _steps(nx, limit)
+    rows, cols = -(-ny // limit), -(-nx // limit)
+    while rows * cols < workers and (rows < ny or cols < nx):
+        if cols < nx and (nx / cols >= ny / rows or rows >= ny):
+            cols += 1
+        else:
+            rows += 1
+    return _even(ny, rows), _even(nx, cols)
+
+
+def _steps(count: int, step: int) -> tuple[int, ...]:
+    return (*range(0, count, step), count)
+
+
+def _even(count: int, parts: int) -> tuple[int, ...]:
+    return tuple(count * i // parts for i in range(parts + 1))

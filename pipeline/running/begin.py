@@ -1,0 +1,89 @@
+"""A store under its lease: begun anew, or gone on with. Nothing of it is written or deleted without one."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from pipeline.errors import LeaseLost, UsageError
+from pipeline.planning.plan import load_plan
+from pipeline.store.current import TRUSTED_S, Current, read_current
+from pipeline.store.keys import BEGINNING_KEY, CURRENT_KEY, LEASES, PLAN_KEY
+from pipeline.store.layout import STATUS_INCOMPLETE
+from pipeline.store.ownership import Standing, standing
+
+if TYPE_CHECKING:
+    from pipeline.planning.plan import Plan
+    from pipeline.store.lease import Lease
+    from pipeline.store.place import Place
+
+
+def make_room(held: Lease) -> None:
+    """Delete what a store of ours holds, so that a new one can be begun; nothing else is ever deleted.
+
+    From the first step on, no process goes on writing into the old store; a kill at any moment leaves a store that
+    can be continued as it was, or one that is begun anew by the next run. UsageError for what is not ours.
+    """
+    held.renew()
+    place = held.place
+    found = standing(place)
+    if found is Standing.FOREIGN:
+        raise UsageError(f"{place} is not a store of this pipeline", "one of ours to overwrite", "choose another --out")
+    place.write(BEGINNING_KEY, json.dumps({"run": held.owner}).encode())
+    if found is Standing.EMPTY:
+        return
+    _mark_incomplete(place)
+    place.delete(PLAN_KEY)
+    place.delete(CURRENT_KEY)
+    time.sleep(2 * TRUSTED_S)  # until every process at work has seen that
+    place.clear((LEASES, BEGINNING_KEY))
+
+
+def _mark_incomplete(place: Place) -> None:
+    """For those who read the store now. Metadata that cannot be read says nothing to them either."""
+    try:
+        root = json.loads(place.read("zarr.json") or b"")
+        root["attributes"]["status"] = STATUS_INCOMPLETE
+    except (ValueError, KeyError, TypeError):
+        return
+    place.write("zarr.json", json.dumps(root).encode())
+
+
+def going_on(plan: Plan, held: Lease, *, part: bool = False) -> Place:
+    """The store, ours to write into, of which `plan` is the plan. LeaseLost when it has become another's meanwhile.
+
+    Units of a run before, still at work somewhere, write no more; those of parts beside this one do.
+    """
+    place = held.place
+    try:
+        there = load_plan(place).digest
+    except UsageError as error:  # there is none
+        raise _other(place, error.found) from error
+    if there != plan.digest:
+        raise _other(place, f"its plan is {there[:12]}, not {plan.digest[:12]}")
+    found = read_current(place)
+    ours = found if found is not None and found.plan_digest == plan.digest else Current(plan.digest, "")
+    wanted = ours if part else Current(plan.digest, ours.begun or uuid4().hex, held.owner)
+    if wanted != found:
+        wanted.put(place)
+    place.delete(BEGINNING_KEY)
+    return place
+
+
+def settle(plan: Plan, held: Lease) -> None:
+    """What the store says once no unit is at work any more: units still at work somewhere write nothing into it."""
+    found = read_current(held.place)
+    if found is None or found.plan_digest != plan.digest:
+        raise _other(held.place, f"{CURRENT_KEY} names another plan")
+    if found.run:
+        Current(plan.digest, found.begun).put(held.place)
+
+
+def _other(place: Place, found: str) -> LeaseLost:
+    return LeaseLost(
+        f"another run began {place} anew meanwhile ({found})",
+        "the plan that this run began with",
+        "run the same command again, if this run is still wanted",
+    )

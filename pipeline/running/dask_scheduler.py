@@ -1,0 +1,90 @@
+"""Connects to existing Dask schedulers, and only to private ones."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pipeline.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distributed import Client
+
+    from pipeline.running.stop import Stop
+
+INSECURE_VARIABLE = "SEN2FINE_INSECURE_SCHEDULER"  # 1 allows unencrypted schedulers on other machines
+_CONNECT_TIMEOUT = "30s"
+_STEP_S = 1.0
+_ENCRYPTED = ("tls", "wss")
+
+
+@contextmanager
+def existing_scheduler(address: str, workers_timeout_s: float, stop: Stop | None = None) -> Iterator[Client]:
+    """A client of the scheduler at `address`, which must have a worker within the time-out. UsageError otherwise.
+
+    Interrupted when `stop` is asked for before.
+    """
+    from distributed import Client
+
+    _require_privacy(address)
+    try:
+        client = Client(address, timeout=_CONNECT_TIMEOUT)
+        _wait_for_a_worker(client, workers_timeout_s, stop)
+    except (TypeError, RuntimeError) as error:  # tls:// without certificates, or tcp:// where encryption is required
+        raise UsageError(
+            f"{address} and Dask's settings disagree ({str(error)[:120]})",
+            "certificates under distributed.comm.tls for a tls:// address, and only for one",
+            "deploy/README.md shows the settings",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no Dask scheduler with workers at {address} ({error})",
+            "an address such as tls://host:8786",
+            "start one with `dask scheduler` and `dask worker`, or use --cluster local",
+        ) from error
+    with client:
+        yield client
+
+
+def _wait_for_a_worker(client: Client, timeout_s: float, stop: Stop | None) -> None:
+    """TimeoutError when no worker arrives in time. Waits in short steps, between which signals are handled."""
+    until = time.monotonic() + timeout_s
+    try:
+        while True:
+            try:
+                client.wait_for_workers(1, timeout=min(_STEP_S, max(0.01, until - time.monotonic())))
+            except TimeoutError:
+                if time.monotonic() >= until:
+                    raise
+            else:
+                return
+            if stop is not None and stop.asked:
+                raise Interrupted("stopped while waiting for workers", cure="run the same command again to continue")
+    except BaseException:
+        client.close(timeout=_STEP_S)
+        raise
+
+
+def _require_privacy(address: str) -> None:
+    """UsageError for a scheduler that others can reach without a certificate."""
+    parts = urlsplit(address if "://" in address else f"tcp://{address}")
+    if parts.scheme in _ENCRYPTED or _is_loopback(parts.hostname or "") or os.environ.get(INSECURE_VARIABLE) == "1":
+        return
+    raise UsageError(
+        f"--cluster {address} is not encrypted, and anyone who reaches such a scheduler can run code as its owner",
+        "tls://HOST:PORT, or an address of the loopback interface",
+        f"deploy/README.md shows how to make certificates; on a network that is yours alone, set {INSECURE_VARIABLE}=1",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

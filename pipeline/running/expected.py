@@ -1,0 +1,45 @@
+"""The small files that a plan's store must hold: Zarr metadata, coordinates and the STAC item, made anew elsewhere."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.planning.store_template import template_of
+from pipeline.running.stac_publish import write_item
+from pipeline.store import layout, template
+from pipeline.store.place import LocalPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from pipeline.planning.plan import Plan
+    from pipeline.store.place import Where
+
+
+def groups_of(plan: Plan) -> list[str]:
+    """Paths of the zones' groups; the root alone where there is one zone."""
+    return [plan.group(zone.epsg) for zone in plan.zones]
+
+
+def write_template(plan: Plan, store: Where) -> None:
+    """Write groups, arrays and coordinates into a store that is empty or new."""
+    if "" not in groups_of(plan):
+        template.create_root(store, {"groups": groups_of(plan), "plan_digest": plan.digest})
+    for zone in plan.zones:
+        template.create(store, plan.group(zone.epsg), template_of(plan, zone))
+    layout.consolidate(store)
+
+
+def expected_files(plan: Plan, facts: Mapping[str, Any] | None = None, status: str = "") -> dict[str, bytes]:
+    """{key: content} of a store as `prepare` leaves it, or with `facts` as it is published with that status."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = LocalPlace(Path(folder))
+        write_template(plan, place)
+        if facts is not None:
+            layout.finish(place, groups_of(plan), facts, status)
+            write_item(plan, place)
+        files = (path for path in sorted(place.path.rglob("*")) if path.is_file())
+        return {path.relative_to(place.path).as_posix(): path.read_bytes() for path in files}

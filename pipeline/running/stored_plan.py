@@ -1,0 +1,121 @@
+"""The plan of a store: the one that it holds, to be continued, or a new one that is frozen into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.config import differences
+from pipeline.errors import UsageError
+from pipeline.planning.plan import load_plan
+from pipeline.planning.planner import make_plan
+from pipeline.running.begin import make_room
+from pipeline.running.driver import prepare
+from pipeline.store.keys import BEGINNING_KEY
+from pipeline.store.lease import lease
+from pipeline.store.ownership import Standing, standing
+from pipeline.store.place import LocalPlace
+from pipeline.temporary import require_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.aoi.aoi import Aoi
+    from pipeline.config import RunConfig
+    from pipeline.planning.plan import Plan
+    from pipeline.store.lease import Lease
+    from pipeline.store.place import Place
+
+    Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """The settings, the area and the store of a run; `overwrite` deletes a store that is there."""
+
+    config: RunConfig
+    aoi: Aoi
+    store: Place  # as `writable` gives it
+    overwrite: bool = False
+
+
+def writable(out: Place) -> Place:
+    """The store's absolute path or URL. UsageError if it is read-only, unreachable, or its parent is missing."""
+    if str(out).startswith(("http://", "https://")):
+        raise UsageError(f"--out {out} can only be read", "a folder, s3://BUCKET/NAME, gs://BUCKET/NAME or az://...")
+    try:
+        store = out.absolute()
+        store.exists()
+    except OSError as error:
+        raise UsageError(f"--out {str(out)[:80]}: {error.strerror}", "a path that this user may reach") from error
+    if isinstance(store, LocalPlace):
+        require_parent(store.path)
+    return store
+
+
+def existing_plan(request: RunRequest) -> Plan | None:
+    """The plan of a store to continue, None where there is none.
+
+    UsageError if the store was begun with other settings, has lost its plan, or is not a store of this pipeline.
+    """
+    store, found = request.store, standing(request.store)
+    if found in (Standing.EMPTY, Standing.BEGINNING):
+        return None
+    if found is Standing.ORPHANED:
+        raise UsageError(
+            f"{store} is a store of this pipeline that has lost its plan",
+            "a new path, or a store with its plan to continue",
+            "choose another --out, or delete what is left with --overwrite",
+        )
+    if found is Standing.FOREIGN:
+        raise UsageError(f"{store} exists and is not a store of this pipeline", "a new path", "choose another --out")
+    plan, aoi = load_plan(store), request.aoi
+    differ = differences(plan.config, request.config)
+    if plan.aoi_digest != aoi.digest:
+        differ.insert(0, f"AOI: {plan.aoi_name} ({plan.aoi_digest[:8]}) -> {aoi.name} ({aoi.digest[:8]})")
+    if differ:
+        raise UsageError(
+            f"{store} was begun with other settings ({'; '.join(differ)})",
+            "the same settings, to continue it",
+            "choose another --out, or start anew with --overwrite",
+        )
+    return plan
+
+
+def draft(request: RunRequest, workers: int, say: Say) -> Plan:
+    """A new plan, whatever the store holds; nothing is written. UsageError if --overwrite names a foreign folder."""
+    if request.overwrite and standing(request.store) is Standing.FOREIGN:
+        raise UsageError(
+            f"{request.store} is not a store of this pipeline", "one of ours to overwrite", "choose another --out"
+        )
+    return make_plan(request.config, request.aoi, workers=workers, say=say)
+
+
+def proposed(request: RunRequest, workers: int, say: Say) -> Plan:
+    """The plan to run: the existing one unless it is to be overwritten, else a new one; nothing is written."""
+    there = None if request.overwrite else existing_plan(request)
+    return draft(request, workers, say) if there is None else there
+
+
+def begin_or_continue(plan: Plan, held: Lease, request: RunRequest) -> Plan:
+    """The plan of the store under its lease; `plan` begins it where there is nothing to continue.
+
+    Looked up again because another run may have begun the store before the lease was taken. Errors of `existing_plan`.
+    """
+    there = None if request.overwrite else existing_plan(request)
+    if there is not None:
+        return there
+    make_room(held)
+    prepare(plan, held.place)
+    held.place.delete(BEGINNING_KEY)
+    return plan
+
+
+def freeze(request: RunRequest, workers: int, say: Say) -> Plan:
+    """Write the plan into its store, ready for others to run; an existing plan stays as it is."""
+    there = None if request.overwrite else existing_plan(request)
+    if there is not None:
+        return there
+    plan = draft(request, workers, say)
+    with lease(request.store, say=say) as held:
+        return begin_or_continue(plan, held, request)

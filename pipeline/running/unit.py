@@ -1,0 +1,202 @@
+"""One unit of a plan, start to end in the calling thread: read, infer, write, record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.bands import TARGET_GSD_M
+from pipeline.conditions.maps import ZoneMaps
+from pipeline.errors import IntegrityError, PipelineError
+from pipeline.grid.finished_rasters import FinishedRasters
+from pipeline.grid.native_rasters import SCL_GSD_M, NativeRasters, factor_at
+from pipeline.planning.plan import Plan, load_plan
+from pipeline.planning.unit_job import job_of
+from pipeline.process import device_name, peak_rss_mib, prepare_process
+from pipeline.running import build_overviews
+from pipeline.running.tally import Tally, holes
+from pipeline.running.timing import Stages
+from pipeline.store.current import Fence
+from pipeline.store.finished import read_level
+from pipeline.store.place import place_of
+from pipeline.store.receipts import Ledger, Receipt
+from pipeline.store.unit_writer import UnitWriter
+from pipeline.superres import superres
+from pipeline.superres.chain import at_gsd
+from pipeline.superres.system import load
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.planning.unit_job import UnitJob
+    from pipeline.planning.units import Unit
+    from pipeline.store.place import Place
+    from pipeline.superres.layers import Layer
+
+
+@lru_cache(maxsize=4)
+def _plan(store: str, digest: str) -> Plan:
+    """A store's plan, read once per process."""
+    plan = load_plan(store)
+    if plan.digest != digest:
+        msg = f"the plan of {store} is {plan.digest[:12]}, not {digest[:12]} as the driver said"
+        raise PipelineError(msg, cure="run the command again")
+    return plan
+
+
+def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
+    """Compute and store one unit of the plan in `store`; returns its receipt. Errors name the unit."""
+    stages = Stages()
+    prepare_process()
+    fence = Fence(place_of(store), digest)
+    plan = _plan(store, digest)
+    place = place_of(store).guarded(fence.require)
+    stages.lap("start")
+    try:
+        receipt = _process(unit, plan, place, attempt, stages)
+        build_overviews.build_if_last(plan, place, unit, stages)
+    except PipelineError as error:
+        error.found = f"unit {unit.id}: {error.found}"
+        error.args = (f"unit {unit.id}: {error.args[0]}",)
+        raise
+    return receipt
+
+
+def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages) -> Receipt:
+    system = load(plan.system, device_name())
+    job = job_of(plan, unit, system)
+    stages.lap("load")
+    if not job.scenes:
+        return _record(store, job, _empty(job, attempt), stages)
+
+    rasters = _read_finished(job, plan, store) if job.source_gsd_m else _read(job)
+    stages.lap("read")
+
+    result = superres.super_resolve(
+        rasters,
+        job.window,
+        system,
+        job.order,
+        job.options,
+        job.state,
+        job.chunks,
+        job.unit.number,
+        ZoneMaps.of(plan.conditions, system.name, job.zone.grid),
+    )
+    stages.lap("superres", within=result.seconds)
+
+    receipt = _write(job, store, rasters, result)
+    stages.lap("write")
+    return _record(store, job, replace(receipt, attempts=attempt), stages)
+
+
+def _read(job: UnitJob) -> NativeRasters:
+    from pipeline.archive.read.cube import read_period
+
+    return read_period(
+        job.scenes,
+        job.composite,
+        job.grid.of(job.read),
+        job.bands_read,
+        job.access,
+        resample=job.zone.resample,
+        with_scl=job.with_scl,
+    )
+
+
+def _read_finished(job: UnitJob, plan: Plan, store: Place) -> FinishedRasters:
+    """What the pass before has stored. IntegrityError where not all of it is there any more."""
+    unit, gsd_m = job.unit, job.source_gsd_m
+    here = at_gsd(job.read, job.gsd_m, gsd_m)
+    ledger = Ledger(store, job.plan_digest)
+    number, counted = plan.pass_of(gsd_m)
+    for source in plan.units_over(unit.epsg, unit.period, number, at_gsd(here, gsd_m, counted)):
+        if faults := ledger.faults(source.id):
+            raise IntegrityError(
+                f"unit {source.id}, which it is computed from, is not whole: {'; '.join(faults[:2])}",
+                "what the pass before has stored, as its receipts say",
+                f"python -m pipeline.check {store} --repair",
+            )
+    dn, quality = read_level(store, job.group, job.template, gsd_m, unit.period, here, job.bands_read)
+    return FinishedRasters(job.read, round(gsd_m / job.gsd_m), job.bands_read, dn, quality)
+
+
+def _write(job: UnitJob, store: Place, rasters: NativeRasters | FinishedRasters, result: superres.Result) -> Receipt:
+    """Write the active chunks, at every GSD of the pass; the receipt holds what was stored."""
+    writer = UnitWriter(store, job.group, job.unit.period, job.template)
+    tally = Tally(job.bands)
+    scenes: tuple[str, ...] = ()
+    gaps: dict[str, int] = {}
+    for gsd_m, layer in result.layers.items():
+        inside, arrays = job.inside(gsd_m), _arrays(job, rasters, layer, gsd_m)
+        for chunk in job.chunks:
+            here = at_gsd(chunk, job.gsd_m, gsd_m)
+            cut = here.slices(at_gsd(job.window, job.gsd_m, gsd_m))
+            part = {name: values[(..., *cut)] for name, values in arrays.items()}
+            part = writer.write(gsd_m, here, part, None if inside is None else inside[cut])
+            if gsd_m == job.gsd_m:
+                pixels_there = chunk.ny * chunk.nx if inside is None else int(np.count_nonzero(inside[cut]))
+                tally.add(part, pixels_there, None if result.causes is None else result.causes[cut])
+    if isinstance(rasters, NativeRasters):
+        writer.write_measured(job.chunks, rasters)
+        scenes, gaps = rasters.scenes, holes(rasters, job.bands)
+    return Receipt(
+        unit=job.unit.id,
+        plan_digest=job.plan_digest,
+        status="done" if any(tally.valid.values()) else "empty",
+        group=job.group,
+        chunks=writer.stored,
+        valid=tally.valid,
+        pixels=tally.pixels,
+        clear=tally.clear,
+        scenes=scenes,
+        windows=result.windows,
+        holes=gaps,
+        detail=tally.detail,
+        withheld=tally.withheld,
+        number=job.unit.number,
+    )
+
+
+def _arrays(
+    job: UnitJob, rasters: NativeRasters | FinishedRasters, layer: Layer, gsd_m: float
+) -> dict[str, NDArray[Any]]:
+    """What is stored over `job.window` at a GSD, by array."""
+    arrays: dict[str, NDArray[Any]] = {"reflectance": layer.dn, "quality": layer.quality}
+    if layer.spread is not None:
+        arrays["uncertainty"] = layer.spread
+    if not isinstance(rasters, NativeRasters) or not job.with_scl or gsd_m < TARGET_GSD_M:
+        return arrays
+    if (classes := rasters.scl_over(job.window)) is not None:
+        factor = factor_at(SCL_GSD_M)
+        arrays["scl"] = classes.repeat(factor, 0).repeat(factor, 1)
+    return arrays
+
+
+def _empty(job: UnitJob, attempt: int) -> Receipt:
+    """The receipt of a unit that no scene reaches."""
+    return Receipt(
+        unit=job.unit.id,
+        plan_digest=job.plan_digest,
+        status="empty",
+        group=job.group,
+        chunks={},
+        valid=dict.fromkeys(job.bands, 0),
+        pixels=sum(chunk.ny * chunk.nx for chunk in job.chunks),
+        clear=None,
+        scenes=(),
+        windows=0,
+        attempts=attempt,
+        detail={},
+        number=job.unit.number,
+    )
+
+
+def _record(store: Place, job: UnitJob, receipt: Receipt, stages: Stages) -> Receipt:
+    """Write the receipt, with time and memory up to here; overviews are made after it and have records of their own."""
+    receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib())
+    Ledger(store, job.plan_digest).record(receipt)
+    return receipt
