@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What each room may import of the project. Planning and running compose the others.
 BOTTOM = {
     "pipeline.bands",
+    "pipeline.decoding",
     "pipeline.discovery",
     "pipeline.errors",
     "pipeline.plain",

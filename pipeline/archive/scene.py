@@ -64,19 +64,8 @@ class Scene:
         return Phase.of({r.gsd_m: (r.left_m, r.top_m) for r in self.rasters}, self.epsg)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary, re-readable by `from_json`."""
+        """Plain dictionary, as a plan holds it."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Scene:
-        """Inverse of `to_json`."""
-        return cls(
-            **{
-                **record,
-                "rasters": tuple(Raster(**raster) for raster in record["rasters"]),
-                "offset": OffsetDecision(**record["offset"]),
-            }
-        )
 
 
 @dataclass(frozen=True)

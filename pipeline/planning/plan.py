@@ -16,12 +16,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pipeline.archive.read.access import Access
-from pipeline.archive.scene import Period, Scene
+from pipeline.archive.scene import Scene
 from pipeline.bands import BAND_NAMES
 from pipeline.conditions.frozen import Frozen
 from pipeline.config import FUSION_ROLE, RunConfig
+from pipeline.decoding import decode
 from pipeline.errors import IntegrityError, UsageError
-from pipeline.grid.grid import Grid, Phase, Window
+from pipeline.grid.grid import Grid, Window
 from pipeline.planning.units import Cut, PassLayout, Unit, Zone
 from pipeline.store import sealed
 from pipeline.store.keys import PLAN_KEY
@@ -30,7 +31,7 @@ from pipeline.store.place import place_of
 from pipeline.store.template import FORMAT_VERSION
 from pipeline.superres.options import Options
 from pipeline.superres.passes import passes_of
-from pipeline.superres.weights import Choice, File, from_older, stages_of, to_older
+from pipeline.superres.weights import Choice, from_older, stages_of, to_older
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -228,64 +229,24 @@ class Plan:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Plan:
-        """Inverse of `to_json`. UsageError on another format version."""
+        """Inverse of `to_json`. UsageError on another format version, DecodingError where the content does not fit."""
         if content.get("format_version") not in _KNOWN_FORMATS:
             raise UsageError(
                 f"the plan has format version {content.get('format_version')}",
                 f"at most {FORMAT_VERSION}",
                 "finish it with the version that wrote it, or start a new store",
             )
-        known = {key: value for key, value in content.items() if key != "plan_digest"}
+        known: dict[str, Any] = {key: value for key, value in content.items() if key != "plan_digest"}
         known["config"] = RunConfig.from_mapping(content["config"], "the plan")
-        known["scenes"] = {name: Scene.from_json(record) for name, record in content["scenes"].items()}
-        known["zones"] = tuple(_zone(record) for record in content["zones"])
-        older = content["format_version"] < WEIGHTS_BY_ROLE
-        known["system"] = from_older(content["system"]) if older else _choice(content["system"])
-        known["access"] = Access(
-            **{
-                **content["access"],
-                "hosts": tuple(content["access"]["hosts"]),
-                "roots": tuple(content["access"]["roots"]),
-            }
-        )
-        known["notes"] = tuple(content["notes"])
-        if not older:
-            known["passes"] = tuple(_layout(record) for record in content["passes"])
-            known["conditions"] = tuple(Frozen(**record) for record in content["conditions"])
-        return cls(**known)
-
-
-def _zone(record: dict[str, Any]) -> Zone:
-    grid = record["grid"]
-    return Zone(
-        **{
-            **record,
-            "grid": Grid(grid["epsg"], Window(**grid["window"]), grid["gsd_m"], Phase(**grid["phase"])),
-            "periods": tuple(Period(**{**p, "scene_ids": tuple(p["scene_ids"])}) for p in record["periods"]),
-            "row_breaks": tuple(record["row_breaks"]),
-            "col_breaks": tuple(record["col_breaks"]),
-        }
-    )
+        if content["format_version"] >= WEIGHTS_BY_ROLE:
+            return decode(cls, known, "plan", ready=(RunConfig,))
+        known["system"] = from_older(content["system"])
+        return decode(cls, known, "plan", ready=(RunConfig, Choice))
 
 
 def _between(breaks: tuple[int, ...], first: int, end_px: int, chunk_px: int) -> range:
     """Parts between `breaks` (chunks) that hold the chunks from `first` up to that of pixel `end_px` - 1."""
     return range(bisect_right(breaks, first) - 1, bisect_left(breaks, -(-end_px // chunk_px)))
-
-
-def _layout(record: dict[str, Any]) -> PassLayout:
-    return PassLayout(
-        float(record["gsd_m"]),
-        float(record["rim_m"]),
-        tuple((float(gsd_m), tuple(bands)) for gsd_m, bands in record["finer"]),
-    )
-
-
-def _choice(record: dict[str, Any]) -> Choice:
-    files = tuple(File(**file) for file in record["weights"])
-    options = tuple((str(name), value) for name, value in record["options"])
-    bands = tuple(record["generated_bands"])
-    return Choice(**{**record, "weights": files, "generated_bands": bands, "options": options})
 
 
 def _older_weights(config: RunConfig) -> dict[str, str]:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.archive.scene import Period
 from pipeline.bands import TARGET_GSD_M
+from pipeline.grid.grid import Grid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from pipeline.archive.scene import Period
-    from pipeline.grid.grid import Grid
 
 
 @dataclass(frozen=True, order=True)

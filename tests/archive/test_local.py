@@ -22,6 +22,7 @@ from pipeline.archive.scene import Phase, Raster, Scene
 from pipeline.archive.search import search
 from pipeline.archive.stac.index_file import write_index
 from pipeline.bands import BAND_NAMES, BY_NAME, SCL, bands_at
+from pipeline.decoding import decode
 from pipeline.errors import StorageError, UsageError
 from pipeline.grid.grid import Grid
 from pipeline.index import main
@@ -412,7 +413,7 @@ def test_an_offset_set_by_hand_is_marked_through_the_index(tmp_path, offset_dn):
         (again,) = reread(path)
         assert again == scene
         assert again.offset.by_user is by_user
-        assert Scene.from_json(json.loads(json.dumps(again.to_json()))) == scene
+        assert decode(Scene, json.loads(json.dumps(again.to_json())), "scene") == scene
 
 
 # --- the sample
