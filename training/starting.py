@@ -68,19 +68,50 @@ def check_follows(preset: Preset) -> None:
         )
 
 
-def budget_of(preset: Preset, minutes: float | None, images: int | None) -> Budget:
-    """What the user gave, else the preset's images, else its minutes."""
+def budget_of(preset: Preset, minutes: float | None, images: int | None, before: Budget | None = None) -> Budget:
+    """What the user gave, else that of the run that goes on, else the preset's images, else its minutes."""
     from training.loop.run import Budget
 
+    if before is not None and minutes is None and images is None:
+        return before
     images = images or (None if minutes else preset.images)
     return Budget(None if images else minutes or preset.minutes, images)
 
 
 def remarks(run: Run, resumed: Path, data: Path) -> list[str]:
-    """What a user may not expect of a run that goes on."""
+    """What a user should know of a run that goes on, one line each."""
     at, said = run.at, [f"goes on from {resumed}: {run.at.images} images in {run.at.elapsed_s / 60:.1f} minutes"]
+    if run.before is not None:
+        said.append(f"its budget was {run.before} and is {run.budget} now{_extension(run)}")
     if run.budget.progress(at.elapsed_s, at.images) >= 1:
-        said.append("nothing is left to train: that is the whole budget; give more by --minutes or --images")
+        said.append(f"nothing is left to train: {run.budget} is the whole budget; give more by --minutes or --images")
+    if (now := distributed_batch(run)) != (before := run.processes_before * run.preset.batch):
+        said.append(f"every step takes {now} images, before it took {before}: another number of processes")
     if len(run.learned_from) > 1:
         said.append(f"it began with another text of {data}: it may have learned from places that are now held out")
     return said
+
+
+def distributed_batch(run: Run) -> int:
+    """Images per step, over all processes."""
+    from training.loop import distributed
+
+    return distributed.world() * run.preset.batch
+
+
+def _extension(run: Run) -> str:
+    """What a larger budget means for the stages of a run that was at its end; nothing for others."""
+    if not run.extending:
+        return ""
+    unit = "images" if run.budget.images else "minutes"
+    begin, parts = run.budget.spent(run.at), []
+    left = run.budget.total - begin
+    for stage in run.preset.stages:
+        end = begin + left * stage.share
+        first, last = (round(edge if run.budget.images else edge / 60, 1) for edge in (begin, end))
+        parts.append(f"{stage.name} from {first:g} to {last:g}")
+        begin = end
+    return (
+        f": all stages begin anew from the averaged weights, with warm-up and the preset's rates "
+        f"({', '.join(parts)} {unit})"
+    )

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from training.task_spec import TaskSpec
 
 LICENCE = "MIT"
+UNFINISHED = ".unfinished"  # in the name of weights whose last stages the budget did not reach
 EXIT_AT_ONCE = 130  # by a second Ctrl-C, or by one before the first step
 
 
@@ -113,7 +114,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, help="folder for checkpoint, log and weights (default: that of --resume)")
     budget = p.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=duration, help="training time over all resumes (default: the preset's)")
+    budget.add_argument(
+        "--minutes", type=duration, help="training time over all resumes (default: the preset's, or that of --resume)"
+    )
     budget.add_argument("--images", type=positive, help="train on this many images instead: reproducible")
     start = p.add_mutually_exclusive_group()
     start.add_argument("--resume", type=Path, help="folder of the run to go on from")
@@ -284,9 +287,8 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     if args.dry_run:
         return None
     digest = task.data.file.digest
-    run = Run(
-        task, preset, budget_of(preset, args.minutes, args.images), args.out, args.seed, args.bf16, args.workers, digest
-    )
+    budget = budget_of(preset, args.minutes, args.images, savepoint.budget_of(checkpoint))
+    run = Run(task, preset, budget, args.out, args.seed, args.bf16, args.workers, digest)
     if args.init:
         run.begin_from(load_bundle(args.init))
     if args.resume:
@@ -330,9 +332,20 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
         "held_out": task.validate(run.stage),
         "credits": task.data.licence,
     }
-    path = args.out / f"{run.preset.name}.safetensors"
+    unfinished = UNFINISHED if run.untrained else ""
+    if unfinished:
+        provenance["untrained"] = list(run.untrained)
+    path = args.out / f"{run.preset.name}{unfinished}.safetensors"
     digest = save_bundle(path, task.bundle(provenance, LICENCE), task.network.state_dict())
-    return f"held out: {provenance['held_out']}\nwrote {path} sha256 {digest}"
+    said = [f"held out: {provenance['held_out']}", f"wrote {path} sha256 {digest}"]
+    if not unfinished:
+        (args.out / f"{run.preset.name}{UNFINISHED}.safetensors").unlink(missing_ok=True)
+    else:
+        stages = " and ".join(run.untrained)
+        said.append(
+            f"these weights are unfinished: the budget ended before {stages}; give more with --resume {args.out}"
+        )
+    return "\n".join(said)
 
 
 if __name__ == "__main__":

@@ -225,6 +225,52 @@ def test_a_resumed_run_says_what_one_may_not_expect(imagery, tmp_path, capsys):
         assert load_bundle(run / "tiny-sr.safetensors").provenance["data_before"] == before
 
 
+def test_a_resumed_run_keeps_its_budget(imagery, tmp_path, capsys):
+    torch.manual_seed(0)
+    task = train.make_task(TINY, load_training_file(imagery))
+    Run(task, TINY, Budget(images=24), tmp_path / "run", seed=0).train(until_images=14, every_s=1e9)
+    capsys.readouterr()
+    assert train.main(arguments(imagery, tmp_path / "run", "--resume", str(tmp_path / "run"))) == 0
+    assert "its budget was" not in capsys.readouterr().out
+    assert load_bundle(tmp_path / "run" / "tiny-sr.safetensors").provenance["images"] == 24
+
+
+def test_a_finished_run_is_extended_stage_by_stage(imagery, tmp_path, capsys):
+    run = tmp_path / "run"
+    train.main(arguments(imagery, run, "--images", "8"))
+    capsys.readouterr()
+    assert train.main(arguments(imagery, run, "--images", "20", "--resume", str(run))) == 0
+    assert (
+        "its budget was 8 images and is 20 images now: all stages begin anew from the averaged weights, with warm-up "
+        "and the preset's rates (mean from 8 to 14, detail from 14 to 20 images)"
+    ) in capsys.readouterr().out
+    provenance = load_bundle(run / "tiny-sr.safetensors").provenance
+    assert [one["stage"] for one in provenance["trained"]] == ["mean", "detail"] * 2
+    assert "untrained" not in provenance
+
+
+def test_unfinished_weights_say_so_in_name_and_metadata(imagery, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train.main(arguments(imagery, run, "--images", "2")) == 0
+    assert not (run / "tiny-sr.safetensors").exists()
+    assert load_bundle(run / "tiny-sr.unfinished.safetensors").provenance["untrained"] == ["detail"]
+    assert (
+        f"these weights are unfinished: the budget ended before detail; give more with --resume {run}"
+        in capsys.readouterr().out
+    )
+    assert train.main(arguments(imagery, run, "--images", "8", "--resume", str(run))) == 0
+    assert [path.name for path in run.glob("*.safetensors")] == ["tiny-sr.safetensors"]
+
+
+def test_another_number_of_processes_is_said(imagery, tmp_path, capsys):
+    run = tmp_path / "run"
+    train.main(arguments(imagery, run, "--images", "8"))
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.save({**content, "processes": 4}, run / "checkpoint.pt")
+    assert train.main(arguments(imagery, run, "--resume", str(run))) == 0
+    assert "every step takes 2 images, before it took 8: another number of processes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(imagery, tmp_path, capsys, monkeypatch, signalled):
     def loss(task, stage, batch, draw):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -21,13 +21,37 @@ class Budget:
 
     def progress(self, elapsed_s: float, images: int) -> float:
         """Spent share, 0 to 1."""
-        spent = images / self.images if self.images else elapsed_s / 60 / (self.minutes or math.inf)
-        return min(spent, 1.0)
+        return min((images if self.images else elapsed_s) / self.total, 1.0)
+
+    @property
+    def total(self) -> float:
+        """Images, or seconds."""
+        return self.images or 60 * (self.minutes or math.inf)
+
+    def spent(self, at: Progress) -> float:
+        """Images, or seconds, of a run so far."""
+        return at.images if self.images else at.elapsed_s
+
+    def stage_bounds(self, at: Progress, shares: Sequence[float]) -> tuple[float, float]:
+        """Images, or seconds, at which the present stage begins and ends; `shares` are those of all stages.
+
+        It and the stages after it divide what the budget leaves after the stages before it.
+        """
+        begin = at.stage_images if self.images else at.stage_s
+        left = shares[at.stage :]
+        return begin, begin + (self.total - begin) * (left[0] / sum(left))
+
+    def __str__(self) -> str:
+        return f"{self.images} images" if self.images else f"{self.minutes:g} minutes"
 
 
 @dataclass
 class Progress:
-    """Where a run stands, over all processes and resumes."""
+    """Where a run stands, over all processes and resumes.
+
+    `stage_images` and `stage_s`: when the present stage began. `extended`: how often the stages began anew because a
+    run whose budget was spent was given more.
+    """
 
     step: int = 0
     stage: int = 0
@@ -35,6 +59,14 @@ class Progress:
     batches: int = 0  # drawn so far: the number of the next one
     images: int = 0
     elapsed_s: float = 0.0
+    stage_images: float = 0.0
+    stage_s: float = 0.0
+    extended: int = 0
+
+    def enter(self, stage: int) -> None:
+        """Move to the begin of a stage."""
+        self.stage, self.stage_step = stage, 0
+        self.stage_images, self.stage_s = self.images, self.elapsed_s
 
 
 @dataclass

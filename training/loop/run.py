@@ -71,6 +71,8 @@ class Run:
         self.lineage = Lineage()
         self.stop: Callable[[], bool] = bool  # asked after every step
         self.stopping = False
+        self.before: Budget | None = None  # of the run that goes on, where it was another
+        self.processes_before = distributed.world()
         self.logged = False  # whether the log was begun
         if isinstance(task, HasCompanion):
             task.companion.to(self.device)
@@ -101,9 +103,8 @@ class Run:
         last = self.at.elapsed_s
         with Feed(self.task.batch, self.seed, first, step, self.workers, self.device) as feed:
             while self._goes_on(until_images):
-                spent = self._spent()
-                self._enter(spent)
-                self._step(feed, spent)
+                self._enter()
+                self._step(feed)
                 if self.at.elapsed_s - last >= every_s:
                     last = self.at.elapsed_s
                     self._report(say)
@@ -158,6 +159,8 @@ class Run:
             "average_count": self.average.count,
             "optimisers": self.optimisers.state_dict(),
             "at": asdict(self.at),
+            "budget": asdict(self.budget),
+            "processes": distributed.world(),
             "data": self.learned_from,
             "started_from": self.started_from,
             "trained": self.lineage.described(),
@@ -167,13 +170,17 @@ class Run:
     def resume(self, folder: Path, checkpoint: dict[str, Any] | None = None) -> None:
         """Go on from the checkpoint in `folder`, with its seed, as if it had never stopped.
 
-        `checkpoint` is its content, where it has been read.
+        `checkpoint` is its content, where it has been read. Where the budget is another one, the present stage and
+        those after it divide what is left of it. Where the run was at its end and there is more now, all stages begin
+        anew, one after the other: from the averaged weights, with new optimisers, and with warm-up and schedule over
+        their shares of what was added.
 
         Raises UsageError where there is none, it cannot be read, or it is of another preset or other settings.
         """
         content = checkpoint or savepoint.read(folder, self.preset)
         try:
             self.at, self.seed = Progress(**content["at"]), content["seed"]
+            self._settle_older(content)
             self.task.network.load_state_dict(content["network"])
             if isinstance(self.task, HasCompanion):
                 self.task.companion.load_state_dict(content["companion"])
@@ -188,47 +195,81 @@ class Run:
                 "start anew without --resume",
             ) from error
         self.resumed_from, self.resumed_at = folder, self.at.step
+        self._take_budget(savepoint.budget_of(content))
+        self.processes_before = content.get("processes", self.processes_before)
         before = content.get("data", self.learned_from)  # versions before this one did not tell
         self.started_from = content.get("started_from", self.started_from)
         self.learned_from = before if before[-1:] == self.learned_from else [*before, *self.learned_from]
+
+    def _settle_older(self, content: dict[str, Any]) -> None:
+        """Before format 4 a stage began where the shares of the whole budget put it, whatever the budget was before."""
+        if "budget" not in content:
+            share = sum(stage.share for stage in self.preset.stages[: self.at.stage])
+            self.at.stage_images = self.at.stage_s = share * self.budget.total
+
+    def _take_budget(self, before: Budget | None) -> None:
+        """What the budget of the run that goes on means beside the present one."""
+        if before is None or before == self.budget:
+            return
+        self.before = before
+        ended = before.progress(self.at.elapsed_s, self.at.images) >= 1.0
+        if ended and self._spent() < 1.0 and self.at.stage + 1 == len(self.preset.stages):
+            self._extend()
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Names of the stages that have not begun since the weights of those before them changed."""
+        return tuple(stage.name for stage in self.preset.stages[self.at.stage + 1 :])
 
     def _spent(self) -> float:
         return self.budget.progress(self.at.elapsed_s, self.at.images)
 
     def _bounds(self) -> tuple[float, float]:
-        """Shares of the budget at which the current stage begins and ends."""
-        before = sum(stage.share for stage in self.preset.stages[: self.at.stage])
-        return before, before + self.stage.share
+        """Images, or seconds, at which the current stage begins and ends."""
+        return self.budget.stage_bounds(self.at, [stage.share for stage in self.preset.stages])
 
-    def _enter(self, spent: float) -> None:
+    def _enter(self) -> None:
         """Move to the next stage, starting it from averaged weights, when this one's share is spent."""
-        moved = False
-        while spent >= self._bounds()[1] - 1e-9 and self.at.stage + 1 < len(self.preset.stages):
+        spent = self.budget.spent(self.at)
+        while spent >= (end := self._bounds()[1]) - 1e-9 * end and self.at.stage + 1 < len(self.preset.stages):
             self.task.network.load_state_dict(self.average.state)
-            self.at.stage, self.at.stage_step, moved = self.at.stage + 1, 0, True
-        if moved or self.at.step == 0:
+            self.at.enter(self.at.stage + 1)
+        if self.at.stage_step == 0:
             weights = self.task.network.state_dict()
-            if moved:
+            if self.at.step:
                 self.lineage.end(weights, self.at)
             self.lineage.begin(self.preset.name, self.stage.name, self.learned_from[-1], weights, self.at)
-            self.task.begin(self.stage, Draw.seeded(self.seed, FOR_STAGE, self.at.stage))
+            number = self.at.extended * len(self.preset.stages) + self.at.stage
+            self.task.begin(self.stage, Draw.seeded(self.seed, FOR_STAGE, number))
             self._begin_stage()
+
+    def _extend(self) -> None:
+        """Begin the first stage anew, from averaged weights, with what the budget has left."""
+        self.task.network.load_state_dict(self.average.state)
+        self.at.extended += 1
+        self.at.enter(0)
+        self._begin_stage()
+
+    @property
+    def extending(self) -> bool:
+        """Whether the stages are about to begin anew."""
+        return self.at.extended > 0 and self.at.stage == self.at.stage_step == 0
 
     def _begin_stage(self) -> None:
         """Fresh optimisers of the stage's parameters, all others frozen; a fresh average."""
         self.optimisers = Optimisers(self.task, self.preset, self.stage)
         self.average = Average(self.task.network, self.preset.ema)
 
-    def _rate(self, spent: float) -> float:
+    def _rate(self) -> float:
         """Learning rates now, as multiples of those that the stage began with."""
         begin, end = self._bounds()
-        share = (spent - begin) / (end - begin)
+        share = (self.budget.spent(self.at) - begin) / max(end - begin, 1e-9)
         return rate(self.preset.schedule, share, self.at.stage_step, self.preset.warmup_steps)
 
-    def _step(self, feed: Feed, spent: float) -> None:
+    def _step(self, feed: Feed) -> None:
         """One batch per process, one step of all."""
         started, waited = time.monotonic(), feed.waited_s
-        self.optimisers.scale_rates(self._rate(spent))
+        self.optimisers.scale_rates(self._rate())
         batch = feed.next()
         draw = Draw.seeded(self.seed, FOR_LOSS, self.at.batches + distributed.rank())
         turns, losses = self._turns(batch, draw), dict[str, Tensor]()

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.errors import StorageError, UsageError
 from training.loop.optimisers import OWN
+from training.loop.progress import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from training.presets import Preset
 
 CHECKPOINT = "checkpoint.pt"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+READ = (2, 3, 4)  # 2 had one optimiser; before 4, checkpoints did not hold the budget
 KEYS = {
     "format_version",
     "preset",
@@ -89,7 +91,7 @@ def read(folder: Path, preset: Preset, shipped: Mapping[str, Any] | None = None)
         raise UsageError(found, expected, "start anew without --resume") from error
     if isinstance(content, dict) and content.get("format_version") == 2 and "optimiser" in content:
         content = _upgraded(content, preset)
-    if not isinstance(content, dict) or not content.keys() >= KEYS or content["format_version"] != FORMAT_VERSION:
+    if not isinstance(content, dict) or not content.keys() >= KEYS or content["format_version"] not in READ:
         raise UsageError(f"{path} is no checkpoint of this version", expected, "start anew without --resume")
     if content["preset"] != preset.name:
         raise UsageError(f"{path} is of preset {content['preset']}", expected, f"--preset {content['preset']}")
@@ -97,12 +99,19 @@ def read(folder: Path, preset: Preset, shipped: Mapping[str, Any] | None = None)
     return content
 
 
+def budget_of(content: Mapping[str, Any]) -> Budget | None:
+    """The budget of the run that wrote a checkpoint, None before format 4. UsageError where it is none."""
+    try:
+        return Budget(**content["budget"]) if "budget" in content else None
+    except TypeError as error:
+        raise UsageError(f"the checkpoint has the budget {content['budget']!r:.80}", "minutes or images") from error
+
+
 def _upgraded(content: dict[str, Any], preset: Preset) -> dict[str, Any]:
-    """A checkpoint of format 2, which had one optimiser and other names of tasks, in the present format."""
+    """A checkpoint of format 2, which had one optimiser and other names of tasks, with names as they are now."""
     config = {**json.loads(content["config"]), "task": preset.task}
     return {
         **content,
-        "format_version": FORMAT_VERSION,
         "config": json.dumps(config),
         "optimisers": {OWN: content["optimiser"]},
     }

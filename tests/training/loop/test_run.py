@@ -278,10 +278,11 @@ def test_checkpoints_say_what_they_are_and_leave_no_partial_file(tmp_path):
 
 def test_learning_rate_warms_up_and_falls(tmp_path):
     run = run_of(tmp_path, 80)
-    assert run._rate(0.0) == pytest.approx(1 / 2)
-    run.at.stage_step = 10
-    assert run._rate(0.25) == pytest.approx(0.51)
-    assert run._rate(0.5) == pytest.approx(0.02)
+    assert run._rate() == pytest.approx(1 / 2)
+    run.at.stage_step, run.at.images = 10, 20
+    assert run._rate() == pytest.approx(0.51)
+    run.at.images = 40
+    assert run._rate() == pytest.approx(0.02)
     run.optimisers.scale_rates(0.51)
     assert run.optimisers.rate == pytest.approx(0.05 * 0.51)
 
@@ -290,3 +291,101 @@ def test_budget_counts_minutes_or_images():
     assert Budget(minutes=2).progress(60, 10**9) == 0.5
     assert Budget(images=200).progress(10**9, 50) == 0.25
     assert Budget(minutes=1).progress(600, 0) == 1.0
+
+
+def rates(folder, stage):
+    return [float(row["learning_rate"]) for row in rows_of(folder) if row["stage"] == stage]
+
+
+def test_a_finished_run_with_more_budget_trains_every_stage_again(tmp_path):
+    run_of(tmp_path, 80).train(say=list, every_s=0.0)
+    assert len(rows_of(tmp_path)) == 20
+    again = run_of(tmp_path, 160)
+    again.resume(tmp_path)
+    assert (again.before, again.extending, again.at.extended) == (Budget(images=80), True, 1)
+    before = {name: value.clone() for name, value in again.task.network.state_dict().items()}
+    again.train(say=list, every_s=0.0)
+    assert again.task.began == ["first", "second"]
+    assert [row["stage"] for row in rows_of(tmp_path)] == (["first"] * 10 + ["second"] * 10) * 2
+    for stage in ("first", "second"):
+        once, more = rates(tmp_path, stage)[:10], rates(tmp_path, stage)[10:]
+        assert once == more, "warm-up and schedule as in the first round"
+    assert not torch.equal(again.task.network.a.weight, before["a.weight"])
+    assert [(one.stage, one.first_image, one.end_image) for one in again.lineage.stages] == [
+        ("first", 0, 40), ("second", 40, 80), ("first", 80, 120), ("second", 120, 160),
+    ]  # fmt: skip
+    assert not again.untrained
+
+
+def test_an_extension_that_is_interrupted_equals_one_that_is_not(tmp_path):
+    for name in ("whole", "part"):
+        run_of(tmp_path / name, 80).train(say=list, every_s=1e9)
+    whole = run_of(tmp_path / "whole", 160)
+    whole.resume(tmp_path / "whole")
+    whole.train(say=list, every_s=1e9)
+    losses = []
+    for until in (80, 100, 136, None):
+        part = run_of(tmp_path / "part", 160)
+        part.resume(tmp_path / "part")
+        part.train(say=list, every_s=1e9, until_images=until)
+        losses += part.task.losses
+    assert losses == whole.task.losses
+    for name, value in whole.task.network.state_dict().items():
+        assert torch.equal(value, part.task.network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("done", "budget", "stages"),
+    [
+        (20, 160, ["first"] * 20 + ["second"] * 20),  # in its first stage: its shares of the new budget
+        (60, 160, ["first"] * 10 + ["second"] * 30),  # later: what is left goes to the present stage
+        (60, 64, ["first"] * 10 + ["second"] * 6),
+        (20, 24, ["first"] * 5 + ["second"]),
+    ],
+)
+def test_another_budget_is_shared_by_the_stages_that_are_left(tmp_path, done, budget, stages):
+    run_of(tmp_path, 80).train(say=list, every_s=0.0, until_images=done)
+    again = run_of(tmp_path, budget)
+    again.resume(tmp_path)
+    again.train(say=list, every_s=0.0)
+    assert [row["stage"] for row in rows_of(tmp_path)] == stages
+    second = rates(tmp_path, "second")
+    if done < 40:
+        assert second[0] == pytest.approx(0.025), "warm-up at its start"
+    assert second[-1] == min(second[1:] or second)
+
+
+def test_a_budget_that_ends_before_the_last_stage_leaves_it_untrained(tmp_path):
+    run = run_of(tmp_path, 80)
+    run.train(say=list, every_s=1e9, until_images=20)
+    again = run_of(tmp_path, 16)
+    again.resume(tmp_path)
+    again.train(say=list, every_s=1e9)
+    assert again.untrained == ("second",)
+    more = run_of(tmp_path, 80)  # and is reached by one that does not
+    more.resume(tmp_path)
+    more.train(say=list, every_s=1e9)
+    assert (more.untrained, more.at.extended) == ((), 0)
+
+
+def test_a_budget_may_change_from_images_to_minutes(tmp_path):
+    run_of(tmp_path, 80).train(say=list, every_s=1e9)
+    run = Run(Toy(), PRESET, Budget(minutes=1000.0), tmp_path, seed=3)
+    run.resume(tmp_path)
+    assert run.extending
+    begin, end = run._bounds()
+    assert 0 < begin < 60
+    assert end == pytest.approx(begin + (60_000 - begin) / 2)
+
+
+def test_checkpoints_of_before_go_on_where_shares_of_the_budget_put_them(tmp_path):
+    run_of(tmp_path, 80).train(say=list, every_s=1e9, until_images=60)
+    content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    for name in ("stage_images", "stage_s", "extended"):
+        del content["at"][name]
+    del content["budget"], content["processes"]
+    torch.save({**content, "format_version": 3}, tmp_path / CHECKPOINT)
+    run = run_of(tmp_path, 80)
+    run.resume(tmp_path)
+    assert run._bounds() == (40.0, 80.0)
+    assert run.before is None

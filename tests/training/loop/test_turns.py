@@ -85,7 +85,7 @@ def run_of(folder, images):
 def state_of(folder):
     """Tensors of a checkpoint, without the seconds."""
     content = torch.load(folder / CHECKPOINT, weights_only=True)
-    content["at"].pop("elapsed_s")
+    del content["at"]["elapsed_s"], content["at"]["stage_s"]
     return content
 
 
