@@ -33,11 +33,14 @@ class Header:
     crs: str  # WKT; "" without georeferencing
     affine: tuple[float, float, float, float, float, float]
     driver: str = ""
+    masked: bool = False  # an alpha band, or a mask of its own
+    palette: bool = False  # one band of indices into a colour table
 
 
 def read_header(path: str) -> Header:
     """Header of a file, or of an address as GDAL takes it. RasterioIOError when it is no raster."""
     import rasterio
+    from rasterio.enums import ColorInterp, MaskFlags
     from rasterio.errors import NotGeoreferencedWarning
 
     with warnings.catch_warnings():
@@ -45,7 +48,12 @@ def read_header(path: str) -> Header:
         with rasterio.open(path) as dataset:
             crs = dataset.crs.to_wkt() if dataset.crs and not dataset.transform.is_identity else ""
             affine = tuple(dataset.transform)[:6]
-            return Header(dataset.shape, dataset.count, dataset.dtypes[0], dataset.nodata, crs, affine, dataset.driver)
+            masked = any({MaskFlags.alpha, MaskFlags.per_dataset} & {*flags} for flags in dataset.mask_flag_enums)
+            palette = dataset.colorinterp[0] == ColorInterp.palette
+            return Header(
+                dataset.shape, dataset.count, dataset.dtypes[0], dataset.nodata, crs, affine, dataset.driver,
+                masked and MaskFlags.all_valid not in dataset.mask_flag_enums[0], palette,
+            )  # fmt: skip
 
 
 def local_header(source: Source, path: Path) -> Header:

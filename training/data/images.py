@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,11 +20,13 @@ from training.data.headers import gsd_of, local_header
 from training.data.places import Georeference, SplitMap, split_map, split_of
 from training.data.rasters import area_average, check_reflectance, open_raster, reading
 from training.data.training_file import glob_root
+from training.data.validity import constant_frames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
     from xarray import DataArray
 
     from training.data.headers import Header
@@ -55,6 +58,10 @@ class Reader(Protocol):
         """Stored values (bands, ny, nx) of a window that lies inside."""
         ...
 
+    def mask(self, y: int, x: int, ny: int, nx: int) -> NDArray[np.bool_] | None:
+        """Pixels (ny, nx) of a window that a mask or alpha band of the file calls valid; None where it has neither."""
+        ...
+
     def selecting(self, places: Sequence[int]) -> Reader:
         """A reader of those of its bands, by their places, alone."""
         ...
@@ -69,20 +76,30 @@ class Values:
     offset: float = 0.0
     nodata: float | None = None
 
-    def decode(self, stored: Stored) -> NDArray[np.float32]:
-        """Brightness 0..1 or reflectance, (bands, h, w) float32; nodata is 0 in all bands, as a black border is."""
-        pixels = self._scaled(stored.astype(np.float32))
+    def valid(self, stored: Stored, mask: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+        """Pixels (h, w) that show ground; `mask` is what the file says of them.
+
+        A pixel of 8-bit brightness is nodata where all bands are, since one band of a dark colour may have that value.
+        """
+        found = ~constant_frames(stored)
+        if mask is not None:
+            found &= mask
+        if stored.dtype.kind == "f":
+            found &= np.isfinite(stored).all(axis=0)
         if self.nodata is not None:
-            pixels[:, (stored == self.nodata).all(axis=0)] = 0
-        return np.nan_to_num(pixels, copy=False, nan=0.0) if stored.dtype.kind == "f" else pixels
+            same = stored == self.nodata
+            found &= ~(same.all(axis=0) if self.encoded else same.any(axis=0))
+        return found
+
+    def decode(self, stored: Stored) -> NDArray[np.float32]:
+        """Brightness 0..1 or reflectance, (bands, h, w) float32. Means nothing where pixels are not `valid`."""
+        return self._scaled(stored.astype(np.float32))
 
     def averaged(self, stored: Stored, ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
-        """`decode`, averaged by area; where no value stands for nodata the fewer averages are decoded."""
+        """`decode`, averaged by area; the fewer averages are decoded, not the pixels."""
         if ratio_y == ratio_x == 1:
             return self.decode(stored)
-        if self.nodata is None and stored.dtype.kind != "f":
-            return self._scaled(area_average(stored, ratio_y, ratio_x))
-        return area_average(self.decode(stored), ratio_y, ratio_x)
+        return self._scaled(area_average(stored, ratio_y, ratio_x))
 
     def _scaled(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.encoded:
@@ -142,6 +159,7 @@ class FileReader:
     bands: tuple[int, ...]
     shape: tuple[int, int]
     itemsize: int
+    masked: bool = False
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
         """As `Reader.read`; ReadError for a damaged file."""
@@ -149,6 +167,15 @@ class FileReader:
 
         with reading(self.path), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
             return self.read_here(y, x, ny, nx)
+
+    def mask(self, y: int, x: int, ny: int, nx: int) -> NDArray[np.bool_] | None:
+        """As `Reader.mask`; ReadError for a damaged file."""
+        import rasterio
+
+        if not self.masked:
+            return None
+        with reading(self.path), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
+            return self.mask_here(y, x, ny, nx)
 
     def selecting(self, places: Sequence[int]) -> FileReader:
         """As `Reader.selecting`."""
@@ -159,6 +186,13 @@ class FileReader:
         lazy = opened(self.path).isel(band=[band - 1 for band in self.bands], y=slice(y, y + ny), x=slice(x, x + nx))
         stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored
+
+    def mask_here(self, y: int, x: int, ny: int, nx: int) -> NDArray[np.bool_]:
+        """`mask` in the caller's rasterio.Env."""
+        from rasterio.windows import Window
+
+        found: NDArray[np.bool_] = _opened_mask(self.path, os.getpid()).dataset_mask(window=Window(x, y, nx, ny)) > 0
+        return found
 
 
 def opened(path: str) -> DataArray:
@@ -172,9 +206,20 @@ def _opened(path: str, pid: int) -> DataArray:
     return open_raster(path)
 
 
+@lru_cache(maxsize=OPEN_FILES)
+def _opened_mask(path: str, pid: int) -> DatasetReader:
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path)
+
+
 def close_files() -> None:
     """Let go of all files of this process: what failed is opened afresh."""
     _opened.cache_clear()
+    _opened_mask.cache_clear()
 
 
 def files_of(source: Source) -> list[Path]:
@@ -204,7 +249,7 @@ def header_images(source: Source, label: str, path: Path, header: Header) -> lis
     """One image per date of a file on this machine whose header is known."""
     itemsize = np.dtype(header.dtype).itemsize
     return [
-        make_image(source, label, path, header, FileReader(str(path), bands, header.shape, itemsize))
+        make_image(source, label, path, header, FileReader(str(path), bands, header.shape, itemsize, header.masked))
         for bands in band_numbers(source, label, header)
     ]
 
@@ -212,6 +257,8 @@ def header_images(source: Source, label: str, path: Path, header: Header) -> lis
 def band_numbers(source: Source, label: str, header: Header) -> list[tuple[int, ...]]:
     """The raster bands (1-based) of `source.offers`, for each date. UsageError where the file holds fewer."""
     per_date = bands_per_date(source, label, header)
+    if header.palette:
+        raise source.fault(f"{label} holds indices into a palette", "colours", "gdal_translate -expand rgb")
     if per_date < len(RGB) and not source.bands:
         held = f"{per_date} band{'' if per_date == 1 else 's'}" + (" per date" if source.dates > 1 else "")
         grey = "leave it out; or, to learn edges from one band, bands = { B04 = 1, B03 = 1, B02 = 1 }"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from pipeline.errors import UsageError
-from training.data.rasters import Chip, harmonise, sample_gamma
+from training.data.rasters import GAMMA_MEDIAN, Chip, harmonise, sample_gamma
+from training.data.validity import largest_square
 from training.presets import SMALL_PX
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ MIN_CHIP_PX = 32  # what borders leave of smaller ones says nothing
 CHIPS_PER_IMAGE = 4  # where cells split an image
 TRIES = 8  # places tried within one image before another is drawn
 IMAGES_TRIED = 100  # before the set is called flat
-FLAT_PATCH, FLAT_KEPT = 0.03, 0.2  # patches below this spread are kept with this chance
-BLACK = 0.002  # share of black pixels that marks a border
+FLAT_PATCH, FLAT_KEPT = 0.03, 0.2  # patches below this `contrast` are kept with this chance
+DISPLAY_GAMMA = float(GAMMA_MEDIAN.mean())  # of 8-bit aerial images
 RECOLOURED = 0.25  # share of crops whose channels change places: few sensors and cities must not teach what colour is
 
 
@@ -68,31 +69,52 @@ class Patch:
         return _turned(raster, self.turns, self.mirrored)
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Stored values (bands, ny, nx) of a piece of an image, and which of its pixels (ny, nx) show ground."""
+
+    stored: Stored
+    valid: NDArray[np.bool_]
+
+    def part(self, y: int, x: int, ny: int, nx: int) -> Chunk:
+        """A window of it, as views."""
+        return Chunk(self.stored[:, y : y + ny, x : x + nx], self.valid[y : y + ny, x : x + nx])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of both."""
+        return self.stored.nbytes + self.valid.nbytes
+
+
+def read_chunk(image: Image, y: int, x: int, ny: int, nx: int) -> Chunk:
+    """A window that lies inside an image, from its source."""
+    stored = image.reader.read(y, x, ny, nx)
+    return Chunk(stored, image.values.valid(stored, image.reader.mask(y, x, ny, nx)))
+
+
 class ChunkCache:
-    """Stored values of images by chunk, least recently used first out. Pickles empty."""
+    """Pieces of images, least recently used first out. Pickles empty."""
 
     def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
         self.limit_bytes, self.held_bytes = limit_bytes, 0
-        self._chunks: OrderedDict[tuple[int, int, int], Stored] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int, int], Chunk] = OrderedDict()
 
     def __reduce__(self) -> tuple[type[ChunkCache], tuple[int]]:
         return type(self), (self.limit_bytes,)
 
-    def window(self, index: int, image: Image, y: int, x: int, ny: int, nx: int) -> Stored:
-        """Stored values (bands, ny, nx) of a window inside `image`, the `index`-th of its set; a view if possible."""
+    def window(self, index: int, image: Image, y: int, x: int, ny: int, nx: int) -> Chunk:
+        """A window inside `image`, the `index`-th of its set; views if possible."""
         size_y, size_x = chunk_shape(image)
         rows = range(y // size_y, (y + ny - 1) // size_y + 1)
         cols = range(x // size_x, (x + nx - 1) // size_x + 1)
-        if len(rows) == len(cols) == 1:
-            chunk = self._chunk(index, image, rows[0], cols[0])
-            top, left = y - rows[0] * size_y, x - cols[0] * size_x
-            return chunk[:, top : top + ny, left : left + nx]
-        lines = [np.concatenate([self._chunk(index, image, r, c) for c in cols], axis=2) for r in rows]
         top, left = y - rows[0] * size_y, x - cols[0] * size_x
-        whole: Stored = np.concatenate(lines, axis=1)
-        return whole[:, top : top + ny, left : left + nx]
+        if len(rows) == len(cols) == 1:
+            return self._chunk(index, image, rows[0], cols[0]).part(top, left, ny, nx)
+        parts = [[self._chunk(index, image, r, c) for c in cols] for r in rows]
+        stored: Stored = np.concatenate([np.concatenate([c.stored for c in line], axis=2) for line in parts], axis=1)
+        return Chunk(stored, np.block([[c.valid for c in line] for line in parts])).part(top, left, ny, nx)
 
-    def _chunk(self, index: int, image: Image, row: int, col: int) -> Stored:
+    def _chunk(self, index: int, image: Image, row: int, col: int) -> Chunk:
         key = (index, row, col)
         found = self._chunks.get(key)
         if found is not None:
@@ -101,7 +123,7 @@ class ChunkCache:
         size_y, size_x = chunk_shape(image)
         y, x = row * size_y, col * size_x
         height, width = image.reader.shape
-        chunk = image.reader.read(y, x, min(size_y, height - y), min(size_x, width - x))
+        chunk = read_chunk(image, y, x, min(size_y, height - y), min(size_x, width - x))
         self._chunks[key] = chunk
         self.held_bytes += chunk.nbytes
         while self.held_bytes > self.limit_bytes and len(self._chunks) > 1:
@@ -187,13 +209,18 @@ class PatchSampler:
                 return Address(index, y, x, size, gsd_m)
         return None
 
-    def read(self, address: Address) -> NDArray[np.float32]:
-        """Brightness or reflectance (bands, n, n) of an address: its window alone, averaged by area."""
+    def read(self, address: Address) -> NDArray[np.float32] | None:
+        """Brightness or reflectance (bands, n, n) of an address: its window alone, averaged by area.
+
+        None where a pixel of the window shows no ground.
+        """
         image = self.images[address.image]
         ny, nx = _window(image, address.side_px, address.gsd_m)
-        stored = self.cache.window(address.image, image, address.y, address.x, ny, nx)
+        chunk = self.cache.window(address.image, image, address.y, address.x, ny, nx)
+        if not chunk.valid.all():
+            return None
         ratio_y, ratio_x = (address.gsd_m / native for native in image.gsd_m)
-        pixels = image.values.averaged(stored, ratio_y, ratio_x)
+        pixels = image.values.averaged(chunk.stored, ratio_y, ratio_x)
         return pixels[:, : address.side_px, : address.side_px]
 
     def _patches(self, size: int, views: int, rng: np.random.Generator) -> list[Patch]:
@@ -212,20 +239,21 @@ class PatchSampler:
             gamma = sample_gamma(rng, image.bands) if image.values.encoded else None
             return [replace(patch, pixels=_settled(patch.pixels[order], gamma)) for patch in patches]
         raise UsageError(
-            f"no patch that shows anything in {IMAGES_TRIED} images", "images that are not black or flat throughout"
+            f"no patch that shows anything in {IMAGES_TRIED} images",
+            "images that are not nodata, masked, black, white or flat throughout",
         )
 
     def _patch(self, index: int, size: int, gsd_m: float, rng: np.random.Generator) -> Patch | None:
-        """One patch, turned and flipped; None when the places tried were black or flat."""
+        """One patch, turned and flipped; None when the places tried had pixels without ground, or were flat."""
         for _ in range(TRIES):
             address = self.draw(rng, index, size, gsd_m)
             if address is None:
                 return None
             crop = self.read(address)
-            self.images[index].check(crop)
-            if float((crop.max(axis=0) == 0).mean()) >= BLACK:
+            if crop is None:
                 continue
-            if float(crop.std()) > FLAT_PATCH or rng.random() < FLAT_KEPT:
+            self.images[index].check(crop)
+            if contrast(crop, self.images[index].values.encoded) > FLAT_PATCH or rng.random() < FLAT_KEPT:
                 turns, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
                 return Patch(_turned(crop, turns, mirrored), address, turns, mirrored)
         return None
@@ -253,6 +281,15 @@ def _settled(pixels: NDArray[np.float32], gamma: NDArray[np.float64] | None) -> 
     return np.ascontiguousarray(pixels) if gamma is None else harmonise(pixels, gamma)
 
 
+def contrast(pixels: NDArray[np.float32], encoded: bool) -> float:
+    """Standard deviation (0 to 1) of 8-bit brightness, or of reflectance as 8-bit images would show it.
+
+    A field of dark crops counts as much as bright ground of the same relative variation.
+    """
+    shown = pixels if encoded else np.clip(pixels, 0, 1) ** np.float32(DISPLAY_GAMMA)
+    return float(shown.std())
+
+
 def fits(image: Image, size: int) -> bool:
     """True when the image holds a patch of `size` px at its finest target."""
     return min(image.extent_m) >= size * image.target_gsd_m[0] * (1 - 1e-9)
@@ -268,7 +305,10 @@ def _window(image: Image, size: int, gsd_m: float) -> tuple[int, int]:
 
 
 def held_out_chips(image: Image) -> list[Chip]:
-    """What an image is evaluated on: its middle; where cells split it, of the largest held-out squares."""
+    """What an image is evaluated on: its middle; where cells split it, of the largest held-out squares.
+
+    Where pixels there show no ground, the largest square of those that do; contrast has no say.
+    """
     (height, width), ratios = image.reader.shape, tuple(image.evaluate_gsd_m / native for native in image.gsd_m)
     limits = min(height, int(CHIP_PX * ratios[0])), min(width, int(CHIP_PX * ratios[1]))
     windows = [(image.place, 0, 0, height, width)]
@@ -280,12 +320,31 @@ def held_out_chips(image: Image) -> list[Chip]:
         ]
     chips = []
     for place, top, left, ny, nx in windows:
-        y, x = top + max(ny - limits[0], 0) // 2, left + max(nx - limits[1], 0) // 2
-        stored = image.reader.read(y, x, min(ny, limits[0]), min(nx, limits[1]))
-        pixels = image.values.averaged(stored, *ratios)
-        image.check(pixels)
-        if min(pixels.shape[1:]) < MIN_CHIP_PX:
+        chunk = _judged(image, (top, left, ny, nx), limits, ratios)
+        if chunk is None:
             continue
+        pixels = image.values.averaged(chunk.stored, *ratios)
+        image.check(pixels)
         values = image.values.encoded, image.weight, image.bands
         chips.append(Chip(image.source, place, image.evaluate_gsd_m, pixels, *values))
     return chips
+
+
+def _judged(
+    image: Image, window: tuple[int, int, int, int], limits: tuple[int, int], ratios: tuple[float, ...]
+) -> Chunk | None:
+    """Valid pixels of a window: around its middle, else around the middle of a quarter; None where they are too few."""
+    top, left, ny, nx = window
+    size = min(ny, limits[0]), min(nx, limits[1])
+    least = MIN_CHIP_PX * max(ratios)
+    free = ny - size[0], nx - size[1]
+    for down, right in ((2, 2), (1, 1), (1, 3), (3, 1), (3, 3)):  # quarters of what the window leaves free
+        chunk = read_chunk(image, top + free[0] * down // 4, left + free[1] * right // 4, *size)
+        if not chunk.valid.all():
+            y, x, side = largest_square(chunk.valid)
+            chunk = chunk.part(y, x, side, side)
+        if min(chunk.valid.shape) >= least:
+            return chunk
+        if not any(free):
+            break
+    return None

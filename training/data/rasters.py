@@ -39,6 +39,7 @@ _GAMMA_FACTOR_NIR = np.linalg.cholesky(
     np.vstack([np.column_stack([GAMMA_COVARIANCE, GAMMA_NIR_COVARIANCE[:3]]), GAMMA_NIR_COVARIANCE])
 )
 PLAUSIBLE = (-0.5, 2.0)  # mean reflectance of a patch: offsets and bright snow reach beyond 0 and 1
+DARKEST = 1e-3  # the brightest number of a patch: water reflects more in blue
 WORDS_SHOWN = 160  # of a library's message
 
 
@@ -72,9 +73,9 @@ def reading(label: str) -> Iterator[None]:
 
 
 def check_reflectance(label: str, rho: NDArray[np.float32]) -> None:
-    """UsageError where the mean is no reflectance: a scale was forgotten, or nodata that the file does not declare."""
-    mean = float(rho.mean())
-    if not PLAUSIBLE[0] <= mean <= PLAUSIBLE[1]:
+    """UsageError where numbers are no reflectance: by a scale forgotten or applied twice, or by undeclared nodata."""
+    mean, largest = float(rho.mean()), float(np.abs(rho).max(initial=0))
+    if not PLAUSIBLE[0] <= mean <= PLAUSIBLE[1] or 0 < largest < DARKEST:
         raise UsageError(
             f"{label} has numbers around {mean:.4g}",
             "reflectance, 0 to 1",

@@ -19,6 +19,8 @@ from training.data.images import FileReader, band_numbers, close_files, make_ima
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from pipeline.aoi.aoi import Aoi
     from pipeline.archive.catalog import Catalog
     from pipeline.archive.image_search import RasterItem
@@ -41,15 +43,20 @@ class RemoteReader:
     bands: tuple[int, ...]
     shape: tuple[int, int]
     itemsize: int
+    masked: bool = False
+
+    def mask(self, y: int, x: int, ny: int, nx: int) -> NDArray[np.bool_] | None:
+        """As `Reader.mask`; ReadError after retries."""
+        if not self.masked:
+            return None
+        return _reached(self.access, self.item, self.href, lambda path: self._local(path).mask_here(y, x, ny, nx))
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
         """As `Reader.read`; ReadError after retries."""
-        return _reached(
-            self.access,
-            self.item,
-            self.href,
-            lambda path: FileReader(path, self.bands, self.shape, self.itemsize).read_here(y, x, ny, nx),
-        )
+        return _reached(self.access, self.item, self.href, lambda path: self._local(path).read_here(y, x, ny, nx))
+
+    def _local(self, path: str) -> FileReader:
+        return FileReader(path, self.bands, self.shape, self.itemsize, self.masked)
 
     def selecting(self, places: Sequence[int]) -> RemoteReader:
         """As `Reader.selecting`."""
@@ -111,7 +118,7 @@ def _item_images(source: Source, item: RasterItem, header: Header, access: Acces
     return [
         make_image(
             source, item.id, Path(item.id), header,
-            RemoteReader(item.id, item.href, access, bands, header.shape, itemsize),
+            RemoteReader(item.id, item.href, access, bands, header.shape, itemsize, header.masked),
         )
         for bands in band_numbers(source, item.id, header)
     ]  # fmt: skip

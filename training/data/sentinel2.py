@@ -100,6 +100,9 @@ class SceneReader:
         order = [pixels.bands[10].index(name) for name in self.bands]
         return pixels.dn[10][order, rows, cols]
 
+    def mask(self, y: int, x: int, ny: int, nx: int) -> None:
+        """As `Reader.mask`: nodata of a scene is a value."""
+
     def selecting(self, places: Sequence[int]) -> SceneReader:
         """As `Reader.selecting`."""
         return replace(self, bands=tuple(self.bands[place] for place in places))

@@ -69,6 +69,9 @@ class StoreReader:
             stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored.astype(np.float32) if stored.dtype == np.float64 else stored
 
+    def mask(self, y: int, x: int, ny: int, nx: int) -> None:
+        """As `Reader.mask`: nodata of a store is a value."""
+
     def selecting(self, places: Sequence[int]) -> StoreReader:
         """As `Reader.selecting`."""
         return replace(self, bands=tuple(self.bands[place] for place in places))

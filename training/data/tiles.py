@@ -128,6 +128,9 @@ class StackReader:
     itemsize: int
     label: str
 
+    def mask(self, y: int, x: int, ny: int, nx: int) -> None:
+        """As `Reader.mask`: nodata of a stack is a value."""
+
     def selecting(self, places: Sequence[int]) -> StackReader:
         """As `Reader.selecting`."""
         return replace(self, bands=tuple(self.bands[place] for place in places))
@@ -170,10 +173,12 @@ class StackGround:
             rho[gsd] = np.zeros((len(wanted), stored.shape[1] // step, stored.shape[2] // step), np.float32)
             for row, name in enumerate(wanted):
                 if name in names:
-                    rho[gsd][row] = self.values.decode(stored[names.index(name)][None, ::step, ::step])[0]
+                    plane = stored[names.index(name), ::step, ::step]
+                    given = np.isfinite(plane) & (plane != self.values.nodata)
+                    rho[gsd][row] = np.where(given, self.values.decode(plane[None])[0], 0)
                     check_reflectance(f"{name} of {self.label}", rho[gsd][row])
-        empty = self.values.nodata or 0
-        return Nested(rho, whole_blocks((stored != empty).any(axis=0)))
+        measured = np.isfinite(stored) & (stored != (self.values.nodata or 0))
+        return Nested(rho, whole_blocks(measured.any(axis=0)))
 
 
 @dataclass(frozen=True, eq=False)

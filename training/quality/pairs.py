@@ -14,6 +14,7 @@ from torch.nn import functional
 from pipeline.bands import RGB, SCALE_10M
 from pipeline.errors import UsageError
 from training import placement
+from training.data.patches import contrast
 from training.data.rasters import harmonise, median_gamma
 from training.degradation.degrade import Degradation, degrade
 from training.degradation.sensor import relative_widths
@@ -37,7 +38,7 @@ HELD_OUT_PER_SET = 6
 BORDER_PX = 8  # left out of every score, of all methods alike
 MAX_SIDE_PX = 256
 MIN_SIDE_PX = 40  # of smaller images nothing is left inside the borders that metrics crop
-FLAT = 0.02  # spread of 8-bit values / 255 below which an image shows nothing to sharpen
+FLAT = 0.02  # `contrast` below which an image shows nothing to sharpen
 BATCH_PX = 2**17  # output pixels per pass of a network: bounds memory
 STATE_PX = 64  # side of the windows from which a scene's state is made
 CPU = torch.device("cpu")
@@ -72,7 +73,7 @@ def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None 
     pairs: list[Pair] = []
     for index, chip in enumerate(chips):
         seen = sum(pair.source == chip.source for pair in pairs)
-        if min(chip.pixels.shape[1:]) < MIN_SIDE_PX or float(chip.pixels.std()) <= FLAT:
+        if min(chip.pixels.shape[1:]) < MIN_SIDE_PX or contrast(chip.pixels, chip.encoded) <= FLAT:
             continue
         if per_set is not None and seen >= per_set:
             continue

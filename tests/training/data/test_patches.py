@@ -20,13 +20,16 @@ from training.data.training_file import Source
 class Array:
     """A reader of an array, which keeps count of what was asked of it."""
 
-    def __init__(self, pixels):
-        self.pixels, self.windows = pixels, []
+    def __init__(self, pixels, valid=None):
+        self.pixels, self.valid, self.windows = pixels, valid, []
         self.shape, self.itemsize = pixels.shape[1:], pixels.itemsize
 
     def read(self, y, x, ny, nx):
         self.windows.append((y, x, ny, nx))
         return self.pixels[:, y : y + ny, x : x + nx]
+
+    def mask(self, y, x, ny, nx):
+        return None if self.valid is None else self.valid[y : y + ny, x : x + nx]
 
 
 def image_of(pixels, gsd_m=1.0, target=(2.0, 3.0), encoded=False, weight=1.0, scale=1.0) -> Image:
@@ -117,13 +120,14 @@ def test_windows_across_chunks_are_whole(monkeypatch):
     monkeypatch.setattr(patches, "CHUNK_PX", 64)
     image = image_of(noise(300, 300))
     window = ChunkCache().window(0, image, 50, 60, 100, 140)
-    np.testing.assert_array_equal(window, image.reader.pixels[:, 50:150, 60:200])
+    np.testing.assert_array_equal(window.stored, image.reader.pixels[:, 50:150, 60:200])
+    assert window.valid.shape == (100, 140)
 
 
 def test_the_cache_keeps_to_its_limit(monkeypatch):
     monkeypatch.setattr(patches, "WHOLE_BYTES", 10_000)
     monkeypatch.setattr(patches, "CHUNK_PX", 64)
-    image, size = image_of(noise(640, 640)), 3 * 64 * 64 * 4
+    image, size = image_of(noise(640, 640)), 64 * 64 * (3 * 4 + 1)  # stored values, and validity
     cache = ChunkCache(limit_bytes=4 * size)
     for step in range(10):
         cache.window(0, image, 64 * step, 0, 64, 64)
@@ -191,12 +195,15 @@ def test_nothing_to_draw_from_says_so():
         black.batch(np.random.default_rng(0), 1)
 
 
-def test_nodata_is_black_whatever_value_stands_for_it():
+def test_nodata_and_masks_are_no_ground():
     stored = np.array([[[255, 255, 0]], [[255, 100, 0]], [[255, 100, 0]]], np.uint8)
-    np.testing.assert_allclose(Values(True, nodata=255).decode(stored)[0, 0], [0, 1, 0])
-    reflectance = Values(False, 1e-4, -0.1, nodata=0).decode(np.array([[[0, 1500]]] * 3, np.uint16))
+    assert Values(True, nodata=255).valid(stored).tolist() == [[False, True, True]], "of brightness, all bands"
+    assert Values(False, nodata=255).valid(stored).tolist() == [[False, False, True]], "of reflectance, any band"
+    assert Values(True).valid(stored, np.array([[True, False, True]])).tolist() == [[True, False, True]]
+    gaps = np.array([[[np.nan, 0.1, 0.1]], [[0.1, 0.1, np.inf]]], np.float32)
+    assert Values(False).valid(gaps).tolist() == [[False, True, False]]
+    reflectance = Values(False, 1e-4, -0.1).decode(np.array([[[1000, 1500]]] * 3, np.uint16))
     np.testing.assert_allclose(reflectance[0, 0], [0, 0.05], atol=1e-7)
-    assert Values(False).decode(np.full((3, 1, 1), np.nan, np.float32)).tolist() == [[[0.0]]] * 3
 
 
 @pytest.mark.parametrize("nodata", [None, 7.0])

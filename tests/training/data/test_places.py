@@ -36,6 +36,9 @@ class Flat:
         assert 0 <= x <= x + nx <= self.shape[1]
         return np.full((3, ny, nx), 100, np.uint8)
 
+    def mask(self, y, x, ny, nx):
+        return None
+
 
 def image_at(crs, left, top, step, shape, gsd_m=GSD_M) -> tuple[Image, Georeference]:
     raster = Georeference(crs, (step, 0.0, left, 0.0, -step, top), shape)

@@ -1,0 +1,51 @@
+"""Which pixels of an image show ground: not nodata, masked, transparent, or part of a frame or of saturated ground."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from training.data.images import Stored
+
+# Frames are black or white without being declared; a square of this side at the end of the number range, the same in
+# all bands, is none of the ground. Single dark or bright pixels are.
+FRAME_PX = 5
+
+
+def constant_frames(stored: Stored) -> NDArray[np.bool_]:
+    """Pixels (ny, nx) of stored values (bands, ny, nx) in squares of `FRAME_PX` px at the end of the number range.
+
+    The range is that of the integer type; for floating point it ends at 0 alone.
+    """
+    ends = {0.0}
+    if np.issubdtype(stored.dtype, np.integer):
+        limits = np.iinfo(str(stored.dtype))
+        ends |= {limits.min, limits.max}
+    found = np.zeros(stored.shape[1:], np.bool_)
+    square = np.ones((FRAME_PX, FRAME_PX), np.bool_)
+    for end in ends:
+        alike = (stored == end).all(axis=0)
+        if np.count_nonzero(alike) >= FRAME_PX:  # at the window's edge a frame may show less than a square
+            core = ndimage.binary_erosion(alike, square, border_value=1)
+            found |= ndimage.binary_dilation(core, square) & alike
+    return found
+
+
+def largest_square(valid: NDArray[np.bool_]) -> tuple[int, int, int]:
+    """(row, column, side) of the largest square of True, the one nearest the middle of several; side 0 without any.
+
+    Squares have a middle pixel, so that sides are odd.
+    """
+    reach = ndimage.distance_transform_cdt(np.pad(valid, 1), metric="chessboard")[1:-1, 1:-1]
+    largest = int(reach.max(initial=0))
+    if largest == 0:
+        return 0, 0, 0
+    rows, cols = np.nonzero(reach == largest)
+    off_middle = (rows - valid.shape[0] / 2) ** 2 + (cols - valid.shape[1] / 2) ** 2
+    nearest = int(off_middle.argmin())
+    return int(rows[nearest]) - largest + 1, int(cols[nearest]) - largest + 1, 2 * largest - 1
