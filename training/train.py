@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 LICENCE = "MIT"
 UNFINISHED = ".unfinished"  # in the name of weights whose last stages the budget did not reach
+UNREADABLE_LISTED = 50  # files named in provenance
 EXIT_AT_ONCE = 130  # by a second Ctrl-C, or by one before the first step
 
 
@@ -137,6 +138,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"do as released code where it departs from its paper, in all or in some ({_switches()})",
     )
+    p.add_argument(
+        "--skip", type=natural, default=10, help="unreadable files to leave out before giving up (default: 10)"
+    )
+    p.add_argument("--check", action="store_true", help="read all images once, list what is wrong, and stop")
     p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
     return p
 
@@ -253,12 +258,14 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     import torch
 
     from pipeline.models.bundle import load_bundle
+    from training.data import unreadable
     from training.data.sources import load_data
     from training.loop import distributed, savepoint
     from training.loop.run import Run
     from training.placement import check_bf16
     from training.starting import budget_of, check_follows, check_init, check_out, remarks
 
+    unreadable.forget()
     shipped = chosen(args)
     preset = adapted(args, shipped)
     device = distributed.device_of(args.device)
@@ -288,7 +295,8 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         return None
     digest = task.data.file.digest
     budget = budget_of(preset, args.minutes, args.images, savepoint.budget_of(checkpoint))
-    run = Run(task, preset, budget, args.out, args.seed, args.bf16, args.workers, digest)
+    run = Run(task, preset, budget, args.out, args.seed, args.bf16, args.workers, digest, args.skip)
+    run.unreadable = unreadable.newly_found()  # held-out images
     if args.init:
         run.begin_from(load_bundle(args.init))
     if args.resume:
@@ -331,6 +339,7 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
         "minutes": round(run.at.elapsed_s / 60, 1),
         "held_out": task.validate(run.stage),
         "credits": task.data.licence,
+        "unreadable": sorted(run.unreadable)[:UNREADABLE_LISTED],
     }
     unfinished = UNFINISHED if run.untrained else ""
     if unfinished:

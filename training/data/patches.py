@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from pipeline.errors import UsageError
+from training.data import unreadable
 from training.data.rasters import GAMMA_MEDIAN, Chip, harmonise, sample_gamma
 from training.data.validity import largest_square
 from training.presets import SMALL_PX
@@ -238,18 +239,23 @@ class PatchSampler:
             order = rng.permutation(count) if rng.random() < self.recoloured else np.arange(count)
             gamma = sample_gamma(rng, image.bands) if image.values.encoded else None
             return [replace(patch, pixels=_settled(patch.pixels[order], gamma)) for patch in patches]
+        unreadable.raise_any(image.label for image in self.images)
         raise UsageError(
             f"no patch that shows anything in {IMAGES_TRIED} images",
             "images that are not nodata, masked, black, white or flat throughout",
         )
 
     def _patch(self, index: int, size: int, gsd_m: float, rng: np.random.Generator) -> Patch | None:
-        """One patch, turned and flipped; None when the places tried had pixels without ground, or were flat."""
+        """One patch, turned and flipped; None where the image is unreadable, or places had pixels without ground."""
         for _ in range(TRIES):
             address = self.draw(rng, index, size, gsd_m)
             if address is None:
                 return None
-            crop = self.read(address)
+            crop, read = None, False
+            with unreadable.skipping(self.images[index].label):
+                crop, read = self.read(address), True
+            if not read:
+                return None
             if crop is None:
                 continue
             self.images[index].check(crop)
@@ -320,7 +326,9 @@ def held_out_chips(image: Image) -> list[Chip]:
         ]
     chips = []
     for place, top, left, ny, nx in windows:
-        chunk = _judged(image, (top, left, ny, nx), limits, ratios)
+        chunk = None
+        with unreadable.skipping(image.label):
+            chunk = _judged(image, (top, left, ny, nx), limits, ratios)
         if chunk is None:
             continue
         pixels = image.values.averaged(chunk.stored, *ratios)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import RGB
 from pipeline.errors import UsageError
+from training.data import unreadable
 from training.data.images import file_images
 from training.data.patches import CACHE_BYTES, RECOLOURED, PatchSampler, fits, held_out_chips
 from training.data.places import SPLIT_RULE, SPLITS, split_of
@@ -158,6 +159,8 @@ class TrainingData:
             most = evaluated[image.source]
             if not (most and image.place and seen[image.source, image.place] > most):
                 chips += held_out_chips(image)
+        if not chips:
+            unreadable.raise_any(image.label for image in self.offered)
         return chips
 
     def tiles(self, split: Split) -> list[Tile]:

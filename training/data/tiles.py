@@ -203,6 +203,11 @@ class Tile:
         return cls(place, Nested(rho, valid), Window(0, 0, *valid.shape), present)
 
     @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"{self.source}: {self.place}"
+
+    @property
     def whole(self) -> Nested:
         """All of it."""
         return _loaded(self)

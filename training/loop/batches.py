@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import PipelineError
+from training.data.unreadable import newly_found
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,16 +51,28 @@ class Draw:
         return cls(np.random.default_rng(sequence), torch.Generator().manual_seed(word))
 
 
-class Numbered(Dataset["Batch | PipelineError"]):
+@dataclass(frozen=True)
+class Made:
+    """A batch, and the files that were found unreadable since the one before: {label: error}."""
+
+    batch: Batch
+    unreadable: dict[str, str]
+
+    def pin_memory(self) -> Made:
+        """As the loader asks for where batches go to a GPU."""
+        return Made({name: tensor.pin_memory() for name, tensor in self.batch.items()}, self.unreadable)
+
+
+class Numbered(Dataset["Made | PipelineError"]):
     """Batches by number. A failure that has words for the user is handed over as a value: it crosses processes."""
 
     def __init__(self, make: Callable[[Draw], Batch], seed: int) -> None:
         self.make, self.seed = make, seed
 
-    def __getitem__(self, number: int) -> Batch | PipelineError:
+    def __getitem__(self, number: int) -> Made | PipelineError:
         """Batch `number`, float32 on the CPU."""
         try:
-            return self.make(Draw.seeded(self.seed, FOR_BATCH, number))
+            return Made(self.make(Draw.seeded(self.seed, FOR_BATCH, number)), newly_found())
         except PipelineError as error:
             error.__cause__ = error.__context__ = None  # a library's own error may not survive pickling
             return error.with_traceback(None)
@@ -100,7 +113,8 @@ class Feed:
     ) -> None:
         self.device = device or torch.device("cpu")
         self.waited_s = 0.0
-        loader: DataLoader[Batch | PipelineError] = DataLoader(
+        self.unreadable: dict[str, str] = {}  # files that were skipped: {label: error}
+        loader: DataLoader[Made | PipelineError] = DataLoader(
             Numbered(make, seed),
             batch_size=None,
             sampler=itertools.count(first, step),
@@ -110,7 +124,7 @@ class Feed:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else the loader would use the global one
         )
-        self._batches: Iterator[Batch | PipelineError]
+        self._batches: Iterator[Made | PipelineError]
         others = set(multiprocessing.active_children())
         with _held_back():  # until a worker ignores them
             self._batches = iter(loader)
@@ -140,12 +154,13 @@ class Feed:
         """The next batch. Raises what its making raised; PipelineError where a worker was killed."""
         started = time.monotonic()
         try:
-            batch = next(self._batches)
+            made = next(self._batches)
         except (ConnectionError, EOFError, RuntimeError) as error:
             raise self._explained(error) from error
-        if isinstance(batch, PipelineError):
-            raise batch
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        if isinstance(made, PipelineError):
+            raise made
+        self.unreadable |= made.unreadable
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in made.batch.items()}
         self.waited_s += time.monotonic() - started
         return moved
 

@@ -27,6 +27,7 @@ from pipeline.models.lite_fusion import (
     FusionNetwork,
     Trunk,
 )
+from training.data import unreadable
 from training.degradation.degrade import Degradation, degrade
 from training.presets import Preset, Stage
 from training.quality import wald
@@ -82,10 +83,12 @@ class TileSampler:
         for _ in range(TILES_TRIED):
             tile = self.tiles[int(rng.choice(len(self.tiles), p=self.odds))]
             ny, nx = tile.shape
-            for _ in range(PLACES_TRIED):
-                y, x = int(rng.integers(ny - CROP_60M + 1)), int(rng.integers(nx - CROP_60M + 1))
-                if tile.valid[y : y + CROP_60M, x : x + CROP_60M].mean() > MEASURED:
-                    return self._crop(tile, y, x, rng)
+            with unreadable.skipping(tile.label):
+                for _ in range(PLACES_TRIED):
+                    y, x = int(rng.integers(ny - CROP_60M + 1)), int(rng.integers(nx - CROP_60M + 1))
+                    if tile.valid[y : y + CROP_60M, x : x + CROP_60M].mean() > MEASURED:
+                        return self._crop(tile, y, x, rng)
+        unreadable.raise_any(tile.label for tile in self.tiles)
         raise UsageError(f"{TILES_TRIED} tiles show no {CROP_60M * 60} m of measured ground", "scenes with fewer gaps")
 
     def _crop(

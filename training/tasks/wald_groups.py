@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from pipeline.errors import UsageError
 from pipeline.models.difffusr_fusion import INPUTS
+from training.data import unreadable
 from training.degradation.degrade import apply_kernels, compose, gaussian
 
 if TYPE_CHECKING:
@@ -74,12 +75,13 @@ class Group:
         side = self.side_60m
         for _ in range(_TILES_TRIED):
             tile = self.tiles[int(rng.choice(len(self.tiles), p=odds))]
-            for _ in range(_PLACES_TRIED):
-                y, x = (int(rng.integers(length - side + 1)) for length in tile.shape)
-                if tile.valid[y : y + side, x : x + side].mean() > _VALID:
-                    turns, flip = int(rng.integers(4)), rng.random() < 0.5
-                    crop = {gsd: np.rot90(part, turns, axes=(1, 2)) for gsd, part in self._cut(tile, y, x).items()}
-                    return {gsd: np.ascontiguousarray(part[:, :, ::-1] if flip else part) for gsd, part in crop.items()}
+            with unreadable.skipping(tile.label):
+                for _ in range(_PLACES_TRIED):
+                    y, x = (int(rng.integers(length - side + 1)) for length in tile.shape)
+                    if tile.valid[y : y + side, x : x + side].mean() > _VALID:
+                        turns, flip = int(rng.integers(4)), rng.random() < 0.5
+                        return {gsd: turned(part, turns, flip) for gsd, part in self._cut(tile, y, x).items()}
+        unreadable.raise_any(tile.label for tile in self.tiles)
         raise UsageError(f"{_TILES_TRIED} tiles show no {side * 60} m of measured ground", "scenes with fewer gaps")
 
     def _cut(self, tile: Tile, y: int, x: int) -> dict[int, NDArray[np.float32]]:
@@ -88,6 +90,12 @@ class Group:
             f = 60 // gsd
             cut[gsd] = tile.rho[gsd][:, y * f : (y + self.side_60m) * f, x * f : (x + self.side_60m) * f]
         return cut
+
+
+def turned(raster: NDArray[np.float32], turns: int, mirrored: bool) -> NDArray[np.float32]:
+    """A raster (c, n, n) after quarter turns, mirrored left to right where asked for, in memory of its own."""
+    found = np.rot90(raster, turns, axes=(1, 2))
+    return np.ascontiguousarray(found[:, :, ::-1] if mirrored else found)
 
 
 def inputs_of(gsd_m: int) -> tuple[str, ...]:
