@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipeline.errors import Interrupted, PipelineError, UsageError
+from pipeline.errors import Interrupted, PipelineError, ReadError, UsageError
 from pipeline.terminal import show
 from training import registry
 from training.data.rasters import default_data
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from training.presets import Preset
     from training.task_spec import TaskSpec
 
-LICENCE = "MIT"
+SHIPPED_LICENCE = "MIT"  # of weights that come with the project
 UNFINISHED = ".unfinished"  # in the name of weights whose last stages the budget did not reach
 UNREADABLE_LISTED = 50  # files named in provenance
 EXIT_AT_ONCE = 130  # by a second Ctrl-C, or by one before the first step
@@ -259,6 +259,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
 
     from pipeline.models.bundle import load_bundle
     from training.data import unreadable
+    from training.data.cautions import cautions
     from training.data.sources import load_data
     from training.loop import distributed, savepoint
     from training.loop.run import Run
@@ -266,6 +267,9 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     from training.starting import budget_of, check_follows, check_init, check_out, remarks
 
     unreadable.forget()
+    if args.check:
+        checked(args)
+        return None
     shipped = chosen(args)
     preset = adapted(args, shipped)
     device = distributed.device_of(args.device)
@@ -290,7 +294,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         weights = sum(p.numel() for p in task.network.parameters())
         spec = registry.task_of(preset)
         sources = task.data.summary(spec.use, preset.least_px, spec.bands)
-        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *sources]))
+        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *sources, *cautions(task.data)]))
     if args.dry_run:
         return None
     digest = task.data.file.digest
@@ -304,6 +308,19 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         if distributed.rank() == 0:
             show("\n".join(remarks(run, args.resume, args.data)))
     return Ready(run, task, args)
+
+
+def checked(args: argparse.Namespace) -> None:
+    """Read all images of the training file once and print what is wrong with them. ReadError where something is."""
+    from training.data.check import check
+
+    found = check(args.data, show)
+    if found.faults:
+        raise ReadError(
+            f"{args.data}: {found.faults} of {found.files} files cannot be used",
+            "files that can be read, and show ground",
+            "mend them or leave them out",
+        )
 
 
 def train(ready: Ready) -> None:
@@ -320,6 +337,13 @@ def train(ready: Ready) -> None:
         ready.run.train(say=show, every_s=ready.args.every, stop=lambda: stop.asked)
     if distributed.rank() == 0:
         show(write_bundle(ready.run, ready.task, ready.args))
+
+
+def licence_of(given: str, data: TrainingData) -> str:
+    """The licence of weights: what the user gave; that of the project where its own data were used; else not stated."""
+    from training.data.sources import SHIPPED
+
+    return given or (SHIPPED_LICENCE if data.file.path == SHIPPED else "")
 
 
 def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
@@ -345,7 +369,7 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
     if unfinished:
         provenance["untrained"] = list(run.untrained)
     path = args.out / f"{run.preset.name}{unfinished}.safetensors"
-    digest = save_bundle(path, task.bundle(provenance, LICENCE), task.network.state_dict())
+    digest = save_bundle(path, task.bundle(provenance, licence_of(args.licence, task.data)), task.network.state_dict())
     said = [f"held out: {provenance['held_out']}", f"wrote {path} sha256 {digest}"]
     if not unfinished:
         (args.out / f"{run.preset.name}{UNFINISHED}.safetensors").unlink(missing_ok=True)

@@ -74,7 +74,8 @@ class Plan:
         content = self.to_json()
         for name in ("notes", "created_utc", "access"):
             content.pop(name)
-        content["system"].pop("licence")
+        for name in ("licence", "credits", "notes"):
+            content["system"].pop(name, None)
         if self.format_version < NAMES_ESTIMATE:
             for name in ("estimate", "mtf"):
                 content["config"].pop(name)

@@ -93,7 +93,7 @@ def make_plan(
 
 def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> list[str]:
     """Settings that have no effect, and bands that there are not, said aloud."""
-    remarks = []
+    remarks = list(system.notes)
     drawn, asked = system.draws(config.estimate, config.members), f"--members {config.members}" * bool(config.members)
     asked = asked or "--estimate sample" * (config.estimate == "sample")
     if asked and not system.stochastic:

@@ -74,6 +74,7 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         "consistency": how,
         "license": plan.licence,
         "weights_license": plan.system.licence,
+        "weights_credits": plan.system.credits,
         "credit": plan.credit,
         "comment": f"Detail finer than a band's native GSD is {MADE[generated]}, not measured. {_AGREES[how]}",
         "notes": list(plan.notes),

@@ -108,6 +108,7 @@ def _tags(slab: Slab, bands: tuple[str, ...]) -> dict[str, str]:
         "credit": str(stated.get("credit", "")),
         "super_resolution": str(stated.get("super_resolution", "")),
         "weights_license": str(stated.get("weights_license", "")),
+        "weights_credits": str(stated.get("weights_credits", "")),
         "plan_digest": str(stated.get("plan_digest", "")),
         "status": str(stated.get("status", "")),
         "gsd_m": f"{slab.gsd_m:g}",

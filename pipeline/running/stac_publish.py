@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 _DECIMALS = 7  # of degrees: a centimetre
 _SETTLED = ("status", "valid_fraction", "units", "quarantined", "plan_digest", "super_resolution", "sr_weights",
-            "fusion_weights", "sr_weights_sha256", "fusion_weights_sha256", "weights_license", "seed",
-            "estimate", "members", "consistency", "detail", "finer_generated_bands", "options", "conditions",
+            "fusion_weights", "sr_weights_sha256", "fusion_weights_sha256", "weights_license", "weights_credits",
+            "seed", "estimate", "members", "consistency", "detail", "finer_generated_bands", "options", "conditions",
             "license", "credit", "notes", "bands_absent")  # fmt: skip
 _FOLDERS = {
     FINER: "bands with detail below 2.5 m, which a network generated",

@@ -14,7 +14,7 @@ from pipeline.superres.registry import spec_of
 from pipeline.superres.spec import draws
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pipeline.models.bundle import Bundle
     from pipeline.superres.spec import Stage, SystemSpec, Weights
@@ -51,10 +51,12 @@ class Choice:
     name: str
     weights: tuple[File, ...] = ()
     licence: str = ""
+    credits: str = ""  # of the data that the weights were trained on
     generated_bands: tuple[str, ...] = ()
     stochastic: bool = False
     mean_draws: int = 0
     options: tuple[tuple[str, Value], ...] = ()  # all of the system's, by name
+    notes: tuple[str, ...] = ()  # what a user should know of the weights
 
     def of(self, role: str) -> File | None:
         """The weights file of a role, or None."""
@@ -84,7 +86,9 @@ def choose(name: str, given: Sequence[str] = (), options: Mapping[str, Value] | 
     return Choice(
         name=name,
         weights=tuple(files),
-        licence="; ".join(dict.fromkeys(bundle.licence for bundle in bundles.values() if bundle.licence)),
+        licence=_joined(bundle.licence for bundle in bundles.values()),
+        credits=_joined(str(bundle.provenance.get("credits", "")) for bundle in bundles.values()),
+        notes=tuple(note for bundle in bundles.values() for note in _notes(bundle)),
         generated_bands=tuple(dict.fromkeys(band for stage in stages for band in stage.gives)),
         stochastic=spec.stochastic,
         mean_draws=spec.mean_draws,
@@ -171,6 +175,18 @@ def _described(where: str, weights: Weights, spec: SystemSpec) -> Bundle:
         fitting = " or ".join(weights.kinds)
         raise UsageError(f"weights {where} are for {bundle.system!r}", fitting, f"give another with {flag}")
     return bundle
+
+
+def _notes(bundle: Bundle) -> list[str]:
+    """What to say of weights whose training ended early."""
+    untrained = bundle.provenance.get("untrained")
+    names = " and ".join(map(str, untrained)) if isinstance(untrained, list) else ""
+    return [f"the weights {Path(bundle.path).name} are unfinished: {names} was not trained"] if names else []
+
+
+def _joined(texts: Iterable[str]) -> str:
+    """Those that say something, each once."""
+    return "; ".join(dict.fromkeys(text for text in texts if text))
 
 
 def from_older(system: Mapping[str, object]) -> Choice:

@@ -35,6 +35,7 @@ class Header:
     driver: str = ""
     masked: bool = False  # an alpha band, or a mask of its own
     palette: bool = False  # one band of indices into a colour table
+    block: tuple[int, int] = (0, 0)  # shape of the pieces that can be read alone
 
 
 def read_header(path: str) -> Header:
@@ -52,7 +53,7 @@ def read_header(path: str) -> Header:
             palette = dataset.colorinterp[0] == ColorInterp.palette
             return Header(
                 dataset.shape, dataset.count, dataset.dtypes[0], dataset.nodata, crs, affine, dataset.driver,
-                masked and MaskFlags.all_valid not in dataset.mask_flag_enums[0], palette,
+                masked and MaskFlags.all_valid not in dataset.mask_flag_enums[0], palette, dataset.block_shapes[0],
             )  # fmt: skip
 
 

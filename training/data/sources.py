@@ -64,7 +64,7 @@ class TrainingData:
     @cached_property
     def offered(self) -> tuple[Image, ...]:
         """High-resolution images, all splits, with all their bands; their headers are read, their pixels not."""
-        return tuple(image for source in self.of_role("hr") for image in _images(source))
+        return tuple(image for source in self.of_role("hr") for image in images_of_source(source))
 
     @cached_property
     def images(self) -> tuple[Image, ...]:
@@ -238,7 +238,7 @@ def _of(images: Iterable[Image], bands: tuple[str, ...]) -> Iterator[Image]:
     return (found for image in images if (found := image.of(bands)) is not None)
 
 
-def _images(source: Source) -> list[Image]:
+def images_of_source(source: Source) -> list[Image]:
     """Images of a source of role "hr", wherever it is."""
     if source.catalog:
         from training.data.remote import remote_images

@@ -262,6 +262,7 @@ def settings_section(facts: Facts, zone: Zone) -> str:
         ("Software", str(said.get("software", ""))),
         ("Licence of the imagery", str(said.get("license", ""))),
         ("Licence of the weights", str(said.get("weights_license", ""))),
+        ("Data of the weights", str(said.get("weights_credits", ""))),
         ("Credit", str(said.get("credit", ""))),
     ]
     notes = said.get("notes")

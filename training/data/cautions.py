@@ -1,0 +1,62 @@
+"""What a user may not expect of their training data: tiles that count as places, and detail that was generated."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.data.images import Image
+    from training.data.sources import TrainingData
+    from training.data.training_file import Source
+
+MANY_FILES = 4  # of one stem look like tiles of a mosaic
+_COUNTER = re.compile(r"(?:[_\-. ]?(?:[rcxy]|row|col|tile|part)?[_\-]?\d+)+$", re.IGNORECASE)
+
+
+def cautions(data: TrainingData) -> list[str]:
+    """One line for each, by source."""
+    found = []
+    for source in data.of_role("hr"):
+        images = [image for image in data.offered if image.source == source.name]
+        found += _tiles(source, images)
+        if source.zarr and (made := generated_bands(source.zarr)):
+            found.append(
+                f"{source.name}: {source.zarr} holds detail in {', '.join(made)} that a network generated: "
+                "as truth it teaches that network's inventions"
+            )
+    return found
+
+
+def _tiles(source: Source, images: list[Image]) -> list[str]:
+    """A caution where files without georeferencing have names as tiles of one mosaic have."""
+    if source.place or source.split != "by-place" or any(image.georeference for image in images):
+        return []
+    names = sorted({Path(image.label).stem for image in images})
+    stems = Counter(_COUNTER.sub("", name) for name in names)
+    stem, count = stems.most_common(1)[0] if stems else ("", 0)
+    if count < MANY_FILES or not stem:
+        return []
+    return [
+        f"{source.name}: {len(names)} files without georeferencing count as {len(names)} places, and {count} of them "
+        f"are called {stem}...; if they are tiles of one mosaic, neighbours are trained on and judged: "
+        f"place = '({re.escape(stem)})' makes one place of them"
+    ]
+
+
+def generated_bands(store: str) -> list[str]:
+    """Bands of a store of this pipeline whose detail a network generated; none for other stores."""
+    import zarr
+
+    try:
+        root = zarr.open_group(store, mode="r")
+    except (OSError, ValueError, KeyError):
+        return []
+    groups = [root, *(group for _, group in root.groups())]
+    return sorted({str(band) for group in groups for band in _listed(group.attrs.get("generated_bands"))})
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else []
