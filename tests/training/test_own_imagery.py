@@ -155,6 +155,21 @@ def test_an_unreadable_image_ends_the_run_before_writing(own, tmp_path, capsys, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_unreadable_image_is_left_out_and_named(own, tmp_path, capsys, workers):
+    cut = tmp_path / "orthos" / "0.tif"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    own.write_text(TOML[: TOML.index('[[source]]\nname = "scenes"')])
+    assert run(own, tmp_path / "run", "--images", "16", "--workers", workers) == 0
+    said = capsys.readouterr().out
+    assert said.count("left out: ") == 1
+    assert f"left out: {cut} cannot be read (" in said
+    weights = next((tmp_path / "run").glob("*.safetensors"))
+    assert load_bundle(weights).provenance["unreadable"] == [str(cut)]
+    assert run(own, tmp_path / "other", "--images", "16", "--workers", workers, "--skip", "0") == 5
+    assert "1 file cannot be read, among them" in capsys.readouterr().err
+
+
 def test_an_unwritable_folder_is_refused_before_reading(own, tmp_path, capsys):
     own.unlink()
     (tmp_path / "taken").write_text("a file")

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
     from training.data.headers import Header
     from training.data.places import Split
+    from training.data.rasters import Stored
     from training.data.training_file import Source
-
-    Stored = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16] | NDArray[np.float32]
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg")  # of images in a folder
 COARSER_BY = 1.01  # a GSD this much above its target is the target: 2.0 m files say 2.0000004

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from training.data.images import Image, Stored
+    from training.data.images import Image
     from training.data.places import Split
+    from training.data.rasters import Stored
 
 T = TypeVar("T", bound=np.generic)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
     from xarray import DataArray
 
+    Stored = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16] | NDArray[np.float32]
+
 # 8-bit aerial imagery to Sentinel-2-like reflectance: rho = (x / 255)^(1 / gamma_c), per channel R, G, B.
 # opensr-degradation, `gamma_multivariate_normal` (mean and covariance); the medians are those of DiffFuSR's recipe.
 GAMMA_MEAN = np.array([0.33213, 0.32609, 0.35347])

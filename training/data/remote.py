@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Scene
     from training.data.headers import Header
-    from training.data.images import Image, Stored
+    from training.data.images import Image
+    from training.data.rasters import Stored
     from training.data.training_file import Source
 
 T = TypeVar("T")

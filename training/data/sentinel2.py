@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     from pipeline.aoi.aoi import Aoi
     from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Scene
-    from training.data.images import Image, Stored
+    from training.data.images import Image
     from training.data.places import Split
+    from training.data.rasters import Stored
     from training.data.tiles import Ground
     from training.data.training_file import Source
 

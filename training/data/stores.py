@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from xarray import DataArray
 
-    from training.data.images import Image, Stored
+    from training.data.images import Image
+    from training.data.rasters import Stored
     from training.data.training_file import Source
 
 _GROUND = {"y": ("y", "latitude", "lat"), "x": ("x", "longitude", "lon")}

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Scene
     from pipeline.grid.grid import Grid
-    from training.data.images import Stored, Values
+    from training.data.images import Values
     from training.data.places import Split
+    from training.data.rasters import Stored
 
 BANDS: dict[int, tuple[str, ...]] = {
     10: ("B04", "B03", "B02", "B08"),

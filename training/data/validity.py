@@ -10,7 +10,7 @@ from scipy import ndimage
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from training.data.images import Stored
+    from training.data.rasters import Stored
 
 # Frames are black or white without being declared; a square of this side at the end of the number range, the same in
 # all bands, is none of the ground. Single dark or bright pixels are.

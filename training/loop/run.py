@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import Interrupted, PipelineError, ReadError, UsageError
+from pipeline.errors import Interrupted, PipelineError, UsageError
 from training import placement
 from training.loop import distributed, log, savepoint
 from training.loop.average import Average
@@ -22,6 +22,7 @@ from training.loop.batches import FOR_LOSS, FOR_STAGE, Draw, Feed
 from training.loop.lineage import Lineage
 from training.loop.optimisers import OWN, Optimisers
 from training.loop.progress import Budget, Progress, Tally
+from training.loop.skipped import SKIPPED, Skipped
 from training.loop.task import HasCompanion, HasLoss, Objective, ShowsSamples, TakesTurns
 from training.schedule import rate
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Average", "Budget", "Diverged", "Draw", "Progress", "Run"]
 
-SKIPPED = 10  # unreadable files that do not end a run
 STATISTICS = ("running_mean", "running_var")  # of BatchNorm, which every process sees only its own batches of
 
 
@@ -65,8 +65,8 @@ class Run:
         skip: int = SKIPPED,
     ) -> None:
         self.task, self.preset, self.budget, self.folder = task, preset, budget, folder
-        self.seed, self.bf16, self.workers, self.skip = seed, bf16, workers, skip
-        self.unreadable: dict[str, str] = {}  # files that this process skipped: {label: error}
+        self.seed, self.bf16, self.workers = seed, bf16, workers
+        self.skipped = Skipped(skip)
         self.device = placement.device_of(task.network)
         self.resumed_from: Path | None = None
         self.resumed_at = 0  # step
@@ -109,7 +109,7 @@ class Run:
             while self._goes_on(until_images):
                 self._enter()
                 self._step(feed)
-                self._skipped(feed.unreadable, say)
+                self.skipped.add(feed.unreadable, say)
                 if self.at.elapsed_s - last >= every_s:
                     last = self.at.elapsed_s
                     self._report(say)
@@ -124,18 +124,6 @@ class Run:
         if self._spent() >= 1.0:
             self.task.finish()
         self.lineage.end(self.task.network.state_dict(), self.at)
-
-    def _skipped(self, found: dict[str, str], say: Callable[[str], None]) -> None:
-        """Name files that were found unreadable. ReadError where they are too many."""
-        for label in found.keys() - self.unreadable.keys():
-            say(f"left out: {found[label]}")
-        self.unreadable |= found
-        if len(self.unreadable) > self.skip:
-            raise ReadError(
-                f"{len(self.unreadable)} files cannot be read, among them {next(iter(found))}",
-                f"at most {self.skip}",
-                "--check lists them all; --skip allows for more",
-            )
 
     def begin_from(self, bundle: Bundle) -> None:
         """Record that the task's network has begun with this bundle's weights."""

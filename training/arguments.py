@@ -1,0 +1,176 @@
+"""The command line of `python -m training.train`, and the preset that it asks for."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from pipeline.errors import UsageError
+from pipeline.terminal import show
+from training import registry
+from training.data.rasters import default_data
+from training.presets import table
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+    from training.presets import Preset
+
+
+class OneVoice(argparse.ArgumentParser):
+    """Under torchrun every process reads the same command line: the first alone speaks of it."""
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """As always, in one process."""
+        if os.environ.get("RANK", "0") == "0":
+            super().print_help(file)
+
+    def error(self, message: str) -> NoReturn:
+        """As always; under torchrun a UsageError, since a process that ends at once ends the others too."""
+        if "RANK" in os.environ:
+            raise UsageError(f"{self.format_usage()}{self.prog}: error: {message}")
+        super().error(message)
+
+
+class ListPresets(argparse.Action):
+    """Prints the presets and ends, like --help."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        """Called when the flag is met."""
+        if os.environ.get("RANK", "0") == "0":
+            show(table(registry.presets().values()))
+        parser.exit()
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; expected 0 or more")
+    return number
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def duration(text: str) -> float:
+    """A finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return number
+
+
+def interval(text: str) -> float:
+    """A number of at least 0."""
+    number = float(text)
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
+    return number
+
+
+def parser(description: str | None = None) -> argparse.ArgumentParser:
+    """Command line of `python -m training.train`."""
+    p = OneVoice(prog="python -m training.train", description=description)
+    tasks = "; ".join(f"{task.name}: {task.summary}" for task in registry.every().values())
+    p.add_argument("--preset", choices=sorted(registry.presets()), help="a recipe of a task, as --list shows them")
+    p.add_argument(
+        "--task", choices=sorted(registry.every()), help=f"a task by its first preset, or that of --preset ({tasks})"
+    )
+    p.add_argument("--list", action=ListPresets, nargs=0, help="print all presets and stop")
+    p.add_argument(
+        "--data",
+        type=Path,
+        default=default_data(),
+        help="training file (TOML), or the root of the imagery of the shipped weights (default: %(default)s)",
+    )
+    p.add_argument("--out", type=Path, help="folder for checkpoint, log and weights (default: that of --resume)")
+    budget = p.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--minutes", type=duration, help="training time over all resumes (default: the preset's, or that of --resume)"
+    )
+    budget.add_argument("--images", type=positive, help="train on this many images instead: reproducible")
+    start = p.add_mutually_exclusive_group()
+    start.add_argument("--resume", type=Path, help="folder of the run to go on from")
+    start.add_argument("--init", type=Path, help="bundle whose weights a new run starts from")
+    p.add_argument("--seed", type=natural, default=0, help="of all chance; a resumed run keeps its own")
+    p.add_argument("--threads", type=positive, default=1, help="of PyTorch on a CPU (default: %(default)s)")
+    p.add_argument("--workers", type=natural, default=0, help="processes that make batches (default: none, in line)")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
+    p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions, on CPUs and GPUs that have them")
+    p.add_argument("--every", type=interval, default=60.0, help="seconds between lines and checkpoints (default: 60)")
+    p.add_argument(
+        "--rate", type=duration, default=1.0, help="times the preset's learning rates, such as 0.3 with --init"
+    )
+    p.add_argument("--recipe", action="append", metavar="NAME=VALUE", help="change a setting of the preset's recipe")
+    p.add_argument(
+        "--as-published",
+        nargs="*",
+        metavar="NAME",
+        help=f"do as released code where it departs from its paper, in all or in some ({_switches()})",
+    )
+    p.add_argument("--licence", default="", help="of the weights, such as CC-BY-4.0 (default: not stated)")
+    p.add_argument(
+        "--skip", type=natural, default=10, help="unreadable files to leave out before giving up (default: 10)"
+    )
+    p.add_argument("--check", action="store_true", help="read all images once, list what is wrong, and stop")
+    p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
+    return p
+
+
+def _switches() -> str:
+    """What `--as-published` takes, by the code that it is of."""
+    tasks = [task for task in registry.every().values() if task.switches]
+    return "; ".join(f"{task.whose}: {', '.join(task.switches)}" for task in tasks)
+
+
+def chosen(args: argparse.Namespace) -> Preset:
+    """The preset that is asked for, by its name or its task's. UsageError where neither is given, or they disagree."""
+    if args.preset is None and args.task is None:
+        raise UsageError("neither --preset nor --task", "what to train", "--list shows all presets")
+    if args.preset is None:
+        return registry.every()[args.task].presets[0]
+    preset = registry.presets()[args.preset]
+    if args.task not in (None, preset.task):
+        raise UsageError(
+            f"--preset {preset.name} with --task {args.task}", f"--task {preset.task}", "leave one of them out"
+        )
+    return preset
+
+
+def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
+    """The preset with the learning rates, the recipe's settings and the published departures that are asked for."""
+    recipe = dict(preset.recipe)
+    for text in args.recipe or ():
+        name, _, value = text.partition("=")
+        if name not in recipe:
+            raise UsageError(f"--recipe {text}: {preset.name} has no {name}", ", ".join(recipe) or "no --recipe at all")
+        recipe[name] = parsed(text, value, recipe[name])
+    switches = preset.published
+    if args.as_published is not None:
+        known = registry.task_of(preset).switches
+        if not known:
+            raise UsageError(f"--as-published with {preset.name}", f"a task that has switches ({_switches()})")
+        switches = tuple(args.as_published or known)
+        unknown = [name for name in switches if name not in known]
+        if unknown:
+            raise UsageError(f"--as-published {unknown[0]} is not known", f"none (for all), or of {', '.join(known)}")
+    stages = tuple(replace(stage, learning_rate=args.rate * stage.learning_rate) for stage in preset.stages)
+    return replace(preset, recipe=recipe, published=switches, stages=stages)
+
+
+def parsed(text: str, value: str, like: float | str) -> float | str:
+    """A setting given as text, of the type of the one it replaces. UsageError where it is none."""
+    try:
+        return {"true": True, "false": False}[value] if isinstance(like, bool) else type(like)(value)
+    except (KeyError, ValueError):
+        raise UsageError(f"--recipe {text}", f"a value like {str(like).lower()}") from None
