@@ -1,4 +1,4 @@
-"""The arguments of a run: flags to configuration and area."""
+"""The arguments of a run, parsed into configuration and AOI."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All flags. Those that decide pixels default to None, so that a TOML file can set them.
+    """Return the parser with all flags. Flags that decide pixels default to None, so that a TOML file can set them.
 
-    Words must have passed through `bbox.joined`.
+    Arguments must have passed through `bbox.joined`.
     """
     p = argparse.ArgumentParser(
         "python -m pipeline.run", description="Sentinel-2 L2A at 2.5 m, from AOI to Zarr store."
@@ -126,7 +126,7 @@ def _add_running(run: argparse._ArgumentGroup) -> None:
 
 
 def config_of(arguments: argparse.Namespace) -> RunConfig:
-    """Defaults, then the TOML file, then flags."""
+    """Merge defaults, then the TOML file, then flags."""
     config = RunConfig.from_toml(Path(arguments.config)) if arguments.config else RunConfig()
     given = {name: value for name in config.to_json() if (value := getattr(arguments, name, None)) is not None}
     if arguments.fusion_weights is not None:
@@ -141,7 +141,7 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
 
 
 def aoi_of(arguments: argparse.Namespace) -> Aoi:
-    """The AOI from --aoi or --bbox. UsageError unless exactly one is given."""
+    """Return the AOI from --aoi or --bbox. Raises UsageError unless exactly one is given."""
     from pipeline.aoi.aoi import aoi_from_bbox, read_aoi
 
     if (arguments.aoi is None) == (arguments.bbox is None):

@@ -15,9 +15,9 @@ _SIDES = 4
 
 
 def joined(argv: Sequence[str]) -> list[str]:
-    """The words with those of --bbox joined into one, because argparse takes a word such as -1.5,44 for a flag.
+    """Join the words of --bbox into one, since argparse takes a word such as -1.5,44 for a flag.
 
-    A box ends with its fourth number; anything may follow.
+    A box ends with its fourth number. Anything may follow.
 
     >>> joined(["--bbox", "-1.5", "44", "-1", "45", "lake.zarr"])
     ['--bbox=-1.5,44,-1,45', 'lake.zarr']
@@ -33,7 +33,7 @@ def joined(argv: Sequence[str]) -> list[str]:
 
 
 def _is_flag(word: str) -> bool:
-    """True for a word that begins with a minus and is not a number or a list of numbers."""
+    """Return True for a word that begins with a minus and is not a number or a list of numbers."""
     if not word.startswith("-"):
         return False
     try:
@@ -44,7 +44,7 @@ def _is_flag(word: str) -> bool:
 
 
 def degrees_of(text: str) -> tuple[float, float, float, float]:
-    """West, south, east, north of "W,S,E,N". UsageError unless these are four numbers."""
+    """Parse "W,S,E,N" to west, south, east, north in degrees. Raises UsageError unless these are four numbers."""
     try:
         west, south, east, north = (float(word) for word in text.split(","))
     except ValueError as error:

@@ -43,7 +43,7 @@ FINISHED = ("complete", "complete_with_quarantine")
 
 @dataclass(frozen=True)
 class StoreReport:
-    """Findings about a store, verified at the level `verify`."""
+    """Findings of the check of a store at the level `verify`."""
 
     store: str
     found: Findings
@@ -51,7 +51,7 @@ class StoreReport:
 
     @property
     def exit_code(self) -> int:
-        """Exit code for what was found."""
+        """Exit code for the findings."""
         found = self.found
         if found.damaged:
             return EXIT_INTEGRITY
@@ -64,11 +64,11 @@ class StoreReport:
         return EXIT_QUARANTINE if found.quarantined else EXIT_OK
 
     def to_json(self) -> dict[str, Any]:
-        """All findings."""
+        """Return all findings."""
         return {"store": self.store, **asdict(self.found), "verify": self.verify}
 
     def text(self) -> str:
-        """The first findings of each kind, and how to repair them."""
+        """Return the first findings of each kind, and how to repair them."""
         found = self.found
         done = found.units - len(found.missing) - found.damaged_units - len(found.quarantined)
         checked = f"{_HOW[self.verify]}, {found.chunks} chunks"
@@ -93,7 +93,7 @@ class StoreReport:
 
 
 def examine(store: Where, verify: str) -> StoreReport:
-    """Status of a store and of each unit. `verify` full compares checksums and decodes every chunk."""
+    """Return the status of a store and of each unit. `verify` "full" compares checksums and decodes every chunk."""
     from pipeline.running import examine as examination
 
     place = place_of(store)
@@ -101,7 +101,7 @@ def examine(store: Where, verify: str) -> StoreReport:
 
 
 def _plan(place: Place) -> Plan:
-    """The store's plan. IntegrityError if a store of ours has lost its plan, UsageError if it is not ours."""
+    """Return the store's plan. Raises IntegrityError if it is lost, UsageError if the store is not of this pipeline."""
     from pipeline.planning.plan import load_plan
     from pipeline.store.identity import known_as_ours
 
@@ -118,19 +118,19 @@ def _plan(place: Place) -> Plan:
 
 
 def repair(store: Where, verify: str, workers: int) -> None:
-    """Recompute exactly the units that fail `verify` or are quarantined, and publish. PipelineError as in a run."""
+    """Recompute exactly the units that fail `verify` or are quarantined, and publish. Raises the errors of a run."""
     from pipeline.running.driver import run_plan
     from pipeline.running.examine import mend
 
     place = place_of(store)
     plan = _plan(place)
     cluster = "inline" if workers == 1 else "local"
-    # nothing is changed before the lease is held: a run may be active
+    # Repairs start only under the lease, since a run may be active.
     run_plan(plan, place, cluster=cluster, workers=workers, verify=verify, first=lambda held: mend(plan, held, verify))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     p = argparse.ArgumentParser("python -m pipeline.check", description="Check a store that pipeline.run wrote.")
     p.add_argument("store", help="folder or URL")
     p.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how closely (%(default)s)")

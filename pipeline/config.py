@@ -1,7 +1,4 @@
-"""RunConfig: every knob of a run once, with its default; frozen, printable, read from TOML.
-
-In: a TOML file and overrides. Out: a `RunConfig`. Imports bands, errors; nothing else of the pipeline.
-"""
+"""`RunConfig`: the settings of a run with their defaults, frozen and readable from TOML."""
 
 from __future__ import annotations
 
@@ -21,10 +18,10 @@ if TYPE_CHECKING:
 COMPOSITES = ("mosaic", "median", "none", "monthly")
 CONSISTENCIES = ("sensor", "box", "tent", "none")
 ESTIMATES = ("mean", "sample")
-FUSION_ROLE = "fusion"  # of the weights that --fusion-weights names
-MTF_RANGE = (0.05, 0.6)  # 2 / pi is a pixel's average alone
+FUSION_ROLE = "fusion"  # role of the weights given with --fusion-weights
+MTF_RANGE = (0.05, 0.6)  # 2 / pi would be the MTF of averaging over a pixel alone
 _MAX_TOML_BYTES = 1_000_000
-_EXAMPLES = {  # of values whose default shows no form
+_EXAMPLES = {  # for settings whose default does not show the format
     **dict.fromkeys(("start", "end"), 'a date in quotes, such as "2024-06-01"'),
     "weights": 'a list of files such as ["sr.safetensors", "fusion=fusion.safetensors"]',
     "bands": 'a list such as ["B02", "B03", "B04"]',
@@ -37,29 +34,29 @@ _EXAMPLES = {  # of values whose default shows no form
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What decides the pixels and the layout of a store. Equal configs over equal scenes give equal stores."""
+    """Settings that decide the pixels and the layout of a store. Equal settings and scenes give equal stores."""
 
     catalog: str = "earth-search"
     start: str = ""  # first day, ISO 8601; empty: 90 days before `end`
     end: str = ""  # last day; empty: today
     max_cloud: float = 60.0  # per cent, of the whole scene
     composite: str = "mosaic"
-    bands: tuple[str, ...] = ()  # empty: all 12, which every scene must then carry
+    bands: tuple[str, ...] = ()  # empty: all 12, which every scene must then have
     sr: str = DEFAULT
-    weights: tuple[str, ...] = ()  # bundles, "ROLE=FILE" or that of the first role; those left out ship with `sr`
+    weights: tuple[str, ...] = ()  # bundles, "ROLE=FILE" or "FILE" for the first role; default: those of `sr`
     options: tuple[str, ...] = ()  # settings of `sr`, "NAME=VALUE"
     conditions: tuple[str, ...] = ()  # maps that `sr` takes, "NAME=FILE"
-    estimate: str = "mean"  # the best estimate, or one sample of what may be there
-    members: int = 0  # draws that a mean is of, where not left to the system; more than one adds `uncertainty`
+    estimate: str = "mean"  # the best estimate, or "sample" for one draw
+    members: int = 0  # number of draws to average, 0: chosen by the system; more than one adds `uncertainty`
     seed: int = 0
     consistency: str = "sensor"
-    mtf: tuple[str, ...] = ()  # at Nyquist, where not the published ones: "0.25", or by band "B02=0.25"
+    mtf: tuple[str, ...] = ()  # MTF at Nyquist instead of the default: "0.25", or by band "B02=0.25"
     exclude: tuple[str, ...] = ()  # scene ids to leave out
     offset: int | None = None  # BOA_ADD_OFFSET to add to the archive's DN, overriding rules and audit
     clip: bool = False  # mask pixels outside the polygon
     chunk_px: int = 480  # 1.2 km; a multiple of 24
-    unit_chunks: int = 4  # at most so many chunks per unit, along one axis
-    shard: bool = False  # one Zarr shard per unit: fewer files, needs GDAL 3.13 to be read by GDAL
+    unit_chunks: int = 4  # maximum number of chunks per unit along one axis
+    shard: bool = False  # one Zarr shard per unit: fewer files, but GDAL needs version 3.13 to read them
 
     def __post_init__(self) -> None:
         known_words = (("composite", COMPOSITES), ("consistency", CONSISTENCIES), ("estimate", ESTIMATES))
@@ -90,23 +87,23 @@ class RunConfig:
 
     @property
     def band_names(self) -> tuple[str, ...]:
-        """Bands of the store, in the order of the instrument."""
+        """Bands of the store, in instrument order."""
         chosen = self.bands or BAND_NAMES
         return tuple(name for name in BAND_NAMES if name in chosen)
 
     @property
     def option_values(self) -> dict[str, str]:
-        """Options of the system that are given, as text."""
+        """Given options of the system, as text."""
         return _by_name("option", self.options)
 
     @property
     def condition_files(self) -> dict[str, str]:
-        """Files or addresses of maps by the name of the condition."""
+        """Files of maps by the name of the condition."""
         return _by_name("condition", self.conditions)
 
     @property
     def mtf_by_band(self) -> tuple[tuple[str, float], ...]:
-        """(band, MTF at Nyquist) of those that are given; a value without a band is that of all others."""
+        """Given (band, MTF at Nyquist). A value without a band applies to all other bands."""
         found: dict[str, float] = {}
         for text in sorted(self.mtf, key=lambda text: "=" in text):
             name, _, number = text.rpartition("=")
@@ -121,14 +118,14 @@ class RunConfig:
         return tuple(sorted(found.items()))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary, re-readable by `from_mapping`."""
+        """Return a dictionary, readable by `from_mapping`."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], source: str = "configuration") -> RunConfig:
-        """Build from names and values; unknown names and wrong types raise UsageError.
+        """Build from names and values. Raises UsageError for unknown names and wrong types.
 
-        `weights` may be one file, and `fusion_weights` stands for "fusion=FILE" among them.
+        `weights` may be one file, and `fusion_weights` adds "fusion=FILE" to them.
         """
         known = {field.name for field in fields(cls)}
         values = _with_weights(values, source)
@@ -143,7 +140,7 @@ class RunConfig:
 
     @classmethod
     def from_toml(cls, path: Path) -> RunConfig:
-        """Read a TOML file of these names. Raises UsageError."""
+        """Read the settings from a TOML file. Raises UsageError."""
         try:
             if path.stat().st_size > _MAX_TOML_BYTES:
                 raise UsageError(f"{path} is larger than 1 MB", "a short TOML file")
@@ -156,7 +153,7 @@ class RunConfig:
 
 
 def _by_name(flag: str, given: tuple[str, ...]) -> dict[str, str]:
-    """{name: value} of texts "NAME=VALUE". UsageError for others, and for a name that comes twice."""
+    """Parse texts "NAME=VALUE" to {name: value}. Raises UsageError for other texts and for duplicate names."""
     found: dict[str, str] = {}
     for text in given:
         name, _, value = str(text).partition("=")
@@ -169,7 +166,7 @@ def _by_name(flag: str, given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _with_weights(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """`values` with all weights in one list."""
+    """Return `values` with all weights in one list."""
     values = dict(values)
     for name in ("weights", "fusion_weights"):
         if isinstance(values.get(name), str):
@@ -191,6 +188,6 @@ def _check_type(name: str, value: object, default: object, source: str) -> None:
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:
-    """Knobs that differ, as "name: a -> b"."""
+    """Return the settings that differ, as "name: a -> b"."""
     pairs = [(field.name, getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]

@@ -1,4 +1,4 @@
-"""Decodes plain JSON into dataclasses, strictly: values are not converted, and unknown names are errors."""
+"""Strict decoding of plain JSON into dataclasses: values are not converted, and unknown names are errors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SCALARS = (bool, int, float, str)
 
 
 class DecodingError(ValueError):
-    """Content that does not fit its type: what is wrong, and where."""
+    """Content that does not fit its type. The message names faults with their paths."""
 
 
 def decode(kind: type[T], content: object, name: str, ready: tuple[type, ...] = ()) -> T:
-    """Return `content`, as `json.loads` gives it, as a `kind`. DecodingError names faults by their path below `name`.
+    """Decode `content` from `json.loads` to a `kind`. Raises DecodingError, which names faults by path below `name`.
 
     An int is accepted for a float and stays an int, so that a record encodes to the bytes it was decoded from.
-    Values that are instances of a type in `ready` are taken as they are.
+    Instances of the types in `ready` are kept as they are.
     """
     try:
         return _converter(ready).structure(content, kind)
@@ -53,7 +53,7 @@ def _instance(value: object, kind: type[T]) -> T:
 
 
 def _is_scalars(kind: object) -> bool:
-    """Whether a type is a union of scalars, such as `int | str`, or of one of them and None."""
+    """Return whether a type is a union of scalars and None, such as `int | str`."""
     return get_origin(kind) in (Union, types.UnionType) and set(get_args(kind)) <= {*_SCALARS, types.NoneType}
 
 
@@ -70,7 +70,7 @@ def _is_sequence(kind: object) -> bool:
 
 
 def _sequence(kind: object, converter: cattrs.Converter) -> Callable[[object, object], object]:
-    """Structure a list as a tuple or list of `kind`; the plain converter would take a text for a list of letters."""
+    """Return a hook that structures a list as `kind`. The default hook would accept a text as a list of letters."""
     whole, inside = cast("type[Any]", get_origin(kind)), get_args(kind)
     uniform = whole is list or inside[-1] is Ellipsis
 
@@ -88,7 +88,7 @@ def _sequence(kind: object, converter: cattrs.Converter) -> Callable[[object, ob
 def _words(error: BaseException, _kind: type | None) -> str:
     if isinstance(error, KeyError):
         return "missing"
-    if isinstance(error, AttributeError):  # what has no items
+    if isinstance(error, AttributeError):  # the value has no items
         return "expected an object"
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         return f"unknown: {', '.join(sorted(map(str, error.extra_fields)))}"

@@ -1,4 +1,4 @@
-"""Finding what modules of a package, and installed packages, bring: systems, training tasks."""
+"""Discovery of systems and training tasks in the modules of a package and in installed packages."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 def in_package(package: ModuleType, attribute: str, kind: type[T]) -> list[T]:
-    """`attribute` of every module of a package whose attribute is of that kind, by the modules' names."""
+    """Return `attribute` of every module of a package where it is of type `kind`, sorted by module name."""
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     modules = (importlib.import_module(f"{package.__name__}.{name}") for name in names)
     return [found for module in modules if isinstance(found := getattr(module, attribute, None), kind)]
 
 
 def in_entry_points(group: str, kind: type[T]) -> list[T]:
-    """What entry points of a group name, of that kind; a module that registers its own is imported alone."""
+    """Return the objects of type `kind` from entry points of a group. Others are only imported (self-registration)."""
     return [found for entry in entry_points(group=group) if isinstance(found := entry.load(), kind)]

@@ -1,6 +1,6 @@
-"""What the pipeline says when it cannot go on: one exception per exit code, each with found / expected / cure.
+"""The exceptions of the pipeline, by exit code. Each has found / expected / cure.
 
-Messages are one line without control characters, whatever they quote. May be imported from every room.
+Messages are one line without control characters, whatever they quote.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pipeline.plain import plain
 EXIT_OK = 0
 EXIT_USAGE = 2
 EXIT_NO_DATA = 3
-EXIT_QUARANTINE = 4  # complete but for units that were set aside
+EXIT_QUARANTINE = 4  # complete except for quarantined units
 EXIT_UPSTREAM = 5
 EXIT_STORAGE = 6
 EXIT_INTEGRITY = 7
@@ -18,9 +18,9 @@ EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h; Slurm's RequeueExit uses the s
 
 
 class PipelineError(Exception):
-    """A failure that is explained to the user in one line and never as a stack trace.
+    """A failure that is explained to the user in one line, without a stack trace.
 
-    `found` says what was seen, `expected` what would have been right, `cure` what to do about it.
+    `found` states what was found, `expected` what would have been right, and `cure` what to do about it.
     """
 
     exit_code = 1
@@ -36,7 +36,7 @@ class PipelineError(Exception):
         super().__init__(plain("; ".join(parts)))
 
     def __reduce__(self) -> tuple[type[PipelineError], tuple[str, str, str]]:
-        """Exceptions cross process borders by pickle; keep the three parts."""
+        """Keep the three parts when pickled between processes."""
         return type(self), (self.found, self.expected, self.cure)
 
 
@@ -47,23 +47,23 @@ class UsageError(PipelineError):
 
 
 class NoDataError(PipelineError):
-    """The request is fine but no scene answers it. Exit code 3."""
+    """The request is valid but no scene matches it. Exit code 3."""
 
     exit_code = EXIT_NO_DATA
 
 
 class UpstreamError(PipelineError):
-    """An archive refused, for good or for longer than we wait. Exit code 5."""
+    """An archive refused, permanently or for longer than the retries last. Exit code 5."""
 
     exit_code = EXIT_UPSTREAM
 
 
 class ReadError(UpstreamError):
-    """A scene's pixels could not be read: missing, truncated or damaged file. Never becomes nodata."""
+    """A scene's pixels could not be read: the file is missing, truncated or damaged. They never become nodata."""
 
 
 class Unreachable(ReadError):
-    """An archive does not answer, or answers that it is busy, for longer than one unit's patience. Exit code 75."""
+    """An archive did not answer, or was busy, for longer than the retries of one unit last. Exit code 75."""
 
     exit_code = EXIT_RESUMABLE
 
@@ -75,13 +75,13 @@ class StorageError(PipelineError):
 
 
 class StoreUnreachable(StorageError):
-    """An object store that holds the output does not answer for longer than one request's patience. Exit code 75."""
+    """The object store of the output did not answer for longer than the retries of one request last. Exit code 75."""
 
     exit_code = EXIT_RESUMABLE
 
 
 class IntegrityError(PipelineError):
-    """Stored bytes are not what was written. Exit code 7."""
+    """Stored bytes differ from what was written. Exit code 7."""
 
     exit_code = EXIT_INTEGRITY
 
@@ -93,8 +93,8 @@ class Interrupted(PipelineError):
 
 
 class StoreHeld(Interrupted):
-    """Another run holds the store, or what is asked of it. Exit code 75."""
+    """Another run holds the store, or the requested part of it. Exit code 75."""
 
 
 class LeaseLost(Interrupted):
-    """Another run took the store over, or began it anew; this one writes nothing more. Exit code 75."""
+    """Another run took over the store or began it anew. This run writes nothing more. Exit code 75."""

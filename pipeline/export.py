@@ -25,7 +25,7 @@ _SHOWN = 12
 
 
 def parser() -> argparse.ArgumentParser:
-    """All flags."""
+    """Return the parser."""
     p = argparse.ArgumentParser("python -m pipeline.export", description="Export a finished store as GeoTIFFs.")
     p.add_argument("store", help="folder or URL")
     p.add_argument("--to", choices=("cog",), default="cog", help="cloud-optimised GeoTIFF (%(default)s)")
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def request_of(arguments: argparse.Namespace) -> Request:
-    """The request that the flags describe. UsageError for empty lists."""
+    """Return the request from the flags. Raises UsageError for empty lists."""
     from pipeline.store.selection import Request
 
     bands = (
@@ -88,12 +88,12 @@ def _folder(arguments: argparse.Namespace) -> Path:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The files that an export wrote."""
+    """The files written by an export."""
 
     made: Export
 
     def to_json(self) -> dict[str, Any]:
-        """Paths and sizes."""
+        """Return paths, sizes and notes."""
         return {
             "files": [{"path": str(path), "bytes": path.stat().st_size} for path in self.made.files],
             "items": [str(path) for path in self.made.items],
@@ -101,7 +101,7 @@ class ExportReport:
         }
 
     def text(self) -> str:
-        """The folder and the first files; notes go to stderr."""
+        """Return the folder and the first files. Notes go to stderr."""
         files, items = self.made.files, self.made.items
         total_mib = sum(path.stat().st_size for path in files) / 2**20
         lines = [f"  {path.name}  {path.stat().st_size / 2**20:.1f} MiB" for path in files[:_SHOWN]]
@@ -112,7 +112,7 @@ class ExportReport:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     from pipeline.products.cog import export_cogs
 
     arguments = parser().parse_args(bbox.joined(sys.argv[1:] if argv is None else argv))

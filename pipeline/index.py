@@ -26,7 +26,7 @@ _ARCHIVE = Path("archive.json")
 
 @dataclass(frozen=True)
 class ScenesReport:
-    """The scenes of an index, and the stores that were listed beside it."""
+    """The scenes of an index, and the stores listed beside it."""
 
     scenes: Sequence[Scene]
     out: Path
@@ -34,12 +34,12 @@ class ScenesReport:
     stores: StoresReport | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All scenes and stores."""
+        """Return all scenes and stores."""
         said = {"index": str(self.out), "scenes": [_scene(s) for s in self.scenes], "notes": list(self.notes)}
         return {**said, "stores": self.stores.to_json()} if self.stores else said
 
     def text(self) -> str:
-        """One line per scene and store; notes go to stderr."""
+        """Return one line per scene and store. Notes go to stderr."""
         next_step = f"python -m pipeline.run --catalog {self.out} --aoi region.geojson"
         listed = f"{counted(len(self.scenes), 'scene')} in {self.out}; next: {next_step}"
         return "\n".join([*map(_line, self.scenes), listed, *([self.stores.text()] if self.stores else [])])
@@ -47,13 +47,13 @@ class ScenesReport:
 
 @dataclass(frozen=True)
 class StoresReport:
-    """STAC items of finished stores; `out` is the file that lists them, if there is one."""
+    """STAC items of finished stores. `out` is the file that lists them, if any."""
 
     listed: Listed
     out: Path | None
 
     def to_json(self) -> dict[str, Any]:
-        """Identifier, bounding box and time of each item."""
+        """Return id, bounding box and time of each item."""
         items = [
             {"store": store, "id": item["id"], "bbox": item["bbox"], "datetime": _when(item)}
             for store, item in zip(self.listed.stores, self.listed.items, strict=True)
@@ -62,7 +62,7 @@ class StoresReport:
         return {**said, "collection": str(self.listed.collection)} if self.listed.collection else said
 
     def text(self) -> str:
-        """One line per store; notes go to stderr."""
+        """Return one line per store. Notes go to stderr."""
         pairs = zip(self.listed.stores, self.listed.items, strict=True)
         lines = [
             f"{store}  {item['id']}  {_when(item)}  {', '.join(f'{degrees:.4f}' for degrees in item['bbox'])}"
@@ -110,7 +110,7 @@ def _line(scene: Scene) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All flags."""
+    """Return the parser."""
     p = argparse.ArgumentParser(
         "python -m pipeline.index",
         description="List the Sentinel-2 L2A scenes of a folder, or finished stores, in an index file.",
@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     arguments = parser().parse_args(argv)
     try:
         if arguments.out is not None:
@@ -141,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stores(what: Sequence[str]) -> list[str]:
-    """The arguments that are stores, all of them or none. UsageError for a mixture, or for several folders."""
-    # every URL counts as a store, since buckets are not scanned for scenes; one that is not gets an error by name
+    """Return the arguments that are stores, all or none. Raises UsageError for a mixture, or for several folders."""
+    # Every URL counts as a store, since buckets are not scanned for scenes. Other URLs fail later, by name.
     stores = [word for word in what if "://" in word or place_of(word).size("zarr.json") is not None]
     others = [word for word in what if word not in stores]
     if (stores and others) or len(others) > 1:
@@ -151,7 +151,7 @@ def _stores(what: Sequence[str]) -> list[str]:
 
 
 def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
-    """Index a folder's scenes, and the stores in it in a file of their own."""
+    """Index a folder's scenes, and list the stores in it in a separate file."""
     from pipeline.archive.local.scan import scan
     from pipeline.archive.stac.index_file import write_index
     from pipeline.running.stac_publish import stores_below
@@ -179,7 +179,7 @@ def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
 def _listed_beside(
     stores: Sequence[str], out: Path, arguments: argparse.Namespace
 ) -> tuple[Listed | None, tuple[str, ...]]:
-    """The stores in a folder of scenes, listed in `out`, and notes; None if none of them is finished."""
+    """List the stores in a folder of scenes in `out`. Return them, or None if none is finished, and notes."""
     from pipeline.running.stac_publish import list_stores
 
     try:
@@ -195,7 +195,7 @@ def _tell(notes: Sequence[str]) -> None:
 
 
 def _of_stores(stores: Sequence[str], arguments: argparse.Namespace) -> int:
-    """Write the items of finished stores, and list them where --out says."""
+    """Write the items of finished stores, and list them in the file given with --out."""
     from pipeline.running.stac_publish import list_stores
 
     if arguments.datetime is not None or arguments.offset is not None:

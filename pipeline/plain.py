@@ -1,4 +1,4 @@
-"""Makes external text (from catalogues, servers, files, receipts) safe to print."""
+"""Make external text (from catalogues, servers, files, receipts) safe to print."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # control, form
 
 
 def plain(text: str, *, lines: bool = False) -> str:
-    r"""The text with control and invisible characters written as escapes, like \x1b.
+    r"""Return the text with control and invisible characters written as escapes, like \x1b.
 
-    Line breaks and tabs are kept where `lines` is true.
+    Line breaks and tabs are kept if `lines` is true.
 
     >>> print(plain("a\x1b[31mb\nc"))
     a\x1b[31mb\nc

@@ -1,4 +1,4 @@
-"""The process that computes units: its settings, its device, its memory."""
+"""Settings, device and memory of a process that computes units."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def prepare_process(threads: int = 1) -> None:
-    """Settings that every working process needs, once: one torch thread, and GDAL kept from indirect drivers."""
+    """Set the number of torch threads and disable GDAL's indirect drivers. Every worker process needs this once."""
     import torch
 
     from pipeline.archive.read.gdal import restrict_drivers
@@ -16,14 +16,14 @@ def prepare_process(threads: int = 1) -> None:
 
 
 def device_name() -> str:
-    """The accelerator of this process: the first CUDA device it sees, else the CPU."""
+    """Return the torch device of this process: the first visible CUDA device, else the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def peak_rss_mib() -> float:
-    """Largest resident set of this process so far, in MiB (Linux counts KiB, macOS bytes)."""
+    """Return the largest resident set of this process so far, in MiB (Linux counts KiB, macOS bytes)."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Removes secrets from messages and logs: query strings, user names in URLs, tokens, keys and passwords."""
+"""Remove secrets from messages and logs: query strings, user names in URLs, tokens, keys and passwords."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SCHEME = r"(?<![\w+.-])[a-zA-Z][\w+.-]*://"
 _GATEWAY = re.compile(r"/vsicurl/http://127\.0\.0\.1:\d+/[\w-]{32}/[0-9a-f]{32}/([\w.-]*?)\.[0-9a-f]{16}\b")
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _QUERY = re.compile(rf"({_SCHEME}[^\s?#'\"<>]+)([?#])(?!\[redacted\])[^\s'\"<>)\]}}]+")
-_REQUEST = re.compile(r"((?:GET|HEAD|POST) [^\s?\"]+)\?(?!\[redacted\])[^\s\"]+")  # as clients log it, without host
+_REQUEST = re.compile(r"((?:GET|HEAD|POST) [^\s?\"]+)\?(?!\[redacted\])[^\s\"]+")  # as logged by clients, without host
 _JWT = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?")
 _BEARER = re.compile(r"\b(bearer) +(?!\[redacted)[\w.~+/=-]{8,}", re.IGNORECASE)
 _SAS = re.compile(r"[\w-]+=[^\s&'\"]*(?:&[\w-]+=[^\s&'\"]*)*&?\bsig=[^\s'\"<>)\]}]*", re.IGNORECASE)
@@ -39,9 +39,9 @@ _PAIR = re.compile(rf"(\b(?:{_SECRET_NAMES})\b['\"]?\s*[=:]\s*['\"]?)(?!\[redact
 
 
 def redact(text: str) -> str:
-    """The text without query strings, user names in URLs, tokens, keys, and values of secret environment variables."""
+    """Remove query strings, user names in URLs, tokens, keys, and values of secret environment variables."""
     for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_VARIABLE.search(name.upper()):  # shorter ones would remove ordinary words
+        if len(value) >= 8 and _SECRET_VARIABLE.search(name.upper()):  # shorter values may be ordinary words
             text = text.replace(value, "[redacted]")
     text = _GATEWAY.sub(r"\1", text)
     text = _USERINFO.sub("[redacted]@", text)
@@ -56,7 +56,7 @@ def redact(text: str) -> str:
 def redact_logs() -> None:
     """Redact all further log records and tracebacks of this process.
 
-    Records are redacted where they are made. A filter on the root logger would miss records that other loggers
+    Records are redacted when they are created. A filter on the root logger would miss records that other loggers
     propagate to it and those of loggers with their own handlers, such as `distributed`'s. Idempotent.
     """
     made = logging.getLogRecordFactory()
@@ -79,7 +79,7 @@ class _RedactedRecords:
         record = self._made(*arguments, **named)
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):  # mismatched arguments, which logging would print as they are
+        except (TypeError, ValueError):  # mismatched arguments, which logging would print unredacted
             record.msg, record.args = redact(f"{record.msg} {record.args}"), ()
         else:
             clean = plain(redact(text), lines=True)
@@ -95,5 +95,5 @@ def _trace(kind: type[BaseException], error: BaseException | None, where: Traceb
 
 
 def _show(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
-    """Exception hook that prints a redacted traceback."""
+    """Print a redacted traceback, as an exception hook."""
     print(_trace(kind, error, where), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Reports of the commands: each is a dataclass with two renderings, text for people and JSON for programs."""
+"""Reports of the commands. Each is a dataclass with two renderings, text for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _CAUSES = {
 
 
 class Report(Protocol):
-    """What a command reports at its end."""
+    """Report at the end of a command."""
 
     def text(self) -> str:
-        """Lines for people."""
+        """Return lines for people."""
 
     def to_json(self) -> dict[str, Any]:
-        """One JSON object for programs."""
+        """Return one JSON object for programs."""
 
 
 def show_report(report: Report, *, as_json: bool) -> None:
@@ -50,7 +50,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class PlanPreview:
-    """The plan and cost of a dry run; nothing was written."""
+    """The plan and cost of a dry run, which writes nothing."""
 
     plan: Plan
     cost: Estimate
@@ -58,11 +58,11 @@ class PlanPreview:
     area: str  # description of the AOI
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as it would be stored, and the estimate."""
+        """Return the plan as it would be stored, and the estimate."""
         return {"plan": self.plan.to_json(), "estimate": self.cost.to_json()}
 
     def text(self) -> str:
-        """Scenes with dates and offsets, zones, units, cost."""
+        """Return scenes with dates and offsets, zones, units and cost."""
         plan = self.plan
         title = (
             f"plan for {plain(plan.aoi_name)}: {plan.system.name}, {len(plan.config.band_names)} bands{_finer(plan)}"
@@ -104,7 +104,7 @@ class FrozenPlan:
     store: Place
 
     def to_json(self) -> dict[str, Any]:
-        """Store, digest and number of units."""
+        """Return store, digest and number of units."""
         return {
             "status": "planned",
             "store": str(self.store),
@@ -113,7 +113,7 @@ class FrozenPlan:
         }
 
     def text(self) -> str:
-        """The store, and the commands that run its plan in parts."""
+        """Return the store, and the commands that run its plan in parts."""
         units = sum(1 for _ in self.plan.units())
         return (
             f"{self.store} holds the plan: {counted(units, 'unit')}, digest {self.plan.digest[:12]}\n"
@@ -131,7 +131,7 @@ class PartReport:
     store: Place
 
     def to_json(self) -> dict[str, Any]:
-        """Counts of units, and seconds."""
+        """Return counts of units, and seconds."""
         summary = self.summary
         return {
             "status": "part",
@@ -145,7 +145,7 @@ class PartReport:
         }
 
     def text(self) -> str:
-        """The same on one line."""
+        """Return the same on one line."""
         summary = self.summary
         aside = f", {len(summary.quarantined)} set aside" if summary.quarantined else ""
         return (
@@ -156,7 +156,7 @@ class PartReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A finished run; `picture` is its quicklook, None where there is none."""
+    """A finished run. `picture` is the path of its quicklook, if any."""
 
     plan: Plan
     summary: Summary
@@ -164,7 +164,7 @@ class RunReport:
     picture: Path | None
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, seconds, sizes and shares."""
+        """Return counts, seconds, sizes and shares."""
         summary = self.summary
         clear = summary.clear_pixels / summary.pixels if summary.clear_pixels and summary.pixels else None
         return {
@@ -189,7 +189,7 @@ class RunReport:
         }
 
     def text(self) -> str:
-        """Where the store is, which scenes it used, where the time went, and how to open it."""
+        """Return the location of the store, its scenes, the time by stage, and how to open it."""
         return "\n".join([self._title(), *self._content(), *self._work(), *self._next()])
 
     def _title(self) -> str:
@@ -238,7 +238,7 @@ class RunReport:
 
 
 def _detail(summary: Summary) -> str:
-    """How much of what was measured has generated detail, and why the rest lacks some or all of it."""
+    """Describe how many measured pixels have generated detail, and why the others lack some or all of it."""
     shares = summary.detail_shares
     words = f"generated in {_percent(shares['generated'])} of measured pixels"
     words += f", partly in {_percent(shares['partial'])}" if shares["partial"] else ""
@@ -253,12 +253,12 @@ def _percent(share: float) -> str:
 
 
 def _holes(summary: Summary) -> str:
-    """Bands with zeros under a clear sky, and what may have caused them."""
+    """Describe bands with zeros where SCL says clear, and their possible causes."""
     counts = ", ".join(f"{band} {count}" for band, count in sorted(summary.holes.items()))
     return f"0 where the classification says clear ({counts} px): a damaged file, or a product clipped at 0; left empty"
 
 
 def _finer(plan: Plan) -> str:
-    """What is stored below 2.5 m."""
+    """Describe the bands stored at GSDs below 2.5 m."""
     found = [f"{len(bands)} at {gsd_m:g} m" for gsd_m, bands in plan.finer]
     return f" and, generated, {', '.join(found)}" if found else ""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
-    """The quicklook; kept when nothing was computed. A failure is reported, but does not fail a finished store."""
+    """Return the quicklook, drawn if `anew` or missing. Failures only give warnings, since the store is finished."""
     from pipeline.products.quicklook import is_quicklook
     from pipeline.running.quicklook import write_quicklook
 
@@ -46,7 +46,7 @@ def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
 
 
 def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
-    """Resolve "auto": one worker per GPU if there are several, a local cluster if several workers can be busy."""
+    """Resolve "auto": one worker per GPU if there are several, or a local cluster if several workers can be busy."""
     if arguments.cluster != "auto":
         return str(arguments.cluster)
     import torch
@@ -59,7 +59,7 @@ def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Plan and run; prints the report. Raises PipelineError."""
+    """Plan and run, and print the report. Raises PipelineError."""
     if arguments.shard_of or arguments.finalise:
         raise UsageError("--shard-of or --finalise without --plan", "--plan STORE, after a run with --plan-only")
     if arguments.of_pass is not None:
@@ -100,7 +100,7 @@ def _frozen(plan: Plan, shown: Place, arguments: argparse.Namespace, progress: P
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Compute a store's frozen plan: all of it, one part, or its publication. Raises PipelineError."""
+    """Compute a store's frozen plan or one part of it, or publish it. Raises PipelineError."""
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
     from pipeline.planning.parts import Part
@@ -133,7 +133,7 @@ def resume(arguments: argparse.Namespace) -> int:
 
 
 def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) -> int:
-    """Local workers as memory allows; UsageError if the user asked for more. Other clusters are not limited."""
+    """Limit local workers to the memory; other clusters are not limited. Raises UsageError if --workers is too many."""
     from pipeline.running.pools import fitting_workers, require_memory
 
     if arguments.cluster not in ("auto", "inline", "local"):
@@ -147,7 +147,7 @@ def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) 
 def compute(
     plan: Plan, held: Lease, shown: Place, arguments: argparse.Namespace, workers: int, progress: Progress
 ) -> int:
-    """Run a plan under its lease and print the report; returns the exit code."""
+    """Run a plan under its lease, print the report and return the exit code."""
     from pipeline.planning.parts import Part
     from pipeline.running import software
     from pipeline.running.driver import finalise, run_plan
@@ -189,7 +189,7 @@ def compute(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     arguments = parser().parse_args(joined(sys.argv[1:] if argv is None else argv))
     redact_logs()
     try:

@@ -1,6 +1,6 @@
 """`python -m pipeline.submit`: run as a job array on SLURM or Kubernetes.
 
-Submitting again continues; finished units are not computed again.
+Submitting again continues the run. Finished units are not computed again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _OneLine(argparse.ArgumentParser):
 
 
 def _own_flags(p: argparse.ArgumentParser) -> None:
-    """Flags that pipeline.run does not know."""
+    """Add the flags that pipeline.run does not have."""
     jobs = p.add_argument_group("jobs")
     jobs.add_argument("--target", choices=("slurm", "kubernetes"), required=True, help="scheduler that runs the jobs")
     jobs.add_argument(
@@ -79,7 +79,7 @@ def _own_flags(p: argparse.ArgumentParser) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All flags, those of pipeline.run included."""
+    """Return the parser with all flags, including those of pipeline.run."""
     p = _OneLine(
         "python -m pipeline.submit",
         description="A run as a job array; takes all flags of pipeline.run as well.",
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan_flags(words: Sequence[str]) -> tuple[str, ...]:
-    """The flags of a command line that only planning takes; area, TOML file and store are handled separately."""
+    """Return the flags that only planning takes. AOI, TOML file and store are handled separately."""
     p = _OneLine(add_help=False, allow_abbrev=False)
     _own_flags(p)
     for flag in ("--aoi", "--config", "--out", "--plan", "--verify", "--max-outage"):
@@ -103,7 +103,7 @@ def plan_flags(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """--sbatch and its value as one word, since argparse takes a value that begins with -- for a flag."""
+    """Join --sbatch and its value into one word, since argparse takes a value that begins with -- for a flag."""
     words: list[str] = []
     for word in argv:
         if words and words[-1] == "--sbatch":
@@ -114,7 +114,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def resources_of(arguments: argparse.Namespace) -> Resources:
-    """Resources of one part. UsageError for impossible values."""
+    """Return the resources of one part. Raises UsageError for impossible values."""
     for name, least in (("array", 1), ("parallel", 0), ("gpus", 0), ("cpus", 1)):
         if getattr(arguments, name) < least:
             raise UsageError(f"--{name} {getattr(arguments, name)}", f"at least {least}")
@@ -125,7 +125,7 @@ def resources_of(arguments: argparse.Namespace) -> Resources:
 
 
 def _with_memory(resources: Resources, worker_mib: float) -> Resources:
-    """The task with memory for its workers. UsageError when --memory is less than a part would accept."""
+    """Return the resources with memory for the workers. Raises UsageError if --memory is too small for a part."""
     needed = resources.needed_mib(worker_mib)
     if not resources.memory_mib:
         return Resources(resources.cpus, resources.gpus, needed, resources.limit_s)
@@ -140,12 +140,12 @@ def _with_memory(resources: Resources, worker_mib: float) -> Resources:
 
 
 def _part_options(arguments: argparse.Namespace) -> str:
-    """Flags passed on to every part."""
+    """Return the flags passed on to every part."""
     return f"--verify {arguments.verify} --max-outage {arguments.max_outage:g}"
 
 
 def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], resources: Resources) -> JobPlan:
-    """Freeze the plan into its store, or take the one that is there; with --dry-run nothing is written."""
+    """Freeze the plan into its store, or use the existing one. With --dry-run nothing is written."""
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.jobs.job_plan import freeze_job, load_job, preview_job
     from pipeline.running.stored_plan import RunRequest, writable
@@ -166,7 +166,7 @@ def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], resources: R
 
 
 def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
-    """Plan here, then submit the array and the publication. Raises PipelineError."""
+    """Plan locally, then submit the arrays and the publication. Raises PipelineError."""
     from pipeline.jobs import slurm
     from pipeline.planning.plan import load_plan, plan_path
 
@@ -195,7 +195,7 @@ def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 @dataclass(frozen=True)
 class SlurmReport:
-    """Ids of the jobs of a run: of an array for each pass, and of the publication; empty where none was submitted."""
+    """Job ids of a run: one array per pass, and the publication. They are empty if nothing was submitted."""
 
     array: Array
     array_jobs: tuple[str, ...] = ()
@@ -203,7 +203,7 @@ class SlurmReport:
     dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Jobs, parts and command lines."""
+        """Return jobs, parts and command lines."""
         plan = self.array.plan
         return {
             "status": "submitted" if self.finalise_job else "complete" if plan.finished else "dry-run",
@@ -221,7 +221,7 @@ class SlurmReport:
         }
 
     def text(self) -> str:
-        """What was submitted, or with --dry-run what would be; where the logs are, and how to cancel."""
+        """Return what was or, with --dry-run, would be submitted, the location of the logs, and how to cancel."""
         plan, jobs = self.array.plan, [job for job in (*self.array_jobs, self.finalise_job) if job]
         cut = f"{plan.store}: {counted(plan.units, 'unit')} in {counted(plan.parts, 'part')}"
         if self.dry_run:
@@ -277,7 +277,7 @@ def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 
 def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifests:
-    """The run as manifests, checked as far as possible without the cluster."""
+    """Return the manifests of the run, checked as far as possible without the cluster."""
     from pipeline.jobs.kubernetes import MOUNT, Manifests
 
     config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
@@ -309,7 +309,7 @@ def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     words = _joined(bbox.joined(sys.argv[1:] if argv is None else argv))
     redact_logs()
     try:

@@ -1,7 +1,7 @@
 """Temporary folders, so that outputs appear atomically, and checks of output paths.
 
 A lock shows that a temporary folder is in use. The system releases it when the process dies, also in containers, where
-process numbers mean nothing. Where the file system has no locks, leftovers stay.
+process ids are not unique. On file systems without locks, leftovers stay.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 _NAME = b"sen2fine"  # occurs in every text file that this software writes
 _BLOCK = 1 << 20
-_LOCK = "sen2fine.lock"  # the locked file inside
+_LOCK = "sen2fine.lock"  # locked file in each temporary folder
 
 
 def require_parent(path: Path, flag: str = "--out") -> None:
-    """UsageError if the output's parent folder does not exist: a typo might fill another disk.
+    """Raise UsageError if the output's parent folder does not exist, since a typo might fill another disk.
 
-    StorageError if it is not a folder, or cannot be reached.
+    Raises StorageError if it is not a folder or cannot be reached.
     """
     parent = path.absolute().parent
     try:
@@ -43,7 +43,10 @@ def require_parent(path: Path, flag: str = "--out") -> None:
 
 
 def require_ours(path: Path, flag: str = "--out") -> None:
-    """UsageError if an existing file does not name this software, and so must not be replaced."""
+    """Raise UsageError if an existing file does not contain this software's name and must not be replaced.
+
+    Raises StorageError if it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             ours = any(_NAME in block for block in iter(lambda: file.read(_BLOCK), b""))
@@ -57,7 +60,7 @@ def require_ours(path: Path, flag: str = "--out") -> None:
 
 @contextmanager
 def working_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder `parent`/`prefix`..., locked while this process lives. OSError if it cannot be created.
+    """Create a folder `parent`/`prefix`..., locked while in use. Raises OSError if it cannot be created.
 
     Unlocked folders of the same prefix are removed first.
     """
@@ -71,13 +74,13 @@ def working_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path, prefix: str) -> int:
-    """Remove unlocked temporary folders; returns how many."""
+    """Remove unlocked temporary folders and return their number."""
     found = [path for path in parent.glob(f"{escape(prefix)}*") if path.is_dir() and not path.is_symlink()]
     return sum(_removed(folder) for folder in found)
 
 
 def _held(parent: Path, prefix: str) -> tuple[Path, BinaryIO]:
-    """A new folder and its lock; made again if another process removed it before it was locked."""
+    """Create a folder and its lock. Try again if another process removes it before it is locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         with suppress(FileNotFoundError):
@@ -94,7 +97,7 @@ def _removed(folder: Path) -> bool:
             if not _lock(lock, wait=False):
                 return False
             shutil.rmtree(folder, ignore_errors=True)
-    except FileNotFoundError:  # without a lock: killed before it had one, or not ours
+    except FileNotFoundError:  # no lock: its process was killed before locking, or the folder is foreign
         with suppress(OSError):
             folder.rmdir()
     except OSError:  # another user's
@@ -103,7 +106,7 @@ def _removed(folder: Path) -> bool:
 
 
 def _lock(file: BinaryIO, *, wait: bool) -> bool:
-    """Try to lock the file; False if another process holds it, or the file system has no locks."""
+    """Try to lock the file. Return False if another process holds it or the file system has no locks."""
     import fcntl
 
     try:

@@ -1,4 +1,4 @@
-"""Terminal output: the progress line, plain text on stdout and stderr, and small formatters."""
+"""Terminal output: the progress line, plain text on stdout and stderr, and formatters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WIDTH = 100
 
 
 class Progress:
-    """A progress line, rewritten on a terminal; silent elsewhere and when `quiet`."""
+    """A progress line, rewritten on a terminal. Silent elsewhere and if `quiet`."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -57,20 +57,20 @@ class Progress:
 
 
 def show(text: str) -> None:
-    """Print with control characters escaped; a closed pipe (`| head`) is not a failure of the run."""
+    """Print with control characters escaped. A closed pipe (`| head`) is not an error."""
     try:
         print(plain(text, lines=True), flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter fails again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # prevent a second failure at exit
 
 
 def tell(text: str) -> None:
-    """Print a note or warning as one line on stderr; it may quote external text."""
+    """Print a note or warning, which may quote external text, as one line on stderr."""
     print(plain(text), file=sys.stderr)
 
 
 def refuse(error: PipelineError, *, as_json: bool = False) -> int:
-    """Print an error as one line on stderr, with `as_json` also as one JSON object on stdout; returns its exit code."""
+    """Print an error as one line on stderr, with `as_json` also as JSON on stdout. Return its exit code."""
     if as_json:
         parts = {"found": error.found, "expected": error.expected, "cure": error.cure}
         show(json.dumps({"status": "error", "exit_code": error.exit_code, **parts}))
@@ -79,12 +79,12 @@ def refuse(error: PipelineError, *, as_json: bool = False) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text: "42 s", "3 min", "2.5 h"."""
+    """Format seconds as text: "42 s", "3 min", "2.5 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def counted(number: int, thing: str) -> str:
-    """The number with its noun: "1 unit", "2 units"."""
+    """Format a number with its noun: "1 unit", "2 units"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"

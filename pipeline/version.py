@@ -1,3 +1,3 @@
-"""The version, in one place: provenance and packaging read it here."""
+"""The version, read by provenance and packaging."""
 
 VERSION = "0.1.0"

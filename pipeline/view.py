@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All flags."""
+    """Return the parser."""
     p = argparse.ArgumentParser(
         "python -m pipeline.view", description="Make a report page of a store: one HTML file that needs no network."
     )
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def place_asked(degrees: list[float] | None) -> tuple[float, float] | None:
-    """(longitude, latitude) of --at. UsageError when out of range."""
+    """Return (longitude, latitude) of --at. Raises UsageError if out of range."""
     if degrees is None:
         return None
     lon, lat = degrees
@@ -44,7 +44,7 @@ def place_asked(degrees: list[float] | None) -> tuple[float, float] | None:
 
 
 def page_file(arguments: argparse.Namespace) -> Path:
-    """The file to write. UsageError if a foreign file exists there."""
+    """Return the file to write. Raises UsageError if a foreign file exists there."""
     from pipeline.products.page.document import GENERATOR
     from pipeline.store.place import place_of
     from pipeline.temporary import require_parent
@@ -63,7 +63,7 @@ def page_file(arguments: argparse.Namespace) -> Path:
 
 
 def described(page: Page, path: Path) -> str:
-    """One line about a page."""
+    """Describe a page in one line."""
     what = f"{page.shown_km2:.3g} km2 at 2.5 m"
     if not page.whole:
         around = f"the rest at {page.context_gsd_m} m" if page.context_gsd_m else "the rest not shown"
@@ -73,7 +73,7 @@ def described(page: Page, path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     arguments = parser().parse_args(argv)
     try:
         at = place_asked(arguments.at)

@@ -1,1 +1,1 @@
-"""Maps that systems are given beside the scenes: frozen into the plan, read window by window."""
+"""Maps that condition a system in addition to the scenes. They are frozen into the plan and read window by window."""

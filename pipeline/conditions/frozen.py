@@ -1,4 +1,4 @@
-"""A map that a run is given, as its plan records it: where it is, and the digest of its content."""
+"""The plan's record of a map: its path and the digest of its content."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pipeline.superres.declared import Condition
 
 _BLOCK = 1 << 20
-# How files of vector maps begin, by the driver that opens them: a name says nothing of a file from elsewhere, and a
-# driver chosen by GDAL may follow what a file points to.
+# First bytes of vector files by driver. The suffix of an untrusted file proves nothing, and a driver chosen by GDAL
+# may follow references in the file.
 _BEGINNINGS = {
     "GPKG": b"SQLite format 3\0",
     "FlatGeobuf": b"fgb",
@@ -29,12 +29,12 @@ VECTOR_SUFFIXES = {
     ".shp": "ESRI Shapefile",
 }
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
-_BESIDE = (".dbf", ".shx", ".prj", ".cpg")  # files that a shapefile consists of besides
+_BESIDE = (".dbf", ".shx", ".prj", ".cpg")  # other files of a shapefile
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A map by the name of its condition; `sha256` is that of its content, of a shapefile's of all its files."""
+    """A map by the name of its condition. `sha256` covers its content, for a shapefile that of all its files."""
 
     name: str
     kind: str  # "vector" or "raster"
@@ -43,7 +43,7 @@ class Frozen:
 
 
 def freeze(condition: Condition, given: str) -> Frozen:
-    """The record of a map. UsageError for what is no file of the condition's kind, or cannot be read."""
+    """Return the record of a map. Raises UsageError if it is not a file of the condition's kind or is unreadable."""
     if "://" in given:
         raise UsageError(
             f"--condition {condition.name}={given}",
@@ -61,7 +61,7 @@ def freeze(condition: Condition, given: str) -> Frozen:
 
 
 def content_digest(path: Path) -> str:
-    """sha256 over a file, and over those beside it where it is a shapefile. UsageError where it cannot be read."""
+    """Return the sha256 of a file, or of all files of a shapefile. Raises UsageError if it cannot be read."""
     digest = hashlib.sha256()
     try:
         for part in _parts(path):
@@ -74,7 +74,7 @@ def content_digest(path: Path) -> str:
 
 
 def driver_of(path: Path) -> str:
-    """GDAL driver of a vector file by its suffix. UsageError where its content does not begin as such files do."""
+    """Return the GDAL driver of a vector file by its suffix. Raises UsageError if its first bytes do not fit."""
     driver = VECTOR_SUFFIXES[path.suffix.lower()]
     with path.open("rb") as file:
         begins = file.read(64).removeprefix(b"\xef\xbb\xbf")

@@ -1,4 +1,4 @@
-"""The maps of a run over one UTM zone, as channels of a window."""
+"""The maps of a run over one UTM zone, read as channels of a window."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from pipeline.grid.grid import Grid
     from pipeline.superres.declared import Condition
 
-TILE_PX = 512  # maps are made in tiles of a fixed grid, so that no pixel depends on the window that asks for it
+TILE_PX = 512  # maps are read in tiles of a fixed grid, so that pixels do not depend on the requested window
 
 
 @dataclass(frozen=True)
 class ZoneMaps:
-    """Maps by name, with what their system declares of them, on the grid of a zone."""
+    """Maps by name, with their declaration by the system, on the grid of a zone."""
 
     maps: Mapping[str, tuple[Condition, Frozen]]
     grid: Grid
 
     @classmethod
     def of(cls, frozen: Sequence[Frozen], system: str, grid: Grid) -> ZoneMaps | None:
-        """Those of a plan; None where it has none."""
+        """Return the maps of a plan, or None if it has none."""
         if not frozen:
             return None
         declared = {one.name: one for one in spec_of(system).conditions}
@@ -41,7 +41,7 @@ class ZoneMaps:
     def over(
         self, condition: str, channels: tuple[str, ...], window: Window, gsd_m: float
     ) -> NDArray[np.float32] | None:
-        """(channels, h, w) over `window` (px of `gsd_m`); None for a condition that was not given."""
+        """Read channels (channels, h, w) over `window` (px of `gsd_m`). Return None if the condition was not given."""
         if condition not in self.maps:
             return None
         declared, frozen = self.maps[condition]

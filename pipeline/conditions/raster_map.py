@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from pipeline.superres.declared import Condition
 
 _TILES_KEPT = 64
-_TOLERANCE_PX = 1e-6  # of approximated coordinates: tiles meet
+_TOLERANCE_PX = 1e-6  # of approximated coordinates, small enough that tiles meet
 
 
 @lru_cache(maxsize=_TILES_KEPT)
 def channels(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.float32]:
-    """(bands, ny, nx) of the file over `grid`, resampled as the condition says; 0 where it holds nothing.
+    """Read the file's bands (bands, ny, nx) over `grid`, resampled as the condition declares; 0 for no data.
 
-    UsageError where the file is no longer that of the plan, has other bands or no CRS, ReadError where it cannot be
+    Raises UsageError if the file has changed since planning, lacks bands or has no CRS, and ReadError if it cannot be
     read.
     """
     from affine import Affine
@@ -57,7 +57,7 @@ def channels(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.floa
 
 
 def require_fit(declared: Condition, path: str, count: int, has_crs: bool) -> None:
-    """UsageError unless a file has the bands that a condition declares, and a CRS."""
+    """Raise UsageError unless a file has the bands that a condition declares, and a CRS."""
     if count < len(declared.bands):
         raise UsageError(f"{path} has {count} bands", f"{len(declared.bands)}: {', '.join(declared.bands)}")
     if not has_crs:

@@ -1,4 +1,4 @@
-"""The maps that a run is given, looked at once before anything else: they are there, fit, and are frozen by digest."""
+"""Check the maps of a run before anything else, and freeze them by digest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def settle(conditions: Sequence[Condition], given: Mapping[str, str], system: str) -> tuple[Frozen, ...]:
-    """Records of the maps `given` by name. UsageError for unknown, missing or unfit ones, ReadError for unreadable."""
+    """Return the records of the maps `given` by name.
+
+    Raises UsageError for unknown, missing or unsuitable maps, and ReadError for unreadable ones.
+    """
     require_known(conditions, tuple(given), system)
     found = []
     for one in conditions:

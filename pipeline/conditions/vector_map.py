@@ -1,4 +1,4 @@
-"""Vector maps, rasterised: one channel for each class of features."""
+"""Vector maps, rasterised to one channel per class of features."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from pipeline.superres.declared import Condition, MapClass
 
 _TILES_KEPT = 64
-_EDGE_POINTS = 21  # along each side of a box that is projected
+_EDGE_POINTS = 21  # along each side of a projected box
 
 
 @lru_cache(maxsize=_TILES_KEPT)
 def channels(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.float32]:
-    """(classes, ny, nx) over `grid`: 1 where a pixel's centre lies within a feature of the class, 0 elsewhere.
+    """Rasterise the classes (classes, ny, nx) over `grid`: 1 if a pixel's centre is in a feature of the class, else 0.
 
-    UsageError where the file is no longer that of the plan or lacks a CRS, ReadError where it cannot be read.
+    Raises UsageError if the file has changed since planning or has no CRS, and ReadError if it cannot be read.
     """
     path = require_same(frozen)
     found = np.stack([_rasterised(_geometries(path, one, grid), grid) for one in declared.classes])
@@ -40,7 +40,7 @@ def channels(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.floa
 
 @lru_cache(maxsize=16)
 def require_same(frozen: Frozen) -> Path:
-    """The file of a map. UsageError where its content is not that of the plan."""
+    """Return the path of a map. Raises UsageError if its content has changed since planning."""
     path = Path(frozen.where)
     if content_digest(path) != frozen.sha256:
         raise UsageError(
@@ -52,13 +52,16 @@ def require_same(frozen: Frozen) -> Path:
 
 
 def crs_of(path: Path) -> CRS:
-    """CRS of a vector file. UsageError where it names none or is not what its name says, ReadError where unreadable."""
+    """Return the CRS of a vector file.
+
+    Raises UsageError if it has none or its content does not fit its suffix, and ReadError if it cannot be read.
+    """
     import pyproj
 
     pyogrio, driver = _pyogrio(), driver_of(path)
     try:
         about = pyogrio.read_info(path)
-    except Exception as error:  # GDAL's, of many kinds
+    except Exception as error:  # GDAL raises many types
         raise ReadError(f"{path} cannot be read ({error})", "a vector file of one layer", "write it anew") from error
     if about["driver"] != driver:
         raise UsageError(f"{path} was opened as {about['driver']}", driver)
@@ -69,7 +72,7 @@ def crs_of(path: Path) -> CRS:
 
 @lru_cache(maxsize=1)
 def _pyogrio() -> ModuleType:
-    """pyogrio, whose GDAL is one of its own: it complains of the raster drivers that `restrict_drivers` names."""
+    """Import pyogrio without GDAL_SKIP. Its own GDAL would complain about the drivers that `restrict_drivers` names."""
     kept = os.environ.pop("GDAL_SKIP", None)
     try:
         import pyogrio.raw
@@ -81,7 +84,7 @@ def _pyogrio() -> ModuleType:
 
 
 def _geometries(path: Path, wanted: MapClass, grid: Grid) -> list[Any]:
-    """Features of a class near a grid, as polygons in metres of its zone."""
+    """Return the features of a class near a grid, as polygons in metres of its zone."""
     import shapely
     from pyproj import Transformer
 
@@ -91,10 +94,10 @@ def _geometries(path: Path, wanted: MapClass, grid: Grid) -> list[Any]:
     around = (left - half_m, bottom - half_m, right + half_m, top + half_m)
     box = Transformer.from_crs(grid.epsg, crs, always_xy=True).transform_bounds(*around, densify_pts=_EDGE_POINTS)
     try:
-        # some drivers take an attribute for missing that is filtered by and not read
+        # Some drivers treat an attribute as missing if it is used in the filter but not read.
         columns: list[str] | None = None if wanted.where else []
         found = _pyogrio().raw.read(path, columns=columns, where=wanted.where or None, bbox=box, force_2d=True)
-    except Exception as error:  # GDAL's, of many kinds
+    except Exception as error:  # GDAL raises many types
         raise ReadError(
             f"{path} cannot be read ({error})",
             f"features with the attributes of {wanted.where!r}" if wanted.where else "a vector file",

@@ -1,1 +1,1 @@
-"""A frozen plan as jobs of a cluster: SLURM arrays and Kubernetes manifests."""
+"""Cluster jobs of a frozen plan: SLURM arrays and Kubernetes manifests."""

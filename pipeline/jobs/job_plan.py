@@ -1,4 +1,4 @@
-"""Plans for job arrays: how a plan is cut into parts, and which parts have units to do."""
+"""Plans for job arrays: the parts of a plan, and which of them have units to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FINISHED = (layout.STATUS_COMPLETE, layout.STATUS_QUARANTINE)
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A plan cut into `parts`, at most one per unit; `todo`: numbers (from 1) of those with units to do, by pass."""
+    """A plan cut into `parts`, at most one per unit. `todo` holds, by pass, the parts (from 1) with units to do."""
 
     store: Path
     digest: str
@@ -37,18 +37,18 @@ class JobPlan:
 
     @property
     def parts_to_do(self) -> tuple[int, ...]:
-        """Numbers of the parts with units to do in any pass."""
+        """Parts (from 1) with units to do in any pass."""
         return tuple(sorted({number for numbers in self.todo for number in numbers}))
 
 
 def freeze_job(request: RunRequest, parts: int, workers: int) -> JobPlan:
-    """Freeze the plan of `request` into its store, or take the one that it holds already; `workers` of all parts."""
+    """Freeze the plan of `request` into its store, or use its existing plan. `workers` counts those of all parts."""
     freeze(request, workers, _silent)
     return load_job(_folder(request), parts)
 
 
 def preview_job(request: RunRequest, parts: int, workers: int) -> JobPlan:
-    """The plan of `request`, without writing anything."""
+    """Return the job plan of `request` without writing anything."""
     store = _folder(request)
     if plan_path(store).is_file():
         return load_job(store, parts)
@@ -60,7 +60,7 @@ def preview_job(request: RunRequest, parts: int, workers: int) -> JobPlan:
 
 
 def load_job(store: Path, parts: int) -> JobPlan:
-    """The plan of a store. UsageError when it holds none."""
+    """Return the job plan of a store. Raises UsageError if the store has no plan."""
     plan, store = load_plan(store), store.resolve()
     cost = estimate(plan, 1, timed=False)
     parts = min(parts, cost.units)
@@ -70,7 +70,7 @@ def load_job(store: Path, parts: int) -> JobPlan:
 
 
 def _to_do(plan: Plan, store: Path, of: int) -> tuple[tuple[int, ...], ...]:
-    """Parts with units that have no valid receipt and are not set aside, by pass."""
+    """Return, by pass, the parts with units that have no valid receipt and are not quarantined."""
     aside = Quarantine(store, plan.digest).read()
     todo = {unit for unit in pending(plan, store)[0] if unit.id not in aside}
     passes = [list(plan.units_of(number)) for number in range(len(plan.passes))]
@@ -81,10 +81,10 @@ def _to_do(plan: Plan, store: Path, of: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _folder(request: RunRequest) -> Path:
-    """The folder of the store, which submit wants on a file system that all jobs share."""
+    """Return the folder of the store. `submit` requires a local one, on a file system that all jobs share."""
     assert isinstance(request.store, LocalPlace)
     return request.store.path.resolve()
 
 
 def _silent(_text: str) -> None:
-    """No progress line: the jobs have their logs."""
+    """Show no progress line."""

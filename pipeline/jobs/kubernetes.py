@@ -1,6 +1,6 @@
-"""Kubernetes manifests of a run: the files of deploy/kubernetes/base, filled in.
+"""Kubernetes manifests of a run, from the files in deploy/kubernetes/base.
 
-Planning is a job of its own in the cluster, beside the storage.
+Planning runs as a separate job in the cluster, close to the storage.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class Manifests:
-    """A run in a cluster.
+    """The manifests of one run.
 
-    `store`: path of the store as pods see it. `flags`: those of pipeline.run that decide the plan, without area, TOML
-    file and store. `area`: GeoJSON geometry, None where `flags` hold a --bbox.
+    `store` is the path of the store in the pods. `flags` are the flags of pipeline.run that decide the plan, without
+    AOI, TOML file and store. `area` is a GeoJSON geometry, None if `flags` contain --bbox.
     """
 
     store: str
@@ -70,16 +70,16 @@ class Manifests:
 
     @property
     def area_file(self) -> str:
-        """Name of the area within its ConfigMap, whose keys are ASCII; the run is named after it."""
+        """File name of the AOI in its ConfigMap, whose keys must be ASCII. The run takes its AOI name from it."""
         return re.sub(r"[^-._A-Za-z0-9]", "_", self.area_name) + ".geojson"
 
     @property
     def selector(self) -> str:
-        """Selector, as kubectl takes it, of everything that belongs to this run."""
+        """Selector for kubectl of everything that belongs to this run."""
         return f"app.kubernetes.io/name=sen2fine,app.kubernetes.io/instance={self.name}"
 
     def files(self) -> dict[str, list[Document]]:
-        """{file name: its documents}."""
+        """Return {file name: documents}."""
         import yaml
 
         base = deploy_folder("kubernetes") / "base"
@@ -93,7 +93,7 @@ class Manifests:
         return found
 
     def _identify(self, document: Document) -> None:
-        """Give a document the run's name and labels, and its pods the run's image, claim and secret."""
+        """Set the run's name and labels in a document, and the run's image, claim and secret in its pods."""
         labels = {"app.kubernetes.io/name": "sen2fine", "app.kubernetes.io/instance": self.name}
         metadata = document["metadata"]
         metadata["name"] = self._renamed(metadata["name"])
@@ -120,7 +120,7 @@ class Manifests:
         if "configMapRef" in source:
             source["configMapRef"]["name"] = self._renamed(source["configMapRef"]["name"])
         elif self.secret:
-            source["secretRef"] = {"name": self.secret}  # named by the user, hence not optional
+            source["secretRef"] = {"name": self.secret}  # not optional, since the user named it
 
     def _renamed(self, name: str) -> str:
         return f"sen2fine-{self.name}{name.removeprefix('sen2fine')}"
@@ -142,7 +142,7 @@ class Manifests:
         container["args"] = [
             *(*begin, *area, f"--config={_AREA}/run.toml", "--out=$(SEN2FINE_STORE)"),
             *(f"--workers={self.parts * self.resources.workers}", "--plan-only"),
-            *(word.replace("$(", "$$(") for word in self.flags),  # else Kubernetes would expand it
+            *(word.replace("$(", "$$(") for word in self.flags),  # keep Kubernetes from expanding it
         ]
 
     def _array(self, job: Document) -> None:
@@ -174,7 +174,7 @@ def _containers(job: Document) -> Iterator[Document]:
 
 
 def as_yaml(documents: Sequence[Document]) -> str:
-    """Documents as one YAML text."""
+    """Return the documents as one YAML text."""
     import yaml
 
     text: str = yaml.safe_dump_all(documents, sort_keys=False, width=120)
@@ -182,7 +182,7 @@ def as_yaml(documents: Sequence[Document]) -> str:
 
 
 def write(manifests: Manifests, folder: Path) -> list[Path]:
-    """Write the manifests into `folder`, created if needed; other files are kept. Raises StorageError, UsageError."""
+    """Write the manifests into `folder`, created if needed, and keep other files. Raises StorageError, UsageError."""
     texts = {name: as_yaml(documents) for name, documents in manifests.files().items()}
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--manifest {folder} is a file", "a folder")
@@ -194,7 +194,7 @@ def write(manifests: Manifests, folder: Path) -> list[Path]:
 
 
 def apply_commands(manifests: Manifests, files: Sequence[Path]) -> list[list[str]]:
-    """Kubectl commands: delete the jobs of an earlier submission, since jobs are immutable, then apply."""
+    """Return the kubectl commands: delete the jobs of an earlier submission, since jobs are immutable, then apply."""
     where = [f"--namespace={manifests.namespace}"] if manifests.namespace else []
     return [
         ["kubectl", *where, "delete", "job", "--ignore-not-found", f"--selector={manifests.selector}"],
@@ -203,13 +203,13 @@ def apply_commands(manifests: Manifests, files: Sequence[Path]) -> list[list[str
 
 
 def require_kubectl() -> None:
-    """UsageError where kubectl is not installed."""
+    """Raise UsageError if kubectl is not installed."""
     if shutil.which("kubectl") is None:
         raise UsageError("--apply, but there is no kubectl on the PATH", cure="install it, or apply the files yourself")
 
 
 def apply(manifests: Manifests, files: Sequence[Path]) -> None:
-    """Apply the manifests. PipelineError with kubectl's own message when it refuses."""
+    """Apply the manifests. Raises PipelineError with kubectl's own message if it refuses."""
     for command in apply_commands(manifests, files):
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)

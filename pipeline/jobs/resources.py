@@ -1,7 +1,4 @@
-"""What one task of a job array may use, however it is scheduled; and where the files of deploy/ lie.
-
-In: words such as "8G" and "04:00:00", a plan's estimate. Out: `Resources`. Imports errors.
-"""
+"""Resources of one task of a job array, for any scheduler, and the location of the files in deploy/."""
 
 from __future__ import annotations
 
@@ -11,16 +8,16 @@ from pathlib import Path
 
 from pipeline.errors import UsageError
 
-MEMORY_SHARE = 0.7  # of its limit that a run plans to use; see running/pools.py
-_DRIVER_MIB = 600  # a process that only hands units to local workers
-_CUDA_MIB = 8192  # of main memory for what CUDA and its libraries load; a guess on the safe side
-_SHORTEST_S = 600  # start-up, the grace before the limit, and some work in between
+MEMORY_SHARE = 0.7  # share of the memory limit that a run plans to use; see running/pools.py
+_DRIVER_MIB = 600  # a driver process with local workers
+_CUDA_MIB = 8192  # main memory for CUDA and its libraries; a conservative guess
+_SHORTEST_S = 600  # start-up, the grace period before the limit, and some work in between
 _UNITS = {"": 1.0, "M": 1.0, "Mi": 1.0, "G": 1024.0, "Gi": 1024.0, "T": 1024.0**2, "Ti": 1024.0**2}
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Resources of one task: processors, GPUs, main memory in MiB, wall seconds (0: the cluster's own limit)."""
+    """Resources of one task: CPUs, GPUs, main memory in MiB, and wall time in seconds (0: the cluster's own limit)."""
 
     cpus: int = 1
     gpus: int = 0
@@ -29,18 +26,18 @@ class Resources:
 
     @property
     def workers(self) -> int:
-        """Worker processes: one per processor; beside GPUs the pipeline counts those."""
+        """Number of worker processes: one per CPU, or 1 with GPUs, since the pipeline counts those."""
         return 1 if self.gpus else self.cpus
 
     def needed_mib(self, worker_mib: float) -> int:
-        """MiB for workers of `worker_mib` each, rounded up to whole GiB, with the reserve that a run insists on."""
+        """Return the MiB for workers of `worker_mib` each, with the reserve that a run requires, rounded up to GiB."""
         driver = _DRIVER_MIB if self.workers > 1 else 0
         total = (self.workers * worker_mib + driver) / MEMORY_SHARE + _CUDA_MIB * self.gpus
         return -(-int(total) // 1024) * 1024
 
 
 def memory_mib(text: str) -> int:
-    """MiB of "8G", "8Gi" or "8000M". UsageError otherwise."""
+    """Parse a size such as "8G", "8Gi" or "8000M" to MiB. Raises UsageError otherwise."""
     found = re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)([MGT]i?)?", text)
     size = float(found[1]) * _UNITS[found[2] or ""] if found else 0.0
     if size < 1:
@@ -49,7 +46,7 @@ def memory_mib(text: str) -> int:
 
 
 def limit_s(text: str) -> int:
-    """Seconds of "[D-]HH:MM:SS". UsageError otherwise, and below ten minutes, in which no unit might be finished."""
+    """Parse "[D-]HH:MM:SS" to seconds. Raises UsageError otherwise, or below ten minutes, too short for a unit."""
     found = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,4}):([0-5]\d):([0-5]\d)", text)
     if not found:
         raise UsageError(f"--time {text}", "[D-]HH:MM:SS such as 04:00:00 or 1-12:00:00")
@@ -61,12 +58,12 @@ def limit_s(text: str) -> int:
 
 
 def clock(seconds: int) -> str:
-    """Seconds as HH:MM:SS."""
+    """Format seconds as HH:MM:SS."""
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 def deploy_folder(name: str) -> Path:
-    """A folder of deploy/, in a checkout or installed. UsageError when the installation lacks it."""
+    """Return a folder of deploy/, from a checkout or the installation. Raises UsageError if it is missing."""
     here = Path(__file__).resolve()
     folders = (here.parents[1] / "_deploy" / name, here.parents[2] / "deploy" / name)
     for folder in folders:

@@ -1,6 +1,6 @@
-"""Submits a frozen plan to SLURM: an array job that computes its parts, and a job that publishes the store.
+"""Submission of a frozen plan to SLURM: array jobs that compute its parts, and a job that publishes the store.
 
-The scripts are deploy/slurm/array.sbatch and finalise.sbatch; they are configured by environment variables.
+The scripts are deploy/slurm/array.sbatch and finalise.sbatch, configured by environment variables.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 _PROGRAMS = ("sbatch", "squeue", "scancel")
 _FINALISE_MIB = 4096
 _TIMEOUT_S = 120.0
-# Options that submit sets itself; in --sbatch they would separate array, logs and publication.
+# Options that submit sets itself. In --sbatch they would break the link between array, logs and publication.
 _OURS = ("--array", "--cpus-per-task", "--dependency", "--export", "--help", "--job-name", "--mem", "--output",
          "--parsable", "--test-only", "--time", "--usage", "--version", "--wait", "--wrap")  # fmt: skip
 
 
 def job_name(digest: str) -> str:
-    """Name of all jobs of a plan, the same for each submission."""
+    """Return the name of all jobs of a plan, the same for each submission."""
     return f"sen2fine-{digest[:12]}"
 
 
 @dataclass(frozen=True)
 class Array:
-    """The unfinished parts of a plan as array tasks, `parallel` at a time (0: no limit); an array for each pass."""
+    """The unfinished parts of a plan as array tasks, one array per pass, `parallel` tasks at a time (0: no limit)."""
 
     plan: JobPlan
     resources: Resources
@@ -54,11 +54,11 @@ class Array:
 
     @property
     def passes(self) -> list[int]:
-        """Those (from 1) with parts to do."""
+        """Passes (from 1) with parts to do."""
         return [number for number, todo in enumerate(self.plan.todo, start=1) if todo]
 
     def environment(self, of_pass: int = 0) -> dict[str, str]:
-        """Environment variables of the scripts; `of_pass` is that of an array, from 1."""
+        """Return the environment variables of the scripts. `of_pass` is the pass of an array (from 1)."""
         which = [f"--pass {of_pass}"] if of_pass and len(self.plan.todo) > 1 else []
         return {
             "SEN2FINE_STORE": str(self.plan.store),
@@ -71,11 +71,11 @@ class Array:
 
     @property
     def at_once(self) -> int:
-        """Tasks that may run at the same time, and share the connections of a host."""
+        """Number of tasks that may run at the same time and share the connections per host."""
         return min(self.parallel or self.plan.parts, self.plan.parts)
 
     def commands(self, ids: Sequence[str] = ()) -> list[list[str]]:
-        """All sbatch command lines; `ids`: of the arrays, as far as they are known."""
+        """Return all sbatch command lines. `ids` are the known job ids of the arrays."""
         alone = len(self.passes) == 1
         known = list(ids) or ["ARRAY_JOB_ID" if alone else f"ARRAY_JOB_ID_{number}" for number in self.passes]
         before = ["", *known][: len(self.passes)]
@@ -83,7 +83,7 @@ class Array:
         return [*arrays, self.finalise_command(known[-1] if known else "")]
 
     def array_command(self, of_pass: int, after: str = "") -> list[str]:
-        """The sbatch command line of the array of a pass (from 1); `after`: job id of the array of the pass before."""
+        """Return the sbatch command line for the array of a pass (from 1). `after` is the previous array's job id."""
         resources, limit = self.resources, f"%{self.parallel}" if self.parallel else ""
         return [
             *("sbatch", "--parsable", *self.extra, "--export=ALL", f"--job-name={job_name(self.plan.digest)}"),
@@ -96,7 +96,7 @@ class Array:
         ]
 
     def finalise_command(self, after: str) -> list[str]:
-        """The sbatch command line of the publication; `after`: the last array's id, empty when no part is to do."""
+        """Return the sbatch command line for the publication. `after` is the last array's job id, or ""."""
         extra = [word for word in self.extra if not _of_gpus([word])]
         return [
             *("sbatch", "--parsable", *extra, "--export=ALL", f"--job-name={job_name(self.plan.digest)}"),
@@ -107,7 +107,7 @@ class Array:
 
 
 def sbatch_options(text: str) -> tuple[str, ...]:
-    """Words of --sbatch. UsageError unless each is one option, and not one that submit sets."""
+    """Return the words of --sbatch. Raises UsageError unless each is a long option that submit does not set itself."""
     try:
         words = tuple(shlex.split(text))
     except ValueError as error:
@@ -121,12 +121,12 @@ def sbatch_options(text: str) -> tuple[str, ...]:
 
 
 def _of_gpus(words: Sequence[str]) -> bool:
-    """Whether options of sbatch request GPUs."""
+    """Return whether options of sbatch request GPUs."""
     return any(word.startswith(("--gres=", "--gpus")) for word in words)
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Ascending numbers as SLURM writes them.
+    """Format ascending numbers in SLURM's notation.
 
     >>> spans([1, 2, 3, 7, 9, 10])
     '1-3,7,9-10'
@@ -141,7 +141,7 @@ def spans(numbers: Sequence[int]) -> str:
 
 
 def require_slurm() -> None:
-    """UsageError where SLURM's commands are not installed."""
+    """Raise UsageError if SLURM's commands are not installed."""
     absent = [name for name in _PROGRAMS if shutil.which(name) is None]
     if absent:
         raise UsageError(
@@ -150,7 +150,7 @@ def require_slurm() -> None:
 
 
 def require_idle(digest: str, store: Path | str) -> None:
-    """UsageError while jobs of an earlier submission of the same plan are in the queue."""
+    """Raise UsageError while jobs of an earlier submission of the same plan are in the queue."""
     ids = sorted(set(_said(["squeue", "--me", "--noheader", "--format=%F", f"--name={job_name(digest)}"]).split()))
     if ids:
         raise UsageError(
@@ -161,9 +161,9 @@ def require_idle(digest: str, store: Path | str) -> None:
 
 
 def submit(array: Array) -> tuple[list[str], str]:
-    """Submit all jobs; (ids of the arrays, none when no part is to do, id of the publication).
+    """Submit all jobs. Return the array ids, empty if no part is to do, and the id of the publication.
 
-    PipelineError with SLURM's own message when it refuses; arrays without their publication are cancelled.
+    Raises PipelineError with SLURM's own message if it refuses, after cancelling arrays already submitted.
     """
     try:
         array.logs.mkdir(exist_ok=True)
@@ -190,7 +190,7 @@ def _submitted(command: list[str], environment: dict[str, str]) -> str:
 
 
 def _said(command: list[str], environment: dict[str, str] | None = None) -> str:
-    """Standard output of a SLURM command. PipelineError with the last line of its error output."""
+    """Run a SLURM command, return its output. Raises UsageError with its last error line, PipelineError on timeout."""
     variables = {**os.environ, **(environment or {})}
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, env=variables)

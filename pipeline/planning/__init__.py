@@ -1,1 +1,1 @@
-"""The frozen plan of a run: scenes, zones, passes and units, and what it will cost. Nothing is computed here."""
+"""The frozen plan of a run (scenes, zones, passes and units) and its cost estimate. No pixels are computed here."""

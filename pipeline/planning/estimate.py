@@ -1,4 +1,4 @@
-"""What a plan will cost: units, windows, pixels, bytes, memory, time. Nothing is read or written."""
+"""Cost estimate of a plan: units, windows, pixels, bytes, memory and time. Reads and writes no pixels."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pipeline.superres.chain import Group, Output
     from pipeline.superres.passes import Pass
 
-# Peak memory of a worker, measured by tests.benchmarks: interpreter with torch, zarr and dask; GDAL's block cache, that
-# fills up over many units. What networks need on top is declared by their system.
+# Peak memory of a worker, measured by tests.benchmarks: the interpreter with torch, zarr and dask, and GDAL's block
+# cache, which fills up over many units. Each system declares the additional memory of its networks.
 _BASE_MIB = 400.0
 _GDAL_CACHE_MIB = 256.0
-# zstd level 1 on 2.5 m values of real scenes, `lite`: 25 km2 1.25, the sample 1.28 and, of 4 members, 2.13. Quality and
-# classification take less than a thousandth.
+# Compression ratios of zstd level 1 on 2.5 m values of real scenes by `lite`: 1.25 for 25 km2, 1.28 for the sample, and
+# 2.13 for the uncertainty of 4 members. Quality and classification take less than a thousandth.
 _COMPRESSION = {"reflectance": 1.25, "uncertainty": 2.1}
-_LEVELS = 1.35  # stored bytes with overviews (0.32 more) and the measured input (0.03) over those of 2.5 m, likewise
+_LEVELS = 1.35  # all stored bytes over those at 2.5 m: overviews add 0.32, the measured input 0.03; same scenes
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,23 @@ class Estimate:
     periods: int
     units: int
     windows: int
-    area_km2: float  # of active chunks, once
-    output_pixels: int  # of 2.5 m, per band and time step
+    area_km2: float  # active chunks, counted once
+    output_pixels: int  # at 2.5 m, per band, all time steps
     output_mib: float  # uncompressed
     stored_mib: float  # expected on disk
     overlap: float  # model pixels computed per output pixel
     worker_mib: float  # expected peak of one worker
-    seconds_per_window: float  # measured here, one thread
+    seconds_per_window: float  # measured with one thread
     seconds: float  # expected, with `workers`
     workers: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary."""
+        """Return the estimate as a dictionary."""
         return asdict(self)
 
 
 def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
-    """Count the plan's work; `timed` runs one window of each pass on this machine to estimate seconds."""
+    """Estimate the cost of a plan. If `timed`, run one window of each pass on this machine to estimate the time."""
     parts = [_Part.of(plan, one) for one in plan.model_passes()]
     units, windows = sum(part.units for part in parts), sum(sum(part.cells) for part in parts)
     seconds = [seconds_per_window(plan, part.of_pass.number) if timed else 0.0 for part in parts]
@@ -63,7 +63,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
     periods = sum(len(zone.periods) for zone in plan.zones)
     arrays = ["reflectance", *(["uncertainty"] if template_of(plan, plan.zones[0]).with_uncertainty else [])]
     compressed = sum(1 / _COMPRESSION[name] for name in arrays)
-    # a mosaic holds one scene and the result at a time; a median all that lie over one place, rarely more than ten
+    # A mosaic holds one scene and the result at a time. A median holds all scenes over a place, rarely more than ten.
     medians = [len(p.scene_ids) for zone in plan.zones for p in zone.periods if p.composite == "median"]
     scenes = max(2, min(10, max(medians, default=0)))
     pixels = parts[0].pixels
@@ -87,7 +87,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
 
 @dataclass(frozen=True)
 class _Part:
-    """One pass of a plan, counted."""
+    """Counts of one pass of a plan."""
 
     of_pass: Pass
     units: int
@@ -110,12 +110,12 @@ class _Part:
 
     @property
     def bytes(self) -> float:
-        """Uncompressed, of one array of bands."""
+        """Uncompressed bytes of one array with all bands."""
         return sum(2 * len(output.bands) * self._count(output) for output in self.of_pass.outputs)  # uint16
 
     @property
     def stored_pixels(self) -> float:
-        """Pixels at all GSDs."""
+        """Pixels over all GSDs."""
         return sum(self._count(output) for output in self.of_pass.outputs)
 
     def _count(self, output: Output) -> float:
@@ -127,7 +127,7 @@ def _area(window: Window) -> int:
 
 
 def _base_px(groups: Sequence[Group], cells: Sequence[int]) -> float:
-    """Pixels of 2.5 m that pass through networks: those of the group that covers most."""
+    """Return the number of 2.5 m pixels that the networks compute, taken from the group that covers most."""
     return max(
         (
             count * (group.lattice.window_px * group.gsd_m / TARGET_GSD_M) ** 2
@@ -138,7 +138,7 @@ def _base_px(groups: Sequence[Group], cells: Sequence[int]) -> float:
 
 
 def worker_mib(system: str, unit_px: int, of_pass: Pass, members: int, scenes: int) -> float:
-    """Expected peak memory of one worker in MiB for a unit of `unit_px` pixels of a pass."""
+    """Return the expected peak memory in MiB of one worker for a unit of `unit_px` pixels of a pass."""
     memory, gsd_m = spec_of(system).memory, of_pass.gsd_m
     window_px = max((group.lattice.window_px for group in of_pass.groups), default=0)
     handed = sum(
@@ -158,7 +158,10 @@ def worker_mib(system: str, unit_px: int, of_pass: Pass, members: int, scenes: i
 
 
 def seconds_per_window(plan: Plan, number: int = 0) -> float:
-    """Wall seconds of one window of one member on this machine, second of two runs, on made-up numbers."""
+    """Return the wall time in seconds of one window and one member on this machine, the second of two runs.
+
+    The input is random DN.
+    """
     from pipeline.grid.grid import Window
     from pipeline.process import device_name, prepare_process
     from pipeline.superres import superres
@@ -181,7 +184,7 @@ def seconds_per_window(plan: Plan, number: int = 0) -> float:
 
 
 def _made_up(plan: Plan, of_pass: Pass, window: Window) -> Rasters:
-    """Random DN over a window of a pass."""
+    """Return random DN over a window of a pass."""
     import numpy as np
 
     from pipeline.grid.finished_rasters import FinishedRasters

@@ -1,4 +1,4 @@
-"""Which stream of the noise generator a zone and a pass draw from."""
+"""The stream of the noise generator for a zone and a satellite pass."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ _LAUNCH = date(2015, 6, 23)  # Sentinel-2A
 
 
 def noise_stream(epsg: int, datetime_utc: str) -> int:
-    """Noise stream of a zone and a pass (ISO 8601, or empty): 8 bits of zone and hemisphere, 16 of days since launch.
+    """Return the noise stream of a zone and a satellite pass (ISO 8601, or empty).
 
-    The day is that of mean solar time at the zone's central meridian. All scenes of a pass have it in common, so the
-    stream does not depend on which of them a run found first; nor does it depend on the run's other passes.
+    It has 8 bits of zone and hemisphere and 16 bits of days since launch, in mean solar time at the zone's central
+    meridian. All scenes of a pass share that day, so the stream depends neither on which of them a run found first nor
+    on its other passes.
     """
     zone = epsg % 100 + (100 if epsg // 100 == 327 else 0)
     days = (_solar_day(epsg, datetime_utc) - _LAUNCH).days if datetime_utc else 0
@@ -19,7 +20,7 @@ def noise_stream(epsg: int, datetime_utc: str) -> int:
 
 
 def _solar_day(epsg: int, datetime_utc: str) -> date:
-    """Date of mean solar time at the zone's central meridian; a time of 00:00:00 is a date without a time."""
+    """Return the date in mean solar time at the zone's central meridian. A time of 00:00:00 stands for a date alone."""
     moment = datetime.fromisoformat(datetime_utc)
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     central_deg = 6 * (epsg % 100) - 183

@@ -1,6 +1,6 @@
-"""Parts of a frozen plan for job arrays: part J of N, contiguous in the plan's order, known without asking anyone.
+"""Parts of a frozen plan for job arrays.
 
-In: "3/64" and a plan. Out: the units of that part. Imports plan and errors.
+Part J of N is contiguous in the plan's order and follows from the plan alone, without coordination between jobs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """Part `number` (from 1) of `of`: of every pass of a plan, or of the pass `of_pass` (from 1) alone.
+    """Part `number` (from 1) of `of`, taken from every pass of a plan or only from the pass `of_pass` (from 1).
 
     >>> Part.parse("3/64").label
     '3-of-64'
@@ -30,7 +30,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str, of_pass: int | None = None) -> Part:
-        """From "J/N" with 1 <= J <= N. UsageError otherwise."""
+        """Parse "J/N" with 1 <= J <= N. Raises UsageError otherwise."""
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise UsageError(f"--shard-of {text}", "J/N with 1 <= J <= N, such as 3/64")
@@ -38,13 +38,13 @@ class Part:
 
     @property
     def label(self) -> str:
-        """Name that is safe in file names."""
+        """Name of the part, safe in file names."""
         return f"{self.number}-of-{self.of}"
 
     def units(self, plan: Plan) -> list[Unit]:
-        """Units of this part: neighbours on the ground as far as the plan's row order has them; may be none.
+        """Return the units of this part, in the plan's row order. The list may be empty.
 
-        UsageError where the plan has no such pass.
+        Raises UsageError if the plan has no pass `of_pass`.
         """
         passes = range(1, len(plan.passes) + 1)
         if self.of_pass is not None and self.of_pass not in passes:
@@ -53,5 +53,5 @@ class Part:
         return [unit for number in chosen for unit in self.cut(list(plan.units_of(number - 1)))]
 
     def cut(self, units: list[Unit]) -> list[Unit]:
-        """Of all units of a pass, in their order, those of this part."""
+        """Return this part's share of `units`, all units of one pass in plan order."""
         return units[len(units) * (self.number - 1) // self.of : len(units) * self.number // self.of]

@@ -1,9 +1,7 @@
-"""The frozen plan: everything that decides the pixels, written before any work and never searched again.
+"""The frozen plan: everything that decides the pixels. It is written before any work; workers never search again.
 
-In: nothing but its own JSON. Out: `Plan`, `Zone`, `Unit`. Imports config, archive's records, grid, superres' choice.
-
-A unit is an address: pass, zone, row, column, period. It stands for a block of whole chunks, of which only those that
-touch the AOI are computed. Rows and columns of units may differ in size, so that the last one is no sliver.
+A unit is addressed by pass, zone, row, column and period. It covers a block of whole chunks, of which only those that
+touch the AOI are computed. Unit rows and columns may differ in size, to avoid slivers at the end.
 """
 
 from __future__ import annotations
@@ -41,15 +39,15 @@ if TYPE_CHECKING:
     from pipeline.store.place import Where
     from pipeline.superres.passes import Pass
 
-ALL_BANDS_READ = 2  # first format whose pixels do not depend on the bands that are stored
-NAMES_ESTIMATE = 3  # first format that says which estimate it holds, and of which MTF
-WEIGHTS_BY_ROLE = 4  # first format whose systems take any number of weights
+ALL_BANDS_READ = 2  # first format whose pixels do not depend on the selection of stored bands
+NAMES_ESTIMATE = 3  # first format that records the estimate and the MTF
+WEIGHTS_BY_ROLE = 4  # first format whose systems take any number of weights files
 _KNOWN_FORMATS = range(1, FORMAT_VERSION + 1)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a worker needs and all that a reader of the store may ask."""
+    """The frozen plan of a run, complete for workers and for readers of the store."""
 
     config: RunConfig
     aoi_name: str
@@ -60,7 +58,7 @@ class Plan:
     access: Access
     states: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # scene id -> scene state
     passes: tuple[PassLayout, ...] = (PassLayout(),)
-    conditions: tuple[Frozen, ...] = ()  # maps that the system is given
+    conditions: tuple[Frozen, ...] = ()  # maps that condition the system
     notes: tuple[str, ...] = ()
     licence: str = ""
     credit: str = ""
@@ -70,7 +68,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over what decides pixels and layout; the same plan made twice has the same digest."""
+        """sha256 over everything that decides pixels and layout. Making the same plan twice gives the same digest."""
         content = self.to_json()
         for name in ("notes", "created_utc", "access"):
             content.pop(name)
@@ -79,43 +77,43 @@ class Plan:
         if self.format_version < NAMES_ESTIMATE:
             for name in ("estimate", "mtf"):
                 content["config"].pop(name)
-        for zone in content["zones"]:  # how the area is cut into units follows the number of workers and shows nowhere
+        for zone in content["zones"]:  # units depend on the number of workers but do not affect the output
             zone.pop("row_breaks")
             zone.pop("col_breaks")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def draws(self) -> int:
-        """Draws that every pixel is the mean of; 0 where a regression gives it."""
-        if self.format_version < WEIGHTS_BY_ROLE:  # counted draws that were asked for in vain
+        """Number of draws averaged in every pixel; 0 for a regression."""
+        if self.format_version < WEIGHTS_BY_ROLE:  # older formats also counted draws of systems that draw nothing
             return replace(self.system, stochastic=True).draws(self.config.estimate, self.config.members)
         return self.system.draws(self.config.estimate, self.config.members)
 
     def model_passes(self) -> tuple[Pass, ...]:
-        """The passes that its bands need, with their model windows. Reads the weights' metadata."""
+        """Return the passes that the bands need, with their model windows. Reads the metadata of the weights."""
         return passes_of(stages_of(self.system), self.config.band_names)
 
     @property
     def finer(self) -> tuple[tuple[float, tuple[str, ...]], ...]:
-        """What is stored below 2.5 m, as (GSD, bands), coarsest first."""
+        """Groups stored at GSDs below 2.5 m, as (GSD, bands), coarsest first."""
         return tuple(sorted((one for layout in self.passes for one in layout.finer), reverse=True))
 
     def options(self, stream: int = 0) -> Options:
-        """What shapes the pixels besides scenes and weights; `stream` is that of the noise."""
+        """Return the settings that shape the pixels besides scenes and weights. `stream` is the noise stream."""
         return Options(self.config.seed, stream, self.draws, self.config.consistency, self.config.mtf_by_band)
 
     @property
     def mtf(self) -> dict[str, float]:
-        """MTF at Nyquist by band where the consistency is "sensor"; else empty."""
+        """MTF at Nyquist by band if the consistency is "sensor", else empty."""
         if self.config.consistency != "sensor":
             return {}
         return {name: round(self.options().mtf_of(name), 4) for name in self.config.band_names}
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Bands that every scene has: what may be read, whichever bands the store holds.
+        """Bands that every scene has and that may be read, whichever bands are stored.
 
-        Networks see all of them and composites ask all of them for gaps, so that `--bands` changes no pixel.
+        Networks see all of them and composites look for gaps in all of them, so `--bands` changes no pixel.
         """
         if self.format_version < ALL_BANDS_READ:
             return self.config.band_names
@@ -123,7 +121,7 @@ class Plan:
         return tuple(shared)
 
     def zone(self, epsg: int) -> Zone:
-        """The zone of that EPSG code."""
+        """Return the zone with this EPSG code."""
         return next(zone for zone in self.zones if zone.epsg == epsg)
 
     @cached_property
@@ -136,29 +134,29 @@ class Plan:
         }
 
     def pass_of(self, gsd_m: float) -> tuple[int, float]:
-        """Number of the pass that completes the group of a GSD, and the GSD that its units count."""
+        """Return the number of the pass that completes the group of a GSD, and the GSD of that pass's pixels."""
         numbers = [n for n, layout in enumerate(self.passes) if gsd_m in (one for one, _ in layout.finer)]
         number = max(numbers, default=0)
         return number, self.passes[number].gsd_m
 
     def grid(self, unit: Unit) -> Grid:
-        """The zone's grid in the pixels that the unit's pass counts."""
+        """Return the zone's grid at the GSD of the unit's pass."""
         return self._cut[unit.epsg, unit.number].grid
 
     def is_active(self, unit: Unit) -> bool:
-        """True when at least one chunk of the address touches the AOI."""
+        """Return True if at least one chunk of the unit touches the AOI."""
         cut = self._cut[unit.epsg, unit.number]
         rows = slice(*cut.rows[unit.row : unit.row + 2])
         cols = slice(*cut.cols[unit.col : unit.col + 2])
         return bool(cut.active[rows, cols].any())
 
     def units(self) -> Iterator[Unit]:
-        """All units with at least one active chunk: pass by pass, period by period, row by row."""
+        """Yield all units with at least one active chunk: by pass, zone, period, row and column."""
         for number in range(len(self.passes)):
             yield from self.units_of(number)
 
     def units_of(self, number: int) -> Iterator[Unit]:
-        """Those of one pass."""
+        """Yield the units of one pass."""
         for zone in self.zones:
             cut = self._cut[zone.epsg, number]
             for period in range(len(zone.periods)):
@@ -168,7 +166,7 @@ class Plan:
                             yield unit
 
     def units_over(self, epsg: int, period: int, number: int, window: Window) -> list[Unit]:
-        """Units of a pass whose ground meets `window` (px of that pass)."""
+        """Return the units of a pass that intersect `window` (px of that pass)."""
         cut, size = self._cut[epsg, number], self.config.chunk_px
         there = window.intersect(cut.grid.window)
         if there.empty:
@@ -179,9 +177,9 @@ class Plan:
         return [unit for unit in units if self.is_active(unit)]
 
     def chunks(self, unit: Unit) -> list[Window]:
-        """Active chunks of a unit as absolute windows (px of its pass), ascending; cut where the grid ends.
+        """Return the active chunks of a unit as absolute windows (px of its pass), ascending, clipped to the grid.
 
-        With shards, a unit is one shard and is computed and written as one piece.
+        With shards, a unit is one shard, computed and written as a whole.
         """
         cut, size = self._cut[unit.epsg, unit.number], self.config.chunk_px
         grid = cut.grid.window
@@ -197,7 +195,7 @@ class Plan:
         return found
 
     def window(self, unit: Unit) -> Window:
-        """Smallest window that holds the unit's active chunks."""
+        """Return the smallest window that holds the unit's active chunks."""
         chunks = self.chunks(unit)
         whole = chunks[0]
         for chunk in chunks[1:]:
@@ -205,15 +203,15 @@ class Plan:
         return whole
 
     def group(self, epsg: int) -> str:
-        """Path of a zone's group within the store."""
+        """Return the path of a zone's group within the store."""
         return group_name(epsg, len(self.zones))
 
     def period_scenes(self, epsg: int, period: int) -> tuple[Scene, ...]:
-        """Scenes of a time step, best first."""
+        """Return the scenes of a time step, best first."""
         return tuple(self.scenes[name] for name in self.zone(epsg).periods[period].scene_ids)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary in the form of its format version, re-readable by `from_json`."""
+        """Return a dictionary in the layout of the plan's format version, readable by `from_json`."""
         content = {
             **{k: v for k, v in asdict(self).items() if k not in ("config", "scenes", "digest")},
             "config": self.config.to_json(),
@@ -230,7 +228,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Plan:
-        """Inverse of `to_json`. UsageError on another format version, DecodingError where the content does not fit."""
+        """Invert `to_json`. Raises UsageError for unknown format versions, DecodingError for bad content."""
         if content.get("format_version") not in _KNOWN_FORMATS:
             raise UsageError(
                 f"the plan has format version {content.get('format_version')}",
@@ -246,29 +244,29 @@ class Plan:
 
 
 def _between(breaks: tuple[int, ...], first: int, end_px: int, chunk_px: int) -> range:
-    """Parts between `breaks` (chunks) that hold the chunks from `first` up to that of pixel `end_px` - 1."""
+    """Return the range of intervals between `breaks` (chunks) from chunk `first` to the chunk of pixel `end_px` - 1."""
     return range(bisect_right(breaks, first) - 1, bisect_left(breaks, -(-end_px // chunk_px)))
 
 
 def _older_weights(config: RunConfig) -> dict[str, str]:
-    """How a configuration named its weights up to format 3."""
+    """Return the weights of a configuration as named up to format 3."""
     fusion = [text.removeprefix(f"{FUSION_ROLE}=") for text in config.weights if text.startswith(f"{FUSION_ROLE}=")]
     others = [text for text in config.weights if not text.startswith(f"{FUSION_ROLE}=")]
     return {"weights": "".join(others), "fusion_weights": "".join(fusion)}
 
 
 def plan_path(store: Path) -> Path:
-    """Where a local store keeps its plan."""
+    """Return the path of the plan in a local store."""
     return store / PLAN_KEY
 
 
 def plan_file(plan: Plan) -> bytes:
-    """The plan as it lies in a store, with its digest for readers that do not compute one, and a checksum."""
+    """Return the plan as stored: JSON with a checksum, and the plan's digest for readers that do not compute it."""
     return sealed.dump({**plan.to_json(), "plan_digest": plan.digest}, indent=1, sort_keys=False)
 
 
 def load_plan(store: Where) -> Plan:
-    """The frozen plan of a store. UsageError when there is none, IntegrityError when it cannot be read."""
+    """Load the frozen plan of a store. Raises UsageError if there is none, IntegrityError if it cannot be read."""
     try:
         content = plan_content(store)
         plan = None if content is None else Plan.from_json(content)
@@ -281,7 +279,7 @@ def load_plan(store: Where) -> Plan:
 
 
 def open_cube(plan: Plan, *, epsg: int | None = None, period: int = 0) -> Cube:
-    """The lazy input cube of one zone and time step: three native-resolution DataArrays and SCL, one step per scene."""
+    """Open the lazy input cube of one zone and time step: three native-GSD DataArrays and SCL, one step per scene."""
     from pipeline.archive.read.cube import open_cube as open_scenes
 
     zone = plan.zone(epsg) if epsg else plan.zones[0]

@@ -1,6 +1,6 @@
-"""Making a plan: search, audit, zones, phase, units. Driver side, cheap, before any work.
+"""Make the frozen plan of a run: search, offset audit, zones, grid phase and units.
 
-In: `RunConfig`, an AOI. Out: a frozen `Plan`. Imports every room but writes nothing.
+This runs on the driver before any work. It writes nothing.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 _DEFAULT_DAYS = 90
 _AUDIT_THREADS = 8
-_LACKING = re.compile(r"bands (.+) are missing")  # the catalogue's word for an item that lacks some
-_STATE_WINDOWS = 64  # windows of 64 x 64 px from which a scene's state is taken
+_LACKING = re.compile(r"bands (.+) are missing")  # the search's rejection reason for an item that lacks bands
+_STATE_WINDOWS = 64  # windows of 64 x 64 px from which the state of a scene is computed
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Scenes of a search with what was said about them."""
+    """Scenes of a search, with the search's notes."""
 
     catalog: Catalog
     access: Access
@@ -57,12 +57,15 @@ class _Found:
 def make_plan(
     config: RunConfig, aoi: Aoi, *, workers: int = 1, say: Callable[[str], None] = lambda _text: None
 ) -> Plan:
-    """Search the catalogue, decide offsets, lay out zones and units. UsageError or NoDataError when nothing fits."""
+    """Search the catalogue, decide offsets, and lay out zones and units.
+
+    Raises UsageError or NoDataError if nothing fits.
+    """
     system = choose(config.sr, config.weights, config.option_values)
     maps = settle(spec_of(config.sr).conditions, config.condition_files, config.sr)
     passes = passes_of(stages_of(system), config.band_names)
     layouts = layouts_of(passes, config)
-    load(system, "cpu")  # unfit weights are found before anything is asked of an archive
+    load(system, "cpu")  # detect unsuitable weights before any request to the archive
     say("searching")
     reach_px = passes[0].reach_px(Options(consistency=config.consistency, mtf=config.mtf_by_band))
     around = grown_aoi(aoi, layouts[0].rim_m + reach_m(config, chain.reach_m(passes[0].groups), reach_px))
@@ -92,7 +95,7 @@ def make_plan(
 
 
 def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> list[str]:
-    """Settings that have no effect, and bands that there are not, said aloud."""
+    """Return remarks on settings without effect, on the cost of draws, and on absent bands."""
     remarks = list(system.notes)
     drawn, asked = system.draws(config.estimate, config.members), f"--members {config.members}" * bool(config.members)
     asked = asked or "--estimate sample" * (config.estimate == "sample")
@@ -110,9 +113,9 @@ def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> 
 
 
 def _search(config: RunConfig, aoi: Aoi, around: Aoi, needed: Collection[str]) -> _Found:
-    """Scenes over `around`, which holds the AOI; NoDataError where none of them is over the AOI itself.
+    """Search for scenes over `around`, which contains the AOI. Raises NoDataError if no scene covers the AOI itself.
 
-    `needed` are bands that are not stored, and without which the system cannot run.
+    `needed` are the bands that the system requires besides the stored ones.
     """
     from pipeline.aoi.period import parse_period
     from pipeline.archive.catalog import load_catalog
@@ -148,7 +151,7 @@ def _search(config: RunConfig, aoi: Aoi, around: Aoi, needed: Collection[str]) -
 
 
 def _without(config: RunConfig, reasons: list[str], needed: Collection[str] = ()) -> str:
-    """The cure where every item lacks bands: to ask for the others. Empty where items were refused for other reasons.
+    """Return the cure if every item lacks bands: request the other bands. Empty if items were rejected otherwise.
 
     >>> from pipeline.config import RunConfig
     >>> _without(RunConfig(bands=("B01", "B02", "B03")), ["bands B01 are missing"])
@@ -165,7 +168,7 @@ def _without(config: RunConfig, reasons: list[str], needed: Collection[str] = ()
 
 
 def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tuple[tuple[Scene, ...], list[str]]:
-    """Scenes whose offset decision stands, with its evidence; the others are left out with both facts."""
+    """Audit the offset of each scene. Return the scenes whose decision stands, and notes that name the others."""
     if config.offset is not None:
         decision = OffsetDecision(config.offset, f"--offset {config.offset}", by_user=True)
         return tuple(replace(scene, offset=decision) for scene in found.scenes), []
@@ -173,7 +176,7 @@ def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tu
     from pipeline.archive.offset_verdict import verdict
 
     def audit(scene: Scene) -> tuple[Scene, str, str]:
-        """The scene with what its pixels say, why it is left out (empty: it stays), and what else is to be said."""
+        """Return the scene with its audited offset, the reason to leave it out (or ""), and a note (or "")."""
         if scene.offset.by_user:
             return scene, "", ""
         try:
@@ -198,12 +201,12 @@ def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tu
 
 
 def _guessed(scene: Scene) -> Scene:
-    """The scene with an open offset taken as a guess, so that its pixels may be read to judge it."""
+    """Return the scene with its offset marked as stated, so that its pixels can be read to audit it."""
     return replace(scene, offset=replace(scene.offset, standing=STATED))
 
 
 def _none_left(faults: list[str]) -> PipelineError:
-    """Why no scene is left after the audit, as the error that fits: wrong offsets, or files that cannot be read."""
+    """Return the error for an audit that leaves no scene: UsageError for offsets, ReadError for unreadable files."""
     text = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
     if any("contradict" in fault or "BOA offset is unknown" in fault for fault in faults):
         return UsageError(
@@ -215,7 +218,10 @@ def _none_left(faults: list[str]) -> PipelineError:
 
 
 def _states(system: Choice, scenes: dict[str, Scene], access: Access) -> dict[str, SceneState]:
-    """Per-scene state of the stages that take one, from fixed windows of each scene: never from a chunk."""
+    """Return the state of each scene for the stages that take one, from fixed windows of the scene, never from chunks.
+
+    Raises PipelineError if a scene has no window without nodata.
+    """
     loaded = load(system, "cpu")
     stages = [stage for stage in loaded.stages if stage.scene_state]
     if loaded.predictor is None or not stages:

@@ -1,7 +1,7 @@
-"""Which scenes a plan is made from: those over the area, and those that only model windows reach.
+"""Selection of the scenes of a plan: those over the AOI and those that only the halo of model windows reaches.
 
-The value of a pixel depends on everything its model windows see. Windows, and the chunks that hold them, reach beyond
-the area of interest, so scenes beside the area are found and used as a run over a larger area would use them.
+A pixel depends on everything within its model windows, which reach beyond the AOI. Scenes beside the AOI are therefore
+searched and used too, so that pixels equal those of a run over a larger area.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ if TYPE_CHECKING:
 
 
 def reach_m(config: RunConfig, windows_m: float, reach_px: int = 0) -> float:
-    """How far beyond the area, in metres, the pixels lie that its output depends on.
+    """Return the distance in metres beyond the AOI of the input pixels that its output depends on.
 
-    A stored chunk that touches the area extends up to its own side beyond it, and what a piece of ground depends on
-    `windows_m` beyond it (`chain.reach_m`); `reach_px` is how far around a chunk bands are predicted. All are squares,
-    hence the diagonal.
+    It adds the side of a stored chunk or shard, which may extend that far beyond the AOI, the halo `reach_px` predicted
+    around a chunk, and the halo `windows_m` of model windows (`chain.reach_m`). All are squares, hence the diagonal.
     """
     stored_px = config.chunk_px * (config.unit_chunks if config.shard else 1)
     return math.sqrt(2) * ((stored_px + reach_px) * TARGET_GSD_M + windows_m)
 
 
 def grown_aoi(aoi: Aoi, by_m: float) -> Aoi:
-    """The area to search in: the AOI and everything within `by_m` metres of it, under the same name and digest."""
+    """Return the AOI grown by `by_m` metres, as the area to search, with the same name and digest."""
     from shapely.geometry import mapping
 
     from pipeline.aoi.utm_zones import grown
@@ -45,7 +44,7 @@ def grown_aoi(aoi: Aoi, by_m: float) -> Aoi:
 
 
 def over(shape: Geometry, scenes: Iterable[Scene]) -> list[Scene]:
-    """Scenes whose footprint meets the shape (EPSG:4326)."""
+    """Return the scenes whose footprint intersects the shape (EPSG:4326)."""
     import shapely
 
     from pipeline.aoi.footprints import footprint_shape
@@ -55,7 +54,7 @@ def over(shape: Geometry, scenes: Iterable[Scene]) -> list[Scene]:
 
 
 def padded(start: str | None, end: str | None) -> tuple[str | None, str | None]:
-    """The period to search in, longer by one pass at both ends, so that no pass is cut in half."""
+    """Return the period to search, extended at both ends by `MAX_GAP`, so that no pass is cut in half."""
     first = None if start is None else _iso(datetime.fromisoformat(start) - MAX_GAP)
     last = None if end is None else _iso(datetime.fromisoformat(end) + MAX_GAP)
     return first, last
@@ -64,9 +63,9 @@ def padded(start: str | None, end: str | None) -> tuple[str | None, str | None]:
 def whole_passes(
     scenes: Sequence[Scene], aoi: Aoi, start: str | None, end: str | None
 ) -> tuple[tuple[Scene, ...], int]:
-    """(scenes of the passes of [start, end], number of scenes left out).
+    """Return the scenes of the satellite passes within [start, end], and the number of scenes left out.
 
-    The time of a pass is that of its earliest scene over the area; its later scenes stay with it, also past `end`.
+    The time of a pass is that of its earliest scene over the AOI. Its later scenes are kept, even past `end`.
     """
     inside = {scene.id for scene in over(aoi.shape, scenes)}
     first, last = (None if text is None else datetime.fromisoformat(text) for text in (start, end))

@@ -1,6 +1,6 @@
-"""Windows from which a scene's state is taken: fixed by the scene, whatever the AOI.
+"""Reflectance windows from which `SuperResolver.scene_state` computes the state of a scene.
 
-In: a scene. Out: reflectance windows for `SuperResolver.scene_state`. Imports archive, grid, superres' masks.
+They depend on the scene alone, not on the AOI.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 _SIZE_10M = 64
 _CELL_PX = 288  # 720 m: 12 pixels of 60 m, the smallest whole number that holds 64 pixels of 10 m
-_STEP_PX = 96  # 240 m: any scene of a kilometre holds one
+_STEP_PX = 96  # 240 m: any scene of one kilometre contains a window
 _CLEAR_SHARE = 0.98
 _CLEAR_SCL = (4, 5, 6, 7, 11)  # vegetation, bare, water, unclassified, snow
 _TRIES_PER_WINDOW = 2
 
 
 def state_windows(scene: Scene, bands: tuple[str, ...], access: Access, count: int) -> Tensor | None:
-    """`count` windows (K, bands, 64, 64) of reflectance, chosen by hash of place, clear ones first.
+    """Return up to `count` windows of reflectance (K, bands, 64, 64), chosen by a hash of their position, clear first.
 
-    Where too few are clear the clearest of those tried are taken; None when every window tried holds nodata.
+    If too few are clear, the clearest of the tried windows are used. Returns None if every tried window holds nodata.
     """
     import torch
 
@@ -53,7 +53,7 @@ def state_windows(scene: Scene, bands: tuple[str, ...], access: Access, count: i
 
 
 def _candidates(scene: Scene) -> Iterator[Grid]:
-    """Squares of 720 m that lie whole within the scene's 10 m raster, in an order that only place decides."""
+    """Yield squares of 720 m inside the scene's 10 m raster, in an order that depends only on their position."""
     raster = next((r for r in scene.rasters if r.gsd_m == 10), None)
     if raster is None:
         return

@@ -1,7 +1,4 @@
-"""What the store of a plan looks like before any pixel: its template and what it says about itself.
-
-In: a plan. Out: a `Template` per zone. Imports plan, store's template, superres' words.
-"""
+"""The store template of each zone of a plan: arrays and provenance attributes, before any pixel is written."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ _AGREES = {
 
 
 def template_of(plan: Plan, zone: Zone) -> Template:
-    """What a zone's group holds before any pixel is written."""
+    """Return the template of a zone's group."""
     return Template(
         grid=zone.grid,
         bands=plan.config.band_names,
@@ -83,20 +80,20 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
 
 
 def _finer(plan: Plan) -> dict[str, Any]:
-    """What is stored below 2.5 m, all of it generated."""
+    """Return the bands stored at GSDs below 2.5 m, all of them generated."""
     bands = {f"{gsd_m:g}": list(names) for gsd_m, names in plan.finer}
     return {"finer_generated_bands": bands} if bands else {}
 
 
 def _given(plan: Plan) -> dict[str, Any]:
-    """Options and maps of the system. File names only, so that local paths do not leak."""
+    """Return the options and maps of the system. Maps give file names only, to not leak local paths."""
     stated: dict[str, Any] = {"options": dict(plan.system.options)} if plan.system.options else {}
     maps = {one.name: {"file": PurePath(one.where).name, "sha256": one.sha256} for one in plan.conditions}
     return stated | ({"conditions": maps} if maps else {})
 
 
 def _weights(plan: Plan) -> dict[str, str]:
-    """Name and sha256 of the weights by role; of super-resolver and fusion also where an older store has none."""
+    """Return name and sha256 of the weights by role. Older formats always list "sr" and "fusion", if need be empty."""
     older = plan.format_version < WEIGHTS_BY_ROLE
     files = {role: ("", "") for role in ("sr", "fusion") if older}
     files |= {file.role: (file.shown, file.sha256) for file in plan.system.weights}
@@ -105,12 +102,12 @@ def _weights(plan: Plan) -> dict[str, str]:
 
 
 def plan_has_scl(plan: Plan) -> bool:
-    """True when some scene of the plan carries a scene classification."""
+    """Return True if any scene of the plan has a scene classification."""
     return any("SCL" in scene.hrefs for scene in plan.scenes.values())
 
 
 def absent_bands(names: tuple[str, ...], scenes: Mapping[str, Scene]) -> dict[str, str]:
-    """{band that a store of `names` does not hold: why}, in the order of the instrument.
+    """Return {band: reason} for the bands that a store of `names` does not hold, in instrument order.
 
     >>> absent_bands(BAND_NAMES[1:], {})
     {'B01': 'no scene has it'}

@@ -1,4 +1,4 @@
-"""All that one unit needs, worked out of the plan once."""
+"""The complete description of one unit's work, derived from the plan."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnitJob:
-    """One unit: its ground and chunks, what to read, how to compute it, and where it goes.
+    """One unit: its window and chunks, its input, how to compute it, and where to write it.
 
-    Windows count px of `gsd_m`. `source_gsd_m` is that of the finished group that is read, 0 for the scenes.
+    Windows are in px of `gsd_m`. `source_gsd_m` is the GSD of the finished group to read, or 0 to read the scenes.
     """
 
     unit: Unit
     plan_digest: str
     gsd_m: float
     source_gsd_m: float
-    window: Window  # the smallest that holds the chunks
+    window: Window  # smallest that holds the chunks
     chunks: tuple[Window, ...]
     zone: Zone
     group: str
     template: Template
-    read: Window  # what the pixels of `window` depend on
-    scenes: tuple[Scene, ...]  # that may reach into `read`, best first
+    read: Window  # input window of `window`, with halo
+    scenes: tuple[Scene, ...]  # scenes that may intersect `read`, best first
     composite: str
     bands_read: tuple[str, ...]
-    order: tuple[str, ...]  # of the run's bands
-    bands: tuple[str, ...]  # that are stored at `gsd_m`
+    order: tuple[str, ...]  # band order of the run
+    bands: tuple[str, ...]  # stored at `gsd_m`
     with_scl: bool
     access: Access
     options: Options
@@ -66,13 +66,13 @@ class UnitJob:
 
     @property
     def layout(self) -> Window:
-        """What the zone's arrays of `gsd_m` cover."""
+        """Window that the zone's arrays at `gsd_m` cover."""
         return self.grid.window
 
     def state(self, window: Window) -> SceneState | None:
-        """Scene state for a lattice window (2.5 m px): the mean over the scenes that reach into that window.
+        """Return the scene state for a lattice window (2.5 m px): the mean over the scenes that reach the window.
 
-        It follows from the window alone, not from the unit, so that two units computing one window agree.
+        It depends on the window but not on the unit, so units that compute the same window agree.
         """
         found = _reaching(self.scenes, self.zone, window)
         states = [self.states[scene.id] for scene in found if scene.id in self.states]
@@ -81,7 +81,7 @@ class UnitJob:
         return {name: np.mean([one[name] for one in states], axis=0).tolist() for name in states[0]}
 
     def inside(self, gsd_m: float) -> NDArray[np.bool_] | None:
-        """Pixels of `window`, at a GSD, whose centre lies within the AOI, (ny, nx); None unless the run clips."""
+        """Return a mask (ny, nx) at a GSD of the pixels of `window` whose centre is in the AOI; None without --clip."""
         if not self.clip:
             return None
         from affine import Affine
@@ -93,7 +93,7 @@ class UnitJob:
 
 
 def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
-    """The job of `unit`, for a loaded system of the plan."""
+    """Return the job of `unit`, for the loaded system of the plan."""
     zone, chunks, window = plan.zone(unit.epsg), tuple(plan.chunks(unit)), plan.window(unit)
     of = _pass_of(plan, unit, system)
     read = of.read_window(window.pad(of.reach_px(plan.options())))
@@ -125,7 +125,7 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
 
 
 def _pass_of(plan: Plan, unit: Unit, system: System) -> Pass:
-    """The pass of a unit. PipelineError where the system is no longer what it was when the plan was made."""
+    """Return the pass of a unit. Raises PipelineError if the system's passes differ from those of the plan."""
     passes = passes_of(system.stages, plan.config.band_names)
     found = [(one.gsd_m, tuple((output.gsd_m, output.bands) for output in one.finer)) for one in passes]
     if found != [(layout.gsd_m, layout.finer) for layout in plan.passes]:
@@ -138,9 +138,9 @@ def _pass_of(plan: Plan, unit: Unit, system: System) -> Pass:
 
 
 def bands_to_read(plan: Plan, system: System, scenes: int) -> tuple[str, ...]:
-    """Bands that decide the pixels of those that are stored, in the order of the instrument.
+    """Return the bands that decide the pixels of the stored bands, in instrument order.
 
-    All there are where several scenes meet, whose gaps in any band decide which scene is taken.
+    With several scenes these are all input bands, since gaps in any band decide which scene is used.
     """
     if scenes > 1:
         return plan.inputs
@@ -149,7 +149,7 @@ def bands_to_read(plan: Plan, system: System, scenes: int) -> tuple[str, ...]:
 
 
 def _reaching(scenes: Sequence[Scene], zone: Zone, window: Window) -> tuple[Scene, ...]:
-    """Those of `scenes` that may reach into `window`, in their order."""
+    """Return the scenes that may intersect `window`, in the given order."""
     left, bottom, right, top = zone.grid.of(window).bounds_m
     kept = []
     for scene in scenes:

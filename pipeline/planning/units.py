@@ -1,4 +1,4 @@
-"""How the ground of a plan is cut: UTM zones, passes, and the addresses of units."""
+"""The division of a plan's ground: UTM zones, passes, and the addresses of units."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True)
 class Address:
-    """A place in a run: zone, time step, and row and column in whatever the zone is cut into. Immutable, no pixels.
+    """Address in a run: zone, row, column and time step. Subclasses define what rows and columns count.
 
     >>> Unit(32631, 2, 0, 0).id
     'z32631-r2-c0-t0'
@@ -37,7 +37,7 @@ class Address:
 
 @dataclass(frozen=True, order=True)
 class Unit(Address):
-    """One piece of work of a pass, counted from 0; row and column count the breaks of the zone in that pass.
+    """One unit of work of pass `number` (from 0). Row and column count the breaks of the zone in that pass.
 
     >>> Unit(32631, 2, 0, 0, 1).id
     'z32631-r2-c0-t0-p1'
@@ -53,18 +53,18 @@ class Unit(Address):
 
 @dataclass(frozen=True)
 class Zone:
-    """One UTM zone of a run: its 2.5 m grid, the AOI in metres, its time steps, and how it is cut into units."""
+    """One UTM zone of a run: its 2.5 m grid, the AOI in metres, its time steps, and its division into units."""
 
     epsg: int
     grid: Grid
-    area: dict[str, Any]  # GeoJSON geometry of the AOI's part, in metres of `epsg`
+    area: dict[str, Any]  # GeoJSON geometry of the AOI's part in this zone, in metres of `epsg`
     periods: tuple[Period, ...]
     row_breaks: tuple[int, ...]  # in chunks, from 0 to the number of chunk rows
     col_breaks: tuple[int, ...]
-    resample: bool = False  # scenes lie on another phase than the grid and are resampled, nearest
+    resample: bool = False  # scenes differ in phase from the grid and are resampled, nearest neighbour
 
     def cut(self, layout: PassLayout, chunk_px: int, shard_chunks: int = 0) -> Cut:
-        """How it is cut in a pass, in chunks of `chunk_px`; `shard_chunks` is the side of a shard, 0 without."""
+        """Return the division in a pass, in chunks of `chunk_px`. `shard_chunks` is the shard side; 0 for no shards."""
         grid = self.grid.at_gsd(layout.gsd_m)
         ny, nx = (-(-length // chunk_px) for length in grid.shape)
         if shard_chunks:
@@ -75,7 +75,7 @@ class Zone:
         return Cut(grid, rows, cols, self._active(grid, chunk_px, (ny, nx), layout.rim_m))
 
     def _active(self, grid: Grid, chunk_px: int, counts: tuple[int, int], rim_m: float) -> NDArray[np.bool_]:
-        """Which of so many chunks (rows, cols) touch the AOI grown by `rim_m`."""
+        """Return a mask (rows, cols) of the chunks that touch the AOI grown by `rim_m`."""
         import shapely
         from shapely.geometry import shape
 
@@ -85,7 +85,7 @@ class Zone:
         x0 = left + np.arange(cols) * size
         y1 = top - np.arange(rows) * size
         xs, ys = np.meshgrid(x0, y1)
-        # edges are shared, not touched: a chunk that only meets the AOI's border line has no pixel of it
+        # Inset the boxes: a chunk that only shares an edge with the AOI holds none of its pixels.
         inset = 1e-3
         boxes = shapely.box(
             xs + inset,
@@ -103,9 +103,9 @@ class Zone:
 
 @dataclass(frozen=True)
 class PassLayout:
-    """One pass of a plan: GSD that its units count, and what it stores below 2.5 m, as (GSD, bands).
+    """One pass of a plan: the GSD of its pixels, and what it stores at GSDs below 2.5 m, as (GSD, bands).
 
-    `rim_m`: how far beyond the AOI it goes, for the passes after it to depend on nothing that is not there.
+    `rim_m` is how far beyond the AOI it is computed, so that later passes find their complete input.
     """
 
     gsd_m: float = TARGET_GSD_M
@@ -115,7 +115,7 @@ class PassLayout:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a zone is cut in one pass: its grid, where units begin in chunks, and which chunks (rows, cols) there are."""
+    """Division of a zone in one pass: grid, unit breaks in chunks, and mask (rows, cols) of active chunks."""
 
     grid: Grid
     rows: tuple[int, ...]
@@ -124,7 +124,7 @@ class Cut:
 
 
 def _finer_breaks(breaks: tuple[int, ...], parts: int, count: int) -> tuple[int, ...]:
-    """Breaks in chunks of a `parts` times smaller pixel, of which there are `count`; each unit is cut into `parts`.
+    """Return the breaks in chunks of `parts` times smaller pixels. Each unit is cut into `parts`; `count` is the end.
 
     >>> _finer_breaks((0, 3, 5), 2, 9)
     (0, 3, 6, 8, 9)

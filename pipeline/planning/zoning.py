@@ -1,4 +1,4 @@
-"""How a plan's ground is laid out: UTM zones with their grids and units, and the passes over them."""
+"""The layout of a plan's ground: UTM zones with their grids and units, and the passes over them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 _BOW_M = 0.05
 _SLIVER_DEG2 = 1e-9  # about ten square metres
-_SLIVER_SHARE = 1e-3  # of an area that is itself no larger
+_SLIVER_SHARE = 1e-3  # share of the AOI part, which keeps very small AOIs
 
 
 def layouts_of(passes: Sequence[Pass], config: RunConfig) -> tuple[PassLayout, ...]:
-    """How the passes of a run lie on the ground. UsageError for chunks or flags that do not fit them."""
+    """Return the layouts of the passes of a run. Raises UsageError for a chunk size or flags that do not fit."""
     options = Options(consistency=config.consistency, mtf=config.mtf_by_band)
     for one in passes:
         if config.chunk_px % (24 if not one.source_gsd_m else math.lcm(24, one.source_px)):
@@ -53,7 +53,10 @@ def layouts_of(passes: Sequence[Pass], config: RunConfig) -> tuple[PassLayout, .
 def zones_of(
     config: RunConfig, aoi: Aoi, around: Aoi, scenes: tuple[Scene, ...], workers: int, rim_m: float
 ) -> tuple[tuple[Zone, ...], list[str]]:
-    """Zones of the AOI with the scenes that feed them, grown by `rim_m`, and notes. NoDataError where there is none."""
+    """Return the zones of the AOI with their scenes, grown by `rim_m`, and notes.
+
+    Raises NoDataError if there are none.
+    """
     from pipeline.aoi.aoi import to_utm, utm_parts
     from pipeline.archive.passes import periods
 
@@ -72,10 +75,10 @@ def zones_of(
 
 
 def assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[int, Geometry], list[str]]:
-    """AOI parts by the zone whose scenes will feed them, in degrees; nothing is ever warped between zones.
+    """Return the AOI parts (degrees) by the zone whose scenes cover them, and notes. Nothing is warped between zones.
 
-    Ground stays in its own zone where a scene of that zone covers it; what is left goes to the neighbouring zone whose
-    scenes cover it, since tiles overlap across zone borders. What no scene covers stays at home, as nodata.
+    Ground stays in its own zone where a scene of that zone covers it. The rest goes to the nearest zone whose scenes
+    cover it, since tiles overlap across zone borders. Ground without a scene stays in its own zone as nodata.
     """
     import shapely
 
@@ -106,7 +109,7 @@ def assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[
 
 
 def _polygons(geometry: Geometry) -> Geometry:
-    """The polygons of a geometry; points and lines that cutting leaves behind are dropped."""
+    """Return the polygons of a geometry, without points and lines left over from cutting."""
     import shapely
 
     flat = shapely.get_parts(shapely.get_parts(geometry))
@@ -127,7 +130,7 @@ def _zone(
     used = {name for step in steps for name in step.scene_ids}
     phase, resample, notes = _phase(epsg, [scene for scene in scenes if scene.id in used])
     left, bottom, right, top = area.bounds
-    # edges straight in degrees bow by centimetres in metres: an AOI drawn along 60 m lines keeps to them
+    # Edges straight in degrees bow by centimetres in UTM. The tolerance keeps an AOI drawn along 60 m lines on them.
     bow_x, bow_y = min(_BOW_M, (right - left) / 4), min(_BOW_M, (top - bottom) / 4)
     bounds_m = (left + bow_x - rim_m, bottom + bow_y - rim_m, right - bow_x + rim_m, top - bow_y + rim_m)
     grid = Grid.covering(epsg, bounds_m, phase)
@@ -137,7 +140,7 @@ def _zone(
 
 
 def _plain(geometry: dict[str, Any]) -> dict[str, Any]:
-    """GeoJSON with lists for tuples, millimetres, as JSON gives it back."""
+    """Return GeoJSON rounded to millimetres, with lists instead of tuples, as after a JSON round trip."""
 
     def rounded(value: object) -> object:
         return [rounded(v) for v in value] if isinstance(value, list | tuple) else round(float(str(value)), 3)
@@ -146,7 +149,10 @@ def _plain(geometry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _phase(epsg: int, scenes: list[Scene]) -> tuple[Phase, bool, list[str]]:
-    """Grid phase of a zone: the scenes' own when they share one, else the official one, by nearest resampling."""
+    """Return the grid phase of a zone, whether to resample, and notes.
+
+    The phase is that of the scenes if they share one, else the official one, with nearest-neighbour resampling.
+    """
     try:
         phases = {scene.id: scene.phase for scene in scenes}
     except ValueError as error:
@@ -165,9 +171,9 @@ def _phase(epsg: int, scenes: list[Scene]) -> tuple[Phase, bool, list[str]]:
 
 
 def _breaks(ny: int, nx: int, config: RunConfig, workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Chunk rows and columns at which units begin: even parts, at least one per worker where the area allows."""
+    """Return the unit breaks in chunk rows and columns: even parts, at least one per worker where the area allows."""
     limit = config.unit_chunks
-    if config.shard:  # shards are equal squares, whatever the number of workers
+    if config.shard:  # shards have equal size, whatever the number of workers
         return _steps(ny, limit), _steps(nx, limit)
     rows, cols = -(-ny // limit), -(-nx // limit)
     while rows * cols < workers and (rows < ny or cols < nx):

@@ -1,4 +1,4 @@
-"""Reads the pixels of a slab block by block; damaged or lost chunks raise instead of reading as nodata."""
+"""Read the pixels of a slab block by block. Damaged or lost chunks raise instead of reading as nodata."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _AHEAD = 8  # blocks to read ahead from a remote store
 
 
 class Stored:
-    """Reads blocks of a store's arrays; its receipts tell which chunks must exist."""
+    """Reads blocks of a store's arrays. The store's receipts define which chunks must exist."""
 
     def __init__(self, place: Place, plan_digest: str, *, complete: bool = True) -> None:
         self.place = place
@@ -40,7 +40,7 @@ class Stored:
 
     @cached_property
     def _chunks(self) -> set[str]:
-        """Keys of all chunks that receipts list; none where the store keeps no receipts."""
+        """Keys of all chunks that receipts list; empty if the store keeps no receipts."""
         return {
             f"{receipt.group}/{key}" if receipt.group else key
             for receipt in Ledger(self.place, self._digest).read_all()
@@ -48,7 +48,7 @@ class Stored:
         }
 
     def blocks(self, array: zarr.Array[Any], slab: Slab, step: int) -> Iterator[tuple[Window, NDArray[np.generic]]]:
-        """(window, values (band, y, x) of all bands) over the slab, row by row; at most `_AHEAD` in memory."""
+        """Yield (window, values) over the slab, row by row, at most `_AHEAD` in memory. Values are (band, y, x)."""
         window = slab.window
         places = (
             Window(row, col, step, step).intersect(window)
@@ -66,7 +66,7 @@ class Stored:
                 waiting += ((after, pool.submit(self.read, array, slab, after)) for after in islice(places, 1))
 
     def array(self, slab: Slab) -> zarr.Array[Any]:
-        """The slab's array."""
+        """Return the slab's array."""
         import zarr
 
         with self.place.reading():
@@ -77,10 +77,10 @@ class Stored:
         return array
 
     def read(self, array: zarr.Array[Any], slab: Slab, block: Window) -> NDArray[np.generic]:
-        """Values (band, y, x) of all bands, nodata of uncertainty 65535 whatever the store's format.
+        """Read values (band, y, x) of all bands. Nodata of uncertainty is 65535, whatever the store's format.
 
-        IntegrityError when a chunk is damaged, missing although a receipt names it, or without a receipt in a complete
-        store. In an incomplete store, a chunk without a receipt was left by an unfinished unit and reads as nodata.
+        Raises IntegrityError if a chunk is damaged, missing although a receipt names it, or without a receipt in a
+        complete store. In an incomplete store, a chunk without a receipt is of an unfinished unit and reads as nodata.
         """
         rows, cols = slice(block.row, block.row_end), slice(block.col, block.col_end)
         try:
@@ -100,7 +100,7 @@ class Stored:
     def _compare_with_receipts(
         self, array: zarr.Array[Any], slab: Slab, rows: slice, cols: slice, values: NDArray[np.generic]
     ) -> None:
-        """Compare chunks with receipts: empty chunks are not stored, and all others are named by a receipt."""
+        """Compare chunks with receipts. Empty chunks are not stored; all others must be named by a receipt."""
         fill = array.fill_value
         step = (array.shards or array.chunks)[-1]
         lead = f"{slab.group}/" if slab.group else ""

@@ -48,7 +48,7 @@ _WORKING = {"driver": "GTiff", "tiled": True, "compress": "deflate", "zlevel": 1
 
 @dataclass(frozen=True)
 class Cog:
-    """One file to write: `bands` of a slab, none for classes."""
+    """One file to write: `bands` of a slab, empty for classes."""
 
     path: Path
     slab: Slab
@@ -63,7 +63,7 @@ class Cog:
 
 @dataclass(frozen=True)
 class Export:
-    """Files that were written, and notes for the user."""
+    """The files written, and notes for the user."""
 
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
@@ -81,10 +81,10 @@ def export_cogs(
     allow_incomplete: bool = False,
     report: Callable[[str], None] = lambda _text: None,
 ) -> Export:
-    """Write the COGs of a request into the folder `out`, which is made if its parent exists.
+    """Write the COGs of a request into the folder `out`, which is created if its parent exists.
 
-    Raises UsageError where the store does not hold what is asked for or files stand in the way, IntegrityError for
-    damaged chunks, StorageError when the disk refuses. Complete files are moved into place, those of one slab together.
+    Complete files are moved into place, those of one slab together. Raises UsageError if the store lacks the request or
+    files exist, IntegrityError for damaged chunks, and StorageError if writing fails.
     """
     require_parent(out)
     place = place_of(store)
@@ -110,7 +110,7 @@ def export_cogs(
                 write_item(path, item_of(path.stem, written[path.stem]), slab)
         finally:
             if made:
-                with suppress(OSError):  # it holds files
+                with suppress(OSError):  # the folder is not empty
                     out.rmdir()
     if stored.hidden:
         notes.append(f"{len(stored.hidden)} chunk(s) that no receipt names were left out as nodata")
@@ -118,7 +118,7 @@ def export_cogs(
 
 
 def _names(place: Place, slabs: list[Slab]) -> list[str]:
-    """Names of slabs without their variable: store, zone, GSD below 2.5 m, day; and time of day where days repeat."""
+    """Return slab names without the variable: store, zone, GSD below 2.5 m, and day, with the time if days repeat."""
     store = store_name(place)
     days = Counter((slab.zone, slab.variable, slab.date) for slab in slabs)
     moments = [
@@ -145,7 +145,7 @@ def _require_free(paths: list[Path], *, overwrite: bool) -> None:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """Create the folder; failures of the system or GDAL to write become StorageErrors."""
+    """Create the folder. Write errors of the system and of GDAL become StorageErrors."""
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
 
@@ -171,7 +171,7 @@ def _gdal() -> Iterator[None]:
 def _write_slab(
     stored: Stored, cogs: list[Cog], working: Path, compress: str, require_unchanged: Callable[[], None]
 ) -> list[Written]:
-    """Write the files of one slab and move them into place together, if the store has not changed; returns them."""
+    """Write the files of one slab, move them into place together if the store has not changed, and return them."""
     slab = cogs[0].slab
     array = stored.array(slab)
     raws = [working / f"{number}.raw.tif" for number in range(len(cogs))]
@@ -193,15 +193,15 @@ def _write_slab(
 
 
 def _name_classes(cog: Cog, meanings: tuple[str, ...]) -> None:
-    """Write class names to the `.aux.xml`, the only place where GDAL finds them; QGIS uses them as labels."""
+    """Write class names to the `.aux.xml`, the only place where GDAL reads them. QGIS uses them as labels."""
     names = of_file(of_classes(cog.slab.variable, " ".join(meanings), (cog.slab.time_utc,)))
     write_atomic(cog.path.with_name(f"{cog.path.name}.aux.xml"), names)
 
 
 def _stream(stored: Stored, array: zarr.Array[Any], cogs: list[Cog], raws: list[Path]) -> list[list[int]]:
-    """Copy the slab into the temporary files, block by block; returns the sums of DN per file and band.
+    """Copy the slab into the temporary files, block by block. Return the sums of DN per file and band.
 
-    Blocks are tiles of the files. Without a box they are chunks, too; within one they touch up to four each.
+    Blocks are tiles of the files. Without a bounding box they are also chunks; with one they touch up to four chunks.
     """
     import rasterio
     from rasterio.windows import Window as TiffWindow
@@ -228,7 +228,7 @@ def _stream(stored: Stored, array: zarr.Array[Any], cogs: list[Cog], raws: list[
 
 
 def _require_room(folder: Path, size: int) -> None:
-    """StorageError before a disk is full, which libtiff reports only at the end, after many messages."""
+    """Raise StorageError before the disk is full. libtiff reports that only at the end, after many messages."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise StorageError(
@@ -237,7 +237,7 @@ def _require_room(folder: Path, size: int) -> None:
 
 
 def _flags(array: zarr.Array[Any]) -> dict[str, str]:
-    """Classes in words: "class_4": "vegetation"."""
+    """Return the class names, such as "class_4": "vegetation", and the array's long name."""
     stated = dict(array.attrs)
     meanings, values = str(stated.get("flag_meanings", "")).split(), stated.get("flag_values", [])
     pairs = zip(values, meanings, strict=True) if isinstance(values, list) and len(values) == len(meanings) else ()
@@ -246,7 +246,7 @@ def _flags(array: zarr.Array[Any]) -> dict[str, str]:
 
 
 def _translate(raw: Path, finished: Path, slab: Slab, compress: str) -> None:
-    """Convert a temporary file to a COG; GDAL builds overviews of classes, and is given those of numbers."""
+    """Convert a temporary file to a COG. GDAL builds the overviews of classes; those of numbers are supplied."""
     import rasterio.shutil
 
     means: list[Path] = []
@@ -267,7 +267,7 @@ def _translate(raw: Path, finished: Path, slab: Slab, compress: str) -> None:
 
 
 def _sums(path: Path) -> list[int]:
-    """Sum of DN per band, read block by block, all bands of a block at once."""
+    """Return the sum of DN per band, read block by block, all bands of a block at once."""
     import rasterio
 
     with rasterio.open(path) as file:

@@ -1,7 +1,7 @@
 """STAC items of exported GeoTIFFs: one per zone and time step, beside its files.
 
-STAC 1.0 with `proj:epsg`, `raster:bands` and `eo:bands`, which stackstac and odc-stac read; stackstac 0.5 does not know
-their successors in STAC 1.1. pystac migrates them on reading.
+Items use STAC 1.0 with `proj:epsg`, `raster:bands` and `eo:bands`, which stackstac and odc-stac read. stackstac 0.5
+does not support their successors in STAC 1.1. pystac migrates them on reading.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ EXTENSIONS = tuple(
     f"https://stac-extensions.github.io/{name}/schema.json"
     for name in ("projection/v1.1.0", "raster/v1.1.0", "eo/v1.1.0", "classification/v1.1.0")
 )
-_EDGE_POINTS = 21  # per side of a footprint: edges straight in metres bow in degrees
+_EDGE_POINTS = 21  # per side of a footprint, since edges straight in metres bow in degrees
 _IDENTITY = ("datetime", "proj:epsg", "proj:shape", "proj:transform", "sen2fine:plan_digest")
 
 
 @dataclass(frozen=True)
 class Written:
-    """A written file: its part of the store, and class names from 0 on."""
+    """A written file: its slab, its bands, and class names from 0 on."""
 
     path: Path
     slab: Slab
@@ -44,14 +44,14 @@ class Written:
 
 
 def asset_key(slab: Slab, bands: Sequence[str]) -> str:
-    """Name of a file's asset: the band where it holds one, else the variable."""
+    """Return the key of a file's asset: its single band, with the variable unless reflectance, else the variable."""
     if len(bands) != 1:
         return slab.variable
     return bands[0] if slab.variable == "reflectance" else f"{bands[0]}_{slab.variable}"
 
 
 def item_of(name: str, files: Sequence[Written]) -> dict[str, Any]:
-    """The item of files of one zone, time step and window."""
+    """Return the item of the files of one zone, time step and window."""
     slab = files[0].slab
     geometry, bbox = footprint(slab)
     return {
@@ -68,13 +68,13 @@ def item_of(name: str, files: Sequence[Written]) -> dict[str, Any]:
 
 
 def may_extend(path: Path, slab: Slab) -> bool:
-    """Whether an item is of the slab's grid, run and time, so that assets can be added to it."""
+    """Return whether an existing item has the slab's grid, run and time, so that assets can be added to it."""
     earlier, properties = _read(path), _properties(slab)
     return earlier is not None and all(_property(earlier, key) == properties.get(key) for key in _IDENTITY)
 
 
 def write_item(path: Path, item: dict[str, Any], slab: Slab) -> None:
-    """Write an item; assets of an earlier export of the same grid stay, if their files do. Raises StorageError."""
+    """Write an item. Assets of an earlier export of the same grid stay if their files exist. Raises StorageError."""
     earlier = _read(path)
     if earlier is not None and may_extend(path, slab):
         kept = {
@@ -87,7 +87,7 @@ def write_item(path: Path, item: dict[str, Any], slab: Slab) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The item in a file; None without one."""
+    """Return the item in a file, or None."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -180,7 +180,7 @@ def _eo_band(name: str, slab: Slab) -> dict[str, Any]:
 
 
 def footprint(slab: Slab) -> tuple[dict[str, Any], list[float]]:
-    """(geometry, bbox) of a slab's window in degrees; cut at the antimeridian, where the box has west > east."""
+    """Return (geometry, bbox) of a slab's window in degrees. Across the antimeridian it is cut, with west > east."""
     import shapely
     from pyproj import Transformer
     from shapely.geometry import mapping

@@ -1,4 +1,4 @@
-"""Colour pictures of an opened store, with a fixed stretch so that dates and places compare."""
+"""Colour pictures of an opened store, with a fixed stretch so that dates and places are comparable."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import xarray as xr
     from xarray import DataArray
 
-    High = float | tuple[float, float, float]  # of all three bands, or of each
+    High = float | tuple[float, float, float]  # for all three bands, or for each
 
 TRUE_COLOR: tuple[str, ...] = ("B04", "B03", "B02")
 FALSE_COLOR: tuple[str, ...] = ("B08", "B04", "B03")  # vegetation red, as on colour-infrared film
-# Reflectance shown as 255, and gamma. Land is dark in the visible, 0.03 to 0.15, and crops reach 0.6 in near infrared.
+# Reflectance shown as 255, and gamma. Land has 0.03 to 0.15 in the visible, and crops reach 0.6 in the near infrared.
 TRUE_COLOR_HIGH, TRUE_COLOR_GAMMA = 0.3, 1.5
 FALSE_COLOR_HIGH, FALSE_COLOR_GAMMA = (0.6, 0.3, 0.3), 1.0
 
@@ -38,12 +38,12 @@ def true_color(
     gamma: float = TRUE_COLOR_GAMMA,
     alpha: bool = False,
 ) -> xr.DataArray | xr.DataTree:
-    """B04 B03 B02 as a picture: lazy uint8 (time, y, x, rgb), or (y, x, rgb) of one date, as `plot.imshow` takes it.
+    """Return B04 B03 B02 as a picture: lazy uint8 (time, y, x, rgb), or (y, x, rgb) for one date, for `plot.imshow`.
 
-    Reflectance `low` becomes 1 and `high` (one number, or one per band) 255, whatever the date and place, so that
-    pictures compare; values beyond are clipped; `gamma` above 1 lightens dark areas. 0 0 0 is nodata in any of the 3
-    bands and nothing else; `alpha` adds a fourth value, 0 for nodata and 255 elsewhere. UsageError for a band that `ds`
-    lacks, or no stretch.
+    Reflectance `low` becomes 1 and `high` (one number, or one per band) 255 for all dates and places, so that pictures
+    are comparable. Values beyond are clipped, and `gamma` above 1 lightens dark areas. Pixels with nodata in any of the
+    3 bands are 0 0 0, and no others. `alpha` adds a fourth channel, 0 for nodata and 255 elsewhere. Raises UsageError
+    if `ds` lacks a band or the stretch is invalid.
     """
     return _color(ds, TRUE_COLOR, "true_color", (low, high, gamma), alpha=alpha)
 
@@ -64,7 +64,7 @@ def false_color(
     gamma: float = FALSE_COLOR_GAMMA,
     alpha: bool = False,
 ) -> xr.DataArray | xr.DataTree:
-    """B08 B04 B03 as a picture, in which vegetation is red; otherwise as `true_color`."""
+    """Return B08 B04 B03 as a picture, in which vegetation is red; otherwise like `true_color`."""
     return _color(ds, FALSE_COLOR, "false_color", (low, high, gamma), alpha=alpha)
 
 
@@ -99,7 +99,7 @@ def _picture(
     measured = layers.notnull().all("rgb")
     span = xr.DataArray(np.broadcast_to(np.asarray(high, np.float32) - np.float32(low), len(bands)), dims="rgb")
     scaled = ((layers - low) / span).clip(0, 1) ** (1 / gamma)
-    # valid pixels start at 1: 0 is reserved for nodata, as in ESA's true-colour images
+    # Valid pixels start at 1, since 0 is reserved for nodata, as in ESA's true-colour images.
     shown = (1 + 254 * scaled).round().where(measured, 0).astype(np.uint8)
     channels = ["red", "green", "blue"]
     if alpha:
@@ -107,5 +107,5 @@ def _picture(
         shown = xr.concat([shown, opaque.expand_dims("rgb", -1)], "rgb").transpose(..., "rgb")
         channels.append("alpha")
     attributes = {"long_name": name.replace("_", " "), "bands": " ".join(bands), "low": low, "high": high}
-    shown.attrs = {**attributes, "gamma": gamma, "nodata": 0}  # not those of the bands
+    shown.attrs = {**attributes, "gamma": gamma, "nodata": 0}  # without the attributes of the bands
     return shown.assign_coords(rgb=channels).rename(name)

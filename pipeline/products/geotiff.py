@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
     from pipeline.store.selection import Slab
 
-_INTERPRETED = {"B02": "blue", "B03": "green", "B04": "red"}  # colours that GDAL before 3.10 knows
+_INTERPRETED = {"B02": "blue", "B03": "green", "B04": "red"}  # colour interpretations of GDAL before 3.10
 # An item of GDAL's metadata in the file, and a placeholder of the same length until the file is finished.
 _DATE_ITEM = 'ACQUISITIONDATETIME" domain="IMAGERY'
 _DATE_MARK = "ACQUISITIONDATETIME".ljust(len(_DATE_ITEM), "_")
-_SHOWN_SCENES = 50  # ids beyond these make the tag longer than some readers take
+_SHOWN_SCENES = 50  # some readers limit the length of tags
 
 
 def profile(slab: Slab, bands: tuple[str, ...]) -> dict[str, Any]:
-    """Options of rasterio for a file of `bands` (one nameless band for classes) over the slab's window."""
+    """Return the rasterio profile of a file of `bands` (one unnamed band for classes) over the slab's window."""
     import rasterio
 
     return {
@@ -42,7 +42,7 @@ def profile(slab: Slab, bands: tuple[str, ...]) -> dict[str, Any]:
 def describe(file: DatasetWriter, slab: Slab, bands: tuple[str, ...], flags: Mapping[str, str]) -> None:
     """Write names, scale, colours and provenance into a new file, before any pixel.
 
-    `flags`: name, class values and meanings as the array's attributes state them.
+    `flags` holds the long name and the class meanings from the array's attributes.
     """
     from rasterio.enums import ColorInterp
 
@@ -74,10 +74,10 @@ def describe(file: DatasetWriter, slab: Slab, bands: tuple[str, ...], flags: Map
 
 
 def date_image(path: Path) -> None:
-    """Move the date of a finished file into the domain IMAGERY, where rio-stac looks, in place.
+    """Move the date of a finished file into the domain IMAGERY, where rio-stac reads it, in place.
 
-    GDAL's COG driver copies that domain only with COPY_SRC_MDD=YES, which loses band metadata (3.9 to 3.12); writing it
-    afterwards would move the file's header to its end. ValueError where the mark is missing.
+    GDAL's COG driver copies that domain only with COPY_SRC_MDD=YES, which loses band metadata (3.9 to 3.12). Writing it
+    afterwards would move the file's header to its end. Raises ValueError if the placeholder is missing.
     """
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
         at = content.find(_DATE_MARK.encode())
@@ -87,7 +87,7 @@ def date_image(path: Path) -> None:
 
 
 def _tags(slab: Slab, bands: tuple[str, ...]) -> dict[str, str]:
-    """Provenance tags, from the attributes of the group."""
+    """Return the provenance tags, from the attributes of the group."""
     stated = slab.attributes
     period = _period(slab)
     scenes = [str(name) for name in period.get("scenes", [])]
@@ -119,6 +119,6 @@ def _tags(slab: Slab, bands: tuple[str, ...]) -> dict[str, str]:
 
 
 def _period(slab: Slab) -> dict[str, Any]:
-    """Attributes of the time step: its label, how scenes were combined, and which."""
+    """Return the attributes of the time step: label, composite and scenes."""
     periods: list[dict[str, Any]] = list(slab.attributes.get("periods", []))
     return periods[slab.time_index] if slab.time_index < len(periods) else {}

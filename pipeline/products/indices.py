@@ -1,9 +1,9 @@
 """Spectral indices of an opened store.
 
-Formulas are those of the literature on surface reflectance, with B08 as near infrared throughout: at 2.5 m it is the
-near-infrared band measured most finely. Reflectance is as stored, baseline differences removed, and may be slightly
-negative, so that normalised differences of dark ground can leave -1 to 1; nothing is clipped.
-tests/products/test_indices compares every formula with the catalogue Awesome Spectral Indices (spyndex, MIT).
+Formulas follow the literature on surface reflectance, with B08 as near infrared throughout, the near-infrared band with
+the finest native GSD. Reflectance is as stored, without baseline offsets, and may be slightly negative, so normalised
+differences of dark ground can leave -1 to 1. Nothing is clipped. tests/products/test_indices compares every formula
+with the catalogue Awesome Spectral Indices (spyndex, MIT).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Index:
 
 
 def _difference(long_name: str, first: str, second: str, source: str) -> Index:
-    """The normalised difference of two bands."""
+    """Return the normalised difference of two bands."""
     formula = f"({first} - {second}) / ({first} + {second})"
     return Index(long_name, (first, second), formula, source, lambda a, b: (a - b, a + b))
 
@@ -103,11 +103,12 @@ def indices(ds: xr.DataTree, names: str | list[str] | tuple[str, ...]) -> xr.Dat
 def indices(
     ds: xr.Dataset | xr.DataTree, names: str | list[str] | tuple[str, ...]
 ) -> xr.DataArray | xr.Dataset | xr.DataTree:
-    """Spectral indices by name, such as "ndvi": one name gives a DataArray, several a Dataset, zones a DataTree.
+    """Return spectral indices by name, such as "ndvi": a DataArray for one name, a Dataset for several.
 
-    Lazy, float32, dims of `ds.reflectance` without band; NaN where a band is nodata or the denominator is zero. The
-    attributes hold long_name, formula, source, the bands, and `native_gsd_m`: the coarsest GSD at which one of them
-    was measured. UsageError, naming what there is, for an unknown index or a band that `ds` lacks.
+    A DataTree of zones gives a DataTree. Values are lazy float32 with the dims of `ds.reflectance` without band; NaN
+    where a band is nodata or the denominator is zero. The attributes hold long_name, formula, source, the bands, and
+    `native_gsd_m`, the coarsest native GSD of the bands. Raises UsageError, with the alternatives, for an unknown index
+    or a band that `ds` lacks.
     """
     wanted = [name.lower() for name in ([names] if isinstance(names, str) else names)]
     unknown = [name for name in wanted if name not in INDICES]
@@ -124,7 +125,7 @@ def indices(
 
 
 def in_zones(ds: xr.Dataset | xr.DataTree, of: Callable[[xr.Dataset], xr.Dataset]) -> xr.Dataset | xr.DataTree:
-    """`of` the Dataset, or of each zone."""
+    """Apply `of` to the Dataset, or to each zone."""
     import xarray as xr
 
     if not isinstance(ds, xr.DataTree | xr.Dataset):
@@ -135,7 +136,7 @@ def in_zones(ds: xr.Dataset | xr.DataTree, of: Callable[[xr.Dataset], xr.Dataset
 
 
 def bands_of(zone: xr.Dataset, names: Sequence[str], purpose: str) -> list[DataArray]:
-    """Reflectance of the bands by name. UsageError where there are none, or one is missing."""
+    """Return the reflectance of the bands by name. Raises UsageError if a band or the band dimension is missing."""
     if "reflectance" not in zone or "band" not in zone.reflectance.dims:
         raise UsageError(f"{purpose} of a dataset without reflectance by band", "what pipeline.open_store gave")
     there = [str(name) for name in zone.band.values]
@@ -150,7 +151,7 @@ def bands_of(zone: xr.Dataset, names: Sequence[str], purpose: str) -> list[DataA
 
 
 def _of_band(zone: xr.Dataset) -> list[str]:
-    """Coordinates that describe one band, dropped from an index of several."""
+    """Return the names of coordinates along `band`, which do not apply to an index of several bands."""
     return [str(name) for name, values in zone.reflectance.coords.items() if "band" in values.dims]
 
 
@@ -167,5 +168,5 @@ def _index(zone: xr.Dataset, name: str) -> DataArray:
         "native_gsd_m": max(BY_NAME[band].gsd_m for band in index.bands),
     }
     mapping = {"grid_mapping": "spatial_ref"} if "spatial_ref" in zone.coords else {}
-    values.attrs = {**attributes, **mapping}  # not those of the bands, which arithmetic may keep
+    values.attrs = {**attributes, **mapping}  # without the attributes of the bands, which arithmetic may keep
     return values.rename(name)

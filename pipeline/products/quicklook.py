@@ -27,12 +27,12 @@ _LABEL_PX = 28
 _LINE_PX = 26
 _BACKGROUND, _INK, _QUIET, _FRAME = (255, 255, 255), (25, 28, 32), (110, 116, 122), (255, 196, 0)
 _NODATA_GREY = 205
-_SIGNATURE = ("Software", "sen2fine quicklook")  # keyword of the PNG specification, and our name
+_SIGNATURE = ("Software", "sen2fine quicklook")  # keyword of the PNG specification, and its value
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One row of the picture: three bands of one place as reflectance (3, y, x), nodata below 0 by exactly 0.1."""
+    """One row of the picture: three bands of one place as reflectance (3, y, x), with nodata as -0.1."""
 
     title: str
     bands: tuple[str, ...]
@@ -43,14 +43,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Overview:
-    """The area around the place (3, y, x), and the place as fractions of its sides."""
+    """The area around the place, as reflectance (3, y, x), and the box of the place as fractions of its sides."""
 
     image: NDArray[np.float32]
     box: tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def stretch_limits(image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Per-band 1st and 99th percentile of measured pixels, (3, 1, 1) each."""
+    """Return the 1st and 99th percentile of measured pixels per band, (3, 1, 1) each."""
     low, high = [], []
     for band in image:
         values = band[band > -0.0999]
@@ -70,7 +70,7 @@ def _to_rgb(image: NDArray[np.float32], limits: tuple[NDArray[np.float32], NDArr
 
 
 def _tile(rgb: NDArray[np.uint8], side_px: int) -> PilImage.Image:
-    """Enlarged by a whole factor so that pixels stay visible, or averaged if larger than the tile."""
+    """Enlarge by an integer factor so that pixels stay visible, or average if larger than the tile."""
     from PIL import Image
 
     image, side = Image.fromarray(rgb), max(rgb.shape[:2])
@@ -82,7 +82,7 @@ def _tile(rgb: NDArray[np.uint8], side_px: int) -> PilImage.Image:
 
 
 def is_quicklook(path: Path) -> bool:
-    """True for a picture that `quicklook` made."""
+    """Return True for a picture that `quicklook` made."""
     from PIL import Image
 
     try:
@@ -93,7 +93,7 @@ def is_quicklook(path: Path) -> bool:
 
 
 def _put(path: Path, content: bytes) -> None:
-    """Write a picture; StorageError if another file exists there."""
+    """Write a picture. Raises StorageError if another file exists there."""
     if is_quicklook(path):
         write_atomic(path, content)
     elif not LocalPlace(path.parent).create(path.name, content):
@@ -103,7 +103,7 @@ def _put(path: Path, content: bytes) -> None:
 def quicklook(path: Path, panels: list[Panel], overview: Overview, title: str, about: list[str], system: str) -> None:
     """Write the PNG: an overview, and per row the 10 m pixels, their interpolation, and the output.
 
-    `about`: lines below the title. StorageError if a foreign file exists there.
+    `about` holds the lines below the title. Raises StorageError if a foreign file exists there.
     """
     from PIL import Image, ImageDraw, ImageFont
     from PIL.PngImagePlugin import PngInfo
@@ -140,7 +140,7 @@ def _draw_head(
     title: str,
     about: list[str],
 ) -> None:
-    """The overview with the place framed, and beside it the title and lines of text."""
+    """Draw the overview with the place framed, and beside it the title and lines of text."""
     from PIL import ImageDraw, ImageFont
 
     draw = ImageDraw.Draw(sheet)

@@ -1,4 +1,4 @@
-"""What the sensor would measure of the output: `pipeline.reobserve`, the counterpart of `pipeline.open_measured`."""
+"""`pipeline.reobserve`: the output as the sensor would measure it. Counterpart of `pipeline.open_measured`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _CHUNK_PX = 1920  # of processing; a multiple of 24
 
 
 def reobserve(reflectance: xr.DataArray, mtf: Mapping[str, float] | None = None) -> dict[int, xr.DataArray]:
-    """What the sensor would measure: {10: (..., band, y, x), 20: ..., 60: ...}, float32, lazy, on the native grids.
+    """Simulate the sensor: return {10: (..., band, y, x), 20: ..., 60: ...}, lazy float32, on the native grids.
 
-    `reflectance` is that of a store at 2.5 m, whole or cut along multiples of 60 m. `mtf` by band is that of its
-    coordinate `mtf`, and where there is none that of the products (`pipeline.bands`). Native pixels that see nodata, or
-    beyond the edge, are NaN. UsageError for another GSD, or sides that are no multiples of 60 m.
+    `reflectance` is that of a store at 2.5 m, whole or cut along multiples of 60 m. `mtf` by band defaults to its
+    coordinate `mtf`, else to the products' MTF (`pipeline.bands`). Native pixels whose footprint touches nodata or the
+    edge are NaN. Raises UsageError for another GSD, or sides that are not multiples of the native GSD.
     """
     step = float(abs(reflectance.x[1] - reflectance.x[0]))
     if not np.isclose(step, TARGET_GSD_M):
@@ -66,7 +66,7 @@ def _seen(fine: xr.DataArray, sensors: list[Sensor], factor: int) -> xr.DataArra
 
 
 def _plane(image: da.Array, of: Sensor) -> da.Array:
-    """One band, (..., y, x) to (..., y/k, x/k)."""
+    """Simulate one band, (..., y, x) to (..., y/k, x/k)."""
     import dask.array as da
 
     k = of.factor

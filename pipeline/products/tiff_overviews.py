@@ -1,7 +1,7 @@
 """Overviews of a GeoTIFF by the store's rules: means without nodata, rounded without bias.
 
-GDAL's AVERAGE rounds halves up, which brightens every level by 0.125 DN. Each `.ovr` file is the overview of the one
-before, and GDAL's COG driver takes its overviews from them.
+GDAL's AVERAGE rounds halves up, which brightens every level by 0.125 DN. Each `.ovr` file is the overview of the
+previous one, and GDAL's COG driver takes its overviews from them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _STRIP_PX = 512  # rows of an overview processed at once
 
 
 def write_means(path: Path, nodata: int, smallest_px: int, options: dict[str, Any]) -> list[Path]:
-    """Halve a uint16 GeoTIFF again and again until neither side exceeds `smallest_px`; returns the files written.
+    """Halve a uint16 GeoTIFF repeatedly until neither side exceeds `smallest_px`. Return the files written.
 
-    `options`: what rasterio is to write them with, but for their size.
+    `options` is the rasterio profile of the files without their size.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning

@@ -1,4 +1,4 @@
-"""A store under its lease: begun anew, or gone on with. Nothing of it is written or deleted without one."""
+"""Begin a new store or continue an existing one. Both need the store's lease before they write or delete."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def make_room(held: Lease) -> None:
-    """Delete what a store of ours holds, so that a new one can be begun; nothing else is ever deleted.
+    """Delete the content of a store of this pipeline, so that a new one can begin. Nothing else is ever deleted.
 
-    From the first step on, no process goes on writing into the old store; a kill at any moment leaves a store that
-    can be continued as it was, or one that is begun anew by the next run. UsageError for what is not ours.
+    Processes at work on the old store stop writing before its content is deleted. A kill at any moment leaves a store
+    that can be continued, or one that the next run begins anew. Raises UsageError if the store is not of this pipeline.
     """
     held.renew()
     place = held.place
@@ -37,12 +37,12 @@ def make_room(held: Lease) -> None:
     _mark_incomplete(place)
     place.delete(PLAN_KEY)
     place.delete(CURRENT_KEY)
-    time.sleep(2 * TRUSTED_S)  # until every process at work has seen that
+    time.sleep(2 * TRUSTED_S)  # until every process at work has noticed
     place.clear((LEASES, BEGINNING_KEY))
 
 
 def _mark_incomplete(place: Place) -> None:
-    """For those who read the store now. Metadata that cannot be read says nothing to them either."""
+    """Set the status to incomplete for current readers. Unreadable metadata is left alone: readers cannot use it."""
     try:
         root = json.loads(place.read("zarr.json") or b"")
         root["attributes"]["status"] = STATUS_INCOMPLETE
@@ -52,14 +52,14 @@ def _mark_incomplete(place: Place) -> None:
 
 
 def going_on(plan: Plan, held: Lease, *, part: bool = False) -> Place:
-    """The store, ours to write into, of which `plan` is the plan. LeaseLost when it has become another's meanwhile.
+    """Take over the store of `plan` for writing and return its place. Raises LeaseLost if another run began it anew.
 
-    Units of a run before, still at work somewhere, write no more; those of parts beside this one do.
+    Units of an earlier run that are still at work stop writing. Units of parallel parts (`part`) continue.
     """
     place = held.place
     try:
         there = load_plan(place).digest
-    except UsageError as error:  # there is none
+    except UsageError as error:  # no plan
         raise _other(place, error.found) from error
     if there != plan.digest:
         raise _other(place, f"its plan is {there[:12]}, not {plan.digest[:12]}")
@@ -73,7 +73,10 @@ def going_on(plan: Plan, held: Lease, *, part: bool = False) -> Place:
 
 
 def settle(plan: Plan, held: Lease) -> None:
-    """What the store says once no unit is at work any more: units still at work somewhere write nothing into it."""
+    """Record that no run is at work on the store. Units that are still at work write nothing more.
+
+    Raises LeaseLost if the store is no longer that of `plan`.
+    """
     found = read_current(held.place)
     if found is None or found.plan_digest != plan.digest:
         raise _other(held.place, f"{CURRENT_KEY} names another plan")

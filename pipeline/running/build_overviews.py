@@ -1,9 +1,7 @@
-"""Overviews of a run: each block is built by the unit that completes it; publication builds what is left.
+"""Overviews of a run. The unit that completes a block builds its overviews; publication builds the rest.
 
-In: a plan and its store. Out: overviews, and one record per block of what was stored. Imports plan, outline, store.
-
-A unit records its receipt first and looks at its neighbours' afterwards, so of two that finish at once at least one
-sees both. Both may build the block then: they write the same bytes.
+A unit records its own receipt before it reads its neighbours', so of two units that finish together at least one sees
+both receipts. If both build the block, they write the same bytes.
 """
 
 from __future__ import annotations
@@ -36,15 +34,15 @@ _DAMAGE = (RuntimeError, ValueError, OSError)  # what zarr raises for stored byt
 
 
 class Block(Address):
-    """Whole chunks of one time step that share their overviews; row and column count blocks."""
+    """A block of whole chunks of one time step that share their overviews. Row and column count blocks."""
 
 
 def build_if_last(plan: Plan, store: Place, unit: Unit, stages: Stages) -> None:
-    """Build the blocks of `unit` whose other units have receipts too. Damage elsewhere is left for publication.
+    """Build the blocks of `unit` whose other units all have receipts. Damaged blocks are left for publication.
 
-    `stages`: the unit's clock, so that its receipt and the records of its blocks sum to what it took.
+    `stages` is the clock of the unit, so that the times of its receipt and of its blocks add up to its total time.
     """
-    if unit.number:  # of a later pass, which changes nothing at 2.5 m
+    if unit.number:  # later passes change nothing at 2.5 m
         return
     ledger = Ledger(store, plan.digest)
     for block in _blocks_of(plan, unit):
@@ -57,7 +55,7 @@ def build_if_last(plan: Plan, store: Place, unit: Unit, stages: Stages) -> None:
 
 
 def lacking(plan: Plan, store: Where, without: Collection[str] = ()) -> list[Block]:
-    """Blocks whose record does not rest on exactly their units, but those `without` receipts."""
+    """Return the blocks whose record does not list exactly their units, apart from the units `without` receipts."""
     found = list(_blocks(plan))
     records = overview_records.read_many(place_of(store), plan.digest, [block.id for block in found])
     return [
@@ -68,14 +66,14 @@ def lacking(plan: Plan, store: Where, without: Collection[str] = ()) -> list[Blo
 
 
 def whole(plan: Plan, store: Where, without: Collection[str] = ()) -> bool:
-    """True when no overview is lacking, neither of blocks nor beyond them."""
+    """Return True if all overviews are there, those of blocks and the levels beyond."""
     place = place_of(store)
     beyond = overview_records.read_many(place, plan.digest, _late_names(plan))
     return None not in beyond and not lacking(plan, place, without)
 
 
 def complete(plan: Plan, store: Where, without: Collection[str] = ()) -> None:
-    """Build every block that is lacking, then the levels beyond blocks. IntegrityError where stored bytes are wrong."""
+    """Build the missing blocks, then the levels beyond blocks. Raises IntegrityError if stored bytes are damaged."""
     place, aside, stages = place_of(store), set(without), Stages()
     for block in lacking(plan, place, aside):
         try:
@@ -92,7 +90,7 @@ def complete(plan: Plan, store: Where, without: Collection[str] = ()) -> None:
 
 
 def faults(plan: Plan, store: Where, *, full: bool) -> dict[str, list[str]]:
-    """{"overviews of ID": what is wrong} for every record whose chunks are not what it says, or that is missing."""
+    """Return {"overviews of ID": faults} for every record that is missing or does not match its chunks."""
     place = place_of(store)
     names = record_names(plan)
     with ThreadPoolExecutor(place.hands) as pool:
@@ -108,12 +106,12 @@ def _wrong(plan: Plan, place: Place, name: str, full: bool) -> list[str]:
 
 
 def record_names(plan: Plan) -> list[str]:
-    """Names of all records of overviews that a finished store has."""
+    """Return the names of all overview records of a finished store."""
     return [*(block.id for block in _blocks(plan)), *_late_names(plan)]
 
 
 def chunks_of(plan: Plan, name: str) -> set[str]:
-    """Keys of all chunks that the record of that name may list."""
+    """Return the keys of all chunks that the record `name` may list."""
     zone = plan.zone(_epsg(name))
     numbers = {part[0]: int(part[1:]) for part in name.split("-") if part[1:].isdecimal()}
     late, size = "r" not in numbers, _side(plan) * plan.config.chunk_px
@@ -134,7 +132,7 @@ def chunks_of(plan: Plan, name: str) -> set[str]:
 
 
 def group_of(plan: Plan, name: str) -> str:
-    """Path of the zone's group that a record is about."""
+    """Return the path of the zone's group that a record belongs to."""
     return plan.group(_epsg(name))
 
 
@@ -143,14 +141,14 @@ def _epsg(name: str) -> int:
 
 
 def discard_faulty(plan: Plan, store: Where, *, full: bool) -> None:
-    """Forget the records of damaged overviews, so that publication makes them again."""
+    """Delete the records of damaged overviews, so that publication builds them again."""
     place = place_of(store)
     for name in faults(plan, place, full=full):
         overview_records.forget(place, name.removeprefix("overviews of "))
 
 
 def units_of(plan: Plan, block: Block) -> list[Unit]:
-    """The plan's units that reach into a block."""
+    """Return the plan's units that intersect a block."""
     zone, side = plan.zone(block.epsg), _side(plan)
     rows = _parts(zone.row_breaks, block.row * side, (block.row + 1) * side)
     cols = _parts(zone.col_breaks, block.col * side, (block.col + 1) * side)
@@ -168,7 +166,7 @@ def _blocks_of(plan: Plan, unit: Unit) -> Iterator[Block]:
 
 
 def _blocks(plan: Plan) -> Iterator[Block]:
-    """All blocks with at least one unit."""
+    """Yield all blocks with at least one unit."""
     side = _side(plan)
     for zone in plan.zones:
         for period in range(len(zone.periods)):
@@ -180,12 +178,12 @@ def _blocks(plan: Plan) -> Iterator[Block]:
 
 
 def _side(plan: Plan) -> int:
-    """Chunks along one side of a block."""
+    """Return the number of chunks along one side of a block."""
     return plan.config.unit_chunks if plan.config.shard else BLOCK_CHUNKS
 
 
 def _parts(breaks: tuple[int, ...], first: int, end: int) -> range:
-    """Indices of the parts between `breaks` that meet [first, end)."""
+    """Return the indices of the intervals between `breaks` that intersect [first, end)."""
     return range(bisect_right(breaks, first) - 1, min(bisect_left(breaks, end), len(breaks) - 1))
 
 
@@ -202,7 +200,7 @@ def _build(plan: Plan, store: Place, block: Block, units: list[Unit], stages: St
 
 
 def _late(plan: Plan, zone: Zone) -> list[tuple[Level, Level]]:
-    """(source, level) of the levels beyond blocks."""
+    """Return (source, level) for each level beyond blocks."""
     shape = template_of(plan, zone)
     chain = (shape.base, *shape.overviews)
     return [(source, level) for source, level in pairwise(chain) if level.late]

@@ -1,4 +1,4 @@
-"""Connects to existing Dask schedulers, and only to private ones."""
+"""Connection to an existing Dask scheduler, which must be encrypted or local."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _ENCRYPTED = ("tls", "wss")
 
 @contextmanager
 def existing_scheduler(address: str, workers_timeout_s: float, stop: Stop | None = None) -> Iterator[Client]:
-    """A client of the scheduler at `address`, which must have a worker within the time-out. UsageError otherwise.
+    """Connect to the scheduler at `address`. Raises UsageError if it has no worker within the timeout.
 
-    Interrupted when `stop` is asked for before.
+    Raises Interrupted if `stop` is requested while waiting.
     """
     from distributed import Client
 
@@ -53,7 +53,7 @@ def existing_scheduler(address: str, workers_timeout_s: float, stop: Stop | None
 
 
 def _wait_for_a_worker(client: Client, timeout_s: float, stop: Stop | None) -> None:
-    """TimeoutError when no worker arrives in time. Waits in short steps, between which signals are handled."""
+    """Wait in short steps, to handle signals in between. Raises TimeoutError if no worker connects in time."""
     until = time.monotonic() + timeout_s
     try:
         while True:
@@ -72,7 +72,7 @@ def _wait_for_a_worker(client: Client, timeout_s: float, stop: Stop | None) -> N
 
 
 def _require_privacy(address: str) -> None:
-    """UsageError for a scheduler that others can reach without a certificate."""
+    """Raise UsageError for a scheduler that others can reach without a certificate."""
     parts = urlsplit(address if "://" in address else f"tcp://{address}")
     if parts.scheme in _ENCRYPTED or _is_loopback(parts.hostname or "") or os.environ.get(INSECURE_VARIABLE) == "1":
         return

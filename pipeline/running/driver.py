@@ -1,10 +1,7 @@
-"""Driving a plan to its end: template, sliding window of units, receipts, publish.
+"""The driver of a run: write the store's template, submit units, collect receipts and publish.
 
-In: a `Plan` and where its store is. Out: a `Summary`, and a store that is complete or can be continued. Imports every
-room.
-
-The driver holds addresses and receipts, never arrays. At most as many units are in flight as there are workers, so that
-stopping means waiting for those alone.
+The driver holds unit addresses and receipts, never arrays. It has at most one unit in flight per worker, so a stop only
+waits for those. A run leaves a store that is complete or can be continued.
 """
 
 from __future__ import annotations
@@ -48,9 +45,9 @@ _SHOWN = 10
 
 
 def prepare(plan: Plan, store: Where) -> None:
-    """Write the store's template, then the frozen plan. The store must not exist, or hold nothing but leases.
+    """Write the store's template, then the frozen plan. The store must not exist or must hold nothing but leases.
 
-    The plan comes last: a store without one was never begun.
+    The plan is written after the template: a store without a plan has not begun.
     """
     place = place_of(store)
     write_template(plan, place)
@@ -61,7 +58,7 @@ def prepare(plan: Plan, store: Where) -> None:
 def pending(
     plan: Plan, store: Where, verify: str = "size", units: Iterable[Unit] | None = None
 ) -> tuple[list[Unit], list[Receipt]]:
-    """Of `units` (all of the plan's): those still to do, and receipts of those that are done."""
+    """Return the pending ones of `units` (default: all units of the plan), and the receipts of the done ones."""
     asked = list(plan.units() if units is None else units)
     todo, done = [], []
     found = Ledger(store, plan.digest).survey([unit.id for unit in asked], verify)
@@ -74,7 +71,7 @@ def pending(
 
 
 def survey(plan: Plan, store: Where, verify: str, shard: Part | None = None) -> tuple[list[Unit], Summary]:
-    """Units to do, and a summary that counts in what is done and what is set aside."""
+    """Return the units to do, and a summary of the units that are done or quarantined."""
     todo, done = pending(plan, store, verify, None if shard is None else shard.units(plan))
     aside = Quarantine(store, plan.digest).read()
     held = tuple(sorted(unit.id for unit in todo if unit.id in aside))
@@ -98,17 +95,17 @@ def run_plan(
     mixed: bool = False,
     first: Callable[[Place], None] = lambda _place: None,
 ) -> Summary:
-    """Compute what the ledger lacks, then publish; a shard computes its part alone and leaves publishing to `finalise`.
+    """Compute the units without a receipt, then publish. A shard computes only its part and does not publish.
 
-    Under the lease `held`, or one of its own. `mixed` lets software go on that computes other pixels than that which
-    began. `first` is called once the store is held, before anything of it is read. Interrupted when asked to stop;
-    PipelineError when more units failed than may be set aside.
+    Uses the lease `held`, or acquires one. `mixed` allows other software than that which began the store. `first` is
+    called under the lease, before the store is read. Raises Interrupted if asked to stop, and PipelineError if more
+    units fail than may be quarantined.
     """
     started = time.perf_counter()
     with _under(held, store, shard) as mine:
         place = going_on(plan, mine, part=shard is not None)
         first(place)
-        layout.status(place)  # metadata that cannot be read is said once, not by every unit
+        layout.status(place)  # report unreadable metadata once, not for every unit
         if shard is None:  # other shards may be writing
             Ledger(place, plan.digest).sweep()
         todo, summary = survey(plan, place, verify, shard)
@@ -133,7 +130,7 @@ def run_plan(
 
 
 def _require_before(plan: Plan, place: Place, number: int, verify: str) -> None:
-    """Interrupted unless the pass before `number` is complete: its pixels are what this one is computed from."""
+    """Raise Interrupted or UpstreamError unless the pass before `number`, the input of this one, is complete."""
     before = list(plan.units_of(number - 1))
     todo, _ = pending(plan, place, verify, before)
     if not todo:
@@ -150,7 +147,7 @@ def _require_before(plan: Plan, place: Place, number: int, verify: str) -> None:
 
 
 def finalise(plan: Plan, store: Where, verify: str = "size", held: Lease | None = None) -> Summary:
-    """Publish a store whose shards are all done. Interrupted with the list of units that are missing."""
+    """Publish a store whose shards are all done. Raises Interrupted, with a list, if units are missing."""
     started = time.perf_counter()
     with _under(held, store) as mine:
         place = going_on(plan, mine)
@@ -167,7 +164,7 @@ def _under(held: Lease | None, store: Where, shard: Part | None = None) -> Abstr
 
 
 def _require_all(todo: list[Unit], units: int, store: Where) -> None:
-    """Interrupted, with names, where units are to do."""
+    """Raise Interrupted, with unit names, if there are units to do."""
     if todo:
         named = ", ".join(unit.id for unit in todo[:_SHOWN]) + (", ..." if len(todo) > _SHOWN else "")
         raise Interrupted(
@@ -178,10 +175,10 @@ def _require_all(todo: list[Unit], units: int, store: Where) -> None:
 
 
 def _publish(plan: Plan, held: Lease, summary: Summary, verify: str, *, changed: bool, mixed: bool = False) -> None:
-    """Complete the overviews, flip the store to complete last of all, and count overviews into the summary.
+    """Complete the overviews, then set the store's status, and add the overviews to the summary.
 
-    What was computed counts as far as it is in the store: Interrupted when units have gone since. UpstreamError when
-    more units are set aside than a store may lack; NoDataError when no pixel was measured.
+    Raises Interrupted if computed units have since gone from the store, UpstreamError if too many units are
+    quarantined, and NoDataError if no pixel was measured.
     """
     place = held.place
     if changed:
@@ -221,7 +218,7 @@ def _complete(plan: Plan, place: Place, summary: Summary, verify: str, *, change
 
 
 def facts_of(plan: Plan, place: Place, summary: Summary) -> dict[str, object]:
-    """What a published store says about its units, and about the software where more than one computed them."""
+    """Return what a published store states about its units, and about its software if more than one computed them."""
     facts: dict[str, object] = {
         "valid_fraction": round(summary.valid_fraction, 6),
         "scenes_used": list(summary.scenes),
@@ -236,7 +233,7 @@ def facts_of(plan: Plan, place: Place, summary: Summary) -> dict[str, object]:
 
 
 def _refuse_empty(plan: Plan) -> None:
-    """NoDataError: footprints in catalogues are wider than the images, so only the pixels tell."""
+    """Raise NoDataError. Catalogue footprints are wider than the images, so only the pixels show missing data."""
     names = ", ".join(list(plan.scenes)[:_SHOWN]) + (", ..." if len(plan.scenes) > _SHOWN else "")
     raise NoDataError(
         f"no pixel over {plan.aoi_name} was measured: {names} hold nodata there, and the store is left incomplete",
@@ -246,7 +243,7 @@ def _refuse_empty(plan: Plan) -> None:
 
 
 def _discard_unfinished(plan: Plan, place: Place, quarantined: Collection[str]) -> None:
-    """Delete the chunks of units that were set aside before they had written all: they would show, and be averaged."""
+    """Delete the chunks of quarantined units without a receipt. They are partial, but would enter the overviews."""
     ledger = Ledger(place, plan.digest)
     for unit in plan.units() if quarantined else ():
         if unit.id in quarantined and ledger.read(unit.id) is None:

@@ -1,4 +1,4 @@
-"""Looking a store over, unit by unit and file by file, and mending what can be mended before units are computed."""
+"""Check a store unit by unit and file by file, and repair what can be repaired before units are computed."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ _NAMED = 5
 
 @dataclass
 class Findings:
-    """What was found out about a store."""
+    """Result of the check of a store."""
 
     status: str
     units: int
     missing: list[str] = field(default_factory=list)
-    damaged: dict[str, list[str]] = field(default_factory=dict)  # unit, file or overview -> what is wrong
+    damaged: dict[str, list[str]] = field(default_factory=dict)  # unit, file or overview -> faults
     damaged_units: int = 0
     quarantined: dict[str, dict[str, str]] = field(default_factory=dict)
     chunks: int = 0
     notes: list[str] = field(default_factory=list)
-    measured: bool = True  # False where every unit is done and no pixel was measured
+    measured: bool = True  # False if every unit is done and no pixel was measured
 
 
 def examine(plan: Plan, place: Place, verify: str) -> Findings:
-    """Status of a store and of each unit. `verify` full compares checksums and decodes every chunk."""
+    """Return the status of a store and of each unit. `verify` "full" compares checksums and decodes every chunk."""
     record, faults = _record(plan, place)
     status = _status(place, record)
     units = list(plan.units())
@@ -82,7 +82,7 @@ def examine(plan: Plan, place: Place, verify: str) -> Findings:
 
 
 def _record(plan: Plan, place: Place) -> tuple[Published | None, dict[str, list[str]]]:
-    """The publication's record, and what is wrong with it."""
+    """Return the publication record, and its faults."""
     try:
         record = published.read(place)
     except (OSError, ValueError) as error:
@@ -93,9 +93,9 @@ def _record(plan: Plan, place: Place) -> tuple[Published | None, dict[str, list[
 
 
 def _run_files(plan: Plan, place: Place, record: Published | None) -> dict[str, list[str]]:
-    """Faults of the run folder's files that change while runs go on, hence without a digest in the record."""
+    """Return faults of the run folder's files. They change during runs, so the record holds no digests of them."""
     wrong = {key: ["cannot be read: what computed units is not known"] for key in software.damaged(place)}
-    kept = record is not None and record.kept  # published since there is such a file
+    kept = record is not None and record.kept  # published by a version that writes CURRENT_KEY
     current = read_current(place)
     if current is None and (kept or place.size(CURRENT_KEY) is not None):
         wrong[CURRENT_KEY] = ["is missing or damaged"]
@@ -105,7 +105,7 @@ def _run_files(plan: Plan, place: Place, record: Published | None) -> dict[str, 
 
 
 def _status(place: Place, record: Published | None) -> str:
-    """Status word: the record's, else what the root's metadata say, "unknown" where they cannot be read."""
+    """Return the status from the record, else from the root's metadata; "unknown" if that cannot be read."""
     if record is not None:
         return record.status
     try:
@@ -115,11 +115,11 @@ def _status(place: Place, record: Published | None) -> str:
 
 
 def _count_out(plan: Plan, place: Place, found: Findings, without: Collection[Unit]) -> None:
-    """Units without a receipt: set aside, lost from a store that is finished, or still to do."""
+    """Sort units without a receipt into quarantined, damaged (in a finished store) and missing."""
     aside = Quarantine(place, plan.digest).read()
     for unit in without:
         if unit.id in aside:
-            # the command is put together here: a store may come from anybody
+            # Build the command here instead of printing the stored one: the store may be untrusted.
             again = shlex.join(["python", *command(unit, place)[1:]])
             found.quarantined[unit.id] = {"error": aside[unit.id].error, "reproduce": again}
         elif found.status in FINISHED:
@@ -131,7 +131,7 @@ def _count_out(plan: Plan, place: Place, found: Findings, without: Collection[Un
 def _look_over(
     plan: Plan, place: Place, found: Findings, summary: Summary, record: Published | None, verify: str
 ) -> None:
-    """Small files, and the record of the publication against the receipts."""
+    """Check the small files, and compare the publication record with the receipts."""
     finished = found.status in FINISHED
     facts = facts_of(plan, place, summary) if finished else None
     seen = integrity.look(plan, place, record, facts, found.status, full=verify == "full")
@@ -157,7 +157,7 @@ def _unnamed(
     receipts: Collection[Receipt],
     without: Collection[Unit],
 ) -> None:
-    """Chunks that no receipt names, and a word about groups and arrays of others."""
+    """Find chunks that no receipt names, and note groups and arrays that the run did not write."""
     try:
         keys = _files(place)
     except StoreUnreachable:
@@ -175,7 +175,7 @@ def _unnamed(
 
 
 def _decode(plan: Plan, place: Place, found: Findings, units: Collection[Unit]) -> None:
-    """Read every chunk back through the codecs, where metadata are as they should be."""
+    """Read every chunk back through the codecs, for arrays with intact metadata."""
     arrays = {(unit.epsg, unit.number): unit for unit in units}
     opened = {key: _arrays(plan, place, unit, found) for key, unit in arrays.items()}
     for unit in units:
@@ -187,7 +187,7 @@ def _decode(plan: Plan, place: Place, found: Findings, units: Collection[Unit]) 
 
 
 def _arrays(plan: Plan, place: Place, unit: Unit, found: Findings) -> list[tuple[str, float, zarr.Array[Any]]]:
-    """(name, GSD, image) of those that a unit's pass fills in its zone, but for those whose metadata are damaged."""
+    """Return (name, GSD, array) of the arrays that a unit's pass fills, without those with damaged metadata."""
     import zarr
 
     group = plan.group(unit.epsg)
@@ -202,13 +202,13 @@ def _arrays(plan: Plan, place: Place, unit: Unit, found: Findings) -> list[tuple
                 arrays.append((name, gsd_m, zarr.open_array(place.zarr_store(path), mode="r", zarr_format=3)))
         except PipelineError:
             raise
-        except Exception as error:  # whatever damaged metadata make zarr raise
+        except Exception as error:  # zarr raises many types for damaged metadata
             found.damaged[f"{path}/zarr.json"] = [f"cannot be opened ({type(error).__name__}: {error})"]
     return arrays
 
 
 def _undecodable(plan: Plan, place: Place, unit: Unit, arrays: list[tuple[str, float, zarr.Array[Any]]]) -> list[str]:
-    """Chunks of a unit that codecs refuse; their checksums raise on damaged bytes."""
+    """Return the faults of a unit's chunks that cannot be decoded. The codecs' checksums raise on damaged bytes."""
     grid = plan.grid(unit)
     faults = []
     for chunk in plan.chunks(unit):
@@ -220,15 +220,15 @@ def _undecodable(plan: Plan, place: Place, unit: Unit, arrays: list[tuple[str, f
                     array[(unit.period, ..., rows, cols)]
             except PipelineError:
                 raise
-            except Exception as error:  # codecs raise what they like
+            except Exception as error:  # codecs share no error type
                 faults.append(f"{name} at rows {rows.start}.., columns {cols.start}.. cannot be decoded ({error})")
     return faults
 
 
 def mend(plan: Plan, place: Place, verify: str) -> None:
-    """Bring small files back, delete chunks that nothing names, and let units that were set aside be tried again.
+    """Restore small files, delete chunks that no receipt names, and release quarantined units.
 
-    Only with the store held. IntegrityError, before anything is changed, when a file cannot be written anew.
+    Needs the lease of the store. Raises IntegrityError, before any change, if a file cannot be restored.
     """
     record, _ = _record(plan, place)
     ledger = Ledger(place, plan.digest)
@@ -251,7 +251,7 @@ def _mendable(plan: Plan, place: Place, record: Published | None, receipts: Coll
     for receipt in receipts:
         summary.add(receipt)
     facts = facts_of(plan, place, summary) if status in FINISHED else None
-    # metadata that cannot be read leave no other way than to look at all of them
+    # If the status is unknown, the root's metadata is unreadable and all small files have to be compared.
     seen = integrity.look(plan, place, record, facts, status, full=verify == "full" or status == "unknown")
     if seen.refused:
         key, why = next(iter(seen.refused.items()))
@@ -264,5 +264,5 @@ def _mendable(plan: Plan, place: Place, record: Published | None, receipts: Coll
 
 
 def _files(place: Place) -> list[str]:
-    """Keys of all files of a store, without the folders that hold none."""
+    """Return the keys of all files of a store, without empty folders."""
     return [key for key in place.walk() if key and not key.endswith("/")]

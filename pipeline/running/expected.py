@@ -1,4 +1,4 @@
-"""The small files that a plan's store must hold: Zarr metadata, coordinates and the STAC item, made anew elsewhere."""
+"""The small files that a plan's store must hold: Zarr metadata, coordinates and the STAC item."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def groups_of(plan: Plan) -> list[str]:
-    """Paths of the zones' groups; the root alone where there is one zone."""
+    """Return the paths of the zones' groups; only the root if there is one zone."""
     return [plan.group(zone.epsg) for zone in plan.zones]
 
 
 def write_template(plan: Plan, store: Where) -> None:
-    """Write groups, arrays and coordinates into a store that is empty or new."""
+    """Write groups, arrays and coordinates into an empty or new store."""
     if "" not in groups_of(plan):
         template.create_root(store, {"groups": groups_of(plan), "plan_digest": plan.digest})
     for zone in plan.zones:
@@ -34,7 +34,7 @@ def write_template(plan: Plan, store: Where) -> None:
 
 
 def expected_files(plan: Plan, facts: Mapping[str, Any] | None = None, status: str = "") -> dict[str, bytes]:
-    """{key: content} of a store as `prepare` leaves it, or with `facts` as it is published with that status."""
+    """Return {key: content} of a store after `prepare`, or, with `facts`, as published with this status."""
     with tempfile.TemporaryDirectory() as folder:
         place = LocalPlace(Path(folder))
         write_template(plan, place)

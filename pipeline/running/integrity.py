@@ -1,4 +1,4 @@
-"""What a finished store's small files must be: compared with the digests of its publication and with its plan."""
+"""Integrity of a store's small files, compared with the digests of its publication and with its plan."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _ROOT = "zarr.json"
 
 @dataclass
 class Look:
-    """What was seen of a store's small files."""
+    """Result of the comparison of small files."""
 
-    faults: dict[str, list[str]] = field(default_factory=dict)  # key -> what is wrong
+    faults: dict[str, list[str]] = field(default_factory=dict)  # key -> faults
     notes: list[str] = field(default_factory=list)
-    mend: dict[str, bytes] = field(default_factory=dict)  # key -> what to write over a faulty file
-    refused: dict[str, str] = field(default_factory=dict)  # key -> why it cannot be written anew
+    mend: dict[str, bytes] = field(default_factory=dict)  # key -> replacement for a faulty file
+    refused: dict[str, str] = field(default_factory=dict)  # key -> why it cannot be replaced
 
 
 def look(
     plan: Plan, place: Place, record: Published | None, facts: Mapping[str, Any] | None, status: str, *, full: bool
 ) -> Look:
-    """Compare small files with their digests; those that differ, with what the plan says.
+    """Compare small files with their digests, and those that differ with the files expected from the plan.
 
-    `record` is the publication's, where it is whole. Without digests and with `full`, everything is compared with the
-    plan: as published with `facts` and `status`, or as a run begins it where `facts` is None.
+    `record` is the publication record, or None if it is missing or damaged. Without digests, `full` compares all small
+    files with the plan: as published with `facts` and `status`, or as begun if `facts` is None.
     """
     sealed = record.files if record is not None else {}
     if not sealed and not full:
@@ -68,7 +68,7 @@ def look(
 
 
 def _refusal(plan: Plan, key: str, expected: bytes | None, stated: str | None) -> str:
-    """Why a file is not to be written anew: nothing proves that it would be what was there."""
+    """Return why a file must not be replaced, or "". A replacement must be proven equal to the original."""
     if key == ITEM_KEY or (stated is not None and expected is not None and digest(expected) == stated):
         return ""
     if stated is not None:
@@ -79,7 +79,7 @@ def _refusal(plan: Plan, key: str, expected: bytes | None, stated: str | None) -
 
 
 def read_many(place: Place, keys: Iterable[str]) -> dict[str, bytes | None]:
-    """{key: content}; None for what is not there or cannot be read."""
+    """Return {key: content}, with None for files that are missing or unreadable."""
     wanted = list(keys)
 
     def read(key: str) -> bytes | None:
@@ -93,7 +93,7 @@ def read_many(place: Place, keys: Iterable[str]) -> dict[str, bytes | None]:
 
 
 def compare_files(place: Place, expected: Mapping[str, bytes], keys: Iterable[str]) -> Look:
-    """Compare the files `keys` of a store with what they are expected to hold."""
+    """Compare the files `keys` of a store with their expected content."""
     seen = Look()
     found = read_many(place, keys)
     others = _others(place, expected, found.get(_ROOT))
@@ -137,7 +137,7 @@ def _difference(key: str, expected: Mapping[str, bytes], found: bytes | None, ot
 
 
 def _others(place: Place, expected: Mapping[str, bytes], root: bytes | None) -> dict[str, Node]:
-    """{path: node} of groups and arrays that the root consolidates, that are there, and that the run did not write."""
+    """Return {path: node} of existing groups and arrays that the root consolidates but the run did not write."""
     try:
         node = compare.node_of(root or b"")
         names = [str(path) for path in node[compare.CONSOLIDATED]["metadata"]]
@@ -148,7 +148,7 @@ def _others(place: Place, expected: Mapping[str, bytes], root: bytes | None) -> 
 
 
 def nodes_at(place: Place, paths: Iterable[str]) -> dict[str, Node]:
-    """{path: node} of those paths that hold readable Zarr metadata."""
+    """Return {path: node} for the paths with readable Zarr metadata."""
     nodes = {}
     for key, content in read_many(place, [f"{path}/{_ROOT}" for path in paths]).items():
         try:
@@ -159,7 +159,7 @@ def nodes_at(place: Place, paths: Iterable[str]) -> dict[str, Node]:
 
 
 def _mended(key: str, expected: bytes, found: bytes | None) -> bytes:
-    """What to write: what is expected, and attributes that somebody added to a group or array."""
+    """Return the expected content, with attributes that users added to a group or array."""
     if not key.endswith(_ROOT) or found is None:
         return expected
     try:
@@ -172,7 +172,7 @@ def _mended(key: str, expected: bytes, found: bytes | None) -> bytes:
 
 
 def _consolidated(place: Place, expected: Mapping[str, bytes], root: bytes, others: Mapping[str, Node]) -> bytes:
-    """The root with its nodes as they will be: what is expected, what was added to it, and other nodes."""
+    """Return the root with consolidated metadata: the repaired nodes, with added attributes, and foreign nodes."""
     keys = [key for key in expected if key.endswith(f"/{_ROOT}")]
     found = read_many(place, keys)
     mended = {key: compare.node_of(_mended(key, expected[key], found[key])) for key in keys}
@@ -183,7 +183,7 @@ def _consolidated(place: Place, expected: Mapping[str, bytes], root: bytes, othe
 
 
 def put(place: Place, contents: Mapping[str, bytes]) -> None:
-    """Write small files, the root's metadata last. Raises StorageError."""
+    """Write small files, with the root's metadata last. Raises StorageError."""
     keys = [key for key in contents if key != _ROOT]
     with ThreadPoolExecutor(place.hands) as pool:
         list(pool.map(place.write, keys, [contents[key] for key in keys]))
@@ -192,9 +192,9 @@ def put(place: Place, contents: Mapping[str, bytes]) -> None:
 
 
 def publish(plan: Plan, place: Place, facts: Mapping[str, Any], status: str) -> None:
-    """Flip the store to `status`: groups, STAC item, the root's metadata and last the record with all digests.
+    """Publish the store with `status`: write groups, STAC item, root metadata, and last the record with all digests.
 
-    IntegrityError where metadata of arrays are not the plan's and another version of the software wrote them.
+    Raises IntegrityError if other small files differ from the plan and another software version wrote them.
     """
     expected = expected_files(plan, facts, status)
     groups = {f"{group}/{_ROOT}".lstrip("/"): group for group in ("", *groups_of(plan))}
@@ -221,7 +221,7 @@ def publish(plan: Plan, place: Place, facts: Mapping[str, Any], status: str) -> 
 
 
 def _kept(plan: Plan, place: Place) -> dict[str, bytes]:
-    """Records of the software that computed units; those that were lost since the last publication are put back."""
+    """Return the records of the software that computed units, after restoring those lost since the last publication."""
     before = published.find(place)
     known = dict(before.kept) if before is not None and before.plan_digest == plan.digest else {}
     there = software.contents(plan, place)
@@ -230,7 +230,7 @@ def _kept(plan: Plan, place: Place) -> dict[str, bytes]:
 
 
 def is_published(plan: Plan, place: Place, facts: Mapping[str, Any], status: str, *, full: bool) -> bool:
-    """True when the store is published with these facts, and with `full` when no small file differs."""
+    """Return True if the store is published with these facts and, with `full`, no small file differs."""
     record = published.find(place)
     if record is None or (record.plan_digest, record.status) != (plan.digest, status) or not record.files:
         return False

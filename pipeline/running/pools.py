@@ -1,6 +1,6 @@
-"""Where units run: in this process, on a local Dask cluster, on one worker per GPU, or on any scheduler.
+"""Pools that run units: in this process, on a local Dask cluster, with one worker per GPU, or on any scheduler.
 
-In: units. Out: receipts or errors, in the order in which they finish. Imports unit; dask only inside functions.
+Pools return receipts or errors in the order in which units finish.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 Outcome = tuple["Unit", "int", "Receipt | BaseException"]
 _WORKERS_TIMEOUT_S = 120
 _MEMORY_SHARE = 0.7
-_POLL_S = (0.0005, 0.05)  # pauses between looks at the cluster, growing
+_POLL_S = (0.0005, 0.05)  # first and longest pause between polls of the cluster
 _ASK_EVERY_S = 5.0
-_SILENCE_S = 60.0  # a scheduler that cannot be reached for so long is gone
-# glibc gives memory back to the system after every multi-megabyte array unless both thresholds are raised
-# (measured: 2.4 times the CPU seconds per unit otherwise, with what the nanny sets by itself). It also keeps an arena
-# for every thread that packs chunks: the peak grew from 890 to 1157 MiB over 48 equal units of 23 km2, bicubic. With
-# one arena it was 830 MiB after the first unit and 863 after 32.
+_SILENCE_S = 60.0  # a scheduler unreachable for this long counts as gone
+# glibc returns memory to the system after every multi-megabyte array unless both thresholds are raised. With the
+# nanny's defaults a unit took 2.4 times the CPU seconds. glibc also keeps an arena for every thread that packs chunks:
+# the peak grew from 890 to 1157 MiB over 48 equal units of 23 km2, bicubic. With one arena it was 830 MiB after the
+# first unit and 863 after 32.
 _MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "268435456",
     "MALLOC_MMAP_THRESHOLD_": "268435456",
@@ -55,7 +55,7 @@ class Pool(Protocol):
 
     @property
     def capacity(self) -> int:
-        """Units it can work on at once."""
+        """Number of units that run at once."""
         ...
 
     def submit(self, unit: Unit, attempt: int) -> None:
@@ -63,11 +63,11 @@ class Pool(Protocol):
         ...
 
     def next(self, timeout_s: float) -> Outcome | None:
-        """Wait for the next unit to end: (unit, attempt, receipt or error); None when none did in time."""
+        """Wait for the next unit to end. Return (unit, attempt, receipt or error), or None after the timeout."""
         ...
 
     def expect(self, units: int) -> None:
-        """Hear how many units are left, those at work included."""
+        """Take note of the number of units left, including those at work."""
         ...
 
 
@@ -81,7 +81,7 @@ class InlinePool:
         self._waiting: list[tuple[Unit, int]] = []
 
     def submit(self, unit: Unit, attempt: int) -> None:
-        """Queue a unit; it runs when its result is asked for."""
+        """Queue a unit. It runs in `next`."""
         self._waiting.append((unit, attempt))
 
     def next(self, timeout_s: float) -> Outcome | None:
@@ -94,11 +94,11 @@ class InlinePool:
             return unit, attempt, error
 
     def expect(self, units: int) -> None:
-        """Nothing follows from it."""
+        """Do nothing."""
 
 
 class DaskPool:
-    """Runs units as one Dask task each; tasks return receipts of a few hundred bytes, never arrays."""
+    """Runs each unit as one Dask task. Tasks return receipts of a few hundred bytes, never arrays."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class DaskPool:
 
         self._demand = demand or Demand(0)
         self._workers = 1
-        self._unmanned_s = unmanned_s  # so long it may be without any worker
+        self._unmanned_s = unmanned_s  # longest time without any worker
         self._client, self._store, self._digest = client, store, digest
         self._done = as_completed(raise_errors=False)
         self._units: dict[str, tuple[Unit, int]] = {}
@@ -124,14 +124,14 @@ class DaskPool:
 
     @property
     def capacity(self) -> int:
-        """Threads of all workers: GPU and CPU workers here have one each."""
+        """Number of threads of all workers. The workers started here have one each."""
         with _interrupted_where_gone():
             threads: dict[str, int] = self._client.nthreads()
         self._workers = max(1, sum(threads.values()))
         return self._workers
 
     def expect(self, units: int) -> None:
-        """Tell a cluster that grows and shrinks."""
+        """Pass the number of units left on to an adaptive cluster."""
         self._demand.units = units
 
     def submit(self, unit: Unit, attempt: int) -> None:
@@ -143,7 +143,7 @@ class DaskPool:
             self._done.add(self._client.submit(_beside_others, *task, key=key, pure=False, retries=0))
 
     def next(self, timeout_s: float) -> Outcome | None:
-        """Wait for any unit. Interrupted when the scheduler is gone, or has had no worker for minutes."""
+        """Wait for any unit. Raises Interrupted if the scheduler is gone or has had no worker for too long."""
         until, pause_s = time.monotonic() + timeout_s, _POLL_S[0]
         while (future := self._ended()) is None:
             self._check()
@@ -154,16 +154,16 @@ class DaskPool:
         unit, attempt = self._units.pop(str(future.key))
         if future.status == "cancelled":
             raise _gone()
-        with _interrupted_where_gone():  # it may have died since the task ended
+        with _interrupted_where_gone():  # the scheduler may be gone since the task ended
             error = future.exception() if future.status == "error" else None
             outcome: Receipt | BaseException = future.result() if error is None else _explained(error, unit)
         future.release()
         return unit, attempt, outcome
 
     def _ended(self) -> Future[Receipt] | None:
-        """A unit that has ended and whose receipt still exists.
+        """Return a unit that has ended and whose result still exists, or None.
 
-        One that died with its worker before we asked for it is made again by the scheduler, unasked: wait for that.
+        If a result is lost with its worker, the scheduler computes it again; wait for that.
         """
         while self._done.has_ready():
             future: Future[Receipt] = next(self._done)
@@ -173,7 +173,7 @@ class DaskPool:
         return None
 
     def _check(self) -> None:
-        """A scheduler that is gone never answers, and one without workers never finishes: both are found out here."""
+        """Raise Interrupted if the scheduler is gone or has had no worker for too long. Neither raises by itself."""
         now = time.monotonic()
         if self._client.status != "running":
             if now - self._heard > _SILENCE_S or self._client.status in ("closed", "closing"):
@@ -202,7 +202,7 @@ def _gone() -> Interrupted:
 
 @contextmanager
 def _interrupted_where_gone() -> Iterator[None]:
-    """All that a client raises once its scheduler is away. Which of these it is depends on the moment."""
+    """Raise Interrupted for the errors of a client without a scheduler. Their type depends on the timing."""
     from distributed.client import ClosedClientError
 
     try:
@@ -212,17 +212,17 @@ def _interrupted_where_gone() -> Iterator[None]:
 
 
 def _beside_others(processes: int, unit: Unit, store: str, digest: str, attempt: int, software: str = "") -> Receipt:
-    """`process` in a worker that is one of so many: they share what archives grant, and log no secret.
+    """Run `process` in one of `processes` workers, which share the archives' rate limits and redact their logs.
 
-    UsageError from a worker, perhaps one that came late, with other `software` than the driver's.
+    Raises UsageError if the `software` of this worker, which may have joined late, differs from the driver's.
 
-    Errors travel without what caused them. Dask would send that along, and where it cannot be pickled, as those of
-    GDAL, the driver would get a plain Exception and know neither an outage nor a damaged file for what it is.
+    Errors are raised without their cause. Dask would pickle it too, and if that fails, as for GDAL's errors, the driver
+    would get a plain Exception and could not tell an outage from a damaged file.
     """
     from pipeline.archive.read.rate_limit import share
     from pipeline.redaction import redact_logs
 
-    redact_logs()  # a worker that we did not start has run no `worker_setup`
+    redact_logs()  # external workers have not run `worker_setup`
     share(processes)
     if software not in ("", str(this_software())):
         raise UsageError(f"a worker computes with {this_software()}", software, "start it from the run's environment")
@@ -230,11 +230,11 @@ def _beside_others(processes: int, unit: Unit, store: str, digest: str, attempt:
         return process(unit, store, digest, attempt)
     except PipelineError as error:
         failure = type(error)(error.found, error.expected, error.cure)
-    raise failure  # out here it has no context
+    raise failure  # outside the except block, so without context
 
 
 def _explained(error: BaseException, unit: Unit) -> BaseException:
-    """A dead worker in words; other errors as they are."""
+    """Explain the death of a worker; return other errors unchanged."""
     from distributed import KilledWorker
 
     if not isinstance(error, KilledWorker):
@@ -247,9 +247,9 @@ def _explained(error: BaseException, unit: Unit) -> BaseException:
 
 @contextmanager
 def open_pool(cluster: str, workers: int, store: str, digest: str, stop: Stop | None = None) -> Iterator[Pool]:
-    """A pool for `cluster`: "inline", "local", "cuda", "slurm", or the address of a Dask scheduler.
+    """Open a pool for `cluster`: "inline", "local", "cuda", "slurm", or the address of a Dask scheduler.
 
-    Interrupted when `stop` is asked for before there is a worker.
+    Raises Interrupted if `stop` is requested before an existing scheduler has a worker.
     """
     if cluster == "inline":
         yield InlinePool(store, digest)
@@ -261,9 +261,9 @@ def open_pool(cluster: str, workers: int, store: str, digest: str, stop: Stop | 
         )
     demand = Demand(workers)
     with _client(cluster, workers, Path(store), demand, stop or Stop()) as client:
-        if cluster not in _STARTED:  # those that we start are copies of this process
+        if cluster not in _STARTED:  # workers started here run the same software as this process
             require_able(client, store, digest)
-        # a queue may keep workers waiting for hours; elsewhere nobody would bring them any more
+        # SLURM may queue workers for hours. Elsewhere, workers that stay away will not come.
         yield DaskPool(client, store, digest, math.inf if cluster == "slurm" else _WORKERS_TIMEOUT_S, demand, stop)
 
 
@@ -274,7 +274,7 @@ def _client(cluster: str, workers: int, store: Path, demand: Demand, stop: Stop)
 
     settings = {
         "distributed.nanny.pre-spawn-environ": _ENVIRONMENT,
-        "distributed.scheduler.allowed-failures": 0,  # attempts are counted by the driver, which can tell why
+        "distributed.scheduler.allowed-failures": 0,  # the driver counts attempts
         "distributed.worker.preload": ["pipeline.running.worker_setup"],
         "distributed.comm.timeouts.connect": "30s",
         "distributed.logging": {"distributed": "error", "distributed.nanny": "critical"},
@@ -290,7 +290,7 @@ def _client(cluster: str, workers: int, store: Path, demand: Demand, stop: Stop)
 
 @contextmanager
 def _cuda(workers: int, store: Path, demand: Demand) -> Iterator[object]:
-    """One worker per GPU; their number is the machine's, not the caller's."""
+    """Start one worker per GPU, whatever the number of workers requested."""
     import torch
 
     del workers, store, demand
@@ -315,7 +315,7 @@ def _local(workers: int, store: Path, demand: Demand) -> Iterator[object]:
         local = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
-            memory_limit=0,  # the plan sees to it that workers fit; Dask would pause or kill them on a guess
+            memory_limit=0,  # memory is checked before the run; Dask would pause or kill workers by its own estimate
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             silence_logs=50,
@@ -337,7 +337,7 @@ _STARTED = {"local": _local, "cuda": _cuda, "slurm": _slurm}
 
 @contextmanager
 def _sigint_ignored() -> Iterator[None]:
-    """Children started here ignore SIGINT from their first instruction (the disposition survives exec)."""
+    """Make child processes ignore SIGINT from their start (the disposition survives exec)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -349,7 +349,7 @@ def _sigint_ignored() -> Iterator[None]:
 
 
 def processors() -> int:
-    """Processors this process may use."""
+    """Return the number of processors this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
@@ -357,14 +357,14 @@ def processors() -> int:
 
 
 def fitting_workers(wanted: int, worker_mib: float) -> int:
-    """At most `wanted` workers of `worker_mib` that fit in 70 % of the memory limit (cgroups v1 and v2 included)."""
+    """Return how many of `wanted` workers of `worker_mib` fit in 70 % of the memory limit (cgroups too), at least 1."""
     from distributed.system import MEMORY_LIMIT
 
     return max(1, min(wanted, int(_MEMORY_SHARE * MEMORY_LIMIT / 2**20 / max(1.0, worker_mib))))
 
 
 def require_memory(workers: int, worker_mib: float) -> None:
-    """UsageError, with the numbers, when `workers` of `worker_mib` need more than 70 % of the memory limit."""
+    """Raise UsageError if `workers` of `worker_mib` need more than 70 % of the memory limit."""
     from distributed.system import MEMORY_LIMIT
 
     limit_mib = MEMORY_LIMIT / 2**20

@@ -1,7 +1,6 @@
-"""Units that fail for reasons of their own: tried alone once more, then set aside so that the rest can finish.
+"""Quarantine of failing units. They are retried once in a separate process, then set aside so that the rest can finish.
 
-In: a unit and its error. Out: one JSON file per quarantined unit under `_run/quarantine`, with the command that shows
-the failure again. Imports plan, place and errors.
+Each quarantined unit has a JSON file under `_run/quarantine`, with the command that reproduces the failure.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.planning.units import Unit
     from pipeline.store.place import Where
 
-ALLOWED_SHARE = 0.01  # of a run's units; more have one cause, which no quarantine cures
+ALLOWED_SHARE = 0.01  # of a run's units; more failures have a common cause
 _FOLDER = f"{RUN_FOLDER}/quarantine"
 _ISOLATION_TIMEOUT_S = 3600.0
 _KINDS = {kind.exit_code: kind for kind in (UsageError, ReadError, StorageError, IntegrityError, Unreachable)}
@@ -30,7 +29,7 @@ _KINDS = {kind.exit_code: kind for kind in (UsageError, ReadError, StorageError,
 
 @dataclass(frozen=True)
 class Quarantined:
-    """One unit set aside: why, after how many tries, and how to see it fail again."""
+    """Record of one quarantined unit: error, number of attempts, and the command to reproduce the failure."""
 
     unit: str
     plan_digest: str
@@ -40,22 +39,22 @@ class Quarantined:
 
 
 def allowed(units: int) -> int:
-    """How many of `units` a run may set aside: 1 %, and one in small runs."""
+    """Return how many of `units` a run may quarantine: 1 %, at least one."""
     return max(1, int(units * ALLOWED_SHARE))
 
 
 def command(unit: Unit, store: Where) -> list[str]:
-    """The command that computes one unit alone."""
+    """Return the command that computes one unit alone."""
     return [sys.executable, "-m", "pipeline.running.single", str(store), unit.id]
 
 
 def worth_isolating(error: BaseException) -> bool:
-    """False for a file that cannot be read: that is known by now, and no other process reads it better."""
+    """Return False for unreadable files, which another process cannot read either."""
     return not isinstance(error, ReadError)
 
 
 def isolated(unit: Unit, store: Where) -> PipelineError | None:
-    """Compute a unit in a process of its own; None when it succeeds (its receipt is then written), else why not."""
+    """Compute a unit in a separate process. Return None if it succeeds and has written its receipt, else the error."""
     try:
         done = subprocess.run(
             command(unit, store), capture_output=True, text=True, timeout=_ISOLATION_TIMEOUT_S, check=False
@@ -75,25 +74,25 @@ def isolated(unit: Unit, store: Where) -> PipelineError | None:
 
 
 class Quarantine:
-    """The units that one plan has set aside."""
+    """The quarantined units of one plan."""
 
     def __init__(self, store: Where, plan_digest: str) -> None:
         self._place, self._digest = place_of(store), plan_digest
 
     @staticmethod
     def key(unit: str) -> str:
-        """Where the record of a unit lies."""
+        """Return the key of a unit's record."""
         return f"{_FOLDER}/{unit}.json"
 
     def add(self, unit: Unit, error: BaseException, attempts: int) -> None:
-        """Set a unit aside."""
+        """Write the record of a unit."""
         record = Quarantined(
             unit.id, self._digest, redact(str(error)), attempts, shlex.join(["python", *command(unit, self._place)[1:]])
         )
         self._place.write(self.key(unit.id), sealed.dump(asdict(record), indent=1))
 
     def read(self) -> dict[str, Quarantined]:
-        """{unit id: record} of all units set aside by this plan; damaged records are as good as none."""
+        """Return {unit id: record} of all quarantined units of this plan. Damaged records are ignored."""
         found = {}
         for key in self._place.names(_FOLDER):
             try:
@@ -105,5 +104,5 @@ class Quarantine:
         return found
 
     def release(self, unit: str) -> None:
-        """Take a unit out, to be tried again."""
+        """Delete the record of a unit, so that it is tried again."""
         self._place.delete(self.key(unit))

@@ -1,7 +1,4 @@
-"""Clusters that grow and shrink with the work left: no idle jobs at the end of a run, none asked for that have no unit.
-
-In: how many units are left. Out: a Dask cluster that follows. Imports nothing of the project; distributed in functions.
-"""
+"""Adaptive scaling of a Dask cluster with the number of units left, to avoid idle jobs."""
 
 from __future__ import annotations
 
@@ -14,24 +11,24 @@ if TYPE_CHECKING:
 
     from distributed.deploy.cluster import Cluster
 
-INTERVAL_S = 5.0  # between looks at the cluster
-_PATIENCE = 3  # looks at which a worker must be one too many before it goes
-_SPARE = 1  # worker beyond those with a unit, so that one that lags can get a twin
+INTERVAL_S = 5.0  # between checks of the cluster
+_PATIENCE = 3  # checks in which a worker must be surplus before it is retired
+_SPARE = 1  # extra worker, to run a copy of a straggling unit
 
 
 @dataclass
 class Demand:
-    """Units that are not done yet, those at work included."""
+    """Number of units that are not done yet, including those at work."""
 
     units: int
 
 
 @contextmanager
 def following(cluster: Cluster, workers: int, demand: Demand) -> Iterator[None]:
-    """Keep `cluster` at as many workers as there are units left and one more, `workers` at most and one at least.
+    """Keep `cluster` at one worker more than units left, between 1 and `workers`.
 
-    Dask's own target goes by the tasks it holds and the time they took so far. A run gives it no more tasks than it has
-    workers, so that stopping means waiting for those alone; it would never grow. The run knows better what is left.
+    Dask derives its own target from the tasks it holds. A run submits at most one task per worker, so that a stop only
+    waits for those, and the cluster would never grow.
     """
     from distributed.deploy.adaptive import Adaptive
 

@@ -32,9 +32,9 @@ _ASK_TIMEOUT_S = 60.0
 
 @contextmanager
 def slurm_workers(workers: int, store: Path, environment: dict[str, str], demand: Demand) -> Iterator[SLURMCluster]:
-    """A cluster of up to `workers` processes, as SLURM grants them and units remain; keys lie in the store.
+    """Open a cluster of up to `workers` processes, as SLURM grants them and units remain. TLS keys are in the store.
 
-    UsageError when dask-jobqueue is missing, its settings describe no job, or SLURM would refuse the job.
+    Raises UsageError if dask-jobqueue is missing, its settings describe no job, or SLURM would refuse the job.
     """
     try:
         from dask_jobqueue.slurm import SLURMCluster
@@ -67,7 +67,7 @@ def slurm_workers(workers: int, store: Path, environment: dict[str, str], demand
 
 @contextmanager
 def _security(folder: str | Path) -> Iterator[Security]:
-    """Certificates from Dask's settings, else temporary ones for this run, kept in `folder`.
+    """Yield the certificates from Dask's settings, else temporary ones for this run in `folder`.
 
     Nodes are shared with other users, and anyone who reaches a scheduler without TLS can run code as its owner.
     """
@@ -91,7 +91,7 @@ def _security(folder: str | Path) -> Iterator[Security]:
 
 
 def _require_acceptance(script: str) -> None:
-    """UsageError with SLURM's own message when it would not accept the job."""
+    """Raise UsageError with SLURM's own message if it would not accept the job."""
     try:
         done = subprocess.run(
             ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False, timeout=_ASK_TIMEOUT_S
@@ -139,6 +139,6 @@ def _strike_off(cluster: SLURMCluster, name: str) -> None:
 
 
 def _queued() -> set[str] | None:
-    """Ids of this user's pending and running jobs; None when SLURM does not answer."""
+    """Return the ids of this user's pending and running jobs, or None if SLURM does not answer."""
     queue = subprocess.run(["squeue", "--me", "--noheader", "--format=%i"], capture_output=True, text=True, check=False)
     return None if queue.returncode else set(queue.stdout.split())

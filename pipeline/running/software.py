@@ -1,6 +1,6 @@
-"""What computed the units of a store: recorded in it, and compared before another run goes on.
+"""The software that computed the units of a store. It is recorded there and compared before another run continues.
 
-Other code of this package, another torch or another numpy may round pixels differently, or compute others altogether.
+Another version of this package, of torch or of numpy may give different pixels.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 FOLDER = f"{RUN_FOLDER}/software"
 _RECEIPTS = f"{RUN_FOLDER}/receipts"
 _DECIDING = ("archive", "grid", "models", "superres", "bands.py", "running/unit.py", "store/overviews.py")
-_RECORD = re.compile(r"[0-9a-f]{16}\.json")  # other files are not of a run
-_COMPARED = ("version", "code", "torch", "numpy")  # the rest is told and does not decide pixels
+_RECORD = re.compile(r"[0-9a-f]{16}\.json")  # names of records; other files are ignored
+_COMPARED = ("version", "code", "torch", "numpy")  # the other fields do not decide pixels
 
 
 @dataclass(frozen=True)
 class Software:
-    """What a process computes with."""
+    """The software of a process."""
 
     version: str  # of this package
-    code: str  # digest of its modules that decide pixels
+    code: str  # digest of this package's modules that decide pixels
     torch: str
     numpy: str
     python: str = ""
 
     @property
     def name(self) -> str:
-        """Name of its record: the same for all that compute the same."""
+        """Name of the record, equal for software that computes the same pixels."""
         compared = {name: getattr(self, name) for name in _COMPARED}
         return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -55,20 +55,20 @@ class Software:
 
 @lru_cache(maxsize=1)
 def this_software() -> Software:
-    """What this process computes with. Builds of one release of torch for CPU and GPU count as the same."""
+    """Return the software of this process. CPU and GPU builds of one torch release count as the same."""
     return Software(VERSION, _code_digest(), _release("torch"), _release("numpy"), platform.python_version())
 
 
 def require_same(plan: Plan, place: Place, *, done: int, mixed: bool = False) -> None:
-    """Record this software before it computes a unit of `plan`; UsageError where other software computed some.
+    """Record this software before it computes a unit of `plan`. Raises UsageError if other software computed some.
 
-    `done`: units found done. `mixed` goes on nevertheless.
+    `done` is the number of done units. `mixed` allows other software.
     """
     mine = this_software()
     if mine.name in {found.name for found in _records(plan, place).values()}:
         return
     key = f"{FOLDER}/{mine.name}.json"
-    place.write(key, _record(plan, mine, mixed=mixed))  # before looking: of two at once, at least one sees the other
+    place.write(key, _record(plan, mine, mixed=mixed))  # write before reading: of two runs, one sees the other
     others = [found for found in _records(plan, place).values() if found.name != mine.name]
     if not mixed and (found := _unlike(plan, others, done, place)):
         place.delete(key)
@@ -76,7 +76,10 @@ def require_same(plan: Plan, place: Place, *, done: int, mixed: bool = False) ->
 
 
 def require_same_code(plan: Plan, place: Place, *, mixed: bool = False) -> None:
-    """UsageError where other code of this package computed the units whose overviews are to be made: only integers."""
+    """Raise UsageError if other code of this package computed the units of the overviews to build.
+
+    torch and numpy may differ, since overviews use integers only.
+    """
     mine, found = this_software(), list(_records(plan, place).values())
     if not mixed and found and (mine.version, mine.code) not in {(one.version, one.code) for one in found}:
         raise _refused(place, str(found[0]))
@@ -91,28 +94,28 @@ def _refused(place: Place, found: str) -> UsageError:
 
 
 def mixed_words(plan: Plan, place: Place) -> list[str]:
-    """All software that computed a store, in words, where it is more than one."""
+    """Return descriptions of all software that computed a store, or [] if it is only one."""
     found = sorted(str(software) for software in _records(plan, place).values())
     return found if len(found) > 1 else []
 
 
 def _unlike(plan: Plan, others: list[Software], done: int, place: Place) -> str:
-    """What computed units that are there, in words; empty where it is like this software, or there are none."""
+    """Return a description of other software that computed existing units, or ""."""
     lost = damaged(place)
     if (others or lost) and not place.names(_RECEIPTS):
         return ""
     if others or lost:
         return str(others[0]) if others else f"software that is not known ({place.shown(lost[0])} is damaged)"
-    return f"sen2fine {plan.version}" if done and plan.version != VERSION else ""  # versions before kept no record
+    return f"sen2fine {plan.version}" if done and plan.version != VERSION else ""  # earlier versions kept no record
 
 
 def _records(plan: Plan, place: Place) -> dict[str, Software]:
-    """{key: software} of the records that belong to a plan."""
+    """Return {key: software} of the intact records of a plan."""
     return {key: _parsed(content)[1] for key, content in contents(plan, place).items()}
 
 
 def contents(plan: Plan, place: Place) -> dict[str, bytes]:
-    """{key: content} of the records that belong to a plan and are whole."""
+    """Return {key: content} of the intact records of a plan."""
     found = {}
     for key, content in _files(place).items():
         with suppress(ValueError):
@@ -122,7 +125,7 @@ def contents(plan: Plan, place: Place) -> dict[str, bytes]:
 
 
 def damaged(place: Place) -> list[str]:
-    """Keys of records that cannot be read: nobody knows what they said."""
+    """Return the keys of unreadable records."""
     wrong = []
     for key, content in _files(place).items():
         try:
@@ -138,7 +141,7 @@ def _files(place: Place) -> dict[str, bytes]:
 
 
 def _parsed(content: bytes) -> tuple[str, Software]:
-    """(digest of the plan, software) of a record. ValueError when it is damaged."""
+    """Return (plan digest, software) of a record. Raises ValueError if it is damaged."""
     record = sealed.load(content)
     try:
         return str(record["plan_digest"]), Software(**record["software"])

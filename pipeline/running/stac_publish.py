@@ -1,4 +1,4 @@
-"""STAC output: the item that each finished store holds, and ItemCollections of several stores."""
+"""STAC output: the item of each finished store, and ItemCollections of several stores."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan
     from pipeline.store.place import Place, Where
 
-_DECIMALS = 7  # of degrees: a centimetre
+_DECIMALS = 7  # of degrees, about a centimetre
 _SETTLED = ("status", "valid_fraction", "units", "quarantined", "plan_digest", "super_resolution", "sr_weights",
             "fusion_weights", "sr_weights_sha256", "fusion_weights_sha256", "weights_license", "weights_credits",
             "seed", "estimate", "members", "consistency", "detail", "finer_generated_bands", "options", "conditions",
@@ -49,17 +49,20 @@ class Listed:
     items: tuple[dict[str, Any], ...]
     stores: tuple[str, ...]
     notes: tuple[str, ...]
-    collection: Path | None = None  # the file of their collection, where one was asked for
+    collection: Path | None = None  # file of their Collection, if requested
 
 
 def write_item(plan: Plan, store: Where) -> None:
-    """Put the STAC item of a finished store into its root. Raises StorageError."""
+    """Write the STAC item of a finished store to its root. Raises StorageError."""
     place = place_of(store)
     place.write(ITEM_KEY, _encoded(item_of(plan, place)))
 
 
 def item_of(plan: Plan, place: Place) -> dict[str, Any]:
-    """STAC item of a store; hrefs relative to its root. IntegrityError when its metadata cannot be read."""
+    """Return the STAC item of a store, with hrefs relative to its root.
+
+    Raises IntegrityError if the store's metadata cannot be read.
+    """
     attributes = root_attributes(place)
     try:
         groups = tuple(group for zone in plan.zones for group in _groups(place, plan.group(zone.epsg)))
@@ -94,11 +97,11 @@ def item_of(plan: Plan, place: Place) -> dict[str, Any]:
 def list_stores(
     stores: Sequence[Where], out: Path | None, *, relative: bool = False, collection: str | None = None
 ) -> Listed:
-    """Rewrite the item of each finished store, and with `out` a FeatureCollection of all of them.
+    """Rewrite the item of each finished store and, with `out`, write a FeatureCollection of all of them.
 
-    `collection`: id of the STAC Collection that the listed items name and that is written beside `out`.
-    A store that cannot be listed is left out with a note; UsageError with all notes when none is left, StorageError
-    when `out` cannot be written, or without `out` an item.
+    `collection` is the id of a STAC Collection, which the items name and which is written beside `out`.
+    Stores that cannot be listed are left out with a note. Raises UsageError with all notes if none is left, and
+    StorageError if `out`, or without `out` an item, cannot be written.
     """
     if out is not None:
         require_ours(out)
@@ -132,12 +135,12 @@ def list_stores(
 
 
 def stores_below(folder: Path) -> list[Path]:
-    """Zarr stores directly in a folder, of any origin."""
+    """Return the Zarr stores directly in a folder, of any origin."""
     return sorted(path.parent for path in folder.glob("*/zarr.json"))
 
 
 def _renewed(place: Place, *, must_write: bool) -> tuple[dict[str, Any], list[str]]:
-    """The store's item, rewritten if it differs from the plan, and a note for the user."""
+    """Return the store's item, rewritten if it differs from the plan, and notes for the user."""
     attributes = root_attributes(place)
     notes = require_finished(place, attributes, allow_incomplete=False)
     item = item_of(load_plan(place), place)
@@ -159,7 +162,7 @@ def _encoded(content: dict[str, Any]) -> bytes:
 
 
 def _placed(item: dict[str, Any], place: Place, relative_to: Path | None) -> dict[str, Any]:
-    """The item with its hrefs absolute, or relative to a folder where the store is a local one."""
+    """Return the item with absolute hrefs, or relative to a folder if the store is local."""
     root = str(place.absolute())
     if relative_to is not None and isinstance(place, LocalPlace):
         root = Path(os.path.relpath(root, relative_to)).as_posix()
@@ -176,7 +179,7 @@ def _placed(item: dict[str, Any], place: Place, relative_to: Path | None) -> dic
 
 
 def _groups(place: Place, group: str) -> Iterator[GroupFacts]:
-    """Assets of the 2.5 m arrays of one zone, and of the measured input where the store keeps it."""
+    """Yield the assets of one zone: the 2.5 m arrays, finer bands, and the measured input if stored."""
     import zarr
 
     with place.reading():
@@ -195,13 +198,13 @@ def _groups(place: Place, group: str) -> Iterator[GroupFacts]:
 
 
 def _gsd_names(opened: zarr.Group, folder: str) -> list[str]:
-    """Names of the levels in a folder of a zone's group, finest first."""
+    """Return the names of the levels in a folder of a zone's group, finest first."""
     names = group_at(opened, folder).group_keys() if folder in opened else ()
     return sorted(filter(_is_gsd, names), key=lambda name: float(name.removesuffix("m")))
 
 
 def _is_gsd(name: str) -> bool:
-    """True for names of levels such as "10m"; other groups are not ours."""
+    """Return True for names of levels such as "10m". Other groups are foreign."""
     return name.endswith("m") and name.removesuffix("m").replace(".", "", 1).isdecimal()
 
 
@@ -234,7 +237,7 @@ def _utc(seconds: int) -> str:
 
 
 def _area(plan: Plan) -> Geometry:
-    """The AOI in degrees, joined from its parts in metres."""
+    """Return the AOI in degrees, joined from its parts in metres."""
     import numpy as np
     import shapely
     from pyproj import Transformer
@@ -244,13 +247,13 @@ def _area(plan: Plan) -> Geometry:
     for zone in plan.zones:
         turn = Transformer.from_crs(zone.epsg, 4326, always_xy=True).transform
         degrees = shapely.transform(shape(zone.area), lambda xy, turn=turn: np.column_stack(turn(xy[:, 0], xy[:, 1])))
-        # long edges were divided before projection; simplifying makes them straight again
+        # Long edges were divided before projection. Simplifying makes them straight again.
         parts.append(shapely.simplify(degrees, 10.0**-_DECIMALS))
     return shapely.set_precision(shapely.union_all(parts), 10.0**-_DECIMALS)
 
 
 def _geojson(area: Geometry) -> tuple[dict[str, Any], tuple[float, float, float, float]]:
-    """(geometry, bbox); the box of an area across the antimeridian has west > east (RFC 7946, 5.2)."""
+    """Return (geometry, bbox). The box of an area across the antimeridian has west > east (RFC 7946, 5.2)."""
     import shapely
     from shapely.geometry import mapping
 
@@ -264,7 +267,7 @@ def _geojson(area: Geometry) -> tuple[dict[str, Any], tuple[float, float, float,
 
 
 def _catalog(plan: Plan) -> Catalog | None:
-    """The archive of the plan's scenes; None if it no longer exists."""
+    """Return the catalogue of the plan's scenes, or None if it cannot be loaded any more."""
     try:
         return load_catalog(plan.config.catalog)
     except PipelineError:
@@ -272,7 +275,7 @@ def _catalog(plan: Plan) -> Catalog | None:
 
 
 def _href(catalog: Catalog | None, scene: str, properties: dict[str, Any]) -> str:
-    """Address of a scene's item: as recorded, else in the archive's API, else ""."""
+    """Return the address of a scene's item: as recorded, else in the archive's API, else ""."""
     from urllib.parse import quote
 
     if properties.get("item"):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Stop:
-    """Remembers that the user asked to stop; a second request stops at once."""
+    """Remembers that the user asked to stop. A second SIGINT stops at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -29,7 +29,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """SIGINT, SIGTERM and SIGUSR1 (Slurm's warning before its time limit) ask for a stop; main thread only."""
+    """Request a stop on SIGINT, SIGTERM and SIGUSR1 (SLURM's warning before its time limit); main thread only."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

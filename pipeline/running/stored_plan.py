@@ -1,4 +1,4 @@
-"""The plan of a store: the one that it holds, to be continued, or a new one that is frozen into it."""
+"""The plan of a store: the existing one, to continue, or a new one to freeze into it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The settings, the area and the store of a run; `overwrite` deletes a store that is there."""
+    """The settings, the AOI and the store of a run. `overwrite` deletes an existing store."""
 
     config: RunConfig
     aoi: Aoi
-    store: Place  # as `writable` gives it
+    store: Place  # from `writable`
     overwrite: bool = False
 
 
 def writable(out: Place) -> Place:
-    """The store's absolute path or URL. UsageError if it is read-only, unreachable, or its parent is missing."""
+    """Return the store's absolute path or URL. Raises UsageError if it is read-only, unreachable or without parent."""
     if str(out).startswith(("http://", "https://")):
         raise UsageError(f"--out {out} can only be read", "a folder, s3://BUCKET/NAME, gs://BUCKET/NAME or az://...")
     try:
@@ -54,9 +54,9 @@ def writable(out: Place) -> Place:
 
 
 def existing_plan(request: RunRequest) -> Plan | None:
-    """The plan of a store to continue, None where there is none.
+    """Return the plan of the store to continue, or None if there is none.
 
-    UsageError if the store was begun with other settings, has lost its plan, or is not a store of this pipeline.
+    Raises UsageError if the store was begun with other settings, has lost its plan, or is not of this pipeline.
     """
     store, found = request.store, standing(request.store)
     if found in (Standing.EMPTY, Standing.BEGINNING):
@@ -83,7 +83,10 @@ def existing_plan(request: RunRequest) -> Plan | None:
 
 
 def draft(request: RunRequest, workers: int, say: Say) -> Plan:
-    """A new plan, whatever the store holds; nothing is written. UsageError if --overwrite names a foreign folder."""
+    """Make a new plan, whatever the store holds, and write nothing.
+
+    Raises UsageError if --overwrite names a foreign folder.
+    """
     if request.overwrite and standing(request.store) is Standing.FOREIGN:
         raise UsageError(
             f"{request.store} is not a store of this pipeline", "one of ours to overwrite", "choose another --out"
@@ -92,15 +95,16 @@ def draft(request: RunRequest, workers: int, say: Say) -> Plan:
 
 
 def proposed(request: RunRequest, workers: int, say: Say) -> Plan:
-    """The plan to run: the existing one unless it is to be overwritten, else a new one; nothing is written."""
+    """Return the plan to run: the existing one, or a new one if there is none or it is overwritten. Writes nothing."""
     there = None if request.overwrite else existing_plan(request)
     return draft(request, workers, say) if there is None else there
 
 
 def begin_or_continue(plan: Plan, held: Lease, request: RunRequest) -> Plan:
-    """The plan of the store under its lease; `plan` begins it where there is nothing to continue.
+    """Return the plan of the store under its lease. If there is nothing to continue, begin the store with `plan`.
 
-    Looked up again because another run may have begun the store before the lease was taken. Errors of `existing_plan`.
+    The lookup is repeated, since another run may have begun the store before the lease was taken. Errors as in
+    `existing_plan`.
     """
     there = None if request.overwrite else existing_plan(request)
     if there is not None:
@@ -112,7 +116,7 @@ def begin_or_continue(plan: Plan, held: Lease, request: RunRequest) -> Plan:
 
 
 def freeze(request: RunRequest, workers: int, say: Say) -> Plan:
-    """Write the plan into its store, ready for others to run; an existing plan stays as it is."""
+    """Write the plan into its store, ready for others to run. An existing plan stays unchanged."""
     there = None if request.overwrite else existing_plan(request)
     if there is not None:
         return there

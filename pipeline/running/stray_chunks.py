@@ -1,4 +1,4 @@
-"""Chunks that no receipt names: left by units that did not end, or put there by somebody else."""
+"""Chunks that no receipt names: left by unfinished units, or written by something else."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _ADDRESS = re.compile(r"c(/\d+)+")
 def unnamed_chunks(
     plan: Plan, place: Place, keys: Iterable[str], receipts: Iterable[Receipt], without: Iterable[Unit]
 ) -> list[str]:
-    """Of all `keys` of a store: chunks of its images that neither receipts nor records of overviews name.
+    """Return those `keys` of a store that are chunks of its arrays but named by no receipt or overview record.
 
-    Those of units `without` a receipt, and of overviews without a record, are left out: they will be written anew.
+    Chunks of units `without` a receipt and of overviews without a record are left out. They will be written again.
     """
     named = {_below(receipt.group, key) for receipt in receipts for key in receipt.chunks}
     for unit in without:
@@ -44,7 +44,7 @@ def unnamed_chunks(
 
 
 def chunks_of(plan: Plan, unit: Unit) -> set[str]:
-    """Keys that a unit may write: its chunks of the arrays that its pass gives, and of what was measured."""
+    """Return the keys that a unit may write: its chunks of the arrays of its pass, and of the measured input."""
     group, shape = plan.group(unit.epsg), template_of(plan, plan.zone(unit.epsg))
     grid, chunks = plan.grid(unit), plan.chunks(unit)
     keys: set[str] = set()
@@ -64,14 +64,14 @@ def chunks_of(plan: Plan, unit: Unit) -> set[str]:
 
 
 def levels_of(plan: Plan, unit: Unit) -> list[Level]:
-    """Levels, 2.5 m and finer, that a unit's pass fills."""
+    """Return the levels at 2.5 m and finer that a unit's pass fills."""
     shape = template_of(plan, plan.zone(unit.epsg))
     finer = [shape.level(gsd_m) for gsd_m, _ in plan.passes[unit.number].finer]
     return finer if unit.number else [shape.base, *finer]
 
 
 def _keys(level: Level, period: int, parts: Iterable[Window], whole: Window) -> set[str]:
-    """Keys of the objects of a level that hold `parts` of it (absolute windows, like `whole`)."""
+    """Return the keys of a level's objects that hold `parts` of it (absolute windows, like `whole`)."""
     step, keys = level.step_px, set()
     for part in parts:
         rows = range((part.row - whole.row) // step, -(-(part.row_end - whole.row) // step))

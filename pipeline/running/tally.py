@@ -1,7 +1,4 @@
-"""Counts of a unit's pixels for its receipt: measured, clear, with generated detail, without and why.
-
-In: what a unit has read and what it stores. Out: numbers. Imports bands and masks; no I/O.
-"""
+"""Pixel counts of a unit for its receipt: measured, clear, with generated detail, and without it by cause."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid.native_rasters import NativeRasters
 
-_UNCLASSIFIED_SCL = 7  # says nothing; stands also where a scene has no classification
+_UNCLASSIFIED_SCL = 7  # also used where a scene has no classification
 _DETAIL = {
     "generated": masks.QUALITY_GENERATED,
     "partial": masks.QUALITY_PARTIAL,
@@ -29,7 +26,7 @@ _DETAIL = {
 
 
 class Tally:
-    """Output pixels of a unit, chunk by chunk, as `Receipt` holds them."""
+    """Counts of the output pixels of a unit, chunk by chunk, as in `Receipt`."""
 
     def __init__(self, bands: tuple[str, ...]) -> None:
         self.valid = dict.fromkeys(bands, 0)
@@ -39,9 +36,9 @@ class Tally:
         self.withheld: dict[str, int] = {}
 
     def add(self, part: Mapping[str, NDArray[Any]], pixels: int, causes: NDArray[np.uint8] | None) -> None:
-        """Count the stored arrays of one chunk in, which has `pixels` within the area.
+        """Add the stored arrays of one chunk, which has `pixels` within the AOI.
 
-        `causes` (y, x) index `masks.CAUSES` as `superres.Result` gives them.
+        `causes` (y, x) index `masks.CAUSES`, as in `superres.Result`.
         """
         dn, quality = part["reflectance"], part["quality"]
         for band, plane in zip(self.valid, dn, strict=True):
@@ -60,10 +57,10 @@ class Tally:
 
 
 def holes(pixels: NativeRasters, bands: tuple[str, ...]) -> dict[str, int]:
-    """{band of `bands`: native pixels of 10 and 20 m that are nodata where the scene classification says clear}.
+    """Return {band of `bands`: number of native 10 or 20 m pixels that are nodata although SCL says clear}.
 
-    Damage to an uncompressed file passes GDAL without an error; zeros that the classification contradicts are its
-    trace. So are dark pixels that a product clipped to 0, hence this is told and not refused.
+    GDAL does not detect damage to an uncompressed file, but zeros that SCL contradicts reveal it. Dark pixels clipped
+    to 0 look the same, so this is reported and not an error.
     """
     if pixels.scl is None:
         return {}

@@ -1,7 +1,4 @@
-"""Where the seconds of a unit go: laps of one clock, so that its stages sum to what it took.
-
-In: names of stages as they end. Out: seconds by stage. Imports nothing of the project.
-"""
+"""Seconds of a unit by stage: laps of one clock, which add up to the total time."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class Stages:
-    """A clock that starts when it is made."""
+    """A clock that starts when it is created."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, stage: str, within: Mapping[str, float] | None = None) -> float:
-        """Count the seconds since the last lap as `stage`, but those `within` it as theirs; returns the stage's."""
+        """Add the seconds since the last lap to `stage`, except those of stages `within`. Return the stage's share."""
         now = time.perf_counter()
         spent, self._last = now - self._last, now
         for name, seconds in (within or {}).items():
@@ -34,5 +31,5 @@ class Stages:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage so far, to 0.1 ms."""
+        """Seconds by stage so far, rounded to 0.1 ms."""
         return {name: round(value, 4) for name, value in self._seconds.items()}

@@ -1,4 +1,4 @@
-"""Whether this machine may open what a plan names: a store, and the plan in it, may come from anybody."""
+"""Checks that the local catalogue allows everything a plan opens. A store and its plan may be untrusted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+._-]+:")
-_LENIENT = ("hosts", "roots", "connections")  # of an Access; all else must be as it is here
+_LENIENT = ("hosts", "roots", "connections")  # fields of Access that may differ from the local ones
 
 
 def require_local_access(plan: Plan) -> None:
-    """UsageError unless the catalogue, as it is known here, allows all that the plan asks for.
+    """Raise UsageError unless the local definition of the catalogue allows everything that the plan opens.
 
-    That is its hosts, its way of signing, where tokens come from, and every file. Of a catalogue of files, the plan may
-    open files only in folders in which the catalogue has some.
+    This covers hosts, signing, the source of tokens, and every file. With a catalogue of files, the plan may only open
+    files in folders of files that the catalogue lists.
     """
     try:
         catalog = load_catalog(plan.config.catalog)
@@ -70,7 +70,7 @@ def _require_files(plan: Plan, catalog: Catalog, local: Access) -> None:
 
 
 def _folders(source: Path) -> set[Path]:
-    """Folders of all local files that a catalogue of files lists."""
+    """Return the folders of all local files that a catalogue of files lists."""
     found = set()
     for item, base in file_items(source):
         assets = item.get("assets") if isinstance(item, dict) else None

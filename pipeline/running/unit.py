@@ -1,4 +1,4 @@
-"""One unit of a plan, start to end in the calling thread: read, infer, write, record."""
+"""Compute one unit of a plan in the calling thread: read, infer, write, record."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=4)
 def _plan(store: str, digest: str) -> Plan:
-    """A store's plan, read once per process."""
+    """Return the plan of a store, read once per process."""
     plan = load_plan(store)
     if plan.digest != digest:
         msg = f"the plan of {store} is {plan.digest[:12]}, not {digest[:12]} as the driver said"
@@ -48,7 +48,7 @@ def _plan(store: str, digest: str) -> Plan:
 
 
 def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
-    """Compute and store one unit of the plan in `store`; returns its receipt. Errors name the unit."""
+    """Compute and store one unit of the plan in `store`. Return its receipt. Errors name the unit."""
     stages = Stages()
     prepare_process()
     fence = Fence(place_of(store), digest)
@@ -108,7 +108,7 @@ def _read(job: UnitJob) -> NativeRasters:
 
 
 def _read_finished(job: UnitJob, plan: Plan, store: Place) -> FinishedRasters:
-    """What the pass before has stored. IntegrityError where not all of it is there any more."""
+    """Read the output of the previous pass. Raises IntegrityError if it is no longer complete."""
     unit, gsd_m = job.unit, job.source_gsd_m
     here = at_gsd(job.read, job.gsd_m, gsd_m)
     ledger = Ledger(store, job.plan_digest)
@@ -125,7 +125,7 @@ def _read_finished(job: UnitJob, plan: Plan, store: Place) -> FinishedRasters:
 
 
 def _write(job: UnitJob, store: Place, rasters: NativeRasters | FinishedRasters, result: superres.Result) -> Receipt:
-    """Write the active chunks, at every GSD of the pass; the receipt holds what was stored."""
+    """Write the active chunks at every GSD of the pass. Return the receipt of what was stored."""
     writer = UnitWriter(store, job.group, job.unit.period, job.template)
     tally = Tally(job.bands)
     scenes: tuple[str, ...] = ()
@@ -164,7 +164,7 @@ def _write(job: UnitJob, store: Place, rasters: NativeRasters | FinishedRasters,
 def _arrays(
     job: UnitJob, rasters: NativeRasters | FinishedRasters, layer: Layer, gsd_m: float
 ) -> dict[str, NDArray[Any]]:
-    """What is stored over `job.window` at a GSD, by array."""
+    """Return {array name: values} to store over `job.window` at a GSD."""
     arrays: dict[str, NDArray[Any]] = {"reflectance": layer.dn, "quality": layer.quality}
     if layer.spread is not None:
         arrays["uncertainty"] = layer.spread
@@ -177,7 +177,7 @@ def _arrays(
 
 
 def _empty(job: UnitJob, attempt: int) -> Receipt:
-    """The receipt of a unit that no scene reaches."""
+    """Return the receipt of a unit that no scene reaches."""
     return Receipt(
         unit=job.unit.id,
         plan_digest=job.plan_digest,
@@ -196,7 +196,7 @@ def _empty(job: UnitJob, attempt: int) -> Receipt:
 
 
 def _record(store: Place, job: UnitJob, receipt: Receipt, stages: Stages) -> Receipt:
-    """Write the receipt, with time and memory up to here; overviews are made after it and have records of their own."""
+    """Write the receipt, with time and memory so far. Overviews come later and have their own records."""
     receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib())
     Ledger(store, job.plan_digest).record(receipt)
     return receipt

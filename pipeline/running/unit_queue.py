@@ -1,7 +1,6 @@
-"""Working through units: a sliding window over a pool, tries counted, failures set aside, stops heeded.
+"""The queue of units: submission to a pool, retries, quarantine of failed units, outages and stops.
 
-In: units, a pool, a `Summary` to fill. Out: receipts counted in, units that failed for good. Imports cluster,
-quarantine and errors; holds addresses and receipts, never arrays.
+It holds unit addresses and receipts, never arrays.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ if TYPE_CHECKING:
     Report = Callable[["Summary", int], None]
 
 ATTEMPTS = 3
-_TICK_S = 1.0  # how often a waiting driver looks at the clock
-_STRAGGLER_TIMES = 3.0  # a last unit that takes so many times the median is given to another worker as well
-_STRAGGLER_AFTER = 10  # units that must have ended to know a median
-_FATAL = (UsageError, StorageError, LeaseLost)  # no other unit would fare better
+_TICK_S = 1.0  # longest wait of the driver between checks
+_STRAGGLER_TIMES = 3.0  # a unit that takes this many times the median is also given to an idle worker
+_STRAGGLER_AFTER = 10  # number of finished units before the median is used
+_FATAL = (UsageError, StorageError, LeaseLost)  # other units would fail too
 
 
 @dataclass
 class Summary:
-    """How a run went. Counts of units; seconds are wall time of the driver and, per stage, summed over all processes.
+    """Summary of a run. `seconds` is the wall time of the driver; `stage_seconds` sum over all processes.
 
-    Overviews are counted in when the store is published, since some are made only then.
+    Overviews are added when the store is published, since some are built only then.
     """
 
     units: int = 0
@@ -56,27 +55,27 @@ class Summary:
     seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     pixels: int = 0
-    clear_pixels: int | None = None  # None where no scene carries SCL
+    clear_pixels: int | None = None  # None if no scene has SCL
     valid: dict[str, int] = field(default_factory=dict)
     scenes: tuple[str, ...] = ()
     stored_bytes: int = 0  # of all chunks
     peak_worker_mib: float = 0.0
-    quarantined: tuple[str, ...] = ()  # units set aside
-    holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
-    # measured pixels by generated detail, and those without all of it by cause; None where a receipt does not say
+    quarantined: tuple[str, ...] = ()
+    holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 although SCL says clear
+    # Measured pixels by generated detail (None if a receipt lacks it), and those with partial or no detail by cause.
     detail: dict[str, int] | None = field(default_factory=dict)
     withheld: dict[str, int] = field(default_factory=dict)
 
     @property
     def valid_fraction(self) -> float:
-        """Share of output pixels that were measured, mean over bands."""
+        """Share of output pixels with measured values, mean over bands."""
         return sum(self.valid.values()) / (len(self.valid) * self.pixels) if self.valid and self.pixels else 0.0
 
     @property
     def detail_shares(self) -> dict[str, float]:
-        """Of the measured pixels: shares by generated detail, and by cause of those that lack some or all of it.
+        """Shares of measured pixels by generated detail, and by cause of those that lack some or all of it.
 
-        Empty where nothing was measured or an old receipt does not say.
+        Empty if nothing was measured or an old receipt has no such counts.
         """
         measured = sum(self.detail.values()) if self.detail else 0
         if not self.detail or not measured:
@@ -86,11 +85,11 @@ class Summary:
 
     @property
     def left(self) -> int:
-        """Units that are neither done nor set aside."""
+        """Number of units that are neither done nor quarantined."""
         return self.units - self.computed - self.resumed - len(self.quarantined)
 
     def add(self, receipt: Receipt) -> None:
-        """Count one receipt in; pixels are those of the first pass."""
+        """Add one receipt. Pixels count only for the first pass."""
         for stage, seconds in receipt.seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
         self.stored_bytes += sum(size for size, _ in receipt.chunks.values())
@@ -111,7 +110,7 @@ class Summary:
         self.scenes = tuple(sorted({*self.scenes, *receipt.scenes}))
 
     def take_from(self, found: Summary) -> None:
-        """Say what is in the store, by the ledger, in place of what was counted while units came in."""
+        """Replace the counts of this run by those of the store's ledger."""
         computed = min(self.computed, found.resumed)
         for name in ("units", "stage_seconds", "pixels", "clear_pixels", "valid", "scenes", "stored_bytes",
                      "peak_worker_mib", "quarantined", "holes", "detail", "withheld"):  # fmt: skip
@@ -119,7 +118,7 @@ class Summary:
         self.computed, self.resumed = computed, found.resumed - computed
 
     def add_overviews(self, record: Record) -> None:
-        """Count the overviews of one block in."""
+        """Add the overviews of one record."""
         self.stage_seconds["overviews"] = self.stage_seconds.get("overviews", 0.0) + record.seconds
         self.stored_bytes += sum(size for size, _ in record.chunks.values())
 
@@ -131,7 +130,7 @@ def _add(total: dict[str, int], counts: Mapping[str, int]) -> None:
 
 @dataclass(frozen=True)
 class Patience:
-    """How an outage is sat out: seconds between tries, doubling, and seconds until the run gives up."""
+    """Waiting during an outage: seconds between tries, doubling, and seconds until the run gives up."""
 
     first_pause_s: float = 60.0
     longest_pause_s: float = 600.0
@@ -139,7 +138,7 @@ class Patience:
 
 
 class Breaker:
-    """Pauses the submission of units while an archive or the object store is away."""
+    """Pauses the submission of units while an archive or the object store is unreachable."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -149,13 +148,13 @@ class Breaker:
         self._until = 0.0
 
     def answered(self) -> None:
-        """The archive is there."""
+        """Reset after an answer."""
         self._since, self._unanswered, self._pause_s, self._until = None, 0, self._patience.first_pause_s, 0.0
 
     def unanswered(self, capacity: int) -> bool:
-        """One more unit got no answer; True when the outage has lasted too long.
+        """Count one more unit without an answer. Return True if the outage has lasted too long.
 
-        Pauses begin when as many units in a row as there are workers went without an answer.
+        Pauses begin after `capacity` (number of workers) units in a row without an answer.
         """
         now = time.monotonic()
         self._since = now if self._since is None else self._since
@@ -175,7 +174,7 @@ class Breaker:
 
 
 class UnitQueue:
-    """One pass over the units that are to do."""
+    """Works through the units to do, pass by pass."""
 
     def __init__(
         self,
@@ -199,9 +198,9 @@ class UnitQueue:
         self._failed: dict[Unit, BaseException] = {}
 
     def through(self, todo: list[Unit]) -> None:
-        """Keep the pool busy until all of these units ended or a stop was asked for.
+        """Keep the pool busy until all of these units have ended or a stop is requested.
 
-        PipelineError when too many units failed for good.
+        Raises PipelineError if too many units fail for good.
         """
         self._queue, self._ended = [(unit, 1) for unit in reversed(todo)], set()
         self._report(self._summary, 0)
@@ -220,7 +219,7 @@ class UnitQueue:
         self._set_aside()
 
     def _left(self, todo: list[Unit]) -> bool:
-        """Whether to go on: not when all units ended, though a straggler's twin may still be at work."""
+        """Return whether to go on. Once all units have ended, a duplicate of a straggler is not waited for."""
         if len(self._ended) == len(todo):
             return False
         return bool(self._running) or (bool(self._queue) and not self._stop.asked)
@@ -239,7 +238,7 @@ class UnitQueue:
         self._pool.submit(unit, attempt)
 
     def _reissue(self) -> None:
-        """Give a unit that lags far behind to an idle worker too; units are idempotent, the first receipt counts."""
+        """Submit a straggling unit to an idle worker as well. Units are idempotent, and the first receipt counts."""
         if len(self._seconds) < _STRAGGLER_AFTER:
             return
         late = time.monotonic() - _STRAGGLER_TIMES * statistics.median(self._seconds)
@@ -251,16 +250,16 @@ class UnitQueue:
 
     def _take(self, unit: Unit, attempt: int, outcome: Receipt | BaseException) -> None:
         since = self._running.pop((unit, attempt))
-        if unit in self._ended:  # its twin was faster
+        if unit in self._ended:  # its duplicate was faster
             return
         if isinstance(outcome, Receipt):
             self._seconds.append(time.monotonic() - since)
             self._count(unit, outcome)
         elif isinstance(outcome, _FATAL) and not isinstance(outcome, StoreUnreachable):
             raise outcome
-        elif any(other == unit for other, _ in self._running):  # its twin may still succeed
+        elif any(other == unit for other, _ in self._running):  # its duplicate may still succeed
             return
-        elif isinstance(outcome, Unreachable | StoreUnreachable):  # an outage costs time, not units
+        elif isinstance(outcome, Unreachable | StoreUnreachable):  # outages do not count as attempts
             self._queue.insert(0, (unit, attempt))
             if self._breaker.unanswered(self._pool.capacity):
                 who = "archive" if isinstance(outcome, Unreachable) else "object store"
@@ -277,7 +276,7 @@ class UnitQueue:
         self._breaker.answered()
 
     def _give_up(self, unit: Unit, error: BaseException) -> None:
-        """A last try in a process of its own, where it may help; then the unit is set aside."""
+        """Try once more in a separate process if that may help, then mark the unit as failed."""
         if worth_isolating(error):
             again = isolated(unit, self._store)
             receipt = self._ledger.read(unit.id) if again is None else None
@@ -291,7 +290,7 @@ class UnitQueue:
             self._stop.asked = True
 
     def _set_aside(self) -> None:
-        """Note the units that failed for good. PipelineError where these are too many."""
+        """Quarantine the units that failed for good. Raises PipelineError if there are too many."""
         summary = self._summary
         done = summary.computed + summary.resumed
         if self._failed and (len(self._failed) > allowed(summary.units) or not done):
@@ -301,7 +300,7 @@ class UnitQueue:
         summary.quarantined = tuple(sorted({*summary.quarantined, *(unit.id for unit in self._failed)}))
 
     def raise_unless_whole(self) -> None:
-        """Interrupted, with why, where units are left: stopped, or the archive is away."""
+        """Raise Interrupted, with the reason, if units are left after a stop or an outage."""
         summary = self._summary
         if summary.left and self._stop.outage:
             raise Interrupted(

@@ -19,7 +19,7 @@ _WORDS = 300  # characters of a worker's message that are shown
 
 
 def require_able(client: Client, store: str, digest: str) -> None:
-    """UsageError, with the worker's message, when a connected worker could not do the work."""
+    """Raise UsageError with the worker's message if a connected worker cannot do the work."""
     try:
         answers = client.run(look, store, digest, on_error="return")
     except Exception as error:  # raised by the scheduler for anything that cannot be unpickled there
@@ -42,7 +42,7 @@ def require_able(client: Client, store: str, digest: str) -> None:
 
 
 def look(store: str, digest: str) -> str:
-    """Run in a worker: its software, after checking that it can write to the store of the plan."""
+    """Check in a worker that it can write to the store of the plan. Return its software."""
     place = place_of(store)
     Fence(place, digest)
     probe = f"{LEASES}.probe-{uuid4().hex}"

@@ -1,7 +1,6 @@
-"""Run by every Dask worker process that we start, before its first task.
+"""Dask preload of every worker process that the pipeline starts, including workers that the nanny restarts.
 
-In: nothing. Out: a process that leaves Ctrl-C to the driver, which then lets running units finish, and whose logs hold
-no secret. Workers that the nanny restarts later get here too.
+Workers leave Ctrl-C to the driver, which lets running units finish, and redact secrets from their logs.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pipeline.redaction import redact_logs
 
 
 def dask_setup(worker: object) -> None:
-    """Ignore SIGINT and redact logs, in the worker's main thread, where Dask calls this."""
+    """Ignore SIGINT and redact logs. Dask calls this in the worker's main thread."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     redact_logs()

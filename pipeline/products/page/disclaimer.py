@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def honesty_section(zone: Zone, part: Part) -> str:
-    """Plain-language statement of what is measured and what is generated in this store."""
+    """Return a plain-language statement of what is measured and what is generated in this store."""
     system = str(zone.attributes.get("super_resolution", "the system"))
     paragraphs = [_measured(part, zone), _detail(zone, system), _guarantee(zone, part), _quality(zone)]
     if part.uncertainty is not None:
@@ -43,7 +43,7 @@ def _measured(part: Part, zone: Zone) -> tuple[str, str]:
 
 
 def _native(zone: Zone) -> str:
-    """Bands of the store by pixel width: "10 m wide for B02 and B03, 20 m for B11"."""
+    """List the bands of the store by pixel width, such as "10 m wide for B02 and B03, 20 m for B11"."""
     parts = [(gsd, bands_at(gsd, zone.bands)) for gsd in GSDS_M]
     held = [(gsd, names) for gsd, names in parts if names]
     said = [f"{gsd} m for {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}" for gsd, names in held]

@@ -1,6 +1,7 @@
-"""The report page of a store: one self-contained HTML file with its pictures, numbers and tables.
+"""The report page of a store: one self-contained HTML file with images, numbers and tables.
 
-The files under web/ are assembled here. External text is escaped, and a policy inside the page forbids every request.
+It is assembled from the files under web/. External text is escaped, and a Content-Security-Policy in the page forbids
+every request.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
     from pipeline.products.page.residuals import Residual
     from pipeline.store.place import Where
 
-GENERATOR = "sen2fine report page"  # identifies our own pages, which may be replaced
+GENERATOR = "sen2fine report page"  # identifies report pages, which may be replaced
 LIMIT_BYTES = 15_000_000
-_IMAGE_BYTES = 10_300_000  # before base64, which turns three bytes into four; the rest of the page takes 0.4 MB
+_IMAGE_BYTES = 10_300_000  # before base64, which adds a third; the rest of the page takes 0.4 MB
 _CONTEXT_BYTES = 1_500_000
 _UNCERTAINTY_SHARE = 0.2
 _MEASURED_BYTES = 3_500_000
@@ -62,12 +63,12 @@ _LONLAT_NODES = 9
 
 @dataclass
 class Payload:
-    """Parts of the page that are bytes: each becomes one block of base64 with an id."""
+    """Binary parts of the page. Each becomes one base64 block with an id."""
 
     blocks: list[bytes] = field(default_factory=list)
 
     def add(self, content: bytes) -> str | None:
-        """Id of a block; None for no bytes. Equal blocks are kept once."""
+        """Add a block and return its id, or None for no bytes. Equal blocks are kept once."""
         if not content:
             return None
         if content not in self.blocks:
@@ -75,7 +76,7 @@ class Payload:
         return f"block-{self.blocks.index(content)}"
 
     def html(self) -> str:
-        """The blocks as inert script elements."""
+        """Return the blocks as inert script elements."""
         return "\n".join(
             f'<script type="text/plain" id="block-{i}">{base64.b64encode(block).decode()}</script>'
             for i, block in enumerate(self.blocks)
@@ -92,16 +93,16 @@ class Page:
     whole: bool  # False: a part of the store at 2.5 m, the rest as an overview
     context_gsd_m: int | None
     exact: bool
-    check: str  # how the output compares with the input, in words
+    check: str  # result of the radiometric check, as text
 
 
 def make_page(
     where: Where, zone: str | None = None, time: str | None = None, at: tuple[float, float] | None = None
 ) -> Page:
-    """The report page of one zone and time of a store.
+    """Make the report page of one zone and time of a store.
 
-    `at` (longitude, latitude) is the place to show of a store too large for one page. Raises UsageError for an unknown
-    store, zone, time or place, NoDataError when nothing is measured, IntegrityError when bytes are damaged.
+    `at` (longitude, latitude) is the place to show if the store is too large for one page. Raises UsageError for an
+    unknown store, zone, time or place, NoDataError if nothing is measured, and IntegrityError if bytes are damaged.
     """
     source = open_zone(where, zone, time)
     facts = read_facts(source)
@@ -138,7 +139,7 @@ class _Images:
 
     @classmethod
     def of(cls, zone: Zone, part: Part, context: Context | None) -> _Images:
-        """Encode images to fit the page: small ones first, the output gets the remaining bytes."""
+        """Encode the images to fit the page: small ones first, and the output with the remaining bytes."""
         bands, room = zone.bands, _IMAGE_BYTES
         quality = encode_classes(part.quality)
         pixels = sum(dn.size for dn in part.measured.values())
@@ -154,10 +155,10 @@ class _Images:
 
 
 def _spread_set(bands: tuple[str, ...], spread: NDArray[np.uint16] | None, room: int) -> Set | None:
-    """The uncertainty in DN + 1, 0 for nodata: exact at 2.5 m where that fits, else its mean over 5 m."""
+    """Encode the uncertainty in DN + 1, 0 for nodata: exact at 2.5 m if that fits, else its mean over 5 m."""
     if spread is None:
         return None
-    raised = spread + np.uint16(1)  # nodata, 65535, comes out as 0
+    raised = spread + np.uint16(1)  # nodata, 65535, wraps to 0
     exact = encode_all_exact(dict(zip(bands, raised, strict=True)), room)
     if exact is not None:
         return exact
@@ -168,7 +169,7 @@ def _spread_set(bands: tuple[str, ...], spread: NDArray[np.uint16] | None, room:
 def _filled(
     zone: Zone, facts: Facts, part: Part, context: Context | None, checked: list[Residual], images: _Images
 ) -> str:
-    """The filled template."""
+    """Return the filled template."""
     payload = Payload()
     about = _about_images(zone, facts, part, context, images, payload)
     scripts = [_web(name) for name in _SCRIPTS]
@@ -202,13 +203,13 @@ def _filled(
 
 
 def _web(name: str) -> str:
-    """A file under web/, without its source-map address, which developer tools would request."""
+    """Return a file under web/, without its source-map address, which developer tools would request."""
     text = files("pipeline.products.page").joinpath("web", *name.split("/")).read_text(encoding="utf-8")
     return text.partition("\n//# sourceMappingURL=")[0]
 
 
 def _policy(scripts: list[str], styles: list[str]) -> str:
-    """A Content-Security-Policy under which the page's own scripts and styles work, by digest, and nothing else."""
+    """Return a Content-Security-Policy that only allows the page's own scripts and styles, by digest."""
 
     def digests(texts: list[str]) -> str:
         return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(t.encode()).digest()).decode()}'" for t in texts)
@@ -218,12 +219,12 @@ def _policy(scripts: list[str], styles: list[str]) -> str:
 
 
 def _json(about: Mapping[str, Any]) -> str:
-    """JSON that cannot close its script element."""
+    """Return JSON that cannot close its script element."""
     return json.dumps(about, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _summary(zone: Zone, facts: Facts, part: Part, label: str) -> str:
-    """One line below the title."""
+    """Return the line below the title."""
     names = zone.bands
     system = facts.attributes.get("super_resolution", "")
     ny, nx = zone.ny, zone.nx
@@ -239,13 +240,13 @@ def _summary(zone: Zone, facts: Facts, part: Part, label: str) -> str:
 
 
 def _finer(bands: object) -> list[str]:
-    """What the store holds below 2.5 m, which the page does not show."""
+    """Describe the bands stored at GSDs below 2.5 m, which the page does not show."""
     found = bands.items() if isinstance(bands, dict) else ()
     return [f"{len(names)} of them at {gsd} m too, generated, not shown here" for gsd, names in found]
 
 
 def _estimate(zone: Zone, part: Part) -> str:
-    """Kind of estimate, shown after the system's name."""
+    """Return the kind of estimate, shown after the system's name."""
     if part.uncertainty is not None:
         return f", mean of {zone.drawn} members"
     if not zone.generated:
@@ -254,7 +255,7 @@ def _estimate(zone: Zone, part: Part) -> str:
 
 
 def _shown(zone: Zone, part: Part, context: Context | None) -> str:
-    """Statement of which part is shown at which GSD."""
+    """Describe which part is shown at which GSD."""
     if part.window == zone.whole:
         return "The whole store is shown: output at 2.5 m, measured bands at their own 10, 20 or 60 m."
     side = f"{part.window.nx * TARGET_GSD_M / 1000:.3g} × {part.window.ny * TARGET_GSD_M / 1000:.3g} km"
@@ -272,7 +273,7 @@ def _shown(zone: Zone, part: Part, context: Context | None) -> str:
 def _about_images(
     zone: Zone, facts: Facts, part: Part, context: Context | None, images: _Images, payload: Payload
 ) -> dict[str, Any]:
-    """Data for the page's scripts: bands, grids, and the block of each image."""
+    """Return the data for the page's scripts: bands, grids, and the block of each image."""
     left, _, _, top = zone.bounds_m(part.window)
     bands = [
         {"name": name, "nm": BY_NAME[name].wavelength_nm, "gsd": BY_NAME[name].gsd_m,
@@ -309,7 +310,7 @@ def _about_images(
 
 
 def _gsd(planes: Set, part: Part) -> float:
-    """GSD of planes that cover the part."""
+    """Return the GSD of planes that cover the part."""
     return TARGET_GSD_M * part.window.nx / next(iter(planes.planes.values())).nx
 
 
@@ -328,7 +329,7 @@ def _plane(plane: Plane, payload: Payload) -> dict[str, Any]:
 
 
 def _lonlat(zone: Zone) -> dict[str, Any]:
-    """Longitude and latitude at nodes of a coarse mesh over the zone, between which the page interpolates."""
+    """Return longitude and latitude at the nodes of a coarse mesh over the zone. The page interpolates between them."""
     import pyproj
 
     left, bottom, right, top = zone.bounds_m(zone.whole)

@@ -1,4 +1,4 @@
-"""HTML escaping of external text; control and direction characters are shown as escapes."""
+"""HTML escaping of external text. Control and direction characters are shown as escapes."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from pipeline.plain import plain
 
 
 def escape(text: str) -> str:
-    """The text for an HTML element or a quoted attribute."""
+    """Escape text for an HTML element or a quoted attribute."""
     return html.escape(plain(text, lines=True))

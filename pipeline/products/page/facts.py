@@ -1,6 +1,6 @@
 """Facts about a run for the report page: its plan, receipts, and quarantined units.
 
-Small JSON files of the run are read; where they are missing, the store's attributes are used.
+They are read from small JSON files of the run. If these are missing, the store's attributes are used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.store.overview_records import Record
 
 _SHOWN_FAULTS = 3
-_ARRAYS = ("reflectance", "quality", "uncertainty")  # of the 2.5 m arrays, those that the page shows
+_ARRAYS = ("reflectance", "quality", "uncertainty")  # 2.5 m arrays that the page shows
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class QuarantinedUnit:
 
 @dataclass(frozen=True)
 class Facts:
-    """About one run. Receipts are of all zones and times; `scenes` are of the shown zone and time."""
+    """Facts about one run. Receipts cover all zones and times; `scenes` only the shown zone and time."""
 
     status: str
     aoi_name: str
@@ -53,13 +53,13 @@ class Facts:
     attributes: Mapping[str, Any]  # of the zone's group
     scenes: tuple[tuple[str, Mapping[str, Any]], ...]
     receipts: tuple[Receipt, ...]
-    units: int | None  # of the plan; None where neither plan nor store says
+    units: int | None  # of the plan; None if the store does not state it
     quarantined: tuple[QuarantinedUnit, ...]
     overviews: Mapping[str, Record]  # of all zones and times, by block
 
     @property
     def complete(self) -> bool:
-        """True when every unit is stored or quarantined."""
+        """True if every unit is stored or quarantined."""
         return self.status in (STATUS_COMPLETE, STATUS_QUARANTINE)
 
     @property
@@ -78,12 +78,12 @@ class Facts:
 
     @property
     def peak_mib(self) -> float:
-        """Largest resident set of a worker."""
+        """Largest resident set of a worker, in MiB."""
         return max((receipt.peak_rss_mib for receipt in self.receipts), default=0.0)
 
 
 def read_facts(zone: Zone) -> Facts:
-    """Facts about the run of `zone`."""
+    """Read the facts about the run of `zone`."""
     plan = _plan(zone)
     attributes = zone.attributes
     digest = str(attributes.get("plan_digest", ""))
@@ -107,7 +107,7 @@ def _place_name(title: str) -> str:
 
 
 def _plan(zone: Zone) -> dict[str, Any]:
-    """The plan; empty where it is missing or damaged, which `pipeline.check` reports."""
+    """Return the plan as a dictionary, empty if it is missing or damaged, which `pipeline.check` reports."""
     try:
         return plan_content(zone.place) or {}
     except (OSError, ValueError):
@@ -115,7 +115,7 @@ def _plan(zone: Zone) -> dict[str, Any]:
 
 
 def _json(zone: Zone, key: str) -> dict[str, Any]:
-    """A small JSON file of the run; empty where it is missing or damaged."""
+    """Read a small JSON file of the run; empty if it is missing or damaged."""
     try:
         content = json.loads(zone.place.read(key) or b"{}")
     except (OSError, ValueError):
@@ -124,7 +124,7 @@ def _json(zone: Zone, key: str) -> dict[str, Any]:
 
 
 def _scenes(zone: Zone) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    """Scenes of the shown time step, in the order of the plan: best first."""
+    """Return the scenes of the shown time step in plan order, best first."""
     known = zone.attributes.get("scenes")
     scenes = known if isinstance(known, dict) else {}
     steps = periods(zone.attributes)
@@ -152,21 +152,20 @@ def _quarantined(zone: Zone, digest: str) -> tuple[QuarantinedUnit, ...]:
 
 
 def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int | None = None) -> frozenset[str]:
-    """IntegrityError when a chunk that a receipt names within `window` is missing or has another size.
+    """Compare the chunks within `window` with the receipts. Return the keys of chunks without a receipt.
 
-    Returns the keys of chunks without a receipt, left by unfinished units, which must be read as nodata. In a complete
-    store they are an IntegrityError, too.
+    Those are left by unfinished units and must be read as nodata. Raises IntegrityError if a chunk named by a receipt
+    is missing or has another size, or if a complete store has chunks without a receipt. Zarr reads missing chunks as
+    nodata, which would hide damage.
 
-    `context_gsd_m`: an overview that is shown as well, of the whole zone.
-
-    A missing chunk reads as nodata, and damage must not pass as a place where nothing was measured.
+    `context_gsd_m` is the GSD of an overview of the whole zone that is shown as well.
     """
     arrays = {name: (array_at(zone.group, name), 1) for name in _ARRAYS if name in zone.group}
     for gsd in GSDS_M:
         group = subgroup(zone, f"measured/{gsd}m")
         if group is not None:
             arrays[f"measured/{gsd}m/reflectance"] = (array_at(group, "reflectance"), factor_of(gsd))
-    # side of a chunk, in 2.5 m pixels
+    # Side of a chunk in 2.5 m pixels.
     steps = {path: (array.shards or array.chunks)[-1] * factor for path, (array, factor) in arrays.items()}
     within = dict.fromkeys(steps, window)
     group = subgroup(zone, f"overviews/{context_gsd_m}m") if context_gsd_m else None
@@ -199,7 +198,7 @@ def require_chunks(zone: Zone, facts: Facts, window: Window, context_gsd_m: int 
 def _unnamed(
     zone: Zone, named: Collection[str], steps: Mapping[str, int], within: Mapping[str, Window]
 ) -> frozenset[str]:
-    """Keys of existing chunks within the window that no receipt names."""
+    """Return the keys of existing chunks within the windows that no receipt names."""
     found = set()
     for path, step in steps.items():
         window, name = within[path], path.rpartition("/")[2]
@@ -215,7 +214,7 @@ def _unnamed(
 
 
 def _within(key: str, steps: Mapping[str, int], time: int, within: Mapping[str, Window]) -> bool:
-    """Whether the chunk "path/c/time/[band/]row/col" of an array meets its window."""
+    """Return whether the chunk "path/c/time/[band/]row/col" of an array intersects its window."""
     path, _, address = key.partition("/c/")
     parts = address.split("/")
     if path not in steps or not all(part.isdecimal() for part in parts) or int(parts[0]) != time:

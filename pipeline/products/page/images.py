@@ -1,8 +1,8 @@
-"""Image codec of the report page: arrays of DN as compact text that a browser decodes into numbers.
+"""Image codec of the report page: arrays of DN as compact bytes that a browser decodes into numbers.
 
-There are two encodings. Exact: differences of neighbouring pixels, deflated. Lossy: an 8-bit JPEG through a table of
-DN, and a list of the pixels that it misses by more than a bound; the remaining error is measured by decoding it here.
-A set of images is encoded exactly where that fits the byte budget, else by the finest JPEG that fits.
+There are two encodings. Exact: differences of neighbouring pixels, deflated. Lossy: an 8-bit JPEG of codes with a table
+of DN, and corrections for pixels with errors above a bound. The remaining error is measured by decoding the JPEG. A set
+of images is encoded exactly if that fits the byte budget, else with the finest JPEG that fits.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BOUND_STEPS = 1.0  # bound on the error of a JPEG plane, in quantiser steps; few pixels reach it
-# quantiser steps of JPEGs, finest first
+# Quantiser steps of JPEGs in DN, finest first.
 _STEPS_DN = (15, 20, 25, 30, 35, 40, 46, 53, 61, 70, 80, 95, 110, 130, 160, 200, 250, 320, 420, 600, 900, 1400)
-_KNEE_CODE, _KNEE_PCT = 240, 99.9  # codes 0..240 hold all but the brightest pixels, the rest of the codes hold those
+_KNEE_CODE, _KNEE_PCT = 240, 99.9  # codes 0..240 for all but the brightest pixels, the other codes for those
 _CODES = 256
 _DEFLATE_LEVEL = 6
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One image as bytes: how it is written, its side lengths, and by how much decoded DN may differ from the store."""
+    """One encoded image: codec, side lengths, and how much decoded DN may differ from the store."""
 
     codec: str  # "exact" (uint16), "jpeg" (uint8 by `table`), "bytes" (uint8)
     ny: int
     nx: int
     content: bytes
     table: tuple[int, ...] = ()  # DN of each code
-    fixes: bytes = b""  # pixels that the JPEG missed by more than `bound_dn`
+    fixes: bytes = b""  # corrections of pixels with JPEG errors above `bound_dn`
     fixes_count: int = 0
-    bound_dn: int = 0  # also the unit in which those pixels are corrected
-    mask: bytes = b""  # one bit per pixel, 0 where nothing was measured; empty: all measured
+    bound_dn: int = 0  # also the unit of the corrections
+    mask: bytes = b""  # one bit per pixel, 0 where nothing was measured; empty if all are measured
     max_error_dn: int = 0
     rms_error_dn: float = 0.0
 
@@ -65,18 +65,18 @@ class Set:
 
     @property
     def exact(self) -> bool:
-        """True when decoding gives the stored numbers."""
+        """True if decoding gives the stored numbers."""
         return all(plane.max_error_dn == 0 for plane in self.planes.values())
 
 
 def encode_set(names: Sequence[str], images: NDArray[np.uint16], budget_bytes: int) -> Set:
-    """Planes of DN images (name, y, x), exact where they fit into `budget_bytes`, else JPEGs that do."""
+    """Encode DN images (name, y, x), exactly if they fit into `budget_bytes`, else as JPEGs."""
     arrays = dict(zip(names, images, strict=True))
     return encode_all_exact(arrays, budget_bytes) or encode_lossy(arrays, budget_bytes)
 
 
 def encode_all_exact(arrays: Mapping[str, NDArray[np.uint16]], budget_bytes: int) -> Set | None:
-    """Exact planes of DN images (y, x), or None when they do not fit into `budget_bytes`."""
+    """Encode DN images (y, x) exactly. Return None if they do not fit into `budget_bytes`."""
     found = Set()
     for name, image in arrays.items():
         found.planes[name] = encode_exact(image)
@@ -86,7 +86,7 @@ def encode_all_exact(arrays: Mapping[str, NDArray[np.uint16]], budget_bytes: int
 
 
 def encode_lossy(arrays: Mapping[str, NDArray[np.uint16]], budget_bytes: int) -> Set:
-    """The finest JPEG planes that fit into `budget_bytes`; the coarsest where none fits."""
+    """Encode DN images (y, x) as the finest JPEGs that fit into `budget_bytes`, or the coarsest if none fits."""
     coded = {name: _coded(image) for name, image in arrays.items()}
     for step_dn in _STEPS_DN[_first_step(list(coded.values()), budget_bytes) :]:
         found = Set({name: _jpeg_plane(one, step_dn) for name, one in coded.items()})
@@ -96,7 +96,10 @@ def encode_lossy(arrays: Mapping[str, NDArray[np.uint16]], budget_bytes: int) ->
 
 
 def _first_step(coded: list[_Coded], budget_bytes: int) -> int:
-    """Index of the step to begin with, judged by every fourth block of rows: whole images are encoded once or twice."""
+    """Return the index of the first step to try, estimated from every fourth block of rows.
+
+    Whole images are then encoded only once or twice.
+    """
     samples = [one.sampled() for one in coded]
     share = sum(one.codes.size for one in samples) / sum(one.codes.size for one in coded)
 
@@ -116,11 +119,11 @@ class _Coded:
 
     @property
     def dn_per_code(self) -> float:
-        """Width of a code below the knee."""
+        """DN per code below the knee."""
         return max(float(self.table[_KNEE_CODE] - self.table[0]) / _KNEE_CODE, 1e-6)
 
     def sampled(self, rows: int = 16, every: int = 4) -> _Coded:
-        """Some blocks of rows of the image, all of it when it is small."""
+        """Return every `every`-th block of `rows` rows, or the whole image if it is small."""
         ny, nx = self.image.shape
         if ny < 2 * rows * every:
             return self
@@ -132,7 +135,7 @@ class _Coded:
 
 
 def encode_exact(image: NDArray[np.uint16]) -> Plane:
-    """A uint16 image (y, x): d[y, x] - d[y, x-1] - d[y-1, x] + d[y-1, x-1] modulo 2**16, high bytes, then low bytes."""
+    """Encode a uint16 image exactly: d[y, x] - d[y, x-1] - d[y-1, x] + d[y-1, x-1] modulo 2**16, high bytes first."""
     change = np.asarray(image, np.uint16).copy()
     change[:, 1:] -= image[:, :-1]
     change[1:] -= change[:-1].copy()
@@ -143,13 +146,13 @@ def encode_exact(image: NDArray[np.uint16]) -> Plane:
 
 
 def encode_classes(image: NDArray[np.uint8]) -> Plane:
-    """A uint8 image of classes (y, x), row by row."""
+    """Encode a uint8 image of classes (y, x), row by row, deflated."""
     content = zlib.compress(np.ascontiguousarray(image).tobytes(), _DEFLATE_LEVEL)
     return Plane("bytes", image.shape[0], image.shape[1], content)
 
 
 def _coded(image: NDArray[np.uint16]) -> _Coded:
-    """The image in codes; nodata gets the median's code, which compresses well."""
+    """Return the image in codes. Nodata gets the code of the median, which compresses well."""
     valid = image[image != NODATA_DN]
     if not valid.size:
         return _Coded(image, np.zeros(image.shape, np.uint8), np.zeros(_CODES, np.int32))
@@ -163,7 +166,7 @@ def _coded(image: NDArray[np.uint16]) -> _Coded:
 
 
 def _jpeg_plane(one: _Coded, step_dn: int) -> Plane:
-    """A grey JPEG with one quantiser step for all frequencies, because the page shows single pixels."""
+    """Encode a grey JPEG with one quantiser step for all frequencies, since the page shows single pixels."""
     from PIL import Image
 
     step = int(np.clip(round(step_dn / one.dn_per_code), 1, 255))
@@ -193,7 +196,7 @@ def _jpeg_plane(one: _Coded, step_dn: int) -> Plane:
 
 
 def _fixes(missed: NDArray[np.intp], correction: NDArray[np.int16]) -> bytes:
-    """Gaps between pixels (uint32), then corrections (int16, in units of the bound), byte by byte from the lowest."""
+    """Encode gaps between pixels (uint32), then corrections (int16, in units of the bound), each low bytes first."""
     if not missed.size:
         return b""
     gaps = np.diff(missed, prepend=0).astype("<u4").view(np.uint8).reshape(-1, 4).T
@@ -202,7 +205,7 @@ def _fixes(missed: NDArray[np.intp], correction: NDArray[np.int16]) -> bytes:
 
 
 def stretch(image: NDArray[np.uint16]) -> tuple[int, int]:
-    """DN of the 1st and 99th percentile of measured pixels, at least 100 DN apart; (1000, 11000) when there is none."""
+    """Return the 1st and 99th percentile of measured DN, at least 100 DN apart; (1000, 11000) if none is measured."""
     valid = image[image != NODATA_DN]
     if not valid.size:
         return 1000, 11000

@@ -1,4 +1,4 @@
-"""Chooses the part of a store that the report page shows at 2.5 m, and where its map opens."""
+"""Choice of the part of a store that the report page shows at 2.5 m, and of the place where its map opens."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
     from pipeline.products.page.source import Part, Zone
 
-WHOLE_PX = 5_000_000  # stores of at most so many pixels are shown whole: 31 km2
-_DETAIL_PX = 1584  # side of the part that is shown of larger ones: 3.96 km
-_FOCUS_M = 900.0  # side of the place that the map opens at
+WHOLE_PX = 5_000_000  # largest store that is shown whole: 31 km2
+_DETAIL_PX = 1584  # side of the part shown of larger stores: 3.96 km
+_FOCUS_M = 900.0  # side of the place where the map opens
 _CANDIDATES = 6  # chunks sampled along each axis of a store without overviews
 
 
 def choose_window(zone: Zone, at: tuple[float, float] | None = None) -> Window:
-    """The part to show: all of a small store, else a square around `at` (longitude, latitude), else the most contrast.
+    """Return the part to show: all of a small store, else a square around `at` (longitude, latitude).
 
-    Raises UsageError when `at` lies outside, NoDataError when nothing at all is measured.
+    Without `at`, the square is where contrast is largest. Raises UsageError if `at` is outside the store, and
+    NoDataError if nothing is measured.
     """
     if zone.ny * zone.nx <= WHOLE_PX:
         if at is not None:
@@ -41,7 +42,7 @@ def choose_window(zone: Zone, at: tuple[float, float] | None = None) -> Window:
 
 
 def _pixel(zone: Zone, at: tuple[float, float]) -> tuple[int, int]:
-    """Row and column of a place (degrees). UsageError when it lies outside the zone."""
+    """Return row and column of a place (degrees). Raises UsageError if it is outside the zone."""
     import pyproj
 
     turn = pyproj.Transformer.from_crs(4326, zone.epsg, always_xy=True)
@@ -57,7 +58,7 @@ def _pixel(zone: Zone, at: tuple[float, float]) -> tuple[int, int]:
 
 
 def _contrast(zone: Zone) -> tuple[int, int]:
-    """Row and column of the middle of the place with most contrast."""
+    """Return row and column of the middle of the place with the most contrast."""
     band = zone.bands.index("B03") if "B03" in zone.bands else 0
     coarsest = overviews(zone)[-1:]
     if coarsest:
@@ -72,11 +73,11 @@ def _contrast(zone: Zone) -> tuple[int, int]:
 
 
 def focus_m(zone: Zone, part: Part) -> tuple[float, float]:
-    """Easting and northing of the place of the part to show first."""
+    """Return easting and northing of the place in the part to show first."""
     gsd = min(part.measured)
     names = bands_at(gsd, zone.bands)
     step = factor_of(gsd)
-    known = part.quality[step // 2 :: step, step // 2 :: step] != 0  # without RGB there is little to see
+    known = part.quality[step // 2 :: step, step // 2 :: step] != 0  # prefer places with RGB
     dn = np.where(known, part.measured[gsd][names.index("B03") if "B03" in names else 0], np.uint16(NODATA_DN))
     row, col = _most_contrast(dn, max(2, round(_FOCUS_M / gsd))) or (dn.shape[0] // 2, dn.shape[1] // 2)
     left, _, _, top = zone.bounds_m(part.window)
@@ -84,7 +85,7 @@ def focus_m(zone: Zone, part: Part) -> tuple[float, float]:
 
 
 def _most_contrast(dn: NDArray[np.uint16], side: int) -> tuple[int, int] | None:
-    """Row and column of the middle of the square of (y, x) with most contrast; None when nothing is measured."""
+    """Return row and column of the middle of the square with the most contrast; None if nothing is measured."""
     side_y, side_x = min(side, dn.shape[0]), min(side, dn.shape[1])
     best: tuple[float, int, int] | None = None
     for row in _spread(dn.shape[0], side_y):
@@ -96,7 +97,7 @@ def _most_contrast(dn: NDArray[np.uint16], side: int) -> tuple[int, int] | None:
 
 
 def _most_contrast_of_chunks(zone: Zone, band: int) -> tuple[int, int]:
-    """The same for stores without overviews: by some chunks that are spread evenly."""
+    """Do the same for stores without overviews, with evenly spread chunks."""
     array = array_at(zone.group, "reflectance")
     chunk = array.chunks[-1]
     best: tuple[float, int, int] | None = None
@@ -113,7 +114,7 @@ def _most_contrast_of_chunks(zone: Zone, band: int) -> tuple[int, int]:
 
 
 def _score(dn: NDArray[np.uint16]) -> float:
-    """Spread of measured pixels times their share; above 0 wherever any pixel is measured."""
+    """Return the standard deviation of measured pixels times their share. It is above 0 if any pixel is measured."""
     measured = dn[dn != NODATA_DN]
     return float(measured.std() + 1e-3) * measured.size / dn.size if measured.size else 0.0
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from pipeline.products.page.source import Part, Zone
 
-PROMISE_DN = 0.5  # of `consistency = box`, after rounding to whole DN; of the bias where it is `sensor`
-# `consistency = sensor` has 99 % of the pixels within the noise of the instrument: 5 to 15 DN over land, over bright
-# ground 1/174 of what is measured, the largest signal-to-noise ratio that Sentinel-2's bands are specified to have.
+PROMISE_DN = 0.5  # bound of `consistency = box` after rounding to whole DN, and of the bias with `sensor`
+# With `consistency = sensor`, 99 % of the pixels are within the noise of the instrument: 5 to 15 DN over land, and over
+# bright ground 1/174 of the measured value, from the largest specified signal-to-noise ratio of Sentinel-2's bands.
 NOISE_DN = 15.0
 SIGNAL_TO_NOISE = 174.0
 LOCAL_PX = 5  # side of the squares of native pixels whose means are compared
@@ -26,45 +26,45 @@ LOCAL_PX = 5  # side of the squares of native pixels whose means are compared
 
 @dataclass(frozen=True)
 class Residual:
-    """Output brought to the native grid of one band, minus what was measured, in DN.
+    """Output on the native grid of one band minus the measured input, in DN.
 
-    `seen`: by the sensor model, for `consistency = sensor`; else by block means. Numbers are None where nothing could
-    be compared.
+    `seen` is True if the output was brought there by the sensor model (`consistency = sensor`), False for block means.
+    Numbers are None if nothing could be compared.
     """
 
     band: str
     gsd_m: int
     seen: bool
     compared: int  # native pixels
-    left_out: int  # measured, but seeing nodata of the output or beyond the shown part
-    largest_dn: float | None = None  # of absolute values, as are those below, but for the bias
+    left_out: int  # measured, but touching nodata of the output or the edge of the shown part
+    largest_dn: float | None = None  # of absolute values, like all below except the bias
     mean_dn: float | None = None
     median_dn: float | None = None
     p99_dn: float | None = None
-    local_p99_dn: float | None = None  # of means over LOCAL_PX x LOCAL_PX native pixels, all of them compared
+    local_p99_dn: float | None = None  # of means over LOCAL_PX x LOCAL_PX native pixels, if all were compared
     bias_dn: float | None = None
-    noise_dn: float = NOISE_DN  # of the instrument, at the mean of what was measured
+    noise_dn: float = NOISE_DN  # of the instrument, at the mean of the measured values
 
     @property
     def unbiased(self) -> bool:
-        """True when the mean is the measured one to within half a rounding step."""
+        """True if the mean equals the measured mean to within half a rounding step."""
         return self.bias_dn is not None and abs(self.bias_dn) <= PROMISE_DN
 
     @property
     def within_noise(self) -> bool:
-        """True when 99 % of the pixels are within the noise of the instrument."""
+        """True if 99 % of the pixels are within the noise of the instrument."""
         return self.p99_dn is not None and self.p99_dn <= self.noise_dn
 
     @property
     def kept(self) -> bool:
-        """True when the contract of `consistency = box`, or of `sensor` where `seen`, holds."""
+        """True if the contract of `consistency = box`, or of `sensor` if `seen`, holds."""
         if self.seen:
             return self.unbiased and self.within_noise
         return self.largest_dn is not None and self.largest_dn <= PROMISE_DN
 
 
 def residuals(part: Part, zone: Zone) -> list[Residual]:
-    """One per band, in the store's order; empty when the store keeps no input to compare with."""
+    """Return one residual per band, in the store's order; empty if the store keeps no measured input."""
     if not part.measured_kept:
         return []
     found = []
@@ -80,7 +80,7 @@ def residuals(part: Part, zone: Zone) -> list[Residual]:
 
 
 def summary_line(found: list[Residual]) -> str:
-    """The check in one line, for the worst band."""
+    """Return the check in one line, for the worst band."""
     compared = [one for one in found if one.compared]
     if not compared:
         return "no input kept to check against"
@@ -92,7 +92,7 @@ def summary_line(found: list[Residual]) -> str:
 
 
 def _as_seen(dn: NDArray[np.uint16], gsd_m: int, mtf: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """DN that the sensor would measure, (y, x), and where it sees neither nodata nor beyond the edge."""
+    """Return the DN that the sensor would measure (y, x), and a mask of pixels that see neither nodata nor the edge."""
     factor = factor_of(gsd_m)
     of = sensor(mtf, factor)
     shape = (dn.shape[0] // factor, dn.shape[1] // factor)
@@ -105,7 +105,7 @@ def _as_seen(dn: NDArray[np.uint16], gsd_m: int, mtf: float) -> tuple[NDArray[np
 
 
 def _block_means(dn: NDArray[np.uint16], gsd_m: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Means over native pixels, (y, x), and where they hold no nodata."""
+    """Return the means over native pixels (y, x), and a mask of those without nodata."""
     factor = factor_of(gsd_m)
     blocks = dn.reshape(dn.shape[0] // factor, factor, dn.shape[1] // factor, factor)
     return blocks.sum((1, 3), dtype=np.int64) / factor**2, (blocks != NODATA_DN).all((1, 3))
@@ -132,7 +132,7 @@ def _residual(
 
 
 def _local_means(off: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over LOCAL_PX x LOCAL_PX of those that hold no NaN, flat."""
+    """Return the means over LOCAL_PX x LOCAL_PX windows without NaN, as a flat array."""
     if min(off.shape) < LOCAL_PX:
         return np.empty(0)
     means = np.lib.stride_tricks.sliding_window_view(off, (LOCAL_PX, LOCAL_PX)).mean((2, 3))

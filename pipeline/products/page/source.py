@@ -1,6 +1,6 @@
 """Data of the report page: one zone and time of a store, the part that is shown, and its pixels.
 
-Only chunks of the shown part are read, so that the page of a country costs no more than that of a town.
+Only chunks of the shown part and one overview are read, so the cost does not grow with the store.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from pipeline.store.place import Place, Where
 
-_CONTEXT_PX = 1_200_000  # of the overview around that part
+_CONTEXT_PX = 1_200_000  # largest overview to show around the part
 _OVERVIEW_GSDS_M = tuple(5 * 2**i for i in range(14))
 
 
 @dataclass(frozen=True)
 class Zone:
-    """One UTM zone of a store at one time; windows are in 2.5 m pixels from its upper left corner."""
+    """One UTM zone of a store at one time. Windows are in 2.5 m pixels from its upper left corner."""
 
     place: Place
     name: str  # of its Zarr group; "" is the root
@@ -51,7 +51,7 @@ class Zone:
     top_m: float
     ny: int
     nx: int
-    mtf: Mapping[str, float]  # by band: what the sensor sees, where the output agrees with that
+    mtf: Mapping[str, float]  # at Nyquist, by band, for `consistency = sensor`
 
     @property
     def consistency(self) -> str:
@@ -60,7 +60,7 @@ class Zone:
 
     @property
     def estimate(self) -> str:
-        """Kind of estimate, "mean" or "sample"; a single draw counts as a sample."""
+        """Kind of estimate, "mean" or "sample". A single draw counts as a sample."""
         return "sample" if self.drawn == 1 else "mean"
 
     @property
@@ -71,37 +71,37 @@ class Zone:
 
     @property
     def whole(self) -> Window:
-        """The window of everything."""
+        """Window of the whole zone."""
         return Window(0, 0, self.ny, self.nx)
 
     def bounds_m(self, window: Window) -> tuple[float, float, float, float]:
-        """(left, bottom, right, top) of a window, in metres of the zone."""
+        """Return (left, bottom, right, top) of a window, in metres of the zone."""
         left, top = self.left_m + window.col * TARGET_GSD_M, self.top_m - window.row * TARGET_GSD_M
         return left, top - window.ny * TARGET_GSD_M, left + window.nx * TARGET_GSD_M, top
 
 
 @dataclass(frozen=True)
 class Part:
-    """Pixels of the shown part: DN of the output and of what was measured, native GSD by native GSD."""
+    """Pixels of the shown part: DN of the output, and of the measured input by native GSD."""
 
     window: Window
     dn: NDArray[np.uint16]  # (band, ny, nx), 2.5 m
     quality: NDArray[np.uint8]  # (ny, nx)
     uncertainty: NDArray[np.uint16] | None  # as `dn`, nodata 65535
     measured: dict[int, NDArray[np.uint16]]  # gsd -> (band, y, x), bands as `bands_at(gsd, zone.bands)`
-    measured_kept: bool  # False: the store keeps no input, and `measured` holds block means of the output
+    measured_kept: bool  # False if the store keeps no input and `measured` holds block means of the output
 
 
 @dataclass(frozen=True)
 class Context:
-    """An overview of the whole zone around the part: mean of what was measured."""
+    """An overview of the whole zone around the part."""
 
     gsd_m: int
     dn: NDArray[np.uint16]  # (band, y, x)
 
 
 def open_zone(where: Where, zone: str | None = None, time: str | None = None) -> Zone:
-    """One zone and time of a store, by default the first. UsageError when they do not exist."""
+    """Open one zone and time of a store, by default the first. Raises UsageError if they do not exist."""
     import zarr
 
     place = place_of(where)
@@ -142,7 +142,7 @@ def _utc(seconds: int) -> str:
 
 
 def _time_index(place: Place, times: tuple[str, ...], attributes: Mapping[str, Any], asked: str | None) -> int:
-    """The one time step asked for, by default the first. UsageError where none or several are meant."""
+    """Return the index of the requested time step, by default the first. Raises UsageError if none or several match."""
     found = [0] if asked is None else time_indices(place, attributes, times, asked)
     if len(found) > 1:
         named = labels(attributes, times)
@@ -167,7 +167,7 @@ def undamaged(place: Place, what: str) -> Iterator[None]:
 
 
 def nothing(zone: Zone) -> NoDataError:
-    """Error for a store without any measured pixel."""
+    """Return the error for a store without any measured pixel."""
     label = labels(zone.attributes, zone.times)[zone.time]
     return NoDataError(
         f"{zone.place} holds no measured pixel at {label}",
@@ -177,9 +177,9 @@ def nothing(zone: Zone) -> NoDataError:
 
 
 def read_part(zone: Zone, window: Window, hidden: frozenset[str] = frozenset()) -> Part:
-    """All arrays of `window`; the chunks `hidden` as nodata.
+    """Read all arrays of `window`, with the chunks `hidden` as nodata.
 
-    IntegrityError when bytes are damaged, NoDataError when nothing there is measured.
+    Raises IntegrityError if bytes are damaged, and NoDataError if nothing is measured there.
     """
     rows, cols = window.slices(zone.whole)
     dn = _read(zone, zone.group, "reflectance", (slice(None), rows, cols), hidden)
@@ -201,12 +201,12 @@ def read_part(zone: Zone, window: Window, hidden: frozenset[str] = frozenset()) 
 
 
 def factor_of(gsd_m: int) -> int:
-    """2.5 m pixels along one side of a native pixel."""
+    """Return the number of 2.5 m pixels along one side of a pixel of `gsd_m`."""
     return round(gsd_m / TARGET_GSD_M)
 
 
 def block_means(dn: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
-    """(y, x) means of factor x factor px, rounded; nodata where any of them is."""
+    """Return means (y, x) of factor x factor px, rounded; nodata if any of them is nodata."""
     ny, nx = dn.shape[0] // factor, dn.shape[1] // factor
     blocks = dn[: ny * factor, : nx * factor].reshape(ny, factor, nx, factor)
     means: NDArray[np.uint16] = np.rint(blocks.mean((1, 3), dtype=np.float64)).astype(np.uint16)
@@ -217,7 +217,7 @@ def block_means(dn: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
 def _read(
     zone: Zone, group: zarr.Group, name: str, where: tuple[slice, ...], hidden: frozenset[str], path: str = ""
 ) -> NDArray[np.uint16]:
-    """Pixels of the array `name`, which lies at `path` in the zone's group."""
+    """Read pixels of the array `name`, which is at `path` in the zone's group."""
     with undamaged(zone.place, name):
         array = array_at(group, name)
         selected: tuple[int | slice, ...] = (zone.time, *where)
@@ -234,7 +234,7 @@ def _read(
 
 
 def _measured(zone: Zone, window: Window, hidden: frozenset[str]) -> dict[int, NDArray[np.uint16]] | None:
-    """DN of the input; None where the store does not keep it."""
+    """Read the DN of the measured input by GSD, or None if the store does not keep it."""
     found: dict[int, NDArray[np.uint16]] = {}
     for gsd in GSDS_M:
         names = bands_at(gsd, zone.bands)
@@ -252,7 +252,7 @@ def _measured(zone: Zone, window: Window, hidden: frozenset[str]) -> dict[int, N
 
 
 def subgroup(zone: Zone, path: str) -> zarr.Group | None:
-    """A group below the zone's that holds reflectance; None where there is none."""
+    """Return a group below the zone's group that holds reflectance, or None."""
     import zarr
 
     found = zone.group.get(path)
@@ -260,7 +260,7 @@ def subgroup(zone: Zone, path: str) -> zarr.Group | None:
 
 
 def overviews(zone: Zone) -> list[tuple[int, zarr.Array[Any]]]:
-    """GSD and reflectance of the store's overviews, finest first."""
+    """Return GSD and reflectance of the store's overviews, finest first."""
     found = []
     for gsd in _OVERVIEW_GSDS_M:
         with zone.place.reading():
@@ -272,13 +272,13 @@ def overviews(zone: Zone) -> list[tuple[int, zarr.Array[Any]]]:
 
 
 def context_gsd_m(zone: Zone) -> int | None:
-    """GSD of the finest overview that is small enough; None when there is none."""
+    """Return the GSD of the finest overview that is small enough, or None."""
     sizes = ((gsd, array.shape[-2] * array.shape[-1]) for gsd, array in overviews(zone))
     return next((gsd for gsd, pixels in sizes if pixels <= _CONTEXT_PX), None)
 
 
 def read_context(zone: Zone, gsd_m: int, hidden: frozenset[str] = frozenset()) -> Context | None:
-    """The overview of that GSD; the chunks `hidden` as nodata."""
+    """Read the overview of this GSD, if any, with the chunks `hidden` as nodata."""
     path = f"overviews/{gsd_m}m"
     group = subgroup(zone, path)
     if group is None:

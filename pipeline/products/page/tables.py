@@ -26,7 +26,7 @@ _SHOWN_UNITS = 50
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """An HTML table of plain text; `numbers` are the columns that hold numbers."""
+    """Return an HTML table of plain text. `numbers` are the indices of numeric columns."""
 
     def cell(tag: str, column: int, text: str) -> str:
         kind = ' class="number"' if column in numbers else ""
@@ -43,12 +43,12 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], numb
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> str:
-    """A list of names and values."""
+    """Return an HTML list of names and values."""
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in rows if value)}</dl>"
 
 
 def banner(facts: Facts, zone: Zone) -> str:
-    """Notices at the top: an incomplete store, quarantined units, other zones and times."""
+    """Return the notices at the top: incomplete store, quarantined units, other zones and times, absent bands."""
     notices = []
     if not facts.complete:
         done = len(facts.receipts)
@@ -83,7 +83,7 @@ def _counted(number: int, thing: str) -> str:
 
 
 def check_section(found: Sequence[Residual], part: Part, consistency: str) -> str:
-    """The output on the native grids against the measured pixels, band by band."""
+    """Return the comparison of the output on the native grids with the measured pixels, by band."""
     if not part.measured_kept:
         return (
             "<p>This store does not keep its measured input, so there is nothing here to check the output against. "
@@ -114,7 +114,7 @@ _PROMISES = {
 
 
 def _verdict(found: Sequence[Residual], consistency: str) -> str:
-    """Whether the consistency contract holds, where it can be checked."""
+    """Return whether the consistency contract holds, as HTML, or "" if it cannot be checked."""
     compared = [one for one in found if one.compared]
     if consistency not in ("sensor", "box") or not compared:
         return ""
@@ -135,7 +135,7 @@ def _verdict(found: Sequence[Residual], consistency: str) -> str:
 
 
 def _noise(compared: Sequence[Residual]) -> str:
-    """Text for the noise tolerance."""
+    """Return the text for the noise tolerance."""
     most = max(compared, key=lambda one: one.noise_dn)
     more = f" (in {most.band}, which is bright, {most.noise_dn:.0f})" if most.noise_dn > NOISE_DN else ""
     return f"{NOISE_DN:g} DN{more}"
@@ -168,7 +168,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def scenes_section(facts: Facts, zone: Zone) -> str:
-    """Scenes of the shown time step."""
+    """Return the table of scenes of the shown time step."""
     rows = []
     for name, scene in facts.scenes:
         cloud = scene.get("cloud_pct")
@@ -189,7 +189,7 @@ def scenes_section(facts: Facts, zone: Zone) -> str:
 
 
 def run_section(facts: Facts) -> str:
-    """Stage times, memory and units."""
+    """Return stage times, memory and units."""
     seconds, total = facts.stage_seconds, sum(facts.stage_seconds.values())
     known = [name for name in _STAGES if name in seconds] + sorted(set(seconds) - set(_STAGES))
     rows = [
@@ -213,7 +213,7 @@ def run_section(facts: Facts) -> str:
 
 
 def _holes(facts: Facts) -> str:
-    """Native pixels that are 0 although the scene classification calls them clear, by band."""
+    """Return the number of native pixels, by band, that are 0 although the scene classification says clear."""
     total: dict[str, int] = {}
     for receipt in facts.receipts:
         for band, count in receipt.holes.items():
@@ -225,7 +225,7 @@ def _holes(facts: Facts) -> str:
 
 
 def quarantine_section(facts: Facts) -> str:
-    """Quarantined units, with the reason and the command that reproduces the failure."""
+    """Return the quarantined units, with the reason and the command that reproduces the failure."""
     if not facts.quarantined:
         return "<p>No unit was set aside.</p>"
     items = "".join(
@@ -241,7 +241,7 @@ def quarantine_section(facts: Facts) -> str:
 
 
 def settings_section(facts: Facts, zone: Zone) -> str:
-    """Settings that determine the pixels."""
+    """Return the settings that determine the pixels."""
     said = zone.attributes
     generated = "all" if set(zone.generated) >= set(zone.bands) else ", ".join(zone.generated)
     rows = [
@@ -283,7 +283,7 @@ def _members(zone: Zone) -> str:
 
 
 def _mtf(zone: Zone) -> str:
-    """MTF by band, with bands of equal value together."""
+    """Return the MTF by band, with bands of equal value together."""
     by_value: dict[str, list[str]] = {}
     for band in zone.bands:
         by_value.setdefault(f"{zone.mtf[band]:.3g}", []).append(band)
@@ -291,7 +291,7 @@ def _mtf(zone: Zone) -> str:
 
 
 def _catalogue(name: str) -> str:
-    """A name or URL as it is, a file by its name only, so that local paths do not leak."""
+    """Return a name or URL unchanged, and a file by its name only, to not leak local paths."""
     return name if "://" in name else PurePath(name.replace("\\", "/")).name
 
 
@@ -301,7 +301,7 @@ def _weights(said: Mapping[str, object], name: str) -> str:
 
 
 def precision_section(kinds: Sequence[tuple[str, Set | None]], output: Set, spread: Set | None) -> str:
-    """Precision of the page's numbers against the store's."""
+    """Return the precision of the page's numbers relative to the store's."""
     lossy = [name for name, planes in kinds if planes and not planes.exact]
     exact = [name for name, planes in kinds if planes and planes.exact]
     if not lossy:

@@ -1,5 +1,5 @@
 "use strict";
-// The map: layers over metres, the swipe between them, scale, coordinates. Leaflet draws and moves; here is what it lacks.
+// The map, on top of Leaflet: layers in metres, the swipe between them, scale and coordinates.
 
 const MAX_SCREEN_PX = 16; // screen pixels per 2.5 m pixel at the deepest zoom
 const FIRST_SCREEN_PX = 7; // screen pixels per 10 m pixel when the page opens
@@ -17,7 +17,7 @@ function makeMap() {
     maxBoundsViscosity: 0.8,
   });
   const part = toBounds(facts.part);
-  // opens where there is much to see, near enough to tell 10 m pixels apart, and filled to its edges
+  // Opens at the focus, close enough to distinguish 10 m pixels, and filled to its edges.
   map.setView(toLatLng(...facts.focus), Math.max(Math.log2(FIRST_SCREEN_PX / 10), map.getBoundsZoom(part, true)));
   map.panInsideBounds(part, { animate: false });
   const whole = toBounds(facts.frame);
@@ -31,13 +31,13 @@ function makeMap() {
   return map;
 }
 
-// A canvas over some ground. SVGOverlay takes any element as it is; only its name says otherwise.
+// A canvas over a georeferenced area. Despite its name, SVGOverlay accepts any element.
 function addCanvas(map, pane, bounds, gsd) {
   const canvas = document.createElement("canvas");
   const layer = L.svgOverlay(canvas, toBounds(bounds), { pane, interactive: false }).addTo(map);
   const crispen = () => {
     const ratio = (canvas.dataset.gsd || gsd) * 2 ** map.getZoom();
-    canvas.classList.toggle("crisp", ratio >= 0.999); // enlarged: pixels as they are; reduced: averaged by the browser
+    canvas.classList.toggle("crisp", ratio >= 0.999); // enlarged: sharp pixels; reduced: averaged by the browser
   };
   map.on("zoomend", crispen);
   return { canvas, layer, crispen };
@@ -85,7 +85,7 @@ function makeSwipe(map, bar, left, right) {
   return { to, get share() { return share; } };
 }
 
-// Longitude and latitude of a place, between the nodes of the mesh that the page carries.
+// Longitude and latitude of a place, interpolated between the nodes of the page's mesh.
 function lonLat(x, y) {
   const { nodes, lon, lat } = facts.lonlat;
   const across = ((x - FRAME_LEFT) / (FRAME_RIGHT - FRAME_LEFT)) * (nodes - 1);

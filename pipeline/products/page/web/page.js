@@ -1,5 +1,5 @@
 "use strict";
-// Puts the page together: controls, layers, clicks.
+// Sets up the page: controls, layers, clicks.
 
 const id = (name) => document.getElementById(name);
 const tools = { bands: id("bands"), left: id("left"), overlay: id("overlay"), contrast: id("contrast"), brightness: id("brightness") };
@@ -149,7 +149,7 @@ id("whole").addEventListener("click", () => map.fitBounds(toBounds(facts.frame))
 let drawing = false;
 let stale = false;
 
-// One drawing at a time; what changes meanwhile is drawn once, afterwards.
+// Runs one drawing at a time. Changes made meanwhile are drawn once, afterwards.
 async function redraw() {
   stale = true;
   if (drawing) return;

@@ -1,9 +1,9 @@
 "use strict";
-// From DN to colours: one, or three, bands on a canvas of as many pixels as the finest of them has.
+// From DN to colours: one or three bands on a canvas with the pixels of the finest band.
 
 const NODATA_GREY = 96;
 
-const GAMMA = 1.5; // lightens what is dark, as most land is in visible light
+const GAMMA = 1.5; // lightens dark areas; most land is dark in visible light
 
 // Black and white (DN) of each shown band: natural colours share one span, other combinations have one per band.
 function limitsOf(names) {
@@ -23,7 +23,7 @@ function stretchTable([low, high], contrast, brightness) {
   return table;
 }
 
-// The grid that a canvas of some bands takes: the finest among them.
+// The grid for a canvas of some bands: the finest among theirs.
 const finest = (grids) => grids.reduce((best, grid) => (grid.gsd < best.gsd ? grid : best));
 
 // For each column (or row) of a fine grid, the column (or row) of a coarser one over the same ground.
@@ -39,7 +39,7 @@ async function paint(canvas, grids, names, look) {
   canvas.height = grid.ny;
   const context = canvas.getContext("2d");
   const image = context.createImageData(grid.nx, grid.ny);
-  const pixels = new Uint32Array(image.data.buffer); // little endian, as every browser's machine is: A B G R
+  const pixels = new Uint32Array(image.data.buffer); // A B G R, since browsers run on little-endian machines
   const nodata = (255 << 24) | (NODATA_GREY << 16) | (NODATA_GREY << 8) | NODATA_GREY;
   const [r, g, b] = shown;
   for (let y = 0, i = 0; y < grid.ny; y++) {

@@ -1,5 +1,5 @@
 "use strict";
-// Images of this page: from blocks of text to arrays of DN (16 bits, 0 = nodata). Nothing here touches the screen.
+// Decodes the images of this page from blocks of text to arrays of DN (16 bits, 0 = nodata).
 
 const facts = JSON.parse(document.getElementById("facts").textContent);
 
@@ -15,7 +15,7 @@ async function inflated(bytes) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// Differences of neighbours, folded so that small ones of either sign are small numbers; all sums modulo 2^16.
+// Decodes zigzag-coded differences of neighbours. All sums are modulo 2^16.
 function undoDifferences(bytes, ny, nx) {
   const count = ny * nx;
   const dn = new Uint16Array(count);
@@ -89,7 +89,7 @@ function cubicWeights(k) {
   });
 }
 
-// DN of a coarser grid interpolated to ny x nx; nodata stays nodata, and counts as its neighbour beside it.
+// DN of a coarser grid interpolated to ny x nx. Nodata stays nodata; nodata neighbours take the pixel's own value.
 function bicubic(dn, grid, ny, nx) {
   const k = Math.round(ny / grid.ny);
   const phases = cubicWeights(k);
