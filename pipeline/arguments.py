@@ -43,9 +43,11 @@ def _add_ground(where: argparse._ArgumentGroup) -> None:
     where.add_argument("--catalog", help="name, STAC API URL, static catalogue or index file (earth-search)")
     where.add_argument("--start", help="first day, e.g. 2024-06-01 (90 days before --end)")
     where.add_argument("--end", help="last day (today)")
-    where.add_argument("--max-cloud", type=float, metavar="PCT", help="of the whole scene (60)")
+    where.add_argument("--max-cloud", type=float, metavar="PCT", help="largest cloud cover of a scene (60)")
     where.add_argument(
-        "--composite", choices=COMPOSITES, help="one mosaic or median, none: a step per pass, monthly: medians (mosaic)"
+        "--composite",
+        choices=COMPOSITES,
+        help="mosaic or median of all passes; none: a time step per pass; monthly: medians (mosaic)",
     )
     where.add_argument("--exclude", metavar="ID", action="append", help="leave this scene out (may be repeated)")
     where.add_argument("--offset", type=int, choices=(0, -1000), help="override the archive's BOA offset rule")
@@ -61,24 +63,25 @@ def _add_method(how: argparse._ArgumentGroup) -> None:
         help="bundle of the system's first network, or of ROLE: .safetensors, or hf://OWNER/REPO/FILE",
     )
     how.add_argument("--fusion-weights", metavar="FILE", help=f"the same as --weights {FUSION_ROLE}=FILE")
-    how.add_argument(
-        "--option", dest="options", metavar="NAME=VALUE", action="append", help="a setting of the system (its own)"
-    )
+    how.add_argument("--option", dest="options", metavar="NAME=VALUE", action="append", help="a setting of the system")
     how.add_argument(
         "--condition", dest="conditions", metavar="NAME=FILE", action="append", help="a map that the system takes"
     )
-    how.add_argument("--estimate", choices=ESTIMATES, help="the best estimate, or one draw of what may be there (mean)")
+    how.add_argument("--estimate", choices=ESTIMATES, help="mean: the best estimate; sample: one draw (mean)")
     how.add_argument(
         "--members", type=int, metavar="N", help="number of draws to average; more than 1 adds uncertainty"
     )
-    how.add_argument("--seed", type=int, help="of the generated detail (0)")
+    how.add_argument("--seed", type=int, help="seed of the generated detail (0)")
     how.add_argument(
         "--consistency",
         choices=CONSISTENCIES,
-        help="what the sensor would measure, or block means, equal the input (sensor)",
+        help="what must equal the input: the simulated sensor, block or tent means, or nothing (sensor)",
     )
     how.add_argument(
-        "--mtf", metavar="[BAND=]VALUE", action="append", help="of the sensor at Nyquist, not as published"
+        "--mtf",
+        metavar="[BAND=]VALUE",
+        action="append",
+        help="MTF of the sensor at Nyquist, instead of the published values",
     )
     how.add_argument("--config", metavar="TOML", help="file of these settings; flags override it")
 

@@ -81,7 +81,7 @@ class StoreReport:
         for unit, why in list(found.quarantined.items())[:_SHOWN]:
             lines += [
                 f"  set aside {unit}: {plain(why['error'])}",
-                f"           see it fail: {plain(why['reproduce'])}",
+                f"           reproduce: {plain(why['reproduce'])}",
             ]
         hidden = max(0, len(found.missing) - _SHOWN) + max(0, len(found.damaged) - _SHOWN)
         if hidden:
@@ -111,7 +111,7 @@ def _plan(place: Place) -> Plan:
         if not known_as_ours(place):
             raise
     raise IntegrityError(
-        f"{place} has lost its plan, without which nothing can be checked or written anew",
+        f"{place} has lost its plan, without it nothing can be checked or repaired",
         "_run/plan.json as the run wrote it",
         "bring it back from a copy, or start a new store with --overwrite",
     )
@@ -120,13 +120,15 @@ def _plan(place: Place) -> Plan:
 def repair(store: Where, verify: str, workers: int) -> None:
     """Recompute exactly the units that fail `verify` or are quarantined, and publish. Raises the errors of a run."""
     from pipeline.running.driver import run_plan
-    from pipeline.running.examine import mend
+    from pipeline.running.examine import repair
 
     place = place_of(store)
     plan = _plan(place)
     cluster = "inline" if workers == 1 else "local"
     # Repairs start only under the lease, since a run may be active.
-    run_plan(plan, place, cluster=cluster, workers=workers, verify=verify, first=lambda held: mend(plan, held, verify))
+    run_plan(
+        plan, place, cluster=cluster, workers=workers, verify=verify, first=lambda held: repair(plan, held, verify)
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how = p.add_mutually_exclusive_group()
     how.add_argument(
-        "--per-band", dest="single_file", action="store_false", default=False, help="a file per band (this)"
+        "--per-band", dest="single_file", action="store_false", default=False, help="a file per band (default)"
     )
     how.add_argument("--single-file", action="store_true", help="all bands of a time step in one file")
     p.add_argument("--compress", choices=("deflate", "zstd"), default="deflate", help="(%(default)s)")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from training.presets import Preset
 
 
-class OneVoice(argparse.ArgumentParser):
+class RankZeroParser(argparse.ArgumentParser):
     """Under torchrun every process reads the same command line: the first alone speaks of it."""
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
@@ -80,7 +80,7 @@ def interval(text: str) -> float:
 
 def parser(description: str | None = None) -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
-    p = OneVoice(prog="python -m training.train", description=description)
+    p = RankZeroParser(prog="python -m training.train", description=description)
     tasks = "; ".join(f"{task.name}: {task.summary}" for task in registry.every().values())
     p.add_argument("--preset", choices=sorted(registry.presets()), help="a recipe of a task, as --list shows them")
     p.add_argument(

@@ -14,7 +14,7 @@ from pipeline.archive.radiometry import OFFSET_RULES
 from pipeline.archive.read.access import Access
 from pipeline.archive.read.host_policy import ANY_PUBLIC_HOST
 from pipeline.archive.read.signing import SIGNINGS
-from pipeline.bands import BAND_NAMES, BY_NAME, HOUSE_ADD_OFFSET_DN
+from pipeline.bands import BAND_NAMES, BY_NAME, CANONICAL_OFFSET_DN
 from pipeline.errors import UsageError
 from pipeline.redaction import redact
 
@@ -102,8 +102,8 @@ class Catalog:
 
     def with_offset(self, offset_dn: int) -> Catalog:
         """The same archive with the BOA offset of every scene set by the user (0 or -1000)."""
-        if offset_dn not in (0, HOUSE_ADD_OFFSET_DN):
-            raise UsageError(f"offset {offset_dn}", f"0 or {HOUSE_ADD_OFFSET_DN} DN")
+        if offset_dn not in (0, CANONICAL_OFFSET_DN):
+            raise UsageError(f"offset {offset_dn}", f"0 or {CANONICAL_OFFSET_DN} DN")
         return replace(self, offset_override=offset_dn)
 
 

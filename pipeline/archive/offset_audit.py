@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.archive.read.sampling import blocks, look
-from pipeline.bands import BAND_NAMES, BY_NAME, GSDS_M, HOUSE_ADD_OFFSET_DN, NODATA_DN, RGB
+from pipeline.bands import BAND_NAMES, BY_NAME, CANONICAL_OFFSET_DN, GSDS_M, NODATA_DN, RGB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +83,7 @@ def judge_offset(sample_dn: Mapping[str, NDArray[np.generic]]) -> Judgement:
         return Judgement(0, f"{shown}: {why}")
     if _piled_above_1000(floor):
         why = "dark ground piles up just above 1000 in every band, as with +1000 in the pixels"
-        return Judgement(HOUSE_ADD_OFFSET_DN, f"{shown}: {why}")
+        return Judgement(CANONICAL_OFFSET_DN, f"{shown}: {why}")
     return Judgement(None, f"{shown}: too bright to tell", bright=min(floor.values()) >= _IMPOSSIBLE_DN)
 
 

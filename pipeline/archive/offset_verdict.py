@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.archive.scene import DOUBTED, OPEN, STATED
-from pipeline.bands import HOUSE_ADD_OFFSET_DN
+from pipeline.bands import CANONICAL_OFFSET_DN
 
 if TYPE_CHECKING:
     from pipeline.archive.offset_audit import OffsetAudit
@@ -43,6 +43,6 @@ def _opened(claimed: OffsetDecision, settled: OffsetDecision, audit: OffsetAudit
         return Verdict(claimed, fault=f"its BOA offset is unknown: {claimed.evidence}, and the pixels: {audit.fact}")
     offset_dn = claimed.offset_dn
     if audit.verdict == "contradicts":
-        offset_dn = HOUSE_ADD_OFFSET_DN - offset_dn
+        offset_dn = CANONICAL_OFFSET_DN - offset_dn
     note = f"BOA offset {offset_dn} by its pixels alone: {claimed.evidence}"
     return Verdict(replace(settled, offset_dn=offset_dn), note=note)

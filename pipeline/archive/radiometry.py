@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.archive.scene import DOUBTED, OffsetDecision
-from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN
+from pipeline.bands import CANONICAL_OFFSET_DN, DN_SCALE, NODATA_DN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +54,7 @@ def expected_offset_dn(baseline: str) -> int | None:
     number = baseline_number(baseline)
     if number is None:
         return None
-    return HOUSE_ADD_OFFSET_DN if number >= OFFSET_BASELINE else 0
+    return CANONICAL_OFFSET_DN if number >= OFFSET_BASELINE else 0
 
 
 def offset_from_rule(rule: str, *, baseline: str, declared: float | None, applied: bool | None) -> OffsetDecision:
@@ -71,8 +71,8 @@ def offset_from_rule(rule: str, *, baseline: str, declared: float | None, applie
             msg = "flag boa_offset_applied is true contradicts rule always (the offset is in every product)"
             raise Undecided(msg)
         if declared is not None:
-            _check_declared(_declared_dn(declared), declared, HOUSE_ADD_OFFSET_DN, baseline or "of this collection")
-        return OffsetDecision(HOUSE_ADD_OFFSET_DN, "rule always: every product of this collection carries the offset")
+            _check_declared(_declared_dn(declared), declared, CANONICAL_OFFSET_DN, baseline or "of this collection")
+        return OffsetDecision(CANONICAL_OFFSET_DN, "rule always: every product of this collection carries the offset")
     if rule == "baseline":
         return _by_baseline(baseline, declared)
     if rule == "declared-or-baseline":
@@ -112,8 +112,8 @@ def _by_declaration(baseline: str, declared: float | None, applied: bool | None)
 
 def _declared_dn(declared: float) -> int:
     offset_dn = round(declared / DN_SCALE)
-    if offset_dn not in (0, HOUSE_ADD_OFFSET_DN):
-        msg = f"declared offset {declared} is {offset_dn} DN; expected 0 or {HOUSE_ADD_OFFSET_DN}"
+    if offset_dn not in (0, CANONICAL_OFFSET_DN):
+        msg = f"declared offset {declared} is {offset_dn} DN; expected 0 or {CANONICAL_OFFSET_DN}"
         raise ValueError(msg)
     return offset_dn
 
@@ -142,7 +142,7 @@ def to_canonical_dn(stored: NDArray[np.uint16], offset_dn: int) -> NDArray[np.ui
 
     0 stays nodata, valid pixels stay at least 1 and at most 65535 (reflectance 6.4535).
     """
-    shift = offset_dn - HOUSE_ADD_OFFSET_DN
+    shift = offset_dn - CANONICAL_OFFSET_DN
     if shift == 0:
         return stored
     shifted = np.clip(stored.astype(np.int32) + shift, 1, np.iinfo(np.uint16).max)

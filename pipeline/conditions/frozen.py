@@ -79,7 +79,7 @@ def driver_of(path: Path) -> str:
     with path.open("rb") as file:
         begins = file.read(64).removeprefix(b"\xef\xbb\xbf")
     if not (begins.lstrip() if driver == "GeoJSON" else begins).startswith(_BEGINNINGS[driver]):
-        raise UsageError(f"{path} is no {driver} file", f"a file that is what its name says, {driver}")
+        raise UsageError(f"{path} is no {driver} file", f"content that matches the suffix, {driver}")
     return driver
 
 

@@ -61,4 +61,4 @@ def require_fit(declared: Condition, path: str, count: int, has_crs: bool) -> No
     if count < len(declared.bands):
         raise UsageError(f"{path} has {count} bands", f"{len(declared.bands)}: {', '.join(declared.bands)}")
     if not has_crs:
-        raise UsageError(f"{path} names no CRS", "a file with a CRS", "set it, such as with gdal_edit -a_srs")
+        raise UsageError(f"{path} has no CRS", "a file with a CRS", "set it, such as with gdal_edit -a_srs")

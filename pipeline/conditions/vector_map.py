@@ -66,7 +66,7 @@ def crs_of(path: Path) -> CRS:
     if about["driver"] != driver:
         raise UsageError(f"{path} was opened as {about['driver']}", driver)
     if not about["crs"]:
-        raise UsageError(f"{path} names no CRS", "a file with a CRS", "set it, such as with ogr2ogr -a_srs")
+        raise UsageError(f"{path} has no CRS", "a file with a CRS", "set it, such as with ogr2ogr -a_srs")
     return pyproj.CRS.from_user_input(about["crs"])
 
 

@@ -198,5 +198,7 @@ def _said(command: list[str], environment: dict[str, str] | None = None) -> str:
         raise PipelineError(f"{command[0]} has not answered for {_TIMEOUT_S:.0f} s", cure="submit again") from error
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UsageError(f"SLURM refuses: {words[-1]}", cure="--sbatch holds what your cluster asks for")
+        raise UsageError(
+            f"SLURM refuses: {words[-1]}", cure="pass the options that your cluster requires with --sbatch"
+        )
     return done.stdout

@@ -155,7 +155,7 @@ def _without(config: RunConfig, reasons: list[str], needed: Collection[str] = ()
 
     >>> from pipeline.config import RunConfig
     >>> _without(RunConfig(bands=("B01", "B02", "B03")), ["bands B01 are missing"])
-    'ask for the bands there are: --bands B02,B03'
+    'request the available bands: --bands B02,B03'
     """
     lacking = [_LACKING.fullmatch(reason) for reason in reasons]
     absent = {name for found in lacking if found for name in found[1].split(", ")}
@@ -164,7 +164,7 @@ def _without(config: RunConfig, reasons: list[str], needed: Collection[str] = ()
         return ""
     if reads := sorted(absent & {*needed}):
         return f"choose another --sr: {config.sr} reads {', '.join(reads)}"
-    return f"ask for the bands there are: --bands {','.join(others)}" if others else ""
+    return f"request the available bands: --bands {','.join(others)}" if others else ""
 
 
 def _audited(found: _Found, config: RunConfig, say: Callable[[str], None]) -> tuple[tuple[Scene, ...], list[str]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place
 
 
-def make_room(held: Lease) -> None:
+def clear_store(held: Lease) -> None:
     """Delete the content of a store of this pipeline, so that a new one can begin. Nothing else is ever deleted.
 
     Processes at work on the old store stop writing before its content is deleted. A kill at any moment leaves a store
@@ -51,7 +51,7 @@ def _mark_incomplete(place: Place) -> None:
     place.write("zarr.json", json.dumps(root).encode())
 
 
-def going_on(plan: Plan, held: Lease, *, part: bool = False) -> Place:
+def continue_store(plan: Plan, held: Lease, *, part: bool = False) -> Place:
     """Take over the store of `plan` for writing and return its place. Raises LeaseLost if another run began it anew.
 
     Units of an earlier run that are still at work stop writing. Units of parallel parts (`part`) continue.

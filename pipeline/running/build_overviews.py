@@ -54,7 +54,7 @@ def build_if_last(plan: Plan, store: Place, unit: Unit, stages: Stages) -> None:
                 continue
 
 
-def lacking(plan: Plan, store: Where, without: Collection[str] = ()) -> list[Block]:
+def missing_blocks(plan: Plan, store: Where, without: Collection[str] = ()) -> list[Block]:
     """Return the blocks whose record does not list exactly their units, apart from the units `without` receipts."""
     found = list(_blocks(plan))
     records = overview_records.read_many(place_of(store), plan.digest, [block.id for block in found])
@@ -65,17 +65,17 @@ def lacking(plan: Plan, store: Where, without: Collection[str] = ()) -> list[Blo
     ]
 
 
-def whole(plan: Plan, store: Where, without: Collection[str] = ()) -> bool:
+def is_complete(plan: Plan, store: Where, without: Collection[str] = ()) -> bool:
     """Return True if all overviews are there, those of blocks and the levels beyond."""
     place = place_of(store)
     beyond = overview_records.read_many(place, plan.digest, _late_names(plan))
-    return None not in beyond and not lacking(plan, place, without)
+    return None not in beyond and not missing_blocks(plan, place, without)
 
 
 def complete(plan: Plan, store: Where, without: Collection[str] = ()) -> None:
     """Build the missing blocks, then the levels beyond blocks. Raises IntegrityError if stored bytes are damaged."""
     place, aside, stages = place_of(store), set(without), Stages()
-    for block in lacking(plan, place, aside):
+    for block in missing_blocks(plan, place, aside):
         try:
             _build(plan, place, block, [unit for unit in units_of(plan, block) if unit.id not in aside], stages)
         except _DAMAGE as error:

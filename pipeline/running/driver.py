@@ -14,7 +14,7 @@ from uuid import uuid4
 from pipeline.errors import Interrupted, NoDataError, UpstreamError
 from pipeline.planning.plan import plan_file
 from pipeline.running import build_overviews, integrity, software
-from pipeline.running.begin import going_on, settle
+from pipeline.running.begin import continue_store, settle
 from pipeline.running.expected import write_template
 from pipeline.running.pools import open_pool
 from pipeline.running.quarantine import Quarantine, allowed
@@ -103,7 +103,7 @@ def run_plan(
     """
     started = time.perf_counter()
     with _under(held, store, shard) as mine:
-        place = going_on(plan, mine, part=shard is not None)
+        place = continue_store(plan, mine, part=shard is not None)
         first(place)
         layout.status(place)  # report unreadable metadata once, not for every unit
         if shard is None:  # other shards may be writing
@@ -121,7 +121,7 @@ def run_plan(
                     part = [unit for unit in todo if unit.number == number]
                     if number and part and not stop.asked:
                         _require_before(plan, place, number, verify)
-                    work.through(part)
+                    work.run(part)
                 work.raise_unless_whole()
         if shard is None:
             _publish(plan, mine, summary, verify, changed=bool(todo), mixed=mixed)
@@ -150,7 +150,7 @@ def finalise(plan: Plan, store: Where, verify: str = "size", held: Lease | None 
     """Publish a store whose shards are all done. Raises Interrupted, with a list, if units are missing."""
     started = time.perf_counter()
     with _under(held, store) as mine:
-        place = going_on(plan, mine)
+        place = continue_store(plan, mine)
         Ledger(place, plan.digest).sweep()
         todo, summary = survey(plan, place, verify)
         _require_all(todo, summary.units, store)
@@ -202,16 +202,16 @@ def _complete(plan: Plan, place: Place, summary: Summary, verify: str, *, change
     facts = facts_of(plan, place, summary)
     settled = not changed and place.size(ITEM_KEY) is not None
     settled = settled and integrity.is_published(plan, place, facts, status, full=full)
-    if settled and build_overviews.whole(plan, place, summary.quarantined):
+    if settled and build_overviews.is_complete(plan, place, summary.quarantined):
         return
     if len(summary.quarantined) > allowed(summary.units):
         raise UpstreamError(
             f"{len(summary.quarantined)} of {summary.units} units are quarantined",
             f"at most {allowed(summary.units)}",
-            f"mend the cause, then python -m pipeline.check {place} --repair",
+            f"fix the cause, then python -m pipeline.check {place} --repair",
         )
     _discard_unfinished(plan, place, summary.quarantined)
-    if build_overviews.lacking(plan, place, summary.quarantined):
+    if build_overviews.missing_blocks(plan, place, summary.quarantined):
         software.require_same_code(plan, place, mixed=mixed)
     build_overviews.complete(plan, place, summary.quarantined)
     integrity.publish(plan, place, facts, status)

@@ -225,7 +225,7 @@ def _undecodable(plan: Plan, place: Place, unit: Unit, arrays: list[tuple[str, f
     return faults
 
 
-def mend(plan: Plan, place: Place, verify: str) -> None:
+def repair(plan: Plan, place: Place, verify: str) -> None:
     """Restore small files, delete chunks that no receipt names, and release quarantined units.
 
     Needs the lease of the store. Raises IntegrityError, before any change, if a file cannot be restored.
@@ -238,7 +238,7 @@ def mend(plan: Plan, place: Place, verify: str) -> None:
     seen = _mendable(plan, place, record, receipts, verify)
     without = [unit for unit, receipt in known.items() if receipt is None]
     stray = stray_chunks.unnamed_chunks(plan, place, _files(place), receipts, without)
-    integrity.put(place, seen.mend)
+    integrity.put(place, seen.repairs)
     for key in stray:
         place.delete(key)
     quarantine = Quarantine(place, plan.digest)

@@ -33,7 +33,7 @@ class Look:
 
     faults: dict[str, list[str]] = field(default_factory=dict)  # key -> faults
     notes: list[str] = field(default_factory=list)
-    mend: dict[str, bytes] = field(default_factory=dict)  # key -> replacement for a faulty file
+    repairs: dict[str, bytes] = field(default_factory=dict)  # key -> replacement for a faulty file
     refused: dict[str, str] = field(default_factory=dict)  # key -> why it cannot be replaced
 
 
@@ -63,7 +63,7 @@ def look(
     for key in seen.faults:
         if why := _refusal(plan, key, expected.get(key), sealed.get(key)):
             seen.refused[key] = why
-            seen.mend.pop(key, None)
+            seen.repairs.pop(key, None)
     return seen
 
 
@@ -103,9 +103,9 @@ def compare_files(place: Place, expected: Mapping[str, bytes], keys: Iterable[st
         if faults:
             seen.faults[key] = faults
             if key in expected:
-                seen.mend[key] = _mended(key, expected[key], content)
-    if _ROOT in seen.mend:
-        seen.mend[_ROOT] = _consolidated(place, expected, seen.mend[_ROOT], others)
+                seen.repairs[key] = _mended(key, expected[key], content)
+    if _ROOT in seen.repairs:
+        seen.repairs[_ROOT] = _consolidated(place, expected, seen.repairs[_ROOT], others)
     return seen
 
 
@@ -206,7 +206,7 @@ def publish(plan: Plan, place: Place, facts: Mapping[str, Any], status: str) -> 
             f"what version {plan.version} wrote when the run began; this is version {VERSION}",
             "finish the run with the version that began it, or start a new store",
         )
-    put(place, seen.mend)
+    put(place, seen.repairs)
     kept = _kept(plan, place)
     files = {**expected, **kept, PLAN_KEY: place.read(PLAN_KEY) or b""}
     record = Published(

@@ -66,7 +66,7 @@ class Pool(Protocol):
         """Wait for the next unit to end. Return (unit, attempt, receipt or error), or None after the timeout."""
         ...
 
-    def expect(self, units: int) -> None:
+    def set_demand(self, units: int) -> None:
         """Take note of the number of units left, including those at work."""
         ...
 
@@ -93,7 +93,7 @@ class InlinePool:
         except Exception as error:
             return unit, attempt, error
 
-    def expect(self, units: int) -> None:
+    def set_demand(self, units: int) -> None:
         """Do nothing."""
 
 
@@ -130,7 +130,7 @@ class DaskPool:
         self._workers = max(1, sum(threads.values()))
         return self._workers
 
-    def expect(self, units: int) -> None:
+    def set_demand(self, units: int) -> None:
         """Pass the number of units left on to an adaptive cluster."""
         self._demand.units = units
 
@@ -140,7 +140,7 @@ class DaskPool:
         self._units[key] = (unit, attempt)
         task = (self._workers, unit, self._store, self._digest, attempt, str(this_software()))
         with _interrupted_where_gone():
-            self._done.add(self._client.submit(_beside_others, *task, key=key, pure=False, retries=0))
+            self._done.add(self._client.submit(_run_on_worker, *task, key=key, pure=False, retries=0))
 
     def next(self, timeout_s: float) -> Outcome | None:
         """Wait for any unit. Raises Interrupted if the scheduler is gone or has had no worker for too long."""
@@ -211,7 +211,7 @@ def _interrupted_where_gone() -> Iterator[None]:
         raise _gone() from error
 
 
-def _beside_others(processes: int, unit: Unit, store: str, digest: str, attempt: int, software: str = "") -> Receipt:
+def _run_on_worker(processes: int, unit: Unit, store: str, digest: str, attempt: int, software: str = "") -> Receipt:
     """Run `process` in one of `processes` workers, which share the archives' rate limits and redact their logs.
 
     Raises UsageError if the `software` of this worker, which may have joined late, differs from the driver's.

@@ -9,7 +9,7 @@ from pipeline.config import differences
 from pipeline.errors import UsageError
 from pipeline.planning.plan import load_plan
 from pipeline.planning.planner import make_plan
-from pipeline.running.begin import make_room
+from pipeline.running.begin import clear_store
 from pipeline.running.driver import prepare
 from pipeline.store.keys import BEGINNING_KEY
 from pipeline.store.lease import lease
@@ -109,7 +109,7 @@ def begin_or_continue(plan: Plan, held: Lease, request: RunRequest) -> Plan:
     there = None if request.overwrite else existing_plan(request)
     if there is not None:
         return there
-    make_room(held)
+    clear_store(held)
     prepare(plan, held.place)
     held.place.delete(BEGINNING_KEY)
     return plan

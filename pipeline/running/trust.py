@@ -44,7 +44,7 @@ def require_local_access(plan: Plan) -> None:
         found = [f"{name} {redact(str(getattr(plan.access, name)))[:200]!r}" for name in wrong]
         found += [f"host {redact(host)[:200]!r}" for host in hosts[:3]]
         raise UsageError(
-            f"the plan wants {', '.join(found)}",
+            f"the plan requires {', '.join(found)}",
             f"what the catalogue {plan.config.catalog} allows on this machine",
             "if the plan is yours, mend the catalogue; if it is somebody else's, plan the area anew",
         )

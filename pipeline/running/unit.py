@@ -117,7 +117,7 @@ def _read_finished(job: UnitJob, plan: Plan, store: Place) -> FinishedRasters:
         if faults := ledger.faults(source.id):
             raise IntegrityError(
                 f"unit {source.id}, which it is computed from, is not whole: {'; '.join(faults[:2])}",
-                "what the pass before has stored, as its receipts say",
+                "the complete output of the previous pass",
                 f"python -m pipeline.check {store} --repair",
             )
     dn, quality = read_level(store, job.group, job.template, gsd_m, unit.period, here, job.bands_read)

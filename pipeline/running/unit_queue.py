@@ -197,7 +197,7 @@ class UnitQueue:
         self._breaker = Breaker(patience or Patience())
         self._failed: dict[Unit, BaseException] = {}
 
-    def through(self, todo: list[Unit]) -> None:
+    def run(self, todo: list[Unit]) -> None:
         """Keep the pool busy until all of these units have ended or a stop is requested.
 
         Raises PipelineError if too many units fail for good.
@@ -225,7 +225,7 @@ class UnitQueue:
         return bool(self._running) or (bool(self._queue) and not self._stop.asked)
 
     def _submit(self) -> None:
-        self._pool.expect((0 if self._stop.asked else len(self._queue)) + len(self._running))
+        self._pool.set_demand((0 if self._stop.asked else len(self._queue)) + len(self._running))
         while self._queue and not self._stop.asked and not self._breaker.left_s:
             if len(self._running) >= self._pool.capacity:
                 return
@@ -320,7 +320,7 @@ def _failure(failed: dict[Unit, BaseException], summary: Summary) -> PipelineErr
         error = PipelineError(redact(f"unit {unit.id}: {type(error).__name__}: {error}"))
     others = f", and {len(failed) - 1} more units" if len(failed) > 1 else ""
     done = f"{summary.computed + summary.resumed} of {summary.units} units are done"
-    cure = "mend the cause and run the same command again; finished units are kept"
+    cure = "fix the cause and run the same command again; finished units are kept"
     failure = type(error)(f"{error.found}{others} (tried {ATTEMPTS} times; {done})", error.expected, cure)
     failure.__cause__ = error
     return failure

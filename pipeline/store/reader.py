@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN, NODATA_SPREAD, TARGET_GSD_M
+from pipeline.bands import CANONICAL_OFFSET_DN, DN_SCALE, NODATA_DN, NODATA_SPREAD, TARGET_GSD_M
 from pipeline.errors import IntegrityError, PipelineError, UsageError
 from pipeline.store.flat import flat
 from pipeline.store.identity import group_attributes, groups_of, root_attributes
@@ -152,7 +152,7 @@ def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
     dn = raw["reflectance"]
     # float32: a DN needs 16 bits, so nothing is lost, and it halves the memory of xarray's float64
     # and the offset in whole DN first, so that DN 1000 is exactly 0
-    values = ((dn + np.float32(HOUSE_ADD_OFFSET_DN)) * np.float32(DN_SCALE)).where(dn != NODATA_DN)
+    values = ((dn + np.float32(CANONICAL_OFFSET_DN)) * np.float32(DN_SCALE)).where(dn != NODATA_DN)
     raw["reflectance"] = _unpacked(values, dn)
     if "uncertainty" in raw:
         spread = raw["uncertainty"]

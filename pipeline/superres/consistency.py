@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import HOUSE_ADD_OFFSET_DN, NODATA_DN
+from pipeline.bands import CANONICAL_OFFSET_DN, NODATA_DN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,7 +91,7 @@ def _from_blocks(blocks: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
 
 def least_dn(native: NDArray[np.float32]) -> NDArray[np.float32]:
     """Lowest DN that a pixel may take within a native one: reflectance 0, or what was measured, less noise."""
-    least: NDArray[np.float32] = np.maximum(np.minimum(native, -HOUSE_ADD_OFFSET_DN) - _NOISE_DN, 1)
+    least: NDArray[np.float32] = np.maximum(np.minimum(native, -CANONICAL_OFFSET_DN) - _NOISE_DN, 1)
     return least
 
 

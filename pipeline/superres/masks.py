@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import BRIGHT_REFLECTANCE, DN_SCALE, HOUSE_ADD_OFFSET_DN, NODATA_DN
+from pipeline.bands import BRIGHT_REFLECTANCE, CANONICAL_OFFSET_DN, DN_SCALE, NODATA_DN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +34,8 @@ QUALITY_MEANINGS = "nodata no_generated_detail partly_generated_detail generated
 
 
 def reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Surface reflectance (1) of house DN; nodata comes out as -0.1 and must be filled or masked."""
-    return (dn.astype(np.float32) + np.float32(HOUSE_ADD_OFFSET_DN)) * np.float32(DN_SCALE)
+    """Surface reflectance (1) of canonical DN; nodata comes out as -0.1 and must be filled or masked."""
+    return (dn.astype(np.float32) + np.float32(CANONICAL_OFFSET_DN)) * np.float32(DN_SCALE)
 
 
 def fill_nearest(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -44,7 +44,7 @@ def run_idle_units(plan: Plan, folder: Path, workers: int, count: int) -> tuple[
     try:
         with pools.open_pool("local", workers, str(folder), plan.digest) as pool:
             started = time.perf_counter()
-            UnitQueue(pool, Summary(units=count), watch, Stop(), folder, plan.digest).through(todo)
+            UnitQueue(pool, Summary(units=count), watch, Stop(), folder, plan.digest).run(todo)
             return time.perf_counter() - started, memory
     finally:
         pools.process = real

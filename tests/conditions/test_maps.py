@@ -128,7 +128,7 @@ def test_what_is_no_map_is_refused_before_anything_is_read(tmp_path):
     assert "is no file" in refused(folder).found
     assert "on this machine" in refused("https://example.org/town.gpkg").expected
     nowhere = write(tmp_path / "nowhere.gpkg", [HOUSE], ["house"], crs=None)
-    assert "names no CRS" in refused(nowhere).found
+    assert "has no CRS" in refused(nowhere).found
 
 
 def test_a_map_without_the_attributes_is_named(tmp_path):

@@ -125,7 +125,7 @@ def test_a_worker_with_other_software_or_no_store_is_named(near, archive, aoi, t
 def test_a_late_worker_with_other_software_computes_nothing(monkeypatch):
     monkeypatch.setattr(pools, "process", lambda *_: pytest.fail("it computed"))
     with pytest.raises(UsageError, match="a worker computes with"):
-        pools._beside_others(1, None, "s", "d", 1, "sen2fine 0.0.9")
+        pools._run_on_worker(1, None, "s", "d", 1, "sen2fine 0.0.9")
 
 
 def test_a_stop_without_workers_ends_at_once(near, monkeypatch):

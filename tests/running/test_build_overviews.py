@@ -150,7 +150,7 @@ def test_a_block_that_no_unit_built_is_built_by_publication(small):
     for key in chunks:
         (store / key).unlink()
     record.unlink()
-    assert [block.id for block in build_overviews.lacking(plan, store)] == [record.stem]
+    assert [block.id for block in build_overviews.missing_blocks(plan, store)] == [record.stem]
     run_plan(plan, store, cluster="inline", workers=1)
     assert chunk_digests(store) == before
     assert examine(store, "full").found.damaged == {}
@@ -226,9 +226,9 @@ def test_a_unit_set_aside_leaves_a_hole_until_mended(small):
     for path in (store / "_run" / "overviews").glob("*.json"):
         path.unlink()
     build_overviews.complete(plan, store, without=(unit.id,))
-    assert build_overviews.lacking(plan, store, (unit.id,)) == []
-    lacking = [block.id for block in build_overviews.lacking(plan, store)]
+    assert build_overviews.missing_blocks(plan, store, (unit.id,)) == []
+    lacking = [block.id for block in build_overviews.missing_blocks(plan, store)]
     assert lacking
     run_plan(load_plan(store), store, cluster="inline", workers=1)
-    assert build_overviews.lacking(plan, store) == []
+    assert build_overviews.missing_blocks(plan, store) == []
     assert chunk_digests(store) == before

@@ -18,7 +18,7 @@ from pipeline.planning.plan import load_plan
 from pipeline.planning.planner import make_plan
 from pipeline.run import main
 from pipeline.running import driver, pools, software, stored_plan
-from pipeline.running.begin import make_room
+from pipeline.running.begin import clear_store
 from pipeline.store import layout
 from pipeline.store.current import Current, read_current
 from pipeline.store.lease import lease
@@ -158,7 +158,7 @@ class TestAnInterruptedBeginning:
                 count = self.steps(store, patch, last)
                 try:
                     with lease(store) as held:
-                        make_room(held)
+                        clear_store(held)
                         driver.prepare(plan, held.place)
                         held.place.delete("_run/beginning.json")
                 except SystemExit:

@@ -129,7 +129,7 @@ def test_errors_from_a_worker_keep_their_kind(monkeypatch):
     lost = clean_exception(**sent(lambda: process(None, "s", "d", 1)))[1]
     assert type(lost) is Exception, "Dask brings causes along by now; this detour is not needed any more"
     monkeypatch.setattr(pools, "process", process)
-    message = sent(lambda: pools._beside_others(1, None, "s", "d", 1))
+    message = sent(lambda: pools._run_on_worker(1, None, "s", "d", 1))
     assert "CANARY" not in str(message)
     arrived = clean_exception(**message)[1]
     assert type(arrived) is Unreachable

@@ -43,11 +43,11 @@ def test_workers_come_with_units_and_go_but_for_one_and_a_spare(threads):
     with Client(threads) as client, following(threads, 3, demand):
         pool = DaskPool(client, "store", "digest", demand=demand)
         wait_until(lambda: pool.capacity == 3)
-        pool.expect(1)
+        pool.set_demand(1)
         wait_until(lambda: pool.capacity == 2)  # one for the unit, one for its twin if it lags
-        pool.expect(0)
+        pool.set_demand(0)
         wait_until(lambda: pool.capacity == 1)
-        pool.expect(2)
+        pool.set_demand(2)
         wait_until(lambda: pool.capacity == 3)
     time.sleep(5 * LOOK_S)
     assert len(threads.workers) == 3  # nothing follows any more

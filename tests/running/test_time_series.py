@@ -101,7 +101,7 @@ def test_without_bands_the_cure_names_those_there_are(seven):
     index, aoi, _ = seven
     with pytest.raises(NoDataError, match="bands B01, B09 are missing") as caught:
         make_plan(config_for(index, composite="none"), read_aoi(str(aoi)))
-    assert caught.value.cure == "ask for the bands there are: --bands B02,B03,B04,B05,B06,B07,B08,B8A,B11,B12"
+    assert caught.value.cure == "request the available bands: --bands B02,B03,B04,B05,B06,B07,B08,B8A,B11,B12"
 
 
 def test_absent_bands_say_why(tmp_path):

@@ -28,7 +28,7 @@ class ScriptedPool:
         self.capacity, self.script = capacity, script
         self.submitted, self._waiting, self.expected = [], [], []
 
-    def expect(self, units):
+    def set_demand(self, units):
         self.expected.append(units)
 
     def submit(self, unit, attempt):
@@ -48,7 +48,7 @@ class ScriptedPool:
 def through(pool, todo, tmp_path, **patience):
     summary = Summary(units=len(todo))
     work = UnitQueue(pool, summary, lambda *_: None, Stop(), tmp_path, DIGEST, Patience(**patience))
-    work.through(todo)
+    work.run(todo)
     work.raise_unless_whole()
     return summary
 
@@ -133,7 +133,7 @@ def test_a_stop_leaves_only_the_units_at_work(tmp_path):
 
     pool = ScriptedPool(script)
     work = UnitQueue(pool, Summary(units=5), lambda *_: None, stop, tmp_path, DIGEST)
-    work.through(units(5))
+    work.run(units(5))
     with pytest.raises(Interrupted, match="stopped with 3 of 5 units to do"):
         work.raise_unless_whole()
     assert pool.expected == [5, 1]

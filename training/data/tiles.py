@@ -277,7 +277,7 @@ def _in_order(
 
 
 def to_reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """House DN to reflectance; nodata becomes 0, which is also what products clipped there meant."""
+    """Canonical DN to reflectance; nodata becomes 0, which is also what products clipped there meant."""
     rho = dn.astype(np.float32) * np.float32(DN_SCALE) + np.float32(DN_OFFSET)
     return np.where(dn == NODATA_DN, np.float32(0), rho)
 

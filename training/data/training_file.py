@@ -16,7 +16,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.bands import BAND_NAMES, HOUSE_ADD_OFFSET_DN, RGB
+from pipeline.bands import BAND_NAMES, CANONICAL_OFFSET_DN, RGB
 from pipeline.errors import UsageError
 from training.data.rasters import GAMMA_BANDS, default_data
 
@@ -188,8 +188,8 @@ def _checked(label: str, key: str, value: object) -> object:
             raise UsageError(wrong, "a whole number of at least 1")
         return value
     if key == "offset_dn":
-        if value not in (0, HOUSE_ADD_OFFSET_DN) or isinstance(value, bool):
-            raise UsageError(wrong, f"0 or {HOUSE_ADD_OFFSET_DN}")
+        if value not in (0, CANONICAL_OFFSET_DN) or isinstance(value, bool):
+            raise UsageError(wrong, f"0 or {CANONICAL_OFFSET_DN}")
         return value
     if not isinstance(value, str) or not value.strip():
         raise UsageError(wrong, "a text in quotes")

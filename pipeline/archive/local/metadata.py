@@ -13,7 +13,7 @@ from pipeline.archive.local import names as local_names
 from pipeline.archive.radiometry import baseline_number, offset_from_rule
 from pipeline.archive.read import zipped
 from pipeline.archive.scene import OFFSET_KEY, OffsetDecision
-from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN
+from pipeline.bands import CANONICAL_OFFSET_DN, DN_SCALE
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -207,13 +207,13 @@ def _safe_offsets(product: Element, name: str, baseline: str) -> tuple[OffsetDec
     """BOA_ADD_OFFSET, which products before 04.00 lack; empty where neither it nor a baseline is stated."""
     texts = {(node.text or "").strip() for node in product.iter("BOA_ADD_OFFSET")}
     if any(_number(text) is None for text in texts):
-        raise ValueError(f"{name} states BOA_ADD_OFFSET {sorted(texts)}; expected one of 0, {HOUSE_ADD_OFFSET_DN}")
+        raise ValueError(f"{name} states BOA_ADD_OFFSET {sorted(texts)}; expected one of 0, {CANONICAL_OFFSET_DN}")
     stated = {int(float(text)) for text in texts}
     by_baseline = local_names.offset_of_baseline(baseline)
     if not stated and by_baseline is not None and by_baseline.offset_dn:
         raise ValueError(f"{name} has no BOA_ADD_OFFSET though baseline {baseline} carries one")
-    if len(stated) > 1 or stated - {0, HOUSE_ADD_OFFSET_DN}:
-        raise ValueError(f"{name} states BOA_ADD_OFFSET {sorted(stated)}; expected one of 0, {HOUSE_ADD_OFFSET_DN}")
+    if len(stated) > 1 or stated - {0, CANONICAL_OFFSET_DN}:
+        raise ValueError(f"{name} states BOA_ADD_OFFSET {sorted(stated)}; expected one of 0, {CANONICAL_OFFSET_DN}")
     if stated:
         return (OffsetDecision(stated.pop(), f"BOA_ADD_OFFSET of {name}, baseline {baseline or 'unknown'}"),)
     if by_baseline is None:

@@ -10,7 +10,7 @@ from pipeline.archive.offset_audit import judge_scene
 from pipeline.archive.read import zipped
 from pipeline.archive.read.access import Access
 from pipeline.archive.scene import OffsetDecision
-from pipeline.bands import HOUSE_ADD_OFFSET_DN
+from pipeline.bands import CANONICAL_OFFSET_DN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ def decided(
     chosen = override or _chosen(stated, judgement)
     audit = judgement.about(chosen)
     if audit.verdict == "contradicts" and override is None:
-        other = HOUSE_ADD_OFFSET_DN - chosen.offset_dn
+        other = CANONICAL_OFFSET_DN - chosen.offset_dn
         raise ValueError(
             f"{audit.fact}; cure: --offset {other} if the pixels are right, --offset {chosen.offset_dn} if not"
         )
@@ -67,6 +67,6 @@ def _chosen(stated: Sequence[OffsetDecision], judgement: Judgement) -> OffsetDec
     likely = " (which the pixels suggest)" if judgement.offset_dn is not None else ""
     raise ValueError(
         f"nothing tells its BOA offset, no XML, item, name or tag, and the pixels do not prove it: {judgement.fact}; "
-        f"cure: --offset {HOUSE_ADD_OFFSET_DN} for products of baseline 04.00 or later as ESA delivers them{likely}, "
+        f"cure: --offset {CANONICAL_OFFSET_DN} for products of baseline 04.00 or later as ESA delivers them{likely}, "
         "--offset 0 for older ones and where 1000 was taken off"
     )

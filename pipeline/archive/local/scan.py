@@ -17,7 +17,7 @@ from pipeline.archive.local.names import Names, product_name
 from pipeline.archive.local.offset import AUDIT_KEY, decided
 from pipeline.archive.local.tree import walk
 from pipeline.archive.scene import OffsetDecision, Raster, Scene
-from pipeline.bands import BAND_NAMES, HOUSE_ADD_OFFSET_DN, SCL
+from pipeline.bands import BAND_NAMES, CANONICAL_OFFSET_DN, SCL
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def scan(
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", "a folder of Sentinel-2 L2A files")
-    if offset_dn not in (None, 0, HOUSE_ADD_OFFSET_DN):
-        raise UsageError(f"offset {offset_dn}", f"0 or {HOUSE_ADD_OFFSET_DN} DN")
+    if offset_dn not in (None, 0, CANONICAL_OFFSET_DN):
+        raise UsageError(f"offset {offset_dn}", f"0 or {CANONICAL_OFFSET_DN} DN")
     when = "" if datetime_utc is None else to_utc(datetime_utc)
     override = None if offset_dn is None else OffsetDecision(offset_dn, "set by the user", by_user=True)
     tree = walk(Path(os.path.abspath(folder)))

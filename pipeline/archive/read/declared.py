@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.archive.read import zipped
-from pipeline.bands import DN_SCALE, HOUSE_ADD_OFFSET_DN
+from pipeline.bands import CANONICAL_OFFSET_DN, DN_SCALE
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -65,11 +65,11 @@ def _offsets(scale: float, offset: float) -> set[int]:
     if (scale, offset) == (1, 0):
         return set()
     said = f"its tags state scale {scale:g} and offset {offset:g}"
-    right = f"expected {DN_SCALE:g} with 0 or {HOUSE_ADD_OFFSET_DN * DN_SCALE:g}"
+    right = f"expected {DN_SCALE:g} with 0 or {CANONICAL_OFFSET_DN * DN_SCALE:g}"
     if not any(abs(scale - known) < _CLOSE for known in (1, DN_SCALE)):
         raise ValueError(f"{said}; {right}")
     exact = offset / scale
-    if not any(abs(exact - known) < 0.01 for known in (0, HOUSE_ADD_OFFSET_DN)):
+    if not any(abs(exact - known) < 0.01 for known in (0, CANONICAL_OFFSET_DN)):
         raise ValueError(f"{said}; {right}")
     return {round(exact)}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.archive.read.declared import Declared, declared_by
 from pipeline.archive.read.gdal import ALLOWED_DRIVERS, open_raster
-from pipeline.bands import HOUSE_ADD_OFFSET_DN, NODATA_DN
+from pipeline.bands import CANONICAL_OFFSET_DN, NODATA_DN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # From here on uint16 holds negative DN that wrapped around (where 1000 was subtracted), or 65535, the mark of
 # saturated pixels (Special_Values of MTD_MSIL2A.xml). No ground has reflectance 6.35.
-WRAPPED_DN = 2**16 + HOUSE_ADD_OFFSET_DN
+WRAPPED_DN = 2**16 + CANONICAL_OFFSET_DN
 
 
 class Image:
@@ -72,7 +72,7 @@ def without_impossible(values: NDArray[Any], offset_dn: int) -> NDArray[Any]:
     >>> without_impossible(np.array([-9999, -40], np.int16), 0).tolist()
     [0, -40]
     """
-    lowest_dn = HOUSE_ADD_OFFSET_DN - offset_dn  # reflectance -0.1
+    lowest_dn = CANONICAL_OFFSET_DN - offset_dn  # reflectance -0.1
     wrong = values >= WRAPPED_DN if values.dtype == np.uint16 else values <= lowest_dn
     if wrong.any():
         values[wrong] = 0

@@ -15,7 +15,7 @@ from pipeline.archive.stac.declarations import baseline_of, is_sentinel_2, other
 from pipeline.archive.stac.hrefs import RejectedItem, first_storable, self_href
 from pipeline.archive.stac.index_marks import is_ours
 from pipeline.archive.stac.item_place import check_place, item_epsg, item_footprint, item_utc
-from pipeline.bands import BAND_NAMES, DN_SCALE, HOUSE_ADD_OFFSET_DN
+from pipeline.bands import BAND_NAMES, CANONICAL_OFFSET_DN, DN_SCALE
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ def _recorded(properties: dict[str, Any]) -> OffsetDecision | None:
     if OFFSET_KEY not in properties:
         return None
     offset_dn = properties[OFFSET_KEY]
-    if type(offset_dn) not in (int, float) or offset_dn not in (0, HOUSE_ADD_OFFSET_DN):
-        raise RejectedItem(f"{OFFSET_KEY} is {offset_dn!r}; expected 0 or {HOUSE_ADD_OFFSET_DN}")
+    if type(offset_dn) not in (int, float) or offset_dn not in (0, CANONICAL_OFFSET_DN):
+        raise RejectedItem(f"{OFFSET_KEY} is {offset_dn!r}; expected 0 or {CANONICAL_OFFSET_DN}")
     evidence = str(properties.get(EVIDENCE_KEY, "recorded in the index"))
     return OffsetDecision(int(offset_dn), evidence, properties.get(BY_USER_KEY) is True)
 
