@@ -1,7 +1,6 @@
-"""Bundles: weights together with all that is needed to use them, as one safetensors file.
+"""Weights bundles: one safetensors file with the tensors and the metadata needed to use them.
 
-In: a path. Out: a `Bundle` (architecture, bands, scale, lattice, sampler, provenance, licence, digest) and tensors.
-Only safetensors is opened, never pickle. Imports torch, safetensors and `errors`; nothing else of the pipeline.
+Only safetensors files are opened, never pickles.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class BundleError(UsageError):
 class LatticeSpec:
     """Absolute lattice of model windows, in px of the network's output: window = stride + ramp + 2 * margin.
 
-    `stride_px` and `margin_px + ramp_px / 2` are whole pixels of every raster that the network sees.
+    `stride_px` and `margin_px + ramp_px / 2` are whole pixels of every raster that the network reads.
     """
 
     window_px: int
@@ -46,9 +45,9 @@ class LatticeSpec:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a weights file says of itself. JSON-able but for the tensors, which `load_tensors` reads."""
+    """Metadata of a weights file, JSON-able. `load_tensors` reads the tensors."""
 
-    system: str  # key of pipeline.superres: "lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion"
+    system: str  # kind of weights: "lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion"
     architecture: dict[str, Any]  # keyword arguments of the network
     in_bands: tuple[str, ...]
     out_bands: tuple[str, ...]
@@ -60,7 +59,7 @@ class Bundle:
     licence: str = ""
     format_version: int = FORMAT_VERSION
     digest: str = ""  # sha256 of the file; set on load
-    path: str = ""  # where it was loaded from; not part of the file
+    path: str = ""  # set on load; not part of the file
 
 
 def save_bundle(path: Path, bundle: Bundle, tensors: Mapping[str, Tensor]) -> str:
@@ -73,7 +72,7 @@ def save_bundle(path: Path, bundle: Bundle, tensors: Mapping[str, Tensor]) -> st
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
         partial.touch()
-        mode = partial.stat().st_mode  # what the user's umask gives; safetensors makes files that others cannot read
+        mode = partial.stat().st_mode  # honours the user's umask; safetensors makes files that others cannot read
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
         partial.chmod(mode)
         digest = _sha256(partial)
@@ -89,7 +88,10 @@ def _sha256(path: Path) -> str:
 
 
 def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
-    """Read what the file at `path` says of itself. Raises BundleError; with `expected_digest` also on a mismatch."""
+    """Read the metadata of the file at `path`.
+
+    Raises BundleError if the file is missing or no readable bundle, or if its sha256 is not `expected_digest`.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -116,13 +118,13 @@ def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
 
 
 def _within(folder: Path) -> str:
-    """What to give instead, where `folder` is one that holds weights."""
+    """Return advice that names the weights files in `folder`, or "" if there are none."""
     inside = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return f"give {' or '.join(map(str, inside))}" if inside else ""
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether the file begins as those that torch saves: a zip archive, or a pickle of protocol 2 or later."""
+    """Return whether the file starts like one saved by torch: a zip archive, or a pickle of protocol 2 or later."""
     with path.open("rb") as file:
         return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
@@ -137,7 +139,7 @@ def _parse(described: dict[str, Any], digest: str, path: Path) -> Bundle:
 
 
 def load_tensors(bundle: Bundle) -> dict[str, Tensor]:
-    """All tensors of the bundle's file, on the CPU. Raises BundleError when one holds NaN or infinity."""
+    """Return all tensors of the bundle's file, on the CPU. Raises BundleError if one holds NaN or infinity."""
     import torch
     from safetensors.torch import load_file
 
@@ -150,7 +152,10 @@ def load_tensors(bundle: Bundle) -> dict[str, Tensor]:
 
 
 def load_into(network: nn.Module, bundle: Bundle, prefix: str = "") -> None:
-    """Fill `network` with the bundle's tensors under `prefix`; BundleError on missing, unknown or misshapen names."""
+    """Fill `network` with the bundle's tensors under `prefix`.
+
+    Raises BundleError if tensors are missing, unknown or of the wrong shape.
+    """
     tensors = load_tensors(bundle)
     chosen = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     expected = network.state_dict()

@@ -1,11 +1,7 @@
-"""DiffFuSR's super-resolution (arXiv 2506.11764): RGB from 10 m to 2.5 m by the published networks.
+"""DiffFuSR's super-resolution (arXiv 2506.11764): RGB reflectance from 10 m to 2.5 m by the published networks.
 
-In: reflectance windows at 10 m, position-keyed noise, the scene's degradation vector. Out: reflectance at 2.5 m.
-Networks: spatial encoder (`rrdb`), degradation encoder (`degradation`), U-Net (`unet`); tensor names are those of the
-released checkpoints, so converted weights load as they are. Imports torch, `bundle` and `diffusion`.
-
-GroupNorm and attention span the window, hence every window is whole and lies on the absolute lattice; the degradation
-vector belongs to the scene and never to a window.
+Tensor names are those of the released checkpoints. GroupNorm and attention span the window, so windows must be whole
+and lie on the absolute lattice. The degradation vector is computed per scene, not per window.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ if TYPE_CHECKING:
 SYSTEM = "difffusr-sr"
 SCALE = 4  # 10 m -> 2.5 m
 RGB_BANDS = ("B04", "B03", "B02")
-STATE_KEY = "degradation"  # the one entry of a scene's state: v, 256 numbers
+STATE_KEY = "degradation"  # the only entry of a scene's state: v, 256 numbers
 # Window 1200 m, stride 960 m, ramp 120 m, margin 60 m; 480 px is a multiple of the 32 px that the U-Net needs.
 LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)
 ARCHITECTURE: dict[str, Any] = {
@@ -44,17 +40,17 @@ ARCHITECTURE: dict[str, Any] = {
     "encoder_blocks": 23,
     "degradation_base": 64,
 }
-# Network range n = 2 rho - 1 for rho in [0, 1], as published; brighter ground than `bright_reflectance` saturates it.
+# Network range n = 2 rho - 1 for rho in [0, 1], as published; ground above `bright_reflectance` saturates it.
 NORMALISATION: dict[str, Any] = {"kind": "unit", "bright_reflectance": 0.95}
-# As published: 20 DDIM steps at t = 950, 900, ..., 0 of 1000, the last of which changes nothing. `denoise_last: true`
-# uses it instead: the output then lacks the remaining noise of sd 0.0032 reflectance.
+# As published: 20 DDIM steps at t = 950, 900, ..., 0 of 1000. The last step maps its input to itself. With
+# `denoise_last: true` it returns x0 instead, which removes the remaining noise of sd 0.0032 reflectance.
 SAMPLER: dict[str, Any] = {"name": "ddim", "steps": 20, "spacing": "published", "denoise_last": False}
 _X0_RANGE = (-1.0, 1.0)  # every x0 is clamped to the network range, as published
-_STATE_BATCH = 16  # windows per pass of the degradation encoder; bounds memory, does not change values
+_STATE_BATCH = 16  # windows per pass of the degradation encoder; limits memory, does not change values
 
 
 class Networks(nn.Module):
-    """The three networks under their names in released checkpoints: `ema`, `encoder`, `E.encoder_q`."""
+    """The three networks, named as in the released checkpoints: `ema`, `encoder`, `E.encoder_q`."""
 
     def __init__(
         self,
@@ -88,7 +84,7 @@ class Networks(nn.Module):
         self.E = nn.ModuleDict({"encoder_q": DegradationEncoder(bands, degradation_base)})
 
     def degradation(self, lr: Tensor) -> Tensor:
-        """Degradation vectors (B, 4 * degradation_base) of windows (B, 3, h, w), network range."""
+        """Return degradation vectors (B, 4 * degradation_base) of windows (B, 3, h, w) in network range."""
         vector: Tensor = self.E["encoder_q"](lr)
         return vector
 
@@ -110,8 +106,8 @@ class DiffFuSR:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> DiffFuSR:
-        """The networks with the bundle's tensors, on the CPU, eval mode. Raises BundleError where they do not fit."""
-        with torch.device("meta"):  # no time spent on random weights that are overwritten at once
+        """Load the networks of a bundle on the CPU, in eval mode. Raises BundleError if the tensors do not fit."""
+        with torch.device("meta"):  # skips random initial weights, which load_into would overwrite
             networks = Networks(**bundle.architecture)
         networks.to_empty(device="cpu")
         load_into(networks, bundle)
@@ -124,9 +120,9 @@ class DiffFuSR:
 
     @torch.inference_mode()
     def scene_state(self, windows: Tensor) -> dict[str, list[float]]:
-        """Degradation vector averaged over fixed windows of a scene, (K, 3, 64, 64) reflectance, without nodata.
+        """Average the degradation vector over windows of a scene, (K, 3, 64, 64) reflectance without nodata.
 
-        Raises ValueError when there is no window or one holds NaN.
+        Raises ValueError if there is no window or a window holds NaN.
         """
         if not len(windows) or not bool(torch.isfinite(windows).all()):
             msg = f"{len(windows)} windows for the scene's degradation vector; expected at least 1, free of NaN"
@@ -139,9 +135,9 @@ class DiffFuSR:
 
     @torch.inference_mode()
     def sample(self, lr: Tensor, noise: Tensor, state: Mapping[str, Sequence[float]] | None) -> Tensor:
-        """Reflectance (B, 3, h, w) -> (B, 3, 4h, 4w): the sample that standard normal `noise` of that shape decides.
+        """Sample reflectance (B, 3, 4h, 4w) from (B, 3, h, w) and standard normal `noise` of the output's shape.
 
-        h and w are multiples of 8. Raises ValueError otherwise, or without the scene's state.
+        Raises ValueError unless h and w are multiples of 8, and if the scene's state is missing.
         """
         if state is None or STATE_KEY not in state:
             msg = f"no scene state given; expected {STATE_KEY!r}, made once per scene by scene_state()"
@@ -159,12 +155,12 @@ class DiffFuSR:
 
 
 def to_network(reflectance: Tensor) -> Tensor:
-    """Reflectance to network range [-1, 1]; what lies outside [0, 1] is clipped, as in the 8-bit training data."""
+    """Map reflectance to network range [-1, 1]; values outside [0, 1] are clipped, as in the 8-bit training data."""
     return reflectance.clamp(0.0, 1.0) * 2 - 1
 
 
 def to_reflectance(n: Tensor) -> Tensor:
-    """Network range to reflectance, not clipped."""
+    """Map network range to reflectance, without clipping."""
     return (n + 1) / 2
 
 
@@ -174,7 +170,7 @@ def difffusr_bundle(
     licence: str = "",
     sampler: Mapping[str, Any] | None = None,
 ) -> Bundle:
-    """Description of this system, ready for `save_bundle`; without arguments the published one."""
+    """Return this system's bundle for `save_bundle`. The defaults are the published values."""
     return Bundle(
         system=SYSTEM,
         architecture={**ARCHITECTURE, **(architecture or {})},

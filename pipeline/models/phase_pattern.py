@@ -1,13 +1,7 @@
-"""The pattern that a pixel-shuffled head repeats in every coarse pixel, and images without it.
+"""Removal of the fixed pattern that a pixel-shuffled head repeats in every coarse pixel, a few DN on flat ground.
 
-In: images (B, C, k*h, k*w) whose coarse pixels are k px a side. Out: the same shape. Imports torch alone.
-
-A head that gives the k*k phases of a coarse pixel from different weights leaves a fixed pattern of a few DN where the
-ground shows nothing. Its spectrum lies at the frequencies of the coarse grid itself, which alias to a constant: the
-sensor says nothing about them. Detail of the ground averages out over neighbouring coarse pixels, phase by phase; the
-pattern does not. The local mean by phase, in which every coarse pixel counts by the inverse of its activity, is taken
-away where the activity is that of the quiet ground around, and less where it is more. Towns next to a field therefore
-leave no trace in it, nor it in them. Means of coarse pixels stay as they are.
+The pattern is the local mean by phase, weighted by inverse activity. It is subtracted in full on quiet ground and less
+on active ground, so that towns and fields do not affect each other. Means of coarse pixels do not change.
 """
 
 from __future__ import annotations
@@ -17,20 +11,23 @@ from torch import Tensor
 from torch.nn import functional
 
 CELL = 4  # coarse px: means are formed over 3 x 3 such cells
-PASSES = 2  # what the first leaves, where activity differs within a cell, the second finds
-REACH_PX = PASSES * 3 * CELL  # coarse px around a pixel that decide what is taken from it
-FLOOR = 1e-4  # reflectance, 1 DN: ground more even than this is not told apart
+PASSES = 2  # the second removes what the first leaves where activity differs within a cell
+REACH_PX = PASSES * 3 * CELL  # coarse px around a pixel that affect its correction
+FLOOR = 1e-4  # least activity, in reflectance (1 DN)
 
 
 def without_phase_pattern(image: Tensor, smooth: Tensor, scale: int) -> Tensor:
-    """The image (B, C, scale*h, scale*w) in reflectance without what its detail over `smooth`, alike, repeats."""
+    """Remove the phase pattern from an image (B, C, scale*h, scale*w) in reflectance; `smooth` has the same shape.
+
+    The pattern is estimated from the detail, image - smooth.
+    """
     for _ in range(PASSES):
         image = image - phase_pattern(image - smooth, scale)
     return image
 
 
 def phase_pattern(detail: Tensor, scale: int) -> Tensor:
-    """What detail (B, C, scale*h, scale*w) repeats by phase around every coarse pixel, with mean 0 over each."""
+    """Return the phase pattern of detail (B, C, scale*h, scale*w); its mean is 0 over each coarse pixel."""
     b, c, height, width = detail.shape
     detail = functional.pixel_unshuffle(detail.reshape(b * c, 1, height, width), scale)
     detail = detail - detail.mean(1, keepdim=True)
@@ -44,18 +41,18 @@ def phase_pattern(detail: Tensor, scale: int) -> Tensor:
 
 
 def _pooled(values: Tensor, size: int) -> Tensor:
-    """Mean over size x size neighbours, of fewer at the border."""
+    """Return the mean over size x size neighbours, fewer at the border."""
     return functional.avg_pool2d(values, size, stride=1, padding=size // 2, count_include_pad=False)
 
 
 def _by_cell(values: Tensor) -> Tensor:
-    """Sums over cells of `CELL` px (those at the far border may be smaller), then means of 3 x 3 cells."""
+    """Return means over 3 x 3 cells of `CELL` px; the image is zero-padded to whole cells."""
     height, width = values.shape[-2:]
     whole = functional.pad(values, (0, -width % CELL, 0, -height % CELL))
     return _pooled(functional.avg_pool2d(whole, CELL), 3)
 
 
 def _at_coarse(values: Tensor, like: Tensor) -> Tensor:
-    """Values of cells, interpolated to coarse pixels."""
+    """Interpolate values of cells to coarse pixels."""
     height, width = like.shape[-2:]
     return functional.interpolate(values, scale_factor=CELL, mode="bilinear", align_corners=False)[..., :height, :width]

@@ -1,7 +1,7 @@
-"""Residual-in-residual dense blocks (Wang et al. 2018, ESRGAN) and DiffFuSR's spatial encoder built of them.
+"""Residual-in-residual dense blocks (Wang et al. 2018, ESRGAN) and DiffFuSR's spatial encoder.
 
-In and out: float tensors (B, C, H, W). No normalisation, so every output pixel depends on a finite neighbourhood.
-Module names follow the released checkpoints. Imports torch only.
+There is no normalisation, so each output pixel depends on a finite neighbourhood. Module names follow the released
+checkpoints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LEAK = 0.2  # slope of every LeakyReLU here, ESRGAN section 3.1
 RESIDUAL_SCALE = 0.2  # within a dense block and again over a group of three, ESRGAN section 3.1
-_INIT_SCALE = 0.1  # shrinks Kaiming initial weights so that deep stacks start near identity, ESRGAN supplement
+_INIT_SCALE = 0.1  # scales Kaiming initial weights so that deep stacks start near identity, ESRGAN supplement
 
 
 def leaky(x: Tensor) -> Tensor:
@@ -26,12 +26,12 @@ def leaky(x: Tensor) -> Tensor:
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    """3x3 convolution with bias that keeps the grid at stride 1."""
+    """Return a 3x3 convolution with bias and padding 1."""
     return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1)
 
 
 def _shrunken(conv: nn.Conv2d) -> None:
-    """Give `conv` small Kaiming weights and zero bias."""
+    """Set the weights of `conv` to scaled Kaiming values and its bias to zero."""
     with torch.no_grad():
         for parameter in conv.parameters():
             if parameter.dim() > 1:
@@ -41,7 +41,7 @@ def _shrunken(conv: nn.Conv2d) -> None:
 
 
 class DenseBlock(nn.Module):
-    """Five 3x3 convolutions, each seeing all before it: (B, channels, H, W) to the same; `growth` channels a step."""
+    """Five densely connected 3x3 convolutions, each adding `growth` channels: (B, channels, H, W) to the same."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class DenseBlock(nn.Module):
             _shrunken(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Dense features added to `x` at RESIDUAL_SCALE."""
+        """Return `x` plus the dense features times RESIDUAL_SCALE."""
         seen = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             seen = torch.cat((seen, leaky(conv(seen))), dim=1)
@@ -63,7 +63,7 @@ class DenseBlock(nn.Module):
 
 
 class Rrdb(nn.Module):
-    """Three dense blocks in a row with a residual over all: (B, channels, H, W) to the same.
+    """Three dense blocks in sequence with a skip over all: (B, channels, H, W) to the same.
 
     `name` is the prefix of the blocks in checkpoints: "rdb" in the encoder, "RDB" in the fusion networks.
     """
@@ -74,7 +74,7 @@ class Rrdb(nn.Module):
             self.add_module(f"{name}{k}", DenseBlock(channels, growth))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output of the three blocks added to `x` at RESIDUAL_SCALE."""
+        """Return `x` plus the output of the three blocks times RESIDUAL_SCALE."""
         out = x
         for block in self.children():
             out = block(out)
@@ -82,14 +82,14 @@ class Rrdb(nn.Module):
 
 
 def rrdb_stack(blocks: int, channels: int, growth: int, name: str = "rdb") -> nn.Sequential:
-    """`blocks` RRDBs in a row."""
+    """Return `blocks` RRDBs in sequence."""
     return nn.Sequential(*(Rrdb(channels, growth, name) for _ in range(blocks)))
 
 
 class SpatialEncoder(nn.Module):
     """DiffFuSR's f_phi: low-resolution image (B, bands, h, w), network range, to features (B, channels, h, w).
 
-    The auxiliary decoder turns features into a coarse x4 image; it is trained with, and not used to predict.
+    The auxiliary decoder turns features into a coarse x4 image. It is used in training, not in prediction.
     """
 
     def __init__(self, bands: int = 3, channels: int = 64, growth: int = 32, blocks: int = 23) -> None:
@@ -103,13 +103,13 @@ class SpatialEncoder(nn.Module):
         self.conv_last = conv3x3(channels, bands)
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Features u (B, channels, h, w): trunk plus long skip, before any upsampling."""
+        """Return features u (B, channels, h, w): trunk plus long skip, before any upsampling."""
         first: Tensor = self.conv_first(lr)
         deep: Tensor = self.conv_body(self.body(first))
         return first + deep
 
     def coarse(self, features: Tensor) -> Tensor:
-        """Auxiliary decoder: features (B, channels, h, w) to an image (B, bands, 4h, 4w), network range."""
+        """Decode features (B, channels, h, w) to an image (B, bands, 4h, 4w) in network range."""
         x = leaky(self.conv_up1(functional.interpolate(features, scale_factor=2, mode="nearest")))
         x = leaky(self.conv_up2(functional.interpolate(x, scale_factor=2, mode="nearest")))
         image: Tensor = self.conv_last(leaky(self.conv_hr(x)))

@@ -1,8 +1,7 @@
 """DiffFuSR's denoising U-Net with degradation-aware convolutions (Wu et al. 2023 with the sizes of arXiv 2506.11764).
 
-In: noisy image, noise level, spatial features u, degradation vector v. Out: estimate of the clean image x0.
-Module names follow the released checkpoints (`downs.7.res_block.block2.da_conv.kernel.0`). Imports torch only.
-GroupNorm and attention make every output pixel depend on the whole window: feed it windows of an absolute lattice.
+Module names follow the released checkpoints (`downs.7.res_block.block2.da_conv.kernel.0`). GroupNorm and attention make
+every output pixel depend on the whole window, so its windows must lie on an absolute lattice.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _LEAK = 0.1  # slope in the degradation-aware parts (Wang et al. 2021, DASR)
 class LevelEncoding(nn.Module):
     """Sinusoids of the noise level s = sqrt(alpha_bar): (B, 1) to (B, width), frequencies 10^(-4 i / (width / 2)).
 
-    The released networks feed s itself, unscaled, not a timestep.
+    As in the released networks, the input is s itself, unscaled, not a timestep.
     """
 
     def __init__(self, width: int) -> None:
@@ -35,7 +34,7 @@ class LevelEncoding(nn.Module):
         self.width = width
 
     def forward(self, level: Tensor) -> Tensor:
-        """Sines, then cosines."""
+        """Return sines, then cosines."""
         half = self.width // 2
         exponent = torch.arange(half, dtype=level.dtype, device=level.device) / half
         angle = level * torch.exp(-math.log(1e4) * exponent)
@@ -50,13 +49,13 @@ class LevelShift(nn.Module):
         self.noise_func = nn.Sequential(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Shifted features."""
+        """Return the shifted features."""
         shift: Tensor = self.noise_func(embedding)
         return x + shift[:, :, None, None]
 
 
 class DaConv(nn.Module):
-    """Degradation-aware convolution: a depthwise 3x3 kernel made from v' (B, width) beside an ordinary 3x3 one."""
+    """Degradation-aware convolution: a depthwise 3x3 convolution with kernels from v' (B, width), plus a plain 3x3."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ class DaConv(nn.Module):
         self.conv = conv3x3(channels, channels)
 
     def forward(self, x: Tensor, degradation: Tensor) -> Tensor:
-        """LeakyReLU(depthwise(x, kernel(v'))) + conv(x), (B, C, H, W); the batch is folded into groups."""
+        """Return LeakyReLU(depthwise(x, kernel(v'))) + conv(x), (B, C, H, W). The batch is folded into groups."""
         b, c, h, w = x.shape
         kernel = self.kernel(degradation).reshape(b * c, 1, 3, 3)
         adapted = functional.conv2d(x.reshape(1, b * c, h, w), kernel, padding=1, groups=b * c)
@@ -94,8 +93,8 @@ class NormConv(nn.Module):
 class NormDaConv(nn.Module):
     """Second half of a residual block: degradation-aware convolution, (B, C, H, W) to the same.
 
-    The released code computes GroupNorm and SiLU here and then convolves the tensor without them; released weights
-    depend on that. `normalised` (architecture flag `block2_norm`) does what was meant instead.
+    The released code computes GroupNorm and SiLU here but convolves the tensor without them, and the released weights
+    depend on that. With `normalised` (architecture flag `block2_norm`) the normalised tensor is convolved.
     """
 
     def __init__(self, channels: int, width: int, groups: int, normalised: bool) -> None:
@@ -137,7 +136,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attended features; scale 1 / sqrt(C)."""
+        """Return attended features; the scale is 1 / sqrt(C)."""
         b, c, h, w = x.shape
         query, key, value = self.qkv(self.norm(x)).reshape(b, 3, c, h * w).transpose(2, 3).unbind(1)
         attended = functional.scaled_dot_product_attention(query, key, value)
@@ -146,7 +145,7 @@ class SelfAttention(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, followed by self-attention where the architecture has it."""
+    """A residual block, followed by self-attention if `attention`."""
 
     def __init__(
         self, channels_in: int, channels_out: int, width: int, groups: int, block2_norm: bool, attention: bool
@@ -190,7 +189,7 @@ class Upsample(nn.Module):
 def _downward(
     base: int, levels: Sequence[tuple[int, bool]], res_blocks: int, stage: Callable[[int, int, bool], Stage]
 ) -> tuple[list[nn.Module], list[int]]:
-    """Contracting half for `levels` of (channels, attention), and the channels of every skip, the entry's first."""
+    """Return the contracting half for `levels` of (channels, attention), and the channels of all skips in order."""
     layers: list[nn.Module] = []
     skips = [base]
     for k, (width, attention) in enumerate(levels):
@@ -206,7 +205,7 @@ def _downward(
 def _upward(
     skips: Sequence[int], levels: Sequence[tuple[int, bool]], res_blocks: int, stage: Callable[[int, int, bool], Stage]
 ) -> list[nn.Module]:
-    """Expanding half: one stage per skip, last skip first."""
+    """Return the expanding half: one stage per skip, last skip first."""
     layers: list[nn.Module] = []
     waiting, now = list(skips), skips[-1]
     for k, (width, attention) in reversed(list(enumerate(levels))):
@@ -219,10 +218,10 @@ def _upward(
 
 
 class UNet(nn.Module):
-    """Estimate of x0 from a noisy image; defaults are the published sizes (129 M parameters).
+    """Estimate of x0 from a noisy image. Defaults are the published sizes (129 M parameters).
 
-    `base` channels times `mults` per level, `res_blocks` per level, images folded by `fold`; attention on levels
-    whose stride is in `attention_strides`; `features` and `degradation` are the widths of u and v.
+    Level k has `base * mults[k]` channels and `res_blocks` blocks; images are folded by `fold`. Levels whose stride is
+    in `attention_strides` have attention. `features` and `degradation` are the widths of u and v.
     """
 
     def __init__(
@@ -259,7 +258,7 @@ class UNet(nn.Module):
         self.final_conv = NormConv(levels[0][0], bands * fold**2, groups)
 
     def forward(self, noisy: Tensor, level: Tensor, features: Tensor, degradation: Tensor) -> Tensor:
-        """x0 (B, bands, H, W) from noisy (same), level s (B, 1), u (B, features, h, w), v (B, degradation).
+        """Return x0 (B, bands, H, W) from noisy (same), level s (B, 1), u (B, features, h, w), v (B, degradation).
 
         Raises ValueError unless H and W are multiples of `multiple` (32 as published).
         """

@@ -22,7 +22,7 @@ from training.data.sources import load_training_file, shipped_data
 from training.degradation.degrade import Degradation
 from training.loop.run import Budget, Run
 from training.presets import Preset, Stage
-from training.quality import cost, pairs
+from training.quality import cost, judge, pairs
 from training.tasks.super_resolution import SENSOR, SuperResolution, sampler
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "pipeline" / "models" / "weights"
@@ -260,6 +260,21 @@ def test_unfinished_weights_say_so_in_name_and_metadata(imagery, tmp_path, capsy
     )
     assert train.main(arguments(imagery, run, "--images", "8", "--resume", str(run))) == 0
     assert [path.name for path in run.glob("*.safetensors")] == ["tiny-sr.safetensors"]
+
+
+@pytest.mark.slow
+def test_evaluation_labels_places_that_were_trained_on(imagery, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(judge, "WINDOW_PX", 64)
+    train.main(arguments(imagery, tmp_path / "run", "--images", "8"))
+    other = tmp_path / "other.toml"
+    other.write_text(TOML.replace("gsd_m = 1.0", 'gsd_m = 1.0\nsplit = "held-out"'))
+    for on, leaks in ((imagery, False), (other, True)):
+        capsys.readouterr()
+        assert evaluate.main([str(tmp_path / "run"), "--on", str(on), "--only", "images"]) == 0
+        said = capsys.readouterr().out
+        assert ("**Not held out: 1 of these 2 images show places that the weights were trained on**" in said) == leaks
+        assert ("PSNR on places, some trained on" in said) == leaks
+        assert ("PSNR on held-out places" in said) != leaks
 
 
 def test_another_number_of_processes_is_said(imagery, tmp_path, capsys):

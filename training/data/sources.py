@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import RGB
 from pipeline.errors import UsageError
-from training.data import unreadable
+from training.data import learned, unreadable
 from training.data.images import file_images
 from training.data.patches import CACHE_BYTES, RECOLOURED, PatchSampler, fits, held_out_chips
 from training.data.places import SPLIT_RULE, SPLITS, split_of
@@ -230,7 +230,15 @@ class TrainingData:
             "split_rule": SPLIT_RULE,
             "held_out_places": self.held_out_places(use, bands)[:PLACES_LISTED],
             "licence_of_data": self.file.licence,
+            "learned": self._learned(use, bands),
         }
+
+    def _learned(self, use: Use, bands: tuple[str, ...]) -> dict[str, Any]:
+        """What provenance says of the ground that is trained on."""
+        if use == "fusion":
+            trained = {tile.place for tile in self.all_tiles if not tile.watched and tile.split == "train"}
+            return {"places": sorted(map(learned.digest, trained)), "boxes": []}
+        return learned.described(self.of_bands(bands))
 
 
 def _of(images: Iterable[Image], bands: tuple[str, ...]) -> Iterator[Image]:

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.bands import RGB
 from training.quality import judge, perceptual, real, spreads, wald
+from training.quality.leaks import UNKNOWN, leaks_text
 from training.quality.pairs import BORDER_PX, held_out_pairs
 from training.quality.product import DEFAULT
 from training.quality.tables import (
@@ -88,7 +89,8 @@ def sr_sections(
     else:
         say(f"{candidate.name}: {len(pairs)} held-out images")
         records = judge.judge(candidate, plain, pairs, how, perceptual.distances())
-        sections += truth_sections(candidate, records, how)
+        leaks = leaks_text(candidate, data)
+        sections += [with_remark(section, leaks) for section in truth_sections(candidate, records, how)]
         say(f"{candidate.name}: other blurs")
         quality = [record for record in records if record.table == "quality"]
         sections.append(blur_section(candidate, plain, chips, how, per_set, quality))
@@ -99,6 +101,14 @@ def sr_sections(
     say(f"{candidate.name}: real patches")
     found = real.judge(candidate.system, plain, data.all_tiles, candidate.seed, candidate.bands)
     return sections + real_sections(candidate, found)
+
+
+def with_remark(section: Section, remark: str) -> Section:
+    """The section with a paragraph before its text, and no claim of held-out places in its title."""
+    if not remark:
+        return section
+    title = section.title if remark == UNKNOWN else section.title.replace("held-out places", "places, some trained on")
+    return replace(section, title=title, text=f"{remark}\n\n{section.text}")
 
 
 def _section(candidate: Candidate, title: str, text: str, records: Sequence[Record], how: str) -> Section:
