@@ -1,6 +1,6 @@
 """Residuals of the re-observed default output against the input, for every real Level-2A scene.
 
-Also the grain of flat fields. Both depend on the noise that the consistency step assumes for the instrument.
+Also the grain of flat fields. Both depend on how much of a measured value is attributed to sensor noise.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The training loop: budget, stages, moving average, checkpoints that resume exactly, one line per interval.
+"""The training loop: budget, stages, moving average, exact resume from checkpoints, one log line per interval.
 
-Knows neither images nor sensors. Under `torchrun` several processes take the batches in turn and share one gradient.
+Under `torchrun`, the processes take the batches in turn and average their gradients.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Average", "Budget", "Diverged", "Draw", "Progress", "Run"]
 
-STATISTICS = ("running_mean", "running_var")  # of BatchNorm, which every process sees only its own batches of
+STATISTICS = ("running_mean", "running_var")  # of BatchNorm; each process has them for its own batches only
 
 
 class Diverged(PipelineError):
-    """The loss is no longer a number. Exit code 1."""
+    """Raised if the loss is not finite. Exit code 1."""
 
 
 class Run:
-    """One training run of a task by a preset's stages, in a folder of its own.
+    """One training run of a task through a preset's stages, in its own folder.
 
-    `data` is the digest of what it learns from; `learned_from` has those of all resumes, the present one last.
+    `data` is the digest of the training data. `learned_from` has the digests of all resumes, the current one last.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Run:
         self.resumed_from: Path | None = None
         self.resumed_at = 0  # step
         self.learned_from = [data]
-        self.started_from = ""  # digest of the weights it began with
+        self.started_from = ""  # digest of the initial weights
         self.lineage = Lineage()
-        self.stop: Callable[[], bool] = bool  # asked after every step
+        self.stop: Callable[[], bool] = bool  # called after every step
         self.stopping = False
-        self.logged = False  # whether the log was begun
+        self.logged = False  # whether the log exists
         if isinstance(task, HasCompanion):
             task.companion.to(self.device)
         self.at = Progress()
@@ -80,7 +80,7 @@ class Run:
 
     @property
     def stage(self) -> Stage:
-        """The stage the run is in."""
+        """Current stage."""
         return self.preset.stages[self.at.stage]
 
     def train(
@@ -88,12 +88,13 @@ class Run:
         say: Callable[[str], None] = print,
         every_s: float = 60.0,
         until_images: int | None = None,
-        stop: Callable[[], bool] = bool,  # which gives False
+        stop: Callable[[], bool] = bool,  # bool() is False
     ) -> None:
-        """Go on until the budget is spent (or `until_images`); ends with averaged weights in the task's network.
+        """Train until the budget or `until_images` is spent. Leave the averaged weights in the task's network.
 
-        Process 0 says a line, logs a row and writes a checkpoint every `every_s` seconds and at the end. Raises
-        Diverged; and Interrupted, the checkpoint written, after the step in which `stop` is True in any process.
+        Process 0 prints a line, logs a row and writes a checkpoint every `every_s` seconds and at the end. Raises
+        Diverged if the loss is not finite. If `stop` returns True in any process, writes the checkpoint after that
+        step and raises Interrupted.
         """
         self.stop = stop
         first, step = self.at.batches + distributed.rank(), distributed.world()
@@ -120,7 +121,7 @@ class Run:
         self.lineage.end(self.task.network.state_dict(), self.at)
 
     def begin_from(self, bundle: Bundle) -> None:
-        """Record that the task's network has begun with this bundle's weights."""
+        """Record that the task's network starts with this bundle's weights."""
         self.started_from = bundle.digest
         self.lineage.begin_from(bundle)
 
@@ -128,7 +129,7 @@ class Run:
         return self._spent() < 1.0 and not self.stopping and (until_images is None or self.at.images < until_images)
 
     def _break_off(self) -> None:
-        """Write the checkpoint, without a line. Raises Interrupted."""
+        """Write the checkpoint without a log line. Raises Interrupted."""
         self._refuse_nonsense()
         if distributed.rank() == 0:
             self._open_log()
@@ -138,13 +139,13 @@ class Run:
         raise Interrupted(done, cure=f"the same command with --resume {self.folder}{instead} goes on there")
 
     def _open_log(self) -> None:
-        """Start the log when there is something to write: a run that fails before that leaves nothing behind."""
+        """Create the log on first use, so that a run that fails earlier leaves no files."""
         if not self.logged:
             log.begin(self.folder, self.resumed_from, self.resumed_at)
             self.logged = True
 
     def save(self) -> None:
-        """Write the checkpoint, replacing the last one atomically; by process 0 alone."""
+        """Write the checkpoint in process 0, replacing the last one atomically."""
         if distributed.rank() != 0:
             return
         companion = self.task.companion.state_dict() if isinstance(self.task, HasCompanion) else {}
@@ -165,11 +166,10 @@ class Run:
         savepoint.write(self.folder, content)
 
     def resume(self, folder: Path, checkpoint: dict[str, Any] | None = None) -> None:
-        """Go on from the checkpoint in `folder`, with its seed, as if it had never stopped.
+        """Resume exactly from the checkpoint in `folder`, with its seed.
 
-        `checkpoint` is its content, where it has been read.
-
-        Raises UsageError where there is none, it cannot be read, or it is of another preset or other settings.
+        `checkpoint` is its content, if already read. Raises UsageError if there is none, it cannot be read, or it has
+        another preset or other settings.
         """
         content = checkpoint or savepoint.read(folder, self.preset)
         try:
@@ -180,7 +180,7 @@ class Run:
             self._begin_stage()
             self.average.load(content["average"], content["average_count"])
             self.optimisers.load_state_dict(content["optimisers"])
-            self.lineage = Lineage.stored(content.get("trained", []))  # format 2 has none
+            self.lineage = Lineage.stored(content.get("trained", []))  # absent in format 2
         except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise UsageError(
                 f"the checkpoint in {folder} does not fit the network of preset {self.preset.name}",
@@ -188,7 +188,7 @@ class Run:
                 "start anew without --resume",
             ) from error
         self.resumed_from, self.resumed_at = folder, self.at.step
-        before = content.get("data", self.learned_from)  # versions before this one did not tell
+        before = content.get("data", self.learned_from)  # absent in older versions
         self.started_from = content.get("started_from", self.started_from)
         self.learned_from = before if before[-1:] == self.learned_from else [*before, *self.learned_from]
 
@@ -196,12 +196,12 @@ class Run:
         return self.budget.progress(self.at.elapsed_s, self.at.images)
 
     def _bounds(self) -> tuple[float, float]:
-        """Shares of the budget at which the current stage begins and ends."""
+        """Return the shares of the budget at which the current stage begins and ends."""
         before = sum(stage.share for stage in self.preset.stages[: self.at.stage])
         return before, before + self.stage.share
 
     def _enter(self, spent: float) -> None:
-        """Move to the next stage, starting it from averaged weights, when this one's share is spent."""
+        """Move to the next stage, starting from averaged weights, when the share of the current one is spent."""
         moved = False
         while spent >= self._bounds()[1] - 1e-9 and self.at.stage + 1 < len(self.preset.stages):
             self.task.network.load_state_dict(self.average.state)
@@ -215,18 +215,18 @@ class Run:
             self._begin_stage()
 
     def _begin_stage(self) -> None:
-        """Fresh optimisers of the stage's parameters, all others frozen; a fresh average."""
+        """Create optimisers for the stage's parameters, freeze all others, and create a new average."""
         self.optimisers = Optimisers(self.task, self.preset, self.stage)
         self.average = Average(self.task.network, self.preset.ema)
 
     def _rate(self, spent: float) -> float:
-        """Learning rates now, as multiples of those that the stage began with."""
+        """Return the current factor of the initial learning rates."""
         begin, end = self._bounds()
         share = (spent - begin) / (end - begin)
         return rate(self.preset.schedule, share, self.at.stage_step, self.preset.warmup_steps)
 
     def _step(self, feed: Feed, spent: float) -> None:
-        """One batch per process, one step of all."""
+        """Run one step of all processes, with one batch each."""
         started, waited = time.monotonic(), feed.waited_s
         self.optimisers.scale_rates(self._rate(spent))
         batch = feed.next()
@@ -246,7 +246,7 @@ class Run:
         self._count(len(next(iter(batch.values()))), time.monotonic() - started, feed.waited_s - waited)
 
     def _turns(self, batch: dict[str, Tensor], draw: Draw) -> Iterator[tuple[str, Tensor | Objective]]:
-        """The losses of one step by optimiser, the first of them the one that is reported as the loss."""
+        """Yield the losses of one step with their optimisers. The first is reported as the loss."""
         if isinstance(self.task, TakesTurns):
             yield from self.task.turns(self.stage, batch, draw)
         elif isinstance(self.task, HasLoss):
@@ -257,10 +257,10 @@ class Run:
 
     @torch.no_grad()
     def _share(self, trained: list[nn.Parameter]) -> None:
-        """Gradients and statistics of BatchNorm become the mean over all processes."""
+        """Average gradients and BatchNorm statistics over all processes."""
         if distributed.world() == 1:
             return
-        for parameter in trained:  # a loss may leave some out, and every process must bring the same list
+        for parameter in trained:  # a loss may not reach all, but all processes must pass the same list
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         distributed.average_([parameter.grad for parameter in trained if parameter.grad is not None])
         modules = [self.task.network, *([self.task.companion] if isinstance(self.task, HasCompanion) else [])]
@@ -268,7 +268,7 @@ class Run:
         distributed.average_(buffers)
 
     def _count(self, images: int, seconds: float, waited_s: float) -> None:
-        """Book one step; all processes agree on images, time and stops, so that they end and report together."""
+        """Count one step. Sum images, time and stop requests over processes, so that all end and report together."""
         self.tally.waited_s += waited_s
         total, spent_s, asked = distributed.totals([images, seconds, float(self.stop())])
         self.stopping = asked > 0
@@ -278,7 +278,7 @@ class Run:
         at.images, at.elapsed_s = at.images + round(total), at.elapsed_s + spent_s / distributed.world()
 
     def _report(self, say: Callable[[str], None]) -> None:
-        """Validate, say and log what happened since the last line, then write the checkpoint; by process 0 alone."""
+        """Validate, print and log the last interval, then write the checkpoint, all in process 0."""
         self._refuse_nonsense()
         tally, self.tally = self.tally, Tally()
         if distributed.rank() != 0:
@@ -313,7 +313,7 @@ class Run:
         )
 
     def _refuse_nonsense(self) -> None:
-        """Stop before a checkpoint of broken weights replaces a good one."""
+        """Raise Diverged before a checkpoint of non-finite weights replaces a good one."""
         broken = {name: value for name, value in self.tally.means().items() if not math.isfinite(value)}
         for name, value in broken.items():
             raise Diverged(
