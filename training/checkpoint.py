@@ -24,7 +24,7 @@ _STATE = "state_dict"  # where Lightning keeps the weights
 _NUMBERS = ("epoch", "global_step", "pytorch-lightning_version")  # other entries kept from Lightning checkpoints
 _EXPECTED = "a Lightning checkpoint, a state dict saved by torch, or a safetensors file"
 _GLOBAL = re.compile(r"GLOBAL ([\w.]*\w) (?:was|whose)")  # class or function that torch refuses
-_REASON = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")  # skips torch's advice on weights_only=False
+_REASON = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")  # skips torch's preceding advice, unsafe here
 _SHOWN = 160  # maximum characters of a library's message
 
 

@@ -36,36 +36,36 @@ if TYPE_CHECKING:
     from training.task_spec import TaskSpec
 
 LICENCE = "MIT"
-EXIT_AT_ONCE = 130  # by a second Ctrl-C, or by one before the first step
+EXIT_AT_ONCE = 130  # after a second Ctrl-C, or one before the first step
 
 
 class OneVoice(argparse.ArgumentParser):
-    """Under torchrun every process reads the same command line: the first alone speaks of it."""
+    """Argument parser of which only rank 0 prints, since under torchrun all processes parse the same command line."""
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        """As always, in one process."""
+        """Print the help in rank 0 only."""
         if os.environ.get("RANK", "0") == "0":
             super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
-        """As always; under torchrun a UsageError, since a process that ends at once ends the others too."""
+        """Exit with a message. Under torchrun raise UsageError, since a process that exits early ends the others."""
         if "RANK" in os.environ:
             raise UsageError(f"{self.format_usage()}{self.prog}: error: {message}")
         super().error(message)
 
 
 class ListPresets(argparse.Action):
-    """Prints the presets and ends, like --help."""
+    """Print the presets and exit, like --help."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
-        """Called when the flag is met."""
+        """Print the presets in rank 0 and exit."""
         if os.environ.get("RANK", "0") == "0":
             show(table(registry.presets().values()))
         parser.exit()
 
 
 def natural(text: str) -> int:
-    """A whole number of at least 0."""
+    """Parse an integer of at least 0."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative; expected 0 or more")
@@ -73,7 +73,7 @@ def natural(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse an integer of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
@@ -81,7 +81,7 @@ def positive(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """A finite number above 0."""
+    """Parse a finite number above 0."""
     number = float(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no number above 0")
@@ -89,7 +89,7 @@ def duration(text: str) -> float:
 
 
 def interval(text: str) -> float:
-    """A number of at least 0."""
+    """Parse a number of at least 0."""
     number = float(text)
     if not number >= 0:
         raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
@@ -97,7 +97,7 @@ def interval(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of `python -m training.train`."""
+    """Return the argument parser of `python -m training.train`."""
     p = OneVoice(prog="python -m training.train", description=__doc__)
     tasks = "; ".join(f"{task.name}: {task.summary}" for task in registry.every().values())
     p.add_argument("--preset", choices=sorted(registry.presets()), help="a recipe of a task, as --list shows them")
@@ -139,13 +139,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _switches() -> str:
-    """What `--as-published` takes, by the code that it is of."""
+    """Return the values of `--as-published`, by the owner of the code."""
     tasks = [task for task in registry.every().values() if task.switches]
     return "; ".join(f"{task.whose}: {', '.join(task.switches)}" for task in tasks)
 
 
 def chosen(args: argparse.Namespace) -> Preset:
-    """The preset that is asked for, by its name or its task's. UsageError where neither is given, or they disagree."""
+    """Return the requested preset, by its name or its task. Raises UsageError if neither is given or they disagree."""
     if args.preset is None and args.task is None:
         raise UsageError("neither --preset nor --task", "what to train", "--list shows all presets")
     if args.preset is None:
@@ -159,7 +159,7 @@ def chosen(args: argparse.Namespace) -> Preset:
 
 
 def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
-    """The preset with the learning rates, the recipe's settings and the published departures that are asked for."""
+    """Return the preset with the requested learning rates, recipe and `--as-published` switches. Raises UsageError."""
     recipe = dict(preset.recipe)
     for text in args.recipe or ():
         name, _, value = text.partition("=")
@@ -180,7 +180,7 @@ def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
 
 
 def parsed(text: str, value: str, like: float | str) -> float | str:
-    """A setting given as text, of the type of the one it replaces. UsageError where it is none."""
+    """Parse a setting in the type of the one it replaces. Raises UsageError if it does not fit."""
     try:
         return {"true": True, "false": False}[value] if isinstance(like, bool) else type(like)(value)
     except (KeyError, ValueError):
@@ -188,12 +188,12 @@ def parsed(text: str, value: str, like: float | str) -> float | str:
 
 
 def make_task(preset: Preset, data: TrainingData) -> Trainable:
-    """The task that a preset names. UsageError where the data hold nothing for it."""
+    """Build the task of a preset. Raises UsageError if the data do not suffice."""
     return registry.task_of(preset).build(preset, data)
 
 
 def begin_from(task: Trainable, spec: TaskSpec, bundle: Bundle) -> None:
-    """Weights of the task's own kind, or of one that it follows, into its network. BundleError on other tensors."""
+    """Load weights of the task's kind, or of one that it follows, into its network. Raises BundleError on mismatch."""
     from pipeline.models.bundle import load_into
     from training.loop.task import BeginsFrom
 
@@ -204,7 +204,7 @@ def begin_from(task: Trainable, spec: TaskSpec, bundle: Bundle) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line. Return the exit code."""
     try:
         return run_command(arguments)
     except KeyboardInterrupt:
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(arguments: Sequence[str] | None) -> int:
-    """`main` without an answer to Ctrl-C outside of training."""
+    """Run the command line without handling Ctrl-C outside of training. Return the exit code."""
     from training.loop import distributed
 
     try:
@@ -225,7 +225,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
     try:
         if ready is not None:
             train(ready)
-    except Interrupted as error:  # in every process
+    except Interrupted as error:  # raised in every process
         distributed.by_first(partial(print, error, file=sys.stderr))
         return error.exit_code
     except PipelineError as error:
@@ -238,7 +238,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that can begin: its data are loaded, its weights are on their device."""
+    """A run ready to start: data loaded, weights on their device."""
 
     run: Run
     task: Trainable
@@ -246,7 +246,7 @@ class Ready:
 
 
 def prepared(args: argparse.Namespace) -> Ready | None:
-    """What the arguments ask for; None where they ask for no more than a look. Raises PipelineError."""
+    """Prepare the requested run. Return None for a dry run. Raises PipelineError."""
     import torch
 
     from pipeline.models.bundle import load_bundle
@@ -297,15 +297,15 @@ def prepared(args: argparse.Namespace) -> Ready | None:
 
 
 def train(ready: Ready) -> None:
-    """Train and write the bundle; process 0 speaks and writes. Raises PipelineError; Interrupted where one asks for it.
+    """Train and write the bundle. Only process 0 prints and writes. Raises PipelineError, or Interrupted on a signal.
 
-    Ctrl-C, SIGTERM and SIGUSR1 (Slurm's warning before its time limit) let the step end and write a checkpoint.
+    On Ctrl-C, SIGTERM and SIGUSR1 (Slurm's warning before its time limit), finish the step and write a checkpoint.
     """
     from pipeline.execution.stop import stop_on_signals
     from training.loop import distributed
 
     with stop_on_signals() as stop:
-        if distributed.launched():  # torchrun hands on a Ctrl-C that its processes have had: no second one
+        if distributed.launched():  # torchrun forwards a Ctrl-C that its processes already got; do not count it twice
             signal.signal(signal.SIGINT, lambda *given: stop(signal.SIGTERM, None))
         ready.run.train(say=show, every_s=ready.args.every, stop=lambda: stop.asked)
     if distributed.rank() == 0:
@@ -313,7 +313,7 @@ def train(ready: Ready) -> None:
 
 
 def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
-    """Write the averaged network as `<out>/<preset>.safetensors`; returns what it scores, and its digest."""
+    """Write the averaged network as `<out>/<preset>.safetensors`. Return its scores and digest as text."""
     from pipeline.models.bundle import save_bundle
 
     task.network.eval()

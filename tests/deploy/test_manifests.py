@@ -296,7 +296,7 @@ def test_index_0_is_part_1_and_takes_over_its_own_lease_alone(pod_shell, tmp_pat
 
 @pytest.mark.parametrize("filled", [False, True])
 def test_the_plan_makes_the_folder_of_its_store_on_the_claim(pod_shell, written, tmp_path, monkeypatch, filled):
-    """Users cannot create the folder on the claim themselves, so the plan pod does."""
+    """Users cannot create the folder on the claim themselves, and a wrong path cannot reach another disk."""
     store = tmp_path / "claim" / "team a" / "run.zarr"
     monkeypatch.setenv("SEN2FINE_STORE", str(store))
     found = written("--out", "team/run.zarr") if filled else documents(*BASE)

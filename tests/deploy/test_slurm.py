@@ -115,7 +115,7 @@ def jobqueue(**settings):
 
 
 def test_dask_workers_as_jobs_give_the_same_store(slurm, archive, aoi, tmp_path):
-    """Two workers start in encrypted jobs, and no jobs or keys are left behind."""
+    """Two workers run at once with encryption and leave no jobs or keys behind."""
     pytest.importorskip("dask_jobqueue")
     sound, store = tmp_path / "sound.zarr", tmp_path / "workers.zarr"
     run(config_for(archive), aoi, sound)

@@ -175,7 +175,7 @@ class PatchSampler:
         return image.georeference.crs, (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
 
     def draw(self, rng: np.random.Generator, index: int, size: int, gsd_m: float) -> Address | None:
-        """Draw an address in image `index` that lies in one split only, or None if none is found."""
+        """Draw an address in image `index` that lies entirely in this split, or None if none is found."""
         image = self.images[index]
         ny, nx = _window(image, size, gsd_m)
         free_y, free_x = image.reader.shape[0] - ny, image.reader.shape[1] - nx

@@ -163,7 +163,7 @@ class TrainingData:
         return [tile for tile in self.all_tiles if tile.split == split and not tile.watched]
 
     def watched_tiles(self) -> list[Tile]:
-        """Return the tiles for fusion's model selection: those marked `watched`, else the held-out ones."""
+        """Return the tiles to tune and validate fusion: those marked `watched`, else the held-out ones."""
         return [tile for tile in self.all_tiles if tile.watched] or self.tiles("held-out")
 
     def held_out_places(self, use: Use = "super-resolution", bands: tuple[str, ...] = RGB) -> list[str]:

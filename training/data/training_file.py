@@ -72,7 +72,7 @@ class Source:
     weight: float = 1.0  # sampling weight, relative to its size
     images_per_place: int = 0  # maximum evaluated per named place; 0: all
     evaluated: bool = True  # False for GSDs far from 2.5 m, used for training only
-    watched: bool = False  # fusion selects models by these scenes and does not train on them
+    watched: bool = False  # scenes used to tune and validate fusion, not to train it
     target_stated: bool = field(default=False, metadata={"internal": True})  # whether the file gave `target_gsd_m`
     label: str = field(default="", metadata={"internal": True})  # file and source, the start of messages
 

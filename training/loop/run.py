@@ -90,7 +90,7 @@ class Run:
         until_images: int | None = None,
         stop: Callable[[], bool] = bool,  # bool() is False
     ) -> None:
-        """Train until the budget or `until_images` is spent. Leave the averaged weights in the task's network.
+        """Train until the budget is spent or `until_images` is reached. Leave the averaged weights in the network.
 
         Process 0 prints a line, logs a row and writes a checkpoint every `every_s` seconds and at the end. Raises
         Diverged if the loss is not finite. If `stop` returns True in any process, writes the checkpoint after that

@@ -156,7 +156,7 @@ def gradient_ratio(x: Tensor, reference: Tensor) -> float:
 
 
 def band_correlation(x: Tensor) -> float:
-    """Return the mean correlation of adjacent bands (C, H, W): near 1 for detail of the ground, near 0 for noise."""
+    """Return the mean correlation of adjacent bands (C, H, W): near 1 for real detail, near 0 for chromatic noise."""
     return correlation(x[:-1], x[1:])
 
 
