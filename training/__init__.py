@@ -1,1 +1,1 @@
-"""Training of the networks that ship with the pipeline; the pipeline never imports it."""
+"""Training of the shipped networks. The pipeline does not import this package."""

@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 
 class RankZeroParser(argparse.ArgumentParser):
-    """Under torchrun every process reads the same command line: the first alone speaks of it."""
+    """Argument parser of which only rank 0 prints, since under torchrun all processes parse the same command line."""
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        """As always, in one process."""
+        """Print the help in rank 0 only."""
         if os.environ.get("RANK", "0") == "0":
             super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
-        """As always; under torchrun a UsageError, since a process that ends at once ends the others too."""
+        """Exit with a message. Under torchrun raise UsageError, since a process that exits early ends the others."""
         if "RANK" in os.environ:
             raise UsageError(f"{self.format_usage()}{self.prog}: error: {message}")
         super().error(message)
 
 
 class ListPresets(argparse.Action):
-    """Prints the presets and ends, like --help."""
+    """Print the presets and exit, like --help."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
-        """Called when the flag is met."""
+        """Print the presets."""
         if os.environ.get("RANK", "0") == "0":
             show(table(registry.presets().values()))
         parser.exit()
 
 
 def natural(text: str) -> int:
-    """A whole number of at least 0."""
+    """Parse an integer of at least 0."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative; expected 0 or more")
@@ -55,7 +55,7 @@ def natural(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse an integer of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
@@ -63,23 +63,23 @@ def positive(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """A finite number above 0."""
+    """Parse a finite number above 0."""
     number = float(text)
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
 
 
 def interval(text: str) -> float:
-    """A number of at least 0."""
+    """Parse a number of at least 0."""
     number = float(text)
     if not number >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
     return number
 
 
 def parser(description: str | None = None) -> argparse.ArgumentParser:
-    """Command line of `python -m training.train`."""
+    """Return the parser of `python -m training.train`."""
     p = RankZeroParser(prog="python -m training.train", description=description)
     tasks = "; ".join(f"{task.name}: {task.summary}" for task in registry.every().values())
     p.add_argument("--preset", choices=sorted(registry.presets()), help="a recipe of a task, as --list shows them")
@@ -102,21 +102,26 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     start = p.add_mutually_exclusive_group()
     start.add_argument("--resume", type=Path, help="folder of the run to go on from")
     start.add_argument("--init", type=Path, help="bundle whose weights a new run starts from")
-    p.add_argument("--seed", type=natural, default=0, help="of all chance; a resumed run keeps its own")
-    p.add_argument("--threads", type=positive, default=1, help="of PyTorch on a CPU (default: %(default)s)")
-    p.add_argument("--workers", type=natural, default=0, help="processes that make batches (default: none, in line)")
+    p.add_argument("--seed", type=natural, default=0, help="random seed; a resumed run keeps its own")
+    p.add_argument("--threads", type=positive, default=1, help="number of PyTorch CPU threads (default: %(default)s)")
+    p.add_argument(
+        "--workers",
+        type=natural,
+        default=0,
+        help="number of data-loading processes (default: none)",
+    )
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
     p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions, on CPUs and GPUs that have them")
     p.add_argument("--every", type=interval, default=60.0, help="seconds between lines and checkpoints (default: 60)")
     p.add_argument(
-        "--rate", type=duration, default=1.0, help="times the preset's learning rates, such as 0.3 with --init"
+        "--rate", type=duration, default=1.0, help="factor on the preset's learning rates, such as 0.3 with --init"
     )
     p.add_argument("--recipe", action="append", metavar="NAME=VALUE", help="change a setting of the preset's recipe")
     p.add_argument(
         "--as-published",
         nargs="*",
         metavar="NAME",
-        help=f"do as released code where it departs from its paper, in all or in some ({_switches()})",
+        help=f"reproduce deviations of the released code from its paper: all, or those named ({_switches()})",
     )
     p.add_argument("--licence", default="", help="of the weights, such as CC-BY-4.0 (default: not stated)")
     p.add_argument(
@@ -128,13 +133,13 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
 
 
 def _switches() -> str:
-    """What `--as-published` takes, by the code that it is of."""
+    """List the values of `--as-published` by published code."""
     tasks = [task for task in registry.every().values() if task.switches]
     return "; ".join(f"{task.whose}: {', '.join(task.switches)}" for task in tasks)
 
 
 def chosen(args: argparse.Namespace) -> Preset:
-    """The preset that is asked for, by its name or its task's. UsageError where neither is given, or they disagree."""
+    """Return the preset named by --preset or --task. Raises UsageError if neither is given or they disagree."""
     if args.preset is None and args.task is None:
         raise UsageError("neither --preset nor --task", "what to train", "--list shows all presets")
     if args.preset is None:
@@ -148,7 +153,7 @@ def chosen(args: argparse.Namespace) -> Preset:
 
 
 def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
-    """The preset with the learning rates, the recipe's settings and the published departures that are asked for."""
+    """Return the preset with the learning rates, recipe settings and published deviations from the command line."""
     recipe = dict(preset.recipe)
     for text in args.recipe or ():
         name, _, value = text.partition("=")
@@ -169,7 +174,7 @@ def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
 
 
 def parsed(text: str, value: str, like: float | str) -> float | str:
-    """A setting given as text, of the type of the one it replaces. UsageError where it is none."""
+    """Parse a setting with the type of the value it replaces. Raises UsageError for other text."""
     try:
         return {"true": True, "false": False}[value] if isinstance(like, bool) else type(like)(value)
     except (KeyError, ValueError):

@@ -1,7 +1,6 @@
-"""Reading weights that others saved, without running any of their code.
+"""Safe reading of third-party checkpoints: Lightning, plain torch state dicts and safetensors.
 
-In: a Lightning checkpoint, a plain state dict saved by torch, or a safetensors file. Out: tensors by name, on the CPU.
-Pickles are opened with `weights_only=True` and in no other way. Imports torch, safetensors and `errors`.
+Tensors are returned by name, on the CPU. Pickles are only opened with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -22,30 +21,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _STATE = "state_dict"  # where Lightning keeps the weights
-_NUMBERS = ("epoch", "global_step", "pytorch-lightning_version")  # what else it says that is worth keeping
+_NUMBERS = ("epoch", "global_step", "pytorch-lightning_version")  # other entries kept from Lightning checkpoints
 _EXPECTED = "a Lightning checkpoint, a state dict saved by torch, or a safetensors file"
-_GLOBAL = re.compile(r"GLOBAL ([\w.]*\w) (?:was|whose)")  # what torch says of a class or function that it refuses
-_REASON = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")  # before it comes advice that nobody should follow here
-_SHOWN = 160  # characters of a library's message
+_GLOBAL = re.compile(r"GLOBAL ([\w.]*\w) (?:was|whose)")  # class or function that torch refuses
+_REASON = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")  # skips torch's preceding advice, unsafe here
+_SHOWN = 160  # maximum characters of a library's message
 
 
 class CheckpointError(UsageError):
-    """A checkpoint that cannot be converted: unreadable, unsafe, or not the network it is said to be."""
+    """Raised if a checkpoint is unreadable, unsafe or does not match the expected network."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds: tensors by name, and where they come from."""
+    """Contents of a checkpoint file: tensors by name, and their origin."""
 
     path: Path
     kind: str  # "lightning", "state dict" or "safetensors"
     sha256: str
     tensors: dict[str, Tensor]
-    facts: dict[str, str | int] = field(default_factory=dict)  # epoch, step, version, where the file says so
+    facts: dict[str, str | int] = field(default_factory=dict)  # epoch, step and version, if present
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Tensors of the file at `path`; those of a zip archive stay mapped to it. Raises CheckpointError, in one line."""
+    """Read the file at `path`. Tensors of a zip archive stay memory-mapped. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"no file at {path}", _EXPECTED)
     try:
@@ -87,16 +86,16 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> object:
-    """What torch saved in `path`, made of tensors and plain values only."""
+    """Return what torch saved in `path`. Raises CheckpointError if it holds anything but tensors and plain values."""
     import torch
 
-    archive = zipfile.is_zipfile(path)  # torch >= 1.6; before that, a plain pickle
+    archive = zipfile.is_zipfile(path)  # torch >= 1.6; older versions write a plain pickle
     if archive:
         _check_archive(path)
     try:
         if archive and (met := torch.serialization.get_unsafe_globals_in_checkpoint(path)):
             raise _unsafe(path, met)
-        with warnings.catch_warnings(action="ignore"):  # of pickle's dialects, before it fails for that reason
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols; an error follows anyway
             return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except CheckpointError:
         raise
@@ -105,12 +104,12 @@ def _unpickled(path: Path) -> object:
             raise _unsafe(path, met) from error
         reason = _REASON.search(str(error))
         raise _damaged(path, reason[1] if reason else "torch refuses it") from error
-    except Exception as error:  # a damaged pickle can make the reader raise anything
+    except Exception as error:  # a damaged pickle can raise any exception
         raise _damaged(path, error) from error
 
 
 def _check_archive(path: Path) -> None:
-    """Compare every record with its checksum, which torch writes and does not read."""
+    """Verify the checksum of every record. torch writes the checksums but does not verify them."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -121,7 +120,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _described(path: Path, content: object, digest: str) -> Checkpoint:
-    """Find the tensors in what was saved."""
+    """Return the tensors and facts of unpickled content. Raises CheckpointError if there are no tensors."""
     import torch
 
     if not isinstance(content, dict):
@@ -139,7 +138,7 @@ def _described(path: Path, content: object, digest: str) -> Checkpoint:
 
 
 def _unsafe(path: Path, met: list[str]) -> CheckpointError:
-    """Refusal of a pickle that names classes or functions of others: to read it would be to run them."""
+    """Return the error for a pickle that references other classes or functions; loading it would run their code."""
     resaved = "torch.save({'state_dict': torch.load(FILE, weights_only=False)['state_dict']}, 'plain.ckpt')"
     return CheckpointError(
         f"{path} holds more than tensors: {', '.join(sorted(met)[:5])}, which cannot be read without running its code",
@@ -149,7 +148,7 @@ def _unsafe(path: Path, met: list[str]) -> CheckpointError:
 
 
 def _damaged(path: Path, error: object) -> CheckpointError:
-    """Refusal of what cannot be read at all, with the reader's own words on one line."""
+    """Return the error for an unreadable file, with the reader's message on one line."""
     words = " ".join(str(error).split())[:_SHOWN] or "it ends early"
     kind = f"{type(error).__name__}: " if isinstance(error, Exception) else ""
     return CheckpointError(

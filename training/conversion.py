@@ -1,4 +1,4 @@
-"""What a task declares of checkpoints of other code that become its bundles."""
+"""Dataclasses with which a task declares how third-party checkpoints convert to its bundles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flag:
-    """A command line option for what tensors do not show: a switch, or a whole number of which 0 is the default."""
+    """A command line option for what the tensors do not show: a switch, or an integer (`counts`) with default 0."""
 
     name: str  # "--groups"
     help: str
@@ -25,13 +25,13 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """Its name among `Choices.options`."""
+        """Key in `Choices.options`."""
         return self.name.removeprefix("--").replace("-", "_")
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the file does not say of itself. `options`: values of the conversion's flags by key."""
+    """User choices that the file does not contain. `options`: values of the conversion's flags by key."""
 
     licence: str = ""
     name: str = ""
@@ -41,10 +41,10 @@ class Choices:
 
 @dataclass(frozen=True)
 class Made:
-    """A checkpoint understood.
+    """A parsed checkpoint.
 
-    `expected` are the network's tensors without values; `tensors` those of the checkpoint, and those that stand in for
-    what it lacks. `bundle` takes provenance and licence.
+    `expected`: the network's tensors, for names, shapes and dtypes. `tensors`: those of the checkpoint, with
+    substitutes for what it lacks. `bundle`: takes provenance and licence.
     """
 
     expected: Tensors
@@ -55,10 +55,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Conversion:
-    """How released checkpoints become bundles.
+    """Conversion of released checkpoints to bundles.
 
-    name: of `--from`. holds: in words. use: options of a run that take the bundle. ignored: prefixes of tensors that
-    inference does not need. make: raises CheckpointError where the tensors are of another kind.
+    name: value of `--from`. holds: description of the contents. use: options of a run that take the bundle.
+    ignored: prefixes of tensors that inference does not need. make: raises CheckpointError if the tensors do not match.
     """
 
     name: str

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from training.conversion import Conversion, Flag
 
 _SUFFIX = ".safetensors"
-_NAMED = 3  # tensors of each fault that a message names
+_NAMED = 3  # tensors listed per fault in a message
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of `python -m training.convert`."""
+    """Return the argument parser of `python -m training.convert`."""
     found = conversions()
     p = argparse.ArgumentParser(prog="python -m training.convert", description=__doc__)
     p.add_argument("checkpoint", type=Path, help="Lightning checkpoint, state dict saved by torch, or safetensors")
@@ -55,18 +55,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def conversions() -> dict[str, Conversion]:
-    """What the known tasks can convert, by the name that `--from` takes."""
+    """Return the conversions of all tasks, by `--from` name."""
     declared = (task.convert for task in registry.every().values())
     return {conversion.name: conversion for conversion in declared if conversion is not None}
 
 
 def flags(found: Mapping[str, Conversion]) -> list[Flag]:
-    """The flags of all conversions, each once."""
+    """Return the flags of all conversions without duplicates."""
     return list(dict.fromkeys(flag for conversion in found.values() for flag in conversion.flags))
 
 
 def convert(path: Path, conversion: Conversion, choices: Choices) -> tuple[Bundle, dict[str, Tensor]]:
-    """The bundle and its tensors that the checkpoint at `path` makes. Raises CheckpointError; writes nothing."""
+    """Convert the checkpoint at `path`. Return the bundle and its tensors. Raises CheckpointError."""
     checkpoint = read_checkpoint(path)
     left_out = (*conversion.ignored, *choices.ignore)
     kept = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(left_out)}
@@ -80,7 +80,7 @@ def convert(path: Path, conversion: Conversion, choices: Choices) -> tuple[Bundl
 
 
 def _fitting(path: Path, kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in the networks' own types, in memory of their own. CheckpointError names those that do not fit."""
+    """Return contiguous copies of the tensors in the network's dtypes. Raises CheckpointError if any do not fit."""
     import torch
 
     def fits(found: Tensor, like: Tensor) -> bool:
@@ -136,7 +136,7 @@ def _provenance(checkpoint: Checkpoint, conversion: Conversion, choices: Choices
 
 
 def write(bundle: Bundle, tensors: Mapping[str, Tensor], out: Path) -> str:
-    """Write the bundle to `out` and return its sha256. Raises StorageError; nothing is left behind then."""
+    """Write the bundle to `out` and return its sha256. Raises StorageError and leaves no partial file."""
     from safetensors import SafetensorError
 
     from pipeline.models.bundle import save_bundle
@@ -151,7 +151,7 @@ def write(bundle: Bundle, tensors: Mapping[str, Tensor], out: Path) -> str:
 
 
 def _check_arguments(args: argparse.Namespace, conversion: Conversion) -> None:
-    """What is wrong with the arguments is said before a large file is read."""
+    """Check the arguments before reading a large file. Raises UsageError."""
     out: Path = args.out
     if out.suffix != _SUFFIX:
         raise UsageError(f"--out {out}", f"a name ending in {_SUFFIX}")
@@ -170,7 +170,7 @@ def _check_arguments(args: argparse.Namespace, conversion: Conversion) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line. Return the exit code."""
     args = parser().parse_args(argv)
     conversion = conversions()[args.kind]
     try:

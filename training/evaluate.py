@@ -32,7 +32,7 @@ PARTS = ("images", "wald", "scenes")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of `python -m training.evaluate`."""
+    """Return the argument parser of `python -m training.evaluate`."""
     p = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     p.add_argument(
         "targets", nargs="*", type=Path, metavar="RUN_OR_BUNDLE", help=f"folder of a run, or a {SUFFIX} file"
@@ -77,11 +77,11 @@ def _steps(text: str) -> tuple[int, ...]:
 
 
 def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
-    """Descriptions of all bundles that are files or lie in run folders. UsageError where there is none."""
+    """Return the descriptions of all bundles among the files and run folders. Raises UsageError if there is none."""
     from pipeline.models.bundle import load_bundle
     from pipeline.superres.weights import SHIPPED
 
-    found: dict[Path, Bundle] = {}  # by file, so that none is measured twice
+    found: dict[Path, Bundle] = {}  # by file, so that each is measured once
     for target in targets or [SHIPPED]:
         if not target.exists():
             raise UsageError(f"{target} does not exist", f"the folder of a run, or a {SUFFIX} file")
@@ -95,7 +95,7 @@ def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
 
 
 def names_of(bundles: Sequence[Bundle], systems: Sequence[str]) -> list[str]:
-    """What reports call each: its system, and where several are of one system, what only its path has."""
+    """Return the names for reports: the system, with the distinct part of the path if several share a system."""
     paths = [Path(bundle.path).absolute().with_suffix("").parts for bundle in bundles]
     names = []
     for path, system in zip(paths, systems, strict=True):
@@ -105,7 +105,7 @@ def names_of(bundles: Sequence[Bundle], systems: Sequence[str]) -> list[str]:
 
 
 def _own_part(path: tuple[str, ...], rivals: Sequence[tuple[str, ...]]) -> str:
-    """The path without what all begin and end with; with the end where one would have nothing left."""
+    """Return the path without the common start and end of all paths. Keep the end if a path would become empty."""
     first = min(_agreeing(rivals), min(len(rival) for rival in rivals) - 1)
     rests = [rival[first:] for rival in rivals]
     last = _agreeing([rest[::-1] for rest in rests])
@@ -115,19 +115,19 @@ def _own_part(path: tuple[str, ...], rivals: Sequence[tuple[str, ...]]) -> str:
 
 
 def _agreeing(paths: Sequence[tuple[str, ...]]) -> int:
-    """How many of their first parts all have in common."""
+    """Return the number of leading parts that all paths share."""
     return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
 
 
 def fusions() -> set[str]:
-    """Kinds of bundles that are no system's first: they work on what another network gives."""
+    """Return the bundle kinds that are no system's first weights: they process another network's output."""
     from pipeline.superres.registry import known
 
     return {kind for spec in known().values() for weights in spec.weights[1:] for kind in weights.kinds}
 
 
 def system_of(bundle: Bundle, device: str = "cpu") -> System:
-    """The pipeline's system whose super-resolver carries these weights. UsageError for bundles of other kinds."""
+    """Load the system whose super-resolver uses these weights. Raises UsageError for other kinds of bundle."""
     from pipeline.superres.registry import known
     from pipeline.superres.system import load
     from pipeline.superres.weights import choose
@@ -142,7 +142,7 @@ def system_of(bundle: Bundle, device: str = "cpu") -> System:
 
 
 def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:
-    """All sections that the arguments ask for. Raises PipelineError."""
+    """Return all sections requested by the arguments. Raises PipelineError."""
     from training.data.sources import load_data, shipped_data
     from training.loop.distributed import device_of
 
@@ -166,7 +166,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
 
 
 def whole_choices(bundles: Sequence[Bundle]) -> list[Choice]:
-    """Every super-resolver with every fusion that goes with it; the shipped one where none is among the bundles."""
+    """Return every combination of super-resolver and matching fusion. Shipped weights fill in what is not given."""
     from pipeline.superres.registry import known
     from pipeline.superres.weights import choose
 
@@ -186,7 +186,7 @@ def whole_choices(bundles: Sequence[Bundle]) -> list[Choice]:
 def _of_whole(
     bundles: Sequence[Bundle], data: TrainingData, args: argparse.Namespace, device: str, say: Callable[[str], None]
 ) -> list[Section]:
-    """Tables of whole systems."""
+    """Return the tables of whole systems."""
     from pipeline.superres.system import load
     from pipeline.superres.systems import PLAIN
     from pipeline.superres.weights import choose
@@ -205,7 +205,7 @@ def _of_whole(
 def _of_fusion(
     name: str, bundle: Bundle, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Section]:
-    """Tables and pictures of one fusion; it has no sampling steps to compare."""
+    """Return the tables of one fusion, and write its pictures if requested. It has no sampling steps to compare."""
     from training import registry
     from training.quality import picture_fusion
     from training.quality.report import fusion_sections
@@ -227,7 +227,7 @@ def _of_fusion(
 def _of_system(
     name: str, system: System, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Section]:
-    """Tables and pictures of one super-resolver."""
+    """Return the tables of one super-resolver, and write its pictures if requested."""
     from pipeline.superres.system import load
     from pipeline.superres.systems import PLAIN
     from pipeline.superres.weights import choose
@@ -256,7 +256,7 @@ def _of_system(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line. Return the exit code."""
     args = parser().parse_args(arguments)
     import torch
 
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     try:
         if args.out:
-            check_writable(args.out)  # before minutes are spent
+            check_writable(args.out)  # fail early: the evaluation takes minutes
         sections = evaluate(args, partial(print, file=sys.stderr, flush=True))
         report = "\n\n".join(f"### {section.title}\n\n{section.text}" for section in sections)
         print(report)

@@ -1,4 +1,4 @@
-"""Networks where their weights are, judging on the CPU; and whether a device computes in bfloat16."""
+"""Device placement of networks and data, and checks for bfloat16 support."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# Instructions that multiply bfloat16, as `torch.cpu.get_capabilities` and Linux name them, on x86 and ARM.
+# Names of bfloat16 instructions in `torch.cpu.get_capabilities` and in Linux, on x86 and ARM.
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16", "svebf16")
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where the weights are."""
+    """Return the device of the network's weights."""
     return next(network.parameters()).device
 
 
 def run(device: torch.device, call: Callable[..., Tensor], *given: Tensor | int) -> Tensor:
-    """`call(*given)` with its tensors on `device`; the result on the CPU."""
+    """Return `call(*given)` computed on `device`, with the result on the CPU."""
     return call(*(value.to(device) if isinstance(value, Tensor) else value for value in given)).cpu()
 
 
 def cpu_features() -> set[str] | None:
-    """Names of instruction sets that this CPU has; None where neither torch (2.13 or later) nor Linux tells."""
+    """Return the names of the CPU's instruction sets, or None if neither torch (2.13 or later) nor Linux lists them."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     if capabilities is not None:
         return {name for name, value in capabilities().items() if value is True}
@@ -44,7 +44,7 @@ def cpu_features() -> set[str] | None:
 
 
 def check_bf16(device: torch.device) -> None:
-    """UsageError where `device` has no bfloat16 arithmetic: it would be emulated, and slower than float32."""
+    """Raise UsageError if `device` lacks bfloat16 arithmetic: emulation is slower than float32."""
     if device.type == "cuda":
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UsageError(

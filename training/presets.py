@@ -1,4 +1,4 @@
-"""Recipes of training: stages, batches, budget. The presets themselves are declared by the tasks."""
+"""Dataclasses of training presets: stages, batches, budget. The tasks declare the presets themselves."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from training.schedule import Schedule
 
 
-SMALL_PX = 64  # side of crops of images that hold none of `crop_px`, where a recipe does not say
-Use = Literal["super-resolution", "fusion"]  # what data are for: images, or tiles at all native resolutions
+SMALL_PX = 64  # default crop side for images smaller than `crop_px`
+Use = Literal["super-resolution", "fusion"]  # use of the data: images, or tiles at all native resolutions
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a run: what is minimised, which parameters move, and how much of the budget it gets."""
+    """One stage of a run: trained parameters, learning rate and share of the budget. The task defines its loss."""
 
     name: str
     share: float  # of the run's budget; the shares of a preset sum to one
@@ -34,7 +34,7 @@ class Preset:
     architecture: dict[str, Any]
     stages: tuple[Stage, ...]
     minutes: float = 0.0  # default budget, on one CPU core
-    images: int | None = None  # default budget instead, where the recipe counts images
+    images: int | None = None  # default budget in images, instead of minutes
     batch: int = 16
     crop_px: int = 96  # side of training crops: px of 2.5 m for images, of the target grid for tiles
     ema: float = 0.999
@@ -43,16 +43,16 @@ class Preset:
     betas: tuple[float, float] = (0.9, 0.99)  # of Adam
     sampler: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)  # settings of the task; `--recipe` changes them
-    published: tuple[str, ...] = ()  # departures of released code, of those the task knows
+    published: tuple[str, ...] = ()  # deviations of the released code (see `--as-published`)
 
     @property
     def least_px(self) -> int:
-        """Side of the smallest crops of super-resolution, in px of the target GSD: smaller images teach nothing."""
+        """Side of the smallest super-resolution crops in px at the target GSD. Smaller images are not used."""
         return min(self.crop_px, int(self.recipe.get("small_px", SMALL_PX)))
 
 
 def table(presets: Iterable[Preset]) -> str:
-    """Presets as plain text, one setting a line."""
+    """Return the presets as plain text, one setting per line."""
     lines = []
     for preset in presets:
         lines += [preset.name, *(f"  {f.name} = {getattr(preset, f.name)!r}" for f in fields(preset)[1:])]

@@ -1,4 +1,4 @@
-"""The training tasks by name: those in `training.tasks`, and those that packages bring."""
+"""Registry of training tasks: those in `training.tasks`, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from training.task_spec import TaskSpec
 if TYPE_CHECKING:
     from training.presets import Preset
 
-PLUGINS = "sen2fine.tasks"  # group of entry points
+PLUGINS = "sen2fine.tasks"  # entry point group
 
 _REGISTERED: dict[str, TaskSpec] = {}
 
 
 def register(task: TaskSpec) -> None:
-    """Make a task known in this process as `--task NAME`. UsageError for a name that another task or preset has.
+    """Register a task as `--task NAME` in this process. Raises UsageError if another task or preset has the name.
 
-    Commands are processes of their own: they find what a package names as an entry point of the group
-    `sen2fine.tasks`, such as `mine = "my_package:TASK"`.
+    For the command line, declare an entry point in the group `sen2fine.tasks`, such as `mine = "my_package:TASK"`.
     """
     if known().get(task.name, task) != task:
         raise UsageError(f"there is a task {task.name} already", "a name of its own")
@@ -34,23 +33,23 @@ def register(task: TaskSpec) -> None:
 
 
 def known() -> dict[str, TaskSpec]:
-    """The tasks of this package, then those registered so far."""
+    """Return the tasks of this package and those registered so far."""
     return {**_shipped(), **_REGISTERED}
 
 
 def every() -> dict[str, TaskSpec]:
-    """All tasks by name, those of installed packages included."""
+    """Return all tasks by name, including those of installed packages."""
     _installed()
     return known()
 
 
 def presets() -> dict[str, Preset]:
-    """All presets by name."""
+    """Return all presets by name."""
     return {preset.name: preset for task in every().values() for preset in task.presets}
 
 
 def task_of(preset: Preset) -> TaskSpec:
-    """The task that a preset names. UsageError where nobody knows it."""
+    """Return the task of a preset. Raises UsageError if it does not exist."""
     found = every().get(preset.task)
     if found is None:
         raise UsageError(f"preset {preset.name}: there is no task {preset.task}", f"one of {', '.join(every())}")
@@ -58,18 +57,18 @@ def task_of(preset: Preset) -> TaskSpec:
 
 
 def of_kind(kind: str) -> TaskSpec | None:
-    """The task whose bundles call themselves so (`Bundle.system`), or None."""
+    """Return the task with this kind of bundle (`Bundle.system`), or None."""
     return next((task for task in every().values() if task.kind == kind), None)
 
 
 @lru_cache(maxsize=1)
 def _shipped() -> dict[str, TaskSpec]:
-    """`TASK` of every module of the package `tasks` that has one; the others are shared by several."""
+    """Return the `TASK` of every module of `training.tasks` that defines one."""
     return {one.name: one for one in discovery.in_package(tasks, "TASK", TaskSpec)}
 
 
 @lru_cache(maxsize=1)
 def _installed() -> None:
-    """Register, once, what installed packages bring: a `TaskSpec`, or a module that registers its own."""
+    """Register, once, the tasks of installed packages: a `TaskSpec`, or a module that registers its own."""
     for one in discovery.in_entry_points(PLUGINS, TaskSpec):
         register(one)

@@ -1,4 +1,4 @@
-"""Learning rates over a stage, as multiples of its base rate. In: shares and counts. Out: factors. Imports nothing."""
+"""Learning rate schedules over a stage, as multiples of its base rate."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from bisect import bisect_right
 from typing import Literal
 
 Schedule = Literal["cosine", "step", "constant"]
-FINAL_RATE = 0.02  # the cosine ends at this share of its start
-# DiffFuSR (arXiv 2506.11764) halves its rate after epochs 200, 400, 600 and 800 of 1000: as shares of all images.
+FINAL_RATE = 0.02  # final factor of the cosine
+# DiffFuSR (arXiv 2506.11764) halves its rate after epochs 200, 400, 600 and 800 of 1000; here as shares of the stage.
 HALVED_AT = (0.2, 0.4, 0.6, 0.8)
 
 
 def rate(schedule: Schedule, spent: float, step: int, warmup_steps: int) -> float:
-    """Factor after the share `spent` (0 to 1) of a stage at its step `step` (from 0): linear warm-up, then a fall."""
+    """Return the factor after the share `spent` (0 to 1) of a stage at step `step` (from 0), with linear warm-up."""
     warm = min(1.0, (step + 1) / max(warmup_steps, 1))
     if schedule == "constant":
         return warm

@@ -1,7 +1,4 @@
-"""Before a run begins: what is refused while nothing has been loaded or written, and what a user should hear.
-
-In: folders, bundles, presets. Out: errors, a budget, lines for the user. Imports nothing heavy at the top.
-"""
+"""Checks of arguments before a training run, its budget, and remarks for the user."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_out(out: Path | None, resume: Path | None) -> None:
-    """UsageError without a folder to write to, or where that would replace another run; StorageError."""
+    """Raise UsageError without an output folder or if it holds another run, StorageError if it is not writable."""
     from training.loop import distributed
     from training.loop.log import LOG
     from training.loop.savepoint import CHECKPOINT
@@ -29,11 +26,11 @@ def check_out(out: Path | None, resume: Path | None) -> None:
     if (out / CHECKPOINT).exists() and (resume is None or resume.resolve() != out.resolve()):
         raise UsageError(f"{out} holds a run already", "a new folder", f"--resume {out} to go on, or another --out")
     if distributed.rank() == 0:
-        check_writable(out / LOG)  # before minutes are spent
+        check_writable(out / LOG)  # fail before the training starts
 
 
 def check_init(path: Path, preset: Preset) -> None:
-    """UsageError where `path` is no bundle of networks as the preset makes them."""
+    """Raise UsageError if `path` is not a bundle that the preset's network can start from."""
     from pipeline.models.bundle import load_bundle
 
     task = registry.task_of(preset)
@@ -57,7 +54,7 @@ def check_init(path: Path, preset: Preset) -> None:
 
 
 def check_follows(preset: Preset) -> None:
-    """UsageError where a task goes on from other weights and is given none."""
+    """Raise UsageError if the preset's task must start from other weights. Call this if none are given."""
     task = registry.task_of(preset)
     if task.follows:
         others = ", ".join(other.name for kind in task.follows if (other := registry.of_kind(kind)) is not None)
@@ -69,7 +66,7 @@ def check_follows(preset: Preset) -> None:
 
 
 def budget_of(preset: Preset, minutes: float | None, images: int | None, before: Budget | None = None) -> Budget:
-    """What the user gave, else that of the run that goes on, else the preset's images, else its minutes."""
+    """Return the budget: the user's, else that of the resumed run, else the preset's images, else its minutes."""
     from training.loop.run import Budget
 
     if before is not None and minutes is None and images is None:
@@ -79,7 +76,7 @@ def budget_of(preset: Preset, minutes: float | None, images: int | None, before:
 
 
 def remarks(run: Run, resumed: Path, data: Path) -> list[str]:
-    """What a user should know of a run that goes on, one line each."""
+    """Return remarks for the user about a resumed run."""
     at, said = run.at, [f"goes on from {resumed}: {run.at.images} images in {run.at.elapsed_s / 60:.1f} minutes"]
     if run.before is not None:
         said.append(f"its budget was {run.before} and is {run.budget} now{_extension(run)}")
@@ -93,14 +90,14 @@ def remarks(run: Run, resumed: Path, data: Path) -> list[str]:
 
 
 def distributed_batch(run: Run) -> int:
-    """Images per step, over all processes."""
+    """Return the images per step over all processes."""
     from training.loop import distributed
 
     return distributed.world() * run.preset.batch
 
 
 def _extension(run: Run) -> str:
-    """What a larger budget means for the stages of a run that was at its end; nothing for others."""
+    """Describe how a larger budget continues a finished run; "" for other runs."""
     if not run.extending:
         return ""
     unit = "images" if run.budget.images else "minutes"

@@ -1,4 +1,4 @@
-"""What a training task declares of itself: presets, what it learns from, how it is built, judged and converted to."""
+"""Declaration of a training task: presets, data, construction, evaluation and conversion."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A training task by name. Every module of `training.tasks` that declares one as `TASK` is found by its place.
+    """A training task. Modules of `training.tasks` that define one as `TASK` are registered automatically.
 
-    kind: what its bundles call themselves (`Bundle.system`). use: whether it learns from images or from tiles at all
-    native resolutions. bands: those of the images, in the order of the batches' channels. switches: what
-    `--as-published` may name, and of whose code. follows: other kinds of bundle that a run has to begin from; its
-    network is then given them by `begin_from`. judge: how weights are judged that no system takes first; all others
-    are judged as the system that takes them. convert: how a foreign checkpoint becomes a bundle of this kind.
+    kind: name of its bundles (`Bundle.system`). use: trains on images, or on tiles at all native resolutions. bands:
+    bands of the images, in channel order. switches: values of `--as-published`; whose: owner of that code. follows:
+    other kinds of bundle, one of which a run must start from, passed to `begin_from`. judge: evaluation of weights that
+    no system takes first; others are evaluated as their system. convert: conversion of third-party checkpoints.
     """
 
     name: str
@@ -42,5 +41,5 @@ class TaskSpec:
     convert: Conversion | None = None
 
     def preset(self, name: str) -> Preset | None:
-        """The preset of that name, or None."""
+        """Return the preset of that name, or None."""
         return next((preset for preset in self.presets if preset.name == name), None)

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 SHIPPED_LICENCE = "MIT"  # of weights that come with the project
 UNFINISHED = ".unfinished"  # in the name of weights whose last stages the budget did not reach
 UNREADABLE_LISTED = 50  # files named in provenance
-EXIT_AT_ONCE = 130  # by a second Ctrl-C, or by one before the first step
+EXIT_AT_ONCE = 130  # after a second Ctrl-C, or one before the first step
 
 
 def make_task(preset: Preset, data: TrainingData) -> Trainable:
-    """The task that a preset names. UsageError where the data hold nothing for it."""
+    """Build the task of a preset. Raises UsageError if the data do not suffice."""
     return registry.task_of(preset).build(preset, data)
 
 
 def begin_from(task: Trainable, spec: TaskSpec, bundle: Bundle) -> None:
-    """Weights of the task's own kind, or of one that it follows, into its network. BundleError on other tensors."""
+    """Load weights of the task's kind, or of one that it follows, into its network. Raises BundleError on mismatch."""
     from pipeline.models.bundle import load_into
     from training.loop.task import BeginsFrom
 
@@ -52,7 +52,7 @@ def begin_from(task: Trainable, spec: TaskSpec, bundle: Bundle) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line. Return the exit code."""
     try:
         return run_command(arguments)
     except KeyboardInterrupt:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(arguments: Sequence[str] | None) -> int:
-    """`main` without an answer to Ctrl-C outside of training."""
+    """Run the command line without handling Ctrl-C outside of training. Return the exit code."""
     from training.loop import distributed
 
     try:
@@ -73,7 +73,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
     try:
         if ready is not None:
             train(ready)
-    except Interrupted as error:  # in every process
+    except Interrupted as error:  # raised in every process
         distributed.by_first(partial(print, error, file=sys.stderr))
         return error.exit_code
     except PipelineError as error:
@@ -86,7 +86,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that can begin: its data are loaded, its weights are on their device."""
+    """A run ready to start: data loaded, weights on their device."""
 
     run: Run
     task: Trainable
@@ -94,7 +94,7 @@ class Ready:
 
 
 def prepared(args: argparse.Namespace) -> Ready | None:
-    """What the arguments ask for; None where they ask for no more than a look. Raises PipelineError."""
+    """Prepare the requested run. Return None for a dry run. Raises PipelineError."""
     import torch
 
     from pipeline.models.bundle import load_bundle
@@ -164,15 +164,15 @@ def checked(args: argparse.Namespace) -> None:
 
 
 def train(ready: Ready) -> None:
-    """Train and write the bundle; process 0 speaks and writes. Raises PipelineError; Interrupted where one asks for it.
+    """Train and write the bundle. Only process 0 prints and writes. Raises PipelineError, or Interrupted on a signal.
 
-    Ctrl-C, SIGTERM and SIGUSR1 (Slurm's warning before its time limit) let the step end and write a checkpoint.
+    On Ctrl-C, SIGTERM and SIGUSR1 (Slurm's warning before its time limit), finish the step and write a checkpoint.
     """
     from pipeline.running.stop import stop_on_signals
     from training.loop import distributed
 
     with stop_on_signals() as stop:
-        if distributed.launched():  # torchrun hands on a Ctrl-C that its processes have had: no second one
+        if distributed.launched():  # torchrun forwards a Ctrl-C that its processes already got; do not count it twice
             signal.signal(signal.SIGINT, lambda *given: stop(signal.SIGTERM, None))
         ready.run.train(say=show, every_s=ready.args.every, stop=lambda: stop.asked)
     if distributed.rank() == 0:
@@ -187,7 +187,7 @@ def licence_of(given: str, data: TrainingData) -> str:
 
 
 def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
-    """Write the averaged network as `<out>/<preset>.safetensors`; returns what it scores, and its digest."""
+    """Write the averaged network as `<out>/<preset>.safetensors`. Return its scores and digest as text."""
     from pipeline.models.bundle import save_bundle
 
     task.network.eval()

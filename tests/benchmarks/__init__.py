@@ -1,1 +1,1 @@
-"""Measurements by command, never by test: `python -m tests.benchmarks`."""
+"""Benchmarks. Run them with `python -m tests.benchmarks`; pytest does not run them."""

@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def _command(*words: str | Path, folder: Path) -> tuple[float, float, str]:
-    """Run; (wall seconds, CPU seconds of it and its children, stdout). Raises on failure."""
+    """Run a Python command. Return (wall seconds, CPU seconds with children, stdout). Raise SystemExit on failure."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([PYTHON, *map(str, words)], cwd=folder, capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
@@ -70,14 +70,14 @@ def importing(folder: Path, workers: int) -> list[Row]:
 
 
 def _wide_plan(folder: Path, chunk_px: int, unit_chunks: int) -> Plan:
-    """A square of 239 km, in units of so many chunks."""
+    """Return the plan of a 239 km square in units of `unit_chunks` chunks."""
     from pipeline.config import RunConfig
 
     return wide_plan(folder, 239_000, RunConfig(sr="bicubic", chunk_px=chunk_px, unit_chunks=unit_chunks))
 
 
 def planning(folder: Path, workers: int) -> list[Row]:
-    """Ten thousand units of 2.4 km, and a hundred thousand of 0.7 km."""
+    """Plan 10 000 units of 2.4 km and 100 000 units of 0.7 km."""
     del workers
     rows = []
     for chunk_px, unit_chunks in ((240, 4), (288, 1)):
@@ -88,7 +88,7 @@ def planning(folder: Path, workers: int) -> list[Row]:
 
 
 def scheduling(folder: Path, workers: int) -> list[Row]:
-    """Ten thousand units that do nothing, through a local cluster."""
+    """Run 10 000 units that do nothing through a local cluster."""
     from tests.benchmarks.scheduling import run_idle_units
 
     count = 10_000
@@ -101,7 +101,7 @@ def scheduling(folder: Path, workers: int) -> list[Row]:
 
 
 def window(folder: Path, workers: int) -> list[Row]:
-    """One lattice window of 480 x 480 px, one thread."""
+    """Time one lattice window of 480 x 480 px on one thread."""
     import dataclasses
 
     from pipeline.aoi.aoi import read_aoi
@@ -121,7 +121,7 @@ def window(folder: Path, workers: int) -> list[Row]:
 
 
 def seams(folder: Path, workers: int) -> list[Row]:
-    """What the lattice leaves in the pixels: one real scene on two lattices; gradients at ramps against elsewhere."""
+    """Measure seams: super-resolve one scene on two lattices and compare gradients inside and outside the ramps."""
     import dataclasses
 
     import numpy as np
@@ -217,7 +217,10 @@ def area25(folder: Path, workers: int) -> list[Row]:
 
 
 def memory(folder: Path, workers: int) -> list[Row]:
-    """Peak of the largest worker over growing areas; bicubic keeps the case short, the arrays are the same."""
+    """Measure the peak memory of the largest worker over growing areas.
+
+    Bicubic keeps the case short; the arrays have the same size.
+    """
     rows = []
     for side_m in (5000, 10_000, 20_000):
         place = folder / str(side_m)
@@ -236,7 +239,7 @@ def memory(folder: Path, workers: int) -> list[Row]:
 
 
 def opening(folder: Path, _workers: int) -> list[Row]:
-    """A store of 120 km by 120 km, 10 000 chunks: opened in a process that has all its imports behind it."""
+    """Time opening a store of 120 km x 120 km and 10 000 chunks, with all imports already done."""
     import pipeline
     from pipeline.bands import BAND_NAMES
     from pipeline.grid.grid import Grid
@@ -256,7 +259,7 @@ def opening(folder: Path, _workers: int) -> list[Row]:
 
 
 def scale(folder: Path, _workers: int) -> list[Row]:
-    """A country, and a sixtieth of the world's land sixty times: one plan per UTM zone."""
+    """Estimate the cost of a country and of the world's land. The latter is 60 times one plan per UTM zone."""
     from tests.benchmarks.scale import GERMANY_KM2, LAND_KM2, UTM_ZONES, cost
 
     for name in ("country", "zone"):
@@ -284,7 +287,7 @@ def scale(folder: Path, _workers: int) -> list[Row]:
 
 
 def slurm(folder: Path, _workers: int) -> list[Row]:
-    """An array of four with one task killed; needs SLURM and munge (apt-get install slurm-wlm munge)."""
+    """Run a SLURM array of four tasks and kill one. Needs SLURM and munge (apt-get install slurm-wlm munge)."""
     from tests.benchmarks.slurm_array import array_against_one_run
     from tests.deploy.local_slurm import missing
 
@@ -294,7 +297,7 @@ def slurm(folder: Path, _workers: int) -> list[Row]:
 
 
 def sensor(folder: Path, _workers: int) -> list[Row]:
-    """Every real Level-2A scene by default settings, seen again; needs the shared data."""
+    """Compare the re-observed default output of every real Level-2A scene with the input. Needs the shared data."""
     from tests.benchmarks.sensor import rows
 
     return rows(folder)

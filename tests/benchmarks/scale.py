@@ -1,7 +1,6 @@
-"""What a country and the world's land would cost, by the arithmetic of `--dry-run`: a plan of that size, no pixel read.
+"""Cost of a country and of the world's land, estimated as `--dry-run` does: plan the area, read no pixels.
 
-In: a folder to plan in. Out: counts by area. A plan needs scenes; one small file that claims to cover everything stands
-for them, so that one date is counted.
+The plan uses one small scene whose footprint covers the whole area, so it counts one date.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ if TYPE_CHECKING:
 
 GERMANY_KM2, LAND_KM2 = 357_000, 135_000_000  # land without Antarctica
 UTM_ZONES = 60
-COG_BLOCK_PX = 1024  # of the open archives' files: one request each, at most
+COG_BLOCK_PX = 1024  # block size in the open archives; at most one request per block
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """One plan in numbers."""
+    """Cost of one plan."""
 
     area_km2: float
     units: int
     stored_tib: float
-    chunks: int  # of reflectance at 2.5 m, all bands in one; one object each without --shard
-    reads: int  # of COG blocks, one date
+    chunks: int  # of reflectance at 2.5 m; a chunk holds all bands and is one object without --shard
+    reads: int  # COG blocks, one date
     core_hours: float  # `lite`, one member
-    planning_s: float  # CPU
-    planning_mib: float  # largest memory of the process so far
+    planning_s: float  # CPU seconds
+    planning_mib: float  # peak memory of the process so far
 
 
 def cost(folder: Path, area_km2: float, seconds_per_window: float | None = None) -> tuple[Cost, float]:
-    """The cost of a square of `area_km2`, and the seconds of one window, measured here unless given."""
+    """Return the cost of a square of `area_km2` and the seconds per window (measured if not given)."""
     started = time.process_time()
     plan = wide_plan(folder, math.sqrt(area_km2) * 1000, RunConfig(), workers=64)
     units = sum(1 for _ in plan.units())
@@ -62,7 +61,7 @@ def cost(folder: Path, area_km2: float, seconds_per_window: float | None = None)
 
 
 def _block_reads(plan: Plan) -> int:
-    """Blocks that units touch on average, however their windows lie on the files' blocks."""
+    """Return the number of COG blocks that all units read, averaged over window positions within blocks."""
     first, reads = plan.model_passes()[0], 0.0
     for unit in plan.units_of(0):
         reach = first.read_window(plan.window(unit))

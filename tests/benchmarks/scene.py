@@ -1,4 +1,4 @@
-"""Scenes for measuring: real patches laid side by side into one product, and square AOIs."""
+"""Scenes and square AOIs for benchmarks. Real patches are tiled into one large scene."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATCH_M = 1200
 
 
 def area_geojson(path: Path, epsg: int, left_m: float, bottom_m: float, side_m: float) -> Path:
-    """Square AOI of `side_m`, in degrees."""
+    """Write a square AOI of `side_m` as GeoJSON in degrees. Return its path."""
     import pyproj
 
     turn = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True).transform
@@ -35,11 +35,11 @@ def area_geojson(path: Path, epsg: int, left_m: float, bottom_m: float, side_m: 
 
 
 def wide_plan(folder: Path, side_m: float, config: RunConfig, workers: int = 1) -> Plan:
-    """The plan of a square of `side_m` over one small scene that claims to cover more than it."""
+    """Return the plan of a square of `side_m` over one small scene whose footprint covers the square."""
     from pipeline.aoi.aoi import read_aoi
     from pipeline.planning.planner import make_plan
 
-    left, bottom, margin = 100_020, 4_600_020, 120_000  # edges straight in degrees bulge in metres
+    left, bottom, margin = 100_020, 4_600_020, 120_000  # straight edges in degrees are curved in UTM
     scene = make_scene(folder, scene_id="S2A_WIDE", left_m=left, top_m=bottom + 1200, size_m=1200)
     around = (left - margin, bottom - margin, left + side_m + margin, bottom + side_m + margin)
     index = make_archive(folder, [dataclasses.replace(scene, footprint=footprint_of(32632, around))])
@@ -49,7 +49,7 @@ def wide_plan(folder: Path, side_m: float, config: RunConfig, workers: int = 1) 
 
 
 def repeated_scene(folder: Path, data: Path, side_m: int) -> tuple[Path, bool]:
-    """Index of one scene of at least `side_m`; True when it is made of real patches."""
+    """Return the index of one scene of at least `side_m`, and True if it consists of real patches."""
     patches = sorted(path for path in (data / "s2_l2a" / "bigearthnet").glob("*") if path.is_dir())
     if not patches:
         size = -(-side_m // 60) * 60
@@ -79,7 +79,7 @@ def repeated_scene(folder: Path, data: Path, side_m: int) -> tuple[Path, bool]:
 
 
 def real_or_synthetic(folder: Path, data: Path) -> Scene:
-    """A contiguous real scene of 5 km (eight bands), or synthetic land of that size."""
+    """Return a contiguous real scene of 5 km (eight bands), or a synthetic one of about that size."""
     real = data / "s2_l2a" / "argentina_pampas_32720"
     if not real.is_dir():
         return make_scene(folder, scene_id="S2A_LAND", left_m=LEFT_M, top_m=TOP_M, size_m=5400, epsg=EPSG)

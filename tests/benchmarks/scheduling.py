@@ -1,8 +1,4 @@
-"""What the driver and Dask cost by themselves: units that do nothing, through a local cluster.
-
-In: a plan. Out: seconds, tasks per second and the driver's memory. `process` stands in for the work of a unit and is
-imported by the workers.
-"""
+"""Overhead of the driver and Dask, measured with units that do nothing on a local cluster."""
 
 from __future__ import annotations
 
@@ -24,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
-    """A receipt as large as a real one, and nothing else."""
+    """Return a receipt of realistic size without doing any work. The workers import this function."""
     del store
     chunks = {f"reflectance/c/0/0/{unit.row}/{unit.col + k}": [1_000_000, 2**31] for k in range(16)}
     return Receipt(unit.id, digest, "done", "", chunks, {}, 1, None, ("S2A_BENCH",), attempts=attempt)
 
 
 def run_idle_units(plan: Plan, folder: Path, workers: int, count: int) -> tuple[float, list[float]]:
-    """Seconds for `count` units, and the driver's memory in MiB at ten moments of the run."""
+    """Return the seconds for `count` units and the driver's memory in MiB, sampled about ten times."""
     todo = list(islice(plan.units(), count))
     memory: list[float] = []
 

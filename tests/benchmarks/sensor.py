@@ -1,6 +1,6 @@
-"""What the sensor would measure of the default output, against what it measured: every real Level-2A scene.
+"""Residuals of the re-observed default output against the input, for every real Level-2A scene.
 
-The grain of flat fields beside it: both depend on how much of a measured value is left to the instrument's noise.
+Also the grain of flat fields. Both depend on how much of a measured value is attributed to sensor noise.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SIDE_M = 2000  # of what is made of a larger scene
-FLATTEST = 20  # percent of 10 m pixels, by the deviation within 5 x 5 of them
+SIDE_M = 2000  # larger scenes are cropped to this
+FLATTEST = 20  # percent of 10 m pixels, ranked by the standard deviation in 5 x 5 windows
 
 
 def scenes(folder: Path) -> Iterator[tuple[str, real.Source]]:
-    """Every Level-2A scene of the shared data that has bands on their native grids."""
+    """Yield (name, source) of every Level-2A scene in the shared data with bands on their native grids."""
     root = DATA / "s2_l2a"
     for patch in real.PATCHES:
         yield patch, real.Source(root / "bigearthnet" / patch)
@@ -43,7 +43,7 @@ def scenes(folder: Path) -> Iterator[tuple[str, real.Source]]:
 
 
 def default_run(source: real.Source, folder: Path) -> Path:
-    """The store of a run with the default settings over the middle of a scene."""
+    """Run with the default settings over the centre of a scene. Return the store."""
     left, bottom, right, top = source.bounds()[0]
     small = min(right - left, top - bottom) < SIDE_M + 10
     ground = None if small else real.centre(source, SIDE_M)
@@ -51,7 +51,7 @@ def default_run(source: real.Source, folder: Path) -> Path:
 
 
 def residuals(store: Path) -> dict[int, NDArray[np.float32]]:
-    """{GSD in m: seen again less measured, in DN, of all its bands}."""
+    """Return {GSD in m: re-observed minus measured DN of all its bands}."""
     measured, found = pipeline.open_measured(store), {}
     for gsd_m, seen in pipeline.reobserve(pipeline.open_store(store).reflectance).items():
         off = ((seen - measured[gsd_m].reflectance) / DN_SCALE).values.ravel()
@@ -60,7 +60,7 @@ def residuals(store: Path) -> dict[int, NDArray[np.float32]]:
 
 
 def grain(store: Path, band: str = "B02") -> float:
-    """Median standard deviation of reflectance within a 10 m pixel of the flattest ground."""
+    """Return the median standard deviation of reflectance within 10 m pixels on the flattest ground."""
     fine = pipeline.open_store(store).reflectance.sel(band=band).values[0]
     h, w = (side // SCALE_10M for side in fine.shape)
     blocks = fine[: h * SCALE_10M, : w * SCALE_10M].reshape(h, SCALE_10M, w, SCALE_10M)
@@ -71,7 +71,7 @@ def grain(store: Path, band: str = "B02") -> float:
 
 
 def rows(folder: Path) -> list[tuple[str, str, str]]:
-    """A row for each scene and GSD, and one for the grain of its flat ground."""
+    """Return a row per scene and GSD, and one row per scene for the grain on flat ground."""
     found = []
     for name, source in scenes(folder):
         own = folder / name

@@ -1,7 +1,4 @@
-"""25 km2 as a SLURM array of four on this machine, one task killed half-way, against one run of the same plan.
-
-In: a folder to work in. Out: what was counted. The cluster is that of `tests.deploy.local_slurm`.
-"""
+"""25 km2 as a local SLURM array of four tasks, one of them killed half-way, compared with a single run."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ KILLED, PARTS, LIMIT_S = 3, 4, 900
 
 
 def array_against_one_run(folder: Path) -> dict[str, str]:
-    """Run both; returns what was seen, by figure. AssertionError where something else happened than should."""
+    """Run both and return {figure: value}. Raise AssertionError if a step does not go as expected."""
     index, real = repeated_scene(folder, DATA, side_m=6000)
     aoi = area_geojson(folder / "aoi.geojson", 32632, 600_480, 5_094_480, 5000)
     words = ("--aoi", aoi, "--catalog", index, "--max-cloud", 100, "--unit-chunks", 2)

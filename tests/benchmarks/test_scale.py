@@ -1,4 +1,4 @@
-"""The arithmetic of large areas, on small ones."""
+"""Tests of the cost estimates, on small areas."""
 
 import pytest
 
@@ -15,6 +15,6 @@ def test_costs_grow_with_the_area(tmp_path):
     assert one.area_km2 == pytest.approx(900, rel=0.1)
     for name in ("chunks", "stored_tib"):
         assert getattr(four, name) / getattr(one, name) == pytest.approx(4, rel=0.05), name
-    for name in ("units", "reads", "core_hours"):  # units grow too, and share more of their surroundings
+    for name in ("units", "reads", "core_hours"):  # larger units share more of their halos
         assert 1 < getattr(four, name) / getattr(one, name) < 4.4, name
-    assert 1 <= one.chunks * 480**2 * 6.25e-6 / one.area_km2 < 1.15  # those at the edges are cut
+    assert 1 <= one.chunks * 480**2 * 6.25e-6 / one.area_km2 < 1.15  # edge chunks are partial

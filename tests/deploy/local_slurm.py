@@ -1,7 +1,6 @@
-"""A SLURM cluster of one node on the loopback interface: munged, slurmctld and slurmd with private state, as root.
+"""A one-node SLURM cluster on the loopback interface: munged, slurmctld and slurmd with private state, run as root.
 
-In: nothing. Out: a running cluster that `SLURM_CONF` names; stopped, with all that it ran, at the end.
-Memory is not enforced (no cgroup) and there is no accounting. The node claims four processors whatever the machine has.
+Memory is not enforced (no cgroup) and there is no accounting. The node always claims four processors.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=60 State=UP
 
 
 def missing() -> str:
-    """Why no cluster can be started here; empty when one can."""
+    """Return why no cluster can be started here, or an empty string."""
     if os.geteuid() != 0:
         return "the local SLURM cluster needs root"
     absent = [name for name in PROGRAMS if not _program(name)]
@@ -67,8 +66,11 @@ def missing() -> str:
 
 @contextmanager
 def local_slurm() -> Iterator[Path]:
-    """Start the cluster and point SLURM_CONF at it; yields its folder, which holds the daemons' logs."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm"))  # not pytest's: a socket's path has at most 107 bytes
+    """Start the cluster and point SLURM_CONF at it. Yield its folder, which holds the daemons' logs.
+
+    On exit, cancel all jobs, stop the daemons and restore SLURM_CONF.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))  # pytest's folder is too long: socket paths have at most 107 bytes
     folder.chmod(0o755)
     for name in ("state", "spool"):
         (folder / name).mkdir()
@@ -100,7 +102,7 @@ def local_slurm() -> Iterator[Path]:
 
 
 def queued() -> list[str]:
-    """Ids and states of all jobs and array tasks that have not ended, as "12_3 RUNNING"."""
+    """Return ids and states of all jobs and array tasks that have not ended, as "12_3 RUNNING"."""
     said = subprocess.run(
         ["squeue", "--noheader", "--array", "--format=%i %T"], capture_output=True, text=True, check=True
     )
@@ -161,7 +163,7 @@ def _wait_until_idle(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> No
 
 
 def _cancel_all() -> None:
-    """End what still runs, so that no task outlives the daemons."""
+    """Cancel all jobs, so that no task outlives the daemons."""
     with suppress(OSError, subprocess.SubprocessError):
         subprocess.run(["scancel", "--user", str(os.geteuid())], capture_output=True, timeout=20, check=False)
         until = time.monotonic() + 15

@@ -1,4 +1,4 @@
-"""An encrypted Dask cluster: used with its certificates, refused in one line without them."""
+"""A TLS-encrypted Dask cluster works with certificates and gives a one-line error without them."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.running.conftest import config_for, run, values
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory):
-    """A cluster of one worker that speaks TLS alone, and Dask's settings to reach it."""
+    """Yield the address of a one-worker, TLS-only cluster and the Dask settings to connect to it."""
     pytest.importorskip("cryptography")
     from distributed import LocalCluster, Security
 

@@ -1,4 +1,4 @@
-"""Dockerfiles: linted, pinned, unprivileged, and fed with what the package is built of and nothing else."""
+"""Dockerfiles pass hadolint, pin their base image, run unprivileged and copy only the files of the package."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ def lint(path):
 
 
 def instructions(path):
-    """Logical lines without comments."""
+    """Return the logical lines without comments."""
     text = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))
     return [line.strip() for line in re.sub(r"\\\n\s*", " ", text).splitlines() if line.strip()]
 
@@ -69,7 +69,7 @@ def test_torch_is_one_that_the_package_takes():
 
 
 def test_the_build_context_is_the_package_alone():
-    """.dockerignore names exactly the files and folders of pyproject.toml; above all no weights, imagery or keys."""
+    """.dockerignore allows exactly the files and folders of pyproject.toml: no weights, imagery or keys."""
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     content = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = content["tool"]["hatch"]["build"]["targets"]["wheel"]

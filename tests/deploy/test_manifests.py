@@ -1,4 +1,4 @@
-"""Kubernetes manifests: strictly valid, at rest and as submit writes them, and their shell lines at work."""
+"""Kubernetes manifests, as shipped and as submit writes them, are strictly valid; their shell lines work."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ def documents(*paths):
 
 
 def validate(document):
-    """Strict validation; of a DaskCluster, the pods and the service within."""
+    """Validate strictly. Of a DaskCluster, validate its pods and its service."""
     if document["kind"] != "DaskCluster":
         kubernetes_validate.validate(document, "1.33", strict=True)
         return
@@ -44,7 +44,7 @@ def pod_of(document):
 
 
 def pods(found):
-    """Pod specs of all documents."""
+    """Yield the pod specs of all documents."""
     for document in found:
         if document["kind"] == "Job":
             yield pod_of(document)
@@ -63,7 +63,7 @@ def named(found, end):
 
 @pytest.fixture
 def written(aoi, tmp_path, monkeypatch, capsys):
-    """Manifests that submit wrote for some flags."""
+    """Return a function that runs submit with some flags and returns the manifests."""
     monkeypatch.chdir(tmp_path)
 
     def write(*words):
@@ -117,7 +117,7 @@ def test_what_submit_writes_is_valid(written, words):
 
 @pytest.mark.parametrize("place", ["spec", "pod", "container", "rule"])
 def test_a_misspelt_field_is_rejected(written, place):
-    """The validator bites, at every depth."""
+    """The validator rejects unknown fields at every depth."""
     array = copy.deepcopy(named(written(), "-array"))
     pod = pod_of(array)
     holder = {"spec": array["spec"], "pod": pod, "container": pod["containers"][0],
@@ -158,7 +158,7 @@ def test_exit_codes_are_those_of_the_pipeline():
         assert disruption["onPodConditions"][0]["type"] == "DisruptionTarget"
         assert final["action"] == ("FailIndex" if job["spec"].get("completionMode") == "Indexed" else "FailJob")
         assert final["onExitCodes"] == {"operator": "In", "values": NEVER_AGAIN}
-        assert pod_of(job)["restartPolicy"] == "Never"  # or the policy would not be heard
+        assert pod_of(job)["restartPolicy"] == "Never"  # podFailurePolicy requires it
 
 
 def test_submit_fills_in_what_was_asked_for(written, aoi):
@@ -185,12 +185,12 @@ def test_submit_fills_in_what_was_asked_for(written, aoi):
 
 
 def of_run(args):
-    """Of a pod's words, the flags of pipeline.run."""
+    """Return the flags of pipeline.run from a pod's args."""
     return args[args.index("pipeline.run") + 1 :]
 
 
 def test_the_plan_in_the_cluster_is_the_one_asked_for_here(written, aoi, tmp_path):
-    """The plan pod's words, with its files in place, mean the same area and the same settings."""
+    """The plan pod's args and files give the same area and the same settings."""
     (tmp_path / "run.toml").write_text('composite = "median"\nmax_cloud = 35\n')
     words = ["--config", "run.toml", "--start", "2024-06-01", "--bands", "B02,B03", "--seed", "7"]
     found = written(*words)
@@ -255,7 +255,7 @@ def test_apply_ends_old_jobs_first_and_tells_refusals(aoi, tmp_path, monkeypatch
 
 @pytest.fixture
 def pod_shell(tmp_path, monkeypatch):
-    """Runs a container's own shell line here: its store is a folder, python and sleep are stand-ins."""
+    """Return a function that runs a container's shell line locally, with stub `python` and `sleep`."""
     for name, text in (
         ("python", 'echo "$@" >>"$SEEN"\ncode=$(head -n 1 "$CODES")\nsed -i 1d "$CODES"\nexit "$code"\n'),
         ("sleep", 'echo "sleep $1" >>"$SEEN"\n[ -z "$THEN" ] || sh -c "$THEN"\n'),
@@ -296,7 +296,7 @@ def test_index_0_is_part_1_and_takes_over_its_own_lease_alone(pod_shell, tmp_pat
 
 @pytest.mark.parametrize("filled", [False, True])
 def test_the_plan_makes_the_folder_of_its_store_on_the_claim(pod_shell, written, tmp_path, monkeypatch, filled):
-    """Nobody can make it by hand there, and a slip leads to no other disk."""
+    """Users cannot create the folder on the claim themselves, and a wrong path cannot reach another disk."""
     store = tmp_path / "claim" / "team a" / "run.zarr"
     monkeypatch.setenv("SEN2FINE_STORE", str(store))
     found = written("--out", "team/run.zarr") if filled else documents(*BASE)
@@ -328,7 +328,7 @@ def test_the_publication_asks_again_while_units_are_missing(pod_shell, tmp_path,
 
 
 def test_publication_waits_for_working_parts_only(pod_shell, tmp_path):
-    """A store that another run holds is 75, as units that are missing are."""
+    """Exit code 75 means either that another run holds the store or that units are missing."""
     (finalise,) = pod_of(named(documents(*BASE), "-finalise"))["containers"]
     (tmp_path / "run.zarr" / "_run" / "plan.json").touch()
     (tmp_path / "run.zarr" / "_run" / "lease-3-of-16.json").touch()

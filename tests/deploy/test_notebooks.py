@@ -1,4 +1,4 @@
-"""Notebooks render with their figures, and nothing is written where one fails."""
+"""Notebooks render with their figures; a failing notebook is not written."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "notebooks"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store of 600 m of synthetic ground."""
+    """Return a store of 600 m x 600 m of synthetic land."""
     folder = tmp_path_factory.mktemp("render")
     archive = make_archive(folder, [make_scene(folder, scene_id="S2A_CLEAR", size_m=720)])
     aoi = write_aoi(folder / "aoi.geojson", box(LEFT + 65, TOP - 655, LEFT + 655, TOP - 65))
@@ -36,7 +36,7 @@ def render(*words):
 
 
 def figures(notebook):
-    """(y, x, 3) of every figure of a notebook."""
+    """Return every figure of a notebook as an array (y, x, 3)."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pngs = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")) for png in pngs]

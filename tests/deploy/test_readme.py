@@ -1,4 +1,4 @@
-"""What deploy/README.md tells people to type is what the programs take."""
+"""The commands and settings in deploy/README.md match the programs."""
 
 import re
 import shlex
@@ -31,7 +31,7 @@ def test_submit_commands_are_understood(command):
     understood = submit.parser().parse_args(words)
     submit.resources_of(understood)
     sbatch_options(understood.sbatch)
-    assert not submit.plan_flags(words)  # all others are submit's, or of the store
+    assert not submit.plan_flags(words)  # every flag is one of submit or of the store
 
 
 @pytest.mark.parametrize("command", commands("pipeline.run"))

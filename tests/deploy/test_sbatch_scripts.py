@@ -1,4 +1,4 @@
-"""What the batch scripts do, without SLURM: signals handed on, 75 requeued so many times, other codes kept."""
+"""Batch scripts, run without SLURM: they forward signals, requeue exit code 75 up to a cap and keep other codes."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "slurm"
 ARRAY, FINALISE = FOLDER / "array.sbatch", FOLDER / "finalise.sbatch"
 
-# Stands for python: writes down its words, then ends with $CODE, or waits for a signal and ends with 75.
+# Stub of python: records its arguments, then exits with $CODE, or waits for a signal and exits with 75.
 PYTHON = """#!/bin/bash
 printf '%s\\n' "$@" >"$SEEN"
 trap 'echo USR1 >>"$SEEN"; sleep 0.2; exit 75' USR1
@@ -22,7 +22,7 @@ touch "$SEEN.ready"
 while [ "$CODE" = wait ] || [ "$CODE" = deaf ]; do sleep 0.02; done
 exit "$CODE"
 """
-# Stands for scontrol, which ends the script that asks: here by refusing, so that the script goes on to its last line.
+# Stub of scontrol. The real one ends the calling script; this one fails, so the script reaches its last line.
 SCONTROL = """#!/bin/bash
 echo "$@" >"$REQUEUED"
 exit 1
@@ -31,7 +31,7 @@ exit 1
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """A folder with a store, and an environment in which a script finds its parameters and stand-ins."""
+    """Return a folder with a store, and set the scripts' parameters and stubs in the environment."""
     for name, text in (("python", PYTHON), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -50,7 +50,7 @@ def run(script):
 
 
 def signalled(bench, number):
-    """The array script, sent a signal while its python is at work."""
+    """Run the array script and signal it while its python runs. Return the exit code and stderr."""
     task = subprocess.Popen(["bash", str(ARRAY)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while not (bench / "seen.ready").exists():
         assert task.poll() is None
@@ -155,7 +155,7 @@ def test_a_cancelled_task_stops_in_order_and_is_not_requeued(bench, monkeypatch)
 
 @pytest.mark.parametrize(("code", "ours"), [("0", 0), ("4", 4), ("75", 1), ("7", 7)])
 def test_the_publication_fails_rather_than_end_with_75(bench, monkeypatch, code, ours):
-    """A cluster with RequeueExit=75 would start it again for ever."""
+    """A cluster with RequeueExit=75 would requeue it forever."""
     monkeypatch.setenv("CODE", code)
     assert run(FINALISE).returncode == ours
     assert "--finalise" in (bench / "seen").read_text()

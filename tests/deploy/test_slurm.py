@@ -1,4 +1,4 @@
-"""A real SLURM cluster of one node runs what submit hands it: killed, warned, requeued, resubmitted, published."""
+"""A real one-node SLURM cluster runs submitted jobs: killed, signalled, requeued, resubmitted and published."""
 
 import gc
 import json
@@ -44,7 +44,7 @@ def wait_until(true, what, every_s=0.1):
 
 
 def has_pending(pid, number):
-    """Whether a signal waits to be taken up by a (stopped) process."""
+    """Return whether a signal is pending for a (stopped) process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return any(
         int(mask, 16) >> (number - 1) & 1 for mask in re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)", status, re.MULTILINE)
@@ -52,7 +52,7 @@ def has_pending(pid, number):
 
 
 def submitted(capsys, *words):
-    """What submit says; it must succeed."""
+    """Run submit and return its JSON output. Raise AssertionError if it fails."""
     capsys.readouterr()
     code = submit.main([*words, "--target", "slurm", "--json"])
     said = capsys.readouterr()
@@ -89,13 +89,13 @@ def test_an_array_with_a_killed_and_a_warned_task_equals_one_run(slurm, archive,
     assert said["parts_to_do"] == [3]
     wait_until(lease.exists, "part 3 has not begun again", every_s=0.005)
     pid = json.loads(lease.read_text())["pid"]
-    os.kill(pid, signal.SIGSTOP)  # so that it is not done before SLURM's warning comes
+    os.kill(pid, signal.SIGSTOP)  # so that it cannot finish before the signal arrives
     subprocess.run(["scancel", "--signal=USR1", "--batch", f"{said['array_job']}_3"], check=True)
     wait_until(lambda: has_pending(pid, signal.SIGUSR1), "the warning was not handed on")
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: f"{said['array_job']}_3 PENDING" in queued(), "part 3 was not requeued")
     assert any("PENDING" in job for job in queued() if job.startswith(said["finalise_job"]))
-    time.sleep(2)  # SLURM refuses to start a job in the second in which it was requeued, hence its two minutes
+    time.sleep(2)  # SLURM cannot restart a job within the second of its requeue, so it delays it by two minutes
     subprocess.run(["scontrol", "update", f"JobId={said['array_job']}_3", "StartTime=now"], check=True)
     wait_until(lambda: not queued(), "the jobs have not ended")
     log = (tmp_path / "jobs.zarr.slurm" / "part-3.log").read_text()
@@ -108,14 +108,14 @@ def test_an_array_with_a_killed_and_a_warned_task_equals_one_run(slurm, archive,
 
 
 def jobqueue(**settings):
-    """Settings of dask-jobqueue for the loopback cluster."""
+    """Return a context that sets dask-jobqueue up for the loopback cluster."""
     import dask
 
     return dask.config.set({"jobqueue.slurm": {**dask.config.get("jobqueue.slurm"), "interface": "lo", **settings}})
 
 
 def test_dask_workers_as_jobs_give_the_same_store(slurm, archive, aoi, tmp_path):
-    """Encrypted, several workers at once, and nothing of theirs left behind."""
+    """Two workers run at once with encryption and leave no jobs or keys behind."""
     pytest.importorskip("dask_jobqueue")
     sound, store = tmp_path / "sound.zarr", tmp_path / "workers.zarr"
     run(config_for(archive), aoi, sound)
@@ -138,5 +138,5 @@ def test_a_refused_workers_job_is_one_line(slurm, archive, aoi, tmp_path):
             run(config_for(archive), aoi, tmp_path / f"{len(settings)}.zarr", cluster="slurm", workers=2)
         assert "\n" not in str(caught.value)
         del caught
-    gc.collect()  # the warning comes in this test
+    gc.collect()  # so that the ResourceWarning is raised within this test
     assert queued() == []

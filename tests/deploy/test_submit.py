@@ -1,4 +1,4 @@
-"""`python -m pipeline.submit`: what goes where, what is refused, and that a refusal leaves nothing behind."""
+"""`python -m pipeline.submit`: generated jobs, rejected arguments, and that a rejection writes nothing."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from pipeline.running.driver import prepare
 from pipeline.store import layout
 from tests.running.conftest import config_for, run
 
-# Stands for sbatch, squeue and scancel: writes down how it was called and answers with $ANSWER, job ids from 101 on.
+# Stub of sbatch, squeue, scancel and kubectl: records each call. sbatch returns job ids from 101 on, squeue $QUEUED.
 STANDIN = """#!/bin/bash
 name=$(basename "$0")
 printf '%s\\n' "$name $*" >>"$CALLS"
@@ -34,7 +34,7 @@ exit 0
 
 @pytest.fixture(autouse=True)
 def cluster(tmp_path_factory, tmp_path, monkeypatch):
-    """Stand-ins for SLURM on the PATH, and an empty folder to work in; the file of calls."""
+    """Put the stubs on the PATH and change to an empty folder. Return the file of recorded calls."""
     folder = tmp_path_factory.mktemp("bin")
     for name in ("sbatch", "squeue", "scancel", "kubectl"):
         (folder / name).write_text(STANDIN)
@@ -48,14 +48,14 @@ def cluster(tmp_path_factory, tmp_path, monkeypatch):
 
 @pytest.fixture
 def wanted(archive, aoi):
-    """Flags of a run of 20 units."""
+    """Return the flags of a run of 20 units."""
     return ["--aoi", str(aoi), "--catalog", str(archive), "--sr", "bicubic", "--chunk-px", "120", "--unit-chunks", "1",
             "--max-cloud", "100"]  # fmt: skip
 
 
 @pytest.fixture
 def frozen(archive, aoi, tmp_path):
-    """A store with a plan of 20 units and nothing else, run.zarr in the working folder."""
+    """Return run.zarr in the working folder: a store with a plan of 20 units and no results."""
     prepare(make_plan(config_for(archive, unit_chunks=1), read_aoi(str(aoi))), tmp_path / "run.zarr")
     return tmp_path / "run.zarr"
 
@@ -307,13 +307,13 @@ def test_without_slurm_nothing_is_planned(wanted, tmp_path, monkeypatch, capsys)
 
 @pytest.mark.slow
 def test_a_refusal_of_the_planner_keeps_its_exit_code_and_parts(wanted, tmp_path, capsys):
-    """A catalogue with no scene in the period: exit 3, as pipeline.run says it."""
+    """No scene in the period gives exit code 3, as in pipeline.run."""
     code, out, err = go(capsys, *wanted, "--end", "2019-02-01", "--target", "slurm", "--json")
     assert code == 3
     said = json.loads(out)
     assert said["exit_code"] == 3
     assert said["found"]
-    assert said["found"] != err.removeprefix("error: ").strip()  # in its parts
+    assert said["found"] != err.removeprefix("error: ").strip()  # JSON separates the parts of the message
     assert len(err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

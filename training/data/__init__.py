@@ -1,4 +1,1 @@
-"""From imagery of any source to crops and tiles: what is read, its pixels, its ground, and what is held out.
-
-Imports pipeline.archive and the presets; no networks.
-"""
+"""Training data: image sources, readers, train and held-out splits, crops and tiles."""

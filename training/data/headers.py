@@ -1,8 +1,4 @@
-"""What a raster's header says, and how large its pixels are on the ground: by it, by the source, or by both alike.
-
-In: files or addresses, a source. Out: `Header`s, metres per pixel; UsageError where nothing tells, or two things that
-contradict. Reads no pixels.
-"""
+"""Raster headers and the GSD of an image in metres, from its header or its source. Reads no pixels."""
 
 from __future__ import annotations
 
@@ -17,14 +13,14 @@ if TYPE_CHECKING:
 
     from training.data.training_file import Source
 
-GSD_AGREES = 1.2  # a stated GSD and the file's own differ by at most this factor: local scale, rounded numbers
+GSD_AGREES = 1.2  # maximum ratio of stated and georeferenced GSD; allows for map scale and rounding
 _METRES_PER_DEGREE = 111_320.0
 _MERCATOR_RADIUS_M = 6_378_137.0
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a raster's header says."""
+    """Header of a raster."""
 
     shape: tuple[int, int]
     bands: int
@@ -39,7 +35,7 @@ class Header:
 
 
 def read_header(path: str) -> Header:
-    """Header of a file, or of an address as GDAL takes it. RasterioIOError when it is no raster."""
+    """Read the header of a file or GDAL address. Raises RasterioIOError if it is not a raster."""
     import rasterio
     from rasterio.enums import ColorInterp, MaskFlags
     from rasterio.errors import NotGeoreferencedWarning
@@ -58,7 +54,7 @@ def read_header(path: str) -> Header:
 
 
 def local_header(source: Source, path: Path) -> Header:
-    """Header of a source's file. UsageError when it is no raster."""
+    """Read the header of a source's file. Raises UsageError if it is not a raster."""
     from rasterio.errors import RasterioIOError
 
     try:
@@ -68,13 +64,13 @@ def local_header(source: Source, path: Path) -> Header:
 
 
 def ground_gsd_m(header: Header) -> tuple[float, float]:
-    """Ground sampling distance (y, x) in metres of a georeferenced raster: geographic, Web Mercator or metric CRS."""
+    """Return the GSD (y, x) in metres of a georeferenced raster in a geographic, Web Mercator or projected CRS."""
     from pyproj import CRS
 
     a, b, _, d, e, top = header.affine
     dy, dx = float(np.hypot(b, e)), float(np.hypot(a, d))
     crs = CRS.from_user_input(header.crs)
-    y = top + d * header.shape[1] / 2 + e * header.shape[0] / 2  # of the centre
+    y = top + d * header.shape[1] / 2 + e * header.shape[0] / 2  # at the centre
     if crs.is_geographic:
         return dy * _METRES_PER_DEGREE, dx * _METRES_PER_DEGREE * float(np.cos(np.radians(y)))
     if crs.to_epsg() == 3857:
@@ -85,7 +81,10 @@ def ground_gsd_m(header: Header) -> tuple[float, float]:
 
 
 def gsd_of(source: Source, label: str, header: Header) -> tuple[float, float]:
-    """Stated by the source, else by the file. UsageError where neither does, or both do and contradict each other."""
+    """Return the GSD (y, x) in metres stated by the source, else by the file.
+
+    Raises UsageError if neither states it or if they disagree.
+    """
     if not header.crs:
         if source.gsd_m is None:
             raise source.fault(f"{label} is not georeferenced and gsd_m is not given", "gsd_m = metres per pixel")

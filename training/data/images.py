@@ -1,6 +1,6 @@
-"""Images to learn super-resolution from: rasters, lazily, with their bands, ground, numbers and split.
+"""Training images: lazy rasters with their bands, georeference, value encoding and split.
 
-In: rasters named by a `Source`. Out: `Image`s. Headers are read when they are listed, pixels when a patch asks.
+Headers are read when a source is listed, pixels only when a patch is read.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from training.data.training_file import Source
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg")  # of images in a folder
-COARSER_BY = 1.01  # a GSD this much above its target is the target: 2.0 m files say 2.0000004
+COARSER_BY = 1.01  # tolerance of the target GSD: files of 2.0 m state 2.0000004
 OPEN_FILES = 256  # per process
-GDAL_CACHE_BYTES = 64_000_000  # per process; its default is 5 % of memory, and what was read is kept by `patches`
+GDAL_CACHE_BYTES = 64_000_000  # per process; GDAL's default is 5 % of memory, and `patches` has its own cache
 
 
 class Reader(Protocol):
-    """Where an image's stored values come from. Pickles; opens its file in the process that reads."""
+    """Reader of an image's stored values. Picklable; opens its file in the process that reads."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -54,21 +54,21 @@ class Reader(Protocol):
         ...
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """Stored values (bands, ny, nx) of a window that lies inside."""
+        """Return the stored values (bands, ny, nx) of a window inside the image."""
         ...
 
     def mask(self, y: int, x: int, ny: int, nx: int) -> NDArray[np.bool_] | None:
-        """Pixels (ny, nx) of a window that a mask or alpha band of the file calls valid; None where it has neither."""
+        """Return the validity mask (ny, nx) of a window, from a mask or alpha band; None if the file has neither."""
         ...
 
     def selecting(self, places: Sequence[int]) -> Reader:
-        """A reader of those of its bands, by their places, alone."""
+        """Return a reader of a subset of the bands, by index."""
         ...
 
 
 @dataclass(frozen=True)
 class Values:
-    """What stored numbers mean. `encoded`: 8-bit brightness, to be harmonised; else reflectance by scale and offset."""
+    """Encoding of stored values: 8-bit brightness to harmonise (`encoded`), or reflectance by scale and offset."""
 
     encoded: bool
     scale: float = 1.0
@@ -76,9 +76,9 @@ class Values:
     nodata: float | None = None
 
     def valid(self, stored: Stored, mask: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
-        """Pixels (h, w) that show ground; `mask` is what the file says of them.
+        """Return the valid pixels (h, w). `mask` is the validity mask of the file, if it has one.
 
-        A pixel of 8-bit brightness is nodata where all bands are, since one band of a dark colour may have that value.
+        8-bit brightness is nodata only if all bands are: a single band of a dark colour may have that value.
         """
         found = ~constant_frames(stored)
         if mask is not None:
@@ -91,11 +91,11 @@ class Values:
         return found
 
     def decode(self, stored: Stored) -> NDArray[np.float32]:
-        """Brightness 0..1 or reflectance, (bands, h, w) float32. Means nothing where pixels are not `valid`."""
+        """Return brightness 0..1 or reflectance, (bands, h, w) float32. Undefined where pixels are not `valid`."""
         return self._scaled(stored.astype(np.float32))
 
     def averaged(self, stored: Stored, ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
-        """`decode`, averaged by area; the fewer averages are decoded, not the pixels."""
+        """Return decoded values averaged by area. Averages first: there are fewer values to decode."""
         if ratio_y == ratio_x == 1:
             return self.decode(stored)
         return self._scaled(area_average(stored, ratio_y, ratio_x))
@@ -108,24 +108,24 @@ class Values:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One image of `bands`. Its split is that of its place, or varies over its ground by `ground`."""
+    """One image of `bands`. Its split is that of its place, or varies within the image as `ground` says."""
 
     source: str
     label: str
     place: str
-    split: Split | None  # None: by `ground`
+    split: Split | None  # None: as in `ground`
     ground: SplitMap | None
     reader: Reader
     values: Values
-    gsd_m: tuple[float, float]  # (y, x), of stored pixels
+    gsd_m: tuple[float, float]  # (y, x) of stored pixels
     target_gsd_m: tuple[float, float]
     evaluate_gsd_m: float
     weight: float
     bands: tuple[str, ...] = RGB
-    georeference: Georeference | None = None  # None: its ground is not known
+    georeference: Georeference | None = None  # None: not georeferenced
 
     def of(self, bands: tuple[str, ...]) -> Image | None:
-        """The image of some of its bands, in that order; None where it lacks one. Others are not read."""
+        """Return the image with only these bands, in this order, or None if it lacks one."""
         if bands == self.bands:
             return self
         if not set(bands) <= set(self.bands):
@@ -134,17 +134,17 @@ class Image:
 
     @property
     def extent_m(self) -> tuple[float, float]:
-        """Height and width on the ground."""
+        """Height and width on the ground in metres."""
         (ny, nx), (gsd_y, gsd_x) = self.reader.shape, self.gsd_m
         return ny * gsd_y, nx * gsd_x
 
     def check(self, pixels: NDArray[np.float32]) -> None:
-        """UsageError for decoded pixels that are said to be reflectance and cannot be."""
+        """Raise UsageError if decoded reflectance is implausible."""
         if not self.values.encoded:
             check_reflectance(f"source {self.source!r}: {self.label}", pixels)
 
     def share(self, split: Split) -> float:
-        """Share of the image that lies in `split`."""
+        """Return the share of the image in `split`."""
         if self.ground is not None and self.split is None:
             return self.ground.share(split)
         return float(self.split == split)
@@ -152,7 +152,7 @@ class Image:
 
 @dataclass(frozen=True)
 class FileReader:
-    """Bands (1-based) of a raster file on this machine."""
+    """Reader of bands (1-based) of a local raster file."""
 
     path: str
     bands: tuple[int, ...]
@@ -161,14 +161,14 @@ class FileReader:
     masked: bool = False
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """As `Reader.read`; ReadError for a damaged file."""
+        """Read a window as `Reader.read`. Raises ReadError if the file is damaged."""
         import rasterio
 
         with reading(self.path), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
             return self.read_here(y, x, ny, nx)
 
     def mask(self, y: int, x: int, ny: int, nx: int) -> NDArray[np.bool_] | None:
-        """As `Reader.mask`; ReadError for a damaged file."""
+        """Read a mask as `Reader.mask`. Raises ReadError for a damaged file."""
         import rasterio
 
         if not self.masked:
@@ -181,13 +181,13 @@ class FileReader:
         return replace(self, bands=tuple(self.bands[place] for place in places))
 
     def read_here(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """`read` in the caller's rasterio.Env."""
+        """Read a window within the caller's rasterio.Env."""
         lazy = opened(self.path).isel(band=[band - 1 for band in self.bands], y=slice(y, y + ny), x=slice(x, x + nx))
         stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored
 
     def mask_here(self, y: int, x: int, ny: int, nx: int) -> NDArray[np.bool_]:
-        """`mask` in the caller's rasterio.Env."""
+        """Read a mask in the caller's rasterio.Env."""
         from rasterio.windows import Window
 
         found: NDArray[np.bool_] = _opened_mask(self.path, os.getpid()).dataset_mask(window=Window(x, y, nx, ny)) > 0
@@ -195,13 +195,13 @@ class FileReader:
 
 
 def opened(path: str) -> DataArray:
-    """A file or address as lazy array (band, y, x), opened once per process."""
+    """Return a file or address as a lazy array (band, y, x). It is opened once per process."""
     return _opened(path, os.getpid())
 
 
 @lru_cache(maxsize=OPEN_FILES)
 def _opened(path: str, pid: int) -> DataArray:
-    """Keyed by process: a file opened before a fork shares its position with the parent's."""
+    """Open a raster. Cached by process: after a fork, a file opened before shares its position with the parent."""
     return open_raster(path)
 
 
@@ -216,13 +216,16 @@ def _opened_mask(path: str, pid: int) -> DatasetReader:
 
 
 def close_files() -> None:
-    """Let go of all files of this process: what failed is opened afresh."""
+    """Close all cached files of this process, so that a failed file is reopened."""
     _opened.cache_clear()
     _opened_mask.cache_clear()
 
 
 def files_of(source: Source) -> list[Path]:
-    """Raster files of a source, sorted by path: those a glob matches, one file, or all images below a folder."""
+    """Return the raster files of a source, sorted by path: one file, the matches of a glob, or a folder's images.
+
+    Folders are searched recursively. Raises UsageError if a folder holds no image.
+    """
     path = Path(source.path)
     if path.is_file():
         return [path]
@@ -236,7 +239,10 @@ def files_of(source: Source) -> list[Path]:
 
 
 def file_images(source: Source) -> list[Image]:
-    """Images of a source's files. UsageError for missing bands, unknown GSD, images coarser than their target."""
+    """Return the images of a source's files.
+
+    Raises UsageError for missing bands, an unknown GSD or an image coarser than its target.
+    """
     return [
         image
         for path in files_of(source)
@@ -245,7 +251,7 @@ def file_images(source: Source) -> list[Image]:
 
 
 def header_images(source: Source, label: str, path: Path, header: Header) -> list[Image]:
-    """One image per date of a file on this machine whose header is known."""
+    """Return one image per date of a local file with a known header."""
     itemsize = np.dtype(header.dtype).itemsize
     return [
         make_image(source, label, path, header, FileReader(str(path), bands, header.shape, itemsize, header.masked))
@@ -254,7 +260,7 @@ def header_images(source: Source, label: str, path: Path, header: Header) -> lis
 
 
 def band_numbers(source: Source, label: str, header: Header) -> list[tuple[int, ...]]:
-    """The raster bands (1-based) of `source.offers`, for each date. UsageError where the file holds fewer."""
+    """Return the raster bands (1-based) of `source.offers` per date. Raises UsageError if the file lacks one."""
     per_date = bands_per_date(source, label, header)
     if header.palette:
         raise source.fault(f"{label} holds indices into a palette", "colours", "gdal_translate -expand rgb")
@@ -274,7 +280,7 @@ def band_numbers(source: Source, label: str, header: Header) -> list[tuple[int, 
 
 
 def bands_per_date(source: Source, label: str, header: Header) -> int:
-    """How many bands each date of a file has. UsageError where they do not come out even."""
+    """Return the number of bands per date. Raises UsageError if the bands do not divide evenly."""
     if header.bands % source.dates:
         found = f"{label} holds {header.bands} bands and dates = {source.dates}"
         raise source.fault(found, "as many bands for each date")
@@ -284,7 +290,7 @@ def bands_per_date(source: Source, label: str, header: Header) -> int:
 def make_image(
     source: Source, label: str, path: Path, header: Header, reader: Reader, bands: tuple[str, ...] = ()
 ) -> Image:
-    """The image of a reader of `bands` (without: the source's), checked against what it says. UsageError names it."""
+    """Return the image of a reader of `bands` (default: the source's). Raises UsageError if file and source differ."""
     values = values_of(source, label, header)
     gsd_m = gsd_of(source, label, header)
     low, high = source.target_gsd_m
@@ -313,18 +319,18 @@ def make_image(
 
 
 def values_of(source: Source, label: str, header: Header) -> Values:
-    """What the numbers of an image mean. UsageError where they are not what the source says."""
+    """Return the value encoding of an image. Raises UsageError if the dtype contradicts the source."""
     if source.role == "hr" and source.values == "8-bit":
         if header.dtype != "uint8":
             raise source.fault(
                 f"{label} holds {header.dtype} and values = '8-bit'", "uint8", 'values = "reflectance" with its scale'
             )
-        return Values(encoded=True, nodata=header.nodata or None)  # 0 is black already
+        return Values(encoded=True, nodata=header.nodata or None)  # nodata 0 is black anyway
     return Values(False, source.scale, source.offset, header.nodata)
 
 
 def _placed(source: Source, path: Path, header: Header, gsd_m: float) -> tuple[str, Split | None, SplitMap | None]:
-    """(place, split, map of splits): by the name, else by the ground, else by the file."""
+    """Return (place, split, split map) from the source's regex, else the georeference, else the file name."""
     forced: Split | None = None if source.split == "by-place" else source.split
     if source.place:
         place = named_place(source, path)
@@ -339,7 +345,7 @@ def _placed(source: Source, path: Path, header: Header, gsd_m: float) -> tuple[s
 
 
 def named_place(source: Source, path: Path) -> str:
-    """Place by the source's regex, in the file's name, or in its whole path where the regex has a slash."""
+    """Return the place that the source's regex finds in the file name, or in the path if the regex has a slash."""
     text = str(path) if "/" in source.place else path.name
     found = re.search(source.place, text)
     if found is None or found[1] is None:
@@ -348,7 +354,7 @@ def named_place(source: Source, path: Path) -> str:
 
 
 def short_name(source: Source, path: Path) -> str:
-    """The file's path below what the source names, without suffix."""
+    """Return the file's path relative to the source's path, without suffix."""
     root = glob_root(Path(source.path)) if source.path else path.parent
     inside = path.relative_to(root) if path.is_relative_to(root) and path != root else Path(path.name)
     return str(inside.with_suffix(""))

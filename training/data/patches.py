@@ -1,7 +1,6 @@
-"""Patches of images: drawn as addresses, read as windows, averaged by area to a GSD drawn per patch.
+"""Random patches of images as batches of reflectance, averaged by area to a GSD drawn per patch.
 
-In: images and a seeded generator. Out: batches of reflectance. Nothing is read before a patch asks for it; what
-was read stays in memory up to a limit, so that small sets are read once.
+Pixels are read lazily and cached up to a limit, so small datasets are read once.
 """
 
 from __future__ import annotations
@@ -31,21 +30,21 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=np.generic)
 
 CACHE_BYTES = 1_000_000_000  # of stored values, per process
-WHOLE_BYTES = 32_000_000  # images up to this size are read whole, as compressed formats force anyway
-CHUNK_PX = 1024  # larger ones in squares of this side
-CHIP_PX = 1024  # at most this much of an image is evaluated, from its middle
-MIN_CHIP_PX = 32  # what borders leave of smaller ones says nothing
-CHIPS_PER_IMAGE = 4  # where cells split an image
-TRIES = 8  # places tried within one image before another is drawn
-IMAGES_TRIED = 100  # before the set is called flat
-FLAT_PATCH, FLAT_KEPT = 0.03, 0.2  # patches below this `contrast` are kept with this chance
+WHOLE_BYTES = 32_000_000  # images up to this size are read whole; compressed formats require that anyway
+CHUNK_PX = 1024  # larger images are read in squares of this side
+CHIP_PX = 1024  # maximum side of an evaluated crop, taken from the centre
+MIN_CHIP_PX = 32  # smaller crops are skipped: little remains within their borders
+CHIPS_PER_IMAGE = 4  # maximum, where cells split an image
+TRIES = 8  # positions tried within one image before another is drawn
+IMAGES_TRIED = 100  # before an error is raised
+FLAT_PATCH, FLAT_KEPT = 0.03, 0.2  # patches below this `contrast` are kept with this probability
 DISPLAY_GAMMA = float(GAMMA_MEDIAN.mean())  # of 8-bit aerial images
-RECOLOURED = 0.25  # share of crops whose channels change places: few sensors and cities must not teach what colour is
+RECOLOURED = 0.25  # share of crops with permuted channels, against overfitting to the colours of few sensors and cities
 
 
 @dataclass(frozen=True)
 class Address:
-    """A square on the ground of one image: upper-left stored pixel and the GSD it is brought to."""
+    """A square within one image: its upper-left stored pixel, and the side and GSD of the patch."""
 
     image: int
     y: int
@@ -56,9 +55,9 @@ class Address:
 
 @dataclass(frozen=True)
 class Patch:
-    """Reflectance (bands, n, n) of a patch, the ground that it shows, and how it was turned since it was read.
+    """Reflectance (bands, n, n) of a patch, its address, and the rotation and flip applied after reading.
 
-    `turns` are quarter turns as `np.rot90` makes them over (y, x); then it is mirrored left to right where `mirrored`.
+    `turns`: quarter turns as in `np.rot90` over (y, x). `mirrored`: flipped left to right after the rotation.
     """
 
     pixels: NDArray[np.float32]
@@ -67,35 +66,35 @@ class Patch:
     mirrored: bool
 
     def turned(self, raster: NDArray[np.generic]) -> NDArray[np.generic]:
-        """A raster (c, n, n) of the same ground, as it was read, turned as the patch."""
+        """Apply the rotation and flip of the patch to another raster (c, n, n) of the same ground."""
         return _turned(raster, self.turns, self.mirrored)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Stored values (bands, ny, nx) of a piece of an image, and which of its pixels (ny, nx) show ground."""
+    """Stored values (bands, ny, nx) of a window of an image, and its valid pixels (ny, nx)."""
 
     stored: Stored
     valid: NDArray[np.bool_]
 
     def part(self, y: int, x: int, ny: int, nx: int) -> Chunk:
-        """A window of it, as views."""
+        """Return a window of the chunk, as views."""
         return Chunk(self.stored[:, y : y + ny, x : x + nx], self.valid[y : y + ny, x : x + nx])
 
     @property
     def nbytes(self) -> int:
-        """Memory of both."""
+        """Size of both arrays."""
         return self.stored.nbytes + self.valid.nbytes
 
 
 def read_chunk(image: Image, y: int, x: int, ny: int, nx: int) -> Chunk:
-    """A window that lies inside an image, from its source."""
+    """Read a window of an image from its source."""
     stored = image.reader.read(y, x, ny, nx)
     return Chunk(stored, image.values.valid(stored, image.reader.mask(y, x, ny, nx)))
 
 
 class ChunkCache:
-    """Pieces of images, least recently used first out. Pickles empty."""
+    """LRU cache of image chunks. Pickles without its contents."""
 
     def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
         self.limit_bytes, self.held_bytes = limit_bytes, 0
@@ -105,7 +104,7 @@ class ChunkCache:
         return type(self), (self.limit_bytes,)
 
     def window(self, index: int, image: Image, y: int, x: int, ny: int, nx: int) -> Chunk:
-        """A window inside `image`, the `index`-th of its set; views if possible."""
+        """Return a window of `image`, as views if one chunk holds it. `index` is the cache key of the image."""
         size_y, size_x = chunk_shape(image)
         rows = range(y // size_y, (y + ny - 1) // size_y + 1)
         cols = range(x // size_x, (x + nx - 1) // size_x + 1)
@@ -134,7 +133,7 @@ class ChunkCache:
 
 
 def chunk_shape(image: Image) -> tuple[int, int]:
-    """Height and width of the pieces in which an image is read."""
+    """Return the height and width of the chunks in which an image is read."""
     height, width = image.reader.shape
     if len(image.bands) * height * width * image.reader.itemsize <= WHOLE_BYTES:
         return height, width
@@ -142,10 +141,11 @@ def chunk_shape(image: Image) -> tuple[int, int]:
 
 
 class PatchSampler:
-    """Random patches of one split's ground as reflectance batches; two sizes so that small images count too.
+    """Sampler of random patches of one split as reflectance batches. A second, smaller size makes small images usable.
 
-    Images are drawn by the square root of their ground times their weight, GSDs uniformly from the image's range as far
-    as it holds such a patch. All chance is the caller's generator's. Pickles, without what it has read.
+    Images are drawn in proportion to the square root of their area times their weight. GSDs are drawn uniformly from
+    the image's range, limited to patches that fit. All randomness comes from the caller's generator. Pickles without
+    its cache.
     """
 
     def __init__(
@@ -173,20 +173,20 @@ class PatchSampler:
         self._odds = {size: self._odds_of(pool) for size, pool in self.pools.items() if pool}
 
     def batch(self, rng: np.random.Generator, images: int, views: int = 1) -> NDArray[np.float32]:
-        """About `images` images of `crop_px`, or as many pixels at `small_px`: (B * views, bands, n, n) reflectance.
+        """Draw reflectance (B * views, bands, n, n): `images` images at `crop_px`, or as many pixels at `small_px`.
 
-        The `views` patches of one image are neighbours in the batch: same image, GSD and radiometry, other places.
+        The `views` patches of one image are adjacent in the batch. They share GSD and radiometry but not position.
         """
         return np.stack([patch.pixels for patch in self.patches(rng, images, views)])
 
     def patches(self, rng: np.random.Generator, images: int, views: int = 1) -> list[Patch]:
-        """The patches of `batch` with the ground that each shows, for a task that looks up a map of it."""
+        """Draw the patches of `batch` with their addresses, for tasks that look up a map of the same ground."""
         size = self.small_px if rng.random() < self.small_share else self.crop_px
         count = images if size == self.crop_px else round(images * (self.crop_px / size) ** 2)
         return [patch for _ in range(count) for patch in self._patches(size, views, rng)]
 
     def bounds(self, address: Address) -> tuple[str, tuple[float, float, float, float]] | None:
-        """CRS, and (left, bottom, right, top) in it, of the ground of an address; None where that is not known."""
+        """Return the CRS and (left, bottom, right, top) of an address, or None without a georeference."""
         image = self.images[address.image]
         if image.georeference is None:
             return None
@@ -196,7 +196,7 @@ class PatchSampler:
         return image.georeference.crs, (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
 
     def draw(self, rng: np.random.Generator, index: int, size: int, gsd_m: float) -> Address | None:
-        """An address in image `index` that touches no ground of another split; None when none was found."""
+        """Draw an address in image `index` that lies entirely in this split, or None if none is found."""
         image = self.images[index]
         ny, nx = _window(image, size, gsd_m)
         free_y, free_x = image.reader.shape[0] - ny, image.reader.shape[1] - nx
@@ -212,9 +212,9 @@ class PatchSampler:
         return None
 
     def read(self, address: Address) -> NDArray[np.float32] | None:
-        """Brightness or reflectance (bands, n, n) of an address: its window alone, averaged by area.
+        """Read brightness or reflectance (bands, n, n) of an address, averaged by area.
 
-        None where a pixel of the window shows no ground.
+        Returns None if any pixel of the window is not valid.
         """
         image = self.images[address.image]
         ny, nx = _window(image, address.side_px, address.gsd_m)
@@ -226,7 +226,10 @@ class PatchSampler:
         return pixels[:, : address.side_px, : address.side_px]
 
     def _patches(self, size: int, views: int, rng: np.random.Generator) -> list[Patch]:
-        """`views` patches of one image (bands, n, n), turned and flipped, harmonised; no borders, few flat places."""
+        """Draw `views` patches (bands, n, n) of one image: rotated, flipped, harmonised, no borders, few flat areas.
+
+        Raises UsageError if no usable patch is found.
+        """
         for _ in range(IMAGES_TRIED):
             index = self.pools[size][int(rng.choice(len(self.pools[size]), p=self._odds[size]))]
             image = self.images[index]
@@ -247,7 +250,7 @@ class PatchSampler:
         )
 
     def _patch(self, index: int, size: int, gsd_m: float, rng: np.random.Generator) -> Patch | None:
-        """One patch, turned and flipped; None where the image is unreadable, or places had pixels without ground."""
+        """Draw one patch, rotated and flipped; None if the image is unreadable or all positions are invalid or flat."""
         for _ in range(TRIES):
             address = self.draw(rng, index, size, gsd_m)
             if address is None:
@@ -266,7 +269,7 @@ class PatchSampler:
         return None
 
     def _odds_of(self, pool: Sequence[int]) -> NDArray[np.float64]:
-        """Odds by the square root of an image's ground in this split, in pixels of its target, times its weight."""
+        """Return sampling probabilities, proportional to weight * sqrt(area in this split) / mean target GSD."""
         odds: NDArray[np.float64] = np.empty(len(pool))
         for row, index in enumerate(pool):
             image = self.images[index]
@@ -278,32 +281,32 @@ class PatchSampler:
 
 
 def _turned(raster: NDArray[T], turns: int, mirrored: bool) -> NDArray[T]:
-    """A view of a raster (c, n, n) after quarter turns, mirrored left to right where asked for."""
+    """Return a view of a raster (c, n, n), rotated by quarter turns, then flipped left to right if `mirrored`."""
     turned = np.rot90(raster, turns, axes=(1, 2))
     return turned[:, :, ::-1] if mirrored else turned
 
 
 def _settled(pixels: NDArray[np.float32], gamma: NDArray[np.float64] | None) -> NDArray[np.float32]:
-    """Reflectance of what was read, in memory of its own."""
+    """Return contiguous reflectance, harmonised if `gamma` is given."""
     return np.ascontiguousarray(pixels) if gamma is None else harmonise(pixels, gamma)
 
 
 def contrast(pixels: NDArray[np.float32], encoded: bool) -> float:
-    """Standard deviation (0 to 1) of 8-bit brightness, or of reflectance as 8-bit images would show it.
+    """Return the standard deviation (0 to 1) of 8-bit brightness, or of reflectance encoded as in 8-bit images.
 
-    A field of dark crops counts as much as bright ground of the same relative variation.
+    Dark fields count as much as bright ground of the same relative variation.
     """
     shown = pixels if encoded else np.clip(pixels, 0, 1) ** np.float32(DISPLAY_GAMMA)
     return float(shown.std())
 
 
 def fits(image: Image, size: int) -> bool:
-    """True when the image holds a patch of `size` px at its finest target."""
+    """Return True if the image holds a patch of `size` px at its finest target GSD."""
     return min(image.extent_m) >= size * image.target_gsd_m[0] * (1 - 1e-9)
 
 
 def _window(image: Image, size: int, gsd_m: float) -> tuple[int, int]:
-    """Stored pixels (ny, nx) that a patch touches."""
+    """Return the stored pixels (ny, nx) that a patch covers."""
     sides = [
         min(side, math.ceil(size * gsd_m / native - 1e-6))
         for side, native in zip(image.reader.shape, image.gsd_m, strict=True)
@@ -312,9 +315,9 @@ def _window(image: Image, size: int, gsd_m: float) -> tuple[int, int]:
 
 
 def held_out_chips(image: Image) -> list[Chip]:
-    """What an image is evaluated on: its middle; where cells split it, of the largest held-out squares.
+    """Return the crops on which an image is evaluated: its centre, or those of the largest held-out squares.
 
-    Where pixels there show no ground, the largest square of those that do; contrast has no say.
+    If some pixels there are not valid, the crop is the largest valid square. Contrast plays no part in the choice.
     """
     (height, width), ratios = image.reader.shape, tuple(image.evaluate_gsd_m / native for native in image.gsd_m)
     limits = min(height, int(CHIP_PX * ratios[0])), min(width, int(CHIP_PX * ratios[1]))
@@ -342,7 +345,7 @@ def held_out_chips(image: Image) -> list[Chip]:
 def _judged(
     image: Image, window: tuple[int, int, int, int], limits: tuple[int, int], ratios: tuple[float, ...]
 ) -> Chunk | None:
-    """Valid pixels of a window: around its middle, else around the middle of a quarter; None where they are too few."""
+    """Return a valid crop of a window: at its centre, else at the centre of a quarter; None if all are too small."""
     top, left, ny, nx = window
     size = min(ny, limits[0]), min(nx, limits[1])
     least = MIN_CHIP_PX * max(ratios)

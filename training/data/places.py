@@ -1,8 +1,7 @@
-"""Places: what is held out of training is decided by where it lies on the ground, never by pixel.
+"""Train and held-out splits by place on the ground.
 
-In: names of places, or rasters with a coordinate system. Out: the split of a place, and of every block of a raster.
-Georeferenced ground belongs to the cells of one absolute lattice per UTM zone, so that two images of the same ground,
-in whatever coordinate systems, agree on its split. Imports `pipeline.grid`.
+Georeferenced ground is divided into the cells of one fixed lattice per UTM zone. Images of the same ground therefore
+agree on its split, whatever their CRS.
 """
 
 from __future__ import annotations
@@ -22,62 +21,63 @@ if TYPE_CHECKING:
 Split = Literal["train", "held-out"]
 SPLITS: tuple[Split, Split] = ("train", "held-out")
 HELD_OUT_SHARE = 0.2
-SPLIT_SALT = "place-1"  # changing it moves places between splits: weights trained before are then not comparable
-CELL_PX = 3072  # side of a cell in 2.5 m px: 8 strides of the model's lattice
+SPLIT_SALT = "place-1"  # a change moves places between splits, so older weights are no longer comparable
+CELL_PX = 3072  # cell side in 2.5 m px: 8 strides of the model lattice
 CELL_M = CELL_PX * GSD_M  # 7.68 km
 SPLIT_RULE = (
     f"sha256 of '{SPLIT_SALT}/<place>' below {HELD_OUT_SHARE:g} is held out; a place is what the file's name says, "
     f"else a cell of {CELL_M / 1000:g} km of the UTM zone, else the file"
 )
-_BLOCK_M = 120.0  # resolution of a map of splits: what a border between two splits costs on either side
-_PAD_M = 2.0  # of a box that was carried from one coordinate system to another: its edges bow
-_PAD_DEG = 1e-4  # ground so close to the edge of a zone counts as in both zones
+_BLOCK_M = 120.0  # resolution of a split map; mixed blocks along a border belong to neither split
+_PAD_M = 2.0  # padding of reprojected boxes, whose edges are curved
+_PAD_DEG = 1e-4  # ground within this distance of a zone edge counts for both zones
 _TRAIN, _HELD_OUT = 1, 2  # bits of a block's mask
 _BIT: dict[Split, int] = {"train": _TRAIN, "held-out": _HELD_OUT}
 
 
 def split_of(place: str) -> Split:
-    """The split of a place, by a hash of its name: stable whatever other places there are."""
+    """Return the split of a place from a hash of its name, independent of other places."""
     digest = hashlib.sha256(f"{SPLIT_SALT}/{place}".encode()).digest()
     return "held-out" if int.from_bytes(digest[:4]) / 2**32 < HELD_OUT_SHARE else "train"
 
 
 def cell_name(epsg: int, row: int, col: int) -> str:
-    """Place name of a cell: rows count south, columns east, from the zone's (0, 0)."""
+    """Return the place name of a cell. Rows count south and columns east from the zone's (0, 0)."""
     return f"EPSG:{epsg}/{row}/{col}"
 
 
 @lru_cache(maxsize=100_000)
 def cell_split(epsg: int, row: int, col: int) -> Split:
-    """The split of a cell."""
+    """Return the split of a cell."""
     return split_of(cell_name(epsg, row, col))
 
 
 def zone_of(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.int64]:
-    """EPSG codes 326zz / 327zz of the six-degree zones in which points lie; longitudes may exceed 180."""
+    """Return the EPSG codes 326zz / 327zz of the six-degree UTM zones of points. Longitudes may exceed 180."""
     zone = np.floor((lon + 180.0) / 6.0).astype(np.int64) % 60 + 1
     return np.where(lat >= 0, 32600, 32700) + zone
 
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where a raster lies: CRS as WKT or "EPSG:n", affine (a, b, c, d, e, f) of pixel corners, shape (ny, nx)."""
+    """Georeference: CRS as WKT or "EPSG:n", affine (a, b, c, d, e, f) of pixel corners, shape (ny, nx)."""
 
     crs: str
     affine: tuple[float, float, float, float, float, float]
     shape: tuple[int, int]
 
     def ground(self, rows: NDArray[np.float64], cols: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        """Coordinates (x, y) of the CRS at pixel corners."""
+        """Return CRS coordinates (x, y) of pixel corners."""
         a, b, c, d, e, f = self.affine
         return a * cols + b * rows + c, d * cols + e * rows + f
 
 
 @dataclass(frozen=True, eq=False)
 class SplitMap:
-    """The split of every block of a raster: `masks` (ny, nx) of bits train and held-out; both bits where it is mixed.
+    """Split of every block of a raster.
 
-    `cells` (ny, nx) names one cell that each block touches, as an index into `places`.
+    `masks` (ny, nx) holds the bits train and held-out; mixed blocks have both. `cells` (ny, nx) is one cell that each
+    block touches, as an index into `places`.
     """
 
     masks: NDArray[np.uint8]
@@ -86,11 +86,11 @@ class SplitMap:
     block_px: int
 
     def share(self, split: Split) -> float:
-        """Share of blocks that lie in `split` alone."""
+        """Return the share of blocks entirely in `split`."""
         return float((self.masks == _BIT[split]).mean())
 
     def blocks(self, split: Split) -> NDArray[np.int64]:
-        """Blocks (n, 2) as (row, column) that lie in `split` alone."""
+        """Return the blocks entirely in `split`, (n, 2) as (row, column)."""
         return self._blocks[split]
 
     @cached_property
@@ -98,13 +98,13 @@ class SplitMap:
         return {split: np.argwhere(self.masks == _BIT[split]) for split in SPLITS}
 
     def holds(self, split: Split, y: int, x: int, ny: int, nx: int) -> bool:
-        """True when no pixel of the window [y, y + ny) x [x, x + nx) lies outside `split`."""
+        """Return True if the window [y, y + ny) x [x, x + nx) lies entirely in `split`."""
         n = self.block_px
         touched = self.masks[y // n : -(-(y + ny) // n), x // n : -(-(x + nx) // n)]
         return bool((touched == _BIT[split]).all())
 
     def squares(self, split: Split, count: int) -> list[tuple[str, int, int, int]]:
-        """The largest squares of blocks in `split`, one per place, up to `count`: (place, row, column, side)."""
+        """Return up to `count` largest squares of blocks in `split`, one per place, as (place, row, column, side)."""
         free = self.masks == _BIT[split]
         found: list[tuple[str, int, int, int]] = []
         while len(found) < count and free.any():
@@ -120,7 +120,7 @@ class SplitMap:
 
 
 def _square_sides(free: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Side of the largest square of True that ends at each block (the known recurrence)."""
+    """Return the side of the largest square of True that ends at each block, by dynamic programming."""
     sides = free.astype(np.int32)
     for row in range(1, free.shape[0]):
         for col in range(1, free.shape[1]):
@@ -130,7 +130,7 @@ def _square_sides(free: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 def split_map(raster: Georeference, gsd_m: float) -> SplitMap:
-    """Which blocks of a raster lie wholly in one split. A block's cells are never underestimated."""
+    """Return the split of every block of a raster. A block may be assigned extra cells, but never too few."""
     from pyproj import CRS, Transformer
 
     block_px = max(1, round(_BLOCK_M / gsd_m))
@@ -154,13 +154,13 @@ def split_map(raster: Georeference, gsd_m: float) -> SplitMap:
 
 
 def _any_corner(corners: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(ny + 1, nx + 1) flags of corners to (ny, nx) flags of blocks."""
+    """Reduce flags of corners (ny + 1, nx + 1) to flags of blocks (ny, nx) by logical or."""
     flags: NDArray[np.bool_] = corners[:-1, :-1] | corners[1:, :-1] | corners[:-1, 1:] | corners[1:, 1:]
     return flags
 
 
 def _cell_range(metres: NDArray[np.float64], sign: int, exact: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last cell along one axis that each block touches."""
+    """Return the first and last cell along one axis that each block touches."""
     at = sign * metres
     parts = np.stack([at[:-1, :-1], at[1:, :-1], at[:-1, 1:], at[1:, 1:]])
     pad = -1e-6 if exact else _PAD_M
@@ -177,7 +177,7 @@ def _mark(
     row: NDArray[np.int64],
     col: NDArray[np.int64],
 ) -> None:
-    """Add one cell per block, of one zone, to the masks of the blocks `inside` it; blocks are smaller than cells."""
+    """Add cell (row, col) of one zone to the mask of each block `inside` the zone. Blocks are smaller than cells."""
     touched, index = np.unique(np.stack([row[inside], col[inside]], axis=1), axis=0, return_inverse=True)
     if not len(touched):
         return

@@ -1,7 +1,4 @@
-"""What images are made of: lazy rasters, averages by area, 8-bit brightness brought to reflectance.
-
-In: raster files and arrays. Out: lazy arrays, `Chip`s (RGB, near 2.5 m), reflectance. Imports the errors.
-"""
+"""Lazy raster arrays, area averaging, and conversion of 8-bit brightness to reflectance."""
 
 from __future__ import annotations
 
@@ -28,31 +25,31 @@ if TYPE_CHECKING:
     Stored = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16] | NDArray[np.float32]
 
 # 8-bit aerial imagery to Sentinel-2-like reflectance: rho = (x / 255)^(1 / gamma_c), per channel R, G, B.
-# opensr-degradation, `gamma_multivariate_normal` (mean and covariance); the medians are those of DiffFuSR's recipe.
+# Mean and covariance: `gamma_multivariate_normal` of opensr-degradation. Medians: DiffFuSR.
 GAMMA_MEAN = np.array([0.33213, 0.32609, 0.35347])
 GAMMA_COVARIANCE = np.array([[0.00592, 0.00508, 0.00445], [0.00508, 0.00494, 0.00446], [0.00445, 0.00446, 0.00486]])
 _GAMMA_FACTOR = np.linalg.cholesky(GAMMA_COVARIANCE)
 GAMMA_MEDIAN = np.array([0.3521, 0.3361, 0.3535])
 GAMMA_RANGE = (0.15, 0.6)
-# The same package's numbers for near infrared: mean, and covariance with R, G, B and itself.
+# Near infrared from the same package: mean, and covariance with R, G, B and itself.
 GAMMA_NIR_MEAN, GAMMA_NIR_COVARIANCE = 0.45706, np.array([0.00365, 0.00381, 0.00329, 0.01427])
 GAMMA_BANDS = (*RGB, "B08")
 _GAMMA_FACTOR_NIR = np.linalg.cholesky(
     np.vstack([np.column_stack([GAMMA_COVARIANCE, GAMMA_NIR_COVARIANCE[:3]]), GAMMA_NIR_COVARIANCE])
 )
-PLAUSIBLE = (-0.5, 2.0)  # mean reflectance of a patch: offsets and bright snow reach beyond 0 and 1
-DARKEST = 1e-3  # the brightest number of a patch: water reflects more in blue
-WORDS_SHOWN = 160  # of a library's message
+PLAUSIBLE = (-0.5, 2.0)  # mean reflectance of a patch; offsets and bright snow exceed 0..1
+DARKEST = 1e-3  # smallest plausible maximum of a patch; water reflects more in blue
+WORDS_SHOWN = 160  # maximum characters of a library's message
 
 
 def default_data() -> Path:
-    """The root of all imagery: $SEN2FINE_DATA, or ../shared/data beside the checkout."""
+    """Return the root folder of the imagery: $SEN2FINE_DATA, or shared/data beside the checkout."""
     return Path(os.environ.get("SEN2FINE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One image, (bands, H, W) float32. `encoded` images are 8-bit values / 255, others reflectance."""
+    """One image (bands, H, W) float32: 8-bit values / 255 if `encoded`, else reflectance."""
 
     source: str
     place: str
@@ -65,7 +62,7 @@ class Chip:
 
 @contextmanager
 def reading(label: str) -> Iterator[None]:
-    """What fails to be read inside the block becomes a ReadError that names it, with the reader's own words."""
+    """Convert read errors inside the block to ReadError with the label and the reader's message."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
@@ -75,7 +72,7 @@ def reading(label: str) -> Iterator[None]:
 
 
 def check_reflectance(label: str, rho: NDArray[np.float32]) -> None:
-    """UsageError where numbers are no reflectance: by a scale forgotten or applied twice, or by undeclared nodata."""
+    """Raise UsageError for implausible reflectance: a scale missing or applied twice, or undeclared nodata."""
     mean, largest = float(rho.mean()), float(np.abs(rho).max(initial=0))
     if not PLAUSIBLE[0] <= mean <= PLAUSIBLE[1] or 0 < largest < DARKEST:
         raise UsageError(
@@ -86,9 +83,9 @@ def check_reflectance(label: str, rho: NDArray[np.float32]) -> None:
 
 
 def open_raster(path: Path | str) -> DataArray:
-    """Any raster file as a lazy chunked array (band, y, x) in its own dtype. Nothing is read but the header.
+    """Open a raster file as a lazy chunked array (band, y, x) in its own dtype. Reads the header only.
 
-    ReadError for a file of several images.
+    Raises ReadError if the file holds several images.
     """
     import rioxarray
     from rasterio.errors import NotGeoreferencedWarning
@@ -103,7 +100,7 @@ def open_raster(path: Path | str) -> DataArray:
 
 
 def area_matrix(n_in: int, ratio: float) -> csr_array:
-    """Exact area averaging of `n_in` pixels into floor(n_in / ratio), as a sparse matrix: few taps per pixel."""
+    """Return the sparse matrix of exact area averaging from `n_in` pixels to floor(n_in / ratio)."""
     from scipy.sparse import csr_array
 
     n_out = int(n_in / ratio + 1e-6)
@@ -117,7 +114,7 @@ def area_matrix(n_in: int, ratio: float) -> csr_array:
 
 
 def area_average(pixels: NDArray[np.generic], ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
-    """(C, H, W) -> (C, H/ratio_y, W/ratio_x) by area; ratios of at least 1, in input pixels per output pixel."""
+    """Average (C, H, W) by area to (C, H/ratio_y, W/ratio_x). Ratios are input pixels per output pixel, at least 1."""
     bands, height, width = pixels.shape
     lines = pixels.transpose(1, 0, 2).astype(np.float32).reshape(height, bands * width)
     down = area_matrix(height, ratio_y)
@@ -129,13 +126,13 @@ def area_average(pixels: NDArray[np.generic], ratio_y: float, ratio_x: float) ->
 
 
 def harmonise(pixels: NDArray[np.float32], gamma: NDArray[np.float64]) -> NDArray[np.float32]:
-    """8-bit values / 255 (C, H, W) to reflectance by a power law per channel; `gamma` (C,)."""
+    """Convert 8-bit values / 255 (C, H, W) to reflectance by a power law per channel; `gamma` (C,)."""
     exponent = (1.0 / gamma).astype(np.float32)[:, None, None]
     return np.power(np.clip(pixels, 0, 1), exponent, dtype=np.float32)
 
 
 def sample_gamma(rng: np.random.Generator, bands: Sequence[str] = RGB) -> NDArray[np.float64]:
-    """Gammas (len(bands),) for one image from the published distribution; bands of `GAMMA_BANDS`."""
+    """Draw gammas (len(bands),) for one image from the published distribution; bands of `GAMMA_BANDS`."""
     if set(bands) <= set(RGB):
         drawn = GAMMA_MEAN + _GAMMA_FACTOR @ rng.standard_normal(3)
     else:
@@ -145,7 +142,7 @@ def sample_gamma(rng: np.random.Generator, bands: Sequence[str] = RGB) -> NDArra
 
 
 def median_gamma(bands: Sequence[str] = RGB) -> NDArray[np.float64]:
-    """The middle of that distribution (len(bands),), by which held-out images are judged."""
+    """Return the median gammas (len(bands),) for held-out images; for B08, the mean."""
     chosen: NDArray[np.float64] = np.append(GAMMA_MEDIAN, GAMMA_NIR_MEAN)[_places(bands)]
     return chosen
 

@@ -1,7 +1,6 @@
-"""Sources in STAC archives: images of any collection, and Sentinel-2 scenes, by the rules that inference keeps.
+"""Sources in STAC catalogues: images of any collection, and Sentinel-2 scenes.
 
-In: a source with `catalog`, `aoi`, `period`. Out: `Image`s and `Scene`s with their `Access`. Host allow-list, signing
-and retries are the archive room's; files are opened where they are read.
+Host allow-list, URL signing and retries are those of `pipeline.archive`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RemoteReader:
-    """Bands (1-based) of an item's file, wherever its archive keeps it. Signed in the process that reads."""
+    """Reader of bands (1-based) of a remote item. URLs are signed in the process that reads."""
 
     item: str
     href: str
@@ -47,13 +46,13 @@ class RemoteReader:
     masked: bool = False
 
     def mask(self, y: int, x: int, ny: int, nx: int) -> NDArray[np.bool_] | None:
-        """As `Reader.mask`; ReadError after retries."""
+        """Read a mask as `Reader.mask`. Raises ReadError after retries."""
         if not self.masked:
             return None
         return _reached(self.access, self.item, self.href, lambda path: self._local(path).mask_here(y, x, ny, nx))
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """As `Reader.read`; ReadError after retries."""
+        """Read a window as `Reader.read`. Raises ReadError after retries."""
         return _reached(self.access, self.item, self.href, lambda path: self._local(path).read_here(y, x, ny, nx))
 
     def _local(self, path: str) -> FileReader:
@@ -65,7 +64,7 @@ class RemoteReader:
 
 
 def _reached(access: Access, item: str, href: str, use: Callable[[str], T]) -> T:
-    """What `use` makes of the file as GDAL takes it, retried as the archive room retries. ReadError."""
+    """Call `use` with the file's GDAL path, with the retries of `Access`. Raises ReadError."""
     import rasterio
 
     from pipeline.archive.read.band_file import gdal_options
@@ -82,7 +81,10 @@ def _reached(access: Access, item: str, href: str, use: Callable[[str], T]) -> T
 
 
 def remote_images(source: Source) -> list[Image]:
-    """Images of the items that touch the source's area. UsageError when there is none, or one does not fit."""
+    """Return the images of the items that intersect the source's area.
+
+    Raises UsageError if there is none or if one does not fit the source.
+    """
     from pipeline.archive.image_search import search_rasters
     from pipeline.archive.read.gdal import ALLOWED_DRIVERS
     from pipeline.archive.search import summarised
@@ -105,7 +107,7 @@ def remote_images(source: Source) -> list[Image]:
     with ThreadPoolExecutor(catalog.limits.connections) as pool:
         headers = list(pool.map(header, found.items))
     for item, read in zip(found.items, headers, strict=True):
-        if read.driver not in ALLOWED_DRIVERS:  # GDAL goes by content, not by name
+        if read.driver not in ALLOWED_DRIVERS:  # GDAL detects the format from the content, not the name
             raise source.fault(f"{item.id} is a file of format {read.driver}", " or ".join(ALLOWED_DRIVERS))
     return [
         image
@@ -126,7 +128,10 @@ def _item_images(source: Source, item: RasterItem, header: Header, access: Acces
 
 
 def remote_scenes(source: Source) -> tuple[list[Scene], Access, Aoi]:
-    """Sentinel-2 scenes of the source's area and period, how to reach them, the area. UsageError when there is none."""
+    """Return the Sentinel-2 scenes of the source's area and period, their access, and the area.
+
+    Raises UsageError if there is no scene.
+    """
     from pipeline.archive.scene import OPEN
     from pipeline.archive.search import search, summarised
     from pipeline.bands import RGB
@@ -150,7 +155,7 @@ def remote_scenes(source: Source) -> tuple[list[Scene], Access, Aoi]:
 
 
 def _asked(source: Source) -> tuple[Catalog, Aoi, str | None, str | None]:
-    """Catalogue, area and period of a source. UsageError as the archive room words it, after the source's name."""
+    """Return catalogue, area and period (first and last day) of a source. Raises UsageError that names the source."""
     from pipeline.aoi.aoi import read_aoi
     from pipeline.aoi.period import FIRST_DAY, parse_period
     from pipeline.archive.catalog import load_catalog

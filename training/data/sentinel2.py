@@ -1,6 +1,6 @@
-"""Sentinel-2 sources: folders of scenes, archives, stacks of bands; as tiles for fusion and as images of 10 m.
+"""Sentinel-2 sources (folders of scenes, archives, band stacks) as tiles for fusion and as images at 10 m.
 
-In: sources of role "sentinel2". Out: `Tile`s and `Image`s, read by the pipeline's own loaders.
+Scenes are read by the pipeline's own loaders.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ __all__ = [
     "tiles_of",
 ]
 
-WORDS_SHOWN = 300  # of what is wrong with the files of a folder
-UNDATED = "2018-01-01T00:00:00Z"  # stands in where a folder gives no date
+WORDS_SHOWN = 300  # maximum characters of an error about a folder
+UNDATED = "2018-01-01T00:00:00Z"  # used if a folder gives no date
 DSEN2_SUFFIX = ".mat"
-BANDS_GSD_M = 10  # of stacks
+BANDS_GSD_M = 10  # GSD of stacks
 
 
 @dataclass(frozen=True)
 class SceneReader:
-    """Bands of a scene at 10 m, in canonical DN, through the loader of inference."""
+    """Reader of a scene's 10 m bands in canonical DN, by the pipeline's loader."""
 
     scene: Scene
     grid: Grid  # 2.5 m, edges on whole 60 m pixels
@@ -90,7 +90,7 @@ class SceneReader:
         return 2
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """DN (bands, ny, nx) of a window; whole 60 m pixels are read around it."""
+        """Return DN (bands, ny, nx) of a window. Reads the enclosing whole 60 m pixels."""
         from pipeline.archive.read.cube import read_period
 
         whole = self.grid.window
@@ -102,7 +102,7 @@ class SceneReader:
         return pixels.dn[10][order, rows, cols]
 
     def mask(self, y: int, x: int, ny: int, nx: int) -> None:
-        """As `Reader.mask`: nodata of a scene is a value."""
+        """Return None: a scene marks nodata by value."""
 
     def selecting(self, places: Sequence[int]) -> SceneReader:
         """As `Reader.selecting`."""
@@ -110,17 +110,17 @@ class SceneReader:
 
 
 def is_stack(source: Source) -> bool:
-    """True where one file or store holds all bands of a scene on its 10 m grid."""
+    """Return True if one file or store holds all bands of a scene on the 10 m grid."""
     return bool(source.zarr or (source.bands and not source.catalog))
 
 
 def is_dsen2(source: Source) -> bool:
-    """True for the Level-1C test data of DSen2."""
+    """Return True for the Level-1C test data of DSen2."""
     return source.path.endswith(DSEN2_SUFFIX)
 
 
 def scene_grounds(source: Source) -> list[SceneGround]:
-    """The scenes of a folder or an archive, as far as they lie in the source's area. UsageError when there is none."""
+    """Return the scenes of a folder or archive, cropped to the source's area. Raises UsageError if there is none."""
     if is_stack(source) or is_dsen2(source):
         return []
     if source.catalog:
@@ -145,7 +145,7 @@ def scene_grounds(source: Source) -> list[SceneGround]:
 
 
 def _grid(scene: Scene, aoi: Aoi | None) -> Grid | None:
-    """2.5 m grid of a scene's 10 m raster on whole 60 m pixels, within the AOI's box; None where nothing is left."""
+    """Return the 2.5 m grid of a scene, aligned to 60 m pixels and cropped to the AOI's bounds; None if empty."""
     finest = next((raster for raster in scene.rasters if raster.gsd_m == 10), None)
     if finest is None:
         return None
@@ -163,7 +163,7 @@ def _grid(scene: Scene, aoi: Aoi | None) -> Grid | None:
 
 
 def images_of(source: Source, scenes: Sequence[SceneGround]) -> list[Image]:
-    """A source as images of its bands of 10 m; `scenes` are its `scene_grounds`. Level-1C is not for this."""
+    """Return a source as images of its 10 m bands. `scenes` are its `scene_grounds`. Skips Level-1C data."""
     if is_stack(source):
         stacked = replace(source, values="reflectance", gsd_m=float(BANDS_GSD_M))
         return [
@@ -183,12 +183,12 @@ def images_of(source: Source, scenes: Sequence[SceneGround]) -> list[Image]:
 
 
 def _at_10m(names: Collection[str]) -> tuple[str, ...]:
-    """Those of a scene's bands that are measured at 10 m."""
+    """Return the bands with a native GSD of 10 m."""
     return tuple(band for band in BANDS[10] if band in names)
 
 
 def tiles_of(source: Source, scenes: Sequence[SceneGround]) -> list[Tile]:
-    """Tiles of a source that carry RGB and 20 m bands, each in one split; `scenes` are its `scene_grounds`."""
+    """Return the tiles of a source with RGB and 20 m bands, each in one split. `scenes` are its `scene_grounds`."""
     if is_dsen2(source):
         return list(_cut(source, Path(source.name), dsen2_ground(Path(source.path)), BAND_NAMES, None))
     if is_stack(source):
@@ -204,7 +204,7 @@ def tiles_of(source: Source, scenes: Sequence[SceneGround]) -> list[Tile]:
 def _cut(
     source: Source, path: Path, ground: Ground, present: tuple[str, ...], raster: Georeference | None
 ) -> Iterator[Tile]:
-    """Tiles of one ground, along cells where neither the name nor the source decides its split."""
+    """Yield the tiles of one ground. Cut along cells unless the place name or the source sets the split."""
     if not (set(RGB) <= set(present) and set(present) & set(BANDS[20])):
         return
     tile = partial(
@@ -225,13 +225,13 @@ def _cut(
 
 
 def named_split(source: Source, path: Path) -> tuple[str, Split]:
-    """Place and split of ground that is known by a name."""
+    """Return the place and split of a named ground."""
     place = named_place(source, path) if source.place else f"{source.family or source.name}/{short_name(source, path)}"
     return place, split_of(place) if source.split == "by-place" else source.split
 
 
 def _stacks(source: Source) -> Iterator[tuple[Path, StackGround, Header]]:
-    """The dates of a source's files or store, each with all bands on its 10 m grid. UsageError for another grid."""
+    """Yield (path, ground, header) per date of a source's files or store. Raises UsageError if the GSD is not 10 m."""
     if source.zarr:
         from training.data.stores import band_indices, layer_header, layers_of
 
@@ -254,7 +254,7 @@ def _stacks(source: Source) -> Iterator[tuple[Path, StackGround, Header]]:
 def _stack(
     source: Source, label: str, array: Callable[[], DataArray], bands: dict[str, int], header: Header
 ) -> StackGround:
-    """One date of a stack."""
+    """Return one date of a stack. Raises UsageError if its GSD is not 10 m."""
     gsd_m = max(ground_gsd_m(header)) if header.crs else source.gsd_m or BANDS_GSD_M
     if abs(gsd_m - BANDS_GSD_M) > 0.01 * BANDS_GSD_M:
         raise source.fault(f"{label} has pixels of {gsd_m:.3g} m", f"a stack on the {BANDS_GSD_M} m grid")
@@ -274,13 +274,13 @@ def _stack_tiles(source: Source, path: Path, ground: StackGround, header: Header
 
 
 def dsen2_ground(path: Path) -> Nested:
-    """The L1C scene of DSen2 (HDF5, axes band, x, y), in the order of `BANDS`."""
+    """Return the L1C scene of DSen2 (HDF5, axes band, x, y) in the order of `BANDS`."""
     rho = read_dsen2_scene(path)
     return Nested(rho, np.ones(rho[60].shape[1:], bool))
 
 
 def read_dsen2_scene(path: Path) -> dict[int, NDArray[np.float32]]:
-    """Reflectance by GSD (bands, h, w) of `dsen2_ground`'s file. ReadError for a damaged one."""
+    """Return reflectance (bands, h, w) by GSD of a DSen2 file. Raises ReadError if it is damaged."""
     import h5py
 
     with reading(str(path)), h5py.File(path) as file:

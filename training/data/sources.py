@@ -1,8 +1,4 @@
-"""The data of a training run: what a training file names, ready to be drawn from and to be judged on.
-
-In: a training file (`training_file`). Out: `TrainingData`: patches for super-resolution, tiles for fusion, held-out
-images, and what provenance says of them.
-"""
+"""Data of a training run: patches for super-resolution, tiles for fusion, held-out images and their provenance."""
 
 from __future__ import annotations
 
@@ -35,60 +31,60 @@ if TYPE_CHECKING:
 
 __all__ = ["SHIPPED", "Source", "TrainingData", "load_data", "load_training_file", "shipped_data"]
 
-PLACES_LISTED = 1000  # in provenance
+PLACES_LISTED = 1000  # maximum in provenance
 WATCHED = "watched"
-SHIPPED_FOLDERS = ("hr", "hr_more", "s2_l2a")  # below the root of its imagery
+SHIPPED_FOLDERS = ("hr", "hr_more", "s2_l2a")  # below the imagery root
 SHIPPED = Path(__file__).parents[1] / "shipped_weights.toml"
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Sources of a training file, opened. Images and scenes are listed once, when first asked for."""
+    """Opened sources of a training file. Images and scenes are listed once, on first access."""
 
     file: TrainingFile
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """In the order of the file."""
+        """Sources in the order of the file."""
         return self.file.sources
 
     @property
     def licence(self) -> str:
-        """Credits of all sources, as the file states them."""
+        """Credits of all sources, as stated in the file."""
         return self.file.licence
 
     def of_role(self, role: str) -> list[Source]:
-        """Sources of one role."""
+        """Return the sources of one role."""
         return [source for source in self.sources if source.role == role]
 
     @cached_property
     def offered(self) -> tuple[Image, ...]:
-        """High-resolution images, all splits, with all their bands; their headers are read, their pixels not."""
+        """High-resolution images of all splits with all bands. Reads headers only."""
         return tuple(image for source in self.of_role("hr") for image in images_of_source(source))
 
     @cached_property
     def images(self) -> tuple[Image, ...]:
-        """Those of three colours."""
+        """High-resolution RGB images."""
         return tuple(_of(self.offered, RGB))
 
     @cached_property
     def scenes(self) -> dict[str, list[SceneGround]]:
-        """Sentinel-2 scenes by source; their offsets are audited, else their pixels are not read."""
+        """Sentinel-2 scenes by source. Reads pixels only to audit the BOA offset."""
         return {source.name: scene_grounds(source) for source in self.of_role("sentinel2")}
 
     @cached_property
     def native(self) -> tuple[Image, ...]:
-        """Sentinel-2's own bands of 10 m: the right sensor at the wrong scale (10 -> 40 m)."""
+        """Sentinel-2 images of the 10 m bands: the right sensor at the wrong scale (10 -> 40 m)."""
         found = (images_of(source, self.scenes[source.name]) for source in self.of_role("sentinel2"))
         return tuple(image for images in found for image in images)
 
     @cached_property
     def bracket(self) -> tuple[Image, ...]:
-        """Those of three colours."""
+        """Sentinel-2 RGB images at 10 m."""
         return tuple(_of(self.native, RGB))
 
     def of_bands(self, bands: tuple[str, ...] = RGB) -> tuple[Image, ...]:
-        """All images that have `bands`, sharp ones first. UsageError where there are images and none has them."""
+        """Return all images with `bands`, high-resolution ones first. Raises UsageError if no image has them."""
         found = (*_of(self.offered, bands), *_of(self.native, bands))
         everything = (*self.offered, *self.native)
         if everything and not found:
@@ -103,7 +99,7 @@ class TrainingData:
 
     @cached_property
     def all_tiles(self) -> tuple[Tile, ...]:
-        """Sentinel-2 scenes with 10 and 20 m bands, all splits."""
+        """Sentinel-2 tiles with 10 and 20 m bands, all splits."""
         found = (tiles_of(source, self.scenes[source.name]) for source in self.of_role("sentinel2"))
         return tuple(tile for tiles in found for tile in tiles)
 
@@ -116,9 +112,10 @@ class TrainingData:
         bands: tuple[str, ...] = RGB,
         recoloured: float = RECOLOURED,
     ) -> PatchSampler:
-        """Random patches of one split in `bands`. UsageError when the sources hold none, or judge by what they teach.
+        """Return a sampler of random patches of one split in `bands`.
 
-        `recoloured`: share of patches whose bands change places.
+        `recoloured`: share of patches with permuted bands. Raises UsageError if no image fits, or if an image is in
+        both splits.
         """
         images = self.of_bands(bands)
         self._refuse_leaks(images)
@@ -128,9 +125,9 @@ class TrainingData:
             raise UsageError(f"{self.file.path}: {error.found}", error.expected, error.cure) from None
 
     def _refuse_leaks(self, images: Sequence[Image]) -> None:
-        """UsageError where two sources name one image and disagree about its split.
+        """Raise UsageError if two sources contain the same image in different splits.
 
-        Sources that are split by place never disagree about ground; other cuts of one scene are other images.
+        Sources split by place cannot disagree. Differently cropped images of one scene count as different images.
         """
         by_place = {source.name for source in self.sources if source.split == "by-place"}
         first: dict[tuple[str, tuple[int, ...]], Image] = {}
@@ -148,7 +145,7 @@ class TrainingData:
                 )
 
     def held_out_chips(self, bands: tuple[str, ...] = RGB) -> list[Chip]:
-        """Held-out images in `bands` of the evaluated sources, at their evaluation GSD, in the order of the files."""
+        """Return held-out images in `bands` of the evaluated sources at their evaluation GSD, in file order."""
         evaluated = {source.name: source.images_per_place for source in self.sources if source.evaluated}
         seen: Counter[tuple[str, str]] = Counter()
         chips: list[Chip] = []
@@ -164,16 +161,16 @@ class TrainingData:
         return chips
 
     def tiles(self, split: Split) -> list[Tile]:
-        """Sentinel-2 scenes of one split, for fusion; without those it is watched by. UsageError as `hr_sampler`."""
+        """Return the fusion tiles of one split, without the watched ones. Raises UsageError as `hr_sampler`."""
         self._refuse_leaks(self.bracket)
         return [tile for tile in self.all_tiles if tile.split == split and not tile.watched]
 
     def watched_tiles(self) -> list[Tile]:
-        """Scenes by which fusion decides: those marked so, else the held-out ones."""
+        """Return the tiles to tune and validate fusion: those marked `watched`, else the held-out ones."""
         return [tile for tile in self.all_tiles if tile.watched] or self.tiles("held-out")
 
     def held_out_places(self, use: Use = "super-resolution", bands: tuple[str, ...] = RGB) -> list[str]:
-        """Names of all places kept from training, sorted."""
+        """Return the sorted names of all places excluded from training."""
         if use == "fusion":
             return sorted({tile.place for tile in self.all_tiles if tile.watched or tile.split == "held-out"})
         places: set[str] = set()
@@ -185,7 +182,7 @@ class TrainingData:
         return sorted(places)
 
     def counts(self, use: Use = "super-resolution", bands: tuple[str, ...] = RGB) -> dict[str, dict[str, int]]:
-        """Images (for fusion: tiles) per split of every source that is of use; "watched" ones by themselves."""
+        """Return the number of images (fusion: tiles) per split of every usable source; "watched" counts separately."""
         if use == "fusion":
             found = Counter((tile.source, WATCHED if tile.watched else tile.split) for tile in self.all_tiles)
         else:
@@ -197,7 +194,7 @@ class TrainingData:
         return {name: of_source for name, of_source in listed.items() if any(of_source.values())}
 
     def summary(self, use: Use = "super-resolution", least_px: int = 1, bands: tuple[str, ...] = RGB) -> list[str]:
-        """A line per source for the log, and one for those that are of no use; images below `least_px` are counted."""
+        """Return log lines: one per usable source, one for the others. Counts images smaller than `least_px`."""
         counts = self.counts(use, bands)
         images = self.of_bands(bands) if use == "super-resolution" else ()
         short = Counter(i.source for i in images if i.share("train") > 0 and not fits(i, least_px))
@@ -215,14 +212,14 @@ class TrainingData:
         return [*lines, f"left aside, of no use for {use}: {said}"] if aside else lines
 
     def _why_aside(self, source: Source, use: Use, bands: tuple[str, ...]) -> str:
-        """Why a source without images, or without tiles, has none."""
+        """Return why a source has no images or no tiles."""
         if use == "fusion":
             lacking = f"no tile of {MIN_SIDE_PX * GSD_M} m with bands of 20 m"
             return "role hr" if source.role == "hr" else lacking
         return "Level-1C, kept for judging fusion" if is_dsen2(source) else f"no image with {', '.join(bands)}"
 
     def describe(self, use: Use = "super-resolution", bands: tuple[str, ...] = RGB) -> dict[str, Any]:
-        """Provenance: sources of use with their images per split, the digest of the file, how splits were decided."""
+        """Return the provenance: usable sources with counts per split, file digest, split rule, held-out places."""
         return {
             "data": self.file.name,
             "data_digest": self.file.digest,
@@ -234,7 +231,7 @@ class TrainingData:
         }
 
     def _learned(self, use: Use, bands: tuple[str, ...]) -> dict[str, Any]:
-        """What provenance says of the ground that is trained on."""
+        """Return the provenance record of the training ground."""
         if use == "fusion":
             trained = {tile.place for tile in self.all_tiles if not tile.watched and tile.split == "train"}
             return {"places": sorted(map(learned.digest, trained)), "boxes": []}
@@ -242,12 +239,12 @@ class TrainingData:
 
 
 def _of(images: Iterable[Image], bands: tuple[str, ...]) -> Iterator[Image]:
-    """Those that have `bands`, as images of these alone."""
+    """Return the images that have `bands`, with these bands only."""
     return (found for image in images if (found := image.of(bands)) is not None)
 
 
 def images_of_source(source: Source) -> list[Image]:
-    """Images of a source of role "hr", wherever it is."""
+    """Return the images of a source of role "hr" from its catalogue, store or files."""
     if source.catalog:
         from training.data.remote import remote_images
 
@@ -260,7 +257,7 @@ def images_of_source(source: Source) -> list[Image]:
 
 
 def load_training_file(path: Path, root: Path | None = None) -> TrainingData:
-    """Data of a training file; `root` stands for ${SEN2FINE_DATA}. UsageError in one line for what does not fit."""
+    """Load the data of a training file. `root` replaces ${SEN2FINE_DATA}. Raises UsageError."""
     data = TrainingData(read_training_file(path, root))
     if data.offered or data.of_role("sentinel2"):
         return data
@@ -268,12 +265,12 @@ def load_training_file(path: Path, root: Path | None = None) -> TrainingData:
 
 
 def shipped_data(root: Path | None = None) -> TrainingData:
-    """The data of the weights that come with the project, below `root` (default: `rasters.default_data`)."""
+    """Load the data of the shipped weights, below `root` (default: `rasters.default_data`)."""
     return load_training_file(SHIPPED, root)
 
 
 def load_data(path: Path) -> TrainingData:
-    """Data of a training file, or of the shipped weights below a folder. UsageError for what does not fit."""
+    """Load the data of a training file, or of the shipped weights below a folder. Raises UsageError."""
     if not path.is_dir():
         return load_training_file(path)
     lacking = [name for name in SHIPPED_FOLDERS if not (path / name).is_dir()]

@@ -1,8 +1,4 @@
-"""Sources in Zarr stores: any variable with y and x, and stores that this pipeline wrote.
-
-In: a source with `zarr` and `variable`. Out: lazy arrays (band, y, x), one per date, with what a raster's header would
-say. Imports pipeline.open_store, xarray.
-"""
+"""Sources in Zarr stores: stores of this pipeline, and any variable with dimensions y and x."""
 
 from __future__ import annotations
 
@@ -36,16 +32,16 @@ OPEN_STORES = 8  # per process
 
 @dataclass(frozen=True)
 class Layer:
-    """One date of one variable. `date` indexes the dimension that is neither band nor ground, -1 without one."""
+    """One date of one variable. `date` indexes the dimension other than band, y and x; -1 without one."""
 
     store: str
     group: str
     variable: str
     date: int
-    decoded: bool  # False: numbers as stored
+    decoded: bool  # False: stored values without mask and scale
 
     def array(self) -> DataArray:
-        """(band, y, x), lazily; north up, west to the left, as far as the store has it so."""
+        """Return the lazy array (band, y, x), in the store's orientation."""
         found = _datasets(self.store, self.decoded)[self.group][self.variable]
         y, x = (next(name for name in names if name in found.dims) for names in _GROUND.values())
         others = [str(name) for name in found.dims if name not in (y, x, "band")]
@@ -56,7 +52,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class StoreReader:
-    """Bands (from 0) of a layer."""
+    """Reader of bands (0-based) of a layer."""
 
     layer: Layer
     bands: tuple[int, ...]
@@ -64,14 +60,14 @@ class StoreReader:
     itemsize: int
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """As `Reader.read`; ReadError for a damaged store."""
+        """Read a window as `Reader.read`. Raises ReadError if the store is damaged."""
         with reading(self.layer.store):
             lazy = self.layer.array().isel(band=list(self.bands), y=slice(y, y + ny), x=slice(x, x + nx))
             stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored.astype(np.float32) if stored.dtype == np.float64 else stored
 
     def mask(self, y: int, x: int, ny: int, nx: int) -> None:
-        """As `Reader.mask`: nodata of a store is a value."""
+        """Return None: a store marks nodata by value."""
 
     def selecting(self, places: Sequence[int]) -> StoreReader:
         """As `Reader.selecting`."""
@@ -80,7 +76,7 @@ class StoreReader:
 
 @lru_cache(maxsize=OPEN_STORES)
 def _datasets(store: str, decoded: bool) -> dict[str, xr.Dataset]:
-    """{group: dataset}; stores of this pipeline as `open_store` decodes them, one group per UTM zone."""
+    """Return {group: dataset}. Stores of this pipeline are decoded by `open_store`, with one group per UTM zone."""
     import xarray as xr
     import zarr
 
@@ -98,7 +94,7 @@ def _datasets(store: str, decoded: bool) -> dict[str, xr.Dataset]:
 
 
 def layers_of(source: Source) -> list[Layer]:
-    """Every date of the source's variable. UsageError when the store or the variable is not there."""
+    """Return every date of the source's variable. Raises UsageError if the store or the variable is missing."""
     decoded = source.role == "sentinel2" or source.values == "reflectance"
     try:
         datasets = _datasets(source.zarr, decoded)
@@ -128,7 +124,7 @@ def layers_of(source: Source) -> list[Layer]:
 
 
 def layer_header(layer: Layer, source: Source) -> Header:
-    """What a raster's header would say: CRS from the store, else pixels in metres by the coordinates y and x."""
+    """Return the layer's raster header: shape, dtype, nodata, CRS of the store, affine from coordinates y and x."""
     array = layer.array()
     crs, affine = "", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     if {"y", "x"} <= set(array.coords):
@@ -147,7 +143,7 @@ def layer_header(layer: Layer, source: Source) -> Header:
 
 
 def _step(source: Source, array: DataArray, axis: str) -> float:
-    """Spacing of a coordinate. UsageError when it is not even."""
+    """Return the spacing of a coordinate. Raises UsageError if it is uneven."""
     steps = np.diff(array[axis].values.astype(np.float64))
     if not len(steps) or not np.allclose(steps, steps[0], rtol=1e-3, atol=0) or steps[0] == 0:
         raise source.fault(f"coordinate {axis} of {source.zarr} is not evenly spaced", "pixels of one size")
@@ -165,7 +161,10 @@ def _crs(array: DataArray) -> str:
 
 
 def band_indices(source: Source, layer: Layer, names: tuple[str, ...]) -> dict[str, int]:
-    """{band: index from 0}: by number, by name in the coordinate `band`, or by Sentinel-2's name. UsageError."""
+    """Return {band: 0-based index} from the source's `bands`, else from the coordinate `band`, else RGB.
+
+    Raises UsageError if the store lacks a stated band.
+    """
     array = layer.array()
     held = [str(name) for name in array.band.values] if "band" in array.coords else []
     stated = dict(source.bands) or ({} if set(RGB) <= set(held) else {b: i for i, b in enumerate(RGB, 1)})
@@ -186,14 +185,14 @@ def band_indices(source: Source, layer: Layer, names: tuple[str, ...]) -> dict[s
 
 
 def store_images(source: Source) -> list[Image]:
-    """The dates of a store as images."""
+    """Return the dates of a store as images."""
     images = []
     for layer in layers_of(source):
         indices = band_indices(source, layer, GAMMA_BANDS if source.values == "8-bit" else BAND_NAMES)
         bands = ordered(indices)
         header = layer_header(layer, source)
-        counted = header.affine[0] == 1 and header.affine[2] in (0.0, -0.5)  # x is 0, 1, 2 ...: no ground
-        metres = None if header.crs or counted else abs(header.affine[0])  # x and y without CRS are metres
+        counted = header.affine[0] == 1 and header.affine[2] in (0.0, -0.5)  # x is 0, 1, 2 ...: pixel indices
+        metres = None if header.crs or counted else abs(header.affine[0])  # without CRS, x and y are in metres
         stated = replace(source, gsd_m=source.gsd_m or metres)
         reader = StoreReader(
             layer, tuple(indices[band] for band in bands), header.shape, np.dtype(header.dtype).itemsize

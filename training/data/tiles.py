@@ -1,7 +1,7 @@
-"""Tiles: Sentinel-2 ground at all three native resolutions at once, read when a crop asks for it.
+"""Tiles: Sentinel-2 ground at the native 10, 20 and 60 m, read lazily.
 
-In: scenes, stacks of bands, arrays. Out: `Tile`s of at most 7.68 km, cut along the cells that decide splits, so that a
-tile is one unit of reading and lies in one split. Indices count 60 m pixels: all resolutions nest in them.
+Tiles are cut along the cells of the split lattice, so each is read at once and lies in one split. Indices count 60 m
+pixels, in which the other grids nest.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ BANDS: dict[int, tuple[str, ...]] = {
     20: ("B05", "B06", "B07", "B8A", "B11", "B12"),
     60: ("B01", "B09"),
 }
-GSD_M = 60  # of a tile's indices
+GSD_M = 60  # GSD of tile indices
 CELL_PX = round(CELL_M / GSD_M)  # 128
 MIN_SIDE_PX = 16  # smaller tiles hold no crop
-TILES_HELD = 64  # read tiles per process: 13 MB each at most
+TILES_HELD = 64  # cached tiles per process, at most 13 MB each
 
 
 @dataclass(frozen=True, eq=False)
 class Nested:
-    """Reflectance `rho` by GSD in metres (bands, h, w) float32 in the order of `BANDS`; absent bands are 0.
+    """Reflectance `rho` (bands, h, w) float32 by GSD in metres, in the order of `BANDS`; absent bands are 0.
 
     `valid` (h, w) at 60 m is True where every 10 m pixel was measured.
     """
@@ -58,12 +58,12 @@ class Nested:
         return self.valid.shape[0], self.valid.shape[1]
 
     def load(self, window: Window) -> Nested:
-        """The part within `window`."""
+        """Return the part within `window`."""
         cut = {gsd: values[:, *_slices(window, gsd)] for gsd, values in self.rho.items()}
         return Nested(cut, self.valid[_slices(window, GSD_M)])
 
     def trimmed(self) -> Nested | None:
-        """Without the outer rows and columns in which nothing was measured; None where nothing was at all."""
+        """Return it without outer rows and columns that have no valid pixel; None if no pixel is valid."""
         if not self.valid.any():
             return None
         rows, cols = (np.flatnonzero(self.valid.any(axis=axis)) for axis in (1, 0))
@@ -77,7 +77,7 @@ def _slices(window: Window, gsd_m: int) -> tuple[slice, slice]:
 
 
 class Ground(Protocol):
-    """Where a tile's pixels come from. Pickles; reads in the process that asks."""
+    """Source of a tile's pixels. Picklable; reads in the calling process."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -85,13 +85,13 @@ class Ground(Protocol):
         ...
 
     def load(self, window: Window) -> Nested:
-        """Pixels of a window that lies inside."""
+        """Read a window inside the ground."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class SceneGround:
-    """A scene, through the loader of inference."""
+    """A scene, read by the pipeline's loader."""
 
     scene: Scene
     grid: Grid  # 2.5 m, edges on whole 60 m pixels
@@ -104,11 +104,11 @@ class SceneGround:
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Bands that the scene has."""
+        """Bands of the scene."""
         return tuple(band for band in BY_NAME if band in self.scene.hrefs)
 
     def load(self, window: Window) -> Nested:
-        """As `Ground.load`; ReadError after retries."""
+        """Read a window as `Ground.load`. Raises ReadError after retries."""
         from pipeline.archive.read.cube import read_period
 
         whole = self.grid.at_gsd(GSD_M).window
@@ -121,7 +121,7 @@ class SceneGround:
 
 @dataclass(frozen=True, eq=False)
 class StackReader:
-    """Bands (from 0) of a stack at 10 m, as far as they cover whole 60 m pixels."""
+    """Reader of bands (0-based) of a stack at 10 m, cropped to whole 60 m pixels."""
 
     open: Callable[[], DataArray]
     bands: tuple[int, ...]
@@ -130,14 +130,14 @@ class StackReader:
     label: str
 
     def mask(self, y: int, x: int, ny: int, nx: int) -> None:
-        """As `Reader.mask`: nodata of a stack is a value."""
+        """Return None: a stack marks nodata by value."""
 
     def selecting(self, places: Sequence[int]) -> StackReader:
         """As `Reader.selecting`."""
         return replace(self, bands=tuple(self.bands[place] for place in places))
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
-        """Stored values (bands, ny, nx) of a window. ReadError for a damaged file or store."""
+        """Return stored values (bands, ny, nx) of a window. Raises ReadError if the file or store is damaged."""
         with reading(self.label):
             lazy = self.open().isel(band=list(self.bands), y=slice(y, y + ny), x=slice(x, x + nx))
             stored: Stored = lazy.data.compute(scheduler="synchronous")
@@ -146,23 +146,23 @@ class StackReader:
 
 @dataclass(frozen=True, eq=False)
 class StackGround:
-    """One date of a stack: all bands on its 10 m grid, those of 20 and 60 m repeated, which is undone here."""
+    """One date of a stack with all bands on the 10 m grid. `load` subsamples 20 and 60 m bands to their own grids."""
 
     open: Callable[[], DataArray]  # (band, y, x)
-    bands: tuple[tuple[str, int], ...]  # name, index from 0
+    bands: tuple[tuple[str, int], ...]  # name, 0-based index
     values: Values
     shape: tuple[int, int]
     itemsize: int
     label: str  # file or store
 
     def reader(self, names: tuple[str, ...]) -> StackReader:
-        """Some of its bands as an image at 10 m."""
+        """Return a reader of some bands at 10 m."""
         indices = dict(self.bands)
         shape = self.shape[0] * 6, self.shape[1] * 6
         return StackReader(self.open, tuple(indices[name] for name in names), shape, self.itemsize, self.label)
 
     def load(self, window: Window) -> Nested:
-        """As `Ground.load`."""
+        """Read a window as `Ground.load`."""
         rows, cols = _slices(window, 10)
         indices = [index for _, index in self.bands]
         reader = StackReader(self.open, tuple(indices), self.shape, self.itemsize, self.label)
@@ -184,7 +184,7 @@ class StackGround:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A piece of ground of one split. `rho` and `valid` read it, once as long as few others are read."""
+    """A window of ground in one split. `rho` and `valid` read its pixels through an LRU cache."""
 
     place: str
     ground: Ground
@@ -200,17 +200,17 @@ class Tile:
     def of(
         cls, place: str, rho: dict[int, NDArray[np.float32]], valid: NDArray[np.bool_], present: tuple[str, ...]
     ) -> Tile:
-        """Tile of arrays."""
+        """Return a tile of arrays."""
         return cls(place, Nested(rho, valid), Window(0, 0, *valid.shape), present)
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """Name of the tile in messages."""
         return f"{self.source}: {self.place}"
 
     @property
     def whole(self) -> Nested:
-        """All of it."""
+        """All pixels of the tile."""
         return _loaded(self)
 
     @property
@@ -235,7 +235,7 @@ def _loaded(tile: Tile) -> Nested:
 
 
 def named_pieces(shape: tuple[int, int]) -> Iterator[Window]:
-    """Windows of ground whose place has a name: whole, or cut where it is larger than two cells."""
+    """Yield windows of a named ground: the whole, or pieces along an axis that exceeds two cells."""
     rows, cols = (1 if side <= 2 * CELL_PX else -(-side // CELL_PX) for side in shape)
     for i in range(rows):
         for j in range(cols):
@@ -246,7 +246,7 @@ def named_pieces(shape: tuple[int, int]) -> Iterator[Window]:
 
 
 def ground_pieces(raster: Georeference) -> Iterator[tuple[Window, str, Split]]:
-    """Windows along the cells of the lattice, each with its place and split; what lies in two splits is left out."""
+    """Yield windows along the lattice cells with place and split. Windows in both splits are skipped."""
     a, _, left, _, e, top = raster.affine
     for row, ny in _along(-top, -e, raster.shape[0]):
         for col, nx in _along(left, a, raster.shape[1]):
@@ -258,7 +258,7 @@ def ground_pieces(raster: Georeference) -> Iterator[tuple[Window, str, Split]]:
 
 
 def _along(start_m: float, step_m: float, count: int) -> Iterator[tuple[int, int]]:
-    """(first, number) of the pixels wholly inside each cell along one axis, where they suffice for a tile."""
+    """Yield (first, count) of the pixels entirely inside each cell along one axis, if enough for a tile."""
     for cell in range(math.floor(start_m / CELL_M), math.ceil((start_m + count * step_m) / CELL_M)):
         first = max(0, math.ceil((cell * CELL_M - start_m) / step_m - 1e-6))
         end = min(count, math.floor(((cell + 1) * CELL_M - start_m) / step_m + 1e-6))
@@ -269,7 +269,7 @@ def _along(start_m: float, step_m: float, count: int) -> Iterator[tuple[int, int
 def _in_order(
     dn: dict[int, NDArray[np.uint16]], bands: dict[int, tuple[str, ...]], gsd_m: int, shape_60m: tuple[int, int]
 ) -> NDArray[np.uint16]:
-    """The bands of one GSD in the order of `BANDS`, absent ones as nodata."""
+    """Return the bands of one GSD in the order of `BANDS`, with absent bands as nodata."""
     ny, nx = (side * GSD_M // gsd_m for side in shape_60m)
     empty = np.full((ny, nx), NODATA_DN, np.uint16)
     held = bands.get(gsd_m, ())
@@ -277,13 +277,13 @@ def _in_order(
 
 
 def to_reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Canonical DN to reflectance; nodata becomes 0, which is also what products clipped there meant."""
+    """Convert canonical DN to reflectance. Nodata becomes 0, which clipped products also use for dark pixels."""
     rho = dn.astype(np.float32) * np.float32(DN_SCALE) + np.float32(DN_OFFSET)
     return np.where(dn == NODATA_DN, np.float32(0), rho)
 
 
 def whole_blocks(measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(6 ny, 6 nx) at 10 m -> (ny, nx) at 60 m: True where all 36 are."""
+    """Reduce flags (6 ny, 6 nx) at 10 m to (ny, nx) at 60 m: True if all 36 pixels are."""
     ny, nx = measured.shape[0] // 6, measured.shape[1] // 6
     valid: NDArray[np.bool_] = np.all(measured.reshape(ny, 6, nx, 6), axis=(1, 3))
     return valid

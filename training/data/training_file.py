@@ -1,7 +1,6 @@
-"""The training file: a TOML that names the sources of a training run. Every key of it is a field of `Source`.
+"""The training file: a TOML file with the sources of a training run. Its source keys are the fields of `Source`.
 
-In: a path. Out: `TrainingFile` with checked `Source`s; UsageError in one line for what does not fit, naming the file,
-the source, and for unknown keys the nearest known one. Reads no image. An annotated example: `training/example.toml`.
+Errors are one-line UsageErrors that name the file and the source. See `training/example.toml` for an annotated example.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from training.data.rasters import GAMMA_BANDS, default_data
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-DATA_VARIABLE = "SEN2FINE_DATA"  # the one variable that has a default
-TARGET_GSD_M = (1.9, 3.2)  # drawn per patch where a source does not say
+DATA_VARIABLE = "SEN2FINE_DATA"  # the only environment variable with a default
+TARGET_GSD_M = (1.9, 3.2)  # default range, drawn per patch
 EVALUATE_GSD_M = 2.5
 SENTINEL2_GSD_M = 10.0
 MAX_TOML_BYTES = 1_000_000
@@ -45,50 +44,50 @@ _PATTERN = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Source:
-    """One set of images: where they are, what their numbers mean, and how they are used. Names are the TOML's keys."""
+    """One set of images: location, value encoding and use. Field names are the TOML keys."""
 
     name: str
-    role: Role  # "hr": sharp RGB to learn from; "sentinel2": native L2A scenes, for fusion and as 10 m bracket for SR
-    path: str = ""  # folder, file or glob; absolute once read
+    role: Role  # "hr": sharp images as SR targets; "sentinel2": L2A scenes, for fusion and as 10 m images for SR
+    path: str = ""  # folder, file or glob; absolute after parsing
     zarr: str = ""  # a Zarr store
     variable: str = ""  # of the store
     catalog: str = ""  # known name, TOML, or address of a STAC API; or a STAC file
-    collection: str = ""  # where it is not the catalogue's own
+    collection: str = ""  # default: the catalogue's own
     aoi: str = ""  # GeoJSON file
     period: str = ""  # "2020-01/2021-12"
-    max_cloud: float = 100.0  # per cent, of Sentinel-2 scenes
+    max_cloud: float = 100.0  # percent, Sentinel-2 scenes only
     asset: str = "image"  # of the items
     bands: tuple[tuple[str, int | str], ...] = ()  # (B04 | B03 | B02 | ..., 1-based raster band or its name)
-    dates: int = 1  # how many dates lie one after the other in one file
+    dates: int = 1  # number of dates stacked in one file
     gsd_m: float | None = None  # None: from the georeferencing
     target_gsd_m: tuple[float, float] = TARGET_GSD_M  # drawn uniformly per patch
     evaluate_gsd_m: float = EVALUATE_GSD_M
     values: Literal["8-bit", "reflectance"] = "8-bit"
     scale: float = 1.0  # reflectance = stored * scale + offset
     offset: float = 0.0
-    offset_dn: int | None = None  # BOA offset of Sentinel-2 scenes whose files do not tell: 0 or -1000
+    offset_dn: int | None = None  # BOA offset if the Sentinel-2 files do not state it: 0 or -1000
     place: str = ""  # regex; its first group names the place
-    family: str = ""  # sets that share places share a family
+    family: str = ""  # shared by sources with common places
     split: Literal["by-place", "train", "held-out"] = "by-place"
-    weight: float = 1.0  # how often it is drawn, relative to its size
-    images_per_place: int = 0  # judged at most, of a place that has a name; 0: all
-    evaluated: bool = True  # False for scales far from 2.5 m, which only widen training
-    watched: bool = False  # fusion decides by these scenes, and does not train on them
+    weight: float = 1.0  # sampling weight, relative to its size
+    images_per_place: int = 0  # maximum evaluated per named place; 0: all
+    evaluated: bool = True  # False for GSDs far from 2.5 m, used for training only
+    watched: bool = False  # scenes used to tune and validate fusion, not to train it
     target_stated: bool = field(default=False, metadata={"internal": True})  # whether the file gave `target_gsd_m`
-    label: str = field(default="", metadata={"internal": True})  # file and source, as messages begin
+    label: str = field(default="", metadata={"internal": True})  # file and source, the start of messages
 
     @property
     def where(self) -> str:
-        """Path, store or catalogue, as the file says it."""
+        """Path, store or catalogue."""
         return self.path or self.zarr or self.catalog
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """Bands that its images have, the three colours first; those colours where the file does not say."""
+        """Bands of its images, RGB first; RGB if the file does not list bands."""
         return ordered(dict(self.bands)) if self.bands else RGB
 
     def fault(self, found: str, expected: str = "", cure: str = "") -> UsageError:
-        """Error about this source."""
+        """Return a UsageError about this source."""
         return UsageError(f"{self.label or self.name}: {found}", expected, cure)
 
 
@@ -104,7 +103,7 @@ class TrainingFile:
 
 
 def read_training_file(path: Path, root: Path | None = None) -> TrainingFile:
-    """Parse and check; `root` stands for ${SEN2FINE_DATA} where given. UsageError for everything that does not fit."""
+    """Parse and check a training file. `root`, if given, replaces ${SEN2FINE_DATA}. Raises UsageError."""
     raw = _read(path)
     try:
         content = tomllib.loads(raw.decode("utf-8"))
@@ -145,7 +144,7 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 
 def _source(path: Path, index: int, table: dict[str, Any], root: Path | None) -> Source:
-    """One table as a `Source`; messages begin with the file and the source."""
+    """Parse one table as a `Source`. Raises UsageError that names the file and the source."""
     label = f"{path}: source {table.get('name', index)!r}"
     known = [entry.name for entry in fields(Source) if not entry.metadata.get("internal")]
     for key in table:
@@ -168,7 +167,7 @@ _POSITIVE = ("gsd_m", "evaluate_gsd_m", "scale", "weight")
 
 
 def _checked(label: str, key: str, value: object) -> object:
-    """The value of one key in the type of its field. UsageError says what was expected."""
+    """Return the value of one key in the type of its field. Raises UsageError if it does not fit."""
     wrong = f"{label}: {key} = {value!r:.60}"
     if key == "bands":
         return _bands(label, value)
@@ -205,7 +204,7 @@ def _number(value: object) -> float | None:
 
 
 def _range(wrong: str, value: object) -> tuple[float, float]:
-    """One GSD or a range of them."""
+    """Parse one GSD or a range (low, high)."""
     ends = [_number(end) for end in (value if isinstance(value, list) else [value, value])]
     if len(ends) == 2 and ends[0] is not None and ends[1] is not None and 0 < ends[0] <= ends[1]:
         return ends[0], ends[1]
@@ -229,7 +228,7 @@ def _bands(label: str, value: object) -> tuple[tuple[str, int | str], ...]:
 
 
 def _check_where(label: str, values: dict[str, Any]) -> None:
-    """One place to look; and no key that would have no effect there."""
+    """Raise UsageError unless there is exactly one location and every key applies to it."""
     given = [key for key in _WHERE if key in values]
     if len(given) != 1:
         raise UsageError(f"{label}: {' and '.join(given) or 'none'} of {', '.join(_WHERE)}", "exactly one of them")
@@ -251,10 +250,10 @@ def _check_where(label: str, values: dict[str, Any]) -> None:
 
 
 def _located(label: str, key: str, text: str, folder: Path, root: Path | None) -> str:
-    """Absolute path of what the source names, with environment variables; UsageError where nothing is there."""
+    """Return the absolute path with environment variables expanded. Raises UsageError if nothing exists there."""
     expanded = _expanded(label, key, text, root)
     if key == "catalog" and (not (folder / expanded).exists() or "://" in expanded):
-        return expanded  # a name or an address; `load_catalog` says what it knows
+        return expanded  # a name or an address; `load_catalog` checks it
     whole = Path(os.path.abspath(folder / expanded))
     if key == "path" and _PATTERN.search(expanded):
         fixed = glob_root(whole)
@@ -268,12 +267,12 @@ def _located(label: str, key: str, text: str, folder: Path, root: Path | None) -
 
 
 def ordered(names: Collection[str]) -> tuple[str, ...]:
-    """Those of Sentinel-2's bands that are among `names`: red, green and blue first, then by wavelength."""
+    """Return the Sentinel-2 bands among `names`: red, green and blue first, then the order of `BAND_NAMES`."""
     return tuple(band for band in dict.fromkeys((*RGB, *BAND_NAMES)) if band in names)
 
 
 def glob_root(pattern: Path) -> Path:
-    """The part of a glob before its first wildcard."""
+    """Return the folder of a glob before its first wildcard."""
     fixed = [part for part in pattern.parts]
     for index, part in enumerate(fixed):
         if _PATTERN.search(part):
@@ -282,7 +281,7 @@ def glob_root(pattern: Path) -> Path:
 
 
 def _expanded(label: str, key: str, text: str, root: Path | None) -> str:
-    """`text` with ${NAME} replaced from the environment."""
+    """Return `text` with ${NAME} replaced from the environment. Raises UsageError if a variable is not set."""
 
     def value(found: re.Match[str]) -> str:
         if found[1] == DATA_VARIABLE:
@@ -308,7 +307,7 @@ def _check_place(label: str, place: str) -> None:
 
 
 def _with_scales(label: str, values: dict[str, Any]) -> Source:
-    """The source with scales that fit each other: what is not stated follows from what is."""
+    """Return the source with consistent GSDs, derived from those stated. Raises UsageError on conflicts."""
     stated = "target_gsd_m" in values
     values["target_stated"], values["label"] = stated, label
     if values["role"] == "sentinel2":

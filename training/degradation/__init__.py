@@ -1,1 +1,1 @@
-"""From sharp to coarse images: the blur, decimation and noise that networks learn to undo. Imports torch only."""
+"""Degradation of sharp images to coarse ones: blur, decimation and noise."""

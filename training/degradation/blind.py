@@ -1,7 +1,6 @@
-"""DiffFuSR's degradations (arXiv 2506.11764, eq. 9 to 11), and Sentinel-2's own blur in their place.
+"""DiffFuSR's blind degradations (arXiv 2506.11764, eq. 9 to 11), or Sentinel-2's own blur instead.
 
-Coarse = (sharp * kernel) decimated by an antialiased cubic + noise, with kernel and noise drawn per image. In:
-reflectance tensors and a seeded generator. Out: reflectance on the coarse grid. Imports torch and `degrade`.
+Coarse = (sharp * kernel) decimated by an antialiased cubic + noise, with kernel and noise drawn per image.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ if TYPE_CHECKING:
 
     from training.degradation.published import AsPublished
 
-_REACH = 5  # side of a sensor kernel in coarse px: 4.6 standard deviations to each side for the widest band
+_REACH = 5  # side of a sensor kernel in coarse px: 4.6 standard deviations on each side of the widest band
 _STEPS_8BIT = 255.0
 
 
 @dataclass(frozen=True)
 class BlindRange:
-    """What is drawn per image. Widths are standard deviations in px of the sharp grid, noise in reflectance."""
+    """Ranges drawn per image. Widths are standard deviations in px of the sharp grid; noise is in reflectance."""
 
     isotropic_px: tuple[float, float] = (2.0, 4.0)
     axes_px: tuple[float, float] = (0.2, 4.0)  # of both axes of an anisotropic kernel
-    anisotropic: float = 0.5  # share of images with such a kernel
+    anisotropic: float = 0.5  # share of images with an anisotropic kernel
     angle_rad: tuple[float, float] = (0.0, math.pi)
     noise: tuple[float, float] = (5e-4, 1e-2)
     noise_law: Literal["log-uniform", "uniform"] = "log-uniform"
 
 
 def range_of(published: AsPublished) -> BlindRange:
-    """The range with the switches that concern it."""
+    """Return the range with the switches of `published` applied."""
     within = BlindRange()
     if published.angle:
         within = replace(within, angle_rad=(0.0, math.pi / 180))
@@ -51,7 +50,7 @@ def range_of(published: AsPublished) -> BlindRange:
 
 
 def draw_kernels(images: int, within: BlindRange, generator: torch.Generator) -> Tensor:
-    """Blur kernels (images, 21, 21), each summing to one (eq. 9: covariance R diag(l1^2, l2^2) R^T)."""
+    """Draw blur kernels (images, 21, 21), each summing to one (eq. 9: covariance R diag(l1^2, l2^2) R^T)."""
     isotropic, l1, l2 = (
         _uniform(images, bounds, generator) for bounds in (within.isotropic_px, within.axes_px, within.axes_px)
     )
@@ -61,7 +60,7 @@ def draw_kernels(images: int, within: BlindRange, generator: torch.Generator) ->
 
 
 def draw_noise(images: int, within: BlindRange, generator: torch.Generator) -> Tensor:
-    """Standard deviations of noise (images,)."""
+    """Draw the standard deviations of noise (images,)."""
     if within.noise_law == "uniform":
         return _uniform(images, within.noise, generator)
     low, high = within.noise
@@ -76,10 +75,10 @@ def degrade_blind(
     scale: int = 4,
     sensor: Sequence[str] = (),
 ) -> Tensor:
-    """(images * views, C, H, W) -> (images * views, C, H/scale, W/scale), float.
+    """Degrade (images * views, C, H, W) to (images * views, C, H/scale, W/scale), float.
 
-    Adjacent `views` of one image share kernel and noise level, which is what makes them a pair for contrastive
-    learning; the noise itself differs. With `sensor` bands, one per channel, all share Sentinel-2's blur instead.
+    Adjacent `views` of one image share kernel and noise level but not the noise itself, so they form a positive pair
+    for contrastive learning. With `sensor` bands, one per channel, the blur is Sentinel-2's instead.
     """
     images = len(sharp) // views
     if sensor:
@@ -92,16 +91,16 @@ def degrade_blind(
 
 
 def sensor_kernels(bands: Sequence[str], scale: int) -> Tensor:
-    """Blur of each band (bands, 5 scale, 5 scale), centred on the coarse pixel and sampled there.
+    """Return the blur kernel of each band (bands, 5 scale, 5 scale), centred on the coarse pixel.
 
-    The MTF includes the detector's integration over its pixel, hence no block mean follows.
+    The MTF includes the detector's integration over its pixel, so no block mean follows.
     """
     sigma = torch.tensor([sensor_sigma_px(band, scale) for band in bands])
     return gaussian(sigma, sigma, torch.zeros(len(bands)), taps=_REACH * scale)
 
 
 def eight_bit(reflectance: Tensor, rounded: bool = False) -> Tensor:
-    """Reflectance cut to [0, 1] and to steps of 1 / 255 (downwards as a cast does, or rounded): 39 DN a step."""
+    """Clip reflectance to [0, 1] and quantise to 1 / 255 (39 DN), down as a cast does, or to nearest if `rounded`."""
     steps = reflectance.clamp(0, 1) * _STEPS_8BIT
     return (steps.round() if rounded else steps.floor()) / _STEPS_8BIT
 

@@ -1,7 +1,6 @@
-"""From sharp to coarse: sensor blur, decimation and noise, as one strided convolution per sample.
+"""Sensor blur, decimation and noise of reflectance, as one strided convolution per sample.
 
-In: reflectance tensors and a seeded generator. Out: reflectance on the coarse grid, float throughout (no 8-bit step).
-The coarse pixel centres are those of the blocks they cover: no half-pixel shift. Imports torch only.
+All values are float (no 8-bit step). Coarse pixel centres are the centres of their blocks: no half-pixel shift.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Decimator = Literal["box", "bicubic"]
-GAUSS_TAPS = 21  # Wu et al.'s blind-SR kernels; 3.4 sigma at the widest blur that is trained on
-MIN_SIGMA_PX, MAX_SIGMA_PX = 0.3, 4.0  # what a kernel of so many taps can hold
+GAUSS_TAPS = 21  # as in the blind-SR kernels of Wu et al.; 3.4 sigma at the widest blur used in training
+MIN_SIGMA_PX, MAX_SIGMA_PX = 0.3, 4.0  # limits of a kernel of GAUSS_TAPS
 
 
 @dataclass(frozen=True)
 class DegradationRange:
-    """What training samples per image. Widths in px of the sharp grid, noise in reflectance.
+    """Ranges drawn per image in training. Widths in px of the sharp grid, noise in reflectance.
 
     Sentinel-2's 10 m bands have MTF 0.15 to 0.30 at Nyquist, which is sigma 2.0 to 2.5 px at 2.5 m, decimation
-    included; a range brackets that, so that a network does not lean on one kernel. Presets have the numbers.
+    included. A wider range avoids overfitting to one kernel. The presets set the values.
     """
 
     sigma_px: tuple[float, float]
@@ -36,7 +35,7 @@ class DegradationRange:
     noise: tuple[float, float]  # standard deviation, log-uniform
 
     def wrong(self) -> str:
-        """What would be right where these numbers are no degradation, else nothing."""
+        """Return what is expected if the values are invalid, else an empty string."""
         blur, noise = self.sigma_px, self.noise
         if not MIN_SIGMA_PX <= blur[0] <= blur[1] <= MAX_SIGMA_PX:
             return f"blur from {MIN_SIGMA_PX:g} to {MAX_SIGMA_PX:g} px, the lower first"
@@ -49,7 +48,7 @@ class DegradationRange:
 
 @dataclass(frozen=True)
 class Degradation:
-    """One degradation, the same for every image. The defaults are what the held-out evaluation uses."""
+    """One degradation for all images. The defaults are those of the held-out evaluation."""
 
     sigma_px: float = 2.2
     decimator: Decimator = "box"
@@ -58,7 +57,7 @@ class Degradation:
 
 
 def gaussian(sigma_a: Tensor, sigma_b: Tensor, theta: Tensor, taps: int = GAUSS_TAPS) -> Tensor:
-    """Gaussian kernels (B, taps, taps) of widths sigma_a, sigma_b (B,) px, the first axis turned by theta (B,) rad."""
+    """Return Gaussian kernels (B, taps, taps) of sigma_a, sigma_b (B,) px, with axis a rotated by theta (B,) rad."""
     r = torch.arange(taps, dtype=torch.float32) - (taps - 1) / 2
     y, x = torch.meshgrid(r, r, indexing="ij")
     c, s = theta.cos()[:, None, None], theta.sin()[:, None, None]
@@ -68,7 +67,7 @@ def gaussian(sigma_a: Tensor, sigma_b: Tensor, theta: Tensor, taps: int = GAUSS_
 
 
 def decimation_taps(scale: int, decimator: Decimator) -> Tensor:
-    """One axis of the decimation filter, centred on the block: (scale,) for box, (4*scale,) for the cubic a = -0.5."""
+    """Return one axis of the decimation filter: (scale,) for box, (4*scale,) for the cubic with a = -0.5."""
     if decimator == "box":
         return torch.full((scale,), 1 / scale)
     x = (torch.arange(4 * scale, dtype=torch.float32) - (4 * scale - 1) / 2).abs() / scale
@@ -79,14 +78,14 @@ def decimation_taps(scale: int, decimator: Decimator) -> Tensor:
 
 
 def compose(blur: Tensor, scale: int, decimator: Decimator) -> Tensor:
-    """Blur kernels (B, n, n) followed by decimation, as kernels (B, n + taps - 1, ...) for a stride of `scale`."""
+    """Combine blur kernels (B, n, n) and decimation to kernels (B, n + taps - 1, ...) for a stride of `scale`."""
     taps = decimation_taps(scale, decimator)
     flat = torch.outer(taps, taps)[None, None]
     return functional.conv2d(blur[:, None], flat, padding=len(taps) - 1)[:, 0]
 
 
 def apply_kernels(sharp: Tensor, kernels: Tensor, scale: int) -> Tensor:
-    """Filter (B, C, H, W) at stride `scale`, reflecting at the borders.
+    """Filter (B, C, H, W) at stride `scale` with reflection at the borders.
 
     One kernel per image (B, k, k), or per image and channel (B, C, k, k); k - scale is even.
     """
@@ -102,9 +101,9 @@ def apply_kernels(sharp: Tensor, kernels: Tensor, scale: int) -> Tensor:
 def kernels_of(
     sigma_a: Tensor, sigma_b: Tensor, theta: Tensor, scale: int, decimator: Decimator, widths: Sequence[float] = ()
 ) -> Tensor:
-    """Blur and decimation as kernels for `apply_kernels`: per image (B, k, k), or per image and channel (B, C, k, k).
+    """Return blur and decimation kernels for `apply_kernels`: (B, k, k), or (B, C, k, k) per channel.
 
-    `widths` scale both widths (B,) in px for each channel; without them, or where all are 1, all are blurred alike.
+    `widths` scale both sigmas (B,) per channel. If there are none or all are 1, the channels share a kernel.
     """
     if all(width == 1 for width in widths):
         return compose(gaussian(sigma_a, sigma_b, theta), scale, decimator)
@@ -117,9 +116,9 @@ def kernels_of(
 def degrade(
     sharp: Tensor, how: Degradation, generator: torch.Generator | None = None, widths: Sequence[float] = ()
 ) -> Tensor:
-    """(B, C, H, W) -> (B, C, H/scale, W/scale) by one known degradation; noise only where a generator is given.
+    """Degrade (B, C, H, W) to (B, C, H/scale, W/scale) with one degradation. Adds noise only if a generator is given.
 
-    `widths`: of each channel's blur, over `how.sigma_px` (`sensor.relative_widths`); without them all are alike.
+    `widths`: blur of each channel relative to `how.sigma_px` (see `sensor.relative_widths`); default 1.
     """
     sigma = torch.full((len(sharp),), how.sigma_px)
     kernels = kernels_of(sigma, sigma, torch.zeros(len(sharp)), how.scale, how.decimator, widths)
@@ -132,9 +131,9 @@ def degrade(
 def degrade_randomly(
     sharp: Tensor, within: DegradationRange, generator: torch.Generator, scale: int = 4, widths: Sequence[float] = ()
 ) -> Tensor:
-    """(B, C, H, W) -> (B, C, H/scale, W/scale), each image by its own blur and noise; one decimator per batch.
+    """Degrade (B, C, H, W) to (B, C, H/scale, W/scale), with random blur and noise per image, one decimator per batch.
 
-    `widths`: of each channel's blur over that of its image, as in `degrade`.
+    `widths`: blur of each channel relative to that of its image, as in `degrade`.
     """
 
     def uniform(low: float, high: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""How wide Sentinel-2 sees each band: its MTF at the Nyquist frequency of the band's own grid, as a Gaussian."""
+"""Gaussian blur of each Sentinel-2 band, from its MTF at the Nyquist frequency of its own grid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MTF_NYQUIST: dict[str, float] = {band.name: band.mtf for band in BANDS}  # at th
 
 
 def sensor_sigma_px(band: str, scale: int) -> float:
-    """Width in px of the sharp grid of the Gaussian whose transfer at the coarse Nyquist frequency is the band's MTF.
+    """Return the sigma, in px of the sharp grid, of the Gaussian with the band's MTF at the coarse Nyquist frequency.
 
     exp(-2 (pi f sigma)^2) = MTF at f = 1 / (2 scale) gives sigma = (scale / pi) sqrt(2 ln(1 / MTF)).
     """
@@ -22,9 +22,9 @@ def sensor_sigma_px(band: str, scale: int) -> float:
 
 
 def relative_widths(bands: Sequence[str]) -> tuple[float, ...]:
-    """Width of each band's blur over the mean width of the three colours, all on grids of one GSD.
+    """Return the width of each band's blur relative to the mean of RGB, at equal GSD.
 
-    The colours alone are taken to be blurred alike: 1.
+    For RGB bands only, all widths are 1.
     """
     if set(bands) <= set(RGB):
         return (1.0,) * len(bands)

@@ -1,1 +1,1 @@
-"""The training loop, whatever it trains: batches, budget, average, checkpoints, log, processes. Imports data."""
+"""The generic training loop: batches, budget, weight average, checkpoints, log and distributed processes."""

@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights. In: a network. Out: its average. Imports torch."""
+"""Exponential moving average of a network's weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Average:
-    """Moving average of all parameters of a network; it starts as a copy, not as a fresh initialisation.
+    """Exponential moving average of a network's parameters, initialised as a copy of them.
 
-    Buffers are copied: the running statistics of BatchNorm are averages already.
+    Buffers are copied, because the running statistics of BatchNorm are averages already.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -25,13 +25,13 @@ class Average:
         own = network.state_dict()
         self.state = {name: value.detach().clone() for name, value in own.items()}
         averaged = {name for name, _ in network.named_parameters()}
-        # (average, own): what is loaded into a network is copied into the same tensors, so these stay its own
+        # (average, own): load_state_dict copies into the same tensors, so these references stay valid
         self.averaged = [(self.state[name], value) for name, value in own.items() if name in averaged]
         self.copied = [(self.state[name], value) for name, value in own.items() if name not in averaged]
 
     @torch.no_grad()
     def update(self) -> None:
-        """One step of the network; young averages forget faster: decay = min(d, (1 + n) / (10 + n))."""
+        """Update the average after a step, with a warm-up of the decay: min(d, (1 + n) / (10 + n))."""
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         self.count += 1
         torch._foreach_lerp_([average for average, _ in self.averaged], [own for _, own in self.averaged], 1 - decay)
@@ -39,14 +39,14 @@ class Average:
             average.copy_(own)
 
     def load(self, state: Mapping[str, Tensor], count: int) -> None:
-        """Go on from a stored average of the same network. Raises KeyError or RuntimeError where it does not fit."""
+        """Restore a stored average of the same network. Raises KeyError or RuntimeError if it does not fit."""
         for name, value in self.state.items():
             value.copy_(state[name])
         self.count = count
 
     @contextlib.contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
-        """The network carries the average inside the block and its own weights after it."""
+        """Load the average into the network inside the block; restore its own weights afterwards."""
         own = {name: value.detach().clone() for name, value in network.state_dict().items()}
         network.load_state_dict(self.state)
         yield

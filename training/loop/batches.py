@@ -1,8 +1,4 @@
-"""Batches by number: batch i follows from (seed, i) alone, whichever process makes it, in whichever order.
-
-In: a function that makes a batch of a `Draw`. Out: the batches in order, made in line or by worker processes, and how
-long training waited for them. Imports torch and the errors.
-"""
+"""Reproducible batches, made in the training process or by workers. Batch i depends only on (seed, i)."""
 
 from __future__ import annotations
 
@@ -29,23 +25,23 @@ if TYPE_CHECKING:
 
     Batch = dict[str, Tensor]
 
-# What chance is for; together with the seed and a number they key a `Draw`.
+# Purposes of a `Draw`; with the seed and a number, they form its key.
 FOR_BATCH, FOR_LOSS, FOR_STAGE = 0, 1, 2
-_LAST_WORDS_S = 0.2  # in which a worker that is dying becomes known as dead
-PREFETCH = 2  # batches that each worker keeps ready
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # ask a run to stop
+_LAST_WORDS_S = 0.2  # time to wait for the exit code of a dying worker
+PREFETCH = 2  # batches prefetched per worker
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # signals that stop a run
 
 
 @dataclass
 class Draw:
-    """Two seeded sources of chance, on the CPU."""
+    """Two seeded random generators (NumPy and torch) on the CPU."""
 
     rng: np.random.Generator
     torch: torch.Generator
 
     @classmethod
     def seeded(cls, seed: int, *key: int) -> Draw:
-        """Both from a seed and the key of what they are for, none negative."""
+        """Return both generators for a seed and a key of purpose and number, none negative."""
         sequence = np.random.SeedSequence(seed, spawn_key=key)
         word = int(sequence.generate_state(1, np.uint64)[0])
         return cls(np.random.default_rng(sequence), torch.Generator().manual_seed(word))
@@ -53,33 +49,33 @@ class Draw:
 
 @dataclass(frozen=True)
 class Made:
-    """A batch, and the files that were found unreadable since the one before: {label: error}."""
+    """A batch, and the files found unreadable since the previous batch: {label: error}."""
 
     batch: Batch
     unreadable: dict[str, str]
 
     def pin_memory(self) -> Made:
-        """As the loader asks for where batches go to a GPU."""
+        """Return the batch in pinned memory. Called by the DataLoader if batches go to a GPU."""
         return Made({name: tensor.pin_memory() for name, tensor in self.batch.items()}, self.unreadable)
 
 
 class Numbered(Dataset["Made | PipelineError"]):
-    """Batches by number. A failure that has words for the user is handed over as a value: it crosses processes."""
+    """Dataset of batches by number. A PipelineError is returned as a value, so that it crosses processes intact."""
 
     def __init__(self, make: Callable[[Draw], Batch], seed: int) -> None:
         self.make, self.seed = make, seed
 
     def __getitem__(self, number: int) -> Made | PipelineError:
-        """Batch `number`, float32 on the CPU."""
+        """Return batch `number`, float32 on the CPU, or the PipelineError that making it raised."""
         try:
             return Made(self.make(Draw.seeded(self.seed, FOR_BATCH, number)), newly_found())
         except PipelineError as error:
-            error.__cause__ = error.__context__ = None  # a library's own error may not survive pickling
+            error.__cause__ = error.__context__ = None  # errors of libraries may not pickle
             return error.with_traceback(None)
 
 
 def _leave_signals(worker: int) -> None:
-    """What asks a run to stop reaches a whole group of processes: the one that trains answers, and ends the workers."""
+    """Ignore stop signals in a worker. They reach the whole process group; the training process ends the workers."""
     del worker
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
@@ -87,7 +83,7 @@ def _leave_signals(worker: int) -> None:
 
 @contextmanager
 def _held_back() -> Iterator[None]:
-    """Signals that ask this thread, or a process that it forks, to stop wait until the block has ended."""
+    """Block stop signals in this thread, and in processes that it forks, until the block ends."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         yield
@@ -96,10 +92,10 @@ def _held_back() -> Iterator[None]:
 
 
 class Feed:
-    """Hands out the batches first, first + step, ... on `device`, and counts the seconds that training waited.
+    """Feed of the batches first, first + step, ... on `device`. Counts the seconds that training waited for them.
 
-    With `workers` the batches come from as many processes; `make` must then not depend on what training changes. Use it
-    in a `with` block, which ends them: left to the garbage collector they may end in a process forked later.
+    `workers` is the number of processes that make batches; with any, `make` must not depend on the training state. Use
+    the feed in a `with` block, which ends the workers. The garbage collector could run in a process forked later.
     """
 
     def __init__(
@@ -113,7 +109,7 @@ class Feed:
     ) -> None:
         self.device = device or torch.device("cpu")
         self.waited_s = 0.0
-        self.unreadable: dict[str, str] = {}  # files that were skipped: {label: error}
+        self.unreadable: dict[str, str] = {}  # skipped files: {label: error}
         loader: DataLoader[Made | PipelineError] = DataLoader(
             Numbered(make, seed),
             batch_size=None,
@@ -122,11 +118,11 @@ class Feed:
             prefetch_factor=PREFETCH if workers else None,
             worker_init_fn=_leave_signals if workers else None,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator().manual_seed(0),  # else the loader would use the global one
+            generator=torch.Generator().manual_seed(0),  # else the loader uses the global generator
         )
         self._batches: Iterator[Made | PipelineError]
         others = set(multiprocessing.active_children())
-        with _held_back():  # until a worker ignores them
+        with _held_back():  # until the workers ignore the signals
             self._batches = iter(loader)
         self._workers = [process for process in multiprocessing.active_children() if process not in others]
 
@@ -136,22 +132,22 @@ class Feed:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        # the loader's handler of SIGCHLD raises wherever we are, perhaps far from a batch
+        # the loader's SIGCHLD handler may raise anywhere in the block
         explained = self._explained(error) if isinstance(error, RuntimeError) else error
         self._end()
         if explained is not error and explained is not None:
             raise explained from error
 
     def _end(self) -> None:
-        # An iterator ends its workers when nothing holds it; after a failure its traceback does.
+        # An iterator ends its workers when it is collected, but the traceback of a failure still references it.
         getattr(self._batches, "_shutdown_workers", lambda: None)()
         self._batches = iter(())
-        for worker in self._workers:  # one that hangs ignores the loader's SIGTERM, and would keep Python from ending
+        for worker in self._workers:  # a hanging worker ignores the loader's SIGTERM and would block Python's exit
             worker.kill()
             worker.join()
 
     def next(self) -> Batch:
-        """The next batch. Raises what its making raised; PipelineError where a worker was killed."""
+        """Return the next batch. Raises the error of `make`, or PipelineError if a worker was killed."""
         started = time.monotonic()
         try:
             made = next(self._batches)
@@ -165,10 +161,10 @@ class Feed:
         return moved
 
     def _explained(self, error: Exception) -> Exception:
-        """The loader fails in many words when a worker dies, depending on what it was doing at that moment."""
+        """Return PipelineError if a worker died, else `error`. The loader's own error depends on what it was doing."""
         dead: list[int] = []
         for worker in self._workers:
-            with suppress(RuntimeError):  # the loader raises from its handler of SIGCHLD, wherever we are by then
+            with suppress(RuntimeError):  # the loader's SIGCHLD handler may raise here
                 worker.join(_LAST_WORDS_S)
             with suppress(RuntimeError):
                 dead += [worker.exitcode] if worker.exitcode else []

@@ -1,8 +1,7 @@
-"""Several processes training one network: who they are, and the sums they agree on.
+"""Distributed training: ranks, devices and collective operations.
 
-`torchrun` starts the processes and names them in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
-MASTER_PORT). Without it there is one process, and every function here does the natural thing for one. Imports torch and
-the errors.
+`torchrun` starts the processes and sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without it, all
+functions work for a single process.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-WORDS_SHOWN = 160  # of a library's message
-PATIENCE = timedelta(minutes=1)  # with processes that may not have met the failure of this one
+WORDS_SHOWN = 160  # maximum characters of a library's message
+PATIENCE = timedelta(minutes=1)  # timeout for the other processes after a failure of this one
 
 
 class Abandoned(PipelineError):
-    """The other processes cannot be reached any more: one of them has failed, and said why. Exit code 1."""
+    """Raised if the other processes cannot be reached: one has failed and reported why. Exit code 1."""
 
 
 @contextlib.contextmanager
 def _exchanging() -> Iterator[None]:
-    """What fails inside the block becomes an Abandoned."""
+    """Convert RuntimeError inside the block to Abandoned."""
     try:
         yield
     except RuntimeError as error:
@@ -44,13 +43,13 @@ def _exchanging() -> Iterator[None]:
 
 
 def launched() -> bool:
-    """Whether a launcher named this process."""
+    """Return whether a launcher such as torchrun started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def device_of(name: str) -> torch.device:
-    """The device `name`; for "cuda" under a launcher the one of this process. UsageError where it is not there."""
-    here = 1  # processes that share this machine's GPUs
+    """Return the device `name`; for "cuda" under a launcher, that of the local rank. Raises UsageError if absent."""
+    here = 1  # processes that share the GPUs of this node
     if name == "cuda" and launched():
         name, here = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}", int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
@@ -70,7 +69,7 @@ def device_of(name: str) -> torch.device:
 
 
 def begin(device: torch.device, patience: timedelta | None = None) -> None:
-    """Join the other processes, if a launcher started several: gloo between CPUs, NCCL between GPUs."""
+    """Join the process group if a launcher started several processes: gloo on CPUs, NCCL on GPUs."""
     if not launched() or _joined():
         return
     if device.type == "cuda":
@@ -81,9 +80,9 @@ def begin(device: torch.device, patience: timedelta | None = None) -> None:
 
 
 def agreed(make: Callable[[], T]) -> T:
-    """What `make` gives here, once it has succeeded in every process; else all raise what the first that failed raised.
+    """Return `make()` once it has succeeded in every process; else all raise the error of the lowest failed rank.
 
-    Without it the processes that go on would wait for one that has ended.
+    Otherwise the remaining processes would wait for one that has ended.
     """
     failed: PipelineError | None = None
     try:
@@ -91,7 +90,7 @@ def agreed(make: Callable[[], T]) -> T:
     except PipelineError as error:
         if not launched():
             raise
-        failed = type(error)(error.found, error.expected, error.cure)  # its cause may not survive the way
+        failed = type(error)(error.found, error.expected, error.cure)  # its cause may not pickle
     if launched():
         failed = _first_of_all(failed)
     if failed is not None:
@@ -100,9 +99,9 @@ def agreed(make: Callable[[], T]) -> T:
 
 
 def _first_of_all(mine: PipelineError | None) -> PipelineError | None:
-    """The failure of the first process that has one; of this one alone where the others cannot be reached."""
+    """Return the failure of the lowest failed rank; only this process's own if the others cannot be reached."""
     try:
-        begin(torch.device("cpu"), PATIENCE)  # where the failure came before that
+        begin(torch.device("cpu"), PATIENCE)  # the failure may have come before the first `begin`
         found: list[PipelineError | None] = [None] * world()
         distributed.all_gather_object(found, mine)
     except RuntimeError:
@@ -112,34 +111,34 @@ def _first_of_all(mine: PipelineError | None) -> PipelineError | None:
 
 
 def by_first(speak: Callable[[], object]) -> None:
-    """Process 0 speaks before any ends; for those that are about to end alike, each by itself."""
+    """Call `speak` in process 0 before any process ends. Call this in all processes when they end with one result."""
     if launched():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher ends the rest as soon as one has ended
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher terminates the others when one ends
     if rank() == 0:
         speak()
     if world() > 1:
-        with contextlib.suppress(RuntimeError):  # the others have ended for reasons of their own
+        with contextlib.suppress(RuntimeError):  # the others have already ended
             distributed.barrier()
 
 
 def end() -> None:
-    """Leave the other processes, if any."""
+    """Leave the process group, if any."""
     if _joined():
         distributed.destroy_process_group()
 
 
 def rank() -> int:
-    """Number of this process, 0 the one that writes."""
+    """Return the rank of this process. Rank 0 writes the files."""
     return distributed.get_rank() if _joined() else 0
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Return the number of processes."""
     return distributed.get_world_size() if _joined() else 1
 
 
 def average_(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors of one dtype by their mean over the processes, in one exchange."""
+    """Replace tensors of one dtype in place by their mean over the processes, with one all-reduce."""
     if world() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -152,7 +151,7 @@ def average_(tensors: Sequence[Tensor]) -> None:
 
 
 def totals(values: Sequence[float]) -> list[float]:
-    """Sums of numbers over the processes."""
+    """Return the sums of numbers over the processes."""
     if world() == 1:
         return list(values)
     summed = torch.tensor(values, dtype=torch.float64)
@@ -162,7 +161,7 @@ def totals(values: Sequence[float]) -> list[float]:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """Rows (B, ...) of all processes in the order of their ranks, (sum of B, ...); each has its own B."""
+    """Gather rows (B, ...) of all processes in rank order as (sum of B, ...). B may differ between processes."""
     if world() == 1:
         return rows
     mine = [0] * world()

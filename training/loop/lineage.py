@@ -1,4 +1,4 @@
-"""Where weights come from: the stages of training that made them, one after the other, with digests of the weights."""
+"""Lineage of weights: the training stages that produced them, with digests of the weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values of tensors, in the order of their names."""
+    """Return the SHA-256 of names, dtypes, shapes and values of tensors, in order of name."""
     found = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -31,15 +31,15 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 class Trained:
     """One stage of training. `began_with` and `ended_with` are `weights_digest`s of the network.
 
-    A stage begins with the weights that the stage before it ended with. The first stage of a run that began from a
-    bundle names its file's SHA-256 in `bundle`; where that is of another kind, the weights are other ones.
+    A stage begins with the final weights of the previous stage. If a run began from a bundle, its first stage has the
+    SHA-256 of that file in `bundle`; a bundle of another kind has different weights.
     """
 
     preset: str
     stage: str
     data: str  # SHA-256 of the training file
     began_with: str
-    ended_with: str = ""  # empty while it is trained
+    ended_with: str = ""  # empty during training
     first_step: int = 0
     end_step: int = 0
     first_image: int = 0
@@ -48,7 +48,7 @@ class Trained:
 
 
 class Lineage:
-    """The stages so far, the present one last."""
+    """The stages so far, the current one last."""
 
     def __init__(self, stages: Sequence[Trained] = ()) -> None:
         self.stages = list(stages)
@@ -56,25 +56,25 @@ class Lineage:
 
     @classmethod
     def stored(cls, stages: Sequence[Mapping[str, Any]]) -> Lineage:
-        """From what `described` gave. TypeError where these are no stages."""
+        """Restore from the output of `described`. Raises TypeError if these are not stages."""
         return cls([Trained(**stage) for stage in stages])
 
     def described(self) -> list[dict[str, Any]]:
-        """As JSON and checkpoints hold it."""
+        """Return the stages as dicts for JSON and checkpoints."""
         return [asdict(stage) for stage in self.stages]
 
     def begin_from(self, bundle: Bundle) -> None:
-        """What a run begins from: its stages come first."""
+        """Prepend the stages of the bundle from which a run begins."""
         self.stages, self._bundle = Lineage.stored(bundle.provenance.get("trained", [])).stages, bundle.digest
 
     def begin(self, preset: str, stage: str, data: str, weights: Mapping[str, Tensor], at: Progress) -> None:
-        """A stage begins with `weights`."""
+        """Add a stage that begins with `weights`."""
         begun = Trained(preset, stage, data, weights_digest(weights), bundle=self._bundle)
         self.stages.append(replace(begun, first_step=at.step, first_image=at.images))
         self._bundle = ""
 
     def end(self, weights: Mapping[str, Tensor], at: Progress) -> None:
-        """The present stage ends with `weights`, or would if it ended now."""
+        """Record `weights` as the current end of the last stage."""
         if self.stages:
             ended = weights_digest(weights)
             self.stages[-1] = replace(self.stages[-1], ended_with=ended, end_step=at.step, end_image=at.images)

@@ -1,7 +1,4 @@
-"""What a run leaves for the eye: one CSV row per interval, and sheets of sample images.
-
-In: numbers and reflectance images. Out: `log.csv` and PNG files in the run's folder. Imports pillow inside functions.
-"""
+"""Log of a run: `log.csv` with one row per interval, and PNG sheets of sample images."""
 
 from __future__ import annotations
 
@@ -21,15 +18,15 @@ if TYPE_CHECKING:
 
 LOG = "log.csv"
 SAMPLES = "samples"
-LABEL_PX = 12  # height of the line of text over every column
+LABEL_PX = 12  # height of the column labels
 GAP_PX = 4
-STRETCH = (0.01, 0.99)  # shares of the last image's values shown as black and white
+STRETCH = (0.01, 0.99)  # quantiles of the last image shown as black and white
 DISPLAY_GAMMA = 1 / 1.8  # reflectance is linear, screens are not
 
 
 @dataclass(frozen=True)
 class Row:
-    """One interval. `parts` are the named parts of the loss, "x0=0.012 aux=0.034"; `waiting` a share of the time."""
+    """One interval. `parts`: named parts of the loss, "x0=0.012 aux=0.034". `waiting`: share of time spent waiting."""
 
     minutes: float
     stage: str
@@ -43,7 +40,7 @@ class Row:
     validation: str
 
     def line(self) -> str:
-        """The row for a person."""
+        """Return the row as a readable line."""
         parts = f" ({self.parts})" if self.parts else ""
         return (
             f"{self.minutes:6.1f} min  {self.stage:<8} step {self.step:6d}  {self.images:8d} images "
@@ -56,7 +53,7 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def begin(folder: Path, resumed_from: Path | None = None, step: int = 0) -> None:
-    """Start `log.csv` in `folder`: empty, or with the rows up to `step` of the run that goes on. StorageError."""
+    """Create `log.csv` in `folder`, empty or with the rows up to `step` of a resumed run. Raises StorageError."""
     old = resumed_from / LOG if resumed_from else None
     kept: list[dict[str, str]] = []
     if old is not None and old.is_file():
@@ -82,9 +79,9 @@ def add(folder: Path, row: Row) -> None:
 
 
 def sheet(rows: Sequence[Mapping[str, Tensor]]) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
-    """Images side by side, (height, width, 3): a row per place, a column per label.
+    """Return images side by side (height, width, 3), with a row per place and a column per label.
 
-    Every image is (3, H, W) reflectance, cut to the smallest; each row is stretched by its last image (the truth).
+    Images are reflectance (3, H, W), cropped to the smallest. Each row is stretched by its last image (the truth).
     """
     height, width = (min(image.shape[axis] for row in rows for image in row.values()) for axis in (1, 2))
     drawn = []
@@ -99,7 +96,7 @@ def sheet(rows: Sequence[Mapping[str, Tensor]]) -> np.ndarray[tuple[int, int, in
 
 
 def write_samples(folder: Path, step: int, rows: Sequence[Mapping[str, Tensor]]) -> Path:
-    """Write the sheet as `samples/<step>.png`, labelled; returns its path. Raises StorageError."""
+    """Write the labelled sheet as `samples/<step>.png`. Return its path. Raises StorageError."""
     from PIL import Image, ImageDraw
 
     pixels = sheet(rows)

@@ -1,4 +1,4 @@
-"""The optimisers of a stage: one Adam over what the stage trains, or those that the task gives."""
+"""Optimisers of a stage: one Adam over the trained parameters, or those of the task."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from training.loop.task import Task
     from training.presets import Preset, Stage
 
-OWN = "network"  # the optimiser of tasks that give none
-CLIP = 1.0  # largest norm of a gradient, of each optimiser's parameters
+OWN = "network"  # name of the default optimiser
+CLIP = 1.0  # maximum gradient norm per optimiser
 
 
 class Optimisers:
-    """Optimisers by name, with the learning rates that they began with: schedules multiply these."""
+    """Optimisers by name, with their initial learning rates, which schedules multiply."""
 
     def __init__(self, task: Task, preset: Preset, stage: Stage) -> None:
         trained: list[nn.Parameter] = []
@@ -36,19 +36,19 @@ class Optimisers:
 
     @property
     def rate(self) -> float:
-        """Learning rate of the first one's first group, now."""
+        """Current learning rate of the first group of the first optimiser."""
         return float(next(iter(self.each.values())).param_groups[0]["lr"])
 
     def scale_rates(self, factor: float) -> None:
-        """Set all learning rates to `factor` times those at the start."""
+        """Set all learning rates to `factor` times their initial values."""
         for name, each in self.each.items():
             for group, rate in zip(each.param_groups, self._rates[name], strict=True):
                 group["lr"] = rate * factor
 
     def step(self, name: str, loss: Tensor, share: Callable[[list[nn.Parameter]], None]) -> None:
-        """One step of one optimiser down the gradient of `loss`, which `share` makes that of all processes.
+        """Step one optimiser along the gradient of `loss`. `share` averages the gradients over the processes.
 
-        Gradients reach no parameters but its own. KeyError for a name that is none.
+        Gradients reach only the parameters of this optimiser. Raises KeyError for an unknown name.
         """
         if name not in self.each:
             msg = f"a loss for optimiser {name!r}; expected one of {', '.join(self.each)}"
@@ -61,11 +61,11 @@ class Optimisers:
         self.each[name].step()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """States of all by name."""
+        """Return the states of all optimisers by name."""
         return {name: each.state_dict() for name, each in self.each.items()}
 
     def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Go on from stored states. KeyError or ValueError where they are of other optimisers."""
+        """Restore stored states. Raises KeyError or ValueError if they belong to other optimisers."""
         if states.keys() != self.each.keys():
             msg = f"states of {', '.join(states)}; expected {', '.join(self.each)}"
             raise KeyError(msg)

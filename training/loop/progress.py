@@ -1,4 +1,4 @@
-"""How far a run is: its budget, what it has done, and what happened since the last line."""
+"""Budget and progress of a run, and counts since the last log line."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: minutes of training time over all resumes, or images. Images make a run reproducible."""
+    """Budget of a run: minutes of training time over all resumes, or images. Only images are reproducible."""
 
     minutes: float | None = None
     images: int | None = None
 
     def progress(self, elapsed_s: float, images: int) -> float:
-        """Spent share, 0 to 1."""
+        """Return the spent share of the budget, 0 to 1."""
         return min((images if self.images else elapsed_s) / self.total, 1.0)
 
     @property
     def total(self) -> float:
-        """Images, or seconds."""
+        """Budget in images or seconds."""
         return self.images or 60 * (self.minutes or math.inf)
 
     def spent(self, at: Progress) -> float:
-        """Images, or seconds, of a run so far."""
+        """Return the images or seconds spent by a run."""
         return at.images if self.images else at.elapsed_s
 
     def stage_bounds(self, at: Progress, shares: Sequence[float]) -> tuple[float, float]:
-        """Images, or seconds, at which the present stage begins and ends; `shares` are those of all stages.
+        """Return the images or seconds at which the current stage begins and ends. `shares` has all stages.
 
-        It and the stages after it divide what the budget leaves after the stages before it.
+        The current and later stages divide the budget that earlier stages have left, in proportion to their shares.
         """
         begin = at.stage_images if self.images else at.stage_s
         left = shares[at.stage :]
@@ -47,16 +47,16 @@ class Budget:
 
 @dataclass
 class Progress:
-    """Where a run stands, over all processes and resumes.
+    """Progress of a run, over all processes and resumes.
 
-    `stage_images` and `stage_s`: when the present stage began. `extended`: how often the stages began anew because a
-    run whose budget was spent was given more.
+    `stage_images` and `stage_s` say when the current stage began. `extended` counts how often the stages have
+    restarted because a finished run was given a larger budget.
     """
 
     step: int = 0
     stage: int = 0
     stage_step: int = 0
-    batches: int = 0  # drawn so far: the number of the next one
+    batches: int = 0  # drawn so far, which is the number of the next batch
     images: int = 0
     elapsed_s: float = 0.0
     stage_images: float = 0.0
@@ -64,14 +64,14 @@ class Progress:
     extended: int = 0
 
     def enter(self, stage: int) -> None:
-        """Move to the begin of a stage."""
+        """Start a stage."""
         self.stage, self.stage_step = stage, 0
         self.stage_images, self.stage_s = self.images, self.elapsed_s
 
 
 @dataclass
 class Tally:
-    """What happened since the last line, in this process."""
+    """Counts of this process since the last log line."""
 
     images: int = 0
     seconds: float = 0.0
@@ -80,11 +80,11 @@ class Tally:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Count one step; sums stay on the device so that nothing waits for them."""
+        """Count one step. Sums stay on the device to avoid synchronisation."""
         self.steps += 1
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + value.detach().float()
 
     def means(self) -> dict[str, float]:
-        """Mean of the loss and its parts per step."""
+        """Return the mean loss and its parts per step."""
         return {name: float(value) / max(self.steps, 1) for name, value in self.losses.items()}

@@ -1,6 +1,6 @@
-"""The training loop: budget, stages, moving average, checkpoints that resume exactly, one line per interval.
+"""The training loop: budget, stages, moving average, exact resume from checkpoints, one log line per interval.
 
-Knows neither images nor sensors. Under `torchrun` several processes take the batches in turn and share one gradient.
+Under `torchrun`, the processes take the batches in turn and average their gradients.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Average", "Budget", "Diverged", "Draw", "Progress", "Run"]
 
-STATISTICS = ("running_mean", "running_var")  # of BatchNorm, which every process sees only its own batches of
+STATISTICS = ("running_mean", "running_var")  # of BatchNorm; each process has them for its own batches only
 
 
 class Diverged(PipelineError):
-    """The loss is no longer a number. Exit code 1."""
+    """Raised if the loss is not finite. Exit code 1."""
 
 
 class Run:
-    """One training run of a task by a preset's stages, in a folder of its own.
+    """One training run of a task through a preset's stages, in its own folder.
 
-    `data` is the digest of what it learns from; `learned_from` has those of all resumes, the present one last.
-    `skip`: files that cannot be read are left out up to this many.
+    `data` is the digest of the training data. `learned_from` has the digests of all resumes, the current one last.
+    `skip` is the number of unreadable files that do not end the run.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Run:
         self.resumed_from: Path | None = None
         self.resumed_at = 0  # step
         self.learned_from = [data]
-        self.started_from = ""  # digest of the weights it began with
+        self.started_from = ""  # digest of the initial weights
         self.lineage = Lineage()
-        self.stop: Callable[[], bool] = bool  # asked after every step
+        self.stop: Callable[[], bool] = bool  # called after every step
         self.stopping = False
-        self.before: Budget | None = None  # of the run that goes on, where it was another
+        self.before: Budget | None = None  # of the resumed run, if it differs
         self.processes_before = distributed.world()
         self.logged = False  # whether the log was begun
         if isinstance(task, HasCompanion):
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def stage(self) -> Stage:
-        """The stage the run is in."""
+        """Current stage."""
         return self.preset.stages[self.at.stage]
 
     def train(
@@ -94,12 +94,13 @@ class Run:
         say: Callable[[str], None] = print,
         every_s: float = 60.0,
         until_images: int | None = None,
-        stop: Callable[[], bool] = bool,  # which gives False
+        stop: Callable[[], bool] = bool,  # bool() is False
     ) -> None:
-        """Go on until the budget is spent (or `until_images`); ends with averaged weights in the task's network.
+        """Train until the budget is spent or `until_images` is reached. Leave the averaged weights in the network.
 
-        Process 0 says a line, logs a row and writes a checkpoint every `every_s` seconds and at the end. Raises
-        Diverged; and Interrupted, the checkpoint written, after the step in which `stop` is True in any process.
+        Process 0 prints a line, logs a row and writes a checkpoint every `every_s` seconds and at the end. Raises
+        Diverged if the loss is not finite. If `stop` returns True in any process, writes the checkpoint after that
+        step and raises Interrupted.
         """
         self.stop = stop
         first, step = self.at.batches + distributed.rank(), distributed.world()
@@ -126,7 +127,7 @@ class Run:
         self.lineage.end(self.task.network.state_dict(), self.at)
 
     def begin_from(self, bundle: Bundle) -> None:
-        """Record that the task's network has begun with this bundle's weights."""
+        """Record that the task's network starts with this bundle's weights."""
         self.started_from = bundle.digest
         self.lineage.begin_from(bundle)
 
@@ -134,7 +135,7 @@ class Run:
         return self._spent() < 1.0 and not self.stopping and (until_images is None or self.at.images < until_images)
 
     def _break_off(self) -> None:
-        """Write the checkpoint, without a line. Raises Interrupted."""
+        """Write the checkpoint without a log line. Raises Interrupted."""
         self._refuse_nonsense()
         if distributed.rank() == 0:
             self._open_log()
@@ -144,13 +145,13 @@ class Run:
         raise Interrupted(done, cure=f"the same command with --resume {self.folder}{instead} goes on there")
 
     def _open_log(self) -> None:
-        """Start the log when there is something to write: a run that fails before that leaves nothing behind."""
+        """Create the log on first use, so that a run that fails earlier leaves no files."""
         if not self.logged:
             log.begin(self.folder, self.resumed_from, self.resumed_at)
             self.logged = True
 
     def save(self) -> None:
-        """Write the checkpoint, replacing the last one atomically; by process 0 alone."""
+        """Write the checkpoint in process 0, replacing the last one atomically."""
         if distributed.rank() != 0:
             return
         companion = self.task.companion.state_dict() if isinstance(self.task, HasCompanion) else {}
@@ -173,14 +174,13 @@ class Run:
         savepoint.write(self.folder, content)
 
     def resume(self, folder: Path, checkpoint: dict[str, Any] | None = None) -> None:
-        """Go on from the checkpoint in `folder`, with its seed, as if it had never stopped.
+        """Resume exactly from the checkpoint in `folder`, with its seed.
 
-        `checkpoint` is its content, where it has been read. Where the budget is another one, the present stage and
-        those after it divide what is left of it. Where the run was at its end and there is more now, all stages begin
-        anew, one after the other: from the averaged weights, with new optimisers, and with warm-up and schedule over
-        their shares of what was added.
+        `checkpoint` is its content, if already read. If the budget differs, the current and later stages divide what
+        is left of it. If the run was finished and the budget is larger, all stages run again, from the averaged
+        weights, with new optimisers, and with warm-up and schedule over their shares of the added budget.
 
-        Raises UsageError where there is none, it cannot be read, or it is of another preset or other settings.
+        Raises UsageError if there is no checkpoint, it cannot be read, or it has another preset or other settings.
         """
         content = checkpoint or savepoint.read(folder, self.preset)
         try:
@@ -192,7 +192,7 @@ class Run:
             self._begin_stage()
             self.average.load(content["average"], content["average_count"])
             self.optimisers.load_state_dict(content["optimisers"])
-            self.lineage = Lineage.stored(content.get("trained", []))  # format 2 has none
+            self.lineage = Lineage.stored(content.get("trained", []))  # absent in format 2
         except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise UsageError(
                 f"the checkpoint in {folder} does not fit the network of preset {self.preset.name}",
@@ -202,18 +202,18 @@ class Run:
         self.resumed_from, self.resumed_at = folder, self.at.step
         self._take_budget(savepoint.budget_of(content))
         self.processes_before = content.get("processes", self.processes_before)
-        before = content.get("data", self.learned_from)  # versions before this one did not tell
+        before = content.get("data", self.learned_from)  # absent in older versions
         self.started_from = content.get("started_from", self.started_from)
         self.learned_from = before if before[-1:] == self.learned_from else [*before, *self.learned_from]
 
     def _settle_older(self, content: dict[str, Any]) -> None:
-        """Before format 4 a stage began where the shares of the whole budget put it, whatever the budget was before."""
+        """Set the start of the stage for checkpoints before format 4: by its share of the whole budget."""
         if "budget" not in content:
             share = sum(stage.share for stage in self.preset.stages[: self.at.stage])
             self.at.stage_images = self.at.stage_s = share * self.budget.total
 
     def _take_budget(self, before: Budget | None) -> None:
-        """What the budget of the run that goes on means beside the present one."""
+        """Compare the budget of the resumed run with the current one, and extend a finished run."""
         if before is None or before == self.budget:
             return
         self.before = before
@@ -223,18 +223,18 @@ class Run:
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """Names of the stages that have not begun since the weights of those before them changed."""
+        """Names of the stages that the run has not reached."""
         return tuple(stage.name for stage in self.preset.stages[self.at.stage + 1 :])
 
     def _spent(self) -> float:
         return self.budget.progress(self.at.elapsed_s, self.at.images)
 
     def _bounds(self) -> tuple[float, float]:
-        """Images, or seconds, at which the current stage begins and ends."""
+        """Return the images or seconds at which the current stage begins and ends."""
         return self.budget.stage_bounds(self.at, [stage.share for stage in self.preset.stages])
 
     def _enter(self) -> None:
-        """Move to the next stage, starting it from averaged weights, when this one's share is spent."""
+        """Move to the next stage, starting from averaged weights, when the share of the current one is spent."""
         spent = self.budget.spent(self.at)
         while spent >= (end := self._bounds()[1]) - 1e-9 * end and self.at.stage + 1 < len(self.preset.stages):
             self.task.network.load_state_dict(self.average.state)
@@ -249,7 +249,7 @@ class Run:
             self._begin_stage()
 
     def _extend(self) -> None:
-        """Begin the first stage anew, from averaged weights, with what the budget has left."""
+        """Restart the first stage from averaged weights, with the rest of the budget."""
         self.task.network.load_state_dict(self.average.state)
         self.at.extended += 1
         self.at.enter(0)
@@ -257,22 +257,22 @@ class Run:
 
     @property
     def extending(self) -> bool:
-        """Whether the stages are about to begin anew."""
+        """Whether a finished run is about to start its stages again."""
         return self.at.extended > 0 and self.at.stage == self.at.stage_step == 0
 
     def _begin_stage(self) -> None:
-        """Fresh optimisers of the stage's parameters, all others frozen; a fresh average."""
+        """Create optimisers for the stage's parameters, freeze all others, and create a new average."""
         self.optimisers = Optimisers(self.task, self.preset, self.stage)
         self.average = Average(self.task.network, self.preset.ema)
 
     def _rate(self) -> float:
-        """Learning rates now, as multiples of those that the stage began with."""
+        """Return the current factor of the initial learning rates."""
         begin, end = self._bounds()
         share = (self.budget.spent(self.at) - begin) / max(end - begin, 1e-9)
         return rate(self.preset.schedule, share, self.at.stage_step, self.preset.warmup_steps)
 
     def _step(self, feed: Feed) -> None:
-        """One batch per process, one step of all."""
+        """Run one step of all processes, with one batch each."""
         started, waited = time.monotonic(), feed.waited_s
         self.optimisers.scale_rates(self._rate())
         batch = feed.next()
@@ -292,7 +292,7 @@ class Run:
         self._count(len(next(iter(batch.values()))), time.monotonic() - started, feed.waited_s - waited)
 
     def _turns(self, batch: dict[str, Tensor], draw: Draw) -> Iterator[tuple[str, Tensor | Objective]]:
-        """The losses of one step by optimiser, the first of them the one that is reported as the loss."""
+        """Yield the losses of one step with their optimisers. The first is reported as the loss."""
         if isinstance(self.task, TakesTurns):
             yield from self.task.turns(self.stage, batch, draw)
         elif isinstance(self.task, HasLoss):
@@ -303,10 +303,10 @@ class Run:
 
     @torch.no_grad()
     def _share(self, trained: list[nn.Parameter]) -> None:
-        """Gradients and statistics of BatchNorm become the mean over all processes."""
+        """Average gradients and BatchNorm statistics over all processes."""
         if distributed.world() == 1:
             return
-        for parameter in trained:  # a loss may leave some out, and every process must bring the same list
+        for parameter in trained:  # a loss may not reach all, but all processes must pass the same list
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         distributed.average_([parameter.grad for parameter in trained if parameter.grad is not None])
         modules = [self.task.network, *([self.task.companion] if isinstance(self.task, HasCompanion) else [])]
@@ -314,7 +314,7 @@ class Run:
         distributed.average_(buffers)
 
     def _count(self, images: int, seconds: float, waited_s: float) -> None:
-        """Book one step; all processes agree on images, time and stops, so that they end and report together."""
+        """Count one step. Sum images, time and stop requests over processes, so that all end and report together."""
         self.tally.waited_s += waited_s
         total, spent_s, asked = distributed.totals([images, seconds, float(self.stop())])
         self.stopping = asked > 0
@@ -324,7 +324,7 @@ class Run:
         at.images, at.elapsed_s = at.images + round(total), at.elapsed_s + spent_s / distributed.world()
 
     def _report(self, say: Callable[[str], None]) -> None:
-        """Validate, say and log what happened since the last line, then write the checkpoint; by process 0 alone."""
+        """Validate, print and log the last interval, then write the checkpoint, all in process 0."""
         self._refuse_nonsense()
         tally, self.tally = self.tally, Tally()
         if distributed.rank() != 0:
@@ -359,7 +359,7 @@ class Run:
         )
 
     def _refuse_nonsense(self) -> None:
-        """Stop before a checkpoint of broken weights replaces a good one."""
+        """Raise Diverged before a checkpoint of non-finite weights replaces a good one."""
         broken = {name: value for name, value in self.tally.means().items() if not math.isfinite(value)}
         for name, value in broken.items():
             raise Diverged(

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: written whole or not at all, read only when they belong to the run that asks.
+"""Checkpoints of a run, written atomically and checked against the run's preset when read.
 
-In: a folder, a preset, tensors. Out: one file that `torch.load(weights_only=True)` opens. Imports torch and the errors.
+`torch.load(weights_only=True)` opens them.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ KEYS = {
     "optimisers",
     "at",
 }
-# Of a preset: how long to train, and how to sample afterwards, may change between resumes; what is trained may not.
+# Preset fields that may change between resumes: budget and sampler. All others define what is trained.
 _FREE = ("minutes", "images", "sampler")
-_SHOWN = 160  # characters of a library's message
+_SHOWN = 160  # maximum characters of a library's message
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError)
 
 
 def recipe_of(preset: Preset) -> dict[str, Any]:
-    """What a checkpoint records of its preset, as JSON would give it back."""
+    """Return the fields of a preset that a checkpoint records, in JSON types."""
     described = {name: value for name, value in asdict(preset).items() if name not in _FREE}
     recipe: dict[str, Any] = json.loads(json.dumps(described, sort_keys=True))
     return recipe
@@ -54,16 +54,16 @@ def recipe_of(preset: Preset) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """What cannot be written inside the block becomes a StorageError that names `path`."""
+    """Convert write errors inside the block to a StorageError that names `path`."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch raises the latter
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError
         found = f"{path} cannot be written ({_first_line(error)})"
         raise StorageError(found, "a folder on a writable disk with room", "another --out, or make room") from error
 
 
 def write(folder: Path, content: dict[str, Any]) -> None:
-    """Put `content` in the folder's checkpoint, replacing the last one in one move. Raises StorageError."""
+    """Write `content` to the folder's checkpoint, replacing the last one atomically. Raises StorageError."""
     partial = folder / (CHECKPOINT + ".partial")
     with storing(folder / CHECKPOINT):
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,9 +75,9 @@ def write(folder: Path, content: dict[str, Any]) -> None:
 
 
 def read(folder: Path, preset: Preset, shipped: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The folder's checkpoint of a run by `preset`. Raises UsageError where there is none or it is of another run.
+    """Read the folder's checkpoint of a run of `preset`. Raises UsageError if there is none or it does not match.
 
-    `shipped` is the preset's recipe without what the user changed.
+    `shipped` is the preset's recipe without the user's changes.
     """
     path = folder / CHECKPOINT
     expected = f"a checkpoint of preset {preset.name}"
@@ -100,7 +100,7 @@ def read(folder: Path, preset: Preset, shipped: Mapping[str, Any] | None = None)
 
 
 def budget_of(content: Mapping[str, Any]) -> Budget | None:
-    """The budget of the run that wrote a checkpoint, None before format 4. UsageError where it is none."""
+    """Return the budget of the run that wrote a checkpoint; None before format 4. Raises UsageError if invalid."""
     try:
         return Budget(**content["budget"]) if "budget" in content else None
     except TypeError as error:
@@ -108,7 +108,7 @@ def budget_of(content: Mapping[str, Any]) -> Budget | None:
 
 
 def _upgraded(content: dict[str, Any], preset: Preset) -> dict[str, Any]:
-    """A checkpoint of format 2, which had one optimiser and other names of tasks, with names as they are now."""
+    """Convert a checkpoint of format 2, which had one optimiser and other task names, to the current names."""
     config = {**json.loads(content["config"]), "task": preset.task}
     return {
         **content,
@@ -118,7 +118,7 @@ def _upgraded(content: dict[str, Any], preset: Preset) -> dict[str, Any]:
 
 
 def _completed(stored: dict[str, Any], shipped: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint records, with settings that recipes did not have when it was written, as they were then."""
+    """Return the recorded recipe with defaults for settings that did not exist when it was written."""
     return {**stored, "recipe": {**shipped, **stored.get("recipe", {})}}
 
 

@@ -1,4 +1,4 @@
-"""What the training loop asks of anything that can be trained."""
+"""Protocols that the training loop requires of a task."""
 
 from __future__ import annotations
 
@@ -19,66 +19,66 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised, and the parts it is made of, each before its weight, for the log."""
+    """The minimised loss, and its unweighted parts for the log."""
 
     total: Tensor
     parts: Mapping[str, Tensor]
 
 
 class Task(Protocol):
-    """What is trained: a task that also `HasLoss` or `TakesTurns`. All chance comes from `Draw`."""
+    """A training task. It must also be `HasLoss` or `TakesTurns`. All randomness comes from `Draw`."""
 
     @property
     def network(self) -> nn.Module:
-        """What is trained, in place, averaged and later bundled."""
+        """The network, trained in place, averaged and later bundled."""
         ...
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
-        """Fresh data on the CPU in float32; the first axis of every tensor counts images.
+        """Return new data, float32 on the CPU. The first axis of every tensor counts images.
 
-        Worker processes call it: it depends on `draw` and on what the task was made with, not on training.
+        Worker processes call this, so it must not depend on the training state.
         """
         ...
 
     def begin(self, stage: Stage, draw: Draw) -> None:
-        """Called once when a stage begins, with averaged weights in place."""
+        """Prepare a stage. Called once at its start, with averaged weights in place."""
         ...
 
     def finish(self) -> None:
-        """Called once after the last step, with averaged weights in place."""
+        """Finish the training. Called once after the last step, with averaged weights in place."""
         ...
 
     def validate(self, stage: Stage) -> str:
-        """One line of numbers on held-out places, with the network as it is now, in eval mode."""
+        """Return one line of scores on held-out places. The network is in eval mode."""
         ...
 
 
 @runtime_checkable
 class HasLoss(Protocol):
-    """A task with one loss, which the loop minimises by Adam over the parameters that the stage trains."""
+    """A task with one loss, minimised by Adam over the parameters that the stage trains."""
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Tensor | Objective:
-        """What `stage` minimises, on one batch."""
+        """Return the loss of `stage` on one batch."""
         ...
 
 
 @runtime_checkable
 class TakesTurns(Protocol):
-    """A task with optimisers of its own that step one after the other, such as generator and discriminator."""
+    """A task with its own optimisers that step in turn, such as generator and discriminator."""
 
     def optimisers(self, stage: Stage) -> Mapping[str, Optimizer]:
-        """Fresh optimisers of a stage by name, over parameters of `network` and of a `companion`.
+        """Return new optimisers of a stage by name, over parameters of `network` and `companion`.
 
-        Their learning rates are those at the start of the stage, before warm-up; the schedule multiplies them. Asked
-        for when a stage begins and when a run resumes, before their states are loaded.
+        The schedule multiplies their initial learning rates. Called when a stage begins, and when a run resumes before
+        their states are loaded.
         """
         ...
 
     def turns(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Iterator[tuple[str, Tensor | Objective]]:
-        """The losses of one step, each with the optimiser that steps before the next is asked for.
+        """Yield the losses of one step, each with its optimiser, which steps before the next loss is requested.
 
-        Gradients of a loss reach that optimiser's parameters alone. Compute each loss in its turn: what was computed
-        before has the weights of before. All processes of a run take the same turns.
+        Gradients reach only that optimiser's parameters. Compute each loss in its own turn, so that it uses the updated
+        weights. All processes of a run must take the same turns.
         """
         ...
 
@@ -88,41 +88,41 @@ class Trainable(Task, Protocol):
 
     @property
     def data(self) -> TrainingData:
-        """What it learns from."""
+        """Training data."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What the provenance of the weights says of data and recipe."""
+        """Return the provenance of data and recipe."""
         ...
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
-        """The bundle of the network as it is now."""
+        """Return the bundle of the current network."""
         ...
 
 
 @runtime_checkable
 class BeginsFrom(Protocol):
-    """A task that goes on from weights of another kind, which its `TaskSpec.follows` names."""
+    """A task that can start from weights of another kind, listed in `TaskSpec.follows`."""
 
     def begin_from(self, bundle: Bundle) -> None:
-        """Take what the network needs of a bundle of such a kind. BundleError where its tensors do not fit."""
+        """Load the needed tensors of such a bundle. Raises BundleError if they do not fit."""
         ...
 
 
 @runtime_checkable
 class HasCompanion(Protocol):
-    """A task that needs more than its network to go on: a momentum encoder, a discriminator. Kept in checkpoints."""
+    """A task with more state than its network, such as a momentum encoder or discriminator, kept in checkpoints."""
 
     @property
     def companion(self) -> nn.Module:
-        """Neither averaged nor bundled; trained only by optimisers that the task gives."""
+        """The extra module: neither averaged nor bundled, trained only by the task's own optimisers."""
         ...
 
 
 @runtime_checkable
 class ShowsSamples(Protocol):
-    """A task whose validation can be looked at."""
+    """A task with sample images for visual validation."""
 
     def samples(self, stage: Stage) -> Sequence[Mapping[str, Tensor]]:
-        """Labelled images (3, H, W), reflectance, of a few held-out places, the truth last."""
+        """Return labelled reflectance images (3, H, W) of a few held-out places, the truth last."""
         ...

@@ -1,1 +1,1 @@
-"""How good an image is: metrics, the methods to beat, held-out places, tables, sheets. Imports data and degradation."""
+"""Evaluation: metrics, baselines, held-out pairs, tables and picture sheets."""

@@ -1,8 +1,4 @@
-"""Classical methods that learned ones have to beat: interpolation, back-projection, and sharpening by guides.
-
-In: coarse images (and sharp guides). Out: sharp images, by formulas without anything learned from other images.
-Imports torch only.
-"""
+"""Classical baselines without training: interpolation, back-projection, and sharpening with guides."""
 
 from __future__ import annotations
 
@@ -20,21 +16,21 @@ if TYPE_CHECKING:
 
 IBP_ITERATIONS = 10
 HPM_RATIO = 3.0
-_LEAST = 1e-4  # reflectance, one DN: ratios of images and of variances need something to stand on
+_LEAST = 1e-4  # reflectance (one DN): lower limit of denominators
 
 
 def nearest(lr: Tensor, scale: int = 4) -> Tensor:
-    """Replication, (B, C, h, w) -> (B, C, scale*h, scale*w)."""
+    """Replicate pixels, (B, C, h, w) -> (B, C, scale*h, scale*w)."""
     return functional.interpolate(lr, scale_factor=scale, mode="nearest")
 
 
 def bicubic(lr: Tensor, scale: int = 4) -> Tensor:
-    """Cubic interpolation, pixel-area convention."""
+    """Interpolate cubically, with the pixel-area convention."""
     return functional.interpolate(lr, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
 def box(hr: Tensor, scale: int = 4) -> Tensor:
-    """Block means, (B, C, H, W) -> (B, C, H/scale, W/scale)."""
+    """Return block means, (B, C, H, W) -> (B, C, H/scale, W/scale)."""
     return functional.avg_pool2d(hr, scale)
 
 
@@ -52,7 +48,7 @@ def ibp(
 
 
 def regress(targets: Tensor, guides: Tensor) -> Tensor:
-    """Least squares with intercept, over all pixels: targets (C, h, w) on guides (K, h, w) -> slopes (C, K)."""
+    """Regress targets (C, h, w) on guides (K, h, w) over all pixels, with intercept. Return slopes (C, K)."""
     g, t = guides.flatten(1).double(), targets.flatten(1).double()
     g, t = g - g.mean(1, keepdim=True), t - t.mean(1, keepdim=True)
     slopes: Tensor = torch.linalg.solve(g @ g.T, g @ t.T).T
@@ -60,7 +56,7 @@ def regress(targets: Tensor, guides: Tensor) -> Tensor:
 
 
 def interpolation(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
-    """Bicubic as a sharpener that looks at no guide."""
+    """Bicubic interpolation as a sharpener that ignores the guides."""
     del guides
     return bicubic(ms[None], scale)[0]
 
@@ -69,7 +65,7 @@ def gram_schmidt(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
     """Gram-Schmidt sharpening (Laben and Brower 2000): bands + gain * (pan - mean of bands), pan the guides' mean.
 
     ms (C, h, w), guides (K, scale*h, scale*w) -> (C, scale*h, scale*w). Gain: cov(band, mean) / var(mean), over the
-    native grid. The pan is given mean and standard deviation of the bands' mean, as the method asks for.
+    native grid. The pan is matched to mean and standard deviation of the bands' mean, as in the method.
     """
     mean, pan = ms.mean(0), guides.mean(0)
     matched = (pan - pan.mean()) * (mean.std() / pan.std().clamp_min(1e-12)) + mean.mean()
@@ -77,9 +73,9 @@ def gram_schmidt(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
 
 
 def gram_schmidt_as_published(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
-    """Gram-Schmidt as compared with in DiffFuSR (arXiv 2506.11764, Table IV): pan (R + G + B) / 3, not matched.
+    """Gram-Schmidt as the baseline in DiffFuSR (arXiv 2506.11764, Table IV): pan (R + G + B) / 3, not matched.
 
-    Shapes as `gram_schmidt`. What two sets of bands differ by in level enters as detail: to beat this says little.
+    Shapes as `gram_schmidt`. Level differences between the bands enter as detail, so this is a weak baseline.
     """
     return _gram_schmidt(ms, guides[:3].mean(0), scale)
 
@@ -110,9 +106,9 @@ def glp_hpm(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
     """Generalised Laplacian pyramid with high-pass modulation (Aiazzi et al. 2006): band * pan / low(pan).
 
     ms (C, h, w), guides (K, scale*h, scale*w) -> (C, scale*h, scale*w). The pan of each band is its regression on the
-    guides, so that level and spread are the band's own. `low` is the block mean, interpolated: it suits coarser bands
-    made by Wald's protocol better than a filter of MTF 0.3 at Nyquist (ERGAS at 20 m x2: 2.31 against 2.87). The ratio
-    stays within HPM_RATIO: where a pan comes near zero it would run away.
+    guides, which matches level and spread. `low` is the interpolated block mean: it suits bands degraded by Wald's
+    protocol better than a filter with MTF 0.3 at Nyquist (ERGAS at 20 m x2: 2.31 against 2.87). The ratio is limited
+    by HPM_RATIO, because it diverges where a pan is near zero.
     """
     low = box(guides[None], scale)[0]
     slopes = regress(ms, low)
@@ -124,10 +120,10 @@ def glp_hpm(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
 
 
 def atprk_like(ms: Tensor, guides: Tensor, scale: int) -> Tensor:
-    """Area-to-point regression kriging (Wang et al. 2015), the kriging of residuals replaced by back-projection.
+    """Area-to-point regression kriging (Wang et al. 2015), with back-projection instead of kriging the residuals.
 
     ms (C, h, w), guides (K, scale*h, scale*w) -> (C, scale*h, scale*w): regression on the sharp guides plus the coarse
-    residual, interpolated so that its block means are kept.
+    residual, interpolated so that block means are preserved.
     """
     slopes = regress(ms, box(guides[None], scale)[0])
     trend = torch.einsum("ck,khw->chw", slopes, guides)

@@ -1,7 +1,4 @@
-"""What a square kilometre costs: core-seconds of all 12 bands of one unit of a run, without reading and writing.
-
-In: a loaded system. Out: seconds. Imports products.
-"""
+"""Cost per km2: core-seconds for all 12 bands of one unit of a run, without reading and writing."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ if TYPE_CHECKING:
     from pipeline.superres.system import System
 
 WAYS = (DEFAULT, Way("sample", "box"))
-SIDE_60M_PX = 80  # 4.8 km: a unit of a run
+SIDE_60M_PX = 80  # 4.8 km, the side of one unit
 GROUND = 0.2, 0.02  # mean and standard deviation of the reflectance
 
 
 def core_seconds_per_km2(system: System, way: Way) -> float:
-    """CPU time of this process per km2 of one unit, after one window to warm up."""
+    """Return the CPU seconds of this process per km2 of one unit, after one warm-up window."""
     generator = np.random.default_rng(0)
     dn = {
         gsd: product.to_dn(
@@ -41,5 +38,5 @@ def core_seconds_per_km2(system: System, way: Way) -> float:
 
 
 def area_km2() -> float:
-    """Of the unit."""
+    """Return the area of the unit in km2."""
     return (SIDE_60M_PX * 24 * TARGET_GSD_M / 1000) ** 2

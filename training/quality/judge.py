@@ -1,7 +1,7 @@
-"""A super-resolver on held-out images beside the methods it has to beat: every score of every image.
+"""Scores of a super-resolver and of baselines on held-out images, per image.
 
-In: loaded systems and `Pair`s. Out: `Record`s. What is judged is what a run stores (`product`); beside it stand methods
-without a network, and the regression of the network alone. Imports metrics, OpenSR-test, baselines and products.
+The super-resolver is scored on what a run stores (`product`). Baselines are methods without a network, and the
+network's regression alone.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ MEMBERS = 8
 WINDOW_PX = 480  # one window of the lattice, at 2.5 m
 DRAW, OF_MEMBERS = Way("sample"), Way(members=MEMBERS)
 WAYS = (Way(consistency="none"), Way(consistency="box"), DEFAULT, DRAW)
-PLAIN = (Way(consistency="box"), DEFAULT)  # of interpolation
-DETAIL = "generated detail"  # table of shares
+PLAIN = (Way(consistency="box"), DEFAULT)  # ways for interpolation
+DETAIL = "generated detail"  # name of the table of shares
 SHARES = {
     "generated": masks.QUALITY_GENERATED,
     "partly": masks.QUALITY_PARTIAL,
@@ -70,7 +70,7 @@ PAIR_METRICS: Mapping[str, Quick] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A system under test, under a short name. UsageError for one without a network."""
+    """A system under test with a short name. Raises UsageError for a system without a network."""
 
     name: str
     system: System
@@ -81,57 +81,57 @@ class Candidate:
 
     @cached_property
     def sampler(self) -> Sampler:
-        """Its super-resolver on whole images."""
+        """Super-resolver of the system, for whole images."""
         return of_system(self.system)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.system.device
 
     @property
     def bundle(self) -> Bundle | None:
-        """Metadata of its super-resolver's weights; None where it has none."""
+        """Metadata of the super-resolver's weights, or None without weights."""
         return self.system.bundles.get(resolving_stage(self.system).weights)
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Bands of the images that it is judged on."""
+        """Bands of the evaluation images."""
         return bands_of(self.system)
 
     @property
     def kind(self) -> str:
-        """What its weights call themselves; the system's name where it has none."""
+        """Kind of the weights, or the system's name without weights."""
         return self.system.name if self.bundle is None else self.bundle.system
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its weights; empty where it has none."""
+        """SHA-256 of the weights, or an empty string without weights."""
         return "" if self.bundle is None else self.bundle.digest
 
     @property
     def settings(self) -> str:
-        """Digest, sampler and seed, in words."""
+        """Description of digest, sampler and seed."""
         sampler = {} if self.bundle is None else self.bundle.sampler
         steps = f"{sampler.get('steps')} steps of {sampler.get('name')}" if sampler else "no sampler"
         return f"{self.kind} sha256 {self.digest[:12]}, {steps}, seed {self.seed}"
 
     @property
     def draws(self) -> bool:
-        """Whether its estimates differ from draw to draw."""
+        """Whether the estimates are stochastic."""
         return spec_of(self.system.name).stochastic
 
     @property
     def ways(self) -> tuple[Way, ...]:
-        """The products of it that are judged."""
+        """Evaluated products of the system."""
         return WAYS if self.draws else tuple(way for way in WAYS if way != DRAW)
 
     def label(self, way: Way) -> str:
-        """What tables call a product of it."""
+        """Return the name of a product in tables."""
         return label(self.name, way)
 
     def with_steps(self, steps: int) -> Candidate:
-        """The same networks sampled in another number of steps. UsageError for numbers that samplers cannot do."""
+        """Return the candidate with another number of sampling steps. Raises UsageError if that is not possible."""
         bundle = self.bundle
         if bundle is None or "steps" not in bundle.sampler:
             raise UsageError(f"{self.kind} has no sampling steps", "weights with a sampler")
@@ -143,20 +143,20 @@ class Candidate:
             raise UsageError(str(error), cure="other numbers in --steps") from error
 
     def regression(self, lr: Tensor) -> Tensor | None:
-        """The network's estimate without draws (1, bands, 4h, 4w), of systems that have one."""
+        """Return the network's deterministic estimate (1, bands, 4h, 4w), or None if it has none."""
         mean = self.sampler.mean
         return None if mean is None else placement.run(self.device, mean, lr)
 
     def stored(self, pair: Pair, way: Way = DEFAULT) -> Stored:
-        """What a run stores of one image."""
+        """Return what a run stores of one image."""
         return product.of_pair(pair, self.system, way, self.seed)
 
     def members(self, pair: Pair, count: int = MEMBERS) -> Tensor:
-        """Samples (count, bands, H, W)."""
+        """Return samples (count, bands, H, W)."""
         return members(self.sampler, pair, count, self.seed, self.device)
 
     def window_seconds(self) -> float:
-        """Core-seconds of one member of one window of 480 px, after one to warm up; of the CPU, whatever the device."""
+        """Return the CPU seconds of one member of one 480 px window, after a warm-up. Does not count GPU time."""
         generator = torch.Generator().manual_seed(0)
         hr = torch.rand(1, len(self.bands), WINDOW_PX, WINDOW_PX, generator=generator)
         pair = Pair("", 0, hr, baselines.box(hr), bands=self.bands)
@@ -167,7 +167,7 @@ class Candidate:
 
 
 def without_network(pair: Pair, how: Degradation) -> dict[str, Tensor]:
-    """Estimates (1, bands, H, W) of the methods that learned nothing."""
+    """Return the estimates (1, bands, H, W) of the methods without a network."""
     return {
         "nearest": baselines.nearest(pair.lr),
         "bicubic": baselines.bicubic(pair.lr),
@@ -177,12 +177,12 @@ def without_network(pair: Pair, how: Degradation) -> dict[str, Tensor]:
 
 
 def label(name: str, way: Way) -> str:
-    """What tables call a product of a system."""
+    """Return the name of a system's product in tables."""
     return f"stored {name}: {way}"
 
 
 def others(candidate: Candidate, plain: System, pair: Pair, how: Degradation) -> dict[str, Tensor]:
-    """Estimates (1, bands, H, W) beside the candidate's products: `without_network`, `plain` stored, its regression."""
+    """Return the estimates (1, bands, H, W) of `without_network`, stored `plain`, and the candidate's regression."""
     found = without_network(pair, how)
     found |= {label(plain.name, way): product.of_pair(pair, plain, way).rho[None] for way in PLAIN}
     regression = candidate.regression(pair.lr)
@@ -192,7 +192,7 @@ def others(candidate: Candidate, plain: System, pair: Pair, how: Degradation) ->
 def scores(
     estimate: Tensor, pair: Pair, perceptual: Mapping[str, Perceptual]
 ) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Every metric of an estimate (1, bands, H, W), and why those that are None are."""
+    """Return every metric of an estimate (1, bands, H, W), and the reasons for those that are None."""
     x, truth = (trimmed(image, BORDER_PX)[0] for image in (estimate, pair.hr))
     values: dict[str, float | None] = {"PSNR": score(estimate, pair)}
     values |= {name: metric(x, truth) for name, metric in PAIR_METRICS.items()}
@@ -213,7 +213,7 @@ def judge(
     how: Degradation,
     perceptual: Mapping[str, Perceptual],
 ) -> list[Record]:
-    """All methods on all pairs: tables "quality" and `DETAIL`. `plain`: interpolation."""
+    """Score all methods on all pairs, for tables "quality" and `DETAIL`. `plain`: interpolation."""
     records = []
     for pair in pairs:
         estimates = others(candidate, plain, pair, how)
@@ -228,7 +228,7 @@ def judge(
 
 @torch.inference_mode()
 def judge_members(candidate: Candidate, pairs: Sequence[Pair]) -> list[Record]:
-    """Tables "spread" and "spread, pooled": what members know of errors, and their mean's PSNR."""
+    """Score the members' spread against errors, and the PSNR of their mean: tables "spread" and "spread, pooled"."""
     records, pools, name = [], Pools(), candidate.label(OF_MEMBERS)
     for pair in pairs:
         products = {way: candidate.stored(pair, way) for way in (DEFAULT, DRAW, OF_MEMBERS)}
@@ -240,13 +240,13 @@ def judge_members(candidate: Candidate, pairs: Sequence[Pair]) -> list[Record]:
 
 
 def _detail(candidate: Candidate, pair: Pair, found: Stored) -> Record:
-    """Shares of the pixels of an image with generated detail, partly so, and without."""
+    """Return the shares of pixels with generated, partly generated and no generated detail in one image."""
     values = shares(found.quality)
     return Record(DETAIL, pair.source, pair.place, pair.index, candidate.label(DEFAULT), values)
 
 
 def shares(quality: NDArray[np.uint8]) -> dict[str, float | None]:
-    """Shares of measured pixels by class of `quality`; None where nothing is measured."""
+    """Return the shares of measured pixels per `quality` class, or None values if no pixel is measured."""
     measured = int((quality != masks.QUALITY_NODATA).sum())
     return {name: float((quality == value).sum() / measured) if measured else None for name, value in SHARES.items()}
 
@@ -255,7 +255,7 @@ def shares(quality: NDArray[np.uint8]) -> dict[str, float | None]:
 def judge_quickly(
     candidate: Candidate, plain: System, pairs: Sequence[Pair], how: Degradation, table: str
 ) -> list[Record]:
-    """PSNR and gradient of all methods on all pairs, for other degradations."""
+    """Score PSNR and gradient of all methods on all pairs, for other degradations."""
     records = []
     for pair in pairs:
         estimates = others(candidate, plain, pair, how)

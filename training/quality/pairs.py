@@ -1,7 +1,4 @@
-"""Held-out images and their degraded forms, what a super-resolver makes of them, and PSNR by set.
-
-In: chips, a degradation, a super-resolver. Out: `Pair`s, members, scores. Imports the pipeline's members and baselines.
-"""
+"""Pairs of held-out images and their degraded forms, samples of a super-resolver on them, and PSNR per set."""
 
 from __future__ import annotations
 
@@ -30,17 +27,17 @@ if TYPE_CHECKING:
     from training.data.sources import TrainingData
     from training.quality.sampler import Sampler
 
-# Images of each set that are validated at every line; `training.evaluate` takes all. Measured with the shipped weights
-# on the project's 231 images, of which this takes 33: the mean over sets is off by 0.09 dB (standard deviation), the
-# difference of two checkpoints by 0.04 dB; with one image of each set by 0.30 and 0.17 dB. In operations a line costs
-# as much as 2 to 4 steps of training of a diffusion U-Net, or 23 of the second stage of our small super-resolver.
+# Images per set that are validated for every log line; `training.evaluate` uses all. With the shipped weights, this
+# takes 33 of the project's 231 images. The error (standard deviation) of the mean over sets is then 0.09 dB, that of
+# the difference of two checkpoints 0.04 dB; with one image per set, 0.30 and 0.17 dB. A validation costs as many
+# operations as 2 to 4 training steps of a diffusion U-Net, or 23 of the second stage of our small super-resolver.
 HELD_OUT_PER_SET = 6
-BORDER_PX = 8  # left out of every score, of all methods alike
+BORDER_PX = 8  # excluded from the scores of all methods
 MAX_SIDE_PX = 256
-MIN_SIDE_PX = 40  # of smaller images nothing is left inside the borders that metrics crop
-FLAT = 0.02  # `contrast` below which an image shows nothing to sharpen
-BATCH_PX = 2**17  # output pixels per pass of a network: bounds memory
-STATE_PX = 64  # side of the windows from which a scene's state is made
+MIN_SIDE_PX = 40  # smaller images vanish when metrics crop their borders
+FLAT = 0.02  # `contrast` below which an image is skipped as flat
+BATCH_PX = 2**17  # output pixels per pass of a network, to bound memory
+STATE_PX = 64  # side of the windows for a scene's state
 CPU = torch.device("cpu")
 
 
@@ -57,18 +54,17 @@ class Pair:
 
     @property
     def shown(self) -> list[int]:
-        """Places of red, green and blue; of the first bands where it lacks one, the last repeated."""
+        """Indices of red, green and blue; without RGB, of the first three bands, with the last repeated."""
         if set(RGB) <= set(self.bands):
             return [self.bands.index(band) for band in RGB]
         return [min(place, len(self.bands) - 1) for place in range(3)]
 
 
 def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None = None) -> list[Pair]:
-    """Pairs of the chips that show something: centre crops, median harmonisation, noise seeded per image.
+    """Return pairs of the chips that are large enough and not flat.
 
-    `how.sigma_px` is the blur of the three colours; other bands are blurred by their own MTF beside it.
-
-    `per_set` takes the first so many of each set.
+    They are centre crops with median harmonisation and noise seeded per image. `how.sigma_px` is the blur of RGB; that
+    of other bands follows from their MTF. `per_set` limits the number of pairs per set.
     """
     pairs: list[Pair] = []
     for index, chip in enumerate(chips):
@@ -88,7 +84,7 @@ def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None 
 
 
 def watched_pairs(data: TrainingData, bands: tuple[str, ...] = RGB) -> list[Pair]:
-    """The first few held-out pairs of each set, to watch training by. UsageError where there is none."""
+    """Return the first held-out pairs of each set, for validation during training. Raises UsageError if none."""
     chips = data.held_out_chips(bands)
     pairs = held_out_pairs(chips, Degradation(), per_set=HELD_OUT_PER_SET)
     if not pairs:
@@ -106,19 +102,19 @@ def watched_pairs(data: TrainingData, bands: tuple[str, ...] = RGB) -> list[Pair
 
 
 def from_many_sets(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """At most `count` pairs of as many sets as there are: the first of each, then the second of each ..."""
+    """Return at most `count` pairs from as many sets as possible: the first of each, then the second of each ..."""
     sources = [pair.source for pair in pairs]
     rank = {id(pair): sources[:place].count(pair.source) for place, pair in enumerate(pairs)}
     return sorted(pairs, key=lambda pair: rank[id(pair)])[:count]
 
 
 def score(estimate: Tensor, pair: Pair) -> float:
-    """PSNR in dB (data range 1 reflectance) without the border."""
+    """Return the PSNR in dB (data range 1 reflectance) without the border."""
     return psnr(trimmed(estimate, BORDER_PX), trimmed(pair.hr, BORDER_PX))
 
 
 def per_set_mean(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, float]:
-    """Mean of the scores of each set's images."""
+    """Return the mean score per set."""
     sets: dict[str, list[float]] = {}
     for pair, value in zip(pairs, scores, strict=True):
         sets.setdefault(pair.source, []).append(value)
@@ -126,17 +122,17 @@ def per_set_mean(pairs: Sequence[Pair], scores: Sequence[float]) -> dict[str, fl
 
 
 def average(per_set: dict[str, float]) -> float:
-    """Mean over sets, each counting once."""
+    """Return the mean over sets, with equal weights."""
     return sum(per_set.values()) / len(per_set)
 
 
 def ibp_scores(pairs: Sequence[Pair]) -> list[float]:
-    """Iterative back-projection with the box kernel on every pair."""
+    """Return the scores of iterative back-projection with the box kernel on every pair."""
     return [score(baselines.ibp(pair.lr), pair) for pair in pairs]
 
 
 def noise_of(pair: Pair, member: int, seed: int = 0) -> Tensor:
-    """Standard normal noise (1, bands, H, W) of one member of one image, the same in every evaluation.
+    """Return standard normal noise (1, bands, H, W) of one member of one image, reproducible by seed.
 
     Members come in antithetic pairs, as in the pipeline: 2k + 1 has the negated noise of 2k.
     """
@@ -147,9 +143,9 @@ def noise_of(pair: Pair, member: int, seed: int = 0) -> Tensor:
 
 @torch.inference_mode()
 def members(sampler: Sampler, pair: Pair, count: int, seed: int = 0, device: torch.device = CPU) -> Tensor:
-    """The first `count` samples of one image, (count, bands, H, W) reflectance, several per pass of the network.
+    """Return the first `count` samples of one image, (count, bands, H, W) reflectance, several per network pass.
 
-    `device` is where the sampler's weights are; noise is drawn, and what it gives returned, on the CPU.
+    `device` is that of the sampler's weights. Noise is drawn, and the result returned, on the CPU.
     """
     lr, (height, width) = _mirrored(pair.lr, sampler.multiple_px), pair.hr.shape[-2:]
     size = (lr.shape[-2] * SCALE_10M, lr.shape[-1] * SCALE_10M)
@@ -169,12 +165,12 @@ def members(sampler: Sampler, pair: Pair, count: int, seed: int = 0, device: tor
 
 
 def members_mean(sampler: Sampler, pair: Pair, count: int, device: torch.device = CPU) -> Tensor:
-    """Mean of the first `count` samples, (1, bands, H, W)."""
+    """Return the mean of the first `count` samples, (1, bands, H, W)."""
     return members(sampler, pair, count, device=device).mean(0, keepdim=True)
 
 
 def side_by_side(pair: Pair, estimate: Tensor) -> dict[str, Tensor]:
-    """What a sheet of samples shows of a pair and its estimate (1, bands, H, W): labelled images (3, H, W)."""
+    """Return labelled images (3, H, W) of a pair and its estimate (1, bands, H, W) for a sheet of samples."""
     return {
         "input": baselines.nearest(pair.lr)[0, pair.shown],
         "bicubic": baselines.bicubic(pair.lr)[0, pair.shown],
@@ -184,14 +180,14 @@ def side_by_side(pair: Pair, estimate: Tensor) -> dict[str, Tensor]:
 
 
 def state_windows(lr: Tensor) -> Tensor:
-    """One window (1, bands, 64, 64) from the middle of an image (1, bands, h, w), mirrored where that is smaller."""
+    """Return one window (1, bands, 64, 64) from the centre of an image (1, bands, h, w), mirrored if it is smaller."""
     large = _mirrored(lr, 1, STATE_PX)
     top, left = ((side - STATE_PX) // 2 for side in large.shape[-2:])
     return large[..., top : top + STATE_PX, left : left + STATE_PX]
 
 
 def _mirrored(lr: Tensor, multiple: int, least: int = 1) -> Tensor:
-    """(1, bands, h, w) continued by reflection to multiples of `multiple` and at least `least` px a side."""
+    """Pad (1, bands, h, w) by reflection to multiples of `multiple` and at least `least` px a side."""
     for axis in (-2, -1):
         side = lr.shape[axis]
         wanted = max(-(-side // multiple) * multiple, least)

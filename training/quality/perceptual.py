@@ -1,7 +1,7 @@
-"""Perceptual distances between images, where their weights lie on this machine; nothing is ever downloaded.
+"""Perceptual distances between reflectance images (3, H, W), if their weights are available locally. No downloads.
 
 LPIPS (Zhang et al. 2018, AlexNet) and the L1 distance of CLIP-like embeddings (SigLIP ViT-B/16 at 256 px), both as in
-OpenSR-test 1.3. In: images (3, H, W) in reflectance, 0 to 1. Out: floats, or the reason why there is none.
+OpenSR-test 1.3.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CLIP_MEAN, CLIP_SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261
 
 @dataclass(frozen=True)
 class Perceptual:
-    """A distance, or the reason why it cannot be had here."""
+    """A distance, or the reason why it is not available."""
 
     distance: Distance | None
     reason: str = ""
 
 
 def distances() -> Mapping[str, Perceptual]:
-    """Both by name; networks are loaded where they can be."""
+    """Return both distances by name, with their networks loaded if available."""
     return {"LPIPS": lpips(), "CLIP": clip()}
 
 
@@ -48,7 +48,7 @@ def _absent(*packages: str) -> str:
 
 
 def lpips() -> Perceptual:
-    """LPIPS with AlexNet; images under 64 px are interpolated to that."""
+    """Return LPIPS with AlexNet. Images smaller than 64 px are interpolated to 64 px."""
     reason = _absent("lpips", "torchvision")
     weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
     if not reason and not weights.is_file():
@@ -67,7 +67,7 @@ def lpips() -> Perceptual:
 
 
 def clip() -> Perceptual:
-    """Mean absolute difference of embeddings."""
+    """Return the mean absolute difference of embeddings."""
     reason = _absent("open_clip", "huggingface_hub")
     if reason:
         return Perceptual(None, reason)

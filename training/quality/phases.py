@@ -1,7 +1,7 @@
-"""The phase pattern: what a network repeats in every 10 m pixel, where the ground is flat and shows nothing.
+"""The phase pattern: a spurious pattern that a network repeats in every 10 m pixel, visible on flat ground.
 
-Slopes of the ground leave a pattern too. Interpolation has most of them, so the difference to it is measured; the mean
-slope between the 10 m pixels of that difference is no repetition and is taken away.
+Real slopes of reflectance also leave a pattern. Interpolation reproduces most of it, so the difference to interpolation
+is measured, and the mean slope between the 10 m pixels of that difference is removed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 TABLE = "phase pattern"
 WAYS = (DEFAULT, Way("sample"))
-AROUND_PX = 5  # 10 m px over which ground is called flat or not
-FLATTEST = 10.0  # per cent of the pixels of a scene
-SIDE_60M_PX = 40  # at most, of a scene: 2.4 km hold enough flat pixels that their noise averages out
+AROUND_PX = 5  # window in 10 m px for the local standard deviation
+FLATTEST = 10.0  # percent of the pixels of a scene
+SIDE_60M_PX = 40  # maximum side of a scene; 2.4 km have enough flat pixels to average out noise
 CHANCE = "{} by chance"
 INTERPOLATED = Way(consistency="none")
 
 
 def flat_pixels(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """The pixels at 10 m around which RGB (3, h, w) varies least, mean over bands of the local standard deviation."""
+    """Return the 10 m pixels with the lowest local standard deviation of RGB (3, h, w), averaged over bands."""
     size = (0, AROUND_PX, AROUND_PX)
     values = rgb.astype(np.float64)
     mean = ndimage.uniform_filter(values, size, mode="nearest")
@@ -47,9 +47,9 @@ def flat_pixels(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def pattern(image: NDArray[np.float32], flat: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean over the flat blocks of pixel less block mean, by phase (4, 4); `image` (4h, 4w), `flat` (h, w).
+    """Return the mean over flat blocks of pixel minus block mean, by phase (4, 4); `image` (4h, 4w), `flat` (h, w).
 
-    Without the plane that the means of neighbouring blocks span: a ramp has no pattern, a sawtooth keeps all of its.
+    The mean slope between block means is subtracted, so a ramp has no pattern, while a sawtooth keeps all of it.
     """
     h, w = flat.shape
     blocks = image.astype(np.float64).reshape(h, SCALE_10M, w, SCALE_10M).transpose(0, 2, 1, 3)
@@ -62,7 +62,7 @@ def pattern(image: NDArray[np.float32], flat: NDArray[np.bool_]) -> NDArray[np.f
 
 
 def by_chance(image: NDArray[np.float32], flat: NDArray[np.bool_]) -> float:
-    """RMS that `pattern` would have of an image without one: the standard error of its means."""
+    """Return the RMS of `pattern` expected from noise alone: the standard error of its means."""
     h, w = flat.shape
     blocks = image.astype(np.float64).reshape(h, SCALE_10M, w, SCALE_10M).transpose(0, 2, 1, 3)[flat]
     spread = (blocks - blocks.mean((1, 2), keepdims=True)).var(0).mean()
@@ -71,9 +71,9 @@ def by_chance(image: NDArray[np.float32], flat: NDArray[np.bool_]) -> float:
 
 @torch.inference_mode()
 def measure(system: System, plain: System, scenes: Sequence[NativeScene], seed: int = 0) -> list[Record]:
-    """RMS of the pattern in DN beyond that of interpolation (`plain`), and what chance alone would give, by band.
+    """Measure the RMS in DN of the pattern relative to interpolation (`plain`), and that expected by chance, by band.
 
-    For each scene and product; with shares of generated detail.
+    One record per scene and product, with the shares of generated detail.
     """
     records = []
     for index, scene in enumerate(scenes):

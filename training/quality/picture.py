@@ -1,7 +1,6 @@
-"""Sheets to look at: a held-out place as its input, by every method, and as it is, each pixel a block of the sheet.
+"""Picture sheets of super-resolution: input, estimates and truth of a held-out place, as PNG.
 
-In: a super-resolver, held-out pairs, Sentinel-2 tiles. Out: PNG files. One place per set, the one of median sharpness,
-and there the part with most detail. Imports pairs, the judge, real patches; pillow.
+Each sheet shows one place per set, that of median sharpness, cropped to its most detailed part.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ if TYPE_CHECKING:
     from training.data.tiles import Tile
     from training.quality.judge import Candidate
 
-SHOWN_PX = 96  # side of the part that is shown, at 2.5 m
+SHOWN_PX = 96  # side of the crop shown, at 2.5 m
 ZOOM = 4  # sheet pixels per pixel
 COLUMNS = 4
-SETS = 8  # at most so many held-out sets
+SETS = 8  # maximum number of held-out sets
 LABEL_PX, GAP_PX, TEXT_PX = 22, 6, 15
-STRETCH = (0.5, 99.5)  # percentiles of the truth (of the input where there is none) that become black and white
+STRETCH = (0.5, 99.5)  # percentiles of the truth (or of the input without one) shown as black and white
 REAL_PX = 120  # side of a real patch at 10 m: one window of the lattice
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One image (3, n, n) or (1, n, n) and what to write above it; `white` is its own stretch, else the sheet's."""
+    """One image (3, n, n) or (1, n, n) with its label. `white`: own white level, instead of the sheet's stretch."""
 
     label: str
     pixels: Tensor
@@ -52,7 +51,7 @@ class Panel:
 
 
 def chosen(pairs: Sequence[Pair], sets: int = SETS) -> list[Pair]:
-    """One pair of each set, of median sharpness, among those that fill a sheet as far as any does."""
+    """Return one pair per set, that of median sharpness."""
     picked = []
     for name in list(dict.fromkeys(pair.source for pair in pairs))[:sets]:
         inside = [pair for pair in pairs if pair.source == name]
@@ -62,7 +61,7 @@ def chosen(pairs: Sequence[Pair], sets: int = SETS) -> list[Pair]:
 
 
 def real_pair(tiles: Sequence[Tile], bands: tuple[str, ...] = RGB) -> Pair | None:
-    """The sharpest clear patch of Sentinel-2 itself; its `hr` is empty."""
+    """Return the sharpest clear Sentinel-2 patch, or None. Its `hr` is all zero."""
     clear = [found for found in real.patches(tiles, REAL_PX, bands=bands) if found[1].max() <= real.SNOW_REFLECTANCE]
     if not clear:
         return None
@@ -73,7 +72,7 @@ def real_pair(tiles: Sequence[Tile], bands: tuple[str, ...] = RGB) -> Pair | Non
 
 
 def detailed_part(image: Tensor, side: int, step: int = 4) -> tuple[slice, slice]:
-    """The square of at most `side` px of image (1, bands, H, W) with most gradient, on a grid of `step` px."""
+    """Return the crop of at most `side` px of image (1, bands, H, W) with the most gradient, on a grid of `step` px."""
     height, width = (min(side, n) // step * step for n in image.shape[-2:])
     dx, dy = image[..., :-1, 1:] - image[..., :-1, :-1], image[..., 1:, :-1] - image[..., :-1, :-1]
     steepness = (dx.square() + dy.square()).sqrt().sum(1, keepdim=True)
@@ -84,7 +83,7 @@ def detailed_part(image: Tensor, side: int, step: int = 4) -> tuple[slice, slice
 
 @torch.inference_mode()
 def panels(candidate: Candidate, pair: Pair, truth: bool = True) -> list[Panel]:
-    """What one sheet shows, cut to its most detailed part."""
+    """Return the panels of one sheet, cropped to the most detailed part."""
     samples = candidate.members(pair)
     ensemble = Ensemble()
     for sample in samples:
@@ -109,7 +108,7 @@ def panels(candidate: Candidate, pair: Pair, truth: bool = True) -> list[Panel]:
 
 
 def sheet(shown: Sequence[Panel], title: str, columns: int = COLUMNS) -> Image.Image:
-    """Panels in rows of `columns`, the same stretch for all but those that bring their own."""
+    """Arrange panels in rows of `columns`. All share one stretch, except those with their own."""
     reference = (shown[-1] if shown[-1].white is None else shown[0]).pixels
     black, white = (float(torch.quantile(reference, share / 100)) for share in STRETCH)
     height, width = (side * ZOOM for side in reference.shape[-2:])
@@ -128,7 +127,7 @@ def sheet(shown: Sequence[Panel], title: str, columns: int = COLUMNS) -> Image.I
 
 
 def _enlarged(pixels: Tensor, black: float, white: float) -> NDArray[np.uint8]:
-    """(1 or 3, n, n) -> (ZOOM*n, ZOOM*n, 3), every pixel a block."""
+    """Enlarge (1 or 3, n, n) to 8-bit (ZOOM*n, ZOOM*n, 3) by replication."""
     scaled = ((pixels.numpy() - black) / max(white - black, 1e-6)).clip(0, 1)
     eight = np.rint(np.broadcast_to(scaled, (3, *scaled.shape[1:])) * 255).astype(np.uint8)
     return np.ascontiguousarray(eight.transpose(1, 2, 0).repeat(ZOOM, 0).repeat(ZOOM, 1))
@@ -137,7 +136,7 @@ def _enlarged(pixels: Tensor, black: float, white: float) -> NDArray[np.uint8]:
 def write(
     candidate: Candidate, pairs: Sequence[Pair], tiles: Sequence[Tile], folder: Path, say: Callable[[str], None]
 ) -> list[Path]:
-    """One PNG per chosen place in `folder`. StorageError where it cannot be written."""
+    """Write one PNG per chosen place to `folder`. Return the paths. Raises StorageError."""
     written = []
     of_sentinel2 = real_pair(tiles, candidate.bands)
     for pair in [*chosen(pairs), *([of_sentinel2] if of_sentinel2 else [])]:

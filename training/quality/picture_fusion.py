@@ -1,7 +1,6 @@
-"""Sheets of fusion to look at: a held-out scene in false colour as its input, by several methods, and as it is.
+"""Picture sheets of fusion: input, estimates and truth of a held-out scene in false colour, as PNG.
 
-Everything is eight times coarser than what a run does, so that the truth is known: 160 m to 20 m, guided by RGB. In: a
-fusion, training data. Out: PNG files. Imports Wald's protocol and the sheets of super-resolution.
+GSDs are eight times those of a run, from 160 m to 20 m guided by RGB, so that the truth is known.
 """
 
 from __future__ import annotations
@@ -28,19 +27,22 @@ if TYPE_CHECKING:
 
 FALSE_COLOUR = ("B11", "B8A", "B05")  # as red, green, blue
 BASELINE = "ATPRK-like"
-TILES_TRIED = 12  # of each source, until one is large enough
+TILES_TRIED = 12  # maximum per source, until one is large enough
 COLUMNS = 3
-GUIDE_WHITE = 0.995  # share of the guide's values below its white
+GUIDE_WHITE = 0.995  # quantile of the guide shown as white
 
 
 def shown_bands(held: tuple[str, ...]) -> tuple[str, ...]:
-    """Three of the bands of 20 m that a scene holds, those of FALSE_COLOUR first; fewer are repeated."""
+    """Return three of a scene's 20 m bands, those of FALSE_COLOUR first. If there are fewer, repeat the last."""
     ranked = [*(band for band in FALSE_COLOUR if band in held), *(band for band in held if band not in FALSE_COLOUR)]
     return tuple((ranked + ranked[-1:] * 2)[:3])
 
 
 def panels(name: str, task: wald.Task) -> list[Panel]:
-    """What one sheet shows of 20 m x8, in `shown_bands`, cut to its most detailed part; `name` is the fusion's."""
+    """Return the panels of one sheet of 20 m x8 in `shown_bands`, cropped to the most detailed part.
+
+    `name` is that of the fusion.
+    """
     chosen = [task.bands.index(band) for band in shown_bands(task.bands)]
     coarse, truth, ours = task.coarse[chosen], task.truth[chosen], task.learned[name]
     part = detailed_part(truth[None], SHOWN_PX, step=task.scale)
@@ -62,7 +64,7 @@ def panels(name: str, task: wald.Task) -> list[Panel]:
 
 @torch.inference_mode()
 def write(name: str, fuser: Fuser, data: TrainingData, folder: Path, say: Callable[[str], None]) -> list[Path]:
-    """One PNG per source with a scene that no training learns from, held out or watched. Raises StorageError."""
+    """Write one PNG per source with a held-out or watched scene. Return the paths. Raises StorageError."""
     judged = [tile for tile in data.tiles("held-out") if tile.evaluated] or data.watched_tiles()
     written = []
     for source in dict.fromkeys(tile.source for tile in judged):
@@ -85,7 +87,7 @@ def write(name: str, fuser: Fuser, data: TrainingData, folder: Path, say: Callab
 
 
 def _tasks(name: str, fuser: Fuser, tile: Tile) -> Iterator[wald.Task]:
-    """20 m x8 on one tile, where it is large enough."""
+    """Yield the 20 m x8 tasks of one tile, if it is large enough."""
     part = wald.largest_measured(tile.rho, tile.valid)
     if part is not None:
         scene = wald.Scene({gsd: torch.from_numpy(values.copy()) for gsd, values in part.items()}, tile.present)

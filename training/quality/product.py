@@ -1,7 +1,6 @@
-"""What a run stores of one image: the pipeline's own windows, masks, blending, contract and quantisation.
+"""What a run stores of one image, with the pipeline's own windows, masks, blending, consistency and quantisation.
 
-In: native DN, or a held-out pair, and a loaded system. Out: `Stored`. The image is put into the lattice of the system's
-windows and continued by reflection on all sides. Imports pipeline.superres and pairs.
+The image is placed in the lattice of the system's windows and padded by reflection on all sides.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ MAX_DN = 65535
 
 @dataclass(frozen=True)
 class Way:
-    """How a product is asked for: `estimate` and `consistency` as in a run; `members` averages so many draws."""
+    """Settings of a product: `estimate` and `consistency` as in a run; `members` is the number of draws averaged."""
 
     estimate: str = "mean"
     consistency: str = "sensor"
@@ -49,7 +48,7 @@ class Way:
         return f"{self.estimate}{f' of {self.members}' if self.members else ''}, {self.consistency}"
 
     def options(self, system: System, seed: int = 0, stream: int = 0) -> Options:
-        """What the pipeline is told."""
+        """Return the pipeline's options."""
         spec = spec_of(system.name)
         members = draws(self.estimate, self.members, stochastic=spec.stochastic, mean_draws=spec.mean_draws)
         return Options(seed=seed, stream=stream, members=members, consistency=self.consistency)
@@ -68,7 +67,7 @@ class Stored:
 
 
 def to_dn(rho: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Reflectance as a product holds it; nothing becomes nodata."""
+    """Convert reflectance to DN. Values are clipped to at least 1, so none becomes nodata."""
     dn: NDArray[np.uint16] = np.rint((rho - DN_OFFSET) / DN_SCALE).clip(1, MAX_DN).astype(np.uint16)
     return dn
 
@@ -80,11 +79,11 @@ def store(
     options: Options,
     order: tuple[str, ...],
 ) -> Stored:
-    """All bands of `order` from native DN by GSD (bands, h, w), whose names are `bands`. 10 m must be among them."""
+    """Compute all bands of `order` from native DN (bands, h, w) by GSD, with names `bands`. 10 m is required."""
     ny, nx = (max(-(-raster.shape[axis] * gsd // 60) for gsd, raster in dn.items()) * BLOCK_60M for axis in (1, 2))
     groups = groups_of(system.stages, order)
     stride = groups[0].lattice.stride_px
-    row, col = ((stride - side) // 2 // BLOCK_60M * BLOCK_60M for side in (ny, nx))  # as few windows as can be
+    row, col = ((stride - side) // 2 // BLOCK_60M * BLOCK_60M for side in (ny, nx))  # centred, for the fewest windows
     window = Window(row, col, ny, nx)
     around = read_window(groups, window.pad(options.reach_px(order)))
     continued = {gsd: _continued(raster, gsd, window, around) for gsd, raster in dn.items()}
@@ -96,7 +95,7 @@ def store(
 
 
 def _continued(raster: NDArray[np.uint16], gsd: int, window: Window, around: Window) -> NDArray[np.uint16]:
-    """A raster (bands, h, w) whose corner lies at that of `window`, reflected so that it fills `around`."""
+    """Pad a raster (bands, h, w), whose corner is that of `window`, by reflection to fill `around`."""
     factor = factor_at(gsd)
     top, left = (window.row - around.row) // factor, (window.col - around.col) // factor
     below, right = around.ny // factor - top - raster.shape[1], around.nx // factor - left - raster.shape[2]
@@ -105,7 +104,7 @@ def _continued(raster: NDArray[np.uint16], gsd: int, window: Window, around: Win
 
 
 def _state(system: System, ten: NDArray[np.uint16], names: tuple[str, ...]) -> SceneState | None:
-    """What the network needs to know of the scene, from the middle of the image."""
+    """Return the network's scene state from the centre of the image, or None."""
     if system.predictor is None:
         return None
     state: SceneState = {}
@@ -126,15 +125,15 @@ def _cut(result: Result, height: int, width: int) -> Stored:
 
 @torch.inference_mode()
 def of_image(rho: NDArray[np.float32], bands: tuple[str, ...], system: System, options: Options) -> Stored:
-    """Bands of 10 m at 2.5 m from reflectance (bands, h, w)."""
+    """Compute 10 m bands at 2.5 m from reflectance (bands, h, w)."""
     return store({10: to_dn(rho)}, {10: bands}, system, options, bands)
 
 
 def of_rgb(rgb: NDArray[np.float32], system: System, way: Way = DEFAULT, seed: int = 0, stream: int = 0) -> Stored:
-    """RGB at 2.5 m from reflectance at 10 m (3, h, w)."""
+    """Compute RGB at 2.5 m from reflectance at 10 m (3, h, w)."""
     return of_image(rgb, RGB, system, way.options(system, seed, stream))
 
 
 def of_pair(pair: Pair, system: System, way: Way = DEFAULT, seed: int = 0) -> Stored:
-    """The bands of a held-out image at 2.5 m; noise differs from image to image."""
+    """Compute the bands of a held-out image at 2.5 m. Noise differs between images."""
     return of_image(pair.lr[0].numpy(), pair.bands, system, way.options(system, seed, pair.index))

@@ -1,7 +1,4 @@
-"""Consistency of what a run stores with real Sentinel-2 images, where there is no truth to compare with.
-
-In: Sentinel-2 tiles and loaded systems. Out: `Record`s. Imports products, OpenSR-test and metrics.
-"""
+"""Consistency of a run's output with real Sentinel-2 images, for which there is no truth."""
 
 from __future__ import annotations
 
@@ -27,10 +24,10 @@ if TYPE_CHECKING:
     from training.data.tiles import Tile
 
 PATCHES = 9
-PATCH_PX = 84  # side at 10 m; whole pixels of 60 m
+PATCH_PX = 84  # side at 10 m; a multiple of 60 m
 FACTOR = 4  # 10 m -> 2.5 m
 CONTRACTS = ("none", "sensor", "box", "tent")
-BRIGHTEST = "brightest input"  # reflectance; snow and cloud give themselves away by it
+BRIGHTEST = "brightest input"  # reflectance; indicates snow and cloud
 SNOW_REFLECTANCE = 0.6
 DIGITS = {
     "reflectance": 5,
@@ -47,9 +44,9 @@ DIGITS = {
 def patches(
     tiles: Iterable[Tile], side_px: int, count: int = PATCHES, per_tile: int = 1, bands: tuple[str, ...] = RGB
 ) -> list[tuple[Tile, NDArray[np.float32]]]:
-    """Bands of 10 m (bands, side, side) of `count` patches measured throughout, at most `per_tile` of each tile.
+    """Return up to `count` fully measured patches of 10 m bands (bands, side, side), at most `per_tile` per tile.
 
-    One of a tile is its middle; of several, none overlaps another.
+    A single patch is the centre of its tile. Several do not overlap.
     """
     chosen: list[tuple[Tile, NDArray[np.float32]]] = []
     places = [BANDS[10].index(band) for band in bands]
@@ -65,7 +62,7 @@ def patches(
 
 
 def _corners(tile: Tile, side_px: int, per_tile: int) -> Iterator[tuple[int, int]]:
-    """Upper left corners of squares around the middle of a tile."""
+    """Yield the upper left corners of squares around the centre of a tile."""
     spans = [side * 6 for side in tile.shape]
     if min(spans) < side_px:
         return
@@ -77,7 +74,7 @@ def _corners(tile: Tile, side_px: int, per_tile: int) -> Iterator[tuple[int, int
 
 
 def scores(lr: Tensor, sr: Tensor) -> dict[str, float | None]:
-    """Consistency of sr (bands, 4n, 4n) with lr (bands, n, n): OpenSR-test's three, DiffFuSR's Table IV (8-bit)."""
+    """Return the consistency of sr (bands, 4n, 4n) with lr (bands, n, n): OpenSR-test and DiffFuSR's Table IV."""
     found: dict[str, float | None] = {**Triplet.of(lr, sr, sr).consistency()}
     coarse = to_coarse(sr, FACTOR)
     stored, given = metrics.eight_bit(coarse), metrics.eight_bit(lr)
@@ -93,7 +90,7 @@ def scores(lr: Tensor, sr: Tensor) -> dict[str, float | None]:
 def judge(
     system: System, plain: System, tiles: Iterable[Tile], seed: int = 0, bands: tuple[str, ...] = RGB
 ) -> list[Record]:
-    """`system` and interpolation (`plain`) on real patches that no weights have learned from, under every contract."""
+    """Score `system` and interpolation (`plain`) on held-out real patches with every consistency setting."""
     untrained = [tile for tile in tiles if tile.split == "held-out"]
     records = []
     for index, (tile, rho) in enumerate(patches(untrained, PATCH_PX, per_tile=PATCHES, bands=bands)):

@@ -1,7 +1,4 @@
-"""The sections of an evaluation: which tables there are, what they are measured on, and what their captions say.
-
-In: loaded systems and training data. Out: `Section`s. Imports the measuring modules; writes nothing.
-"""
+"""Sections of an evaluation report: tables, their data and their captions."""
 
 from __future__ import annotations
 
@@ -44,10 +41,10 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], None]
 
-OTHER_SIGMAS_PX = (1.5, 1.8)  # beside the default; the band of what is known of Sentinel-2's blur
-MEMBERS_PER_SET = 6  # images of each set whose members are drawn
-EASY_SET = "naip_iowa_1m"  # gains most by far; averages are given with and without it
-BEATEN = ("bicubic", "IBP, true kernel")  # what the default has to beat in every set
+OTHER_SIGMAS_PX = (1.5, 1.8)  # besides the default; these cover the plausible blur of Sentinel-2
+MEMBERS_PER_SET = 6  # images per set for which members are drawn
+EASY_SET = "naip_iowa_1m"  # has by far the largest gain; averages are given with and without it
+BEATEN = ("bicubic", "IBP, true kernel")  # baselines that the default should beat in every set
 QUALITY_DIGITS = {
     "PSNR": 2,
     "SSIM": 4,
@@ -71,14 +68,14 @@ OPENSR_DIGITS = {
     "improvement": 3,
 }
 REFERENCE = "IBP"
-FUSION = "fusion, "  # how tables of fusion begin
-SCENES = 12  # of each source at most
+FUSION = "fusion, "  # prefix of fusion tables
+SCENES = 12  # maximum per source
 
 
 def sr_sections(
     candidate: Candidate, plain: System, data: TrainingData, how: Degradation, per_set: int | None, say: Say
 ) -> list[Section]:
-    """Everything that is measured of a super-resolver beside `plain` interpolation."""
+    """Return all sections of a super-resolver, compared with `plain` interpolation."""
     chips = data.held_out_chips(candidate.bands)
     pairs = held_out_pairs(chips, how, per_set)
     sections = []
@@ -112,14 +109,14 @@ def with_remark(section: Section, remark: str) -> Section:
 
 
 def _section(candidate: Candidate, title: str, text: str, records: Sequence[Record], how: str) -> Section:
-    """A section whose caption tells what it was measured under."""
+    """Return a section with the settings in its caption."""
     settings = f"{candidate.settings}; {how}" if how else candidate.settings
     caption = f"\n\n<sub>{settings}</sub>"
     return Section(title, text + caption, records, candidate.name, candidate.kind, candidate.digest, settings)
 
 
 def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degradation) -> list[Section]:
-    """Tables of held-out images whose truth is known."""
+    """Return the sections of held-out images with known truth."""
     quality = [record for record in records if record.table == "quality"]
     detail = [record for record in records if record.table == judge.DETAIL]
     under = repr(how)
@@ -147,7 +144,7 @@ def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degrada
 
 
 def psnr_table(records: Sequence[Record]) -> str:
-    """PSNR by method and set, averages over sets with and without `EASY_SET`, the gain over IBP, spread over images."""
+    """Return PSNR per method and set: averages with and without `EASY_SET`, gain over IBP, deviation over images."""
     methods = methods_of(records)
     columns = {method: by_set(records, method, "PSNR") for method in methods}
     counts = {name: sum(r.set == name and r.method == methods[0] for r in records) for name in columns[methods[0]]}
@@ -165,13 +162,13 @@ def psnr_table(records: Sequence[Record]) -> str:
 
 
 def _without_easy(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """The other sets' records under a name, where `EASY_SET` is among several."""
+    """Return the named records without `EASY_SET`, if it is one of several sets."""
     rest = [record for record in records if record.set != EASY_SET]
     return [(f"without {EASY_SET}", rest)] if rest and len(rest) < len(records) else []
 
 
 def below_text(candidate: Candidate, records: Sequence[Record]) -> str:
-    """The sets in which the default is worse than a method that it has to beat, by how much."""
+    """List the sets in which the default is worse than a `BEATEN` method, and by how much."""
     method, lines = candidate.label(DEFAULT), []
     ours = by_set(records, method, "PSNR")
     for other in BEATEN:
@@ -182,7 +179,7 @@ def below_text(candidate: Candidate, records: Sequence[Record]) -> str:
 
 
 def detail_text(records: Sequence[Record]) -> str:
-    """By set, how much of the ground got generated detail; none of these images has clouds."""
+    """Return the share of pixels with generated detail per set. None of these images has clouds."""
     method = methods_of(records)[0]
     columns = {name: by_set(records, method, name) for name in judge.SHARES}
     rows = [
@@ -193,14 +190,14 @@ def detail_text(records: Sequence[Record]) -> str:
 
 
 def members_section(candidate: Candidate, pairs: Sequence[Pair], how: Degradation, per_set: int) -> Section:
-    """What drawing members adds to the default: PSNR, and what they know of errors."""
+    """Return the section on members: PSNR of their mean, and their spread against errors."""
     records = judge.judge_members(candidate, pairs)
     text = f"The first {per_set} images of each set. {members_text(records)}"
     return _section(candidate, f"{candidate.name}: what members know of errors", text, records, repr(how))
 
 
 def members_text(records: Sequence[Record]) -> str:
-    """By set: PSNR, how well `uncertainty` tells where the mean of members is wrong, and what members add."""
+    """Return a table per set: PSNR, correlation of `uncertainty` with errors, and texture added by members."""
     single = [record for record in records if record.table == spreads.TABLE]
     pooled = [record for record in records if record.table == spreads.POOLED]
     method, rank = methods_of(single)[0], spreads.RANK
@@ -230,7 +227,7 @@ def blur_section(
     per_set: int | None,
     known: Sequence[Record],
 ) -> Section:
-    """PSNR and sharpness by blur, side by side; `known` are the records of `how`."""
+    """Return PSNR and gradient per blur. `known` are the records of `how`."""
     by_sigma: dict[float, Sequence[Record]] = {how.sigma_px: known}
     for sigma in OTHER_SIGMAS_PX:
         if sigma != how.sigma_px:
@@ -262,7 +259,7 @@ def blur_section(
 
 
 def real_sections(candidate: Candidate, records: Sequence[Record]) -> list[Section]:
-    """Consistency with real patches: all of them, and those without snow or cloud."""
+    """Return the consistency with real patches: all, and those without snow or cloud."""
     title = f"{candidate.name}: consistency with real patches"
     if not records:
         text = f"{NULL}: no held-out scene of the data holds a patch of {real.PATCH_PX} px at 10 m."
@@ -284,13 +281,13 @@ def real_sections(candidate: Candidate, records: Sequence[Record]) -> list[Secti
 
 
 def _as_one_set(records: Sequence[Record]) -> list[Record]:
-    """Every patch counting once."""
+    """Return the records as one set, so that every patch has equal weight."""
     return [replace(record, set="patches") for record in records]
 
 
 @torch.inference_mode()
 def fusion_sections(name: str, fuser: Fuser, how: Judge, data: TrainingData, say: Say) -> list[Section]:
-    """Wald's protocol on scenes that are held out by place, by source, and on those by which training decided."""
+    """Return Wald's protocol per source, on held-out scenes and on scenes watched in training."""
     held_out = [tile for tile in data.tiles("held-out") if tile.evaluated]
     watched = [tile for tile in data.watched_tiles() if tile not in held_out]
     bundle = fuser.bundle
@@ -311,7 +308,7 @@ def fusion_sections(name: str, fuser: Fuser, how: Judge, data: TrainingData, say
 
 
 def _of_tile(fuser: Fuser, how: Judge, tile: Tile, index: int) -> list[Record]:
-    """All tasks that one scene allows."""
+    """Return the records of all tasks that one scene allows."""
     part = wald.largest_measured(tile.rho, tile.valid)
     if part is None:
         return []
@@ -323,7 +320,7 @@ def _of_tile(fuser: Fuser, how: Judge, tile: Tile, index: int) -> list[Record]:
 
 
 def fusion_text(records: Sequence[Record]) -> str:
-    """Two tables, averages over scenes: ERGAS with and without projection and PSNR; then what errors look like."""
+    """Return two tables of averages over scenes: ERGAS, projected ERGAS and PSNR; then SSIM, SAM, CC and SRE."""
     if not records:
         return f"{NULL}: the scenes are too small, or lack the bands."
     groups = (("ERGAS", 3), ("ERGAS, projected", 3), ("PSNR", 1)), (("SSIM", 4), ("SAM", 2), ("CC", 4), ("SRE", 1))

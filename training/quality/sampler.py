@@ -1,4 +1,4 @@
-"""A super-resolver as evaluations call it: whole images of any size at once, outside of the lattice."""
+"""Interface of a super-resolver for evaluation: whole images of any size, without the window lattice."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from pipeline.superres.spec import NoiseSource, SceneState, Stage
     from pipeline.superres.system import System
 
-NATIVE_GSD_M = 10.0  # of the images that are judged
+NATIVE_GSD_M = 10.0  # of the evaluated images
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Images (b, bands, h, w) at 10 m -> (b, bands, 4h, 4w), reflectance.
+    """Super-resolver of reflectance (b, bands, h, w) at 10 m to (b, bands, 4h, 4w).
 
-    `sample` takes standard normal noise of the output's shape and the state of the scene. `mean` is the conditional
-    mean without draws, `scene_state` makes a state of windows (K, bands, 64, 64); None where a system has none. Sides
-    of the input are multiples of `multiple_px`.
+    `sample` takes standard normal noise of the output's shape and the scene state. `mean` gives the conditional mean
+    without noise. `scene_state` computes a state from windows (K, bands, 64, 64). The last two are None if a system
+    has none. Input sides must be multiples of `multiple_px`.
     """
 
     sample: Callable[[Tensor, Tensor, SceneState | None], Tensor]
@@ -39,7 +39,7 @@ class Sampler:
 
 
 def resolving_stage(system: System) -> Stage:
-    """The stage that brings measured bands of 10 m to 2.5 m. UsageError for systems without one, or that read more."""
+    """Return the stage that takes only measured 10 m bands to 2.5 m. Raises UsageError if there is none."""
     if not system.stages:
         raise UsageError(f"{system.name} has no network", "a system with weights")
     for stage in system.stages:
@@ -57,12 +57,12 @@ def resolving_stage(system: System) -> Stage:
 
 
 def bands_of(system: System) -> tuple[str, ...]:
-    """Bands of the images that its `resolving_stage` is judged on, in the order of its channels."""
+    """Return the input bands of its `resolving_stage`, in channel order."""
     return resolving_stage(system).reads[0].bands
 
 
 def of_system(system: System) -> Sampler:
-    """The networks of a system's `resolving_stage`. UsageError as for it."""
+    """Return the sampler of a system's `resolving_stage`. Raises UsageError if there is none."""
     stage, predictor = resolving_stage(system), system.predictor
     assert predictor is not None  # a system with stages has one
     bands = stage.reads[0].bands
@@ -91,9 +91,9 @@ def of_system(system: System) -> Sampler:
 
 
 def further_noise(noise: Tensor, step: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise of another shape and step, which follows from `noise` (b, ...), image by image.
+    """Return standard normal noise of another shape and step, determined by `noise` (b, ...) per image.
 
-    Negated noise gives negated noise: members stay antithetic.
+    Negated noise gives negated noise, so that members stay antithetic.
     """
     made = []
     for one in noise.cpu():

@@ -1,8 +1,7 @@
-"""Native scenes seen by a sensor four times coarser, put through the pipeline, against what was measured.
+"""ERGAS of the whole pipeline on native scenes degraded four times, against the measured bands.
 
-In: Sentinel-2 tiles with all 12 bands, loaded systems. Out: `Record`s of ERGAS by group of bands. Every band is blurred
-by the same Gaussian of its own pixels and averaged over 4 x 4 of them, so that the pipeline's 2.5 m stands for the
-measured 10 m, its 5 m for 20 m and its 15 m for 60 m. Imports products, the degradation and Wald's scenes.
+Every band is blurred by the same Gaussian in its own pixels and averaged over 4 x 4 of them. The pipeline's 2.5 m
+output then corresponds to the measured 10 m bands, its 5 m to 20 m and its 15 m to 60 m.
 """
 
 from __future__ import annotations
@@ -30,31 +29,31 @@ if TYPE_CHECKING:
     from training.data.tiles import Tile
 
 FACTOR = 4
-SIGMAS_PX = (1.5, 1.8, 2.2)  # of the measured grid of each band
+SIGMAS_PX = (1.5, 1.8, 2.2)  # px of the measured grid of each band
 GROUPS: Mapping[str, tuple[str, ...]] = {"RGB": RGB, "NIR": ("B08",), "20 m": bands_at(20), "60 m": bands_at(60)}
-BORDER_10M_PX, BORDER_PX = 8, 2  # left out of every score, of the measured grid; at least the second
+BORDER_10M_PX, BORDER_PX = 8, 2  # cropped from every score, in 10 m px; minimum in px of the measured grid
 WAYS = (DEFAULT, Way(consistency="none"), Way(consistency="box"))
 PLAIN = Way(consistency="none")
-LEAST_60M_PX = 16  # side of a scene below which nothing is left inside its borders
+LEAST_60M_PX = 16  # minimum side of a scene, so that pixels remain inside its borders
 
 
 @dataclass(frozen=True)
 class NativeScene:
-    """Reflectance as measured by GSD (bands, h, w), bands in the order of `tiles.BANDS`."""
+    """Measured reflectance (bands, h, w) by GSD, bands in the order of `tiles.BANDS`."""
 
     source: str
     place: str
-    trained: bool  # whether weights may have learned from it
+    trained: bool  # whether it may have been used in training
     rho: Mapping[int, Tensor]
 
     def coarser(self, sigma_px: float) -> dict[int, Tensor]:
-        """As a sensor with four times as large pixels would measure it."""
+        """Return the scene as measured by a sensor with a four times larger GSD."""
         how = Degradation(sigma_px=sigma_px, noise=0.0, scale=FACTOR)
         return {gsd: degrade(values[None], how)[0] for gsd, values in self.rho.items()}
 
 
 def native_scenes(tiles: Iterable[Tile], per_set: int | None = None) -> list[NativeScene]:
-    """What was measured of the tiles with all 12 bands, at most `per_set` of each source."""
+    """Return the measured parts of tiles with all 12 bands, at most `per_set` per source."""
     found: list[NativeScene] = []
     for tile in tiles:
         absent = set(BAND_NAMES) - set(tile.present)
@@ -75,7 +74,7 @@ def _count(scenes: Sequence[NativeScene], source: str) -> int:
 
 
 def ergas(found: Tensor, scene: NativeScene, bands: Sequence[str]) -> float:
-    """Wald's ERGAS of `found` (12, 4h, 4w), in the order of the instrument, over bands of one GSD."""
+    """Return Wald's ERGAS of `found` (12, 4h, 4w), in the order of `BAND_NAMES`, over bands of one GSD."""
     gsd = BY_NAME[bands[0]].gsd_m
     images = found[[BAND_NAMES.index(name) for name in bands]]
     truth = scene.rho[gsd][[BANDS[gsd].index(name) for name in bands]]
@@ -86,7 +85,7 @@ def ergas(found: Tensor, scene: NativeScene, bands: Sequence[str]) -> float:
 
 @torch.inference_mode()
 def judge(system: System, plain: System, scenes: Sequence[NativeScene], seed: int = 0) -> list[Record]:
-    """ERGAS of every scene by blur (the table), product and group of bands."""
+    """Return ERGAS of every scene by blur (one table each), product and band group."""
     records = []
     products = [(plain, PLAIN), *((system, way) for way in WAYS)]
     for sigma in SIGMAS_PX:
@@ -101,5 +100,5 @@ def judge(system: System, plain: System, scenes: Sequence[NativeScene], seed: in
 
 
 def table(sigma_px: float) -> str:
-    """Name of the table of one blur."""
+    """Return the name of the table of one blur."""
     return f"native scenes, blur {sigma_px:g} px"

@@ -1,7 +1,4 @@
-"""What a store's `uncertainty` knows of the error of its reflectance: by image and pooled over a set.
-
-In: a stored mean of members, one stored draw, and their truth. Out: `Record`s. Imports metrics and products.
-"""
+"""How well a store's `uncertainty` predicts the error of its reflectance, per image and pooled over a set."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
 
 TABLE, POOLED = "spread", "spread, pooled"
 RANK = "Spearman"
-# Periods from what 10 m pixels cannot hold to the finest that 2.5 m pixels hold in every direction, in px of 2.5 m.
+# Rings of periods in 2.5 m px, from the Nyquist limit of 10 m pixels to that of 2.5 m pixels.
 RINGS_PX = ((8.0, 5.0), (5.0, 3.2), (3.2, 2.5), (2.5, 2.0))
 POWERS = tuple(f"power at {TARGET_GSD_M * a:g} to {TARGET_GSD_M * b:g} m, dB" for a, b in RINGS_PX)
 METRICS = (
@@ -38,7 +35,7 @@ METRICS = (
 
 
 def of_image(method: str, pair: Pair, mean: Stored, draw: Stored) -> Record:
-    """Where, how far and with what texture members depart from their mean, against how the truth does."""
+    """Compare the members' deviation from their mean with that of the truth: location, magnitude and texture."""
     missing = trimmed(pair.hr[0] - mean.rho, BORDER_PX)
     added = trimmed(draw.rho - mean.rho, BORDER_PX)
     values: dict[str, float | None] = dict.fromkeys(METRICS)
@@ -59,13 +56,13 @@ def of_image(method: str, pair: Pair, mean: Stored, draw: Stored) -> Record:
 
 
 class Pools:
-    """Spreads and errors of all pixels of a set, for a rank correlation over places and not only within one."""
+    """Spreads and errors of all pixels of a set, for a rank correlation across places."""
 
     def __init__(self) -> None:
         self._pixels: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
 
     def add(self, method: str, pair: Pair, mean: Stored) -> None:
-        """Take in the mean of one image's members; one without a spread says nothing."""
+        """Add the mean of one image's members. Ignore it without a spread."""
         if mean.spread is None:
             return
         missing = trimmed(pair.hr[0] - mean.rho, BORDER_PX).abs()
@@ -73,7 +70,7 @@ class Pools:
         self._pixels.setdefault((pair.source, method), []).append(kept)
 
     def records(self) -> list[Record]:
-        """One per set and method."""
+        """Return one record per set and method."""
         return [
             Record(POOLED, source, "all", 0, method, {RANK: metrics.spearman(*map(torch.cat, zip(*many, strict=True)))})
             for (source, method), many in self._pixels.items()

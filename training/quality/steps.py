@@ -1,7 +1,4 @@
-"""Quality against sampling steps: what more evaluations of the network buy, and what they cost.
-
-In: a super-resolver and held-out pairs. Out: `Record`s and a table. Imports the judge.
-"""
+"""Quality and cost of a super-resolver by number of sampling steps."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ SECONDS = "core-seconds per window"
 
 @torch.inference_mode()
 def measure(candidate: Candidate, pairs: Sequence[Pair], method: str) -> list[Record]:
-    """One sampler on all pairs, before projection."""
+    """Score one sampler on all pairs, before projection."""
     records = []
     for pair in pairs:
         samples = candidate.members(pair)
@@ -52,8 +49,8 @@ def measure(candidate: Candidate, pairs: Sequence[Pair], method: str) -> list[Re
 def section(
     candidate: Candidate, pairs: Sequence[Pair], steps: Sequence[int], how: Degradation, say: Callable[[str], None]
 ) -> Section:
-    """One row per number of steps. UsageError for numbers that the sampler cannot do."""
-    variants = {count: candidate.with_steps(count) for count in steps}  # all, before anything takes time
+    """Return a section with one row per number of steps. Raises UsageError for numbers the sampler cannot use."""
+    variants = {count: candidate.with_steps(count) for count in steps}  # raises before any measurement
     records: list[Record] = []
     rows = []
     for count, variant in variants.items():

@@ -1,6 +1,6 @@
-"""Scores of many images as tables: one row per image in a CSV, means in Markdown.
+"""Tables of scores: CSV with one row per image, and Markdown with means.
 
-In: `Record`s. Out: text and files. Imports nothing heavy. What could not be measured is `null` and says why.
+Values that could not be measured are `null`, with the reason.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Section:
-    """One table of a report: Markdown, and the scores that it is made of with what they were measured under.
+    """One table of a report: Markdown, the underlying scores, and their settings.
 
-    `name` tells weights of one system apart.
+    `name` distinguishes weights of one system.
     """
 
     title: str
@@ -54,18 +54,18 @@ class Section:
 
 
 def known(values: Iterable[float | None]) -> list[float]:
-    """Those that are numbers."""
+    """Return the values that are neither None nor NaN."""
     return [value for value in values if value is not None and not math.isnan(value)]
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what is known; None where nothing is."""
+    """Return the mean of the known values, or None without any."""
     found = known(values)
     return sum(found) / len(found) if found else None
 
 
 def spread(values: Iterable[float | None]) -> float | None:
-    """Standard deviation (ddof 1) of what is known; None for fewer than two."""
+    """Return the standard deviation (ddof 1) of the known values, or None for fewer than two or infinite ones."""
     found = known(values)
     if len(found) < 2 or not all(math.isfinite(value) for value in found):
         return None
@@ -74,7 +74,7 @@ def spread(values: Iterable[float | None]) -> float | None:
 
 
 def by_set(records: Iterable[Record], method: str, metric: str) -> dict[str, float | None]:
-    """Mean over the images of each set, in the order of the records."""
+    """Return the mean over the images of each set, in the order of the records."""
     sets: dict[str, list[float | None]] = {}
     for record in records:
         if record.method == method:
@@ -83,33 +83,33 @@ def by_set(records: Iterable[Record], method: str, metric: str) -> dict[str, flo
 
 
 def over_sets(records: Iterable[Record], method: str, metric: str) -> float | None:
-    """Mean over sets, each counting once."""
+    """Return the mean over sets, with equal weights."""
     return mean(by_set(records, method, metric).values())
 
 
 def methods_of(records: Iterable[Record]) -> list[str]:
-    """In the order of the records."""
+    """Return the methods in the order of the records."""
     return list(dict.fromkeys(record.method for record in records))
 
 
 def metrics_of(records: Iterable[Record]) -> list[str]:
-    """In the order of the records."""
+    """Return the metrics in the order of the records."""
     return list(dict.fromkeys(name for record in records for name in record.values))
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Text of a value; `null` for what could not be measured."""
+    """Format a value; `null` if it could not be measured."""
     return NULL if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def methods_table(records: Sequence[Record], digits: Mapping[str, int], title: str = "method") -> str:
-    """One row per method, one column per metric of `digits`: averages over sets, and why something is missing."""
+    """Return averages over sets, a row per method and a column per metric of `digits`, with reasons for gaps."""
     rows = [
         [method, *(number(over_sets(records, method, metric), places) for metric, places in digits.items())]
         for method in methods_of(records)
@@ -118,14 +118,14 @@ def methods_table(records: Sequence[Record], digits: Mapping[str, int], title: s
 
 
 def reasons(records: Iterable[Record], metrics: Iterable[str]) -> str:
-    """Why values of these metrics are missing, one line each, after an empty one; nothing where none is."""
+    """Return the reasons for missing values of these metrics, one paragraph each, or an empty string."""
     wanted = set(metrics)
     found = {(name, text): None for record in records for name, text in record.why.items() if name in wanted}
     return "".join(f"\n\n`{NULL}`, or left out of an average, in {name}: {text}." for name, text in found)
 
 
 def csv_text(sections: Sequence[Section]) -> str:
-    """All records, then mean and standard deviation of each set and over sets, per table, system and method."""
+    """Return all records as CSV, with mean and standard deviation per set and over sets by table and method."""
     metrics = metrics_of(record for section in sections for record in section.records)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -142,7 +142,7 @@ def csv_text(sections: Sequence[Section]) -> str:
 
 
 def _statistics(records: Sequence[Record]) -> Iterable[tuple[tuple[str, str, str, str], Mapping[str, float | None]]]:
-    """(table, set, method, statistic) and its values."""
+    """Yield (table, set, method, statistic) and its values."""
     kinds: tuple[tuple[str, Callable[[Iterable[float | None]], float | None]], ...] = (("mean", mean), ("sd", spread))
     for table in dict.fromkeys(record.table for record in records):
         inside = [record for record in records if record.table == table]
@@ -164,7 +164,7 @@ def _statistics(records: Sequence[Record]) -> Iterable[tuple[tuple[str, str, str
 
 
 def _cells(values: Mapping[str, float | None], metrics: Sequence[str]) -> list[str]:
-    """Empty where a table does not know the metric, `null` where it could not be measured."""
+    """Format values: empty if the table does not have the metric, `null` if it could not be measured."""
     return [
         "" if name not in values else NULL if (value := values[name]) is None or math.isnan(value) else f"{value:.6g}"
         for name in metrics
@@ -172,7 +172,7 @@ def _cells(values: Mapping[str, float | None], metrics: Sequence[str]) -> list[s
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under another name, then move it to `path`. StorageError where that cannot be."""
+    """Write a file atomically: call `write` with a temporary name, then rename it to `path`. Raises StorageError."""
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,12 +187,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` of a text in UTF-8."""
+    """Write UTF-8 text atomically. Raises StorageError."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def check_writable(path: Path) -> None:
-    """StorageError where `write_text` would fail for want of a folder or rights; leaves nothing behind."""
+    """Raise StorageError if `write_text` would fail. Leaves no files."""
     probe = path.with_name(path.name + ".probe")
     try:
         folder_in_the_way = path.is_dir()
@@ -207,6 +207,6 @@ def check_writable(path: Path) -> None:
     except StorageError as error:
         raise StorageError(error.found.replace(probe.name, path.name), error.expected, error.cure) from error
     finally:
-        for folder in absent:  # the innermost first
+        for folder in absent:  # innermost first
             with contextlib.suppress(OSError):
                 folder.rmdir()

@@ -1,7 +1,7 @@
-"""Wald tests of fusion: measured bands made coarser, sharpened, compared with what was measured.
+"""Wald's protocol for fusion: degrade measured bands, sharpen them, and compare with the measurement.
 
-The coarser bands follow DSen2 (Lanaras et al. 2018): Gaussian of 1/s coarse-to-fine px, then block means. What any
-fusion of the pipeline can do, 20 m x8, is measured here; a task whose network does more declares it by `Judge`.
+Degradation follows DSen2 (Lanaras et al. 2018): Gaussian with sigma 1/s px of the input grid, then block means. This
+module measures 20 m x8, which any fusion supports. A task with more abilities declares them with `Judge`.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
 
     from pipeline.models.bundle import Bundle
 
-TEST_SCENE = "S2A_MSIL1C_20170527_T33UUB.mat"  # MGRS tile T33UUB, Level-1C: never in training
-BORDER_PX = 6  # of the target grid, left out of every score
+TEST_SCENE = "S2A_MSIL1C_20170527_T33UUB.mat"  # MGRS tile T33UUB, Level-1C; not used in training
+BORDER_PX = 6  # px of the target grid, cropped from every score
 SSIM_LEAST_PX = 11
 BANDS_20M = bands_at(20)
-OUT_BANDS = ("B08", *BANDS_20M, *bands_at(60))  # that fusion brings to 2.5 m
-EIGHT = 8  # 20 m -> 2.5 m is 8; so is 160 m -> 20 m
-LEAST_COARSE = 10  # coarse pixels a side below which a task says nothing of its scale
-EIGHTH_LEAST_M = 1920  # side of a scene that 20 m x8 needs: so many of 160 m, in whole 480 m
+OUT_BANDS = ("B08", *BANDS_20M, *bands_at(60))  # bands that fusion brings to 2.5 m
+EIGHT = 8  # factor of 20 m -> 2.5 m and of 160 m -> 20 m
+LEAST_COARSE = 10  # minimum side of a task in coarse pixels
+EIGHTH_LEAST_M = 1920  # minimum side of a scene for 20 m x8: LEAST_COARSE pixels of 160 m, rounded up to 480 m
 
 
 class Fuser(Protocol):
-    """A fusion whose networks bring the other bands to 2.5 m."""
+    """A fusion network that brings the other bands to 2.5 m."""
 
     bundle: Bundle
     out_bands: tuple[str, ...]
 
     def predict(self, rgb_sr: Tensor, ms: Mapping[int, Tensor], present: tuple[str, ...]) -> Tensor:
-        """Reflectance (b, len(out_bands), 4h, 4w) from RGB (b, 3, 4h, 4w) and native rasters by GSD in metres."""
+        """Predict reflectance (b, len(out_bands), 4h, 4w) from RGB (b, 3, 4h, 4w) and native rasters by GSD in m."""
         ...
 
 
 @dataclass(frozen=True)
 class Row:
-    """One task: `scores` by method and metric. `projected` is ERGAS after the block means were made the input's."""
+    """Scores of one task by method and metric. `projected` is ERGAS after setting the block means to the input."""
 
     task: str
     scores: Mapping[str, Mapping[str, float]]
     bands: tuple[str, ...] = ()
 
     def by(self, metric: str) -> dict[str, float]:
-        """One metric by method."""
+        """Return one metric by method."""
         return {method: values[metric] for method, values in self.scores.items()}
 
     @property
@@ -73,17 +73,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Judge:
-    """How weights that no system takes first are judged by Wald's protocol.
+    """Evaluation by Wald's protocol, for weights that no system takes first.
 
-    load: the fusion of a bundle, on the CPU. rows: what it scores on a scene's reflectance by GSD, whose bands are
-    given last; without it 20 m x8 is measured.
+    load: loads the fusion of a bundle on the CPU. rows: returns its scores on a scene, given the fusion, reflectance by
+    GSD and the scene's bands. Without `rows`, 20 m x8 is measured.
     """
 
     load: Callable[[Bundle], Fuser]
     rows: Callable[[Fuser, Mapping[int, NDArray[np.float32]], tuple[str, ...]], list[Row]] | None = None
 
     def measure(self, fuser: Fuser, rho: Mapping[int, NDArray[np.float32]], present: tuple[str, ...]) -> list[Row]:
-        """Scores of every task that the scene allows."""
+        """Return the scores of every task that the scene allows."""
         if self.rows is not None:
             return self.rows(fuser, rho, present)
         return measure_by_predict(fuser, rho, fuser.bundle.system, present)
@@ -91,7 +91,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Task:
-    """Coarse bands (C, h, w), guides (K, s*h, s*w), the measured bands (C, s*h, s*w) and what networks make of them."""
+    """Coarse bands (C, h, w), guides (K, s*h, s*w), measured bands (C, s*h, s*w) and the networks' estimates."""
 
     name: str
     scale: int
@@ -104,7 +104,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Scene:
-    """Reflectance by GSD (bands, h, w) in the order of the fusion's inputs, and which of its outputs it carries."""
+    """Reflectance (bands, h, w) by GSD in the order of the fusion's inputs, and the output bands that it has."""
 
     rho: Mapping[int, Tensor]
     present: tuple[str, ...] = OUT_BANDS
@@ -115,11 +115,11 @@ class Scene:
         object.__setattr__(self, "mask", held[None, :, None, None])
 
     def held(self, bands: Sequence[str]) -> list[int]:
-        """Places of those of `bands` that the scene carries."""
+        """Return the indices of those of `bands` that the scene has."""
         return [i for i, name in enumerate(bands) if name in self.present]
 
     def cut(self, multiple_60m: int) -> Scene | None:
-        """The part whose sides are multiples of so many pixels of 60 m; None where nothing is left."""
+        """Crop the sides to multiples of `multiple_60m` pixels of 60 m. Return None if nothing is left."""
         rows, columns = (side // multiple_60m * multiple_60m for side in self.rho[60].shape[1:])
         if not min(rows, columns):
             return None
@@ -127,34 +127,34 @@ class Scene:
         return Scene(parts, self.present)
 
     def coarser(self, factor: int, blur: bool = True) -> dict[int, Tensor]:
-        """All bands coarser by one factor."""
+        """Return all bands degraded by one factor."""
         return {gsd: wald_coarser(values, factor, blur) for gsd, values in self.rho.items()}
 
 
 def wald_coarser(rho: Tensor, factor: int, blur: bool = True) -> Tensor:
-    """(C, h, w) -> (C, h/factor, w/factor): Gaussian of sigma 1/factor px of the input grid, then block means."""
+    """Degrade (C, h, w) to (C, h/factor, w/factor): Gaussian of sigma 1/factor px of the input grid, block means."""
     if not blur:
         return baselines.box(rho[None], factor)[0]
     return degrade(rho[None], Degradation(sigma_px=1 / factor, decimator="box", noise=0.0, scale=factor))[0]
 
 
 def resampled(rho: Tensor, like: Tensor) -> Tensor:
-    """60 m bands (B, C, h, w) on the pixels of `like`; they only inform the network, no score is theirs."""
+    """Resample 60 m bands (B, C, h, w) to the grid of `like`. They are network inputs only and are not scored."""
     return functional.interpolate(rho, size=like.shape[-2:], mode="bicubic", align_corners=False)
 
 
 def project(fine: Tensor, coarse: Tensor, factor: int) -> Tensor:
-    """`fine` (C, H, W) with its block means replaced by `coarse` (C, H/factor, W/factor): one exact pass."""
+    """Replace the block means of `fine` (C, H, W) by `coarse` (C, H/factor, W/factor), exactly."""
     return fine + baselines.nearest((coarse - baselines.box(fine[None], factor)[0])[None], factor)[0]
 
 
 def largest_measured(
     rho: Mapping[int, NDArray[np.float32]], valid: NDArray[np.bool_]
 ) -> dict[int, NDArray[np.float32]] | None:
-    """The largest rectangle of a scene in which all of `valid` (h, w) at 60 m is True; None where nothing is.
+    """Return the largest rectangle of a scene with all of `valid` (h, w) at 60 m True, or None without any.
 
-    Every row in turn is the bottom of columns of measured pixels; the widest run at least as high as each column
-    gives a rectangle.
+    For each row as the bottom, take the height of measured pixels above it per column. For every height, the widest run
+    of columns of at least that height gives a rectangle.
     """
     heights = np.zeros(valid.shape[1], int)
     best, corners = 0, (0, 0, 0, 0)
@@ -174,13 +174,13 @@ def largest_measured(
 def measure_by_predict(
     fuser: Fuser, rho: Mapping[int, NDArray[np.float32]], name: str, present: tuple[str, ...] = OUT_BANDS
 ) -> list[Row]:
-    """20 m x8 by any fusion of the pipeline, which does it as it does 20 m -> 2.5 m: everything eight times coarser."""
+    """Measure 20 m x8 of any fusion: the same computation as 20 m -> 2.5 m with all GSDs eight times larger."""
     scene = Scene({gsd: torch.from_numpy(values.copy()) for gsd, values in rho.items()}, present)
     return [row_of(task) for task in eight_by_predict(fuser, scene, name)]
 
 
 def eight_by_predict(fuser: Fuser, scene: Scene, name: str) -> Iterator[Task]:
-    """20 m x8 by `predict`, under a name; nothing where the scene is too small."""
+    """Yield the 20 m x8 task by `predict`, under a name. Yield nothing if the scene is too small."""
     for part in eighths(scene):
         coarse, guides, held = part.coarser(EIGHT), wald_coarser(part.rho[10][:3], 2), part.held(BANDS_20M)
         given = {gsd: values[None] for gsd, values in coarse.items()}
@@ -190,26 +190,26 @@ def eight_by_predict(fuser: Fuser, scene: Scene, name: str) -> Iterator[Task]:
 
 
 def eighths(scene: Scene) -> Iterator[Scene]:
-    """The scene cut to what 20 m x8 needs; nothing where it is too small or has no band of 20 m."""
+    """Yield the scene cropped for 20 m x8. Yield nothing if it is too small or has no 20 m band."""
     part = scene.cut(EIGHT)
     if part is not None and part.held(BANDS_20M) and min(part.rho[20].shape[1:]) >= LEAST_COARSE * EIGHT:
         yield part
 
 
 def of_eight(part: Scene, coarse: Mapping[int, Tensor], guides: Tensor, learned: Mapping[str, Tensor]) -> Task:
-    """20 m x8 on a part of `eighths`, given what networks make of it."""
+    """Return the 20 m x8 task of a part of `eighths`, given the networks' estimates."""
     held = part.held(BANDS_20M)
     truth = part.rho[20][held]
     return Task("20 m x8, RGB guide", EIGHT, coarse[20][held], guides, truth, learned, named(BANDS_20M, held))
 
 
 def named(bands: Sequence[str], held: Sequence[int]) -> tuple[str, ...]:
-    """The bands at places `held`."""
+    """Return the bands at indices `held`."""
     return tuple(bands[i] for i in held)
 
 
 def row_of(task: Task, more: Mapping[str, Tensor] | None = None) -> Row:
-    """All methods on one task; `more` are further estimates beside the classical ones and what the task has."""
+    """Score all methods on one task. `more` are estimates besides the classical ones and those of the task."""
     estimates = {name: method(task.coarse, task.guides, task.scale) for name, method in baselines.SHARPENERS.items()}
     estimates |= {**(more or {}), **task.learned}
     return Row(task.name, {name: _scores(task, x) for name, x in estimates.items()}, task.bands)

@@ -1,7 +1,4 @@
-"""The sections of a system as a whole, super-resolver and fusion together: what a user gets in all 12 bands.
-
-In: loaded systems and training data. Out: `Section`s. Imports the measuring modules; writes nothing.
-"""
+"""Report sections of a whole system, super-resolver and fusion together, in all 12 bands."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 def whole_sections(
     name: str, system: System, plain: System, data: TrainingData, per_set: int | None, seed: int, say: Say
 ) -> list[Section]:
-    """Native scenes seen by a sensor, the mesh in flat ground, and the cost. `plain`: interpolation."""
+    """Return the sections on native scenes, phase pattern and cost. `plain`: interpolation."""
     found = scenes.native_scenes(data.all_tiles, per_set)
     sections = []
     if found:
@@ -51,7 +48,7 @@ def _section(title: str, text: str, records: Sequence[Record], name: str, system
 
 
 def scenes_text(records: Sequence[Record], found: Sequence[scenes.NativeScene], system: System) -> str:
-    """ERGAS by blur, product and group of bands, and its ratio to bicubic: average and worst scene."""
+    """Return ERGAS by blur, product and band group, and its ratio to bicubic: average and worst scene."""
     untrained = {index for index, scene in enumerate(found) if not scene.trained}
     intro = (
         "Every band blurred by the same Gaussian of its own pixels, averaged over 4 x 4 of them and put through the "
@@ -83,7 +80,7 @@ def _scenes_table(records: Sequence[Record]) -> str:
 
 
 def _ratios(records: Sequence[Record], method: str, plain: str, group: str) -> dict[str, float | None]:
-    """ERGAS of a method over that of interpolation, by place."""
+    """Return the ratio of a method's ERGAS to that of interpolation, by place."""
     values = {(record.method, record.image): record.values[group] for record in records}
     places = {record.image: record.place for record in records}
     ratios: dict[str, float | None] = {}
@@ -94,7 +91,7 @@ def _ratios(records: Sequence[Record], method: str, plain: str, group: str) -> d
 
 
 def _worse_than_plain(records: Sequence[Record], system: System) -> str:
-    """The scenes and groups in which the default is worse than interpolation."""
+    """List the scenes and band groups in which the default is worse than interpolation."""
     method, lost = judge.label(system.name, DEFAULT), []
     for sigma in scenes.SIGMAS_PX:
         inside = [record for record in records if record.table == scenes.table(sigma)]
@@ -105,7 +102,7 @@ def _worse_than_plain(records: Sequence[Record], system: System) -> str:
 
 
 def phases_text(records: Sequence[Record]) -> str:
-    """The pattern by product and band, average and worst scene; and how much of the ground has generated detail."""
+    """Return the pattern by product and band, average and worst scene, and the shares of generated detail."""
     rows = []
     for method in methods_of(records):
         inside = [record for record in records if record.method == method]
@@ -129,7 +126,7 @@ def phases_text(records: Sequence[Record]) -> str:
 
 
 def cost_text(system: System) -> str:
-    """Core-seconds per km2 of the default and of one draw."""
+    """Return the core-seconds per km2 of the default and of one draw."""
     rows = [[str(way), number(cost.core_seconds_per_km2(system, way), 2)] for way in cost.WAYS]
     unit = (
         f"Of one unit of {cost.area_km2():.1f} km2 in all 12 bands, without reading and writing, its border of windows "

@@ -1,1 +1,1 @@
-"""What can be trained: one task per network, its losses and its examples. Imports all rooms beside it."""
+"""Training tasks: one per network, with its losses and its batches."""

@@ -1,8 +1,7 @@
-"""Contrastive learning of degradations (MoCo, He et al. 2020, as DiffFuSR's degradation encoder is trained).
+"""Contrastive learning of degradations (MoCo, He et al. 2020), as for DiffFuSR's degradation encoder.
 
-Two crops of one image, degraded alike, are a pair; crops of earlier images, kept in a queue, are what they must differ
-from. In: a degradation encoder and windows in network range. Out: the InfoNCE loss. Key encoder and queue belong to the
-checkpoint of a run, never to a bundle. Imports torch and `distributed`.
+Two crops of one image with the same degradation are a positive pair. Crops of earlier images, kept in a queue, are
+negatives. Key encoder and queue are kept in checkpoints but not in bundles.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.models.degradation import DegradationEncoder
 
-QUEUE = 8192  # keys kept: 256 batches of 32 (released code)
+QUEUE = 8192  # number of keys: 256 batches of 32 (released code)
 MOMENTUM = 0.999  # of the key encoder, He et al. 2020
 TEMPERATURE = 0.07  # same
 
@@ -29,7 +28,7 @@ TEMPERATURE = 0.07  # same
 def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Mean of -log(exp(q.k / T) / (exp(q.k / T) + sum_n exp(q.n / T))) over rows (He et al. 2020, eq. 1), in float32.
 
-    `query` and `key` (B, D) are pairs, `negatives` (K, D) strangers to all; all rows are of unit length.
+    `query` and `key` (B, D) are positive pairs, `negatives` (K, D) are shared by all. All rows have unit length.
     """
     with torch.autocast(query.device.type, enabled=False):
         query, key, negatives = query.float(), key.float(), negatives.float()
@@ -39,7 +38,7 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float =
 
 
 class MomentumContrast(nn.Module):
-    """Key encoder and queue of one degradation encoder; neither is trained by gradients."""
+    """Key encoder and queue of one degradation encoder. Neither is trained by gradients."""
 
     queue: Tensor
     cursor: Tensor
@@ -60,16 +59,16 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def begin(self, encoder: DegradationEncoder, generator: torch.Generator) -> None:
-        """Start from `encoder` as it is now, with random directions in the queue."""
+        """Copy `encoder` to the key encoder and fill the queue with random directions."""
         self.encoder_k.load_state_dict(encoder.state_dict())
         directions = torch.randn(self.queue.shape, generator=generator)
         self.queue.copy_(functional.normalize(directions, dim=1))
         self.cursor.zero_()
 
     def loss(self, encoder: DegradationEncoder, vector: Tensor, other: Tensor) -> Tensor:
-        """InfoNCE of degradation vectors (B, D) of one crop with their pairs' windows (B, bands, h, w).
+        """Return InfoNCE of degradation vectors (B, D) of one crop and windows (B, bands, h, w) of the other.
 
-        Moves the key encoder a step and puts the keys into the queue, after they were compared with it.
+        Updates the key encoder first, and adds the keys to the queue after the comparison.
         """
         query = functional.normalize(encoder.projection(vector).float(), dim=1)
         key = self._keys(encoder, other)
@@ -79,13 +78,13 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def follow(self, encoder: DegradationEncoder) -> None:
-        """K <- m k + (1 - m) q for every parameter (He et al. 2020, eq. 2). BatchNorm keeps its own statistics."""
+        """Update k <- m k + (1 - m) q for every parameter (He et al. 2020, eq. 2). BatchNorm keeps its statistics."""
         for own, leading in zip(self.encoder_k.parameters(), encoder.parameters(), strict=True):
             own.lerp_(leading, 1 - self.momentum)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Keys (B, D) take the places of the oldest; the queue is a ring."""
+        """Replace the oldest keys in the ring buffer by keys (B, D)."""
         size = len(self.queue)
         keys = keys[-size:]
         places = (self.cursor + torch.arange(len(keys), device=self.queue.device)) % size

@@ -1,4 +1,7 @@
-"""Released checkpoints of DiffFuSR as bundles: sizes read off the tensors, the rest as published or as chosen."""
+"""Conversion of released DiffFuSR checkpoints to bundles.
+
+Sizes are read from the tensors; other settings are as published or as chosen.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
     from training.conversion import Choices
 
 PAPER = "arXiv 2506.11764"
-# Parts of a released checkpoint that inference does not use: the U-Net without averaging, the contrastive training's
-# key encoder and queue, the tables of the noise schedule.
+# Parts of a released checkpoint that inference does not use: the U-Net without weight averaging, the key encoder and
+# queue of contrastive training, and the tables of the noise schedule.
 IGNORED = ("model.", "E.encoder_k.", "E.queue", "diffusion.")
 FLAGS = (
     Flag(
@@ -48,7 +51,7 @@ def _holds(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 
 
 def make_resolver(tensors: Mapping[str, Tensor], choices: Choices) -> Made:
-    """The super-resolution networks of a checkpoint. CheckpointError where it holds none that are averaged."""
+    """Convert the super-resolution networks of a checkpoint. Raises CheckpointError without an averaged U-Net."""
     if not _holds(tensors, "ema."):
         fusion = _holds(tensors, "rrdb_block_")
         found = "the fusion networks" if fusion else "no averaged U-Net"
@@ -70,7 +73,7 @@ def make_resolver(tensors: Mapping[str, Tensor], choices: Choices) -> Made:
 
 
 def make_fusion(tensors: Mapping[str, Tensor], choices: Choices) -> Made:
-    """The fusion networks of a checkpoint. CheckpointError where it holds none."""
+    """Convert the fusion networks of a checkpoint. Raises CheckpointError if there are none."""
     del choices
     if not _holds(tensors, "rrdb_block_"):
         cure = f"--from {RESOLVER.name}" if _holds(tensors, "ema.") else ""
@@ -86,7 +89,10 @@ def make_fusion(tensors: Mapping[str, Tensor], choices: Choices) -> Made:
 
 
 def _architecture(choices: Choices, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Keyword arguments of the networks: read off the shapes, else chosen, else as published."""
+    """Return the networks' keyword arguments: from the shapes, else as chosen, else as published.
+
+    Raises CheckpointError if they do not fit together.
+    """
     block2_norm = bool(choices.options.get("block2_norm"))
     architecture = {**difffusr.ARCHITECTURE, **difffusr_architecture(shapes), "block2_norm": block2_norm}
     architecture["groups"] = choices.options.get("groups") or architecture["groups"]
@@ -107,7 +113,7 @@ def _architecture(choices: Choices, shapes: Mapping[str, tuple[int, ...]]) -> di
 
 
 def _identity(name: str, like: Tensor) -> Tensor:
-    """Weight or bias of a norm that changes nothing but the statistics."""
+    """Return the weight (ones) or bias (zeros) of a norm without an affine effect."""
     return torch.full(like.shape, 1.0 if name.endswith("weight") else 0.0)
 
 

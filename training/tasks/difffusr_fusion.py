@@ -1,7 +1,7 @@
-"""The task of DiffFuSR's fusion (arXiv 2506.11764): three networks, one per native resolution, learned at once.
+"""Training task of DiffFuSR's fusion (arXiv 2506.11764): three networks, one per native GSD, trained together.
 
-In: Sentinel-2 tiles and a preset. Out: the summed absolute errors of z-scores, validation lines, samples, the bundle.
-A group whose tiles are too small or lack bands is left out, and says so. Imports the pipeline's networks.
+The loss is the sum of the absolute errors of z-scores. A group without large enough tiles or with missing bands is not
+trained, which the provenance records.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from training.data.sources import TrainingData
     from training.loop.batches import Draw
 
-KEPT = {10: slice(3, 4), 20: slice(0, 6), 60: slice(0, 2)}  # outputs that inference uses: of 10 m only B08
+KEPT = {10: slice(3, 4), 20: slice(0, 6), 60: slice(0, 2)}  # outputs used in inference: at 10 m only B08
 SHOWN = {10: (3, 0, 1), 20: (4, 3, 0)}  # false colour: B08 B04 B03, and B11 B8A B05
-# Mean and spread of bands from the training "tiles" or as "released"; dropout of the guide's features; whether guides
-# are softened, sharpened and shifted, so that their radiometry is not trusted.
+# Mean and standard deviation of bands from the training "tiles" or as "released"; dropout of guide features; whether
+# guides are blurred, sharpened and changed in level, so that the network does not rely on their radiometry.
 WALD: dict[str, Any] = {"statistics": "tiles", "dropout": 0.2, "disturb_guide": True}
-WATCHED = 4  # tiles that are validated on at every line, and drawn
+WATCHED = 4  # maximum number of tiles for validation and sample images
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Recipe:
     """Settings of this task in a preset."""
 
     statistics: str = "tiles"
-    dropout: float = 0.2  # of the features of the guide's branch while training (released code)
+    dropout: float = 0.2  # of the guide branch's features in training (released code)
     disturb_guide: bool = True
 
     def check(self) -> None:
-        """Raise UsageError for settings that cannot be trained with."""
+        """Raise UsageError for invalid settings."""
         if self.statistics not in ("tiles", "released"):
             raise UsageError(f"recipe statistics={self.statistics}", "tiles or released")
         if not 0 <= self.dropout < 1:
@@ -85,7 +85,7 @@ class DiffFuSRFusionTask:
             silence_(self.network.get_submodule(f"{name_of(gsd)}.conv_last"))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
-        """For every group, z-scores on its grid: `guide20` (B, 3, n, n), `seen20` (B, 10, n, n), `truth20` ..."""
+        """Return z-scores of every group on its grid: `guide20` (B, 3, n, n), `seen20` (B, 10, n, n), `truth20` ..."""
         batch: dict[str, Tensor] = {}
         for gsd, group in self.groups.items():
             example = example_of(group.crops(draw.rng, self.preset.batch), gsd)
@@ -96,13 +96,13 @@ class DiffFuSRFusionTask:
         return batch
 
     def begin(self, stage: Stage, draw: Draw) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def finish(self) -> None:
-        """Nothing to finish."""
+        """Do nothing."""
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Objective:
-        """Sum over the groups of the mean absolute error of z-scores."""
+        """Return the sum over groups of the mean absolute error of z-scores."""
         parts = {}
         for gsd in self.groups:
             network = self.network.get_submodule(name_of(gsd))
@@ -113,7 +113,7 @@ class DiffFuSRFusionTask:
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> str:
-        """ERGAS beside bilinear interpolation, per group, mean over the middles of the watched tiles."""
+        """Return ERGAS per group, with bilinear interpolation for comparison, averaged over watched tile centres."""
         words = []
         for gsd in self.groups:
             ours, plain = [], []
@@ -127,7 +127,7 @@ class DiffFuSRFusionTask:
 
     @torch.no_grad()
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
-        """Bilinear, fused and the truth of the first watched places, in false colour at the finest group's GSD."""
+        """Return bilinear, fused and true images of the watched tiles, in false colour at the finest group's GSD."""
         gsd = min(self.groups)
         if gsd not in SHOWN:
             return []
@@ -142,7 +142,7 @@ class DiffFuSRFusionTask:
         ]
 
     def describe(self) -> dict[str, Any]:
-        """What the provenance of the weights says of their data and recipe; `untrained` names what was left out."""
+        """Return the provenance of data and recipe. `untrained` names the groups that were not trained."""
         untrained = {
             f"{gsd} m": f"no tile of {unit_60m(gsd) * 60} m with {', '.join(inputs_of(gsd))}"
             for gsd in INPUTS
@@ -158,12 +158,12 @@ class DiffFuSRFusionTask:
         }
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
-        """The bundle of the networks as they are now."""
+        """Return the bundle of the current networks."""
         described = difffusr_fusion_bundle(self.preset.architecture, provenance, licence)
         return replace(described, normalisation=self.normalisation)
 
     def _normalisation(self, measured: dict[str, tuple[float, float]]) -> dict[str, Any]:
-        """Released mean and sd of every band, replaced where measured."""
+        """Return mean and sd of every band: measured, else released."""
         released = difffusr_fusion_bundle().normalisation
         return {
             "kind": released["kind"],
@@ -172,7 +172,7 @@ class DiffFuSRFusionTask:
         }
 
     def _scale(self, bands: Sequence[str], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and sd of bands, (bands, 1, 1)."""
+        """Return mean and sd of bands, (bands, 1, 1)."""
         mean, sd = (
             like.new_tensor([self.normalisation[key][b] for b in bands])[:, None, None] for key in ("mean", "sd")
         )
@@ -192,7 +192,7 @@ class DiffFuSRFusionTask:
         return [example_of(group.middle(tile), gsd) for tile in tiles]
 
     def _fused(self, example: Example, gsd: int) -> Tensor:
-        """The network's bands in reflectance, on the CPU (1, bands, n, n)."""
+        """Return the network's output in reflectance (1, bands, n, n) on the CPU."""
         z, network = self._z_scores(example, gsd), self.network.get_submodule(name_of(gsd))
         out = placement.run(placement.device_of(network), network, z.guide, z.seen).float()
         mean, sd = self._scale(INPUTS[gsd], out)
@@ -200,13 +200,13 @@ class DiffFuSRFusionTask:
 
 
 def own_bands(example: Example, gsd: int) -> Tensor:
-    """Of what the network sees, the bands that it returns."""
+    """Return the input bands that the network also returns."""
     return example.seen[:, -len(INPUTS[gsd]) :]
 
 
 @contextlib.contextmanager
 def dropped(module: nn.Module, rate: float, generator: torch.Generator) -> Iterator[None]:
-    """Inside the block a share `rate` of the module's output values is zero and the rest larger (Srivastava 2014)."""
+    """Apply dropout with `rate` to the module's output inside the block (Srivastava 2014)."""
 
     def drop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         kept = torch.rand(output.shape, generator=generator) >= rate
@@ -221,7 +221,7 @@ def dropped(module: nn.Module, rate: float, generator: torch.Generator) -> Itera
 
 @torch.no_grad()
 def silence_(layer: nn.Module) -> None:
-    """Zero a last layer: an untrained network then returns the mean of its bands, and projection the native pixels."""
+    """Zero a last layer. An untrained network then returns band means, and projection restores the native pixels."""
     for parameter in layer.parameters():
         parameter.zero_()
 

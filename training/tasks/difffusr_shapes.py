@@ -1,10 +1,6 @@
-"""What DiffFuSR networks a checkpoint holds, read off the names and shapes of its tensors.
+"""Keyword arguments of DiffFuSR networks, from the names and shapes of a checkpoint's tensors.
 
-In: shapes by tensor name. Out: `Architecture` keyword arguments for `pipeline.models.difffusr.Networks` and
-`difffusr_fusion.FusionNetworks`. Imports nothing but `checkpoint`'s error; no torch.
-
-What leaves no trace in shapes is not read here: the number of normalisation groups, and whether the second norm of each
-residual block is used or only stored.
+Shapes do not show the number of normalisation groups, nor whether the second norm of each residual block is used.
 """
 
 from __future__ import annotations
@@ -25,19 +21,19 @@ _SECOND_NORM = ".block2.block.0."
 
 
 def has_second_norms(shapes: Shapes) -> bool:
-    """Whether the residual blocks of the U-Net store a second norm."""
+    """Return whether the residual blocks of the U-Net store a second norm."""
     return any(_SECOND_NORM in name for name in shapes)
 
 
 def is_second_norm(name: str) -> bool:
-    """Whether the tensor belongs to the second norm of a residual block."""
+    """Return whether the tensor belongs to the second norm of a residual block."""
     return _SECOND_NORM in name
 
 
 def difffusr_architecture(shapes: Shapes) -> dict[str, Any]:
-    """Sizes of the super-resolution networks: U-Net `ema`, `encoder`, `E.encoder_q`.
+    """Return the sizes of the super-resolution networks: U-Net `ema`, `encoder`, `E.encoder_q`.
 
-    Raises CheckpointError, naming the tensor, where one that tells a size is missing or tells nonsense.
+    Raises CheckpointError that names the tensor, if a needed one is missing or has an invalid shape.
     """
     base, folded = _axes(shapes, "ema.first_conv_x.weight", (0, 1))
     (features,) = _axes(shapes, "ema.first_conv_ctx.weight", (1,))
@@ -71,7 +67,7 @@ def difffusr_architecture(shapes: Shapes) -> dict[str, Any]:
 
 
 def fusion_architecture(shapes: Shapes) -> dict[str, Any]:
-    """Sizes of the fusion networks, from the 10 m one; the other two have the same. Raises CheckpointError."""
+    """Return the sizes of the fusion networks, from the 10 m one. The others are equal. Raises CheckpointError."""
     net = "rrdb_block_10_fusion"
     (channels,) = _axes(shapes, f"{net}.rgb_conv_first.weight", (0,))
     (growth,) = _axes(shapes, f"{net}.rgb_rrdb.0.RDB1.conv1.weight", (0,))
@@ -85,9 +81,9 @@ def fusion_architecture(shapes: Shapes) -> dict[str, Any]:
 
 
 def _levels(shapes: Shapes) -> list[tuple[list[int], bool]]:
-    """(channels of each residual block, whether it has attention) per level of the U-Net's contracting half."""
+    """Return (channels of each residual block, whether it has attention) per level of the U-Net's encoder."""
     levels: list[tuple[list[int], bool]] = [([], False)]
-    for index in range(1, _count(shapes, "ema.downs.")):  # 0 is the entry
+    for index in range(1, _count(shapes, "ema.downs.")):  # 0 is the input layer
         stage = f"ema.downs.{index}."
         if any(name.startswith(stage + "conv.") for name in shapes):
             levels.append(([], False))
@@ -101,7 +97,7 @@ def _levels(shapes: Shapes) -> list[tuple[list[int], bool]]:
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """Number of consecutive parts `prefix`0, `prefix`1, ... Raises CheckpointError on a gap."""
+    """Return the number of consecutive parts `prefix`0, `prefix`1, ... Raises CheckpointError on a gap."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     found = {int(match[1]) for name in shapes if (match := pattern.match(name))}
     gaps = sorted(set(range(max(found, default=0) + 1)) - found)
@@ -111,7 +107,10 @@ def _count(shapes: Shapes, prefix: str) -> int:
 
 
 def _axes(shapes: Shapes, name: str, axes: Sequence[int]) -> list[int]:
-    """Lengths of some axes of a convolution's weight (out, in, h, w); they are at least 1."""
+    """Return the lengths of some axes of a convolution's weight (out, in, h, w), at least 1.
+
+    Raises CheckpointError if the tensor is missing or has another shape.
+    """
     if name not in shapes:
         raise CheckpointError(f"it holds no tensor {name}", "the names of the released checkpoints")
     shape = shapes[name]

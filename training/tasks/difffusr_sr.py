@@ -1,8 +1,7 @@
-"""The task of DiffFuSR's super-resolution (arXiv 2506.11764): three networks learned together from blind degradations.
+"""Training task of DiffFuSR's super-resolution (arXiv 2506.11764): three networks trained together.
 
-Sharp images are degraded x4 by random blur and noise; the U-Net learns x0 from noisy images, the spatial encoder helps
-it and draws a coarse image, the degradation encoder tells degradations apart. In: training data and a preset. Out:
-losses, validation lines, samples, the bundle. Imports the pipeline's networks.
+Sharp images are degraded x4 by random blur and noise. The U-Net predicts x0 from noisy images. The spatial encoder
+gives it features and a coarse image; the degradation encoder learns to distinguish degradations.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
 
 LR_MULTIPLE_PX = 8  # of the U-Net
 VIEWS = 2  # crops per image: a query and its key
-SAMPLES = 4  # of the validated images are drawn
-# Weights of DiffFuSR's eq. 8, its momentum contrast, and the blur: "blind" kernels, or "sentinel2" for the sensor's.
+SAMPLES = 4  # number of validation images in the sample sheet
+# Weights of DiffFuSR's eq. 8, its momentum contrast, and the blur: "blind" kernels or that of "sentinel2".
 BLIND: dict[str, Any] = {
     "aux": 1.0,
     "contrast": 0.05,
@@ -71,10 +70,10 @@ class Recipe:
     momentum: float = MOMENTUM
     temperature: float = TEMPERATURE
     psf: str = "blind"
-    small_px: int = SMALL_PX  # side of crops of images that hold none of the preset's `crop_px`
+    small_px: int = SMALL_PX  # crop side for images smaller than the preset's `crop_px`
 
     def check(self, crop_px: int, multiple: int) -> None:
-        """Raise UsageError for settings that cannot be trained with."""
+        """Raise UsageError for invalid settings."""
         if self.psf not in ("blind", "sentinel2"):
             raise UsageError(f"recipe psf={self.psf}", "blind or sentinel2")
         for name, side in (("crop_px", crop_px), ("small_px", self.small_px)):
@@ -83,7 +82,7 @@ class Recipe:
 
 
 class DiffFuSRSuperResolution:
-    """Task of DiffFuSR's super-resolver, in one stage. `companion` is the momentum contrast."""
+    """Task of DiffFuSR's super-resolver in one stage. `companion` is the momentum contrast."""
 
     def __init__(self, preset: Preset, data: TrainingData) -> None:
         self.preset, self.data = preset, data
@@ -102,7 +101,7 @@ class DiffFuSRSuperResolution:
         self.baseline = average(self._per_set([baselines.bicubic(pair.lr) for pair in self.pairs]))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
-        """Network range: sharp `hr` (B, 3, n, n), coarse `lr` and, of another crop, `other` (B, 3, n/4, n/4)."""
+        """Return sharp `hr` (B, 3, n, n), coarse `lr`, and `other` of a second crop (B, 3, n/4, n/4), network range."""
         hr = torch.from_numpy(self.sampler.batch(draw.rng, self.preset.batch, views=VIEWS))
         hr = eight_bit(hr) if self.published.hr_8bit else hr
         sensor = RGB_BANDS if self.recipe.psf == "sentinel2" else ()
@@ -111,28 +110,28 @@ class DiffFuSRSuperResolution:
         return {"hr": to_network(hr[::VIEWS]), "lr": to_network(lr[::VIEWS]), "other": to_network(lr[1::VIEWS])}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
-        """Start the momentum encoder from the encoder as it is, and the queue from random directions."""
+        """Copy the encoder to the momentum encoder and fill the queue with random directions."""
         self.companion.begin(degradation_encoder(self.network), draw.torch)
 
     def finish(self) -> None:
-        """Nothing to finish."""
+        """Do nothing."""
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Objective:
-        """Eq. 8."""
+        """Return the loss of eq. 8."""
         return eq8_losses(self.network, self.companion, batch, draw.torch, self.weights)
 
     def validate(self, stage: Stage) -> str:
-        """PSNR over bicubic of one member, on held-out places."""
+        """Return the PSNR gain of one member over bicubic on held-out places."""
         gain = average(self._per_set(self._members(self.pairs))) - self.baseline
         return f"PSNR over bicubic {self.baseline:.2f} dB: one {gain:+.2f}"
 
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
-        """Input, bicubic, one member and the truth of a few held-out places."""
+        """Return input, bicubic, one member and truth of a few held-out places."""
         shown = from_many_sets(self.pairs, SAMPLES)
         return [side_by_side(pair, ours) for pair, ours in zip(shown, self._members(shown), strict=True)]
 
     def describe(self) -> dict[str, Any]:
-        """What the provenance of the weights says of their data and recipe."""
+        """Return the provenance of data and recipe."""
         return {
             **self.data.describe(TASK.use),
             "degradation": repr(self.range) if self.recipe.psf == "blind" else "Sentinel-2 MTF",
@@ -141,11 +140,11 @@ class DiffFuSRSuperResolution:
         }
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
-        """The bundle of the networks as they are now."""
+        """Return the bundle of the current networks."""
         return difffusr_bundle(self.preset.architecture, provenance, licence, self.preset.sampler)
 
     def _members(self, pairs: Sequence[Pair]) -> list[Tensor]:
-        """One sample (1, 3, H, W) of each."""
+        """Return one sample (1, 3, H, W) of each pair."""
         with self._system() as system:
             device = placement.device_of(self.network)
             sampler = Sampler(system.sample, scene_state=system.scene_state, multiple_px=LR_MULTIPLE_PX)
@@ -157,7 +156,7 @@ class DiffFuSRSuperResolution:
 
     @contextlib.contextmanager
     def _system(self) -> Iterator[DiffFuSR]:
-        """The networks as the pipeline runs them, which freezes them inside the block."""
+        """Yield the networks as a pipeline system, which freezes them. Restore `requires_grad` afterwards."""
         trained = [parameter.requires_grad for parameter in self.network.parameters()]
         yield DiffFuSR(self.network, self.bundle())
         for parameter, before in zip(self.network.parameters(), trained, strict=True):
@@ -165,7 +164,7 @@ class DiffFuSRSuperResolution:
 
 
 def orthogonal_(network: nn.Module) -> None:
-    """Orthogonal weights and zero biases for every convolution and linear layer, as Wu et al. start their U-Net."""
+    """Initialise all convolutions and linear layers with orthogonal weights and zero biases, as Wu et al."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.orthogonal_(module.weight)
@@ -174,7 +173,7 @@ def orthogonal_(network: nn.Module) -> None:
 
 
 def middle(pair: Pair, side_px: int) -> Pair:
-    """At most `side_px` of the pair's middle, a multiple of the scale."""
+    """Crop the pair's centre to at most `side_px`, a multiple of the scale."""
     height, width = (min(side, side_px) // SCALE for side in pair.hr.shape[-2:])
     top, left = ((side - cut) // 2 for side, cut in zip(pair.lr.shape[-2:], (height, width), strict=True))
     lr = pair.lr[..., top : top + height, left : left + width]
@@ -213,7 +212,7 @@ TASK = TaskSpec(
             sampler={"name": "ddim", "steps": 20, "spacing": "published", "denoise_last": False},
             recipe={**BLIND, "small_px": 128},
         ),
-        Preset(  # the same recipe at a ninth of the size, for a CPU
+        Preset(  # the same recipe at a ninth of the size, for CPUs
             name="difffusr-sr-small",
             task=SYSTEM,
             architecture={

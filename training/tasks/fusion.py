@@ -1,7 +1,6 @@
-"""The task of the lite fusion: Wald's protocol on Sentinel-2, for both stages at once.
+"""Training task of the lite fusion: Wald's protocol on Sentinel-2, for both stages at once.
 
-A tile is made coarser by a factor, so that its measured bands are the truth for the networks' output (Wald 1997). In:
-tiles and a preset. Out: losses, validation lines, the bundle.
+Tiles are degraded by a factor, so that their measured bands are the truth for the networks' output (Wald 1997).
 """
 
 from __future__ import annotations
@@ -44,28 +43,28 @@ if TYPE_CHECKING:
     from training.data.tiles import Tile
     from training.loop.run import Draw
 
-TILES_TRIED, PLACES_TRIED = 100, 8  # until a crop shows ground that was measured
-MEASURED = 0.95  # at least this share of it
-WATCHED_TILES, JUDGED_TILES = 4, 4  # at most so many are decided by, and reported at every line
+TILES_TRIED, PLACES_TRIED = 100, 8  # attempts to find a measured crop
+MEASURED = 0.95  # minimum share of measured pixels in a crop
+WATCHED_TILES, JUDGED_TILES = 4, 4  # maximum for tuning and validation, and for validation only
 CROP_60M = 16  # side of a crop: 960 m, 96 px of 10 m
 SHARPEN_FACTOR = 2  # 10 -> 20, 20 -> 40, 60 -> 120 m
-SENSOR_SIGMA = (0.0, 0.5)  # blur before the block mean, in coarse px: what the next coarser sensor would add
-SHARES = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # of the learned residual, tried when training ends
-GAIN = (0.75, 1.35)  # per band: other ground, other sun
-HAZE = 0.05  # per band, up to this added reflectance: lets one network serve Level-1C and Level-2A
-DROPS = ((0.25, ("B01", "B09")), (0.1, ("B06", "B07")))  # chances that a product lacks these bands
+SENSOR_SIGMA = (0.0, 0.5)  # blur before the block mean, in coarse px, as of a coarser sensor
+SHARES = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # shares of the learned residual tried at the end
+GAIN = (0.75, 1.35)  # range per band, for other surfaces and illumination
+HAZE = 0.05  # maximum added reflectance per band, so that one network serves Level-1C and Level-2A
+DROPS = ((0.25, ("B01", "B09")), (0.1, ("B06", "B07")))  # probabilities of dropping these bands
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A batch of crops: native bands by GSD, (B, bands, h, w) reflectance, and masks of the bands they carry."""
+    """A batch of crops: reflectance (B, bands, h, w) by native GSD, and masks of the available bands."""
 
     rho: dict[int, Tensor]
     mask: Tensor  # (B, 9, 1, 1), order of OUT_BANDS
 
 
 class TileSampler:
-    """Random crops of tiles, turned and flipped, with changed radiometry and dropped bands."""
+    """Sampler of random tile crops: rotated, flipped, with changed radiometry and dropped bands."""
 
     def __init__(self, tiles: Sequence[Tile]) -> None:
         self.tiles = tiles
@@ -73,13 +72,13 @@ class TileSampler:
         self.odds = sizes / sizes.sum()
 
     def batch(self, rng: np.random.Generator, count: int) -> Crop:
-        """`count` crops of 960 m. UsageError where no tile shows that much measured ground."""
+        """Draw `count` crops of 960 m. Raises UsageError if no measured crop is found."""
         crops = [self._measured(rng) for _ in range(count)]
         rho = {gsd: torch.from_numpy(np.stack([rho[gsd] for rho, _ in crops])) for gsd in (10, 20, 60)}
         return Crop(rho, torch.tensor([mask for _, mask in crops])[:, :, None, None])
 
     def _measured(self, rng: np.random.Generator) -> tuple[dict[int, NDArray[np.float32]], list[float]]:
-        """One crop from one of the tiles."""
+        """Draw one crop from a random tile."""
         for _ in range(TILES_TRIED):
             tile = self.tiles[int(rng.choice(len(self.tiles), p=self.odds))]
             ny, nx = tile.shape
@@ -94,7 +93,7 @@ class TileSampler:
     def _crop(
         self, tile: Tile, y: int, x: int, rng: np.random.Generator
     ) -> tuple[dict[int, NDArray[np.float32]], list[float]]:
-        """The crop by GSD from 60 m pixel (y, x) on, and its mask."""
+        """Return the crop by GSD with upper left 60 m pixel (y, x), and its band mask."""
         turns, flip = int(rng.integers(4)), rng.random() < 0.5
         present = set(tile.present)
         for chance, names in DROPS:
@@ -115,7 +114,7 @@ class TileSampler:
 
 
 def relative_loss(estimate: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """Mean over bands held of squared error in units of the crop's band mean: what ERGAS squares."""
+    """Return the mean over available bands of squared error relative to the band mean, as in ERGAS."""
     scale = truth.mean((2, 3), keepdim=True) + 0.03
     return (((estimate - truth) / scale).square() * mask).mean() / mask.mean().clamp_min(1e-3)
 
@@ -144,10 +143,10 @@ class Fusion:
         self.judged = {**self.watched, **whole(judged, JUDGED_TILES)}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
-        """Crops at native resolution (`native10` ...) and what each task sees of them (`sharpen10`, `guide20` ...)."""
+        """Return crops at native GSD (`native10` ...) and the inputs of each task (`sharpen10`, `guide20` ...)."""
         crop = self.sampler.batch(draw.rng, self.preset.batch)
         sigma = float(draw.rng.uniform(*SENSOR_SIGMA))
         batch = {"mask": crop.mask}
@@ -164,7 +163,7 @@ class Fusion:
         return batch
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Tensor:
-        """Three tasks in equal parts, each judged pixel by pixel at the resolution of its truth."""
+        """Return the sum of the losses of three tasks, each on the grid of its truth."""
         mask, network = batch["mask"], self.network
         sharp = network.sharpen(batch["sharpen10"], batch["sharpen20"], batch["sharpen60"], mask[:, 1:])
         near = network.detail(batch["guide10"], batch["detail40"], mask)
@@ -177,10 +176,10 @@ class Fusion:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Shrink what both trunks learned to the shares that serve the watched places best.
+        """Scale the learned residual of both trunks by the shares with the lowest ERGAS on the watched places.
 
-        Few places make a network overconfident: it sharpens every scene as the hardest of its training needed. A share
-        of 0 leaves the regression alone, 1 the network as trained.
+        With few training places, a network is overconfident and sharpens every scene too much. A share of 0 leaves only
+        the regression, 1 the network as trained.
         """
         for row, trunk in ((0, self.network.sharpen_trunk), (1, self.network.detail_trunk)):
             learned = [parameter.clone() for parameter in trunk.exit.parameters()]
@@ -191,12 +190,12 @@ class Fusion:
             _scale(trunk, learned, min(errors, key=lambda share: errors[share]))
 
     def _ergas(self, rho: dict[int, NDArray[np.float32]]) -> list[float]:
-        """ERGAS of 20 m x2 and NIR x4 on one place."""
+        """Return ERGAS of 20 m x2 and NIR x4 on one place."""
         return [row.ergas["lite"] for row in lite_wald.measure(self.network, rho, sixty=False)]
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> str:
-        """ERGAS beside ATPRK-like, 20 m x2 and NIR x4: on the watched places, then on held-out ones."""
+        """Return ERGAS of 20 m x2 and NIR x4 with ATPRK-like for comparison, on watched, then on held-out places."""
         parts = []
         for name, rho in self.judged.items():
             rows = lite_wald.measure(self.network, rho, sixty=False)
@@ -205,11 +204,11 @@ class Fusion:
         return "ERGAS lite (ATPRK-like) " + "; ".join(parts)
 
     def describe(self) -> dict[str, Any]:
-        """What the provenance of the weights says of their data."""
+        """Return the provenance of the data."""
         return {**self.data.describe(TASK.use), "protocol": "Wald"}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
-        """The bundle of the network as it is now."""
+        """Return the bundle of the current network."""
         return Bundle(
             system=SYSTEM,
             architecture=self.preset.architecture,
@@ -224,7 +223,7 @@ class Fusion:
 
 
 def tiles_to_train_on(data: TrainingData) -> list[Tile]:
-    """Tiles of the training split. UsageError where there is none, saying what one needs."""
+    """Return the tiles of the training split. Raises UsageError if there is none."""
     tiles = data.tiles("train")
     if not tiles:
         raise UsageError(
@@ -235,22 +234,22 @@ def tiles_to_train_on(data: TrainingData) -> list[Tile]:
 
 
 def whole(tiles: Sequence[Tile], count: int) -> dict[str, dict[int, NDArray[np.float32]]]:
-    """{place: reflectance by GSD} of at most `count` tiles, evenly spaced in their order, without empty borders."""
+    """Return {place: reflectance by GSD} of at most `count` tiles, evenly spaced in order, without empty borders."""
     chosen = [tiles[len(tiles) * i // count] for i in range(count)] if len(tiles) > count else tiles
     return {tile.place: cut.rho for tile in chosen if (cut := tile.whole.trimmed()) is not None}
 
 
 def coarser(rho: Tensor, factor: int, sigma: float) -> Tensor:
-    """Blur of `sigma` coarse px, then block means, (B, C, h, w) -> (B, C, h/factor, w/factor)."""
+    """Blur by `sigma` coarse px, then take block means, (B, C, h, w) -> (B, C, h/factor, w/factor)."""
     if sigma * factor < 0.2:
         return functional.avg_pool2d(rho, factor)
     return degrade(rho, Degradation(sigma_px=sigma * factor, decimator="box", noise=0.0, scale=factor))
 
 
 def disturbed(rgb: Tensor, draw: Draw) -> Tensor:
-    """The guide as a super-resolver might give it: a little soft or sharp, noisy, off in level."""
+    """Perturb the guide as a super-resolver might: slightly blurred or sharpened, noisy and changed in level."""
     soft = degrade(rgb, Degradation(sigma_px=float(draw.rng.uniform(0.5, 1.2)), noise=0.0, scale=1))
-    strength = float(draw.rng.uniform(-0.4, 1.0))  # 1: soft, 0: as it is, negative: sharpened
+    strength = float(draw.rng.uniform(-0.4, 1.0))  # 1: blurred, 0: unchanged, negative: sharpened
     noise = float(draw.rng.uniform(0, 0.004)) * torch.randn(rgb.shape, generator=draw.torch)
     level = 1 + 0.02 * torch.randn((len(rgb), 3, 1, 1), generator=draw.torch)
     return level * (rgb + strength * (soft - rgb)) + noise

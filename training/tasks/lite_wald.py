@@ -1,4 +1,4 @@
-"""Wald's protocol for the lite fusion: what both of its stages do, each judged where the truth is known."""
+"""Wald's protocol for the lite fusion: both of its stages, at scales with known truth."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def measure(
     sixty: bool = True,
     present: tuple[str, ...] = OUT_BANDS,
 ) -> list[Row]:
-    """Scores of `baselines.SHARPENERS`, local regression alone and `network` on every task that the scene allows.
+    """Score `baselines.SHARPENERS`, local regression alone and `network` on every task that the scene allows.
 
-    `sixty=False` leaves it at 20 m x2 and NIR x4.
+    `sixty=False` limits the tasks to 20 m x2 and NIR x4.
     """
     scene = Scene({gsd: torch.from_numpy(values.copy()) for gsd, values in rho.items()}, present).cut(2)
     return [] if scene is None else [_row(task, network) for task in tasks(network, scene, sixty)]
 
 
 def _rows(fuser: Fuser, rho: Mapping[int, NDArray[np.float32]], present: tuple[str, ...]) -> list[Row]:
-    assert isinstance(fuser, LiteFusion)  # what `JUDGE` loads
+    assert isinstance(fuser, LiteFusion)  # `JUDGE` loads this type
     return measure(fuser.network, rho, present=present)
 
 
 def _row(task: Task, network: FusionNetwork) -> Row:
-    """All methods on one task, and the local regression that the network starts from."""
+    """Score all methods on one task, with the local regression on which the network builds."""
     given = (task.coarse[None], task.guides[None], task.scale)
     regression = placement.run(placement.device_of(network), network.regression, *given)[0]
     start = baselines.bicubic(task.coarse[None], task.scale)[0] + regression
@@ -54,7 +54,7 @@ def _row(task: Task, network: FusionNetwork) -> Row:
 
 
 def tasks(network: FusionNetwork, scene: Scene, every: bool = True) -> Iterator[Task]:
-    """The tasks in the order of the table."""
+    """Yield the tasks in the order of the table."""
     if scene.held(BANDS_20M):
         yield twenty(network, scene)
         if every:
@@ -67,7 +67,7 @@ def tasks(network: FusionNetwork, scene: Scene, every: bool = True) -> Iterator[
 
 
 def twenty(network: FusionNetwork, scene: Scene, blur: bool = True) -> Task:
-    """20 m x2: bands of 40 m sharpened by four guides at 20 m, judged against the measured 20 m."""
+    """Return the task 20 m x2: bands at 40 m sharpened by four guides at 20 m, against the measured 20 m."""
     coarse, held = scene.coarser(2, blur), scene.held(BANDS_20M)
     out = _sharpen(network, scene, coarse)[: len(BANDS_20M)]
     name = "20 m x2" if blur else "20 m x2, block means only"
@@ -76,10 +76,11 @@ def twenty(network: FusionNetwork, scene: Scene, blur: bool = True) -> Task:
 
 
 def eight(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
-    """20 m x8: bands of 160 m sharpened by RGB at 20 m: DiffFuSR's task, 20 m -> 2.5 m, on ground whose truth is known.
+    """Yield the task 20 m x8: bands at 160 m sharpened by RGB at 20 m, as DiffFuSR's 20 m -> 2.5 m.
 
-    The network goes the pipeline's way: `sharpen` x2 by the four bands that are then measured at 80 m, `detail` x4 by
-    RGB. Other methods have no use for measured bands between the two scales. Once more with block means kept between.
+    As in the pipeline, the network applies `sharpen` x2 with the four bands at 80 m as guides, then `detail` x4 with
+    RGB. It is scored a second time with the block means restored between the two stages. Other methods do not use the
+    bands at 80 m.
     """
     for part in eighths(scene):
         coarse, guides = part.coarser(EIGHT), wald_coarser(part.rho[10][:3], 2)
@@ -94,7 +95,7 @@ def eight(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
 
 
 def sixty_m(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
-    """60 m x6: bands of 360 m sharpened by four guides at 60 m, judged against the measured 60 m."""
+    """Yield the task 60 m x6: bands at 360 m sharpened by four guides at 60 m, against the measured 60 m."""
     side = min(scene.rho[60].shape[1:]) // 6 * 6
     if side < 6 * LEAST_COARSE:
         return
@@ -107,7 +108,7 @@ def sixty_m(network: FusionNetwork, scene: Scene) -> Iterator[Task]:
 
 
 def nir(network: FusionNetwork, scene: Scene) -> Task:
-    """NIR x4: B08 of 40 m sharpened by RGB at 10 m, judged against the measured 10 m."""
+    """Return the task NIR x4: B08 at 40 m sharpened by RGB at 10 m, against the measured 10 m."""
     coarse = wald_coarser(scene.rho[10][3:], 4)
     at40 = torch.cat([coarse, wald_coarser(scene.rho[20], 2), wald.resampled(scene.rho[60][None], coarse)[0]])
     out = _detail(network, scene, scene.rho[10][:3], at40)[:1]

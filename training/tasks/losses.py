@@ -1,9 +1,7 @@
-"""What training minimises.
+"""Training losses of the lite networks and of DiffFuSR (the sum of its eq. 8).
 
-Lite networks: mean squared errors, whose minimiser is the conditional mean; CorrDiff's first stage wants it by
-definition, and it makes the x0 estimates of the second the posterior mean. DiffFuSR: the sum of its eq. 8.
-
-In: networks, sharp and coarse images. Out: scalar losses. Imports torch and the schedule of the noise.
+Lite networks minimise mean squared errors, whose minimiser is the conditional mean. CorrDiff requires that of its first
+stage, and it makes the x0 estimates of the second stage the posterior mean.
 """
 
 from __future__ import annotations
@@ -30,15 +28,15 @@ if TYPE_CHECKING:
 
 _LEVELS = np.sqrt(np.concatenate([[1.0], cosine_alpha_bar()]))
 SPREAD_WEIGHT = 0.05
-EXPECTED_FLOOR = 0.03  # of the local reflectance: images with less error than this to expect do not weigh more
-SNR_FLOOR = 0.1  # errors at nearly clean levels count at most 1 / floor as much as at pure noise
+EXPECTED_FLOOR = 0.03  # relative to local reflectance; lower limit of the expected error, to bound image weights
+SNR_FLOOR = 0.1  # errors at nearly clean levels weigh at most 1 / floor times as much as at pure noise
 
 
 def regression_loss(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
-    """Squared error of the mean, and the likelihood of its spread given that error; the second moves only its head.
+    """Return the squared error of the mean plus the negative log-likelihood of the spread, which trains its head only.
 
-    Each image counts in units of the error expected of it, so that fields weigh as much as towns. The weight follows
-    from the coarse image alone, hence the minimiser is still the conditional mean.
+    The squared error is relative to the expected error of each image, so that fields weigh as much as towns. This
+    weight depends only on the coarse image, so the minimiser is still the conditional mean.
     """
     unit, features = network.unit(lr), network.features(lr)
     error = network.mean(lr, features, unit) - hr
@@ -50,13 +48,13 @@ def regression_loss(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
 
 
 def sample_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Signal levels (count,) in [0, 1]: s ~ U(sqrt(ab_t), sqrt(ab_(t-1))) for t uniform in 1..1000, cosine schedule."""
+    """Draw signal levels (count,) in [0, 1]: s ~ U(sqrt(ab_t), sqrt(ab_(t-1))), t ~ U{1..1000}, cosine schedule."""
     time = torch.rand(count, generator=generator).double().numpy() * (len(_LEVELS) - 1)
     return torch.from_numpy(np.interp(time, np.arange(len(_LEVELS)), _LEVELS)).float()
 
 
 def denoising_loss(network: LiteNetwork, lr: Tensor, hr: Tensor, generator: torch.Generator) -> Tensor:
-    """Squared x0 error of the standardised residual at random noise levels; all but the denoiser stays as it is."""
+    """Return the squared x0 error of the standardised residual at random noise levels. Trains the denoiser only."""
     with torch.no_grad():
         features, unit = network.features(lr), network.unit(lr)
         spread = network.spread(features, unit)
@@ -70,7 +68,7 @@ def denoising_loss(network: LiteNetwork, lr: Tensor, hr: Tensor, generator: torc
 
 
 def degradation_encoder(networks: Networks) -> DegradationEncoder:
-    """The query encoder under its type: a ModuleDict, which keeps the released names, forgets it."""
+    """Return the query encoder with its type, which is lost in the ModuleDict that keeps the released names."""
     encoder = networks.get_submodule("E.encoder_q")
     if not isinstance(encoder, DegradationEncoder):
         msg = f"E.encoder_q is a {type(encoder).__name__}; expected a DegradationEncoder"
@@ -80,10 +78,10 @@ def degradation_encoder(networks: Networks) -> DegradationEncoder:
 
 @dataclass(frozen=True)
 class Eq8:
-    """Weights of DiffFuSR's losses beside that of x0, and whether x0's error is squared (code) or absolute (eq. 5)."""
+    """Weights of DiffFuSR's losses relative to x0's, and whether x0's error is squared (code) or absolute (eq. 5)."""
 
     aux: float = 1.0
-    contrast: float = 0.05  # the released code's; the paper writes 0.01
+    contrast: float = 0.05  # released code; 0.01 in the paper
     squared: bool = False
 
 
@@ -94,11 +92,11 @@ def eq8_losses(
     generator: torch.Generator,
     weights: Eq8,
 ) -> Objective:
-    """DiffFuSR's total loss (arXiv 2506.11764, eq. 8): x0 + aux * coarse image + contrast * InfoNCE.
+    """Return DiffFuSR's total loss (arXiv 2506.11764, eq. 8): x0 + aux * coarse image + contrast * InfoNCE.
 
     `batch` holds `hr` (B, 3, 4h, 4w), `lr` (B, 3, h, w) and `other` (B, 3, h, w), a second crop of the same images
-    degraded alike, all in network range.
-    No level weighs more than another: at nearly clean ones the input gives x0 away and the error is next to nothing.
+    with the same degradation, all in network range. All noise levels have equal weight. At nearly clean levels the
+    error is small, because the input contains x0.
     """
     hr, lr = batch["hr"], batch["lr"]
     features, vector = networks.encoder(lr), networks.degradation(lr)

@@ -1,7 +1,4 @@
-"""The task of the lite super-resolver: RGB crops near 2.5 m, degraded x4, regression first and diffusion second.
-
-In: training data and a preset. Out: losses, validation lines, the bundle. Imports the pipeline's networks.
-"""
+"""Training task of the lite super-resolver: RGB crops near 2.5 m, degraded x4; first regression, then diffusion."""
 
 from __future__ import annotations
 
@@ -37,9 +34,9 @@ if TYPE_CHECKING:
     from training.data.sources import TrainingData
     from training.loop.run import Draw
 
-SAMPLES = 4  # of the validated images are drawn
-# How sharp images become coarse ones: blur in px of 2.5 m and noise in reflectance, each from so much to so much; share
-# of images blurred more one way than the other, and of batches decimated by an antialiased cubic. See `degrade`.
+SAMPLES = 4  # number of validation images in the sample sheet
+# Degradation of sharp images: ranges of blur in 2.5 m px and of noise in reflectance, share of images with anisotropic
+# blur, and share of batches decimated by an antialiased cubic. See `degrade`.
 SENSOR: dict[str, Any] = {
     "blur_from": 1.3,
     "blur_to": 2.9,
@@ -51,7 +48,7 @@ SENSOR: dict[str, Any] = {
 
 
 def range_of(recipe: Mapping[str, float]) -> DegradationRange:
-    """What a preset's recipe samples, `SENSOR`. UsageError where it is no degradation."""
+    """Return the degradation range of a preset's recipe (see `SENSOR`). Raises UsageError if it is invalid."""
     within = DegradationRange(
         sigma_px=(recipe["blur_from"], recipe["blur_to"]),
         anisotropic=recipe["anisotropic"],
@@ -65,12 +62,12 @@ def range_of(recipe: Mapping[str, float]) -> DegradationRange:
 
 
 def sampler(resolver: LiteSuperResolver) -> Sampler:
-    """The networks at work on whole images."""
+    """Return the sampler of the networks for whole images."""
     return Sampler(lambda lr, noise, _state: resolver.sample(lr, noise), resolver.mean)
 
 
 class SuperResolution:
-    """Task of the lite super-resolver: first the mean, then the diffusion of what it leaves open."""
+    """Task of the lite super-resolver: first the mean, then the diffusion of the residual."""
 
     def __init__(self, preset: Preset, data: TrainingData) -> None:
         self.preset, self.data = preset, data
@@ -81,25 +78,25 @@ class SuperResolution:
         self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
-        """Coarse `lr` (B, 3, n/4, n/4) and sharp `hr` (B, 3, n, n) reflectance."""
+        """Return coarse `lr` (B, 3, n/4, n/4) and sharp `hr` (B, 3, n, n) reflectance."""
         hr = torch.from_numpy(self.sampler.batch(draw.rng, self.preset.batch))
         return {"lr": degrade_randomly(hr, self.range, draw.torch), "hr": hr}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def finish(self) -> None:
-        """Nothing to finish."""
+        """Do nothing."""
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Tensor:
-        """Squared error of the mean, or of the denoised residual."""
+        """Return the loss of the mean head, or of the denoised residual."""
         if stage.name == "mean":
             return losses.regression_loss(self.network, batch["lr"], batch["hr"])
         return losses.denoising_loss(self.network, batch["lr"], batch["hr"], draw.torch)
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> str:
-        """PSNR over IBP of the mean head and, in the diffusion stage, of one member and the mean of four."""
+        """Return the PSNR gain over IBP of the mean head and, in the diffusion stage, of one and the mean of four."""
         system, device = LiteSuperResolver(self.network, self.bundle()), placement.device_of(self.network)
         means, singles, fours = [], [], []
         for pair in self.pairs:
@@ -118,7 +115,7 @@ class SuperResolution:
 
     @torch.no_grad()
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
-        """Input, bicubic, ours (the mean head's estimate, later one member) and the truth of a few held-out places."""
+        """Return input, bicubic, ours (the mean head's estimate, later one member) and truth of a few pairs."""
         system, device = LiteSuperResolver(self.network, self.bundle()), placement.device_of(self.network)
         rows = []
         for pair in from_many_sets(self.pairs, SAMPLES):
@@ -130,11 +127,11 @@ class SuperResolution:
         return rows
 
     def describe(self) -> dict[str, Any]:
-        """What the provenance of the weights says of their data."""
+        """Return the provenance of the data."""
         return {**self.data.describe(TASK.use), "degradation": repr(self.range)}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
-        """The bundle of the network as it is now."""
+        """Return the bundle of the current network."""
         return Bundle(
             system=SYSTEM,
             architecture=self.preset.architecture,

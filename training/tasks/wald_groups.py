@@ -1,8 +1,7 @@
-"""DiffFuSR's fusion examples (arXiv 2506.11764): Wald's protocol per group of bands, on Sentinel-2 tiles.
+"""Training examples of DiffFuSR's fusion (arXiv 2506.11764): Wald's protocol per band group, on Sentinel-2 tiles.
 
-The network of the 10, 20 or 60 m bands sees all bands up to its GSD made coarser by the factor that it will have to
-bridge later (x4, x8, x24 to 2.5 m) and RGB at its own GSD; the measured bands are the truth. In: tiles. Out: crops,
-examples, statistics of bands. Imports torch and the networks' band order.
+The network of the 10, 20 or 60 m bands sees all bands up to its GSD, degraded by its factor in inference (x4, x8, x24
+to 2.5 m), and RGB at its own GSD. The measured bands are the truth.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ if TYPE_CHECKING:
 
 FACTORS = {10: 4, 20: 8, 60: 24}  # by native GSD in metres
 _TAPS = 5  # of the blur before decimation; with sigma = factor it is nearly a box (released code)
-_TILES_TRIED, _PLACES_TRIED = 100, 8  # until a crop shows ground that was measured
-_VALID = 0.95  # at least this share of it
-_TILES_MEASURED = 64  # at most so many are read for the statistics of bands
+_TILES_TRIED, _PLACES_TRIED = 100, 8  # attempts to find a measured crop
+_VALID = 0.95  # minimum share of measured pixels in a crop
+_TILES_MEASURED = 64  # maximum read for band statistics
 
 
 @dataclass(frozen=True)
 class Example:
-    """What one network learns from, reflectance: guide (B, 3, n, n), bands as it sees them (B, c, n, n), truth."""
+    """Training data of one network in reflectance: guide (B, 3, n, n), input bands (B, c, n, n), truth."""
 
     guide: Tensor
     seen: Tensor
@@ -47,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Group:
-    """The tiles that one network learns from, and the side of its crops in px of 60 m."""
+    """Training tiles of one network, and the side of its crops in px of 60 m."""
 
     gsd_m: int
     side_60m: int
@@ -55,19 +54,22 @@ class Group:
 
     @property
     def odds(self) -> NDArray[np.float64]:
-        """Tiles are drawn by the square root of their area times their weight."""
+        """Sampling probabilities of the tiles: square root of area times weight."""
         odds: NDArray[np.float64] = np.array([tile.weight * math.sqrt(math.prod(tile.shape)) for tile in self.tiles])
         odds /= odds.sum()
         return odds
 
     def crops(self, rng: np.random.Generator, count: int) -> dict[int, Tensor]:
-        """Random crops by GSD, (count, bands, h, w) reflectance, turned and flipped. UsageError where all are empty."""
+        """Draw random crops by GSD, (count, bands, h, w) reflectance, rotated and flipped.
+
+        Raises UsageError if no measured crop is found.
+        """
         odds = self.odds
         crops = [self._crop(rng, odds) for _ in range(count)]
         return {gsd: torch.from_numpy(np.stack([crop[gsd] for crop in crops])) for gsd in crops[0]}
 
     def middle(self, tile: Tile) -> dict[int, Tensor]:
-        """The middle of a tile that is large enough, as a batch of one."""
+        """Return the centre of a large enough tile as a batch of one."""
         y, x = ((side - self.side_60m) // 2 for side in tile.shape)
         return {gsd: torch.from_numpy(part.copy())[None] for gsd, part in self._cut(tile, y, x).items()}
 
@@ -99,22 +101,22 @@ def turned(raster: NDArray[np.float32], turns: int, mirrored: bool) -> NDArray[n
 
 
 def inputs_of(gsd_m: int) -> tuple[str, ...]:
-    """Bands that the network for `gsd_m` sees, in its channel order."""
+    """Return the input bands of the network for `gsd_m`, in channel order."""
     return tuple(chain.from_iterable(bands for gsd, bands in INPUTS.items() if gsd <= gsd_m))
 
 
 def unit_60m(gsd_m: int) -> int:
-    """Crops of a group are multiples of this many px of 60 m: whole coarsened pixels of its own bands, 60 m aligned."""
+    """Return the unit of a group's crop sides in px of 60 m: whole degraded pixels of its own bands, 60 m aligned."""
     return math.lcm(FACTORS[gsd_m] * gsd_m, 60) // 60
 
 
 def fits(tile: Tile, gsd_m: int, side_60m: int) -> bool:
-    """Whether a tile holds such a crop with all the bands that the group needs."""
+    """Return whether a tile is large enough for such a crop and has all bands of the group."""
     return min(tile.shape) >= side_60m and set(inputs_of(gsd_m)) <= set(tile.present)
 
 
 def group_of(gsd_m: int, tiles: Sequence[Tile], crop_px: int) -> Group | None:
-    """The group with crops of `crop_px` of its own grid, or as large as its tiles allow; None when none is enough."""
+    """Return the group with crops of `crop_px` on its own grid, or as large as its tiles allow; None without tiles."""
     unit = unit_60m(gsd_m)
     wanted = max(crop_px * gsd_m // 60 // unit * unit, unit)
     largest = max((min(tile.shape) for tile in tiles if fits(tile, gsd_m, unit)), default=0)
@@ -124,14 +126,14 @@ def group_of(gsd_m: int, tiles: Sequence[Tile], crop_px: int) -> Group | None:
 
 
 def coarser(rho: Tensor, factor: int) -> Tensor:
-    """D_s of the released code: Gaussian of 5 x 5 taps and sigma = `factor` px, then block means; (B, C, h, w)."""
+    """Apply D_s of the released code to (B, C, h, w): Gaussian of 5 x 5 taps, sigma = `factor` px, then block means."""
     sigma = torch.full((len(rho),), float(factor))
     blur = gaussian(sigma, sigma, torch.zeros(len(rho)), taps=_TAPS)
     return apply_kernels(rho, compose(blur, factor, "box"), factor)
 
 
 def example_of(rho: dict[int, Tensor], gsd_m: int) -> Example:
-    """What the network for `gsd_m` learns from crops by GSD: coarsened bands bilinear on its grid, box-averaged RGB."""
+    """Return the example for `gsd_m` from crops by GSD: degraded bands, bilinear on its grid, and box-averaged RGB."""
     truth = rho[gsd_m]
     seen = [
         functional.interpolate(coarser(bands, FACTORS[gsd_m]), truth.shape[-2:], mode="bilinear", align_corners=False)
@@ -142,9 +144,9 @@ def example_of(rho: dict[int, Tensor], gsd_m: int) -> Example:
 
 
 def statistics(tiles: Sequence[Tile]) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of reflectance of every band over measured ground that carries it.
+    """Return mean and standard deviation of reflectance of every band over its measured pixels.
 
-    Of many tiles some are read, evenly spaced in their order.
+    Reads at most `_TILES_MEASURED` tiles, evenly spaced in order.
     """
     sums: dict[str, NDArray[np.float64]] = {}
     count = min(len(tiles), _TILES_MEASURED)
