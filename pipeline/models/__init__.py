@@ -1,1 +1,1 @@
-"""Networks, samplers and weights bundles. Torch only; imports nothing else of the pipeline."""
+"""Networks, samplers and weights bundles."""

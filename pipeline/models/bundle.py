@@ -1,8 +1,4 @@
-"""Bundles: weights together with all that is needed to use them, as one safetensors file.
-
-In: a path. Out: a `Bundle` (architecture, bands, scale, lattice, sampler, provenance, licence, digest) and tensors.
-Only safetensors is opened, never pickle. Imports torch, safetensors and `errors`; nothing else of the pipeline.
-"""
+"""Bundles: weights together with all metadata needed to use them, as one safetensors file. Pickle is never opened."""
 
 from __future__ import annotations
 
@@ -46,7 +42,7 @@ class LatticeSpec:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a weights file says of itself. JSON-able but for the tensors, which `load_tensors` reads."""
+    """Metadata of a weights file, JSON-able. `load_tensors` reads the tensors."""
 
     system: str  # key of pipeline.superres: "lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion"
     architecture: dict[str, Any]  # keyword arguments of the network
@@ -73,7 +69,7 @@ def save_bundle(path: Path, bundle: Bundle, tensors: Mapping[str, Tensor]) -> st
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
         partial.touch()
-        mode = partial.stat().st_mode  # what the user's umask gives; safetensors makes files that others cannot read
+        mode = partial.stat().st_mode  # by the user's umask; safetensors makes files that others cannot read
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
         partial.chmod(mode)
         digest = _sha256(partial)
@@ -89,7 +85,7 @@ def _sha256(path: Path) -> str:
 
 
 def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
-    """Read what the file at `path` says of itself. Raises BundleError; with `expected_digest` also on a mismatch."""
+    """Read the metadata of the file at `path`. Raises BundleError if it is unusable or not of `expected_digest`."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -116,13 +112,13 @@ def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
 
 
 def _within(folder: Path) -> str:
-    """What to give instead, where `folder` is one that holds weights."""
+    """Return a cure that names the weights in `folder`, or "" if there are none."""
     inside = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return f"give {' or '.join(map(str, inside))}" if inside else ""
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether the file begins as those that torch saves: a zip archive, or a pickle of protocol 2 or later."""
+    """Return whether the file begins like those of torch: a zip archive, or a pickle of protocol 2 or later."""
     with path.open("rb") as file:
         return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
@@ -137,7 +133,7 @@ def _parse(described: dict[str, Any], digest: str, path: Path) -> Bundle:
 
 
 def load_tensors(bundle: Bundle) -> dict[str, Tensor]:
-    """All tensors of the bundle's file, on the CPU. Raises BundleError when one holds NaN or infinity."""
+    """Return all tensors of the bundle's file, on the CPU. Raises BundleError if one holds NaN or infinity."""
     import torch
     from safetensors.torch import load_file
 
@@ -150,7 +146,7 @@ def load_tensors(bundle: Bundle) -> dict[str, Tensor]:
 
 
 def load_into(network: nn.Module, bundle: Bundle, prefix: str = "") -> None:
-    """Fill `network` with the bundle's tensors under `prefix`; BundleError on missing, unknown or misshapen names."""
+    """Load the bundle's tensors under `prefix`. Raises BundleError on missing, unknown or misshapen names."""
     tensors = load_tensors(bundle)
     chosen = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     expected = network.state_dict()

@@ -1,7 +1,6 @@
-"""DiffFuSR's degradation encoder g_psi: what blur and noise a scene carries, as one vector.
+"""DiffFuSR's degradation encoder g_psi, which describes the blur and noise of a scene by one vector.
 
-In: windows (B, bands, h, w), network range. Out: v (B, 4 * base). Module names follow the released checkpoints.
-Imports torch only.
+Module names follow the released checkpoints.
 """
 
 from __future__ import annotations
@@ -20,7 +19,10 @@ _SHAPE = ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1))  # (width in units of 
 
 
 class DegradationEncoder(nn.Module):
-    """Six convolutions with BatchNorm, then the mean over the window; contrastively trained (MoCo)."""
+    """Six convolutions with BatchNorm, then the mean over the window; contrastively trained (MoCo).
+
+    Windows (B, bands, h, w) are in network range.
+    """
 
     def __init__(self, bands: int = 3, base: int = 64) -> None:
         super().__init__()
@@ -34,11 +36,11 @@ class DegradationEncoder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(now, now), nn.LeakyReLU(_LEAK), nn.Linear(now, now))
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Degradation vector v (B, 4 * base): what conditions the U-Net."""
+        """Return the degradation vector v (B, 4 * base), which conditions the U-Net."""
         out: Tensor = self.E(lr).flatten(1)
         return out
 
     def projection(self, vector: Tensor) -> Tensor:
-        """Projection of v for the contrastive loss (B, 4 * base); not used to predict."""
+        """Return the projection of v for the contrastive loss (B, 4 * base); not used to predict."""
         out: Tensor = self.mlp(vector)
         return out

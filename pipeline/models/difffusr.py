@@ -1,11 +1,8 @@
-"""DiffFuSR's super-resolution (arXiv 2506.11764): RGB from 10 m to 2.5 m by the published networks.
+"""DiffFuSR's super-resolution (arXiv 2506.11764): RGB reflectance from 10 m to 2.5 m by the published networks.
 
-In: reflectance windows at 10 m, position-keyed noise, the scene's degradation vector. Out: reflectance at 2.5 m.
-Networks: spatial encoder (`rrdb`), degradation encoder (`degradation`), U-Net (`unet`); tensor names are those of the
-released checkpoints, so converted weights load as they are. Imports torch, `bundle` and `diffusion`.
-
-GroupNorm and attention span the window, hence every window is whole and lies on the absolute lattice; the degradation
-vector belongs to the scene and never to a window.
+Tensor names are those of the released checkpoints, so converted weights load as they are. GroupNorm and attention span
+the window, so windows must be whole and lie on the absolute lattice; the degradation vector is computed per scene,
+never per window.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ ARCHITECTURE: dict[str, Any] = {
 # Network range n = 2 rho - 1 for rho in [0, 1], as published; brighter ground than `bright_reflectance` saturates it.
 NORMALISATION: dict[str, Any] = {"kind": "unit", "bright_reflectance": 0.95}
 # As published: 20 DDIM steps at t = 950, 900, ..., 0 of 1000, the last of which changes nothing. `denoise_last: true`
-# uses it instead: the output then lacks the remaining noise of sd 0.0032 reflectance.
+# makes it remove the remaining noise of sd 0.0032 reflectance.
 SAMPLER: dict[str, Any] = {"name": "ddim", "steps": 20, "spacing": "published", "denoise_last": False}
 _X0_RANGE = (-1.0, 1.0)  # every x0 is clamped to the network range, as published
 _STATE_BATCH = 16  # windows per pass of the degradation encoder; bounds memory, does not change values
@@ -88,7 +85,7 @@ class Networks(nn.Module):
         self.E = nn.ModuleDict({"encoder_q": DegradationEncoder(bands, degradation_base)})
 
     def degradation(self, lr: Tensor) -> Tensor:
-        """Degradation vectors (B, 4 * degradation_base) of windows (B, 3, h, w), network range."""
+        """Return degradation vectors (B, 4 * degradation_base) of windows (B, 3, h, w), network range."""
         vector: Tensor = self.E["encoder_q"](lr)
         return vector
 
@@ -110,8 +107,8 @@ class DiffFuSR:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> DiffFuSR:
-        """The networks with the bundle's tensors, on the CPU, eval mode. Raises BundleError where they do not fit."""
-        with torch.device("meta"):  # no time spent on random weights that are overwritten at once
+        """Return the networks with the bundle's tensors, CPU, eval mode. Raises BundleError if they do not fit."""
+        with torch.device("meta"):  # skip random initialisation
             networks = Networks(**bundle.architecture)
         networks.to_empty(device="cpu")
         load_into(networks, bundle)
@@ -124,9 +121,9 @@ class DiffFuSR:
 
     @torch.inference_mode()
     def scene_state(self, windows: Tensor) -> dict[str, list[float]]:
-        """Degradation vector averaged over fixed windows of a scene, (K, 3, 64, 64) reflectance, without nodata.
+        """Return the mean degradation vector over fixed windows of a scene, (K, 3, 64, 64) reflectance, without nodata.
 
-        Raises ValueError when there is no window or one holds NaN.
+        Raises ValueError if there is no window or one holds NaN.
         """
         if not len(windows) or not bool(torch.isfinite(windows).all()):
             msg = f"{len(windows)} windows for the scene's degradation vector; expected at least 1, free of NaN"
@@ -139,7 +136,7 @@ class DiffFuSR:
 
     @torch.inference_mode()
     def sample(self, lr: Tensor, noise: Tensor, state: Mapping[str, Sequence[float]] | None) -> Tensor:
-        """Reflectance (B, 3, h, w) -> (B, 3, 4h, 4w): the sample that standard normal `noise` of that shape decides.
+        """Return one sample of reflectance, (B, 3, h, w) -> (B, 3, 4h, 4w), from standard normal `noise` of that shape.
 
         h and w are multiples of 8. Raises ValueError otherwise, or without the scene's state.
         """
@@ -159,12 +156,12 @@ class DiffFuSR:
 
 
 def to_network(reflectance: Tensor) -> Tensor:
-    """Reflectance to network range [-1, 1]; what lies outside [0, 1] is clipped, as in the 8-bit training data."""
+    """Map reflectance to network range [-1, 1]; clip to [0, 1] first, as in the 8-bit training data."""
     return reflectance.clamp(0.0, 1.0) * 2 - 1
 
 
 def to_reflectance(n: Tensor) -> Tensor:
-    """Network range to reflectance, not clipped."""
+    """Map network range to reflectance, without clipping."""
     return (n + 1) / 2
 
 
@@ -174,7 +171,7 @@ def difffusr_bundle(
     licence: str = "",
     sampler: Mapping[str, Any] | None = None,
 ) -> Bundle:
-    """Description of this system, ready for `save_bundle`; without arguments the published one."""
+    """Return the description of this system for `save_bundle`, by default the published one."""
     return Bundle(
         system=SYSTEM,
         architecture={**ARCHITECTURE, **(architecture or {})},

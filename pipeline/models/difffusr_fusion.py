@@ -1,9 +1,8 @@
-"""DiffFuSR's fusion (arXiv 2506.11764): the bands that super-resolution leaves out, at 2.5 m, guided by its RGB.
+"""DiffFuSR's fusion (arXiv 2506.11764): reflectance of nine bands at 2.5 m, guided by super-resolved RGB.
 
-In: super-resolved RGB and the native rasters of one window, reflectance. Out: nine bands at 2.5 m, reflectance.
-Three networks (10, 20, 60 m) of residual dense blocks with channel and spatial attention; tensor names are those of the
-released checkpoints. Channel attention pools over the window, hence windows are whole and on the absolute lattice.
-Imports torch and `bundle`.
+Three networks (10, 20, 60 m) consist of residual dense blocks with channel and spatial attention; tensor names are
+those of the released checkpoints. Channel attention pools over the window, so windows must be whole and on the absolute
+lattice.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ INPUTS: dict[int, tuple[str, ...]] = {
     20: ("B05", "B06", "B07", "B8A", "B11", "B12"),
     60: ("B01", "B09"),
 }
-# The 10 m network also returns B04 B03 B02; super-resolution has made those already, so only B08 is kept.
+# The 10 m network also returns B04 B03 B02, which super-resolution provides, so only B08 is kept.
 OUT_BANDS = ("B08", *INPUTS[20], *INPUTS[60])
 ARCHITECTURE: dict[str, Any] = {"channels": 64, "growth": 32, "blocks": 5, "reduction": 4}
 # Mean and standard deviation of reflectance over the authors' training tiles (released configuration).
@@ -77,7 +76,7 @@ class SpatialAttention(nn.Module):
 
 
 class FusionNet(nn.Module):
-    """One group's network: guidance (B, 3, H, W) and bands (B, bands_in, H, W), z-scores, to (B, bands_out, H, W)."""
+    """Network of one native GSD: guide (B, 3, H, W) and bands (B, bands_in, H, W) to (B, bands_out, H, W), z-scores."""
 
     def __init__(self, bands_in: int, bands_out: int, channels: int, growth: int, blocks: int, reduction: int) -> None:
         super().__init__()
@@ -97,7 +96,7 @@ class FusionNet(nn.Module):
         self.conv_last = conv3x3(channels, bands_out)
 
     def forward(self, rgb: Tensor, ms: Tensor) -> Tensor:
-        """Fused bands, z-scores."""
+        """Return fused bands, z-scores."""
         guide = self.rgb_rrdb(leaky(self.rgb_conv_first(rgb)))
         bands = self.ms_rrdb(leaky(self.ms_conv_first(ms)))
         guide = guide * self.rgb_channel_attention(guide)
@@ -123,12 +122,12 @@ class FusionNetworks(nn.Module):
 
 
 def name_of(gsd_m: int) -> str:
-    """Checkpoint name of the network for bands of native `gsd_m` (10, 20 or 60)."""
+    """Return the checkpoint name of the network for bands of native `gsd_m` (10, 20 or 60)."""
     return f"rrdb_block_{gsd_m}_fusion"
 
 
 class DiffFuSRFusion:
-    """Nine bands at 2.5 m by the published fusion networks; the face that every fusion system here has."""
+    """Nine bands at 2.5 m by the published fusion networks, with the interface of all fusion systems here."""
 
     out_bands = OUT_BANDS
 
@@ -143,8 +142,8 @@ class DiffFuSRFusion:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> DiffFuSRFusion:
-        """The networks with the bundle's tensors, on the CPU, eval mode. Raises BundleError where they do not fit."""
-        with torch.device("meta"):  # no time spent on random weights that are overwritten at once
+        """Return the networks with the bundle's tensors, CPU, eval mode. Raises BundleError if they do not fit."""
+        with torch.device("meta"):  # skip random initialisation
             networks = FusionNetworks(**bundle.architecture)
         networks.to_empty(device="cpu")
         load_into(networks, bundle)
@@ -157,10 +156,10 @@ class DiffFuSRFusion:
 
     @torch.inference_mode()
     def predict(self, rgb_sr: Tensor, ms: Mapping[int, Tensor], present: tuple[str, ...]) -> Tensor:
-        """Reflectance (B, 9, 4h, 4w), order `out_bands`, from RGB (B, 3, 4h, 4w) and native rasters by GSD in metres.
+        """Return reflectance (B, 9, 4h, 4w), order `out_bands`, from RGB (B, 3, 4h, 4w) and native rasters by GSD.
 
-        ms[10] (B, 4, h, w), ms[20] (B, 6, h/2, w/2), ms[60] (B, 2, h/6, w/6), channels as in INPUTS, reflectance.
-        Bands not `present` enter as their mean; a network none of whose bands is present is not run and gives zeros.
+        ms[10] (B, 4, h, w), ms[20] (B, 6, h/2, w/2), ms[60] (B, 2, h/6, w/6), channels as in INPUTS, reflectance. Bands
+        not `present` enter as their mean. A network none of whose output bands is present is not run and gives zeros.
         """
         size = rgb_sr.shape[-2:]
         guide, seen, fused = self._z_scores(rgb_sr, RGB_BANDS), rgb_sr[:, :0], []
@@ -186,7 +185,7 @@ class DiffFuSRFusion:
         return z * sd + mean
 
     def _statistics(self, like: Tensor, bands: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (bands, 1, 1) of reflectance."""
+        """Return mean and standard deviation (bands, 1, 1) of reflectance."""
         known = self.bundle.normalisation
         mean, sd = (like.new_tensor([known[key][band] for band in bands])[:, None, None] for key in ("mean", "sd"))
         return mean, sd
@@ -195,7 +194,7 @@ class DiffFuSRFusion:
 def difffusr_fusion_bundle(
     architecture: Mapping[str, Any] | None = None, provenance: Mapping[str, Any] | None = None, licence: str = ""
 ) -> Bundle:
-    """Description of this system, ready for `save_bundle`; without arguments the published one."""
+    """Return the description of this system for `save_bundle`, by default the published one."""
     return Bundle(
         system=SYSTEM,
         architecture={**ARCHITECTURE, **(architecture or {})},

@@ -1,9 +1,7 @@
-"""Samplers of a denoising diffusion model, as plain functions on the signal level s = sqrt(alpha_bar).
+"""Samplers of a denoising diffusion model, as plain functions of the signal level s = sqrt(alpha_bar).
 
-In: a network that estimates the clean image x0, noise x, and a list of signal levels from noisy to clean. Out: x0.
-Both samplers are deterministic (eta 0): all randomness is in x. Imports torch and numpy; nothing of the pipeline.
-
-A noisy image at level s is x = s * x0 + sqrt(1 - s^2) * eps. Levels are float64 scalars; images keep their own dtype.
+A noisy image at level s is x = s * x0 + sqrt(1 - s^2) * eps; levels are float64 scalars, images keep their own dtype.
+Both samplers are deterministic (eta 0), so all randomness is in the initial x.
 """
 
 from __future__ import annotations
@@ -25,14 +23,14 @@ if TYPE_CHECKING:
 
 Spacing = Literal["trailing", "published", "log-snr"]
 MAX_STEPS = 50
-LOG_SNR_ENDS = (0.02, 0.98)  # signal levels: at the first an image shows nothing of x0, at the last nearly all
+LOG_SNR_ENDS = (0.02, 0.98)  # signal levels: almost pure noise, almost clean
 
 _COSINE_OFFSET = 0.008  # Nichol and Dhariwal 2021, eq. 17
 _MAX_BETA = 0.999  # same, section 3.2: keeps the last step from being singular
 
 
 def cosine_alpha_bar(steps: int = 1000) -> NDArray[np.float64]:
-    """Cosine schedule: float64 (steps,), alpha_bar after 1..steps noising steps (Nichol and Dhariwal 2021, eq. 17)."""
+    """Return alpha_bar after 1..steps noising steps, float64 (steps,), by Nichol and Dhariwal (2021), eq. 17."""
     t = np.arange(steps + 1, dtype=np.float64) / steps
     f = np.cos((t + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * np.pi / 2) ** 2
     beta = np.minimum(1.0 - f[1:] / f[:-1], _MAX_BETA)
@@ -40,11 +38,11 @@ def cosine_alpha_bar(steps: int = 1000) -> NDArray[np.float64]:
 
 
 def timesteps(steps: int, total: int = 1000, spacing: Spacing = "trailing") -> list[int]:
-    """Decreasing indices into a schedule of `total` steps at which the network is evaluated, `steps` of them.
+    """Return `steps` decreasing indices into a schedule of `total` steps at which the network is evaluated.
 
     "trailing" (Lin et al. 2024, table 2) starts at the noisiest step, total - 1; the move after its last evaluation
-    ends on the clean image. "published" is DiffFuSR's grid, 950, 900, ..., 0 for 20 of 1000: it starts early and
-    spends its last evaluation on an image that is already clean. Raises ValueError outside 1..50 steps.
+    ends on the clean image. "published" is DiffFuSR's grid, 950, 900, ..., 0 for 20 of 1000: it starts below the
+    noisiest step, and its last evaluation sees an image that is already clean. Raises ValueError outside 1..50 steps.
     """
     _steps_within(steps, min(MAX_STEPS, total))
     if spacing == "trailing":
@@ -56,11 +54,11 @@ def timesteps(steps: int, total: int = 1000, spacing: Spacing = "trailing") -> l
 
 
 def levels(steps: int, alpha_bar: NDArray[np.float64], spacing: Spacing = "trailing") -> list[float]:
-    """Increasingly clean signal levels s = sqrt(alpha_bar) at which a sampler of `steps` steps evaluates the network.
+    """Return increasingly clean signal levels s = sqrt(alpha_bar) at which `steps` steps evaluate the network.
 
-    The timesteps decrease, so s grows from near 0 (noise) towards 1 (clean). "log-snr" takes no timesteps: its levels
-    are equally far apart in log(s / sqrt(1 - s^2)), in which the second-order solver works (Lu et al. 2022, section
-    4.1), so that a few of them do what many of the others do.
+    Timesteps decrease, so s grows from near 0 (noise) towards 1 (clean). "log-snr" takes no timesteps: its levels are
+    equally spaced in log(s / sqrt(1 - s^2)), the variable of the second-order solver (Lu et al. 2022, section 4.1), so
+    it needs fewer steps.
     """
     if spacing == "log-snr":
         _steps_within(steps, MAX_STEPS)
@@ -79,9 +77,9 @@ def ddim(
 ) -> Tensor:
     """DDIM with eta 0 (Song et al. 2021, eq. 12): noise x (B, C, H, W) at levels[0] to x0, one evaluation per level.
 
-    `denoise(x, s)` returns x0 (B, C, H, W). `x0_range` clamps every x0. The last evaluation's x0 is returned as it is.
-    Without `denoise_last` the image is returned as it arrives at the last level, with noise of sd sqrt(1 - s^2) still
-    in it and one evaluation less: what DiffFuSR's sampler gives, whose last step maps its input to itself.
+    `denoise(x, s)` returns x0 (B, C, H, W). `x0_range` clamps every x0. The x0 of the last evaluation is returned.
+    Without `denoise_last`, the image at the last level is returned instead, with noise of sd sqrt(1 - s^2) still in it
+    and one evaluation fewer. That is the output of DiffFuSR's sampler, whose last step maps its input to itself.
     """
     _check(levels, denoise_last)
     for here, there in pairwise(levels):
@@ -98,7 +96,7 @@ def dpmpp_2m(
     x0_range: tuple[float, float] | None = None,
     denoise_last: bool = True,
 ) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): same contract as `ddim`; the first and last step are first order.
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), used like `ddim`; the first and last step are first order.
 
     The second-order step extrapolates x0 along lambda = log(s / sqrt(1 - s^2)) from the two latest evaluations.
     """
@@ -140,7 +138,7 @@ def _clamped(x0: Tensor, x0_range: tuple[float, float] | None) -> Tensor:
 
 
 def _check(levels: Sequence[float], denoise_last: bool) -> None:
-    """Levels must be strictly between 0 and 1, and grow: anything else divides by zero further on."""
+    """Raise ValueError unless levels grow strictly within (0, 1); others would divide by zero later."""
     if not denoise_last and len(levels) < 2:
         msg = f"{len(levels)} signal level and no denoising at the last; expected at least 2 levels"
         raise ValueError(msg)

@@ -1,10 +1,8 @@
-"""The lite super-resolver: RGB from 10 m to 2.5 m by a regression and a small diffusion of what it leaves open.
+"""The lite super-resolver: RGB reflectance from 10 m to 2.5 m by a regression and a small diffusion of its residual.
 
 After CorrDiff (Mardani et al., arXiv 2309.15214): an encoder on the 10 m grid gives features, the conditional mean and
-how far the truth lies from it; a denoiser on the same grid (the 2.5 m residual folded by 4) samples the standardised
-residual around that mean.
-Only 3x3 convolutions, no normalisation over space, no attention: the reach is finite.
-In: reflectance at 10 m. Out: reflectance at 2.5 m. Imports torch, `bundle`, `diffusion` and `phase_pattern`.
+the spread of the truth around it; a denoiser on the same grid (the 2.5 m residual folded by 4) samples the standardised
+residual. It has only 3x3 convolutions, no spatial normalisation and no attention, so the receptive field is finite.
 """
 
 from __future__ import annotations
@@ -28,11 +26,11 @@ if TYPE_CHECKING:
 SYSTEM = "lite-sr"
 SCALE = 4  # 10 m -> 2.5 m
 RGB_BANDS = ("B04", "B03", "B02")
-# Window 1200 m, stride 960 m, ramp 120 m, margin 60 m: the cheapest lattice of the design with a margin of 6 LR px.
+# Window 1200 m, stride 960 m, ramp 120 m, margin 60 m: the cheapest lattice with a margin of 6 LR px.
 LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)
 LOG_SPREAD_RANGE = (-6.0, 1.0)  # of the residual, in output units: 0.25 % to 270 % of the local reflectance
 NORMALISATION: dict[str, Any] = {
-    # Network input: (sqrt(clip(rho, 0, max) + floor) - centre) / spread; gentle on dark water, never saturated by snow.
+    # Network input: (sqrt(clip(rho, 0, max) + floor) - centre) / spread; resolves dark water, no saturation on snow.
     "input": "sqrt",
     "reflectance_max": 1.6,
     "input_floor": 0.01,
@@ -44,7 +42,7 @@ NORMALISATION: dict[str, Any] = {
 
 
 def upsample(x: Tensor, scale: int = SCALE) -> Tensor:
-    """Bicubic (B, C, h, w) -> (B, C, scale*h, scale*w), pixel-area convention (no half-pixel shift)."""
+    """Upsample (B, C, h, w) to (B, C, scale*h, scale*w), bicubic, pixel-area convention (no half-pixel shift)."""
     return functional.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
@@ -87,7 +85,7 @@ class Encoder(nn.Module):
 
 
 class LevelEmbedding(nn.Module):
-    """One additive shift per block from the continuous noise level sqrt(alpha_bar) in [0, 1]."""
+    """Map the continuous noise level sqrt(alpha_bar) in [0, 1] to one additive shift per block."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -104,9 +102,9 @@ class LevelEmbedding(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """x0 of the standardised residual from its noisy form, on the 10 m grid.
+    """Estimate x0 of the standardised residual from its noisy form, on the 10 m grid.
 
-    The output is level * x + sqrt(1 - level^2) * network, which is the best linear guess plus a bounded correction
+    The output is level * x + sqrt(1 - level^2) * network: the best linear estimate plus a bounded correction
     (preconditioning of Karras et al., arXiv 2206.00364, for a variance-preserving process of unit data variance).
     """
 
@@ -130,7 +128,7 @@ class Denoiser(nn.Module):
 
 
 class LiteNetwork(nn.Module):
-    """Encoder, heads for mean and spread, and denoiser, which works in (truth - mean) / spread."""
+    """Encoder, heads for mean and spread, and a denoiser of the residual (truth - mean) / spread."""
 
     def __init__(
         self,
@@ -159,19 +157,19 @@ class LiteNetwork(nn.Module):
         return features
 
     def unit(self, lr: Tensor) -> Tensor:
-        """What one output unit is worth in reflectance, (B, 3, h, w) -> (B, 3, 4h, 4w)."""
+        """Return the reflectance of one output unit, (B, 3, h, w) -> (B, 3, 4h, 4w)."""
         n = self.normalisation
         smooth = functional.interpolate(lr.clamp(0.0, n["reflectance_max"]), scale_factor=SCALE, mode="bilinear")
         unit: Tensor = smooth + n["output_floor"]
         return unit
 
     def mean(self, lr: Tensor, features: Tensor, unit: Tensor) -> Tensor:
-        """The conditional mean in reflectance, (B, 3, 4h, 4w)."""
+        """Return the conditional mean in reflectance, (B, 3, 4h, 4w)."""
         head = functional.pixel_shuffle(self.mean_head(features).float(), SCALE)
         return upsample(lr) + unit * head
 
     def spread(self, features: Tensor, unit: Tensor) -> Tensor:
-        """Standard deviation of the truth around the mean in reflectance, smooth over 10 m, (B, 3, 4h, 4w)."""
+        """Return the standard deviation of the truth around the mean, reflectance (B, 3, 4h, 4w), smooth over 10 m."""
         log_sd = self.spread_head(features).float().clamp(*LOG_SPREAD_RANGE)
         return unit * functional.interpolate(log_sd.exp(), scale_factor=SCALE, mode="bilinear")
 
@@ -188,7 +186,7 @@ class LiteSuperResolver:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> LiteSuperResolver:
-        """The network with the bundle's weights, on the CPU. Raises BundleError where they do not fit."""
+        """Return the network with the bundle's weights, on the CPU. Raises BundleError if they do not fit."""
         network = LiteNetwork(**bundle.architecture, normalisation=bundle.normalisation)
         load_into(network, bundle)
         return cls(network.requires_grad_(False), bundle)
@@ -199,7 +197,7 @@ class LiteSuperResolver:
         return self
 
     def sample(self, lr: Tensor, noise: Tensor) -> Tensor:
-        """One sample of reflectance (B, 3, 4h, 4w) from standard normal `noise` of that shape."""
+        """Return one sample of reflectance (B, 3, 4h, 4w) from standard normal `noise` of that shape."""
         network = self.network
         features, unit = network.features(lr), network.unit(lr)
         mean = network.mean(lr, features, unit)
@@ -213,7 +211,7 @@ class LiteSuperResolver:
         return without_phase_pattern(image, upsample(lr), SCALE)
 
     def mean(self, lr: Tensor) -> Tensor:
-        """The regression estimate alone, without diffusion, (B, 3, h, w) -> (B, 3, 4h, 4w)."""
+        """Return the regression estimate alone, without diffusion, (B, 3, h, w) -> (B, 3, 4h, 4w)."""
         features = self.network.features(lr)
         image = self.network.mean(lr, features, self.network.unit(lr))
         return without_phase_pattern(image, upsample(lr), SCALE)

@@ -1,10 +1,9 @@
-"""The lite fusion: every band of Sentinel-2 brought to 2.5 m, on the 10 m grid, in two small networks.
+"""The lite fusion: reflectance of all bands other than RGB at 2.5 m, by two small networks on the 10 m grid.
 
 `sharpen` (20 and 60 m -> 10 m) is guided by the four measured 10 m bands, `detail` (10 -> 2.5 m) by super-resolved RGB.
-Each starts from a regression of the band on its guides within a few coarse pixels (guided filter, He et al. 2013, with
-several guides) and learns the rest as a residual (DSen2, Lanaras et al. 2018). The 60 m bands get the regression only:
-there is too little truth at 60 m to learn more from. No normalisation over space, no attention, no pooling beyond those
-few pixels: the reach is finite. In and out: reflectance. Imports torch, `bundle`, `lite` and `phase_pattern`.
+Each starts from a local regression of the band on its guides (guided filter, He et al. 2013, with several guides) and
+learns the residual (DSen2, Lanaras et al. 2018); the 60 m bands get the regression only, since there is too little
+truth at 60 m to learn more.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ GUIDES = ("B04", "B03", "B02", "B08")  # measured at 10 m
 BANDS_20M = ("B05", "B06", "B07", "B8A", "B11", "B12")
 BANDS_60M = ("B01", "B09")
 OUT_BANDS = ("B08", *BANDS_20M, *BANDS_60M)
-REGRESSED = len(BANDS_60M)  # the last of OUT_BANDS, left to the regression
+REGRESSED = len(BANDS_60M)  # the last of OUT_BANDS, which get the regression only
 FOLD = 4  # 10 m -> 2.5 m
 FACTORS = {20: 2, 60: 6}  # native GSD -> pixels of 10 m
 LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)
@@ -43,20 +42,20 @@ NORMALISATION: dict[str, Any] = {
     "output_floor": 0.03,  # residuals are in units of (local reflectance + floor) * output_scale
     "output_scale": 0.1,
     "ridge": 1e-6,  # reflectance^2: detector noise of 1e-3, so that regressions on flat ground stay at zero
-    "detail_limit": 3.0,  # of the band's standard deviation in that window: what regression may add at most
-    "window_px": 7,  # of the coarse grid, in which a band is regressed on its guides
+    "detail_limit": 3.0,  # largest detail of the regression, in standard deviations of the band in that window
+    "window_px": 7,  # of the coarse grid: side of the regression window
 }
 
 
 def box_filter(x: Tensor, window_px: int) -> Tensor:
-    """Moving mean of (B, C, h, w) over an odd window; at the border over the pixels that exist."""
+    """Return the moving mean of (B, C, h, w) over an odd window; at the border, over the pixels that exist."""
     return functional.avg_pool2d(x, window_px, stride=1, padding=window_px // 2, count_include_pad=False)
 
 
 def local_slopes(bands: Tensor, guides: Tensor, window_px: int, ridge: float) -> Tensor:
-    """Ridge regression of bands (B, C, h, w) on guides (B, K, h, w) around every pixel -> slopes (B, K, C, h, w).
+    """Fit a ridge regression of bands (B, C, h, w) on guides (B, K, h, w) around every pixel: slopes (B, K, C, h, w).
 
-    Slopes are averaged over the windows that a pixel lies in, 3x3 of them (He et al. 2013, eq. 9, with a smaller mean).
+    Slopes are averaged over 3x3 of the windows that a pixel lies in (He et al. 2013, eq. 9, with a smaller mean).
     """
     (b, k, h, w), c = guides.shape, bands.shape[1]
     g, t = guides.double(), bands.double()  # variances are small differences of large squares
@@ -71,7 +70,7 @@ def local_slopes(bands: Tensor, guides: Tensor, window_px: int, ridge: float) ->
 
 
 def local_spread(bands: Tensor, window_px: int) -> Tensor:
-    """Standard deviation of (B, C, h, w) around every pixel, in the unit of `bands`."""
+    """Return the standard deviation of (B, C, h, w) around every pixel, in the unit of `bands`."""
     x = bands.double()
     return (box_filter(x * x, window_px) - box_filter(x, window_px) ** 2).clamp_min(0).sqrt().to(bands.dtype)
 
@@ -79,10 +78,10 @@ def local_spread(bands: Tensor, window_px: int) -> Tensor:
 def regression_detail(
     bands: Tensor, guides: Tensor, scale: int, window_px: int, ridge: float, limit: float = math.inf
 ) -> Tensor:
-    """What guides (B, K, scale*h, scale*w) say of the detail of bands (B, C, h, w): (B, C, scale*h, scale*w).
+    """Predict the detail of bands (B, C, h, w) from guides (B, K, scale*h, scale*w): (B, C, scale*h, scale*w).
 
-    Detail stays within `limit` times the band's own spread nearby (plus the detector noise that the ridge stands for):
-    a regression that fits the few coarse pixels around it may still run away on what the fine guide shows.
+    Detail is limited to `limit` times the band's local standard deviation (plus the detector noise that `ridge`
+    represents), since a regression fitted to a few coarse pixels may extrapolate far on the fine guide.
     """
     low = functional.avg_pool2d(guides, scale)
     slopes = local_slopes(bands, low, window_px, ridge)
@@ -121,7 +120,11 @@ class Trunk(nn.Module):
 
 
 class FusionNetwork(nn.Module):
-    """Both stages. `mask` tensors are 1 where a product has the band and 0 where it lacks it."""
+    """Both stages. `mask` tensors are 1 where a product has the band and 0 where it lacks it.
+
+    There is no spatial normalisation or attention, and only the regression pools, over a few pixels. The receptive
+    field is finite.
+    """
 
     def __init__(
         self,
@@ -141,20 +144,20 @@ class FusionNetwork(nn.Module):
         )
 
     def compand(self, x: Tensor) -> Tensor:
-        """Reflectance to network range."""
+        """Map reflectance to network range."""
         n = self.normalisation
         root: Tensor = (x.clamp(0, n["reflectance_max"]) + n["input_floor"]).sqrt()
         normalised: Tensor = (root - n["input_centre"]) / n["input_spread"]
         return normalised
 
     def unit(self, x: Tensor) -> Tensor:
-        """What one unit of detail is worth, in reflectance."""
+        """Return the reflectance of one unit of detail."""
         n = self.normalisation
         unit: Tensor = (x.clamp(0, n["reflectance_max"]) + n["output_floor"]) * n["output_scale"]
         return unit
 
     def regression(self, bands: Tensor, guides: Tensor, scale: int) -> Tensor:
-        """`regression_detail` with this network's window and ridge."""
+        """Return `regression_detail` with this network's window, ridge and limit."""
         n = self.normalisation
         return regression_detail(bands, guides, scale, n["window_px"], n["ridge"], n["detail_limit"])
 
@@ -199,7 +202,7 @@ class LiteFusion:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> LiteFusion:
-        """The networks with the bundle's weights, on the CPU. Raises BundleError where they do not fit."""
+        """Return the networks with the bundle's weights, on the CPU. Raises BundleError if they do not fit."""
         network = FusionNetwork(**bundle.architecture, normalisation=bundle.normalisation)
         load_into(network, bundle)
         return cls(network.requires_grad_(False), bundle)
@@ -211,10 +214,10 @@ class LiteFusion:
 
     @torch.inference_mode()
     def predict(self, rgb_sr: Tensor, ms: Mapping[int, Tensor], present: Sequence[str]) -> Tensor:
-        """rgb_sr (B, 3, 4h, 4w) and measured bands by GSD -> (B, 9, 4h, 4w) reflectance in the order of `OUT_BANDS`.
+        """Return reflectance (B, 9, 4h, 4w), order `OUT_BANDS`, from rgb_sr (B, 3, 4h, 4w) and measured bands by GSD.
 
-        ms[10] (B, 4, h, w), ms[20] (B, 6, h/2, w/2), ms[60] (B, 2, h/6, w/6) reflectance; h and w multiples of 6.
-        Bands not in `present` are zero in, whole resolutions may be missing, and they are zero out.
+        ms[10] (B, 4, h, w), ms[20] (B, 6, h/2, w/2), ms[60] (B, 2, h/6, w/6) reflectance; h and w multiples of 6. Bands
+        not in `present` are zero in the input, or their whole GSD is missing, and zero in the output.
         """
         guides = ms[10]
         b, _, h, w = guides.shape

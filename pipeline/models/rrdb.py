@@ -1,7 +1,7 @@
-"""Residual-in-residual dense blocks (Wang et al. 2018, ESRGAN) and DiffFuSR's spatial encoder built of them.
+"""Residual-in-residual dense blocks (Wang et al. 2018, ESRGAN) and DiffFuSR's spatial encoder, built from them.
 
-In and out: float tensors (B, C, H, W). No normalisation, so every output pixel depends on a finite neighbourhood.
-Module names follow the released checkpoints. Imports torch only.
+There is no normalisation, so every output pixel depends on a finite neighbourhood. Module names follow the released
+checkpoints.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _INIT_SCALE = 0.1  # shrinks Kaiming initial weights so that deep stacks start n
 
 
 def leaky(x: Tensor) -> Tensor:
-    """LeakyReLU with the slope of ESRGAN."""
+    """Apply LeakyReLU with the slope of ESRGAN."""
     return functional.leaky_relu(x, LEAK)
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    """3x3 convolution with bias that keeps the grid at stride 1."""
+    """Return a 3x3 convolution with bias that keeps the grid at stride 1."""
     return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1)
 
 
@@ -54,7 +54,7 @@ class DenseBlock(nn.Module):
             _shrunken(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Dense features added to `x` at RESIDUAL_SCALE."""
+        """Return dense features added to `x` at RESIDUAL_SCALE."""
         seen = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             seen = torch.cat((seen, leaky(conv(seen))), dim=1)
@@ -74,7 +74,7 @@ class Rrdb(nn.Module):
             self.add_module(f"{name}{k}", DenseBlock(channels, growth))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output of the three blocks added to `x` at RESIDUAL_SCALE."""
+        """Return the output of the three blocks added to `x` at RESIDUAL_SCALE."""
         out = x
         for block in self.children():
             out = block(out)
@@ -82,14 +82,14 @@ class Rrdb(nn.Module):
 
 
 def rrdb_stack(blocks: int, channels: int, growth: int, name: str = "rdb") -> nn.Sequential:
-    """`blocks` RRDBs in a row."""
+    """Return `blocks` RRDBs in a row."""
     return nn.Sequential(*(Rrdb(channels, growth, name) for _ in range(blocks)))
 
 
 class SpatialEncoder(nn.Module):
     """DiffFuSR's f_phi: low-resolution image (B, bands, h, w), network range, to features (B, channels, h, w).
 
-    The auxiliary decoder turns features into a coarse x4 image; it is trained with, and not used to predict.
+    The auxiliary decoder turns features into a coarse x4 image; it is used in training only.
     """
 
     def __init__(self, bands: int = 3, channels: int = 64, growth: int = 32, blocks: int = 23) -> None:
@@ -103,13 +103,13 @@ class SpatialEncoder(nn.Module):
         self.conv_last = conv3x3(channels, bands)
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Features u (B, channels, h, w): trunk plus long skip, before any upsampling."""
+        """Return features u (B, channels, h, w): trunk plus long skip, before any upsampling."""
         first: Tensor = self.conv_first(lr)
         deep: Tensor = self.conv_body(self.body(first))
         return first + deep
 
     def coarse(self, features: Tensor) -> Tensor:
-        """Auxiliary decoder: features (B, channels, h, w) to an image (B, bands, 4h, 4w), network range."""
+        """Decode features (B, channels, h, w) to an image (B, bands, 4h, 4w), network range."""
         x = leaky(self.conv_up1(functional.interpolate(features, scale_factor=2, mode="nearest")))
         x = leaky(self.conv_up2(functional.interpolate(x, scale_factor=2, mode="nearest")))
         image: Tensor = self.conv_last(leaky(self.conv_hr(x)))

@@ -1,8 +1,7 @@
 """DiffFuSR's denoising U-Net with degradation-aware convolutions (Wu et al. 2023 with the sizes of arXiv 2506.11764).
 
-In: noisy image, noise level, spatial features u, degradation vector v. Out: estimate of the clean image x0.
-Module names follow the released checkpoints (`downs.7.res_block.block2.da_conv.kernel.0`). Imports torch only.
-GroupNorm and attention make every output pixel depend on the whole window: feed it windows of an absolute lattice.
+Module names follow the released checkpoints (`downs.7.res_block.block2.da_conv.kernel.0`). GroupNorm and attention make
+every output pixel depend on the whole window, so feed it windows of an absolute lattice.
 """
 
 from __future__ import annotations
@@ -94,8 +93,8 @@ class NormConv(nn.Module):
 class NormDaConv(nn.Module):
     """Second half of a residual block: degradation-aware convolution, (B, C, H, W) to the same.
 
-    The released code computes GroupNorm and SiLU here and then convolves the tensor without them; released weights
-    depend on that. `normalised` (architecture flag `block2_norm`) does what was meant instead.
+    The released code computes GroupNorm and SiLU but then convolves the tensor without them, and the released weights
+    depend on that. `normalised` (architecture flag `block2_norm`) convolves the normalised tensor instead.
     """
 
     def __init__(self, channels: int, width: int, groups: int, normalised: bool) -> None:
@@ -190,7 +189,7 @@ class Upsample(nn.Module):
 def _downward(
     base: int, levels: Sequence[tuple[int, bool]], res_blocks: int, stage: Callable[[int, int, bool], Stage]
 ) -> tuple[list[nn.Module], list[int]]:
-    """Contracting half for `levels` of (channels, attention), and the channels of every skip, the entry's first."""
+    """Return the contracting half for `levels` of (channels, attention), and the channels of all skips, entry first."""
     layers: list[nn.Module] = []
     skips = [base]
     for k, (width, attention) in enumerate(levels):
@@ -206,7 +205,7 @@ def _downward(
 def _upward(
     skips: Sequence[int], levels: Sequence[tuple[int, bool]], res_blocks: int, stage: Callable[[int, int, bool], Stage]
 ) -> list[nn.Module]:
-    """Expanding half: one stage per skip, last skip first."""
+    """Return the expanding half: one stage per skip, last skip first."""
     layers: list[nn.Module] = []
     waiting, now = list(skips), skips[-1]
     for k, (width, attention) in reversed(list(enumerate(levels))):
@@ -219,10 +218,10 @@ def _upward(
 
 
 class UNet(nn.Module):
-    """Estimate of x0 from a noisy image; defaults are the published sizes (129 M parameters).
+    """Estimate x0 from a noisy image; defaults are the published sizes (129 M parameters).
 
-    `base` channels times `mults` per level, `res_blocks` per level, images folded by `fold`; attention on levels
-    whose stride is in `attention_strides`; `features` and `degradation` are the widths of u and v.
+    `base` channels times `mults` per level, `res_blocks` per level, images folded by `fold`; attention on levels whose
+    stride is in `attention_strides`; `features` and `degradation` are the widths of u and v.
     """
 
     def __init__(

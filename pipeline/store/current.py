@@ -1,6 +1,6 @@
 """The plan that a store belongs to, in one small file that every process reads before it writes.
 
-It keeps a worker from mixing pixels of two plans after another run has begun the store anew.
+It keeps a worker from mixing pixels of two plans after another run has recreated the store.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Current:
 
 
 def read_current(place: Place) -> Current | None:
-    """Read the current plan of a store; None if it is missing or damaged, as while the store is begun anew."""
+    """Read the current plan of a store; None if it is missing or damaged, as while the store is being recreated."""
     return _parsed(place.read(CURRENT_KEY))
 
 
@@ -71,7 +71,7 @@ class Fence:
             raise self._taken()
 
     def require(self) -> None:
-        """Raise LeaseLost if another run has taken over or begun the store anew."""
+        """Raise LeaseLost if another run has taken over or recreated the store."""
         now_s = clock_s()
         if self._place.hands > 1 and now_s < self._asked_s + TRUSTED_S:
             return
@@ -89,7 +89,7 @@ class Fence:
 
 @contextmanager
 def unchanged(store: Where) -> Iterator[Callable[[], None]]:
-    """Raise Interrupted if a store is begun anew while it is read.
+    """Raise Interrupted if a store is recreated while it is read.
 
     The check runs at the end, and whenever the yielded function is called.
     """

@@ -101,7 +101,7 @@ def _chunk_facts(place: Place, prefix: str, array: str, keys: list[str]) -> dict
 
 
 def verify_chunks(store: Where, facts: Mapping[str, list[int]], *, full: bool, group: str = "") -> list[str]:
-    """Return the recorded chunks that are missing, have the wrong size or (full) other bytes; empty if none are."""
+    """Return a fault for each recorded chunk that is missing, has the wrong size or (full) other bytes."""
     place, prefix = place_of(store), f"{group}/" if group else ""
     faults = []
     for key, (size, crc) in facts.items():

@@ -75,7 +75,7 @@ class Lease:
             self.renew()
 
     def renew(self) -> None:
-        """Write a renewal, then check that nobody has taken the lease. Raises LeaseLost, for good, if somebody has."""
+        """Write a renewal, then check that nobody has taken the lease. Raises LeaseLost, permanently, if taken."""
         with self._lock:
             if not self._taken:
                 at = clock_s()

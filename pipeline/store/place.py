@@ -242,7 +242,7 @@ class LocalPlace:
         try:
             write_atomic(self.path / key, content)
         except StorageError:
-            self._require()  # the folder is missing if another run has begun the store anew meanwhile
+            self._require()  # the folder is missing if another run is recreating the store
             raise
 
     def create(self, key: str, content: bytes) -> bool:

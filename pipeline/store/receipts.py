@@ -42,7 +42,7 @@ class Receipt:
     chunks: dict[str, list[int]]  # "array/chunk key" -> [bytes, crc32]
     valid: dict[str, int]  # band -> output pixels that are not nodata
     pixels: int  # output pixels of the unit's active chunks
-    clear: int | None  # of them, measured and free of cloud and shadow by SCL; None without SCL
+    clear: int | None  # those measured and free of cloud and shadow by SCL; None without SCL
     scenes: tuple[str, ...]
     windows: int = 0
     attempts: int = 1
@@ -51,7 +51,7 @@ class Receipt:
     holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
     # measured output pixels by generated detail: "generated", "partial", "none"; None in receipts of older versions
     detail: dict[str, int] | None = None
-    withheld: dict[str, int] = field(default_factory=dict)  # cause -> number of those that are partial or none
+    withheld: dict[str, int] = field(default_factory=dict)  # cause -> measured pixels with partial or no detail
     number: int = 0  # of its pass
 
 

@@ -1,4 +1,4 @@
-"""Which stages a run needs, which of them share windows, and how much ground each has to cover."""
+"""Which stages a run needs, which of them share windows, and how much ground each must cover."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ def least_dn(native: NDArray[np.float32]) -> NDArray[np.float32]:
 def _limit(deviation: NDArray[np.float32], native: NDArray[np.float32]) -> None:
     """Shrink the contrast of blocks that would leave the physical range, in place; the mean stays.
 
-    The range is bounded by 65535 and by `least_dn`. Without it, detail beside a bright edge would undershoot and spoil
-    every index that divides by it.
+    The range is bounded by 65535 and by `least_dn`. Without this limit, detail beside a bright edge would undershoot
+    and spoil every index that divides by it.
     """
     low, high = deviation.min(-1), deviation.max(-1)
     below = native - least_dn(native)
