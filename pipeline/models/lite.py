@@ -1,7 +1,7 @@
 """The lite super-resolver: RGB reflectance from 10 m to 2.5 m by a regression and a diffusion of its residual.
 
 After CorrDiff (Mardani et al., arXiv 2309.15214): an encoder on the 10 m grid predicts the conditional mean and the
-spread around it, and a denoiser samples the standardised residual. It has 3x3 convolutions only, so its reach is finite.
+spread around it, and a denoiser samples the standardised residual. All convolutions are 3x3, so the reach is finite.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Station 3: from numbers to a published Zarr store. Imports grid, bands, errors; never archive or superres."""
+"""Zarr stores: layout, writing, leases, receipts, reading and STAC metadata."""

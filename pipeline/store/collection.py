@@ -1,7 +1,4 @@
-"""The STAC Collection of several stores, which databases such as pgstac want before their items.
-
-In: items as dictionaries. Out: a STAC 1.1 Collection, and items that name it. No I/O, no pystac.
-"""
+"""The STAC 1.1 Collection of several stores. Databases such as pgstac need it before the items."""
 
 from __future__ import annotations
 
@@ -18,12 +15,12 @@ _CIRCLE_DEG = 360.0
 
 
 def collection_path(index: Path) -> Path:
-    """Where the collection of an index of items is written: "stores_collection.json" for "stores.json"."""
+    """Return the path of the collection of an index of items: "stores_collection.json" for "stores.json"."""
     return index.with_name(f"{index.stem}_collection.json")
 
 
 def collection_of(name: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The collection of `items`: their extent, licence and providers."""
+    """Return the collection of `items`, with their extent, licence and providers."""
     licences = sorted({str(item["properties"].get("license", "other")) for item in items})
     boxes, times = [item["bbox"] for item in items], [_span(item) for item in items]
     providers = {entry["name"]: entry for item in items for entry in item["properties"].get("providers", [])}
@@ -46,14 +43,14 @@ def collection_of(name: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def named(item: dict[str, Any], name: str, collection: Path, *, relative: bool) -> dict[str, Any]:
-    """The item with the name of its collection and a link to it."""
+    """Return the item with the name of its collection and a link to it."""
     href = collection.name if relative else str(collection.resolve())
     link = {"rel": "collection", "href": href, "type": "application/json"}
     return {**item, "collection": name, "links": [*item["links"], link]}
 
 
 def covering(boxes: Sequence[Sequence[float]]) -> list[float]:
-    """The smallest box (west, south, east, north) around boxes on a circle; west > east across the antimeridian.
+    """Return the smallest box (west, south, east, north) around boxes; west > east across the antimeridian.
 
     >>> covering([[170, -5, 175, 0], [-178, -9, -176, -1]])
     [170, -9, -176.0, 0]
@@ -62,7 +59,7 @@ def covering(boxes: Sequence[Sequence[float]]) -> list[float]:
     west, east = spans[0][0], max(end for _, end in spans)
     best, reach = (_CIRCLE_DEG - (east - west), west, east), spans[0][1]
     for start, end in spans[1:]:
-        if start - reach > best[0]:  # the widest gap between boxes is what the box leaves out
+        if start - reach > best[0]:  # leave out the widest gap between boxes
             best = (start - reach, start, reach + _CIRCLE_DEG)
         reach = max(reach, end)
     _, west, east = best

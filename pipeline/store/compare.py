@@ -1,6 +1,7 @@
-"""Zarr metadata against what a run writes: what was lost or changed is a fault, what was added is none.
+"""Compare Zarr metadata with what a run writes: lost or changed metadata is a fault, added metadata is not.
 
-Other programs may add attributes and arrays, write the same JSON in another form, or consolidate again.
+Other programs may add attributes and arrays, reformat the JSON, or consolidate again. Only an added attribute that
+changes how an array is decoded is a fault.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CONSOLIDATED = "consolidated_metadata"
-# Attributes that change what readers make of an array's values (CF conventions, xarray).
+# Attributes that change how readers decode an array (CF conventions, xarray).
 _DECODING = {
     "scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned", "dtype", "units", "calendar",
     "valid_range", "valid_min", "valid_max", "flag_values", "flag_masks", "flag_meanings",
@@ -23,14 +24,14 @@ Node = dict[str, Any]
 
 
 class Difference(NamedTuple):
-    """What is wrong with a file, and what is only worth a word."""
+    """Faults of a file, and notes on harmless differences."""
 
     faults: list[str]
     notes: list[str]
 
 
 def node_of(content: bytes) -> Node:
-    """A zarr.json as a dictionary. ValueError when it is none."""
+    """Parse a zarr.json into a dictionary. Raises ValueError if it is not Zarr metadata."""
     node = json.loads(content)
     if not isinstance(node, dict) or not isinstance(node.get("attributes", {}), dict):
         raise ValueError("no Zarr metadata")
@@ -38,7 +39,7 @@ def node_of(content: bytes) -> Node:
 
 
 def compare_nodes(expected: Node, found: Node) -> Difference:
-    """Two nodes, without what they consolidate."""
+    """Compare two nodes, ignoring their consolidated metadata."""
     faults: list[str] = []
     notes: list[str] = []
     fields = [name for name in {**expected, **found} if name not in ("attributes", CONSOLIDATED)]
@@ -60,9 +61,9 @@ def compare_nodes(expected: Node, found: Node) -> Difference:
 
 
 def compare_consolidated(expected: Node, found: Node, others: Mapping[str, Node], prefix: str = "") -> Difference:
-    """Consolidated metadata of the group at `prefix` with the nodes of the whole store.
+    """Compare the consolidated metadata of the group at `prefix` with the nodes that the run wrote.
 
-    `others`: {path: node} of nodes that are there and that the run did not write.
+    `others` are further nodes of the store, {path: node}, that the run did not write.
     """
     try:
         nodes = dict(found[CONSOLIDATED]["metadata"])
@@ -83,13 +84,16 @@ def compare_consolidated(expected: Node, found: Node, others: Mapping[str, Node]
 
 
 def consolidated_nodes(root: Node) -> dict[str, Node]:
-    """{path: node} of a root that a run wrote."""
+    """Return {path: node} of a root that a run wrote."""
     nodes: dict[str, Node] = root[CONSOLIDATED]["metadata"]
     return nodes
 
 
 def with_added_attributes(expected: Node, found: Node | None) -> Node:
-    """`expected`, with the attributes that somebody added; names that one flipped bit made are not kept."""
+    """Return `expected` with the attributes that other programs added.
+
+    Names one bit away from a lost attribute, and attributes that change how an array is decoded, are dropped.
+    """
     wanted = expected.get("attributes", {})
     there = {} if found is None else found.get("attributes", {})
     lost = [name for name in wanted if name not in there]
@@ -104,7 +108,7 @@ def with_added_attributes(expected: Node, found: Node | None) -> Node:
 
 
 def consolidate(root: Node, nodes: Mapping[str, Node]) -> Node:
-    """A root that consolidates `nodes` {path: node}, as zarr does: upper levels first, by name."""
+    """Return a root that consolidates `nodes` {path: node} in zarr's order: by depth, then by name."""
     entries = {}
     for path in sorted(nodes, key=lambda path: (path.count("/"), path)):
         node = {name: value for name, value in nodes[path].items() if name != CONSOLIDATED}
@@ -116,12 +120,12 @@ def consolidate(root: Node, nodes: Mapping[str, Node]) -> Node:
 
 
 def encode(node: Node) -> bytes:
-    """A node as zarr writes it."""
+    """Encode a node as zarr does."""
     return json.dumps(node, indent=2).encode()
 
 
 def _one_bit_apart(one: str, other: str) -> bool:
-    """True where a single flipped bit makes one name of the other."""
+    """Return whether two names differ in exactly one bit."""
     pairs = zip(one.encode(), other.encode(), strict=False)
     return len(one.encode()) == len(other.encode()) and sum((a ^ b).bit_count() for a, b in pairs) == 1
 

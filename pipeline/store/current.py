@@ -1,6 +1,6 @@
-"""Which plan a store is of, in one small file that every process looks at before it writes.
+"""The plan that a store belongs to, in one small file that every process reads before it writes.
 
-A unit at work on a store that another run has begun anew would else put pixels of one plan among those of another.
+It keeps a worker from mixing pixels of two plans after another run has recreated the store.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
     from pipeline.store.place import Place, Where
 
-TRUSTED_S = 0.5  # an object store is not asked more often
+TRUSTED_S = 0.5  # shortest interval between checks of an object store
 
 
 @dataclass(frozen=True)
 class Current:
-    """What is written into a store at present."""
+    """The plan and the run that currently write a store."""
 
     plan_digest: str
-    begun: str  # unique to one beginning of the store; "" where a version before did not say
-    run: str = ""  # the whole run that writes, by its lease; "" for parts
+    begun: str  # unique to one beginning of the store; "" in files of older versions
+    run: str = ""  # owner of the lease of a whole run; "" for parts
 
     def put(self, place: Place) -> None:
-        """Write it down."""
+        """Write this to the store."""
         place.write(CURRENT_KEY, sealed.dump(asdict(self)))
 
 
 def read_current(place: Place) -> Current | None:
-    """What a store says; None when it does not, as while it is begun anew."""
+    """Read the current plan of a store; None if it is missing or damaged, as while the store is being recreated."""
     return _parsed(place.read(CURRENT_KEY))
 
 
@@ -51,9 +51,9 @@ def _parsed(content: bytes | None) -> Current | None:
 
 
 class Fence:
-    """Lets a process write only while the store stays what it was when the process began.
+    """Allow writes only while the store stays what it was when the process began.
 
-    LeaseLost from the start where the store is not of the plan, UsageError where this process sees no store.
+    Raises LeaseLost at once if the store belongs to another plan, UsageError if this process sees no store.
     """
 
     def __init__(self, place: Place, plan_digest: str) -> None:
@@ -71,7 +71,7 @@ class Fence:
             raise self._taken()
 
     def require(self) -> None:
-        """LeaseLost when another run has taken over, or begun the store anew."""
+        """Raise LeaseLost if another run has taken over or recreated the store."""
         now_s = clock_s()
         if self._place.hands > 1 and now_s < self._asked_s + TRUSTED_S:
             return
@@ -89,7 +89,10 @@ class Fence:
 
 @contextmanager
 def unchanged(store: Where) -> Iterator[Callable[[], None]]:
-    """Around reading a store: Interrupted when it was begun anew meanwhile, at the end and wherever asked."""
+    """Raise Interrupted if a store is recreated while it is read.
+
+    The check runs at the end, and whenever the yielded function is called.
+    """
     place = place_of(store)
     before = read_current(place)
 

@@ -1,4 +1,4 @@
-"""Local files put in place whole or not at all, and a disk's refusals in words."""
+"""Atomic writes of local files, and operating system errors as StorageError."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _TEMPORARY = re.compile(r"\.([0-9a-f]{32}|\d+)\.partial$")
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written before it is whole. Process numbers would not tell containers apart."""
+    """Return a temporary path beside `path`. It holds a UUID, since containers may share process numbers."""
     return path.with_name(f"{path.name}.{uuid4().hex}.partial")
 
 
 def is_temporary(name: str) -> bool:
-    """True for names of files that are not whole yet: ours, zarr's, and ours of versions before."""
+    """Return whether a name is that of a temporary file: zarr's or ours, including older versions."""
     return _TEMPORARY.search(name) is not None
 
 
 def put_file(path: Path, content: bytes) -> None:
-    """Write a file and bring it to disk; its folder is made where it is missing."""
+    """Write and fsync a file. Creates its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(content)
@@ -37,19 +37,19 @@ def put_file(path: Path, content: bytes) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at a local `path` whole or not at all. Raises StorageError."""
+    """Write `content` to a local `path` atomically. Raises StorageError."""
     partial = partial_path(path)
     try:
         put_file(partial, content)
         partial.replace(path)
     except OSError as error:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed either
+        with suppress(OSError):  # may fail for the same reason
             partial.unlink()
         raise storage_error(error, path) from error
 
 
 def storage_error(error: OSError, where: Path) -> StorageError:
-    """Put an operating system's refusal into words."""
+    """Return an operating system error as a StorageError."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"no space left while writing {where}", cure="free space and run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -1,4 +1,4 @@
-"""Reading back what an earlier pass of a run has stored, as pixels on the grid of a level."""
+"""Read the stored output of an earlier pass on the grid of a level."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def read_level(
     store: Where, group: str, template: Template, gsd_m: float, time_index: int, window: Window, bands: tuple[str, ...]
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """(DN of `bands` (band, y, x), quality (y, x)) over `window` (px of `gsd_m`), nodata beyond the level.
+    """Read DN (band, y, x) of `bands` and quality (y, x) over `window` (px of `gsd_m`), nodata beyond the level.
 
-    KeyError for a level or band that the store does not have; RuntimeError and the like for chunks that are damaged.
+    Raises KeyError if the store lacks the level, ValueError if it lacks a band, RuntimeError and the like for damaged
+    chunks.
     """
     import zarr
 
@@ -38,7 +39,7 @@ def read_level(
 
 
 def _over(array: zarr.Array[Any], whole: Window, window: Window, time_index: int) -> NDArray[Any]:
-    """(..., y, x) of one time step over `window`, 0 beyond `whole`."""
+    """Read (..., y, x) of one time step over `window`, 0 beyond `whole`."""
     found = np.zeros((*array.shape[1:-2], *window.shape), array.dtype)
     there = window.intersect(whole)
     if not there.empty:

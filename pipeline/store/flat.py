@@ -1,4 +1,4 @@
-"""Attributes as NetCDF can hold them: text, numbers, and lists of numbers."""
+"""Attributes in types that NetCDF can hold: text, numbers, and lists of numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def flat(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes with everything else as JSON text: `json.loads` gives back what the store holds.
+    """Return attributes with all other types as JSON text, which `json.loads` decodes.
 
     >>> flat({"seed": 0, "notes": [], "scenes": {"a": 1}, "shape": [4, 2], "groups": ["utm31n"]})
     {'seed': 0, 'notes': '[]', 'scenes': '{"a": 1}', 'shape': [4, 2], 'groups': '["utm31n"]'}

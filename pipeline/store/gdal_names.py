@@ -1,7 +1,7 @@
-"""Names of bands and classes for GDAL and QGIS, which find them in `.aux.xml` files beside a raster and nowhere else.
+"""Names of bands and classes in `.aux.xml` sidecars, the only place where GDAL and QGIS look for them.
 
-In: bands, classes, times. Out: XML of GDAL's Persistent Auxiliary Metadata. A Zarr array as a raster is a derived
-dataset of the array's `zarr.json`, named after the array (GDALMDArray::AsClassicDataset; seen with GDAL 3.12).
+A Zarr array opened as a raster is a derived dataset of the array's `zarr.json`, named after the array
+(GDALMDArray::AsClassicDataset; seen with GDAL 3.12).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ SCL_MEANINGS = (
     "no_data saturated_or_defective dark_area cloud_shadow vegetation not_vegetated water unclassified "
     "cloud_medium_probability cloud_high_probability thin_cirrus snow_or_ice"
 )
-# Colours of scene classes as Sen2Cor's own viewer shows them (Sen2Cor user manual); of quality, ours.
+# Scene class colours are those of Sen2Cor's viewer (Sen2Cor user manual); quality colours are our own.
 COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "scl": ((0, 0, 0), (255, 0, 0), (47, 47, 47), (100, 50, 0), (0, 160, 0), (255, 230, 90), (0, 0, 255),
             (128, 128, 128), (192, 192, 192), (255, 255, 255), (100, 200, 255), (255, 150, 255)),
     "quality": ((0, 0, 0), (120, 120, 120), (240, 190, 60), (60, 160, 90)),
 }  # fmt: skip
-# Columns of a raster attribute table: name, type (0 integer, 2 text), use as GDALRATFieldUsage counts them.
+# Columns of a raster attribute table: name, type (0 integer, 2 text), usage (GDALRATFieldUsage).
 _COLUMNS = (("value", 0, 5), ("class", 2, 2), ("red", 0, 6), ("green", 0, 7), ("blue", 0, 8))
 
 
 def band_title(name: str, variable: str = "reflectance") -> str:
-    """What a band is called: "B04 664.6 nm", with "standard deviation" for uncertainty."""
+    """Return the title of a band: "B04 664.6 nm", with "standard deviation" appended for uncertainty."""
     what = "" if variable == "reflectance" else " standard deviation"
     return f"{name} {BY_NAME[name].wavelength_nm:g} nm{what}"
 
 
 def of_bands(names: Sequence[str], variable: str, steps: Sequence[str]) -> list[str]:
-    """XML of the raster bands of (time, band, y, x); `steps` name the time steps where there are several."""
+    """Return XML of the raster bands of (time, band, y, x); `steps` name the time steps if there are several."""
     titles = [(f"{step} " if len(steps) > 1 else "") + band_title(name, variable) for step in steps for name in names]
     wavelengths = [f"{BY_NAME[name].wavelength_nm / 1000:.4f}" for _ in steps for name in names]
     return [
@@ -47,7 +47,7 @@ def of_bands(names: Sequence[str], variable: str, steps: Sequence[str]) -> list[
 
 
 def of_classes(variable: str, meanings: str, steps: Sequence[str]) -> list[str]:
-    """XML of the raster bands of (time, y, x) classes: category names, colours, attribute table."""
+    """Return XML of the raster bands of (time, y, x) classes: category names, colours, attribute table."""
     names = [word.replace("_", " ") for word in meanings.split()]
     colours = COLOURS[variable][: len(names)]
     categories = "".join(f"<Category>{escape(name)}</Category>" for name in names)
@@ -77,12 +77,15 @@ def _attribute_table(rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def of_file(bands: Iterable[str]) -> bytes:
-    """Sidecar of a raster file."""
+    """Return the sidecar of a raster file."""
     return f"<PAMDataset>{''.join(bands)}</PAMDataset>\n".encode()
 
 
 def of_array(bands: Sequence[str], dims: int, paths: Iterable[str]) -> bytes:
-    """Sidecar of a Zarr array of `dims` dimensions; `paths` are its names in the stores it may be opened from."""
+    """Return the sidecar of a Zarr array of `dims` dimensions.
+
+    `paths` are the array's paths in the stores that it may be opened from.
+    """
     content = f"<PAMDataset>{''.join(bands)}</PAMDataset>"
     views = [f"AsClassicDataset({dims - 1},{dims - 2}) view of /{path}" for path in dict.fromkeys(paths)]
     derived = "".join(f"<DerivedDataset name={quoteattr(view)}>{content}</DerivedDataset>" for view in views)

@@ -1,4 +1,4 @@
-"""A Zarr store that asks before each write whether it may."""
+"""A Zarr store that calls a guard before each write."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def guarded_store(store: Store, guard: Callable[[], None]) -> Store:
-    """`store`, calling `guard` immediately before anything in it is written or deleted."""
+    """Return `store` wrapped to call `guard` immediately before each write or delete."""
 
     class Guarded(WrapperStore[Store]):
         async def set(self, key: str, value: Buffer) -> None:

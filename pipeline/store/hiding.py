@@ -1,4 +1,4 @@
-"""A Zarr store without some of its nodes: xarray refuses a whole group for one array without names of dimensions."""
+"""A Zarr store without some of its nodes. xarray refuses a group if one array lacks dimension names."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 class HidingStore(WrapperStore[Store]):
-    """Lists all nodes but those at `paths`; open it without consolidated metadata."""
+    """List all nodes but those at `paths`. Open it without consolidated metadata."""
 
     def __init__(self, store: Store, paths: Collection[str] = ()) -> None:
         super().__init__(store)
         self._paths = frozenset(paths)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Names directly below a prefix."""
+        """Yield the names directly below a prefix."""
         async for name in super().list_dir(prefix):
             if f"{prefix.strip('/')}/{name}".strip("/") not in self._paths:
                 yield name
 
 
 def without(store: str | Store, paths: Collection[str]) -> HidingStore:
-    """The store in a folder, or another one, without the nodes at `paths`."""
+    """Return a store, or the store in a folder, without the nodes at `paths`."""
     return HidingStore(LocalStore(store, read_only=True) if isinstance(store, str) else store, paths)

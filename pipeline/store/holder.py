@@ -1,8 +1,4 @@
-"""Who holds a lease: one process on one machine, told apart from all others, and asked whether it still lives.
-
-A host's name and a process number are not enough: containers share both. Two processes can see each other only where
-the boot and the namespace of process numbers are the same, and a number is used again once its process is gone.
-"""
+"""The process that holds a lease: its identity, and whether it still runs."""
 
 from __future__ import annotations
 
@@ -20,17 +16,21 @@ _at_work: set[str] = set()  # owners of the leases that this process holds or wa
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds, or wants, a lease."""
+    """A process that holds, or wants, a lease.
+
+    Host name and process number do not identify it, since containers may share both. Processes see each other only with
+    the same boot and the same PID namespace, and the system reuses the number of a process that has ended.
+    """
 
     owner: str  # unique to one lease
     host: str
     pid: int
-    machine: str  # boot and namespace of process numbers; "" where the system does not tell
-    started: str  # when the process was started, in the system's own terms
+    machine: str  # boot ID and PID namespace; "" if unknown
+    started: str  # start of the process in clock ticks since boot; "" if unknown
     lapse_s: float  # seconds without a renewal after which others may take the lease
 
     def content(self) -> bytes:
-        """What the lease file holds."""
+        """Return the content of the lease file."""
         return json.dumps(asdict(self)).encode()
 
     def __str__(self) -> str:
@@ -38,12 +38,12 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """True when this process could see the holder's process."""
+        """Whether this process can see the holder's process."""
         return self.host == socket.gethostname() and self.machine == _machine()
 
     @property
     def has_ended(self) -> bool:
-        """True when the holder's process is known to be gone, or is this one and done with the lease."""
+        """Whether the holder is known to have ended, or is this process and no longer uses the lease."""
         if not self.is_here or self.pid <= 0:
             return False
         if self.pid == os.getpid() and self.started == _started(self.pid):
@@ -58,7 +58,7 @@ class Holder:
 
 
 def this_process(lapse_s: float) -> Holder:
-    """A new holder: the process that asks."""
+    """Return a new holder for this process."""
     pid = os.getpid()
     holder = Holder(uuid4().hex, socket.gethostname(), pid, _machine(), _started(pid), lapse_s)
     _at_work.add(holder.owner)
@@ -66,12 +66,12 @@ def this_process(lapse_s: float) -> Holder:
 
 
 def done_with(holder: Holder) -> None:
-    """Forget a holder of this process: what it could not give back is nobody's."""
+    """Forget a holder of this process. If its lease file could not be deleted, others may take it."""
     _at_work.discard(holder.owner)
 
 
 def read_holder(content: bytes, lapse_s: float) -> Holder:
-    """The holder that a lease file names; one that cannot be read, or is of an older kind, lapses after `lapse_s`."""
+    """Parse a lease file. A holder that is unreadable, or of an older format, lapses after `lapse_s`."""
     try:
         held = json.loads(content)
         return Holder(
@@ -87,7 +87,7 @@ def read_holder(content: bytes, lapse_s: float) -> Holder:
 
 
 def clock_s() -> float:
-    """Seconds of a clock that only goes forward, and goes on while the machine sleeps where the system has one."""
+    """Return seconds of a monotonic clock that also counts during suspend, if the system has one."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
@@ -102,7 +102,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """Start of a process in clock ticks since boot; "" where the system does not tell."""
+    """Return the start of a process in clock ticks since boot; "" if unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

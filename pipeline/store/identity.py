@@ -1,7 +1,6 @@
-"""Which store this is: the run folder says so, whatever other programs did to the attributes.
+"""Identify a store by its run folder, even if other programs have changed its attributes.
 
-Attributes that were lost are taken from the record of the publication, or from the plan where there is none yet;
-attributes that are there are left as they are.
+Lost attributes are restored from the publication record, or from the plan before publication. Existing ones stay.
 """
 
 from __future__ import annotations
@@ -29,7 +28,10 @@ _GROUP = re.compile(r"(utm\d\d[ns])?")
 
 
 def root_attributes(place: Place) -> dict[str, Any]:
-    """Attributes of a store's root. UsageError when there is no store, or none of ours; IntegrityError when damaged."""
+    """Return the attributes of a store's root.
+
+    Raises UsageError if it is not a store of this pipeline, IntegrityError if its metadata is damaged.
+    """
     content, record = place.read("zarr.json"), published.find(place)
     if content is None and record is None and place.size(PLAN_KEY) is None:
         raise UsageError(f"{place} is not a Zarr store", "the folder or URL that a run wrote, such as region.zarr")
@@ -46,7 +48,7 @@ def root_attributes(place: Place) -> dict[str, Any]:
 
 
 def _stated(place: Place, record: published.Published | None) -> dict[str, Any]:
-    """What the run folder says of the root."""
+    """Return the root attributes that the run folder records."""
     if record is not None:
         return {**record.attributes.get("", {}), "plan_digest": record.plan_digest, "status": record.status}
     try:
@@ -59,7 +61,7 @@ def _stated(place: Place, record: published.Published | None) -> dict[str, Any]:
 
 
 def groups_of(place: Place, attributes: Mapping[str, Any]) -> list[str]:
-    """Paths of the zones' groups, out of the root's attributes. IntegrityError when they are no such list."""
+    """Return the paths of the zones' groups from the root's attributes. Raises IntegrityError if they are invalid."""
     groups = attributes.get("groups", [""])
     if isinstance(groups, list) and groups and all(_GROUP.fullmatch(str(group)) for group in groups):
         return [str(group) for group in groups]
@@ -69,7 +71,7 @@ def groups_of(place: Place, attributes: Mapping[str, Any]) -> list[str]:
 
 
 def group_attributes(place: Place, group: str, opened: zarr.Group) -> dict[str, Any]:
-    """Attributes of a zone's group, with what was lost of them; its place on the ground at least from its axes."""
+    """Return the attributes of a group with lost ones restored; its georeference is derived from the axes if lost."""
     found = dict(opened.attrs)
     ours = "plan_digest" in found or not _GROUP.fullmatch(group)  # levels of a zone do not name the plan
     if ours and "spatial:transform" in found and "proj:code" in found:
@@ -81,7 +83,7 @@ def group_attributes(place: Place, group: str, opened: zarr.Group) -> dict[str, 
 
 
 def _on_the_ground(opened: zarr.Group) -> dict[str, Any]:
-    """Attributes `proj:` and `spatial:` out of the axes and the CRS of a group. ValueError where those do not say."""
+    """Derive the `proj:` and `spatial:` attributes of a group from its axes and CRS. Raises ValueError if it cannot."""
     from pyproj import CRS
 
     x, y = (values_at(opened, name).astype(np.float64) for name in ("x", "y"))
@@ -99,7 +101,7 @@ def _on_the_ground(opened: zarr.Group) -> dict[str, Any]:
 
 
 def known_as_ours(place: Place) -> bool:
-    """True where a run left anything by which its store is known."""
+    """Return whether a run left anything that identifies the store."""
     try:
         if "plan_digest" in published.attributes_of(place.read("zarr.json")):
             return True

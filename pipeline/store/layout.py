@@ -1,9 +1,7 @@
-"""The Zarr store's life: filled by aligned regions, verified chunk by chunk, finished by a status word.
+"""Write whole-chunk regions of a store, verify stored chunks, and finish the store with a status.
 
-In: a store as template.py made it, DN per region. Out: chunks, and what was stored. Imports errors and place.
-
-Every chunk carries zstd's own content checksum, so damaged bytes raise instead of being read. All-nodata chunks are
-not written: whether a piece is done is the ledger's business (receipts.py), never the chunks'.
+Every chunk carries a zstd checksum, so damaged bytes raise on read. All-nodata chunks are not written, so receipts,
+not chunks, tell which units are done.
 """
 
 from __future__ import annotations
@@ -33,12 +31,12 @@ STATUS_QUARANTINE = "complete_with_quarantine"
 
 
 def group_name(epsg: int, zones: int) -> str:
-    """Path of a zone's group within the store: the root when there is one zone, else "utm32n"."""
+    """Return the path of a zone's group within the store: the root if there is one zone, else "utm32n"."""
     return "" if zones == 1 else f"utm{epsg % 100:02d}{'n' if epsg // 100 == 326 else 's'}"
 
 
 class RegionWriter:
-    """Writes whole chunks of one time step of one group; refuses regions that would touch a neighbour's chunk.
+    """Write whole chunks of one time step of one group; refuse regions that would cut a chunk.
 
     `level` is the path of one of the zone's levels, empty for 2.5 m.
     """
@@ -56,9 +54,8 @@ class RegionWriter:
     def write(self, rows: slice, cols: slice, arrays: Mapping[str, NDArray[Any]]) -> dict[str, list[int]]:
         """Write `arrays` (..., ny, nx) at `rows`, `cols` of the level. Returns {chunk key: [bytes, crc32]} as stored.
 
-        Keys are relative to the zone's group.
-
-        Raises ValueError when the region is not made of whole chunks (or shards), StorageError when the disk refuses.
+        Keys are relative to the zone's group. Raises ValueError if the region is not made of whole chunks (or shards),
+        StorageError if the write fails.
         """
         stored: dict[str, list[int]] = {}
         for name, values in arrays.items():
@@ -91,9 +88,9 @@ class RegionWriter:
 
 
 def _chunk_facts(place: Place, prefix: str, array: str, keys: list[str]) -> dict[str, list[int]]:
-    """{"array/key": [bytes, crc32]} of the chunks that exist; all-nodata chunks do not and are left out.
+    """Return {"array/key": [bytes, crc32]} of the chunks that exist; all-nodata chunks do not.
 
-    They are read back, so that what a receipt says was seen in the store.
+    Chunks are read back, so that a receipt describes what the store holds.
     """
     facts = {}
     for key in keys:
@@ -104,7 +101,7 @@ def _chunk_facts(place: Place, prefix: str, array: str, keys: list[str]) -> dict
 
 
 def verify_chunks(store: Where, facts: Mapping[str, list[int]], *, full: bool, group: str = "") -> list[str]:
-    """Each recorded chunk that is missing, has the wrong size, or (full) holds other bytes; empty when all is right."""
+    """Return a fault for each recorded chunk that is missing, has the wrong size or (full) other bytes."""
     place, prefix = place_of(store), f"{group}/" if group else ""
     faults = []
     for key, (size, crc) in facts.items():
@@ -120,7 +117,7 @@ def verify_chunks(store: Where, facts: Mapping[str, list[int]], *, full: bool, g
 
 
 def finish(store: Where, groups: list[str], attributes: Mapping[str, Any], status: str = STATUS_COMPLETE) -> None:
-    """Consolidate metadata and flip every group to `status`, the root last. Raises StorageError."""
+    """Set `status` on every group, the root last, and consolidate metadata. Raises StorageError."""
     import zarr
 
     place = place_of(store)
@@ -141,13 +138,13 @@ def consolidate(store: Where) -> None:
 
     place = place_of(store)
     with warnings.catch_warnings(), place.writing():
-        # v3 has consolidated metadata by convention only, and the run folder is not a Zarr node: both are known here
+        # zarr warns that v3 does not specify consolidated metadata, and that the run folder is not a Zarr node
         warnings.simplefilter("ignore", ZarrUserWarning)
         zarr.consolidate_metadata(place.zarr_store())
 
 
 def plan_content(store: Where) -> dict[str, Any] | None:
-    """The frozen plan of a store as it was written; None when there is none, ValueError when it is damaged.
+    """Read the frozen plan of a store; None if there is none. Raises ValueError if it is damaged.
 
     `pipeline.planning.plan` interprets it; this module only quotes it.
     """
@@ -156,7 +153,7 @@ def plan_content(store: Where) -> dict[str, Any] | None:
 
 
 def status(store: Where) -> str:
-    """Status word of a store. IntegrityError when there is no readable group."""
+    """Return the status of a store. Raises IntegrityError if its root metadata cannot be read."""
     try:
         attributes = json.loads(place_of(store).read("zarr.json") or b"")["attributes"]
     except (OSError, ValueError, KeyError, TypeError) as error:

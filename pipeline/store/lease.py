@@ -1,13 +1,4 @@
-"""One run per store at a time: a lease in the store itself, which lapses when its holder does not renew it.
-
-`_run/lease.json`, or `_run/lease-J-of-N.json` of a part, is made by a conditional write and never changed. Its holder
-renews it by writing `_run/lease.beat-OWNER`, which nobody else writes, so that a late renewal cannot undo that another
-run has taken over. Ages go by the clock of the storage, so clocks of machines need not agree.
-
-Whoever finds a lease that has lapsed announces itself (`_run/lease.heir-OWNER`) and looks at the age once more before
-it deletes the lease; a holder writes its renewal first and looks for an heir afterwards. So of two at once, at least
-one sees the other. A holder that could not renew in time writes nothing until it has renewed.
-"""
+"""Leases that allow one run per store at a time and lapse if their holder does not renew them."""
 
 from __future__ import annotations
 
@@ -33,18 +24,27 @@ if TYPE_CHECKING:
 
 LAPSE_ENV = "SEN2FINE_LEASE_S"
 _LAPSE_S = 75.0
-_OLD_LAPSE_S = 600.0  # of leases that do not say; versions before wrote them
-_RENEWALS = 3  # within the time after which a lease lapses
-_VALID = 5 / 6  # of that time the holder trusts its last renewal
+_OLD_LAPSE_S = 600.0  # for leases of older versions, which do not state it
+_RENEWALS = 3  # per lapse time
+_VALID = 5 / 6  # share of the lapse time for which the last renewal is trusted
 _POLL_S = 1.0
-_DATED_S = 1.0  # object stores date to the second
-_TICK_S = 0.05  # file systems date by the kernel's tick
-_GOODBYE_S = 5.0  # a renewal that hangs on a dead server is not waited for
+_DATED_S = 1.0  # resolution of object store timestamps
+_TICK_S = 0.05  # resolution of file system timestamps
+_GOODBYE_S = 5.0  # longest wait for a renewal that hangs on a dead server
 _WHOLE = f"{LEASES}.json"
 
 
 class Lease:
-    """A lease that this process holds."""
+    """A lease that this process holds.
+
+    A conditional write makes `_run/lease.json`, or `_run/lease-J-of-N.json` for a part, which then never changes. Only
+    the holder writes its renewals, to `_run/lease.beat-OWNER`, so a late renewal cannot undo a takeover. Ages are
+    measured by the clock of the storage, so the clocks of machines need not agree.
+
+    A process that finds a lapsed lease announces itself (`_run/lease.heir-OWNER`) and checks the age again before it
+    deletes the lease. A holder writes its renewal first and looks for an heir afterwards. If both act at once, at least
+    one sees the other. A holder that could not renew in time writes nothing until it has renewed.
+    """
 
     def __init__(self, place: Place, key: str, mine: Holder) -> None:
         self._place, self._key, self._mine = place, key, mine
@@ -61,7 +61,7 @@ class Lease:
 
     @property
     def place(self) -> Place:
-        """The store, written to only while the lease is held."""
+        """The store, guarded so that writes require the lease."""
         return self._place.guarded(self.require)
 
     @property
@@ -70,12 +70,12 @@ class Lease:
         return bool(self._taken)
 
     def require(self) -> None:
-        """LeaseLost unless the lease is ours now. Asks the storage only when the last renewal is too long ago."""
+        """Raise LeaseLost unless the lease is ours now. Reads the storage only if the last renewal is too old."""
         if self._taken or clock_s() >= self._valid_until:
             self.renew()
 
     def renew(self) -> None:
-        """Show life, then see that nobody has taken the lease: LeaseLost, for good, when somebody has."""
+        """Write a renewal, then check that nobody has taken the lease. Raises LeaseLost, permanently, if taken."""
         with self._lock:
             if not self._taken:
                 at = clock_s()
@@ -94,8 +94,8 @@ class Lease:
             )
 
     def take(self, rivals: Callable[[], list[str]], say: Say) -> None:
-        """Get hold of the lease, past those of runs that are gone. StoreHeld while another run lives."""
-        for rival in rivals():  # before anybody could see ours
+        """Acquire the lease, and delete lapsed ones that are in the way. Raises StoreHeld while another run lives."""
+        for rival in rivals():  # before our lease is visible
             _clear(self._place, rival, self._mine, say)
         self._show_life()
         while not self._place.create(self._key, self._content):
@@ -104,12 +104,12 @@ class Lease:
         self.renew()
 
     def require_alone(self, rivals: Callable[[], list[str]], say: Say) -> None:
-        """StoreHeld where a rival got hold of its lease at the same time; both have created theirs before they look."""
+        """Raise StoreHeld if a rival acquired its lease at the same time; both create theirs before they look."""
         for rival in rivals():
             _clear(self._place, rival, self._mine, say)
 
     def sweep(self) -> None:
-        """Delete what runs that were killed left of their leases. Whoever lives would have written since."""
+        """Delete old lease files of killed runs. Live runs renew theirs more often."""
         for key in self._place.names(LEASES.rpartition("/")[0]):
             if not key.startswith(f"{LEASES}.") or key in (_WHOLE, _beat(self._mine)):
                 continue
@@ -126,7 +126,7 @@ class Lease:
                 pause_s = self._mine.lapse_s / _RENEWALS
 
     def release(self) -> None:
-        """Give it back, if it is ours."""
+        """Delete the renewals, and the lease if it is still ours."""
         with suppress(OSError, PipelineError):
             if not self._taken and clock_s() < self._valid_until and self._place.read(self._key) == self._content:
                 self._place.delete(self._key)
@@ -139,10 +139,10 @@ class Lease:
 
 @contextmanager
 def lease(store: Where, shard: str = "", say: Say = lambda _: None) -> Iterator[Lease]:
-    """Hold a store for one run, or one part of it. StoreHeld when another run holds the same and is alive.
+    """Hold a store for one run, or one part of it. Raises StoreHeld if another live run holds the same.
 
-    Different parts live side by side; a whole run and a part do not. A run that may be gone is waited for until its
-    lease lapses, a minute or so; `say` is told.
+    Different parts may run at the same time, a whole run and a part may not. If the holder may be gone, wait for its
+    lease to lapse, which takes about a minute, and report that through `say`.
     """
     place = place_of(store)
     mine = this_process(_lapse_s())
@@ -160,7 +160,7 @@ def lease(store: Where, shard: str = "", say: Say = lambda _: None) -> Iterator[
             held.sweep()
         yield held
     except StoreUnreachable:
-        away = True  # it would not hear the goodbye either; the lease lapses
+        away = True  # a release would fail too; the lease lapses instead
         raise
     finally:
         done.set()
@@ -185,7 +185,7 @@ def _lapse_s() -> float:
 
 
 def _parts(place: Place) -> list[str]:
-    """Leases of parts."""
+    """Return the keys of the leases of parts."""
     found = place.names(LEASES.rpartition("/")[0])
     return [key for key in found if key.startswith(f"{LEASES}-") and key.endswith(".json")]
 
@@ -199,7 +199,7 @@ def _heir(holder: Holder) -> str:
 
 
 def _clear(place: Place, key: str, mine: Holder, say: Say) -> None:
-    """Return when the lease `key` is gone: given back, or lapsed and deleted. StoreHeld when its holder lives."""
+    """Wait until the lease `key` is gone, or delete it once it has lapsed. Raises StoreHeld if its holder lives."""
     while (content := place.read(key)) is not None:
         held = read_holder(content, _OLD_LAPSE_S)
         if not held.has_ended:
@@ -208,7 +208,7 @@ def _clear(place: Place, key: str, mine: Holder, say: Say) -> None:
 
 
 def _wait_for_lapse(place: Place, key: str, content: bytes, held: Holder, say: Say) -> None:
-    """Return when a lease has lapsed or is gone; StoreHeld at the first sign of life."""
+    """Wait until a lease has lapsed or is gone. Raises StoreHeld at the first sign of life."""
     age_s = _age_s(place, key, held)
     if age_s is None or age_s >= held.lapse_s:
         return
@@ -238,7 +238,7 @@ def _held(place: Place, held: Holder, age_s: float) -> StoreHeld:
 
 
 def _age_s(place: Place, key: str, held: Holder) -> float | None:
-    """Seconds since a holder last showed life; None when its lease is gone."""
+    """Return seconds since a holder last renewed; None if its lease is gone."""
     made = place.age_s(key)
     if made is None:
         return None
@@ -247,9 +247,9 @@ def _age_s(place: Place, key: str, held: Holder) -> float | None:
 
 
 def _depose(place: Place, key: str, content: bytes, held: Holder, mine: Holder) -> None:
-    """Delete a lease that has lapsed, unless its holder shows life at the last moment."""
+    """Delete a lease that has lapsed, unless its holder has renewed meanwhile."""
     heir = _heir(held)
-    if not place.create(heir, mine.content()):  # another is at it
+    if not place.create(heir, mine.content()):  # another process is deleting it
         age_s = place.age_s(heir)
         if age_s is not None and age_s > held.lapse_s:
             place.delete(heir)
@@ -266,11 +266,14 @@ def _depose(place: Place, key: str, content: bytes, held: Holder, mine: Holder) 
 
 
 def _heir_left(place: Place, mine: Holder) -> bytes | None:
-    """Who is about to take our lease, after time to withdraw for the life that we have just shown; None: nobody is."""
+    """Return the announcement of an heir that still wants our lease, or None.
+
+    Waits first, since an heir that sees our renewal withdraws.
+    """
     until = clock_s() + mine.lapse_s / 2
     while (found := place.read(_heir(mine))) is not None and clock_s() < until:
         time.sleep(min(_POLL_S, mine.lapse_s / 20))
-    if found is not None and (place.age_s(_heir(mine)) or 0.0) > mine.lapse_s:  # it has died on the way
+    if found is not None and (place.age_s(_heir(mine)) or 0.0) > mine.lapse_s:  # the heir has died
         place.delete(_heir(mine))
         return None
     return found

@@ -1,7 +1,7 @@
-"""The groups of one zone: the 2.5 m arrays, finer ones, overviews, and what was measured; rasters, chunks, bands.
+"""The levels of one zone: the 2.5 m arrays, finer ones, overviews and the measured input.
 
-Overviews halve again and again: 5, 10, 20, 40 ... m. They are computed in blocks of whole chunks; levels whose chunks
-would become tiny are computed over the whole zone at once, from the last level of the blocks.
+Overviews halve the resolution repeatedly: 5, 10, 20, 40 ... m. They are computed in blocks of whole chunks, or over the
+whole zone, from the last level of the blocks, once chunks of a block would become too small.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 BANDED = ("reflectance", "uncertainty")  # arrays (time, band, y, x), whose chunks hold all bands; others lack `band`
 OVERVIEWS, MEASURED, FINER = "overviews", "measured", "finer"
-BLOCK_CHUNKS = 4  # chunks of 2.5 m along one side of a block; a shard is a block of its own
-_LEAST_CHUNK_PX = 48  # below, a level is many tiny files
-_SMALL_PX = 256  # an overview whose larger side is no more than this is the last
-_LEAST_FACTOR = 4  # 10 m is always there
+BLOCK_CHUNKS = 4  # chunks of 2.5 m along one side of a block; if sharded, a block is one shard
+_LEAST_CHUNK_PX = 48  # smaller chunks would make many tiny files
+_SMALL_PX = 256  # the first overview whose larger side is at most this is the last
+_LEAST_FACTOR = 4  # the 10 m overview always exists
 
 
 @dataclass(frozen=True)
 class Raster:
-    """Where a level's pixels lie: UTM zone, outer upper left corner in metres, GSD, shape (ny, nx)."""
+    """Georeference of a level: UTM zone, outer upper left corner in metres, GSD, shape (ny, nx)."""
 
     epsg: int
     left_m: float
@@ -36,7 +36,7 @@ class Raster:
 
     @property
     def transform(self) -> tuple[float, float, float, float, float, float]:
-        """Affine coefficients (a, b, c, d, e, f) as rasterio and STAC `proj:transform` write them."""
+        """Affine coefficients (a, b, c, d, e, f) as in rasterio and STAC `proj:transform`."""
         return self.gsd_m, 0.0, self.left_m, 0.0, -self.gsd_m, self.top_m
 
     @property
@@ -48,25 +48,28 @@ class Raster:
 
 @dataclass(frozen=True)
 class Level:
-    """One group of arrays of a zone. `path` is relative to the zone's group, "" for the 2.5 m arrays themselves."""
+    """One group of arrays of a zone. `path` is relative to the zone's group, "" for the 2.5 m arrays themselves.
+
+    A finer level has `parts` pixels along one side of a 2.5 m pixel.
+    """
 
     path: str
-    factor: int  # its pixel over 2.5 m; 1 for finer levels, whose `parts` says how many of theirs lie along one
+    factor: int  # pixel size over 2.5 m; 1 for finer levels
     raster: Raster
     chunk_px: int
     bands: tuple[str, ...]
     arrays: tuple[str, ...]
     shard_px: int = 0  # 0: unsharded
-    late: bool = False  # an overview made at the end, from the level before it
+    late: bool = False  # an overview computed at the end, from the previous level
     parts: int = 1
 
     @property
     def step_px(self) -> int:
-        """Side of what is stored as one object: a shard, or a chunk."""
+        """Side of one stored object: a shard, or a chunk."""
         return self.shard_px or self.chunk_px
 
     def chunk_key(self, array: str, time_index: int, row: int, col: int) -> str:
-        """Key of an object of an array, relative to the zone's group; `row` and `col` count objects.
+        """Return the key of a stored object, relative to the zone's group; `row` and `col` count objects.
 
         >>> Level("overviews/5m", 2, None, 240, ("B02",), ("quality",)).chunk_key("quality", 0, 1, 2)
         'overviews/5m/quality/c/0/1/2'
@@ -77,17 +80,17 @@ class Level:
 
 
 def gsd_name(gsd_m: float) -> str:
-    """Name of a level of that GSD: "5m" for 5.0, "2.5m" for 2.5."""
+    """Return the name of a level of that GSD: "5m" for 5.0, "2.5m" for 2.5."""
     return f"{gsd_m:g}m"
 
 
 def block_px(chunk_px: int, shard_px: int) -> int:
-    """Side of a block in 2.5 m px."""
+    """Return the side of a block in 2.5 m px."""
     return shard_px or BLOCK_CHUNKS * chunk_px
 
 
 def coarser(grid: Grid, factor: int) -> Raster:
-    """The grid in pixels `factor` times larger; the last row and column may stick out of it."""
+    """Return the grid in pixels `factor` times larger; the last row and column may extend beyond it."""
     ny, nx = (-(-length // factor) for length in grid.shape)
     return Raster(grid.epsg, grid.left_m, grid.top_m, grid.gsd_m * factor, (ny, nx))
 
@@ -95,7 +98,7 @@ def coarser(grid: Grid, factor: int) -> Raster:
 def overviews(
     grid: Grid, bands: tuple[str, ...], arrays: tuple[str, ...], chunk_px: int, shard_px: int = 0
 ) -> tuple[Level, ...]:
-    """Levels of 5, 10, 20 ... m, finest first, until the larger side is at most 256 px; 5 and 10 m at least."""
+    """Return levels of 5, 10, 20 ... m, finest first, until the larger side is at most 256 px; at least 5 and 10 m."""
     found: list[Level] = []
     block, factor, late = block_px(chunk_px, shard_px), 1, False
     while factor < _LEAST_FACTOR or max(found[-1].raster.shape) > _SMALL_PX:
@@ -111,7 +114,7 @@ def overviews(
 def finer(
     grid: Grid, outputs: Sequence[tuple[float, tuple[str, ...]]], arrays: tuple[str, ...], chunk_px: int, shard_px: int
 ) -> tuple[Level, ...]:
-    """Levels below 2.5 m, coarsest first, of `outputs` (GSD, bands); chunks have as many pixels as at 2.5 m."""
+    """Return the levels of `outputs` (GSD, bands) below 2.5 m, coarsest first. Chunks have as many px as at 2.5 m."""
     found = []
     for gsd_m, bands in outputs:
         fine = grid.at_gsd(gsd_m)
@@ -122,7 +125,7 @@ def finer(
 
 
 def measured(grid: Grid, bands: tuple[str, ...], chunk_px: int, shard_px: int = 0) -> tuple[Level, ...]:
-    """Levels of 10, 20 and 60 m that hold the input of the bands measured at that GSD."""
+    """Return the levels of 10, 20 and 60 m that hold the input of the bands measured at that GSD."""
     found = []
     for gsd_m in GSDS_M:
         if native := bands_at(gsd_m, bands):

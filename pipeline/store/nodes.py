@@ -1,4 +1,4 @@
-"""Arrays and groups below an opened group of a store, each as what it is expected to be."""
+"""Arrays and groups of an opened Zarr group, with their kind checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def array_at(group: zarr.Group, path: str) -> zarr.Array[Any]:
-    """The array at `path`. KeyError where nothing is there, TypeError where a group is."""
+    """Return the array at `path`. Raises KeyError if nothing is there, TypeError if it is a group."""
     import zarr
 
     found = group[path]
@@ -23,7 +23,7 @@ def array_at(group: zarr.Group, path: str) -> zarr.Array[Any]:
 
 
 def group_at(group: zarr.Group, path: str) -> zarr.Group:
-    """The group at `path`. KeyError where nothing is there, TypeError where an array is."""
+    """Return the group at `path`. Raises KeyError if nothing is there, TypeError if it is an array."""
     import zarr
 
     found = group[path]
@@ -34,11 +34,11 @@ def group_at(group: zarr.Group, path: str) -> zarr.Group:
 
 
 def values_at(group: zarr.Group, path: str) -> NDArray[Any]:
-    """All values of the array at `path`. Errors as of `array_at`."""
+    """Return all values of the array at `path`. Raises as `array_at`."""
     return np.asarray(array_at(group, path)[:])
 
 
 def dimensions(array: zarr.Array[Any]) -> tuple[str, ...] | None:
-    """Names of an array's dimensions; None where it has none, as in Zarr's second format."""
+    """Return the dimension names of an array; None if it has none, as in Zarr v2."""
     names = getattr(array.metadata, "dimension_names", None)
     return None if names is None else tuple(map(str, names))

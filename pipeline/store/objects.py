@@ -1,11 +1,6 @@
-"""A store in an object store (S3, Google Cloud Storage, Azure), by obstore; its failures in words, without secrets.
+"""Stores in an object store (S3, Google Cloud Storage, Azure) through obstore, with errors that hold no secrets.
 
-In: a URL; credentials, region and endpoint from the environment, as obstore reads them (AWS_..., GOOGLE_..., AZURE_).
-Out: an `ObjectPlace`. Imports errors and keys; obstore and zarr inside functions.
-
-Two rules make lost answers harmless. A plain PUT is whole or not at all, and the same bytes put twice are the same
-object. A conditional PUT is not repeatable: after a lost answer it says that the object exists, although it is ours;
-so whoever creates looks at what is there, and content unique to its writer tells (icechunk's design document 017).
+Credentials, region and endpoint come from the environment, as obstore reads them (AWS_..., GOOGLE_..., AZURE_...).
 """
 
 from __future__ import annotations
@@ -33,9 +28,9 @@ if TYPE_CHECKING:
 
 
 PATIENCE_ENV = "SEN2FINE_STORE_PATIENCE_S"
-_PATIENCE_S = 90.0  # of one request, over all its tries; less than the grace of a job that is asked to stop
-_LISTED = 1000  # objects that one request lists or deletes
-_TRIES = 3  # of a conditional PUT, each with its own patience
+_PATIENCE_S = 90.0  # of one request with all retries; shorter than the grace period of a job that is asked to stop
+_LISTED = 1000  # objects per list or delete request
+_TRIES = 3  # of a conditional PUT, each with its own retry timeout
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 15.0
 _SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
 _OWN_CREDENTIALS = (
@@ -57,7 +52,10 @@ _CURE = "run the same command again later, it continues where it stopped"
 
 @dataclass(frozen=True)
 class ObjectPlace:
-    """A prefix of a bucket, by its URL."""
+    """A prefix of a bucket, by its URL.
+
+    A plain PUT is atomic, and can be retried because the same bytes give the same object.
+    """
 
     url: str
     guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
@@ -73,30 +71,30 @@ class ObjectPlace:
 
     @property
     def picture(self) -> Path:
-        """In the working folder, named as the store."""
+        """File in the working folder, named after the store."""
         return Path(unquote(PurePosixPath(urlsplit(self.url).path).name)).with_suffix(".png")
 
     def absolute(self) -> ObjectPlace:
-        """The same: URLs are absolute."""
+        """Return the same place: URLs are absolute."""
         return self
 
     def shown(self, key: str) -> str:
-        """The object's URL."""
+        """Return the object's URL."""
         return f"{self.url}/{key}"
 
     def exists(self) -> bool:
-        """True when any object lies under the prefix."""
+        """Return whether any object lies under the prefix."""
         import obstore
 
         with self.reading():
             return any(len(batch) > 0 for batch in obstore.list(self._client, chunk_size=1))
 
     def guarded(self, guard: Callable[[], None]) -> ObjectPlace:
-        """The same prefix."""
+        """Return the same prefix with a guard."""
         return ObjectPlace(self.url, guard)
 
     def walk(self) -> Iterator[str]:
-        """All objects under the prefix; there are no folders."""
+        """Yield the keys of all objects under the prefix; there are no folders."""
         import obstore
 
         with self.reading():
@@ -104,7 +102,7 @@ class ObjectPlace:
                 yield from (meta["path"] for meta in batch)
 
     def read(self, key: str) -> bytes | None:
-        """Content of one object."""
+        """Read one object."""
         import obstore
 
         with self.reading():
@@ -115,17 +113,17 @@ class ObjectPlace:
         return None
 
     def size(self, key: str) -> int | None:
-        """Bytes of one object, by HEAD."""
+        """Return the size of one object in bytes, by HEAD."""
         import obstore
 
         with self.reading():
             try:
                 return int(obstore.head(self._client, key)["size"])
-            except FileNotFoundError:  # a HEAD has no body that could say more
+            except FileNotFoundError:  # a HEAD response has no body that would name a missing bucket
                 return None
 
     def age_s(self, key: str) -> float | None:
-        """Seconds by the object store's clock, which is asked for by an object written now."""
+        """Return the age in seconds by the object store's clock, which is read from an object written now."""
         import obstore
 
         now = f"{LEASES}.clock-{uuid4().hex}"
@@ -140,21 +138,25 @@ class ObjectPlace:
         return float(seconds)
 
     def names(self, folder: str) -> list[str]:
-        """Objects directly under a prefix."""
+        """Return the objects directly under a prefix."""
         import obstore
 
         with self.reading():
             return sorted(meta["path"] for meta in obstore.list_with_delimiter(self._client, folder)["objects"])
 
     def write(self, key: str, content: bytes) -> None:
-        """One PUT."""
+        """Write one object by one PUT."""
         import obstore
 
         with self.writing():
             obstore.put(self._client, key, content, use_multipart=False)
 
     def create(self, key: str, content: bytes) -> bool:
-        """A conditional PUT; whoever's content is there afterwards has made it."""
+        """Create one object by a conditional PUT.
+
+        A conditional PUT is not repeatable: after a lost answer it reports that the object exists, although we wrote
+        it. So compare the content, which is unique to its writer (icechunk's design document 017).
+        """
         import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 
@@ -166,10 +168,10 @@ class ObjectPlace:
                 found = self.read(key)
                 if found is not None:
                     return found == content
-                if isinstance(error, AlreadyExistsError):  # and deleted since
+                if isinstance(error, AlreadyExistsError):  # and it was deleted since
                     return False
                 if isinstance(error, NotSupportedError) or "status code: 501" in str(error):
-                    self.write(key, content)  # a server without conditional PUT: the last of two wins
+                    self.write(key, content)  # a server without conditional PUT: the last writer wins
                     return self.read(key) == content
                 explained = _explained(error, self.url)
                 if last or not isinstance(explained, StoreUnreachable):
@@ -179,14 +181,14 @@ class ObjectPlace:
         return False
 
     def delete(self, key: str) -> None:
-        """One DELETE."""
+        """Delete one object."""
         import obstore
 
         with self.writing(), suppress(FileNotFoundError):
             obstore.delete(self._client, key)
 
     def clear(self, kept: tuple[str, ...]) -> None:
-        """Delete objects, as many at once as one request takes; the guard is asked before each."""
+        """Delete objects in batches of one request each, and call the guard before each batch."""
         batch: list[str] = []
         for key in self.walk():
             if not key.startswith(kept):
@@ -204,14 +206,14 @@ class ObjectPlace:
                 obstore.delete(self._client, keys)
 
     def tidy(self, *, whole: bool) -> None:
-        """Nothing: there are no folders."""
+        """Do nothing: there are no folders."""
 
     def sweep(self) -> int:
-        """Nothing: an interrupted PUT leaves no object."""
+        """Do nothing: an interrupted PUT leaves no object."""
         return 0
 
     def zarr_store(self, group: str = "") -> Store:
-        """A Zarr store over the group's prefix."""
+        """Return a Zarr store over the group's prefix."""
         from zarr.storage import ObjectStore
 
         url = f"{self.url}/{group}" if group else self.url
@@ -228,7 +230,7 @@ class ObjectPlace:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """An object store's failures as PipelineErrors; FileNotFoundError passes, unless the bucket is missing."""
+        """Raise an object store's errors as PipelineErrors; FileNotFoundError passes, unless the bucket is missing."""
         from obstore.exceptions import BaseError
 
         try:
@@ -243,7 +245,7 @@ class ObjectPlace:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Like `reading`; an object that cannot be put because something is not found is a failure as well."""
+        """Like `reading`, but FileNotFoundError on a PUT is an error as well."""
         from obstore.exceptions import BaseError
 
         self._require()
@@ -253,7 +255,7 @@ class ObjectPlace:
             raise
         except (BaseError, OSError) as error:
             if isinstance(error, FileNotFoundError) and not _HOST.search(str(error)):
-                raise  # zarr's, of a group that is not there
+                raise  # raised by zarr for a missing group
             raise _explained(error, self.url) from None
 
     def _require_bucket(self, error: FileNotFoundError) -> None:
@@ -262,7 +264,7 @@ class ObjectPlace:
 
 
 def _environment() -> frozenset[tuple[str, str]]:
-    """Settings that obstore reads; part of the clients' key, so that renewed credentials are used."""
+    """Return the settings that obstore reads. Clients are cached by them, so renewed credentials take effect."""
     return frozenset(item for item in os.environ.items() if item[0].startswith(_SETTINGS))
 
 
@@ -279,7 +281,7 @@ def _patience_s() -> float:
 
 @lru_cache(maxsize=16)
 def _client(url: str, store: str, environment: frozenset[tuple[str, str]], patience_s: float) -> Client:
-    """The client of one prefix, kept for its connections. `environment` tells when another one is needed."""
+    """Return the client of one prefix, cached to keep its connections. `environment` is part of the cache key."""
     import obstore
     from obstore.exceptions import BaseError
 
@@ -287,7 +289,7 @@ def _client(url: str, store: str, environment: frozenset[tuple[str, str]], patie
     try:
         if not names.intersection(_OWN_CREDENTIALS):
             probe = _connect(url, environment, 3.0)
-            try:  # the machine itself may hold credentials; where it does not, nobody should wait long to hear so
+            try:  # credentials may come from an instance metadata service; fail soon if there is none
                 obstore.head(probe, "zarr.json")
             except FileNotFoundError:
                 pass
@@ -320,7 +322,7 @@ def _connect(url: str, environment: frozenset[tuple[str, str]], patience_s: floa
 
 
 def _explained(error: Exception, store: str) -> PipelineError:
-    """The failure in one line that holds host, status and the store's code only: bodies of answers may hold keys."""
+    """Return the error with host, status and error code only, since response bodies may hold keys."""
     text = str(error)
     host, code, status = (found[1] if (found := p.search(text)) else "" for p in (_HOST, _CODE, _STATUS))
     said = " ".join(filter(None, (status, code)))

@@ -1,7 +1,4 @@
-"""What was stored of overviews: a record per block of them, as receipts are for units.
-
-In: records. Out: small JSON files under `_run/overviews`. Imports keys and place.
-"""
+"""Records of stored overviews, one small JSON file per block under `_run/overviews`."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ FOLDER = f"{RUN_FOLDER}/overviews"
 
 @dataclass(frozen=True)
 class Record:
-    """What a block's overviews rest on: the units that had receipts, what was stored, and how long it took."""
+    """The units with receipts that a block's overviews were made from, what was stored, and how long it took."""
 
     plan_digest: str
     units: tuple[str, ...]
@@ -31,17 +28,17 @@ class Record:
 
 
 def write(store: Place, name: str, record: Record) -> None:
-    """Put the record of the block `name`; its overviews must already be in place."""
+    """Write the record of the block `name`; its overviews must already be in place."""
     store.write(key_of(name), sealed.dump(asdict(record)))
 
 
 def forget(store: Place, name: str) -> None:
-    """Take a record away, so that its overviews are made again."""
+    """Delete a record, so that its overviews are made again."""
     store.delete(key_of(name))
 
 
 def read(store: Place, digest: str, name: str) -> Record | None:
-    """The record of that name; None when there is none, it is damaged, or it belongs to another plan."""
+    """Read the record of that name; None if it is missing, damaged or of another plan."""
     try:
         content = sealed.load(store.read(key_of(name)) or b"")
         record = Record(**{**content, "units": tuple(content["units"]), "chunks": stored(content["chunks"])})
@@ -51,13 +48,13 @@ def read(store: Place, digest: str, name: str) -> Record | None:
 
 
 def read_many(store: Place, digest: str, names: list[str]) -> list[Record | None]:
-    """The same of many names, in their order."""
+    """Read the records of many names, in their order."""
     with ThreadPoolExecutor(store.hands) as pool:
         return list(pool.map(read, repeat(store), repeat(digest), names))
 
 
 def read_all(store: Place, digest: str) -> dict[str, Record]:
-    """{name: record} of all that belong to this plan."""
+    """Return {name: record} of all records of this plan."""
     keys = (key for key in store.names(FOLDER) if key.endswith(".json"))
     names = [key.removeprefix(f"{FOLDER}/").removesuffix(".json") for key in keys]
     found = zip(names, read_many(store, digest, names), strict=True)
@@ -65,5 +62,5 @@ def read_all(store: Place, digest: str) -> dict[str, Record]:
 
 
 def key_of(name: str) -> str:
-    """Where the record of that name lies."""
+    """Return the key of the record of that name."""
     return f"{FOLDER}/{name}.json"

@@ -1,8 +1,6 @@
-"""Overviews: the mean of measured pixels, the nearest class; block by block, then the coarsest over the whole zone.
+"""Overviews: means of measured pixels and nearest classes, computed by block, the coarsest over the whole zone.
 
-In: stored arrays. Out: coarser ones, written by `RegionWriter`. Imports levels and layout.
-
-Every level is made from the one before it as stored, so an overview depends on neither blocks nor the order of work.
+Each level is computed from the previous one as stored, so it depends on neither blocks nor the order of work.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ NODATA = {"reflectance": NODATA_DN, "uncertainty": NODATA_SPREAD}  # of the arra
 
 
 def mean_of_valid(values: NDArray[np.uint16], nodata: int) -> NDArray[np.uint16]:
-    """Half the size: mean of the 2 x 2 pixels that are not `nodata`, `nodata` where none is. (..., y, x).
+    """Halve (..., y, x): mean of the 2 x 2 pixels that are not `nodata`, `nodata` if all are.
 
-    Halves are rounded to even. Rounded up, every level would be 0.125 DN brighter than the one before it.
+    Halves are rounded to even. Rounded up, every level would be 0.125 DN brighter than the previous one.
     """
     quarters = _quarters(values, fill=nodata)
     if not any((quarter == nodata).any() for quarter in quarters):
@@ -50,15 +48,15 @@ def mean_of_valid(values: NDArray[np.uint16], nodata: int) -> NDArray[np.uint16]
 
 
 def nearest_class(classes: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Half the size, one of 2 x 2 pixels: alternately the lower right and the upper left, so that levels do not drift.
+    """Halve classes: take one of 2 x 2 pixels, alternately the lower right and the upper left to prevent a drift.
 
-    `factor` is that of the result over 2.5 m.
+    `factor` is the pixel size of the result over 2.5 m.
     """
     return _quarters(classes, fill=None)[3 if factor.bit_length() % 2 == 0 else 0]
 
 
 def _quarters(values: NDArray[Any], fill: int | None) -> list[NDArray[Any]]:
-    """The four pixels of every 2 x 2 block, as four arrays; odd edges continue with `fill`, or None: themselves."""
+    """Return the four pixels of every 2 x 2 block as four arrays. Odd edges get `fill`, or edge values if None."""
     pad = [(0, 0)] * (values.ndim - 2) + [(0, length % 2) for length in values.shape[-2:]]
     if any(after for _, after in pad):
         values = np.pad(values, pad, mode="edge") if fill is None else np.pad(values, pad, constant_values=fill)
@@ -66,7 +64,7 @@ def _quarters(values: NDArray[Any], fill: int | None) -> list[NDArray[Any]]:
 
 
 def halve(name: str, values: NDArray[Any], factor: int) -> NDArray[Any]:
-    """The next overview of an array of the store; `factor` is that of the result over 2.5 m."""
+    """Return the next overview of an array; `factor` is the pixel size of the result over 2.5 m."""
     nodata = NODATA.get(name)
     return nearest_class(values, factor) if nodata is None else mean_of_valid(values, nodata)
 
@@ -76,7 +74,8 @@ def build_block(
 ) -> dict[str, list[int]]:
     """Write the overviews `levels` of one block of 2.5 m pixels. Returns {chunk key: [bytes, crc32]}.
 
-    Whole chunks of every level, read in strips. RuntimeError or ValueError where stored bytes are damaged.
+    Writes whole chunks of every level and reads the array in strips. Raises RuntimeError or ValueError if stored bytes
+    are damaged.
     """
     import zarr
 
@@ -94,7 +93,7 @@ def build_block(
 
 
 def _first(source: zarr.Group, name: str, level: Level, time_index: int, rows: slice, cols: slice) -> NDArray[Any]:
-    """The finest overview of a block, from chunk rows of the array itself."""
+    """Compute the finest overview of a block from chunk rows of the array itself."""
     array = array_at(source, name)
     step = 2 * (array.shards or array.chunks)[-1]
     stop = min(rows.stop, array.shape[-2])
@@ -106,7 +105,7 @@ def _first(source: zarr.Group, name: str, level: Level, time_index: int, rows: s
 
 
 def _stored(group: zarr.Group, name: str, where: tuple[Any, ...]) -> NDArray[Any]:
-    """Part of an array, nodata as in `NODATA` whatever the store's format."""
+    """Read part of an array, with nodata as in `NODATA` for every store format."""
     array = array_at(group, name)
     values = np.asarray(array[where])
     if name == "uncertainty" and array.fill_value != NODATA_SPREAD:
@@ -131,7 +130,7 @@ def _write(
 
 
 def build_late(store: Where, group: str, time_index: int, source: Level, level: Level) -> dict[str, list[int]]:
-    """Write the overview `level` over the whole zone from `source`, the level before it, strip by strip."""
+    """Write the overview `level` over the whole zone from `source`, the previous level, strip by strip."""
     import zarr
 
     place = place_of(store)

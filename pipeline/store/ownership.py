@@ -1,4 +1,4 @@
-"""Whose a place is, before anything in it is continued or deleted."""
+"""Determine what a place holds before anything in it is continued or deleted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Standing(Enum):
-    """What is found at a place."""
+    """What a place holds."""
 
     EMPTY = "nothing but leases"
     BEGINNING = "a store whose beginning was interrupted"
@@ -24,7 +24,7 @@ class Standing(Enum):
 
 
 def standing(place: Place) -> Standing:
-    """What is at a place; nothing is changed."""
+    """Return what a place holds, without changing it."""
     if place.size(PLAN_KEY) is not None:
         return Standing.BEGUN
     if all(key.startswith(LEASES) or key == f"{RUN_FOLDER}/" or _half_written(key) for key in place.walk()):
@@ -35,12 +35,12 @@ def standing(place: Place) -> Standing:
 
 
 def _half_written(key: str) -> bool:
-    """True for what a run that was killed left of the first file that it wrote into its folder."""
+    """Return whether a key is a temporary file that a killed run left in the run folder."""
     return key.startswith(f"{RUN_FOLDER}/") and is_temporary(key)
 
 
 def _signed(place: Place) -> bool:
-    """True where metadata or receipts say that a run of ours wrote here."""
+    """Return whether metadata or receipts show that a run of ours wrote here."""
     if any(key.endswith(".json") for key in place.names(f"{RUN_FOLDER}/receipts")):
         return True
     try:

@@ -1,7 +1,6 @@
-"""Where a store lives: a folder, or a prefix of an object store; small files are read and put there whole.
+"""Locations of stores: a local folder or a prefix of an object store, with atomic reads and writes of small files.
 
-In: a path or URL. Out: a `Place`, which the rest of this room and execution ask instead of the file system. Imports
-errors, and objects.py for URLs. Keys are relative, with slashes: "_run/plan.json".
+Keys are relative, with slashes, such as "_run/plan.json".
 """
 
 from __future__ import annotations
@@ -34,104 +33,104 @@ if TYPE_CHECKING:
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # one letter is a Windows drive
-_REMOVED = "removed-"  # folder within the run's, for what is about to be deleted
+_REMOVED = "removed-"  # prefix of folders in the run folder whose content is about to be deleted
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Place(Protocol):
-    """Home of one store. Immutable and picklable; str() shows it as the user named it, without credentials.
+    """Location of one store. Immutable and picklable; str() shows it as the user named it, without credentials.
 
-    Writing raises StorageError; where an object store does not answer, every method raises StoreUnreachable.
+    Writing raises StorageError. Every method raises StoreUnreachable if an object store does not answer.
     """
 
     @property
     def hands(self) -> int:
-        """How many questions at once make sense."""
+        """Number of concurrent requests that make sense."""
         ...
 
     @property
     def picture(self) -> Path:
-        """The local file of the store's quicklook."""
+        """Local file of the store's quicklook."""
         ...
 
     def absolute(self) -> Place:
-        """The same place, whatever the working folder."""
+        """Return the same place, independent of the working folder."""
         ...
 
     def shown(self, key: str) -> str:
-        """Name of one file, for people."""
+        """Return the name of one file for messages."""
         ...
 
     def exists(self) -> bool:
-        """True when anything is there."""
+        """Return whether anything is there."""
         ...
 
     def guarded(self, guard: Guard) -> Place:
-        """The same place, which calls `guard` before anything is written; what it raises keeps that from happening."""
+        """Return the same place with `guard` called before each write; the write does not happen if it raises."""
         ...
 
     def walk(self) -> Iterator[str]:
-        """Keys of all files, in any order; of empty folders too, with a slash at the end."""
+        """Yield the keys of all files, in any order, and of empty folders with a slash at the end."""
         ...
 
     def read(self, key: str) -> bytes | None:
-        """Content of a file; None when there is none."""
+        """Return the content of a file; None if there is none."""
         ...
 
     def size(self, key: str) -> int | None:
-        """Bytes of a file; None when there is none."""
+        """Return the size of a file in bytes; None if there is none."""
         ...
 
     def age_s(self, key: str) -> float | None:
-        """Seconds since a file was written, by the clock that dated it; None when there is none."""
+        """Return the seconds since a file was written, by the clock that dated it; None if there is none."""
         ...
 
     def names(self, folder: str) -> list[str]:
-        """Sorted keys of the files directly in a folder; empty when there is no folder."""
+        """Return the sorted keys of the files directly in a folder; empty if there is no folder."""
         ...
 
     def write(self, key: str, content: bytes) -> None:
-        """Put a file whole or not at all."""
+        """Write a file atomically."""
         ...
 
     def create(self, key: str, content: bytes) -> bool:
-        """Put a file only where there is none; False when there is another. `content` must be unique to its writer."""
+        """Write a file only if there is none; False if there is another. `content` must be unique to its writer."""
         ...
 
     def delete(self, key: str) -> None:
-        """Take a file away, if there is one."""
+        """Delete a file, if there is one."""
         ...
 
     def clear(self, kept: tuple[str, ...]) -> None:
-        """Take everything away but the files of `_run` whose keys begin with one of `kept`."""
+        """Delete everything but the files of `_run` whose keys begin with one of `kept`."""
         ...
 
     def tidy(self, *, whole: bool) -> None:
-        """Remove the run's folder where it is empty, and with `whole` the place itself."""
+        """Remove the run's folder if it is empty, and with `whole` the place itself."""
         ...
 
     def sweep(self) -> int:
-        """Remove temporary files that killed processes left; returns how many. Only with no run alive."""
+        """Remove temporary files of killed processes and return how many. Call it only while no run is active."""
         ...
 
     def zarr_store(self, group: str = "") -> str | Store:
-        """What `zarr.open_group` and `xarray.open_zarr` take."""
+        """Return what `zarr.open_group` and `xarray.open_zarr` take."""
         ...
 
     def reading(self) -> AbstractContextManager[None]:
-        """Around code that reads through zarr: an object store's failures in words."""
+        """Wrap code that reads through zarr, and raise an object store's errors as PipelineErrors."""
         ...
 
     def writing(self) -> AbstractContextManager[None]:
-        """Around code that writes through zarr: refusals in words, as StorageError."""
+        """Wrap code that writes through zarr, and raise refusals as StorageError."""
         ...
 
 
-Where = Place | Path | str  # whatever names a store
+Where = Place | Path | str  # anything that names a store
 
 
 def place_of(where: Where) -> Place:
-    """The place that a path or URL names. UsageError for an address of another kind, or one that holds a secret."""
+    """Return the place that a path or URL names. Raises UsageError if it is unsupported or holds a secret."""
     if not isinstance(where, Path | str):
         return where
     found = _ADDRESS.fullmatch(str(where))
@@ -173,27 +172,27 @@ class LocalPlace:
 
     @property
     def picture(self) -> Path:
-        """Beside the store."""
+        """File beside the store."""
         return self.path.with_suffix(".png")
 
     def absolute(self) -> LocalPlace:
-        """The path resolved. OSError when it cannot be."""
+        """Return the place with a resolved path. Raises OSError if it cannot be resolved."""
         return LocalPlace(self.path.resolve(), self.guard)
 
     def shown(self, key: str) -> str:
-        """The file's path."""
+        """Return the file's path."""
         return str(self.path / key)
 
     def exists(self) -> bool:
-        """True for a file as well: it stands in the way."""
+        """Return whether the path exists, even as a file, which is in the way of the folder."""
         return self.path.exists()
 
     def guarded(self, guard: Guard) -> LocalPlace:
-        """The same folder."""
+        """Return the same folder with a guard."""
         return LocalPlace(self.path, guard)
 
     def walk(self) -> Iterator[str]:
-        """By walking; a file in the place's stead is one without a name."""
+        """Walk the folder. A file in its place has an empty key."""
         if self.path.exists() and not self.path.is_dir():
             yield ""
         for folder, inside, files in os.walk(self.path):
@@ -204,19 +203,19 @@ class LocalPlace:
                 yield f"{at.as_posix()}/"
 
     def read(self, key: str) -> bytes | None:
-        """Content; OSError when the disk refuses to read."""
+        """Return the content of a file; None if there is none. Raises OSError if it cannot be read."""
         try:
             return (self.path / key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def size(self, key: str) -> int | None:
-        """Bytes."""
+        """Return the size of a file in bytes."""
         path = self.path / key
         return path.stat().st_size if path.is_file() else None
 
     def age_s(self, key: str) -> float | None:
-        """Seconds by the file system's clock, which a file written now tells: a server's may differ from ours."""
+        """Return the age by the clock of a file written now, since a file server's clock may differ from ours."""
         try:
             written = (self.path / key).stat().st_mtime
         except (FileNotFoundError, NotADirectoryError):
@@ -233,21 +232,21 @@ class LocalPlace:
         return now - written
 
     def names(self, folder: str) -> list[str]:
-        """Files of a folder, temporary ones left out."""
+        """Return the files of a folder without temporary ones."""
         found = (self.path / folder).glob("*")
         return sorted(f"{folder}/{path.name}" for path in found if path.suffix != ".partial" and path.is_file())
 
     def write(self, key: str, content: bytes) -> None:
-        """Write beside, bring to disk, rename."""
+        """Write a temporary file, fsync it and rename it."""
         self._require()
         try:
             write_atomic(self.path / key, content)
         except StorageError:
-            self._require()  # the folder is missing where another run has begun the store anew meanwhile
+            self._require()  # the folder is missing if another run is recreating the store
             raise
 
     def create(self, key: str, content: bytes) -> bool:
-        """Write beside, then link under the name, which fails where there is one."""
+        """Write a temporary file, then hard-link it to the name, which fails if that exists."""
         self._require()
         path = self.path / key
         partial = partial_path(path)
@@ -258,7 +257,7 @@ class LocalPlace:
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-                with path.open("xb") as file:  # a file system without links: a kill now leaves a file without content
+                with path.open("xb") as file:  # a file system without links: a kill now leaves an empty file
                     file.write(content)
         except FileExistsError:
             return False
@@ -271,13 +270,13 @@ class LocalPlace:
         return True
 
     def delete(self, key: str) -> None:
-        """Unlink."""
+        """Delete a file, if there is one."""
         self._require()
         with suppress(NotADirectoryError):
             (self.path / key).unlink(missing_ok=True)
 
     def clear(self, kept: tuple[str, ...]) -> None:
-        """Move everything aside, then delete it there: what somebody writes to its old place meanwhile is not hit."""
+        """Move everything aside and delete it there, so that files written to the old paths meanwhile are kept."""
         run = self.path / RUN_FOLDER
         aside = run / f"{_REMOVED}{uuid4().hex}"
         try:
@@ -295,14 +294,14 @@ class LocalPlace:
             ) from error
 
     def tidy(self, *, whole: bool) -> None:
-        """As far as the system allows."""
+        """Remove empty folders, if the system allows it."""
         with suppress(OSError):
             (self.path / RUN_FOLDER).rmdir()
             if whole:
                 self.path.rmdir()
 
     def sweep(self) -> int:
-        """Remove temporary files, ours and zarr's; those of the user, by whatever name, stay."""
+        """Remove temporary files, ours and zarr's, but no other files that end in .partial."""
         leftovers = [path for path in self.path.rglob("*.partial") if is_temporary(path.name) and path.is_file()]
         for path in leftovers:
             self._require()
@@ -310,7 +309,7 @@ class LocalPlace:
         return len(leftovers)
 
     def zarr_store(self, group: str = "") -> str | Store:
-        """The group's folder."""
+        """Return the group's folder, or a guarded store over it."""
         path = self.path / group
         if self.guard is None:
             return str(path)
@@ -325,12 +324,12 @@ class LocalPlace:
             self.guard()
 
     def reading(self) -> AbstractContextManager[None]:
-        """Nothing to put into words: a disk's failures on reading are as good as damage to the file."""
+        """Translate nothing: callers treat read errors of a disk as damaged files."""
         return nullcontext()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """The system's refusals as StorageError."""
+        """Raise operating system errors as StorageError."""
         self._require()
         try:
             yield

@@ -1,6 +1,6 @@
-"""The record of a publication: what a finished store says about itself, and the digest of each of its small files.
+"""The publication record: what a finished store states about itself, and the digest of each of its small files.
 
-Data chunks are in the receipts; receipts carry checksums of their own.
+Data chunks are covered by the receipts, which carry checksums of their own.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place
 
 KEY = f"{RUN_FOLDER}/COMPLETE.json"
-FACTS = ("valid_fraction", "scenes_used", "units", "quarantined")  # what every record says of the units
+FACTS = ("valid_fraction", "scenes_used", "units", "quarantined")  # in every record
 _OTHERS = ("plan_digest", "status", "attributes", "files", "kept")
 
 
 @dataclass(frozen=True)
 class Published:
-    """Content of `_run/COMPLETE.json`. Stores published before digests were recorded have no `files`."""
+    """Content of `_run/COMPLETE.json`. Records of older versions have no `files`."""
 
     plan_digest: str
     status: str
-    facts: Mapping[str, Any]  # attributes that are known at the end only: FACTS and more
+    facts: Mapping[str, Any]  # attributes that are known only at the end: FACTS and more
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # path of a group -> its attributes
     files: Mapping[str, str] = field(default_factory=dict)  # key -> sha256 of what was published
-    kept: Mapping[str, str] = field(default_factory=dict)  # key -> content of those that no plan gives back
+    kept: Mapping[str, str] = field(default_factory=dict)  # key -> content of files that the plan cannot restore
 
 
 def digest(content: bytes) -> str:
-    """sha256 in hexadecimal."""
+    """Return the sha256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def dump(record: Published) -> bytes:
-    """The file's content."""
+    """Return the content of the file."""
     content = {
         "plan_digest": record.plan_digest,
         "status": record.status,
@@ -51,11 +51,11 @@ def dump(record: Published) -> bytes:
         "files": record.files,
         "kept": record.kept,
     }
-    return sealed.dump(content, indent=1, sort_keys=False)  # attributes are written anew in this order
+    return sealed.dump(content, indent=1, sort_keys=False)  # attributes are rewritten in this order
 
 
 def read(place: Place) -> Published | None:
-    """The record of a store; None when there is none. ValueError when it is damaged."""
+    """Read the record of a store; None if there is none. Raises ValueError if it is damaged."""
     raw = place.read(KEY)
     if raw is None:
         return None
@@ -74,7 +74,7 @@ def read(place: Place) -> Published | None:
 
 
 def find(place: Place) -> Published | None:
-    """As `read`; None also when the record is damaged, which is for `pipeline.check` to say."""
+    """Read the record of a store; None also if it is damaged, which `pipeline.check` reports."""
     try:
         return read(place)
     except (OSError, ValueError):
@@ -82,7 +82,7 @@ def find(place: Place) -> Published | None:
 
 
 def attributes_of(zarr_json: bytes | None) -> dict[str, Any]:
-    """Attributes in a group's zarr.json. ValueError when that is damaged or missing."""
+    """Return the attributes in a group's zarr.json. Raises ValueError if it is damaged or missing."""
     content = json.loads(zarr_json or b"")
     attributes = content.get("attributes", {}) if isinstance(content, dict) else None
     if not isinstance(attributes, dict):

@@ -1,10 +1,8 @@
-"""Opening a finished store: one call, lazy and decoded.
+"""Open a finished store as a lazy, decoded xarray Dataset (one UTM zone) or DataTree (several).
 
-In: a path or URL. Out: an xarray Dataset (one UTM zone) or DataTree (several). Imports levels, layout, place, errors.
-
-With xarray alone: `xr.open_zarr(store)` for the 2.5 m arrays of one zone, `xr.open_groups(store, engine="zarr")` for
-all levels, or `xr.open_datatree(store, engine="zarr", group="overviews")`, and "measured". The whole store is no
-DataTree: in one, a group must share the coordinates of the group above it, and levels differ in x and y.
+With xarray alone, use `xr.open_zarr(store)` for the 2.5 m arrays of one zone, `xr.open_groups(store, engine="zarr")`
+for all levels, or `xr.open_datatree(store, engine="zarr", group="overviews")`, and "measured". The whole store is not a
+DataTree, because a group must share the coordinates of its parent and levels differ in x and y.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place, Where
 
 
-_OF_THE_STORE = ("groups", "multiscales", "zarr_conventions")  # which say nothing of one level, nor of a copy of it
+_OF_THE_STORE = ("groups", "multiscales", "zarr_conventions")  # do not apply to one level or to a copy of it
 _PACKING = ("scale_factor", "add_offset", "_FillValue")
 _TIME = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}  # as a run writes it
 _SMALL = ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated", "mtf")
@@ -44,12 +42,12 @@ _OURS = {*VARIABLES, *_SMALL, "x", "y", "time", "band"}
 def open_store(path: Where, gsd_m: float | None = None) -> xr.Dataset | xr.DataTree:
     """Open a store: `reflectance` in float32 with NaN for nodata, `quality`, `scl`, `uncertainty`, and its CRS.
 
-    Lazy; several UTM zones make a DataTree. `gsd_m` chooses an overview (5, 10, 20 ... m): means of the 2.5 m pixels;
-    or what a system gave below 2.5 m (1.25 m ...), all of it generated, whose means are the 2.5 m pixels.
-    `uncertainty` is NaN where reflectance is. Attributes that are lists of words or dictionaries, such as `scenes`, are
-    JSON text, so that `to_netcdf` takes them. A plain `xarray.open_zarr` decodes into float64: twice the memory.
-    Raises UsageError when `path` is no store of this pipeline or has nothing at that GSD; warns when the store is not
-    complete.
+    The arrays are lazy; several UTM zones make a DataTree. `gsd_m` selects an overview (5, 10, 20 ... m), which holds
+    means of the 2.5 m pixels, or a level below 2.5 m (1.25 m ...), which is all generated and whose means are the 2.5 m
+    pixels. `uncertainty` is NaN where reflectance is. Attributes that are lists of words or dictionaries, such as
+    `scenes`, are JSON text, so that `to_netcdf` accepts them. A plain `xarray.open_zarr` decodes into float64, twice
+    the memory. Raises UsageError if `path` is not a store of this pipeline or has nothing at that GSD. Warns if the
+    store is not complete.
     """
     import xarray as xr
 
@@ -64,7 +62,7 @@ def open_store(path: Where, gsd_m: float | None = None) -> xr.Dataset | xr.DataT
 
 
 def _level(location: Place, root: zarr.Group, groups: list[str], gsd_m: float) -> str:
-    """Path, within a zone's group, of the level of a GSD that every zone has. UsageError names those there are."""
+    """Return the path, within a zone's group, of a level that every zone has. Raises UsageError if there is none."""
     if gsd_m == TARGET_GSD_M:
         return ""
     folder = FINER if gsd_m < TARGET_GSD_M else OVERVIEWS
@@ -78,9 +76,10 @@ def _level(location: Place, root: zarr.Group, groups: list[str], gsd_m: float) -
 
 
 def open_measured(path: Where, zone: str = "") -> dict[int, xr.Dataset]:
-    """What went in, on its native grids: {10: B02 B03 B04 B08, 20: ..., 60: ...} as float32 reflectance, lazy.
+    """Open the measured input on its native grids: {10: B02 B03 B04 B08, 20: ..., 60: ...}, lazy float32 reflectance.
 
-    `zone` such as "utm31n" chooses one of several UTM zones. UsageError when it is not there, or must be given.
+    `zone`, such as "utm31n", selects one of several UTM zones. Raises UsageError if it is unknown, or missing but
+    needed.
     """
     location, root, attributes = _root(path)
     groups = groups_of(location, attributes)
@@ -93,7 +92,7 @@ def open_measured(path: Where, zone: str = "") -> dict[int, xr.Dataset]:
 
 
 def _root(path: Where) -> tuple[Place, zarr.Group, dict[str, Any]]:
-    """A store's place, root group and attributes. UsageError when it is none of ours."""
+    """Return a store's place, root group and attributes. Raises UsageError if it is not a store of this pipeline."""
     import zarr
 
     importlib.import_module("rioxarray")  # registers the `.rio` accessor that users expect to find
@@ -126,7 +125,7 @@ def _joined(*parts: str) -> str:
 
 
 def _gsds(root: zarr.Group, group: str, folder: str) -> list[str]:
-    """GSDs in metres, finest first, of the levels in a folder of a zone's group; none in stores of before."""
+    """Return the GSDs in metres, finest first, of the levels in a folder of a zone's group; none in older stores."""
     path = _joined(group, folder)
     if path not in root:
         return []
@@ -135,7 +134,7 @@ def _gsds(root: zarr.Group, group: str, folder: str) -> list[str]:
 
 
 def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
-    """One level of a zone; arrays that the run did not write are decoded as their own attributes say."""
+    """Open and decode one level of a zone. Arrays that the run did not write are decoded by their own attributes."""
     import xarray as xr
     import zarr
 
@@ -150,14 +149,14 @@ def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
     raw["time"].attrs = {**_TIME, **raw["time"].attrs}
     raw = xr.decode_cf(raw, mask_and_scale=False)
     dn = raw["reflectance"]
-    # float32: a DN needs 16 bits, so nothing is lost, and it halves the memory of xarray's float64
-    # and the offset in whole DN first, so that DN 1000 is exactly 0
+    # float32 holds 16-bit DN without loss and takes half the memory of xarray's float64.
+    # The offset is added in whole DN first, so that DN 1000 is exactly 0.
     values = ((dn + np.float32(CANONICAL_OFFSET_DN)) * np.float32(DN_SCALE)).where(dn != NODATA_DN)
     raw["reflectance"] = _unpacked(values, dn)
     if "uncertainty" in raw:
         spread = raw["uncertainty"]
         valid = spread != NODATA_SPREAD
-        if spread.attrs.get("_FillValue", 0) != NODATA_SPREAD:  # format 1, where 0 stands for nodata as well
+        if spread.attrs.get("_FillValue", 0) != NODATA_SPREAD:  # in format 1, 0 also stands for nodata
             valid &= dn != NODATA_DN
         raw["uncertainty"] = _unpacked((spread * np.float32(DN_SCALE)).where(valid), spread)
     small = [name for name in _SMALL if name in raw.variables]
@@ -168,22 +167,22 @@ def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
 
 
 def _open(location: Place, path: str, dropped: list[str], nameless: list[str], *, packed: bool) -> xr.Dataset:
-    """A group without some arrays; those without names of dimensions must not even be seen by xarray.
+    """Open a group without some arrays. Those without dimension names are hidden, since xarray refuses such a group.
 
-    `packed`: values as stored, times too.
+    `packed` keeps values and times as stored.
     """
     import xarray as xr
 
     store = location.zarr_store()
     with warnings.catch_warnings():
-        # another program dropped the consolidated metadata: slower, and the same values
+        # another program dropped the consolidated metadata: opening is slower, but the values are the same
         warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated metadata", RuntimeWarning)
         if nameless:
             from zarr.errors import ZarrUserWarning
 
             from pipeline.store.hiding import without
 
-            warnings.simplefilter("ignore", ZarrUserWarning)  # the run folder is no Zarr node
+            warnings.simplefilter("ignore", ZarrUserWarning)  # the run folder is not a Zarr node
             store = without(store, [_joined(path, name) for name in nameless])
         opened: xr.Dataset = xr.open_zarr(
             store, group=path or None, chunks={}, drop_variables=dropped, consolidated=False if nameless else None,
@@ -193,7 +192,7 @@ def _open(location: Place, path: str, dropped: list[str], nameless: list[str], *
 
 
 def _with_foreign(location: Place, path: str, ours: xr.Dataset, names: list[str], nameless: list[str]) -> xr.Dataset:
-    """`ours` and arrays of other programs; a warning for those that do not fit it."""
+    """Merge arrays of other programs into `ours`, and warn about those that do not fit."""
     for name in names:
         try:
             if name in nameless:
@@ -205,13 +204,13 @@ def _with_foreign(location: Place, path: str, ours: xr.Dataset, names: list[str]
                 )
         except PipelineError:
             raise
-        except Exception as error:  # whatever an array of somebody else's makes xarray raise
+        except Exception as error:  # an array of another program may make xarray raise anything
             warnings.warn(f"{location}: {name}, which the run did not write, is left out ({error})", stacklevel=4)
     return ours
 
 
 def _unpacked(values: xr.DataArray, packed: xr.DataArray) -> xr.DataArray:
-    """`values` with the attributes of what they were packed in, but for the packing: a copy is not decoded twice."""
+    """Return `values` with the attributes of `packed` except the packing, so that a copy is not decoded twice."""
     values.attrs = {name: value for name, value in packed.attrs.items() if name not in _PACKING}
     values.encoding = {}
     return values

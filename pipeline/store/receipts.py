@@ -1,10 +1,7 @@
-"""The ledger: one receipt per unit, written after its data, read back on resume.
+"""The ledger: one receipt per unit, a small JSON file under `_run/receipts`, written after the unit's data.
 
-In: receipts. Out: small JSON files under `_run/receipts`. Imports errors, keys, layout, place.
-
-A unit counts as done when its receipt names this plan and its chunks are still what the receipt says. Receipts are
-put in place whole after the data, so a kill at any moment leaves either no receipt (the unit is redone, writing
-the same bytes) or a true one.
+A unit is done if its receipt names this plan and its chunks still match the receipt. Receipts are written atomically,
+so a killed process leaves a valid receipt or none, in which case the unit is redone and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
 
 _FOLDER = f"{RUN_FOLDER}/receipts"
 _GROUP = re.compile(r"(utm\d\d[ns])?")
-_CHUNK_KEY = re.compile(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*/c(/\d+)+")  # of an array's path, which never climbs
+_CHUNK_KEY = re.compile(r"[A-Za-z0-9_.]+(/[A-Za-z0-9_.]+)*/c(/\d+)+")  # array path, then chunk indices
 VERIFY_LEVELS = ("none", "size", "full")
 
 
@@ -45,7 +42,7 @@ class Receipt:
     chunks: dict[str, list[int]]  # "array/chunk key" -> [bytes, crc32]
     valid: dict[str, int]  # band -> output pixels that are not nodata
     pixels: int  # output pixels of the unit's active chunks
-    clear: int | None  # of them, measured and free of cloud and shadow by SCL; None without SCL
+    clear: int | None  # those measured and free of cloud and shadow by SCL; None without SCL
     scenes: tuple[str, ...]
     windows: int = 0
     attempts: int = 1
@@ -54,12 +51,12 @@ class Receipt:
     holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
     # measured output pixels by generated detail: "generated", "partial", "none"; None in receipts of older versions
     detail: dict[str, int] | None = None
-    withheld: dict[str, int] = field(default_factory=dict)  # cause -> those of them that are partial or none
+    withheld: dict[str, int] = field(default_factory=dict)  # cause -> measured pixels with partial or no detail
     number: int = 0  # of its pass
 
 
 def stored(chunks: object) -> dict[str, list[int]]:
-    """{chunk key: [bytes, crc32]} out of JSON. ValueError when it is anything else, or a key leaves the store."""
+    """Return {chunk key: [bytes, crc32]} from JSON. Raises ValueError if it is malformed or a key leaves the store."""
     if not isinstance(chunks, dict):
         raise ValueError("chunks are no object")
     for key, fact in chunks.items():
@@ -71,7 +68,7 @@ def stored(chunks: object) -> dict[str, list[int]]:
 
 
 class Ledger:
-    """Receipts of one store."""
+    """The receipts of one store."""
 
     def __init__(self, store: Where, plan_digest: str) -> None:
         self._place = place_of(store)
@@ -79,7 +76,7 @@ class Ledger:
 
     @staticmethod
     def key(unit: str) -> str:
-        """Where the receipt of a unit lies."""
+        """Return the key of the receipt of a unit."""
         return f"{_FOLDER}/{unit}.json"
 
     def record(self, receipt: Receipt) -> None:
@@ -89,7 +86,7 @@ class Ledger:
         self._place.write(self.key(receipt.unit), sealed.dump(asdict(receipt)))
 
     def read(self, unit: str) -> Receipt | None:
-        """The receipt of `unit`, or None when there is none, it is damaged, or it belongs to another plan."""
+        """Return the receipt of `unit`; None if it is missing, damaged or of another plan."""
         try:
             content = sealed.load(self._place.read(self.key(unit)) or b"")
             receipt = Receipt(**{**content, "scenes": tuple(content["scenes"]), "chunks": stored(content["chunks"])})
@@ -99,12 +96,12 @@ class Ledger:
         return receipt if ours else None
 
     def read_all(self) -> list[Receipt]:
-        """All receipts of this plan that are whole, in the order of their units' names."""
+        """Return all valid receipts of this plan, in the order of unit names."""
         units = [PurePosixPath(key).stem for key in self._place.names(_FOLDER) if key.endswith(".json")]
         return [receipt for receipt, _ in self.survey(units, "none") if receipt is not None]
 
     def faults(self, unit: str, verify: str = "size") -> list[str]:
-        """Why `unit` does not count as done; empty when it does. `verify` is none, size or full."""
+        """Return why `unit` does not count as done; empty if it does. `verify` is none, size or full."""
         return self._look(unit, verify)[1]
 
     def _look(self, unit: str, verify: str) -> tuple[Receipt | None, list[str]]:
@@ -116,7 +113,7 @@ class Ledger:
         return receipt, verify_chunks(self._place, receipt.chunks, full=verify == "full", group=receipt.group)
 
     def survey(self, units: Iterable[str], verify: str) -> Iterator[tuple[Receipt | None, list[str]]]:
-        """Receipt and faults of each unit, in order; many at once where each question travels far."""
+        """Yield receipt and faults of each unit, in order; concurrently if the place takes several requests at once."""
         if self._place.hands == 1:
             yield from (self._look(unit, verify) for unit in units)
             return
@@ -124,5 +121,5 @@ class Ledger:
             yield from pool.map(self._look, units, repeat(verify))
 
     def sweep(self) -> int:
-        """Remove temporary files that a killed process left in the store; returns how many. Only with no run alive."""
+        """Remove temporary files of killed processes and return how many. Call it only while no run is active."""
         return self._place.sweep()

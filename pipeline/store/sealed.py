@@ -1,4 +1,4 @@
-"""JSON files that carry a checksum of their own content, so that a changed bit is noticed when they are read."""
+"""JSON files that carry a checksum of their own content, so that damage is noticed on read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ CHECKSUM = "checksum"
 
 
 def dump(content: Mapping[str, Any], *, indent: int | None = None, sort_keys: bool = True) -> bytes:
-    """JSON of `content` and the sha256 of it. ValueError for values that JSON does not have."""
+    """Return `content` and its sha256 as JSON. Raises ValueError for values that JSON cannot represent."""
     text = json.dumps({**content, CHECKSUM: _digest(content)}, indent=indent, sort_keys=sort_keys, allow_nan=False)
     return text.encode()
 
 
 def load(raw: bytes) -> dict[str, Any]:
-    """What `dump` wrote, without the checksum. ValueError when it is not that.
+    """Return the content that `dump` wrote, without the checksum. Raises ValueError if it is damaged.
 
-    Files written before there were checksums have none and are taken as they are.
+    Files of older versions have no checksum and are accepted as they are.
     """
     content = json.loads(raw)
     if not isinstance(content, dict):
@@ -33,7 +33,7 @@ def load(raw: bytes) -> dict[str, Any]:
 
 
 def has_checksum(raw: bytes) -> bool:
-    """True for JSON that `dump` wrote."""
+    """Return whether the JSON holds a checksum."""
     content = json.loads(raw)
     return isinstance(content, dict) and CHECKSUM in content
 

@@ -1,8 +1,4 @@
-"""What of a store is asked for: zones, time steps, variables, bands and a window, checked before anything is read.
-
-In: a store's place and a `Request`. Out: `Slab`s, one per zone, time step and variable. Imports grid, errors,
-layout and place.
-"""
+"""Select zones, time steps, variables, bands and a window of a store, and check the request before anything is read."""
 
 from __future__ import annotations
 
@@ -33,12 +29,12 @@ PER_BAND = BANDED  # variables (time, band, y, x)
 CLASSES = ("quality", "scl")  # variables (time, y, x)
 VARIABLES = (*PER_BAND, *CLASSES)
 _MAX_INDEX_DIGITS = 3  # more digits are a year
-_ON_EDGE_PX = 1e-6  # a box that ends on a pixel's edge, but for rounding, does not ask for the next pixel
+_ON_EDGE_PX = 1e-6  # tolerance, so that a box that ends on a pixel's edge does not select the next pixel by rounding
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for; empty stands for everything."""
+    """What a user asks for; empty fields select everything."""
 
     bands: tuple[str, ...] = ()
     bbox: tuple[float, float, float, float] | None = None  # west, south, east, north, degrees
@@ -61,7 +57,7 @@ class Slab:
     window: Window  # pixels from the upper left of the group's grid
     transform: tuple[float, float, float, float, float, float]  # affine a..f of the window
     generated: frozenset[str]  # bands with generated detail
-    label: str  # what the store calls the time step: a date, a month, or two dates
+    label: str  # of the time step: a date, a month, or two dates
     attributes: dict[str, Any]  # the zone's
     gsd_m: float = TARGET_GSD_M
 
@@ -72,12 +68,12 @@ class Slab:
 
     @property
     def date(self) -> str:
-        """The time step's label as names of files hold it: "2024-06-17", "2024-06", "2024-06-02_2024-06-29"."""
+        """Label of the time step as in file names: "2024-06-17", "2024-06", "2024-06-02_2024-06-29"."""
         return self.label.replace("/", "_")
 
 
 def require_stored_dn(place: Place, group: str, root: zarr.Group) -> None:
-    """UsageError unless a zone's reflectance is uint16 DN: a copy that another program wrote has lost that."""
+    """Raise UsageError unless a zone's reflectance is uint16 DN, which copies by other programs may not be."""
     found = array_at(root, "/".join(part for part in (group, "reflectance") if part)).dtype
     if found != np.uint16:
         raise UsageError(
@@ -88,12 +84,12 @@ def require_stored_dn(place: Place, group: str, root: zarr.Group) -> None:
 
 
 def store_name(place: Place) -> str:
-    """Last part of the store's address, without .zarr; names of files begin with it."""
+    """Return the last part of the store's address, without .zarr. File names begin with it."""
     return PurePosixPath(str(place.absolute()).replace("\\", "/")).name.removesuffix(".zarr") or "store"
 
 
 def require_finished(place: Place, attributes: dict[str, Any], *, allow_incomplete: bool) -> list[str]:
-    """Notes on what the store lacks. UsageError when it is not finished, unless allowed."""
+    """Return notes on what the store lacks. Raises UsageError if it is not finished, unless that is allowed."""
     status = attributes.get("status")
     if status == STATUS_QUARANTINE:
         aside = ", ".join(map(str, attributes.get("quarantined", [])))
@@ -110,7 +106,7 @@ def require_finished(place: Place, attributes: dict[str, Any], *, allow_incomple
 
 
 def select(place: Place, attributes: dict[str, Any], request: Request) -> list[Slab]:
-    """Slabs of a request, zone by zone. UsageError when the store does not hold what is asked for."""
+    """Return the slabs of a request, zone by zone. Raises UsageError if the store does not hold what is asked for."""
     import zarr
 
     if request.bbox is not None:
@@ -140,7 +136,7 @@ def select(place: Place, attributes: dict[str, Any], request: Request) -> list[S
 def _at_gsd(
     place: Place, group: str, opened: zarr.Group, stated: dict[str, Any], gsd_m: float
 ) -> tuple[str, zarr.Group, dict[str, Any]]:
-    """(path, group, where it lies) of the level of a GSD. UsageError where the zone has none."""
+    """Return (path, group, georeference) of the level of a GSD. Raises UsageError if the zone has none."""
     if gsd_m == TARGET_GSD_M:
         return group, opened, stated
     inside = f"{FINER}/{gsd_name(gsd_m)}"
@@ -203,7 +199,7 @@ def _iso(seconds: int) -> str:
 
 
 def labels(attributes: Mapping[str, Any], times: Sequence[str]) -> tuple[str, ...]:
-    """What the time steps are called: their periods' labels, such as local dates or months, else their UTC dates."""
+    """Return the labels of the time steps: those of their periods, such as local dates or months, else UTC dates."""
     found = periods(attributes)
     return tuple(
         str(found[i].get("label") or when[:10]) if i < len(found) else when[:10] for i, when in enumerate(times)
@@ -211,13 +207,13 @@ def labels(attributes: Mapping[str, Any], times: Sequence[str]) -> tuple[str, ..
 
 
 def periods(attributes: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What the store says about its time steps; empty records where it says nothing."""
+    """Return the store's records of its time steps; empty records where it has none."""
     found = attributes.get("periods")
     return [one if isinstance(one, dict) else {} for one in found] if isinstance(found, list) else []
 
 
 def time_indices(place: Place, attributes: Mapping[str, Any], times: Sequence[str], asked: str) -> list[int]:
-    """Time steps asked for: "all", an index, or how a label or time begins. UsageError when there is none."""
+    """Return the time steps asked for: "all", an index, or the start of a label or time. Raises UsageError for none."""
     if asked == "all":
         return list(range(len(times)))
     named = labels(attributes, times)
@@ -244,7 +240,7 @@ def _check_bbox(bbox: tuple[float, float, float, float]) -> None:
 
 
 def _window(attributes: Mapping[str, Any], bbox: tuple[float, float, float, float] | None) -> Window:
-    """Pixels of the group that a box touches, all of them without one; empty when there are none."""
+    """Return the pixels of the group that a box touches, all of them without a box; empty if there are none."""
     ny, nx = (int(value) for value in attributes["spatial:shape"])
     whole = Window(0, 0, ny, nx)
     if bbox is None:
@@ -262,7 +258,7 @@ def _window(attributes: Mapping[str, Any], bbox: tuple[float, float, float, floa
 
 
 def _extent(place: Place, attributes: dict[str, Any]) -> str:
-    """Where a store lies, "w,s,e,n" in degrees, one per zone."""
+    """Return the extent of a store, "w,s,e,n" in degrees, one per zone."""
     import zarr
     from pyproj import Transformer
 

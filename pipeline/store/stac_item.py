@@ -1,10 +1,7 @@
-"""The STAC item of a finished store: what it is, where, when, from what, and which of it was generated.
+"""The STAC 1.1 item of a finished store, as a plain dictionary whose hrefs are relative to the store's root.
 
-In: `ItemFacts`, plain values handed in. Out: a STAC 1.1 item as a plain dictionary, hrefs relative to the store's root.
-Imports bands and keys; pystac inside the function. No I/O.
-
-Zarr groups are described as radiantearth/stac-best-practices asks: an asset is a group, arrays are not; the media type
-names the format's version.
+Zarr groups follow radiantearth/stac-best-practices: a group is an asset, arrays are not, and the media type names the
+version of the format.
 """
 
 from __future__ import annotations
@@ -66,7 +63,7 @@ class GroupFacts:
 
 @dataclass(frozen=True)
 class Source:
-    """A scene that went in; `href` is "" where no address of its item is known."""
+    """A source scene; `href` is "" if the address of its item is unknown."""
 
     id: str
     datetime_utc: str
@@ -75,7 +72,7 @@ class Source:
 
 @dataclass(frozen=True)
 class ItemFacts:
-    """Everything the item says. `facts` become properties with the prefix "sen2fine:"."""
+    """All facts in the item. `facts` become properties with the prefix "sen2fine:"."""
 
     id: str
     title: str
@@ -92,7 +89,7 @@ class ItemFacts:
 
 
 def build_item(facts: ItemFacts) -> dict[str, Any]:
-    """The item as a dictionary, ready for JSON."""
+    """Return the item as a dictionary, ready for JSON."""
     import pystac
 
     times = sorted({moment for group in facts.groups for moment in group.times_utc})
@@ -133,7 +130,7 @@ def _properties(facts: ItemFacts, start_utc: str, end_utc: str) -> dict[str, Any
         "instruments": ["msi"],
         "gsd": TARGET_GSD_M,
         "version": facts.software_version,
-        # CEOS levels: gridded composites of measurements are level 3, what a model adds to them is level 4
+        # CEOS levels: gridded composites of measurements are level 3, model output is level 4
         "processing:level": "L4" if generated else "L3",
         "processing:software": {"sen2fine": facts.software_version},
         "processing:lineage": _lineage(facts),
@@ -169,12 +166,12 @@ def _lineage(facts: ItemFacts) -> str:
 
 
 def _drawn(facts: ItemFacts) -> bool:
-    """True of one draw; a mean of several, or a regression, is an estimate."""
+    """Return whether the output is one draw; a mean of several, or a regression, is an estimate."""
     return facts.facts.get("members") == 1
 
 
 def _estimate(facts: ItemFacts) -> str:
-    """What the output is of all that may be there, after the system's name."""
+    """Return whether the output is a regression, one draw or a mean, as a phrase that follows the system's name."""
     members, seed = facts.facts.get("members"), facts.facts.get("seed")
     if members is None or not any(group.generated for group in facts.groups):
         return ""
@@ -233,7 +230,7 @@ def _cube(group: GroupFacts) -> dict[str, Any]:
 
 
 def _band(name: str, group: GroupFacts) -> dict[str, Any]:
-    """Common metadata of a band of `reflectance`. `gsd` is that of the pixels, not of what was measured."""
+    """Return the common metadata of a band of `reflectance`. `gsd` is that of the pixels, not of the measurement."""
     band = BY_NAME[name]
     finer = band.gsd_m > group.gsd_m
     return {

@@ -1,7 +1,7 @@
 """The empty store: groups, arrays, coordinates and attributes, written before any pixel.
 
-In: a `Template`. Out: Zarr v3 groups that a plain `xarray.open_zarr` opens with CRS, band names and dates, in the
-conventions of CF and GeoZarr (`proj:`, `spatial:`, `multiscales`). Imports bands, levels, layout's words and place.
+A plain `xarray.open_zarr` opens these Zarr v3 groups with CRS, band names and dates, in the conventions of CF and
+GeoZarr (`proj:`, `spatial:`, `multiscales`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.store.levels import Level, Raster
     from pipeline.store.place import Where
 
-FORMAT_VERSION = 4  # of stores and plans written now; older ones are read, finished and repaired as they were begun
+FORMAT_VERSION = 4  # of new stores and plans; older ones are read, finished and repaired in their own format
 GDAL_HAS_NAMES = 2  # first format with sidecars that name bands and classes
 SPREAD_HAS_NODATA = 2  # first format whose `uncertainty` has a nodata value of its own
 _ZSTD_LEVEL = 1
@@ -63,25 +63,25 @@ class Template:
     with_uncertainty: bool = False
     shard_px: int = 0  # 0: unsharded
     quality_meanings: str = ""
-    mtf: dict[str, float] = field(default_factory=dict)  # by band, where the output agrees with what a sensor sees
+    mtf: dict[str, float] = field(default_factory=dict)  # by band if the consistency is "sensor", else empty
     finer_bands: tuple[tuple[float, tuple[str, ...]], ...] = ()  # stored below 2.5 m: (GSD, bands), coarsest first
     attributes: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Names of the arrays of 2.5 m and of every overview."""
+        """Names of the arrays at 2.5 m and in every overview."""
         optional = {"scl": self.with_scl, "uncertainty": self.with_uncertainty}
         return ("reflectance", "quality", *(name for name, wanted in optional.items() if wanted))
 
     def fill(self, name: str) -> int:
-        """Fill value of an array: what no measured pixel can be. 0 is a class of its own in `quality` and `scl`."""
+        """Return the fill value of an array, which no measured pixel has. 0 is a class in `quality` and `scl`."""
         if name != "uncertainty":
             return NODATA_DN
         return NODATA_SPREAD if self.format_version >= SPREAD_HAS_NODATA else uncertainty.LEGACY_NODATA
 
     def meanings(self, name: str) -> str:
-        """Words for the classes of `quality` or `scl`, from 0 on."""
+        """Return the names of the classes of `quality` or `scl`, from 0 on."""
         return gdal_names.SCL_MEANINGS if name == "scl" else self.quality_meanings
 
     @property
@@ -97,7 +97,7 @@ class Template:
         return levels.finer(self.grid, self.finer_bands, arrays, self.chunk_px, self.shard_px)
 
     def level(self, gsd_m: float) -> Level:
-        """The level of that GSD, 2.5 m or finer. KeyError where there is none."""
+        """Return the level of that GSD, 2.5 m or finer. Raises KeyError if there is none."""
         for level in (self.base, *self.finer):
             if level.raster.gsd_m == gsd_m:
                 return level
@@ -105,22 +105,22 @@ class Template:
 
     @property
     def overviews(self) -> tuple[Level, ...]:
-        """Coarser copies, finest first."""
+        """Overview levels, finest first."""
         return levels.overviews(self.grid, self.bands, self.arrays, self.chunk_px, self.shard_px)
 
     @property
     def measured(self) -> tuple[Level, ...]:
-        """The input on its native grids."""
+        """Levels of the input on its native grids."""
         return levels.measured(self.grid, self.bands, self.chunk_px, self.shard_px)
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """All of them, that of 2.5 m first."""
+        """All levels, 2.5 m first."""
         return (self.base, *self.overviews, *self.measured, *self.finer)
 
 
 def create(store: Where, group: str, template: Template) -> None:
-    """Write metadata and coordinates of one zone's groups, which are not there yet; no data chunk.
+    """Write metadata and coordinates of the groups of one zone, which must not exist yet. Writes no data chunk.
 
     Raises StorageError.
     """
@@ -128,7 +128,7 @@ def create(store: Where, group: str, template: Template) -> None:
 
     place = place_of(store)
     with place.writing():
-        # without `overwrite`, which would delete the lease and whatever else is there
+        # no `overwrite`: it would delete the lease and everything else there
         root = zarr.create_group(store=place.zarr_store(group), attributes=_attributes(template), zarr_format=3)
         if place.hands == 1:
             _fill_all(root, template)
@@ -140,7 +140,7 @@ def create(store: Where, group: str, template: Template) -> None:
 
 
 def write_metadata(store: Where, group: str, template: Template) -> None:
-    """Put the files that `create` makes over those that are there, many at once; chunks stay. Raises StorageError."""
+    """Overwrite the files that `create` makes, concurrently; chunks stay. Raises StorageError."""
     import zarr
 
     place, prefix = place_of(store), f"{group}/" if group else ""
@@ -156,7 +156,7 @@ def write_metadata(store: Where, group: str, template: Template) -> None:
 
 
 def _sidecars(group: str, template: Template) -> dict[str, bytes]:
-    """{key in the store: content} of the files in which GDAL finds names of bands and classes."""
+    """Return {key in the store: content} of the files in which GDAL finds names of bands and classes."""
     if template.format_version < GDAL_HAS_NAMES:
         return {}
     days = [moment[:10] for moment in template.times_utc]
@@ -175,13 +175,13 @@ def _sidecars(group: str, template: Template) -> dict[str, bytes]:
 
 
 def _attributes(template: Template) -> dict[str, Any]:
-    """What a zone's group says of itself."""
+    """Return the attributes of a zone's group."""
     stated = {"status": STATUS_INCOMPLETE, **_georeference(template.base.raster, "multiscales")}
     return {**stated, "multiscales": _multiscales(template), **template.attributes}
 
 
 def _fill_all(root: zarr.Group, template: Template) -> None:
-    """Arrays and coordinates of all levels of a zone."""
+    """Create the arrays and coordinates of all levels of a zone."""
     _fill(root, template.base, template)
     folders = [(levels.OVERVIEWS, template.overviews), (levels.MEASURED, template.measured)]
     folders += [(levels.FINER, template.finer)] if template.finer else []
@@ -193,7 +193,7 @@ def _fill_all(root: zarr.Group, template: Template) -> None:
 
 
 def create_root(store: Where, attributes: Mapping[str, Any]) -> None:
-    """Write the root group above several zones' groups anew; what lies below stays. Raises StorageError."""
+    """Rewrite the root group above several zones' groups; what lies below stays. Raises StorageError."""
     import zarr
 
     place, stated = place_of(store), {"status": STATUS_INCOMPLETE, **attributes}
@@ -203,7 +203,7 @@ def create_root(store: Where, attributes: Mapping[str, Any]) -> None:
 
 
 def _georeference(raster: Raster, *more: str) -> dict[str, Any]:
-    """Attributes of a group by the conventions `proj:` and `spatial:`, and the objects that declare them and `more`."""
+    """Return attributes of a group by the conventions `proj:` and `spatial:`, which are declared along with `more`."""
     base = "zarr-conventions"
     declared = [
         {
@@ -229,7 +229,7 @@ def _georeference(raster: Raster, *more: str) -> dict[str, Any]:
 
 
 def _multiscales(template: Template) -> dict[str, Any]:
-    """Layout of reflectance's levels. Coordinates are corners of pixels, hence no translation."""
+    """Return the layout of reflectance's levels. Coordinates are corners of pixels, hence no translation."""
     layout: list[dict[str, Any]] = []
     for level in (template.base, *template.overviews):
         asset = f"{level.path}/reflectance" if level.path else "reflectance"
@@ -244,7 +244,7 @@ def _multiscales(template: Template) -> dict[str, Any]:
 
 
 def _fill(group: zarr.Group, level: Level, template: Template) -> None:
-    """Arrays and coordinates of one level."""
+    """Create the arrays and coordinates of one level."""
     _coordinates(group, level, template)
     for name in level.arrays:
         _data_array(group, name, level, template)

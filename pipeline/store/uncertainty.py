@@ -1,7 +1,4 @@
-"""Nodata of the stored uncertainty: 65535, and 0 in stores of format 1, where 0 is a value as well.
-
-In: stored DN. Out: DN with `NODATA_SPREAD` where nothing was measured. Imports bands only.
-"""
+"""Nodata of the stored uncertainty: 65535, but 0 in stores of format 1, where 0 is a value as well."""
 
 from __future__ import annotations
 
@@ -18,12 +15,12 @@ LEGACY_NODATA = 0  # fill value of the array in stores of format 1
 
 
 def decoded(spread: NDArray[np.uint16], dn: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Spread with `NODATA_SPREAD` wherever the reflectance `dn` of the same shape is nodata, whatever the format."""
+    """Return the spread in DN, `NODATA_SPREAD` wherever the reflectance `dn` of the same shape is nodata."""
     return np.where(dn == NODATA_DN, np.uint16(NODATA_SPREAD), spread)
 
 
 def encoded(spread: NDArray[np.uint16], fill_value: int) -> NDArray[np.uint16]:
-    """Spread as an array with `fill_value` stores it."""
+    """Return the spread in DN as an array with `fill_value` stores it."""
     if fill_value == NODATA_SPREAD:
         return spread
     return np.where(spread == NODATA_SPREAD, np.uint16(fill_value), spread)

@@ -1,4 +1,4 @@
-"""Writes the chunks of one unit, at 2.5 m, at finer GSDs, and on the native grids."""
+"""Write the chunks of one unit at 2.5 m, at finer GSDs, and on the native grids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class UnitWriter:
-    """Writes whole chunks (absolute windows) of one time step of a zone's group.
+    """Write whole chunks (absolute windows) of one time step of a zone's group.
 
     `stored`: {chunk key, relative to the group: [bytes, crc32]} of all that was written.
     """
@@ -33,10 +33,9 @@ class UnitWriter:
     def write(
         self, gsd_m: float, chunk: Window, arrays: Mapping[str, NDArray[Any]], inside: NDArray[np.bool_] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Write `arrays` (..., ny, nx) of one chunk, or of several that are whole, into the level of a GSD.
+        """Write `arrays` (..., ny, nx) of one or several whole chunks into the level of a GSD, and return them.
 
-        `chunk` counts px of that GSD, 2.5 m or finer. Pixels that are not `inside` are nodata. Returns the arrays as
-        written.
+        `chunk` counts px of that GSD, 2.5 m or finer. Pixels that are not `inside` are returned and stored as nodata.
         """
         if inside is not None:
             arrays = {
@@ -49,7 +48,7 @@ class UnitWriter:
         return dict(arrays)
 
     def write_measured(self, chunks: Sequence[Window], rasters: NativeRasters) -> None:
-        """Write what was read over `chunks` into the levels of the native grids."""
+        """Write the rasters read over `chunks` into the levels of the native grids."""
         whole = self._template.grid.window
         for level in self._template.measured:
             gsd_m = round(level.raster.gsd_m)

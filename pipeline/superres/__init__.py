@@ -1,1 +1,1 @@
-"""Station 2: from 10/20/60 m to 2.5 m, numbers in, numbers out. Imports grid, bands, models; no I/O."""
+"""Super-resolution from 10, 20 and 60 m to 2.5 m and finer, on arrays in memory."""

@@ -1,4 +1,4 @@
-"""What windows are blended into: stored bands by GSD, and images that later stages read."""
+"""Arrays that windows are blended into: stored bands by GSD, and images that later stages read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.superres.chain import Group
     from pipeline.superres.windows import Made, WindowResult
 
-_WHOLE = 1 - 1e-3  # sum of blend weights that only rounding keeps from 1
+_WHOLE = 1 - 1e-3  # sum of blend weights that counts as 1 despite rounding
 
 
 class Handed:
@@ -42,7 +42,7 @@ class Handed:
         self.total[into] += weight
 
     def close(self) -> None:
-        """Continue what windows without data left open, from the nearest pixels."""
+        """Fill what windows without data left open, from the nearest pixels."""
         if (self.total >= _WHOLE).all():
             return
         known = self.total > 0
@@ -53,7 +53,7 @@ class Handed:
             image[:] = fill_nearest(image / scale, known)
 
     def over(self, window: Window, gsd_m: float, draw: int, device: torch.device) -> Made:
-        """What was blended over `window` (px of `gsd_m`), by stage and band; of one draw, or of the only one."""
+        """Return what was blended over `window` (px of `gsd_m`), by stage and band, of one draw or of the only one."""
         import torch
 
         where = at_gsd(window, gsd_m, self.group.gsd_m).slices(self.region)
@@ -64,9 +64,9 @@ class Handed:
 
 @dataclass
 class Canvas:
-    """Bands of one GSD over `area` (its px) in reflectance, the spread of draws, the weight of generated detail.
+    """Bands of one GSD over `area` (its px) in reflectance, the spread of draws, and the weight of generated detail.
 
-    `void` are the parts of the area in which nothing was measured and nothing is predicted.
+    `void` lists the parts of the area in which nothing was measured and nothing is predicted.
     """
 
     gsd_m: float
@@ -79,18 +79,18 @@ class Canvas:
 
     @classmethod
     def over(cls, gsd_m: float, area: Window, order: tuple[str, ...], *, spread: bool, generated: bool) -> Canvas:
-        """An empty canvas; `generated`: whether networks run at all."""
+        """Return an empty canvas. `generated`: whether networks run at all."""
         image = np.zeros((len(order), *area.shape), np.float32)
         detail = np.full(area.shape, float(generated), np.float32)
         return cls(gsd_m, area, order, image, np.zeros_like(image) if spread else None, detail)
 
     def part(self, tile: Tile) -> Window | None:
-        """What a window gives of the area, in px of the canvas; None where it only serves later groups."""
+        """Return the part of the area that a window covers, in px of the canvas; None if it covers none of it."""
         part = tile.support(self.gsd_m).intersect(self.area)
         return None if part.empty else part
 
     def add(self, tile: Tile, bands: tuple[str, ...], found: WindowResult) -> None:
-        """Blend in what a window gives of `bands`."""
+        """Blend in the `bands` of a window."""
         part = self.part(tile)
         if part is None:
             return
@@ -112,7 +112,7 @@ class Weights:
 
     @classmethod
     def of(cls, group: Group) -> Weights:
-        """Those of a group; at coarser GSDs their block means, which sum to one as well."""
+        """Return the weights of a group. At coarser GSDs they are block means, which sum to one as well."""
         margin = group.lattice.margin_px
         whole = np.pad(group.lattice.weight(), margin)
         factors = {output.gsd_m: round(output.gsd_m / group.gsd_m) for output in group.outputs}
@@ -128,20 +128,20 @@ class Tile:
     weights: Weights
 
     def window(self, gsd_m: float) -> Window:
-        """The whole window in px of `gsd_m`."""
+        """Return the whole window in px of `gsd_m`."""
         return at_gsd(self.group.lattice.window(*self.cell), self.group.gsd_m, gsd_m)
 
     def support(self, gsd_m: float) -> Window:
-        """Where its weight is not zero, in px of `gsd_m`."""
+        """Return the part of the window whose weight is not zero, in px of `gsd_m`."""
         return at_gsd(self.group.lattice.support(*self.cell), self.group.gsd_m, gsd_m)
 
     def weight(self, gsd_m: float) -> NDArray[np.float32]:
-        """Blend weight over the whole window, (T, T) of that GSD."""
+        """Return the blend weight over the whole window, (T, T) of that GSD."""
         return self.weights.by_gsd[gsd_m]
 
 
 def block_means(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    """Means over factor x factor blocks of (..., y, x)."""
+    """Return means over factor x factor blocks of (..., y, x)."""
     if factor == 1:
         return image
     ny, nx = image.shape[-2] // factor, image.shape[-1] // factor
@@ -150,7 +150,7 @@ def block_means(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
 
 
 class Canvases:
-    """All that the windows of a pass are blended into: its outputs by GSD, and images that later groups read."""
+    """Everything that the windows of a pass are blended into: outputs by GSD, and images that later groups read."""
 
     def __init__(self, outputs: Sequence[Canvas]) -> None:
         self.by_gsd = {canvas.gsd_m: canvas for canvas in outputs}
@@ -158,11 +158,11 @@ class Canvases:
         self.windows = 0
 
     def of(self, group: Group) -> list[tuple[Canvas, tuple[str, ...]]]:
-        """The canvases that a group gives to, and which bands."""
+        """Return the canvases that a group writes to, and which bands."""
         return [(self.by_gsd[output.gsd_m], output.bands) for output in group.outputs]
 
     def read_by(self, group: Group, window: Window, draw: int, device: torch.device) -> Made:
-        """What a group reads of groups before it, over one of its windows."""
+        """Return what a group reads of earlier groups over one of its windows."""
         read = {name for stage in group.stages for name in stage.sources}
         made: Made = {}
         for handed in {id(one): one for name, one in self.handed.items() if name in read}.values():

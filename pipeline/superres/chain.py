@@ -1,4 +1,4 @@
-"""Which stages a run needs, which of them share windows, and how much ground each has to cover."""
+"""Which stages a run needs, which of them share windows, and how much ground each must cover."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from pipeline.superres.spec import Stage
 
-INTERPOLATION = Lattice(480, 384, 48, 24)  # windows of bands that no stage gives, 2.5 m
-CONTEXT = 2  # pixels of what is read around a window that bicubic interpolation sees
+INTERPOLATION = Lattice(480, 384, 48, 24)  # windows of bands that are interpolated, 2.5 m
+CONTEXT = 2  # source pixels around a window that bicubic interpolation needs
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Output:
 class Group:
     """Consecutive stages of one lattice, run window by window without blending between them.
 
-    Without stages: interpolation. `outputs` are the stored bands that come from here: at its own GSD, and at 2.5 m as
-    block means where nothing else gives a band there. `handed` is what later groups read of it: (stage, band).
-    `varying` names the stages whose output differs from draw to draw. `source_gsd_m` is that of the finished group that
-    it is computed from, 0 where that is the native rasters.
+    A group without stages interpolates. `outputs` are its stored bands, at its own GSD, and at 2.5 m as block means if
+    nothing else gives a band there. `handed` lists what later groups read of it: (stage, band). `varying` names the
+    stages whose output differs between draws. `source_gsd_m` is the GSD of the finished group that it is computed from,
+    0 for the native rasters.
     """
 
     stages: tuple[Stage, ...]
@@ -48,12 +48,12 @@ class Group:
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Stored bands that come from here, at whichever GSD."""
+        """Stored bands of this group at any GSD."""
         return tuple(dict.fromkeys(band for output in self.outputs for band in output.bands))
 
     @property
     def nest_px(self) -> int:
-        """Side, in its px, of the smallest square that holds whole pixels of all rasters it meets."""
+        """Side, in its px, of the smallest square that holds whole pixels of all rasters it reads or gives."""
         if not self.stages:
             return BLOCK_60M
         coarsest = [round(output.gsd_m / self.gsd_m) for output in self.outputs]
@@ -61,7 +61,7 @@ class Group:
 
     @property
     def context_px(self) -> int:
-        """How far around a window rasters are looked at."""
+        """Context read around a window, in its px."""
         return CONTEXT * self.nest_px
 
     @property
@@ -71,28 +71,28 @@ class Group:
 
     @property
     def natives(self) -> tuple[str, ...]:
-        """Bands whose rasters it reads, for its stages or to agree with."""
+        """Bands whose rasters it reads, as input of its stages or for consistency."""
         read = (band for stage in self.stages for band in (*stage.measured, *stage.finished))
         given = (band for stage in self.stages for band in stage.gives if band in BY_NAME)
         return tuple(dict.fromkeys((*read, *given, *self.bands)))
 
     @property
     def bright_reflectance(self) -> float:
-        """Above it no detail is generated."""
+        """Reflectance above which no detail is generated."""
         return min((stage.bright_reflectance for stage in self.stages), default=float("inf"))
 
     def source_factor(self, band: str) -> int:
-        """Pixels of its GSD per pixel of a band as it is read, along one axis."""
+        """Return the pixels of its GSD per pixel of a band as it is read, along one axis."""
         return round((self.source_gsd_m or BY_NAME[band].gsd_m) / self.gsd_m)
 
     def reads(self, earlier: Group) -> bool:
-        """Whether its stages read what those of `earlier` give."""
+        """Return whether its stages read the output of those of `earlier`."""
         own = {stage.name for stage in earlier.stages}
         return any(stage.sources & own for stage in self.stages)
 
 
 def sources(stages: Sequence[Stage]) -> dict[tuple[float, str], Stage]:
-    """{(GSD, band): the last stage that gives it there}, of those that are stored: 2.5 m and finer."""
+    """Return {(GSD, band): the last stage that gives it there} for the stored GSDs, 2.5 m and finer."""
     return {
         (stage.gsd_m, band): stage
         for stage in stages
@@ -103,7 +103,7 @@ def sources(stages: Sequence[Stage]) -> dict[tuple[float, str], Stage]:
 
 
 def needed(stages: Sequence[Stage], order: Collection[str]) -> tuple[Stage, ...]:
-    """Those stages that decide the bands of `order`, at any stored GSD."""
+    """Return the stages that the bands of `order` depend on, at any stored GSD."""
     wanted = {(stage.name, band) for (_, band), stage in sources(stages).items() if band in order}
     kept: list[Stage] = []
     for stage in reversed(stages):
@@ -114,7 +114,7 @@ def needed(stages: Sequence[Stage], order: Collection[str]) -> tuple[Stage, ...]
 
 
 def varying(stages: Sequence[Stage]) -> frozenset[str]:
-    """Names of the stages that draw, or read what was drawn."""
+    """Return the names of the stages that draw, or read what was drawn."""
     found: set[str] = set()
     for stage in stages:
         if stage.stochastic or stage.sources & found:
@@ -123,18 +123,18 @@ def varying(stages: Sequence[Stage]) -> frozenset[str]:
 
 
 def bands_read(stages: Sequence[Stage], order: Sequence[str]) -> set[str]:
-    """Measured bands that decide those of `order`, which are among them."""
+    """Return the measured bands that those of `order` depend on, including these."""
     return {*order, *(band for stage in needed(stages, order) for band in stage.measured)}
 
 
 def bands_required(stages: Sequence[Stage], order: Sequence[str]) -> set[str]:
-    """Measured bands without which `order` cannot be made, less those of it."""
+    """Return the measured bands, other than `order`, without which `order` cannot be made."""
     required = {band for stage in needed(stages, order) for band in stage.required if band not in stage.finished}
     return required - {*order}
 
 
 def outputs_of(stages: Sequence[Stage], order: Sequence[str]) -> tuple[Output, ...]:
-    """Stored bands by GSD finer than 2.5 m that these stages give, coarsest first, bands in the order of `order`."""
+    """Return the stored bands of these stages by GSD below 2.5 m, coarsest first, bands in the order of `order`."""
     last = sources(stages)
     gsds = sorted({gsd_m for gsd_m, _ in last if gsd_m < TARGET_GSD_M}, reverse=True)
     found = (Output(gsd_m, tuple(band for band in order if (gsd_m, band) in last)) for gsd_m in gsds)
@@ -142,9 +142,9 @@ def outputs_of(stages: Sequence[Stage], order: Sequence[str]) -> tuple[Output, .
 
 
 def groups_of(stages: Sequence[Stage], order: Sequence[str], source_gsd_m: float = 0.0) -> tuple[Group, ...]:
-    """The groups that a pass over `stages` needs for the bands `order`, in the order in which they run.
+    """Return the groups that a pass over `stages` needs for the bands `order`, in the order in which they run.
 
-    Of a pass over the native rasters, interpolation of what no stage gives comes last.
+    In a pass over the native rasters, the last group interpolates the bands that no stage gives.
     """
     running, last = needed(stages, order), sources(stages)
     parts: list[list[Stage]] = []
@@ -178,7 +178,7 @@ def groups_of(stages: Sequence[Stage], order: Sequence[str], source_gsd_m: float
 def _means(
     gsd_m: float, bands: Sequence[str], last: Collection[tuple[float, str]], finer: Sequence[Output]
 ) -> tuple[str, ...]:
-    """Those of `bands`, given at `gsd_m`, whose values at 2.5 m are the block means of what is given there."""
+    """Return those of `bands`, given at `gsd_m`, that are stored at 2.5 m as block means of that output."""
     if gsd_m >= TARGET_GSD_M:
         return ()
     coarsest = {band: output.gsd_m for output in reversed(finer) for band in output.bands}
@@ -186,7 +186,7 @@ def _means(
 
 
 def at_gsd(window: Window, from_m: float, to_m: float) -> Window:
-    """The ground of a window in px of another GSD, grown to whole pixels of it."""
+    """Return a window in px of another GSD, grown to whole pixels."""
     if from_m >= to_m:
         return window.refine(round(from_m / to_m))
     factor = round(to_m / from_m)
@@ -196,7 +196,7 @@ def at_gsd(window: Window, from_m: float, to_m: float) -> Window:
 def cells_by_group(
     groups: Sequence[Group], wanted: Sequence[Window], gsd_m: float = TARGET_GSD_M
 ) -> list[list[tuple[int, int]]]:
-    """Cells that each group has to compute for `wanted` windows of the output (px of `gsd_m`), ascending."""
+    """Return the cells that each group has to compute for `wanted` windows of the output (px of `gsd_m`), ascending."""
     found: list[list[tuple[int, int]]] = [[] for _ in groups]
     for i in reversed(range(len(groups))):
         group, parts = groups[i], []
@@ -213,7 +213,7 @@ def cells_by_group(
 def read_window(
     groups: Sequence[Group], window: Window, gsd_m: float = TARGET_GSD_M, snap_px: int = BLOCK_60M
 ) -> Window:
-    """What has to be read to compute the output over `window`, in px of `gsd_m`; edges at multiples of `snap_px`."""
+    """Return the window to read for the output over `window`, in px of `gsd_m`; edges are multiples of `snap_px`."""
     whole = window
     for group, cells in zip(groups, cells_by_group(groups, [window], gsd_m), strict=True):
         if cells:
@@ -223,5 +223,5 @@ def read_window(
 
 
 def reach_m(groups: Sequence[Group]) -> float:
-    """How far beyond an area the ground lies that its output depends on, along one axis."""
+    """Return how far beyond an area the ground lies that its output depends on, along one axis, in metres."""
     return sum((group.lattice.window_px + group.context_px) * group.gsd_m for group in groups)

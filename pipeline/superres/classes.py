@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 def quantised(
     image: NDArray[np.float32], native: Rasters, window: Window, order: tuple[str, ...], consistency: str
 ) -> NDArray[np.uint16]:
-    """DN (bands, *window) of an image in DN, projected onto native block means where the consistency is "box".
+    """Return DN (bands, *window) of an image in DN, with exact native block means if the consistency is "box".
 
-    PipelineError on values that are not finite.
+    Raises PipelineError for values that are not finite.
     """
     require_finite(image, order)
     to_dn = project_to_dn if consistency == "box" else round_to_dn
@@ -41,7 +41,7 @@ def quantised(
 
 
 def require_finite(image: NDArray[np.float32], order: tuple[str, ...]) -> None:
-    """PipelineError on values of an image (bands, ny, nx) that are not finite."""
+    """Raise PipelineError for values of an image (bands, ny, nx) that are not finite."""
     broken = [name for name, band in zip(order, image, strict=True) if not np.isfinite(band).all()]
     if broken:
         raise PipelineError(
@@ -52,13 +52,13 @@ def require_finite(image: NDArray[np.float32], order: tuple[str, ...]) -> None:
 
 
 def of_blocks(image: NDArray[np.float32], above: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """DN (bands, k*h, k*w) of an image in DN whose k x k blocks have the means `above` (bands, h, w) exactly."""
+    """Return DN (bands, k*h, k*w) of an image in DN whose k x k blocks have the means `above` (bands, h, w) exactly."""
     factor = image.shape[-1] // above.shape[-1]
     return np.stack([project_to_dn(one, coarse, factor) for one, coarse in zip(image, above, strict=True)])
 
 
 def quality(dn: NDArray[np.uint16], order: tuple[str, ...], detail: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Quality classes (ny, nx): nodata where a colour is missing, or any band where no colour is stored."""
+    """Return quality classes (ny, nx): nodata where a colour is missing, or any band if no colour is stored."""
     rows = [i for i, name in enumerate(order) if name in RGB] or list(range(len(order)))
     return masks.quality(detail, (dn[rows] != NODATA_DN).all(0))
 
@@ -70,7 +70,10 @@ def spread_dn(
     classes: NDArray[np.uint8],
     drawn: Collection[str],
 ) -> NDArray[np.uint16]:
-    """Spread of draws in DN (bands, ny, nx); 0 where no detail is generated, nodata for bands that are not `drawn`."""
+    """Return the spread of draws in DN (bands, ny, nx), 0 where no detail is generated.
+
+    Bands that are not `drawn` are nodata.
+    """
     generated = (dn != NODATA_DN) & (classes != masks.QUALITY_MEASURED)
     deviation = np.where(generated, np.rint(spread / np.float32(DN_SCALE)), 0)
     found: NDArray[np.uint16] = np.minimum(deviation, NODATA_SPREAD - 1).astype(np.uint16)
@@ -82,9 +85,9 @@ def spread_dn(
 def nearest_cause(
     native: Rasters, window: Window, classes: NDArray[np.uint8], groups: Sequence[Group]
 ) -> NDArray[np.uint8] | None:
-    """What withholds detail nearest to each pixel of `window`, looked for in all that was read: `masks.CAUSES`.
+    """Return the cause nearest to each pixel of `window` that withholds detail, as an index into `masks.CAUSES`.
 
-    None where none is withheld, or none is generated at all.
+    The search covers all that was read. None if no detail is withheld, or none is generated at all.
     """
     group = next((group for group in groups if group.required), None)
     if group is None or not np.isin(classes, (masks.QUALITY_MEASURED, masks.QUALITY_PARTIAL)).any():

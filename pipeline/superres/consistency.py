@@ -1,11 +1,8 @@
-"""Radiometric consistency: the block mean of the output over each native pixel equals the input.
+"""Radiometric consistency: bring block means of the output over native pixels to the input, and quantise to uint16 DN.
 
-In: images and native rasters. Out: images whose block means agree, and their uint16 DN. Imports bands only; no I/O.
-
-Operator A is the k x k block mean, A+ its pseudo-inverse (replication), so x + A+(y - A x) is the image
-nearest to x that is consistent with y (range/null-space decomposition as in DDNM, Wang et al. 2023). That exact step
-comes last, after blending. Spreading the residual by bicubic interpolation first leaves less for it to do, and with it
-less of a block pattern.
+Operator A is the k x k block mean and A+ its pseudo-inverse (replication), so x + A+(y - A x) is the image nearest to x
+that is consistent with y (range/null-space decomposition as in DDNM, Wang et al. 2023). This exact step comes last,
+after blending; bicubic interpolation of the residual before it reduces the block pattern that it leaves.
 """
 
 from __future__ import annotations
@@ -21,25 +18,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MAX_DN = 65535
-_NOISE_DN = 50  # reflectance 0.005: dark water and shadows of L2A scatter by as much around their level
-# Rounds of back-projection before the exact step: (kernel, rounds), for RGB as it leaves a network and for the rest.
-# The sensor is wider than a box, so each round of the box takes true detail away: on held-out images one round of the
-# tent instead of two of the box keeps 0.1 dB, and none at all leaves a visible mesh. No exact step follows where the
-# tent is what is promised, and a round of it halves fine patterns only: hence many.
+_NOISE_DN = 50  # reflectance 0.005: scatter of dark water and shadows in L2A
+# Rounds of back-projection before the exact step: (kernel, rounds), for RGB from a network and for the rest.
+# The PSF is wider than a box, so each round of the box removes true detail: on held-out images, one round of the tent
+# instead of two of the box keeps 0.1 dB, and no round leaves a visible mesh. "tent" has no exact step, and one round
+# only halves fine patterns, so it takes more rounds.
 ROUNDS: dict[str, dict[str, tuple[str, int]]] = {
     "box": {"network": ("tent", 1), "other": ("box", 1)},
     "tent": {"network": ("tent", 8), "other": ("tent", 4)},
     "none": {"network": ("box", 0), "other": ("box", 0)},
-    "sensor": {"network": ("box", 0), "other": ("box", 0)},  # all is done after blending
+    "sensor": {"network": ("box", 0), "other": ("box", 0)},  # contract.py corrects after blending
 }
-_STEP = {"box": 1.0, "tent": 1.5}  # of the residual; a tent spans two blocks, so that 1.0 would correct too little
+_STEP = {"box": 1.0, "tent": 1.5}  # share of the residual; a tent spans two blocks, so 1.0 would correct too little
 
 
 def bicubic_up(image: Tensor, factor: int) -> Tensor:
-    """Bicubic upsampling of (b, c, h, w) to (b, c, factor*h, factor*w), pixel areas aligned.
+    """Upsample (b, c, h, w) to (b, c, factor*h, factor*w) by bicubic interpolation, pixel areas aligned.
 
-    Keys' kernel with a = -0.5 (Keys 1981), which reproduces linear ramps exactly; torch uses it with `antialias`, and
-    a = -0.75, which does not, without.
+    Uses Keys' kernel with a = -0.5 (Keys 1981), which reproduces linear ramps exactly. torch uses it with `antialias`;
+    without, it uses a = -0.75, which does not.
     """
     from torch.nn import functional
 
@@ -47,14 +44,14 @@ def bicubic_up(image: Tensor, factor: int) -> Tensor:
 
 
 def block_mean(image: Tensor, factor: int) -> Tensor:
-    """Mean over factor x factor blocks, (b, c, h, w) to (b, c, h/factor, w/factor)."""
+    """Return the mean over factor x factor blocks, (b, c, h, w) to (b, c, h/factor, w/factor)."""
     from torch.nn import functional
 
     return functional.avg_pool2d(image, factor)
 
 
 def tent_mean(image: Tensor, factor: int) -> Tensor:
-    """Antialiased bilinear (tent) downsampling, the one opensr-test measures with; shapes as `block_mean`."""
+    """Downsample with an antialiased bilinear (tent) kernel, as opensr-test does; shapes as `block_mean`."""
     from torch.nn import functional
 
     ny, nx = image.shape[-2] // factor, image.shape[-1] // factor
@@ -73,7 +70,7 @@ def back_project(image: Tensor, native: Tensor, factor: int, *, kernel: str = "b
 
 
 def approach(image: Tensor, native: Tensor, factor: int, consistency: str, source: str = "other") -> Tensor:
-    """`image` brought close to what `consistency` promises; `source` is "network" for RGB as a network gave it."""
+    """Bring `image` close to `consistency` by back-projection; `source` is "network" for RGB as a network gave it."""
     kernel, rounds = ROUNDS[consistency][source]
     return back_project(image, native, factor, kernel=kernel, rounds=rounds)
 
@@ -90,16 +87,16 @@ def _from_blocks(blocks: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
 
 
 def least_dn(native: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Lowest DN that a pixel may take within a native one: reflectance 0, or what was measured, less noise."""
+    """Return the lowest DN within a native pixel: reflectance 0, or the measured value if lower, less noise."""
     least: NDArray[np.float32] = np.maximum(np.minimum(native, -CANONICAL_OFFSET_DN) - _NOISE_DN, 1)
     return least
 
 
 def _limit(deviation: NDArray[np.float32], native: NDArray[np.float32]) -> None:
-    """Shrink the contrast of blocks that would leave the physical range until they fit; the mean stays, in place.
+    """Shrink the contrast of blocks that would leave the physical range, in place; the mean stays.
 
-    The range ends at 65535, and below at reflectance 0, or at the measured value where that is negative, less what
-    noise reaches: detail beside a bright edge would otherwise undershoot, and spoil every index that divides by it.
+    The range is bounded by 65535 and by `least_dn`. Without this limit, detail beside a bright edge would undershoot
+    and spoil every index that divides by it.
     """
     low, high = deviation.min(-1), deviation.max(-1)
     below = native - least_dn(native)
@@ -109,15 +106,15 @@ def _limit(deviation: NDArray[np.float32], native: NDArray[np.float32]) -> None:
     )
     tight = room < 1
     if tight.any():
-        # a hair less, so that float32 rounding cannot push the extreme pixel over the edge
+        # slightly less, so that float32 rounding cannot push the extreme pixel out of range
         deviation[tight] *= (np.maximum(room[tight], 0.0) * (1 - 1e-5))[:, None].astype(np.float32)
 
 
 def _settled(blocks: NDArray[np.int32], native: NDArray[np.uint16]) -> NDArray[np.int32]:
-    """Blocks (n, k*k) of valid DN changed by 1 DN here and there, until each sums to k*k times its native DN.
+    """Change blocks (n, k*k) of valid DN by steps of 1 DN until each sums to k*k times its native DN.
 
-    Rounding may carry a pixel one step beyond 1 or 65535; clipping it changes the sum. The pixels furthest from that
-    end give it back, so that no pixel leaves the range. Always possible: the native DN itself is within the range.
+    Rounding may carry a pixel one step beyond 1 or 65535, and clipping it changes the sum. The pixels furthest from
+    that end compensate, so no pixel leaves the range. This is always possible, since the native DN is within the range.
     """
     blocks = blocks.copy()
     lacking = native.astype(np.int64) * blocks.shape[-1] - blocks.sum(-1, dtype=np.int64)
@@ -132,10 +129,10 @@ def _settled(blocks: NDArray[np.int32], native: NDArray[np.uint16]) -> NDArray[n
 
 
 def project_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
-    """DN (k*h, k*w) whose every k x k block sums to k*k times the native DN exactly; 0 where native is 0.
+    """Return DN (k*h, k*w) whose every k x k block sums to k*k times the native DN exactly; 0 where native is 0.
 
-    `image` is float DN (k*h, k*w), `native` uint16 DN (h, w). Fractions are carried on through each block (error
-    diffusion along its pixels), so every pixel moves by less than 1 DN beyond the projection itself.
+    `image` is float DN (k*h, k*w), `native` uint16 DN (h, w). Rounding errors are diffused along the pixels of each
+    block, so every pixel moves by less than 1 DN beyond the projection itself.
     """
     deviation = _to_blocks(image, factor)
     deviation -= deviation.mean(-1, keepdims=True, dtype=np.float64).astype(np.float32)
@@ -155,10 +152,10 @@ def project_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor
 
 
 def round_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
-    """DN within the physical range, 0 where native is 0; no promise on block means.
+    """Return DN within the physical range, 0 where native is 0, without exact block means.
 
-    Fractions are carried on through each native pixel (error diffusion), so that its mean is rounded to 1/k^2 DN: each
-    pixel rounded by itself would be off by up to half a DN all over a flat field.
+    Rounding errors are diffused within each native pixel, so that its mean is rounded to 1/k^2 DN. Rounding each pixel
+    independently would shift a flat field by up to half a DN.
     """
     blocks = np.clip(_to_blocks(image, factor), least_dn(native.astype(np.float32))[..., None], np.float32(_MAX_DN))
     carried = np.rint(np.cumsum(blocks, axis=-1, dtype=np.float64))

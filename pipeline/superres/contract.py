@@ -1,7 +1,4 @@
-"""The contract "sensor": a blended image changed until the sensor would measure of it what it has measured.
-
-In: blended images of an area in DN, native DN. Out: images of a smaller window. Imports bands and sensor; no I/O.
-"""
+"""The "sensor" consistency: correct a blended image until the simulated sensor would measure the native DN."""
 
 from __future__ import annotations
 
@@ -18,14 +15,14 @@ from pipeline.superres.consistency import least_dn
 
 Measured = Callable[[Window], NDArray[np.uint16]]  # native DN of a band over a window of 2.5 m px
 
-# How far a corrected image may be from what was measured before it is scaled to it, and by which share at most.
+# Residual above which a corrected image is scaled to the measurement, and the largest relative change by that.
 _LEFT_ALONE_DN = 1.5 * NOISE_DN
 _SHARE = 1.0
-CELLS = 2  # native pixels on each side that the scaling needs
+CELLS = 2  # native pixels of context on each side for the scaling
 
 
 def reach_px(of: Sensor) -> int:
-    """How far around an area the blended image decides what comes out, in px of 2.5 m."""
+    """Return the context around an area that the output depends on, in px of 2.5 m."""
     return (of.cells + 1 + CELLS) * of.factor
 
 
@@ -37,10 +34,10 @@ def agreeing(
     measured: Callable[[int, Window], NDArray[np.uint16]],
     void: Sequence[Window],
 ) -> NDArray[np.float32]:
-    """Bands (bands, *area) in DN made to agree with what their sensors measured, cut to `window`.
+    """Return bands (bands, *area) in DN corrected to agree with what their sensors measured, cut to `window`.
 
     `measured(i, window)` is native DN of band i; bands without a sensor are only cut. Parts of `area` that are `void`
-    hold no prediction: native pixels that see something of them are not asked.
+    hold no prediction, so native pixels that see any of them are ignored.
     """
     images = np.ascontiguousarray(blended[(slice(None), *window.slices(area))])
     for i, of in enumerate(sensors):
@@ -58,7 +55,7 @@ def agreeing(
 def _lacking(
     image: NDArray[np.float32], around: Window, of: Sensor, measured: Measured, void: Sequence[Window]
 ) -> NDArray[np.float32]:
-    """Measured less observed DN of the native pixels that see nothing beyond `around`; 0 where one is not known."""
+    """Return measured less observed DN of the native pixels that see nothing beyond `around`; 0 where unknown."""
     given = measured(around.pad(-of.factor))
     lacking = given - observed(image, of)
     lacking[given == NODATA_DN] = 0.0
@@ -69,10 +66,10 @@ def _lacking(
 def _in_range(
     image: NDArray[np.float32], inner: Window, of: Sensor, measured: Measured, void: Sequence[Window]
 ) -> NDArray[np.float32]:
-    """The image without values below the physical range, cut by `CELLS` native pixels.
+    """Return the image without values below the physical range, cut by `CELLS` native pixels.
 
-    Clipping adds to what is observed. Where it does, and where the image is away from what was measured by more than
-    the noise left alone, what lies above the range's end is scaled by the ratio of measured and observed, spread as the
+    Clipping adds to what is observed. Where it does, and where the image differs from the measurement by more than the
+    tolerated noise, the part above the lower bound is scaled by the ratio of measured and observed, spread as the
     sensor sees it: one step of Richardson (1972) and Lucy (1974), which keeps sums and sign.
     """
     k = of.factor
@@ -92,7 +89,7 @@ def _in_range(
 
 
 def _seeing(void: Sequence[Window], around: Window, of: Sensor) -> NDArray[np.bool_]:
-    """Native pixels that see something of `void`, of those that see nothing beyond `around`."""
+    """Return which native pixels see something of `void`, among those that see nothing beyond `around`."""
     blank = np.zeros(around.shape, np.float32)
     for part in void:
         if not (common := part.intersect(around)).empty:

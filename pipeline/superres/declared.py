@@ -1,4 +1,4 @@
-"""What a system lets its user set and give: options, and conditions such as maps."""
+"""What users can set and supply for a system: options, and conditions such as maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0"
 class Option:
     """A setting of a system, `--option NAME=VALUE`; values have the type of `default`.
 
-    Numbers lie from `low` to `high`, both included, where these are given; words are one of `choices`, where any are.
+    Numbers must lie from `low` to `high` inclusive, where given; words must be one of `choices`, if there are any.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Option:
 
     @property
     def expected(self) -> str:
-        """Which values there are, for people."""
+        """Allowed values, for messages."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         if isinstance(self.default, bool):
@@ -47,7 +47,7 @@ class Option:
         return " ".join([kind, *filter(None, ends)])
 
     def value(self, given: Value) -> Value:
-        """`given`, perhaps as text, as a value of this option. UsageError where it is none."""
+        """Return `given`, which may be text, as a value of this option. Raises UsageError if it is invalid."""
         try:
             found = self._converted(given)
         except (ValueError, KeyError):
@@ -78,7 +78,7 @@ class Option:
 
 
 def settled(options: Sequence[Option], given: Mapping[str, Value], system: str) -> dict[str, Value]:
-    """Every option's value, in the order of their names. UsageError for names or values that there are not."""
+    """Return every option's value, in the order of names. Raises UsageError for unknown names or invalid values."""
     known = {option.name: option for option in options}
     for name in given:
         if name not in known:
@@ -96,8 +96,8 @@ def settled(options: Sequence[Option], given: Mapping[str, Value], system: str) 
 class MapClass:
     """Features of a vector map that make one channel: 1 within them, 0 elsewhere.
 
-    `where` is an OGR SQL expression on attributes (all features where empty). Lines and points get a width of
-    `width_m` on the ground; they are left out where it is 0.
+    `where` is an OGR SQL expression on attributes; empty selects all features. Lines and points get a width of
+    `width_m` on the ground, and are left out if it is 0.
     """
 
     name: str
@@ -107,10 +107,10 @@ class MapClass:
 
 @dataclass(frozen=True)
 class Condition:
-    """A map that a system is given beside the scenes, `--condition NAME=FILE`.
+    """A map that a system takes beside the scenes, `--condition NAME=FILE`.
 
-    A "vector" map is rasterised, one channel for each of `classes`; a "raster" has a channel for each band of the file,
-    in their order, named `channels`, and is resampled onto the stage's grid by `resampling`. Nodata is 0.
+    A "vector" map is rasterised, one channel for each of `classes`. A "raster" has one channel per band of the file, in
+    their order, named `channels`, and is resampled onto the stage's grid by `resampling`. Nodata is 0.
     """
 
     name: str
@@ -128,12 +128,12 @@ class Condition:
 
     @property
     def source(self) -> str:
-        """How an input names it."""
+        """Name of this condition as the source of an input."""
         return f"{CONDITION}{self.name}"
 
 
 def require_known(conditions: Sequence[Condition], given: Sequence[str], system: str) -> None:
-    """UsageError for conditions that the system does not take, or that it requires and are not given."""
+    """Raise UsageError for conditions that the system does not take, or that it requires and that are missing."""
     known = [one.name for one in conditions]
     for name in given:
         if name not in known:

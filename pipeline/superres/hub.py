@@ -1,8 +1,7 @@
 """Weights on the Hugging Face Hub: hf://OWNER/REPO[@REVISION]/PATH.safetensors[@SHA256].
 
-In: such an address. Out: a path in the hub's own cache, and the address pinned to the commit that it meant, which is
-what a plan records: a worker elsewhere finds the same bytes in its cache or fetches them again. Imports errors;
-huggingface_hub (extra `hub`) where an address is met. No answer of a server is quoted: its addresses may be signed.
+A plan records the address pinned to its commit, so that workers elsewhere find the same bytes in the hub's cache or
+fetch them again. Messages quote no server response, since its URLs may be signed.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _ADDRESS = re.compile(
     rf"hf://(?P<repo>{_PART}/{_PART})(@(?P<revision>[^@/\s]+))?"
     r"/(?P<path>[^@\s?#]+\.safetensors)(@(?P<sha256>[0-9a-fA-F]{64}))?"
 )
-_OTHER_KINDS = ("datasets", "spaces", "models", "kernels", "buckets")  # in the hub's own addresses; not owners
+_OTHER_KINDS = ("datasets", "spaces", "models", "kernels", "buckets")  # path prefixes of the hub, not owners
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LOCAL_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR})
-_HTTP_CLIENTS = ("httpx", "httpcore", "hf_xet")  # whose errors come through as they are; hf_xet raises RuntimeError too
+_HTTP_CLIENTS = ("httpx", "httpcore", "hf_xet")  # their errors are not wrapped; hf_xet raises RuntimeError too
 _LATER = "run the same command again later"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -57,12 +56,12 @@ class HubFile:
 
 
 def is_address(weights: str) -> bool:
-    """Whether the weights are named by an address of the hub rather than by a path."""
+    """Return whether the weights are named by a hub address rather than a path."""
     return weights.startswith(SCHEME)
 
 
 def parse(address: str) -> HubFile:
-    """The parts of an address. UsageError where it is none.
+    """Return the parts of an address. Raises UsageError if it is invalid.
 
     >>> parse("hf://some/where@v1/sr.safetensors")
     HubFile(repo='some/where', path='sr.safetensors', revision='v1', sha256='')
@@ -79,10 +78,10 @@ def parse(address: str) -> HubFile:
 
 
 def settle(address: str) -> tuple[str, Path]:
-    """The address pinned to its commit, and its file: fetched now unless the cache has it, and checked.
+    """Return the address pinned to its commit, and its verified file, fetched unless the cache has it. For planning.
 
-    For planning. UsageError for a wrong address or digest, UpstreamError where the hub refuses, Unreachable where it
-    does not answer, IntegrityError where the bytes are not those that the hub names, StorageError for a full disk.
+    Raises UsageError for a wrong address or digest, UpstreamError if the hub refuses, Unreachable if it does not
+    answer, IntegrityError if the bytes do not match the hub's digest, StorageError for a full disk.
     """
     file = parse(address)
     path = _fetched(file)
@@ -94,16 +93,16 @@ def settle(address: str) -> tuple[str, Path]:
 
 
 def located(pinned: str) -> Path:
-    """Where the file of an address that `settle` pinned lies: in the cache, without asking anyone, else fetched again.
+    """Return the file of an address pinned by `settle`: from the cache without a request, or else fetched again.
 
-    For workers; the caller compares the plan's digest. Errors as `settle`.
+    For workers; the caller compares the plan's digest. Raises as `settle`.
     """
     return _fetched(parse(pinned))
 
 
 def _verify(file: HubFile, path: Path) -> None:
-    """Compare the file with the digest of the address, and with the name that the hub gives its content."""
-    named = os.readlink(path).rsplit("/", 1)[-1] if path.is_symlink() else ""  # large files are stored by their sha256
+    """Compare the file with the digest in the address and with the name under which the hub caches it."""
+    named = os.readlink(path).rsplit("/", 1)[-1] if path.is_symlink() else ""  # the cache names large files by sha256
     if not file.sha256 and not _SHA256.fullmatch(named):
         return
     with path.open("rb") as opened:
@@ -117,7 +116,7 @@ def _verify(file: HubFile, path: Path) -> None:
 
 
 def _fetched(file: HubFile) -> Path:
-    """The file in the hub's cache; a commit that is there already needs no network."""
+    """Return the file in the hub's cache. A commit that is cached needs no network."""
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HFValidationError
@@ -140,7 +139,7 @@ def _fetched(file: HubFile) -> Path:
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Keep the library's warnings about each retry out of the terminal: what matters is said once, by us."""
+    """Silence the library's warnings about each retry; our own message reports the failure once."""
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -151,7 +150,7 @@ def _one_line() -> Iterator[None]:
 
 
 def _explained(file: HubFile, error: Exception) -> PipelineError | None:
-    """The error in our words; None for what is no failure of network, hub or disk."""
+    """Return the error as one of ours; None if it is not a failure of network, hub or disk."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError | errors.DisabledRepoError):
@@ -176,7 +175,7 @@ def _explained(file: HubFile, error: Exception) -> PipelineError | None:
 
 
 def _absent(file: HubFile, cause: BaseException | None) -> PipelineError:
-    """Why a file that is not in the cache could not be asked for."""
+    """Return why a file that is not in the cache could not be requested."""
     from huggingface_hub import errors
 
     if cause is None or isinstance(cause, errors.OfflineModeIsEnabled):
@@ -191,7 +190,7 @@ def _absent(file: HubFile, cause: BaseException | None) -> PipelineError:
 
 
 def _answered(file: HubFile, status: int) -> PipelineError:
-    """What a status of HTTP means for the file."""
+    """Return the error for an HTTP status."""
     if status in _BUSY:
         return Unreachable(f"the hub is busy: status {status} for {file}", cure=_LATER)
     if status in (401, 403):

@@ -1,4 +1,4 @@
-"""From blended images to what is stored: made consistent, from the coarsest GSD to the finest, and quantised."""
+"""From blended images to stored layers: made consistent, from the coarsest GSD to the finest, and quantised."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class _Above:
-    """What a finer image has to agree with: DN as floats over `area`, known where it is not NaN, and as stored.
+    """The image that a finer one has to agree with: float DN over `area`, NaN where unknown, and DN as stored.
 
-    `bands` are the rows of `image` (bands, *area); `dn` (bands, ny, nx) is over the window alone. Windows count px of
+    `bands` are the rows of `image` (bands, *area); `dn` (bands, ny, nx) covers the window only. Windows count px of
     `gsd_m`.
     """
 
@@ -56,10 +56,10 @@ class _Above:
 
 
 def finished(canvases: Canvases, native: Rasters, window: Window, options: Options, of: Pass) -> dict[float, Layer]:
-    """Layers of a pass over `window` (px of the pass), coarsest first.
+    """Return the layers of a pass over `window` (px of the pass), coarsest first.
 
-    At 2.5 m the image is made to agree with what was measured; each finer one with the one above it, whose DN are the
-    means of its blocks. Of a pass over a finished group, the first is made to agree with that.
+    At 2.5 m the image is made to agree with the measurement, each finer one with the one above it, whose DN are its
+    block means. In a pass over a finished group, the first layer is made to agree with that group.
     """
     found: dict[float, Layer] = {}
     drawn = {band for group in of.groups if group.varying for band in group.bands}
@@ -88,7 +88,7 @@ def finished(canvases: Canvases, native: Rasters, window: Window, options: Optio
 
 
 def _left(of: Pass, done: int) -> int:
-    """Px of the pass around a window over which the next layer is to be known, `done` of them being finished."""
+    """Return the px of the pass around a window over which the next layer must be known, after `done` layers."""
     ties = done if not of.source_gsd_m else done + 1
     return of.margin_px - ties * of.tie_px
 
@@ -96,7 +96,7 @@ def _left(of: Pass, done: int) -> int:
 def _measured(
     canvas: Canvas, native: Rasters, window: Window, options: Options, of: Pass
 ) -> tuple[NDArray[np.uint16], _Above]:
-    """DN at 2.5 m that agree with what was measured, and what finer images have to agree with."""
+    """Return DN at 2.5 m that agree with the measurement, and the image that finer ones have to agree with."""
     order, area = canvas.order, window.pad(of.margin_px)
     sensors = [options.sensor(name) for name in order]
     images = agreeing(
@@ -108,7 +108,7 @@ def _measured(
 
 
 def _source(native: Rasters, window: Window, of: Pass) -> _Above:
-    """The finished group that a pass reads, as its first layer has to agree with it."""
+    """Return the finished group that a pass reads, as the image that its first layer has to agree with."""
     area, bands = window.pad(of.margin_px), of.outputs[0].bands
     dn = np.stack([native.band(name, area) for name in bands])
     image = np.where(dn == NODATA_DN, np.float32(np.nan), dn.astype(np.float32))
@@ -118,9 +118,9 @@ def _source(native: Rasters, window: Window, of: Pass) -> _Above:
 
 
 def _tied(canvas: Canvas, above: _Above, area: Window) -> tuple[NDArray[np.float32], Window]:
-    """The canvas over `area` (its px) with what the blocks' means lack added smoothly; and `area`.
+    """Return the canvas over `area` (its px) plus the bicubic-upsampled residual of its block means, and `area`.
 
-    Where the image above is not known nothing is added.
+    Nothing is added where the image above is unknown.
     """
     import torch
 

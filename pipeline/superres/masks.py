@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
 # Scene classification (Sen2Cor ATBD, SCL): saturated or defective 1, cloud medium 8, cloud high 9, thin cirrus 10.
 _SCL_CAUSES: dict[str, tuple[int, ...]] = {"cloud": (8, 9, 10), "saturated": (1,)}
-NOT_CLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)  # those, no data, and cloud shadow 3
-# What is taken for cloud without a classification: bright, white, and wider than roofs are.
-CLOUD_REFLECTANCE = 0.4  # of the darkest of the three colours
-CLOUD_TINT = 0.2  # at most, of the brightest: (brightest - darkest) / brightest
+NOT_CLEAR_SCL: tuple[int, ...] = (0, 1, 3, 8, 9, 10)  # those above, no data 0, and cloud shadow 3
+# Without SCL, ground counts as cloud if it is bright, white, and wider than roofs.
+CLOUD_REFLECTANCE = 0.4  # lower bound of the darkest of the three colours
+CLOUD_TINT = 0.2  # upper bound of (brightest - darkest) / brightest
 CLOUD_PX = 31  # 10 m px; 310 m
-# 10 m px around clouds where a network does worse than interpolation: measured on images of known truth with a step to
-# reflectance 0.9, RMSE 13 and 15 % worse in the two nearest pixels and 13 % better from the third on. Beside nodata,
-# which is filled, it does better from the first pixel on.
+# 10 m px around clouds where a network does worse than interpolation. On images of known truth with a step to
+# reflectance 0.9, its RMSE is 13 and 15 % worse in the two nearest pixels and 13 % better from the third on. Beside
+# nodata, which is filled, it is better from the first pixel on.
 _GUARD_PX = 2
-_RAMP_PX = 2  # 10 m px over which detail then fades in
+_RAMP_PX = 2  # half width of the fade-in of detail beyond that, 10 m px
 
 NODATA_CAUSE = "nodata"
-CAUSES = ("cloud", "like_cloud", "saturated", "bright", NODATA_CAUSE)  # why detail is withheld there, or close to it
+CAUSES = ("cloud", "like_cloud", "saturated", "bright", NODATA_CAUSE)  # why detail is withheld at or near a pixel
 
 QUALITY_NODATA, QUALITY_MEASURED, QUALITY_PARTIAL, QUALITY_GENERATED = 0, 1, 2, 3
 QUALITY_MEANINGS = "nodata no_generated_detail partly_generated_detail generated_detail"
 
 
 def reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Surface reflectance (1) of canonical DN; nodata comes out as -0.1 and must be filled or masked."""
+    """Return surface reflectance (1) of canonical DN. Nodata gives -0.1 and must be filled or masked."""
     return (dn.astype(np.float32) + np.float32(CANONICAL_OFFSET_DN)) * np.float32(DN_SCALE)
 
 
 def fill_nearest(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """`values` (y, x) with invalid pixels replaced by their nearest valid one; all zero when none is valid."""
+    """Return `values` (y, x) with invalid pixels set to their nearest valid one; all zero if none is valid."""
     if valid.all():
         return values
     if not valid.any():
@@ -52,7 +52,7 @@ def fill_nearest(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArr
 
 
 def filled_reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Reflectance of (band, y, x) DN, each band filled from its own nearest valid pixels."""
+    """Return the reflectance of (band, y, x) DN, each band filled from its own nearest valid pixels."""
     rho, valid = reflectance(dn), dn != NODATA_DN
     if valid.all():
         return rho
@@ -67,7 +67,7 @@ def _spread(mask: NDArray[np.bool_], px: int) -> NDArray[np.bool_]:
 
 
 def _like_cloud(rho: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where reflectance (band, y, x) of visible bands is bright and white over at least `CLOUD_PX` each way."""
+    """Return where reflectance (band, y, x) of visible bands is bright and white over at least `CLOUD_PX` each way."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
     darkest, brightest = rho.min(0), rho.max(0)
@@ -80,7 +80,7 @@ def _like_cloud(rho: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def measured(dn: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """Where all bands of (band, y, x) have data."""
+    """Return where all bands of (band, y, x) have data."""
     there: NDArray[np.bool_] = (dn != NODATA_DN).all(0)
     return there
 
@@ -88,7 +88,7 @@ def measured(dn: NDArray[np.uint16]) -> NDArray[np.bool_]:
 def _causes(
     dn10: NDArray[np.uint16], scl: NDArray[np.uint8] | None, bright: float, colours: Sequence[int] | None
 ) -> dict[str, NDArray[np.bool_]]:
-    """Where no detail may be generated, on the 10 m grid (y, x), by cause; arguments as for `detail_weight`."""
+    """Return where no detail may be generated, on the 10 m grid (y, x), by cause; arguments as for `detail_weight`."""
     rho = reflectance(dn10)
     found = {NODATA_CAUSE: ~measured(dn10), "bright": rho.max(0) > bright}
     if scl is None:
@@ -105,13 +105,12 @@ def detail_weight(
     bright: float = BRIGHT_REFLECTANCE,
     colours: Sequence[int] | None = None,
 ) -> NDArray[np.float32] | None:
-    """Weight 0..1 of generated detail on the 10 m grid, shape (y, x); None when it is 1 everywhere.
+    """Return the weight 0..1 of generated detail on the 10 m grid, shape (y, x); None if it is 1 everywhere.
 
-    Clouds are those of the classification, or what looks like one where there is none, and reflectance above `bright`.
-
-    `dn10` is (band, y, x) of the network's input bands, at least one, of which `colours` (all where None) are visible;
-    `scl` is the 20 m classification (y/2, x/2) or None. Nodata gets 0; so do clouds and 2 px around them, from where
-    the weight rises linearly over 4 px.
+    `dn10` is (band, y, x) of the network's input bands, at least one, of which `colours` (all if None) are visible.
+    `scl` is the 20 m classification (y/2, x/2) or None, in which case clouds are detected by brightness. The weight is
+    0 at nodata, at clouds and saturated pixels, above the reflectance `bright`, and 2 px around these except nodata;
+    from there it rises linearly over 4 px.
     """
     causes = _causes(dn10, scl, bright, colours)
     missing = causes.pop(NODATA_CAUSE)
@@ -129,10 +128,10 @@ def detail_weight(
 
 
 def finished_weight(classes: NDArray[np.uint8]) -> NDArray[np.float32] | None:
-    """Weight 0..1 of detail that a later pass may generate, on the grid of a finished group (y, x); None where all 1.
+    """Return the weight 0..1 of detail that a later pass may generate, on the grid of a finished group (y, x).
 
-    `classes` are those of its quality. Where it has no generated detail the weight is 0, from where it rises over the
-    pixels next to it.
+    None if it is 1 everywhere. `classes` are the group's quality. The weight is 0 where the group has no generated
+    detail, and rises over the pixels next to that.
     """
     if (classes == QUALITY_GENERATED).all():
         return None
@@ -151,10 +150,10 @@ def nearest_cause(
     bright: float = BRIGHT_REFLECTANCE,
     colours: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Index into `CAUSES` of what withholds detail nearest to each 10 m pixel, (y, x).
+    """Return an index into `CAUSES` of what withholds detail nearest to each 10 m pixel, (y, x).
 
-    Arguments as for `detail_weight`. Where causes meet it is the first of them. Model windows see a part of the ground
-    alone and may take for cloud what the whole shows to be none; hence "like_cloud" where nothing withholds detail.
+    Arguments as for `detail_weight`. Where causes overlap, the first one counts. If nothing withholds detail, the
+    result is "like_cloud": model windows see only part of the ground and may detect a cloud where the whole shows none.
     """
     nearest = np.full(dn10.shape[1:], len(CAUSES), np.uint8)
     causes = _causes(dn10, scl, bright, colours)
@@ -171,7 +170,7 @@ def nearest_cause(
 
 
 def quality(weight: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Quality classes at 2.5 m from the blended weight of generated detail and validity, both (ny, nx)."""
+    """Return quality classes at 2.5 m from the blended weight of generated detail and validity, both (ny, nx)."""
     classes = np.full(weight.shape, QUALITY_PARTIAL, np.uint8)
     classes[weight <= 1e-3] = QUALITY_MEASURED
     classes[weight >= 1 - 1e-3] = QUALITY_GENERATED

@@ -18,7 +18,7 @@ _WORD = 2**64 - 1
 
 
 def noise_source(window: Window, ordinal: int, member: int, options: Options, device: torch.device) -> NoiseSource:
-    """Noise of one member over a window of a stage, (1, channels, T, T).
+    """Return the noise of one member over a window of a stage, (1, channels, T, T).
 
     `ordinal` counts the stochastic stages of the system from 0, so that no two of them draw the same numbers.
     """
@@ -40,7 +40,7 @@ def noise_source(window: Window, ordinal: int, member: int, options: Options, de
 
 
 def _seed(seed: int, ordinal: int, coarser: int) -> int:
-    """The run's own for the first stage at its own GSD; else mixed with the two (SplitMix64, Steele et al. 2014)."""
+    """Return the run's seed, mixed by SplitMix64 (Steele et al. 2014) except for the first stage at its own GSD."""
     if ordinal == 0 and coarser == 1:
         return seed
     z = (seed + 0x9E3779B97F4A7C15 * (ordinal * 1024 + coarser)) & _WORD

@@ -1,4 +1,4 @@
-"""What shapes the pixels of a run besides scenes and weights."""
+"""Settings that shape the pixels of a run besides scenes and weights."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pipeline.superres.contract import reach_px
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of `super_resolve`; `mtf` is by band, where not the published one."""
+    """Settings of `super_resolve`; `mtf` overrides the published MTF by band."""
 
     seed: int = 0
-    stream: int = 0  # tells UTM zones and time steps apart
-    members: int = 0  # draws that are averaged; 0: the conditional mean, as regressions give it
+    stream: int = 0  # noise stream of a UTM zone and time step
+    members: int = 0  # draws to average; 0: the conditional mean of a regression
     consistency: str = "sensor"
     mtf: tuple[tuple[str, float], ...] = ()
 
     def sensor(self, name: str) -> Sensor | None:
-        """How a band is measured, where the output has to agree with that; else None."""
+        """Return the sensor of a band if the output has to agree with it, else None."""
         if self.consistency != "sensor":
             return None
         return sensor(self.mtf_of(name), factor_of(name))
 
     def mtf_of(self, name: str) -> float:
-        """MTF of a band at the Nyquist frequency of its own grid."""
+        """Return the MTF of a band at the Nyquist frequency of its own grid."""
         return dict(self.mtf).get(name) or BY_NAME[name].product_mtf
 
     def reach_px(self, order: tuple[str, ...]) -> int:
-        """How far around a piece of ground its bands have to be predicted, a multiple of 24 px."""
+        """Return how far around an area its bands have to be predicted, in px of 2.5 m, a multiple of 24."""
         reaches = [reach_px(of) for name in order if (of := self.sensor(name)) is not None]
         return align_up(max(reaches, default=0), BLOCK_60M)

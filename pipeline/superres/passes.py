@@ -1,6 +1,6 @@
 """Passes of a system over the ground: the first reads the native rasters, each further one a finished group.
 
-A pass has units, receipts and a grid of its own, and begins when the one before is complete.
+A pass has its own units, receipts and grid, and begins when the previous one is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.superres.options import Options
     from pipeline.superres.spec import Bundles, Input, Stage, SystemSpec
 
-_FINER_AT_ONCE = 5  # GSDs that one pass may give below 2.5 m: each is tied to the one above it, which takes context
+_FINER_AT_ONCE = 5  # GSDs that one pass may give below 2.5 m; tying each to the one above takes context
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Pass:
 
     @property
     def natives(self) -> tuple[str, ...]:
-        """Bands that it reads, of the native rasters or the finished group."""
+        """Bands that it reads from the native rasters or the finished group."""
         return tuple(dict.fromkeys(band for group in self.groups for band in group.natives))
 
     @property
@@ -59,36 +59,36 @@ class Pass:
 
     @property
     def tie_px(self) -> int:
-        """Context that making an output agree with the one above it takes, in px of this pass."""
+        """Context for making an output agree with the one above it, in px of this pass."""
         return CONTEXT * (self.source_px if self.source_gsd_m else 1)
 
     @property
     def margin_px(self) -> int:
-        """How far around a piece of ground its coarsest output has to be known, for the finer ones to agree with it."""
+        """Context over which the coarsest output has to be known for the finer ones to agree with it, in its px."""
         if not self.source_gsd_m:
             return BLOCK_60M if self.finer else 0
         return self.tie_px * len(self.outputs)
 
     def reach_px(self, options: Options) -> int:
-        """How far around a piece of ground its bands are predicted."""
+        """Return how far around an area its bands are predicted, in its px."""
         measured = 0 if self.source_gsd_m else options.reach_px(self.outputs[0].bands)
         return measured + self.margin_px
 
     def cells(self, wanted: Sequence[Window]) -> list[list[tuple[int, int]]]:
-        """Cells that each group computes for `wanted` windows, ascending."""
+        """Return the cells that each group computes for `wanted` windows, ascending."""
         return cells_by_group(self.groups, wanted, self.gsd_m)
 
     def read_window(self, window: Window) -> Window:
-        """What has to be read to compute the output over `window`."""
+        """Return the window to read for the output over `window`."""
         return read_window(self.groups, window, self.gsd_m, self.source_px)
 
     def reach_m(self, options: Options) -> float:
-        """How far beyond an area the ground lies that its output depends on, along one axis."""
+        """Return how far beyond an area the ground lies that its output depends on, along one axis, in metres."""
         return reach_m(self.groups) + self.reach_px(options) * self.gsd_m
 
 
 def passes_of(stages: Sequence[Stage], order: Sequence[str]) -> tuple[Pass, ...]:
-    """The passes of a run of the bands `order`. UsageError where a pass reads bands that are not among them."""
+    """Return the passes of a run for the bands `order`. Raises UsageError if a pass reads bands that are not stored."""
     numbers = pass_numbers(stages)
     first = [stage for stage in stages if not numbers[stage.name]]
     found = [Pass(0, (Output(TARGET_GSD_M, tuple(order)), *outputs_of(first, order)), groups_of(first, order))]
@@ -105,7 +105,7 @@ def passes_of(stages: Sequence[Stage], order: Sequence[str]) -> tuple[Pass, ...]
 
 
 def pass_numbers(stages: Sequence[Stage]) -> dict[str, int]:
-    """{stage: the pass it runs in}: one after that which completes the group that it reads, or that of its sources."""
+    """Return {stage: its pass}: one after the pass that completes the group it reads, or that of its source stages."""
     numbers: dict[str, int] = {}
     completed = {TARGET_GSD_M: 0}  # GSD of a group -> pass that completes it
     for stage in stages:
@@ -134,7 +134,7 @@ def _require_stored(earlier: Sequence[Pass], groups: Iterable[Group], source_gsd
 
 
 def stages_of(spec: SystemSpec, bundles: Bundles, options: Settings | None = None) -> tuple[Stage, ...]:
-    """The stages of a system with these bundles and options, or its defaults. UsageError where they do not fit."""
+    """Return the stages of a system with these bundles and options (or its defaults). Raises UsageError on a misfit."""
     try:
         stages = spec.stages(bundles, spec.defaults if options is None else options)
         check_chain(stages, spec.conditions)
@@ -156,7 +156,7 @@ def _check_promises(spec: SystemSpec, stages: Sequence[Stage]) -> None:
 
 
 def check_chain(stages: Sequence[Stage], conditions: Sequence[Condition] = ()) -> None:
-    """ValueError unless every stage reads what there is when it runs, and every band is given at 2.5 m or finer."""
+    """Raise ValueError unless all inputs of a stage exist when it runs and all bands are given at 2.5 m or finer."""
     before: dict[str, Stage] = {}
     for stage in stages:
         if stage.name in before or stage.name in (MEASURED, FINISHED):
@@ -205,7 +205,7 @@ def _check_condition(stage: Stage, given: Input, conditions: Sequence[Condition]
 
 
 def _check_passes(stages: Sequence[Stage]) -> None:
-    """ValueError where a pass reads two groups, or what is not stored, or gives nothing finer than it reads."""
+    """Raise ValueError if a pass reads two groups, or what is not stored, or gives nothing finer than it reads."""
     numbers = pass_numbers(stages)
     given_in: dict[float, int] = {TARGET_GSD_M: 0}
     for number in range(max(numbers.values(), default=0) + 1):

@@ -1,4 +1,4 @@
-"""The super-resolution systems by name: those in `pipeline.superres.systems`, and those that packages bring."""
+"""Super-resolution systems by name: those in `pipeline.superres.systems` and those of installed packages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _REGISTERED: dict[str, SystemSpec] = {}
 
 
 def register(spec: SystemSpec) -> None:
-    """Make a system known in this process as `--sr NAME`. UsageError for a name that another system has.
+    """Make a system known in this process as `--sr NAME`. Raises UsageError if another system has the name.
 
-    Commands and workers are processes of their own: they find what a package names as an entry point of the group
+    Commands and workers are separate processes: they find what a package names as an entry point of the group
     `sen2fine.systems`, such as `mine = "my_package:SYSTEM"`.
     """
     if known().get(spec.name, spec) != spec:
@@ -26,12 +26,12 @@ def register(spec: SystemSpec) -> None:
 
 
 def known() -> dict[str, SystemSpec]:
-    """The systems of this package, then those registered so far."""
+    """Return the systems of this package, then those registered so far."""
     return {**_shipped(), **_REGISTERED}
 
 
 def spec_of(name: str) -> SystemSpec:
-    """The system of that name; installed packages are asked for it last. UsageError where nobody knows it."""
+    """Return the system of that name, asking installed packages last. Raises UsageError if it is unknown."""
     if name not in known():
         _installed()
     if name not in known():
@@ -43,12 +43,12 @@ def spec_of(name: str) -> SystemSpec:
 
 @lru_cache(maxsize=1)
 def _shipped() -> dict[str, SystemSpec]:
-    """`SYSTEM` of every module of the package `systems` that has one; the others are shared by several."""
+    """Return `SYSTEM` of every module in the package `systems` that has one; the other modules are shared code."""
     return {one.name: one for one in discovery.in_package(systems, "SYSTEM", SystemSpec)}
 
 
 @lru_cache(maxsize=1)
 def _installed() -> None:
-    """Register, once, what installed packages bring: a `SystemSpec`, or a module that registers its own."""
+    """Register the systems of installed packages, once: a `SystemSpec`, or a module that registers its own."""
     for one in discovery.in_entry_points(PLUGINS, SystemSpec):
         register(one)

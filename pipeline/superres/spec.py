@@ -1,4 +1,4 @@
-"""What a super-resolution system declares of itself: stages, weights, memory. Cheap to import."""
+"""What a super-resolution system declares: stages, weights, memory. Cheap to import."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ MEMBERS = 4  # draws averaged for a best estimate where a system has no regressi
 
 
 class NoiseSource(Protocol):
-    """Standard normal noise keyed by absolute position: equal however the ground is cut into windows."""
+    """Standard normal noise keyed by absolute position, independent of how the ground is cut into windows."""
 
     def __call__(self, step: int, channels: int, coarser: int = 1) -> Tensor:
-        """Noise (b, channels, T / coarser, T / coarser) of sampler step `step`.
+        """Return noise (b, channels, T / coarser, T / coarser) of sampler step `step`.
 
-        T is the side of the stage's window. ValueError where the windows are not whole pixels of the coarser grid.
+        T is the side of the stage's window. Raises ValueError if windows are not whole pixels of the coarser grid.
         """
         ...
 
@@ -46,10 +46,10 @@ class NoiseSource(Protocol):
 class Input:
     """An image that a stage is given: `bands` as channels, in that order, at `gsd_m`.
 
-    `source` is MEASURED, for rasters on their native grid; FINISHED, for the stored group of `gsd_m`, 2.5 m or finer,
-    which an earlier pass of the run has completed; the name of an earlier stage of the same pass; or that of a
-    condition (`Condition.source`). Measured bands of an `optional` input may be missing from a product: their channels
-    are 0 and they are not `StageInput.present`.
+    `source` is MEASURED (rasters on their native grid), FINISHED (the stored group of `gsd_m`, 2.5 m or finer, that an
+    earlier pass has completed), the name of an earlier stage of the same pass, or that of a condition
+    (`Condition.source`). Measured bands of an `optional` input may be missing from a product: their channels are 0 and
+    they are not in `StageInput.present`.
     """
 
     name: str
@@ -60,12 +60,12 @@ class Input:
 
     @property
     def stage(self) -> str:
-        """The stage that it comes from, if it comes from one."""
+        """Name of the stage that it comes from, or "" if it comes from none."""
         return "" if self.source in (MEASURED, FINISHED) or self.condition else self.source
 
     @property
     def condition(self) -> str:
-        """The condition that it shows, if it shows one."""
+        """Name of the condition that it shows, or "" if it shows none."""
         return self.source.removeprefix(CONDITION) if self.source.startswith(CONDITION) else ""
 
 
@@ -77,9 +77,9 @@ class Stage:
     lattice counts px of `gsd_m`; its windows begin and end on whole pixels of every raster that the stage reads or
     gives.
 
-    stochastic: it draws from noise. regresses: it gives the conditional mean where it gets no noise. scene_state: it
-    takes what `Predictor.scene_state` returned for the scene. weights: role of its bundle. multiple_px: of which the
-    side of its output has to be a multiple. Above `bright_reflectance` of its required bands it is not trusted.
+    stochastic: it draws from noise. regresses: it gives the conditional mean if it gets no noise. scene_state: it takes
+    what `Predictor.scene_state` returned for the scene. weights: role of its bundle. multiple_px: the side of its
+    output must be a multiple of this. Above `bright_reflectance` of its required bands, no detail is generated. Raises
     ValueError for a stage that cannot be run.
     """
 
@@ -115,7 +115,7 @@ class Stage:
 
     @cached_property
     def required(self) -> tuple[str, ...]:
-        """Those of `measured` and `finished` without which it cannot run."""
+        """Bands of `measured` and `finished` without which it cannot run."""
         needed = (given for given in self.reads if given.source in (MEASURED, FINISHED) and not given.optional)
         return tuple(dict.fromkeys(band for given in needed for band in given.bands))
 
@@ -126,7 +126,7 @@ class Stage:
 
     @property
     def follows(self) -> bool:
-        """Whether it reads what an earlier stage gave."""
+        """Whether it reads the output of an earlier stage."""
         return bool(self.sources)
 
     @cached_property
@@ -135,14 +135,14 @@ class Stage:
         return math.lcm(1, *(round(gsd / self.gsd_m) for gsd in self._gsds() if gsd > self.gsd_m))
 
     def input(self, name: str) -> Input:
-        """The input of that name. KeyError where there is none."""
+        """Return the input of that name. Raises KeyError if there is none."""
         for given in self.reads:
             if given.name == name:
                 return given
         raise KeyError(name)
 
     def _gsds(self) -> set[float]:
-        """GSDs of what it meets: what it reads, and the measured bands that its output has to agree with."""
+        """Return the GSDs of its inputs, and of the measured bands that its output has to agree with."""
         read = {given.gsd_m for given in self.reads}
         return read if self.finished else read | {BY_NAME[band].gsd_m for band in self.gives if band in BY_NAME}
 
@@ -175,7 +175,7 @@ class Stage:
 
 
 def _nests(one_m: float, other_m: float) -> bool:
-    """Whether the larger of two GSDs is a whole multiple of the smaller."""
+    """Return whether the larger of two GSDs is a whole multiple of the smaller."""
     ratio = max(one_m, other_m) / min(one_m, other_m)
     return abs(ratio - round(ratio)) < 1e-9
 
@@ -184,10 +184,10 @@ def _nests(one_m: float, other_m: float) -> bool:
 class StageInput:
     """A batch of windows of one stage, in reflectance, on the system's device.
 
-    `images[name]` is (b, bands, h, w) of the input of that name, filled where nothing was measured; `present` are the
-    measured bands that the product has, and the conditions that were given; `valid` (b, 1, h, w) bool, at 10 m or at
-    the GSD of the finished group that is read, is False where a required band was not measured. `noise` is None where
-    the conditional mean is asked for. `state` is that of the windows' scenes, `options` are those of the system.
+    `images[name]` is (b, bands, h, w) of the input of that name, filled where nothing was measured. `present` holds the
+    measured bands that the product has, and the conditions that were given. `valid` (b, 1, h, w) bool, at 10 m or at
+    the GSD of the finished group that is read, is False where a required band was not measured. `noise` is None if the
+    conditional mean is wanted. `state` is that of the windows' scenes, `options` are those of the system.
     """
 
     images: Mapping[str, Tensor]
@@ -199,7 +199,7 @@ class StageInput:
 
 
 class Predictor(ABC):
-    """The networks of a system, loaded."""
+    """The loaded networks of a system."""
 
     @abstractmethod
     def to(self, device: torch.device) -> Predictor:
@@ -207,16 +207,16 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
-        """Reflectance (b, len(stage.gives), T, T) of a batch of windows, T being `stage.lattice.window_px`.
+        """Return reflectance (b, len(stage.gives), T, T) of a batch of windows, T being `stage.lattice.window_px`.
 
-        A window's pixels may depend on that window alone.
+        The pixels of a window must depend on that window only.
         """
 
     def scene_state(self, stage: Stage, windows: Tensor) -> SceneState:
-        """What a stage with `scene_state` has to know of a scene.
+        """Return what a stage with `scene_state` needs to know of a scene.
 
-        `windows` (K, c, 64, 64) is reflectance of the bands of its first input, at places that the scene alone decides.
-        UsageError where the system has no such method, although a stage asks for it.
+        `windows` (K, c, 64, 64) is reflectance of the bands of its first input, at places that depend on the scene
+        only. Raises UsageError unless the system overrides it.
         """
         del windows
         raise UsageError(
@@ -227,7 +227,7 @@ class Predictor(ABC):
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file that a system takes: which kinds of bundle fit (`Bundle.system`), and the one that ships."""
+    """A weights file that a system takes: the kinds of bundle that fit (`Bundle.system`), and the shipped file."""
 
     role: str
     kinds: tuple[str, ...]
@@ -244,11 +244,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class SystemSpec:
-    """A system by name. `stages` and `build` take bundles by role and options: its declaration, networks on the CPU.
+    """A system by name. `stages` and `build` take bundles by role and options, and return stages and CPU networks.
 
-    Its `options` may change which stages there are; all of them reach `Predictor.predict`. A system without weights and
-    stages interpolates. `stochastic` and `regresses` repeat what the stages say, for those who have only the name: any
-    stage draws; all that draw give the conditional mean without.
+    Its `options` may change the stages, and all of them reach `Predictor.predict`. A system without weights and stages
+    interpolates. `stochastic` and `regresses` repeat what the stages declare, for code that has only the name: any
+    stage draws; all that draw can also give the conditional mean.
     """
 
     name: str
@@ -264,25 +264,25 @@ class SystemSpec:
 
     @property
     def mean_draws(self) -> int:
-        """Draws that its best estimate is the mean of where no other number is asked for; 0 where it needs none."""
+        """Number of draws that its best estimate averages by default; 0 if it needs none."""
         return MEMBERS if self.stochastic and not self.regresses else 0
 
     @property
     def defaults(self) -> Settings:
-        """Its options as they are where nothing else is asked for."""
+        """Default values of its options."""
         return {option.name: option.default for option in self.options}
 
 
 def lattice_of(bundle: Bundle) -> Lattice:
-    """The lattice that a bundle was made for. ValueError where its numbers do not make one."""
+    """Return the lattice that a bundle was made for. Raises ValueError if its numbers are invalid."""
     spec = bundle.lattice
     return Lattice(spec.window_px, spec.stride_px, spec.ramp_px, spec.margin_px)
 
 
 def draws(estimate: str, members: int, *, stochastic: bool, mean_draws: int) -> int:
-    """How many draws an estimate is the mean of; 0 where nothing is drawn.
+    """Return how many draws an estimate averages: `members`, else `mean_draws`; 0 if nothing is drawn.
 
-    Those that are asked for, else as few as give it. UsageError where several are asked for of one sample.
+    Raises UsageError if one sample is asked for with several members.
     """
     if estimate == "sample" and members > 1:
         raise UsageError(

@@ -1,7 +1,7 @@
-"""A piece of ground in one pass: run every model window that touches it, blend, make consistent, quantise.
+"""Process an area in one pass: run every model window that touches it, blend, make consistent, quantise.
 
-Nothing here depends on how the ground was cut into pieces: windows are absolute, whole and independent, noise is keyed
-by position, and blending sums them in ascending order.
+The result does not depend on how the ground is cut into areas: windows are absolute, whole and independent, noise is
+keyed by position, and blending sums windows in ascending order.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ T = TypeVar("T")
 
 @dataclass
 class Result:
-    """Output over one window, by GSD in metres, the coarsest first; seconds by step.
+    """Output over one window by GSD in metres, coarsest first, and seconds by step.
 
-    `causes` (ny, nx), at 2.5 m, index `masks.CAUSES`: what is nearest of that which withholds detail; None where none
-    is withheld, none is generated at all, or in passes over finished groups.
+    `causes` (ny, nx), at 2.5 m, index `masks.CAUSES`: the nearest cause that withholds detail. None if no detail is
+    withheld, none is generated at all, or the pass reads a finished group.
     """
 
     layers: dict[float, Layer]
@@ -58,22 +58,22 @@ class Result:
 
     @property
     def first(self) -> Layer:
-        """The coarsest."""
+        """The coarsest layer."""
         return next(iter(self.layers.values()))
 
     @property
     def dn(self) -> NDArray[np.uint16]:
-        """(bands, ny, nx) of the coarsest."""
+        """DN (bands, ny, nx) of the coarsest layer."""
         return self.first.dn
 
     @property
     def quality(self) -> NDArray[np.uint8]:
-        """(ny, nx) of the coarsest."""
+        """Quality (ny, nx) of the coarsest layer."""
         return self.first.quality
 
     @property
     def spread(self) -> NDArray[np.uint16] | None:
-        """(bands, ny, nx) of the coarsest."""
+        """Spread (bands, ny, nx) of the coarsest layer."""
         return self.first.spread
 
 
@@ -88,11 +88,11 @@ def super_resolve(
     number: int = 0,
     maps: Maps | None = None,
 ) -> Result:
-    """All that pass `number` of a run of the bands `order` gives over `window`, from DN around it.
+    """Return the output of pass `number` of a run of the bands `order` over `window`, from DN around it.
 
-    Windows count px of the pass, 2.5 m in the first, whose edges are multiples of 24 px. `native.window` must hold
-    `Pass.read_window`. `wanted`: the parts of `window` that are needed, all of it where empty; model windows that touch
-    none of them are not computed, and pixels elsewhere mean nothing.
+    Windows count px of the pass; in the first pass these are 2.5 m and edges are multiples of 24 px. `native.window`
+    must hold `Pass.read_window`. `wanted` lists the parts of `window` that are needed, all of it if empty. Model
+    windows that touch none of them are not computed, and pixels elsewhere are undefined.
     """
     seconds: dict[str, float] = defaultdict(float)
     of = passes_of(system.stages, order)[number]
@@ -111,7 +111,7 @@ def super_resolve(
 
 
 def _empty(of: Pass, area: Window, options: Options) -> Canvases:
-    """Canvases of a pass over `area`, in its px."""
+    """Return empty canvases of a pass over `area`, in its px."""
     found = []
     for output in of.outputs:
         givers = [group for group in of.groups if any(one.gsd_m == output.gsd_m for one in group.outputs)]
@@ -124,7 +124,7 @@ def _empty(of: Pass, area: Window, options: Options) -> Canvases:
 
 @dataclass(frozen=True)
 class _GroupRun:
-    """All windows of one group, blended into the canvases in ascending order."""
+    """Run all windows of one group, and blend them into the canvases in ascending order."""
 
     group: Group
     of: Pass
@@ -153,7 +153,7 @@ class _GroupRun:
 
     @property
     def _count(self) -> int:
-        """Passes through the networks per window."""
+        """Number of draws per window."""
         return max(1, self.options.members) if self.group.varying else 1
 
     def _window(self, tile: Tile, details: dict[float, NDArray[np.float32]], handed: Handed | None) -> None:
@@ -182,7 +182,7 @@ class _GroupRun:
         canvases.windows += 1
 
     def _draws(self, window: Window) -> list[Draw]:
-        """The passes through the networks that a window takes."""
+        """Return the draws of a window, each one run of the networks."""
         stochastic = [stage.name for stage in self.system.stages if stage.stochastic]
         state = self.state_of(at_gsd(window, self.group.gsd_m, TARGET_GSD_M)) if self.group.stages else None
 
@@ -205,17 +205,17 @@ def _add_detail(into: NDArray[np.float32], detail: NDArray[np.float32], canvas: 
 
 
 def _within_memory(compute: Callable[[], T], system: System, group: Group) -> T:
-    """One window's result; where a GPU's memory runs out, once more with all that torch holds in reserve given back.
+    """Return the result of one window. If GPU memory runs out, empty torch's cache and try once more.
 
-    Windows go through the networks one by one, so that there is no batch to halve: their pixels are the same whatever
-    else is computed. PipelineError when one window does not fit.
+    Windows run one by one, so there is no batch to reduce and pixels do not depend on what else is computed. Raises
+    PipelineError if one window does not fit.
     """
     import torch
 
     try:
         return compute()
     except torch.OutOfMemoryError:
-        pass  # what its trace holds is let go first
+        pass  # leave the handler first, which frees what the traceback holds
     torch.cuda.empty_cache()
     try:
         return compute()

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class System:
-    """A loaded system. `predictor` is None where it has no stages; `bundles` describe its weights by role.
+    """A loaded system. `predictor` is None if it has no stages; `bundles` describe its weights by role.
 
-    `options` are those that were asked for, and the defaults of the others.
+    `options` are the requested ones, and the defaults of the others.
     """
 
     name: str
@@ -35,7 +35,7 @@ class System:
     options: Settings = field(default_factory=dict)
 
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
-        """Reflectance (b, len(stage.gives), T, T). PipelineError where a network does not keep what it declares."""
+        """Return reflectance (b, len(stage.gives), T, T). Raises PipelineError if a network breaks its declaration."""
         if self.predictor is None:
             raise PipelineError(f"{self.name} has no networks", f"networks for stage {stage.name}")
         if given.noise is None and stage.stochastic and not stage.regresses:
@@ -56,7 +56,7 @@ class System:
 
 @lru_cache(maxsize=2)
 def load(choice: Choice, device_name: str) -> System:
-    """Load `choice` once per process and keep it. UsageError when the files are no longer those the plan recorded."""
+    """Load `choice` once per process and cache it. Raises UsageError if the files are not those the plan recorded."""
     import torch
 
     from pipeline.models.bundle import BundleError
@@ -72,7 +72,7 @@ def load(choice: Choice, device_name: str) -> System:
 
 
 def built(spec: SystemSpec, bundles: Bundles, device: torch.device, options: Settings | None = None) -> System:
-    """The system with the networks of these bundles. Raises BundleError or UsageError where they do not fit."""
+    """Return the system with the networks of these bundles. Raises BundleError or UsageError if they do not fit."""
     settings = spec.defaults if options is None else options
     predictor = None if spec.build is None else spec.build(bundles, settings).to(device)
     return System(spec.name, stages_of(spec, bundles, settings), predictor, bundles, device, settings)

@@ -1,4 +1,4 @@
-"""Which weights a run uses: shipped, a file, or the hub, settled by digest so that a plan can name them."""
+"""Which weights a run uses: shipped, a file, or from the hub, identified by digest so that a plan can record them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _SHIPPED = "shipped:"
 class File:
     """A weights file: its role in the system, where it is, and its sha256.
 
-    Weights that ship with the package are named "shipped:FILE", those of the hub by their address with its commit, so
-    that a plan made here runs on another machine.
+    Shipped weights are named "shipped:FILE", those of the hub by their address with its commit, so that a plan also
+    runs on another machine.
     """
 
     role: str
@@ -37,7 +37,7 @@ class File:
 
     @property
     def shown(self) -> str:
-        """As a published store names it: a path without its folder, so that local paths do not leak."""
+        """Name in a published store: a path without its folder, so that local paths do not leak."""
         return self.where if _moves(self.where) else Path(self.where).name
 
 
@@ -59,19 +59,19 @@ class Choice:
     notes: tuple[str, ...] = ()  # what a user should know of the weights
 
     def of(self, role: str) -> File | None:
-        """The weights file of a role, or None."""
+        """Return the weights file of a role, or None."""
         return next((file for file in self.weights if file.role == role), None)
 
     def draws(self, estimate: str, members: int) -> int:
-        """How many draws an estimate is the mean of; 0 where nothing is drawn. UsageError as for `spec.draws`."""
+        """Return how many draws an estimate averages; 0 if nothing is drawn. Raises as `spec.draws`."""
         return draws(estimate, members, stochastic=self.stochastic, mean_draws=self.mean_draws)
 
 
 def choose(name: str, given: Sequence[str] = (), options: Mapping[str, Value] | None = None) -> Choice:
-    """Settle which weights and options `name` runs with, reading only metadata. UsageError for unknown or unfit ones.
+    """Settle the weights and options of `name`, reading only metadata. Raises UsageError for unknown or unfit ones.
 
-    `given` are files or addresses, of the system's first role where "ROLE=" does not stand before them; roles that are
-    left out take the weights that ship. Options may be text; those that are left out have their default.
+    `given` are files or addresses, for the system's first role unless prefixed with "ROLE="; other roles take the
+    shipped weights. Options may be text; those left out have their default.
     """
     spec = spec_of(name)
     settings = settled(spec.options, options or {}, name)
@@ -98,26 +98,26 @@ def choose(name: str, given: Sequence[str] = (), options: Mapping[str, Value] | 
 
 @lru_cache(maxsize=8)
 def stages_of(choice: Choice) -> tuple[Stage, ...]:
-    """Stages of a choice, without loading its networks."""
+    """Return the stages of a choice, without loading its networks."""
     return passes.stages_of(spec_of(choice.name), bundles_of(choice), dict(choice.options))
 
 
 def bundles_of(choice: Choice) -> dict[str, Bundle]:
-    """Metadata of the weights by role. BundleError where a file is no longer the one that was chosen."""
+    """Return the metadata of the weights by role. Raises BundleError if a file is no longer the one that was chosen."""
     from pipeline.models.bundle import load_bundle
 
     return {file.role: load_bundle(locate(file.where), file.sha256) for file in choice.weights}
 
 
 def locate(where: str) -> Path:
-    """The file of weights that a plan names, on this machine. Missing files of the hub are fetched again."""
+    """Return the local file of weights that a plan names. Missing files of the hub are fetched again."""
     if hub.is_address(where):
         return hub.located(where)
     return SHIPPED / where.removeprefix(_SHIPPED) if where.startswith(_SHIPPED) else Path(where)
 
 
 def _by_role(spec: SystemSpec, given: Sequence[str]) -> dict[str, str]:
-    """Weights files by role. UsageError for more than the system takes."""
+    """Return the weights files by role. Raises UsageError for more than the system takes."""
     roles = [weights.role for weights in spec.weights]
     found: dict[str, str] = {}
     for text in given:
@@ -137,7 +137,7 @@ def _by_role(spec: SystemSpec, given: Sequence[str]) -> dict[str, str]:
 
 
 def _settled(given: str, weights: Weights) -> str:
-    """The weights meant: an address of the hub with its commit (the hub is asked here), a path, or a shipped file."""
+    """Return the weights meant: a hub address with its commit (which asks the hub), a path, or a shipped file."""
     if hub.is_address(given):
         return hub.settle(given)[0]
     if "://" in given:
@@ -146,12 +146,12 @@ def _settled(given: str, weights: Weights) -> str:
 
 
 def _moves(where: str) -> bool:
-    """Whether the name means the same file on every machine."""
+    """Return whether the name means the same file on every machine."""
     return hub.is_address(where) or where.startswith(_SHIPPED)
 
 
 def _absolute(where: str) -> str:
-    """Paths as workers need them, who may run in another folder; other names as they are."""
+    """Return a path as absolute, since workers may run in another folder; other names stay as they are."""
     return where if _moves(where) else str(Path(where).resolve())
 
 
@@ -190,7 +190,7 @@ def _joined(texts: Iterable[str]) -> str:
 
 
 def from_older(system: Mapping[str, object]) -> Choice:
-    """The choice of a plan up to format 3, which knew a super-resolver and a fusion."""
+    """Return the choice of a plan up to format 3, which recorded a super-resolver and a fusion."""
     spec = spec_of(str(system["name"]))
     roles = [("sr", "sr_weights", "sr_digest"), ("fusion", "fusion_weights", "fusion_digest")]
     files = (File(role, str(system[where]), str(system[digest])) for role, where, digest in roles)
@@ -206,7 +206,7 @@ def from_older(system: Mapping[str, object]) -> Choice:
 
 
 def to_older(choice: Choice) -> dict[str, object]:
-    """Inverse of `from_older`: what a plan up to format 3 recorded."""
+    """Return what a plan up to format 3 recorded; the inverse of `from_older`."""
     files = {role: choice.of(role) for role in ("sr", "fusion")}
     record: dict[str, object] = {"name": choice.name}
     for role, file in files.items():

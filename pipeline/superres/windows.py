@@ -1,4 +1,4 @@
-"""One model window: rasters, maps and earlier stages in, the bands that a group of stages gives out."""
+"""One model window: from rasters, maps and earlier stages to the bands that a group of stages gives."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from pipeline.superres.system import System
 
 Made = dict[tuple[str, str], "Tensor"]  # (stage, band) -> (1, 1, T, T) reflectance
-MASK_GSD_M = 10  # of the weight of generated detail, where it follows from the native rasters
+MASK_GSD_M = 10  # of the weight of generated detail, if derived from the native rasters
 _MASK_NEST_M = 20  # masks begin and end on whole pixels of the scene classification
 
 
 @dataclass(frozen=True)
 class WindowInput:
-    """What is known of one window of a group, on the grids on which it is read, and how much detail may be generated.
+    """Input of one window of a group, on the grids on which it is read, and the weight of generated detail.
 
-    `natives[band]` (1, 1, h, w) is filled reflectance; it reaches `context_px` further than the window on every side,
-    so that interpolation sees real neighbours at the window's edge. Networks get the window alone. `valid` (h, w), at
-    `mask_gsd_m`: every required band was measured. `weight` (h, w), likewise, of generated detail; None is 1
-    everywhere. `maps[name]` (1, channels, h, w) are conditions over the window, by input.
+    `natives[band]` (1, 1, h, w) is filled reflectance; it extends `context_px` beyond the window on every side, so that
+    interpolation sees real neighbours at the window's edge. Networks get the window alone. `valid` (h, w), at
+    `mask_gsd_m`, is where every required band was measured. `weight` (h, w), likewise, is that of generated detail;
+    None means 1 everywhere. `maps[name]` (1, channels, h, w) are conditions over the window, by input.
     """
 
     natives: Mapping[str, Tensor]
@@ -52,11 +52,11 @@ class WindowInput:
     maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def factor(self, band: str) -> int:
-        """Pixels of the window per pixel of a band as it is read, along one axis."""
+        """Return the pixels of the window per pixel of a band as it is read, along one axis."""
         return self.group.source_factor(band)
 
     def within(self, band: str) -> Tensor:
-        """The raster of a band over the window alone, (1, 1, T / factor, T / factor)."""
+        """Return the raster of a band over the window alone, (1, 1, T / factor, T / factor)."""
         return _crop(self.natives[band], self.group.context_px // self.factor(band))
 
 
@@ -66,14 +66,14 @@ class Maps(Protocol):
     def over(
         self, condition: str, channels: tuple[str, ...], window: Window, gsd_m: float
     ) -> NDArray[np.float32] | None:
-        """(channels, h, w) over `window` (px of `gsd_m`); None for a condition that was not given."""
+        """Return (channels, h, w) over `window` (px of `gsd_m`); None for a condition that was not given."""
         ...
 
 
 def window_input(
     native: Rasters, window: Window, group: Group, of: Pass, device: torch.device, maps: Maps | None = None
 ) -> WindowInput | None:
-    """The rasters of one window (px of the group's GSD), filled; None when nothing was measured in it."""
+    """Return the filled rasters of one window (px of the group's GSD); None if nothing was measured in it."""
     import torch
 
     ground = at_gsd(window, group.gsd_m, of.gsd_m)
@@ -95,7 +95,7 @@ def window_input(
 
 
 def _maps(maps: Maps, window: Window, group: Group, device: torch.device) -> dict[str, Tensor]:
-    """Conditions over a window (px of the group), by input."""
+    """Return the conditions over a window (px of the group), by input."""
     import torch
 
     found = {}
@@ -108,7 +108,10 @@ def _maps(maps: Maps, window: Window, group: Group, device: torch.device) -> dic
 
 
 def _detail(native: Rasters, ground: Window, group: Group) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
-    """Where all required bands were measured, and the weight of generated detail, over `ground` (px of the pass)."""
+    """Return where all required bands were measured, and the weight of generated detail.
+
+    Both cover `ground` (px of the pass).
+    """
     if group.source_gsd_m:
         finished = cast("FinishedRasters", native)
         quality = finished.quality_over(ground.snap_out(finished.factor))
@@ -121,7 +124,7 @@ def _detail(native: Rasters, ground: Window, group: Group) -> tuple[NDArray[np.b
 
 @dataclass(frozen=True)
 class Seen:
-    """What decides where detail may be generated: the required bands at 10 m over `window` (2.5 m px)."""
+    """Input of the masks: the required bands at 10 m over `window` (2.5 m px)."""
 
     window: Window
     dn: NDArray[np.uint16]  # (bands, y, x); coarser bands are repeated
@@ -131,7 +134,7 @@ class Seen:
 
 
 def seen_by(native: NativeRasters, window: Window, group: Group) -> Seen:
-    """What the masks of a group look at over `window`, grown to whole pixels of 20 m, and of 60 m where it has to."""
+    """Return the input of a group's masks over `window`, grown to whole pixels of 20 m, or of 60 m if needed."""
     import numpy as np
 
     required = group.required
@@ -150,7 +153,7 @@ def _crop(image: Tensor, px: int) -> Tensor:
 
 
 def interpolated(window: WindowInput, bands: tuple[str, ...], consistency: str) -> dict[str, Tensor]:
-    """Bands by bicubic interpolation made consistent: (1, 1, T, T) each."""
+    """Return bands by bicubic interpolation made consistent, (1, 1, T, T) each."""
     images = {}
     for band in bands:
         native, factor = window.natives[band], window.factor(band)
@@ -161,7 +164,7 @@ def interpolated(window: WindowInput, bands: tuple[str, ...], consistency: str) 
 
 @dataclass(frozen=True)
 class Draw:
-    """One pass through a group's networks: its noise by stage (none: the conditional mean) and the scenes' state."""
+    """One run of a group's networks: its noise by stage (None: the conditional mean) and the scenes' state."""
 
     noise_of: Callable[[Stage], NoiseSource | None]
     state: SceneState | None
@@ -169,10 +172,10 @@ class Draw:
 
 
 def generated(window: WindowInput, system: System, group: Group, draw: Draw, earlier: Made, kept: Made) -> Made:
-    """What the group's stages give, made consistent with the native rasters.
+    """Return the output of the group's stages, made consistent with the native rasters.
 
-    `earlier` are images of stages of other groups over this window. `kept` are those of stages that do not depend on
-    the draw: what is in there is taken over, what is not is put there.
+    `earlier` are images of other groups' stages over this window. `kept` caches images of stages that do not depend on
+    the draw: those in it are reused, new ones are added.
     """
     import torch
 
@@ -196,7 +199,7 @@ def generated(window: WindowInput, system: System, group: Group, draw: Draw, ear
 
 
 def _image(given: Input, window: WindowInput, stage: Stage, made: Made) -> Tensor:
-    """(1, bands, h, w) of one input; measured bands that the product lacks and maps that were not given are zeros."""
+    """Return (1, bands, h, w) of one input. Measured bands that the product lacks and maps not given are zeros."""
     import torch
 
     if given.stage:
@@ -210,7 +213,7 @@ def _image(given: Input, window: WindowInput, stage: Stage, made: Made) -> Tenso
 
 
 def _consistent(image: Tensor, stage: Stage, window: WindowInput, consistency: str) -> Made:
-    """The bands of a stage's output, each brought close to what was measured; what is no band is left as it is."""
+    """Return the bands of a stage's output, brought close to the measurement; other channels are left as they are."""
     source = "other" if stage.follows else "network"
     made: Made = {}
     for i, band in enumerate(stage.gives):
@@ -223,9 +226,9 @@ def _consistent(image: Tensor, stage: Stage, window: WindowInput, consistency: s
 
 @dataclass
 class WindowResult:
-    """One window of a group, by GSD of its outputs: mean over draws and spread of one draw (bands, T, T), or None.
+    """One window of a group, by GSD of its outputs: mean over draws, and spread of one draw or None, (bands, T, T).
 
-    `handed[draw]` (handed bands, T, T) is what later groups read, of every draw.
+    `handed[draw]` (handed bands, T, T) is what later groups read of every draw.
     """
 
     mean: dict[float, NDArray[np.float32]]
@@ -240,7 +243,7 @@ def run_window(
     draws: list[Draw],
     earlier_of: Callable[[int], Made],
 ) -> WindowResult:
-    """All draws of one window. `earlier_of(i)` are images of other groups' stages that draw i reads."""
+    """Compute all draws of one window. `earlier_of(i)` are images of other groups' stages that draw i reads."""
     import torch
 
     from pipeline.superres.members import Ensemble
@@ -277,7 +280,7 @@ def run_window(
 
 
 def detail_at(weight: NDArray[np.float32], window: WindowInput) -> Tensor:
-    """Weight of generated detail (1, 1, T, T), from `mask_gsd_m`; 0 and 1 stay exactly that in their interior."""
+    """Return the weight of generated detail (1, 1, T, T), interpolated from `mask_gsd_m`; 0 and 1 stay exact inside."""
     import torch
     from torch.nn import functional
 
@@ -287,7 +290,7 @@ def detail_at(weight: NDArray[np.float32], window: WindowInput) -> Tensor:
 
 
 def detail_of(window: WindowInput, side: int) -> NDArray[np.float32]:
-    """Weight of generated detail (T, T) of one window, `side` px a side."""
+    """Return the weight of generated detail (T, T) of one window, `side` px a side."""
     import numpy as np
 
     if window.weight is None:

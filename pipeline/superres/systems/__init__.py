@@ -1,4 +1,4 @@
-"""The super-resolution systems, one module each, whose `SYSTEM` is the `SystemSpec`."""
+"""Super-resolution systems, one module each, whose `SYSTEM` is the `SystemSpec`."""
 
-DEFAULT = "lite"  # what a run uses where nothing else is asked for
+DEFAULT = "lite"  # system of a run by default
 PLAIN = "bicubic"  # interpolation, without networks

@@ -1,4 +1,4 @@
-"""DiffFuSR (arXiv 2506.11764): blind diffusion super-resolution of RGB, and its fusion or the shipped one."""
+"""DiffFuSR (arXiv 2506.11764): blind diffusion super-resolution of RGB, with its own fusion or the shipped one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
-    """RGB from 10 m, for which the degradation of the scene is estimated; then the other bands."""
+    """Return the stages: RGB from 10 m, given the estimated degradation of the scene; then the other bands."""
     del options
-    return rgb_then_fusion(bundles, scene_state=True, multiple_px=32)  # px of the U-Net
+    return rgb_then_fusion(bundles, scene_state=True, multiple_px=32)  # required by the U-Net
 
 
 class DiffFuSRSystem(Predictor):
-    """The published networks, and a fusion."""
+    """The published networks and a fusion."""
 
     def __init__(self, bundles: Bundles, options: Settings) -> None:
         del options
@@ -38,12 +38,12 @@ class DiffFuSRSystem(Predictor):
         return self
 
     def scene_state(self, stage: Stage, windows: Tensor) -> SceneState:
-        """The degradation vector of a scene."""
+        """Return the degradation vector of a scene."""
         del stage
         return self.resolver.scene_state(windows)
 
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
-        """Reflectance of a batch of windows. ValueError without the scene's state."""
+        """Return the reflectance of a batch of windows. Raises ValueError without noise or the scene's state."""
         if stage.name != "sr":
             return fused(self.fuser, given)
         if given.noise is None:

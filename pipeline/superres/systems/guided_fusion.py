@@ -1,4 +1,4 @@
-"""The stage that brings all other bands to 2.5 m, guided by super-resolved RGB."""
+"""The fusion stage, which brings all other bands to 2.5 m, guided by super-resolved RGB."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Fuser(Protocol):
         ...
 
     def predict(self, rgb_sr: Tensor, ms: Mapping[int, Tensor], present: tuple[str, ...]) -> Tensor:
-        """Reflectance (b, len(out_bands), 4h, 4w) from RGB (b, 3, 4h, 4w) and `NATIVE` rasters by GSD in metres.
+        """Return reflectance (b, len(out_bands), 4h, 4w) from RGB (b, 3, 4h, 4w) and `NATIVE` rasters by GSD in metres.
 
-        `ms[10]` is (b, 4, h, w), `ms[20]` (b, 6, h/2, w/2), `ms[60]` (b, 2, h/6, w/6); bands that the product lacks are
+        `ms[10]` is (b, 4, h, w), `ms[20]` (b, 6, h/2, w/2), `ms[60]` (b, 2, h/6, w/6). Bands that the product lacks are
         zeros and not among `present`.
         """
         ...
@@ -49,7 +49,7 @@ class Fuser(Protocol):
 def rgb_then_fusion(
     bundles: Bundles, *, regresses: bool = False, scene_state: bool = False, multiple_px: int = 1
 ) -> tuple[Stage, ...]:
-    """RGB from 10 m by a stochastic network, stage and weights "sr"; then the other bands, in the same windows."""
+    """Return two stages: RGB from 10 m by a stochastic network, with weights "sr"; then the fusion, same windows."""
     sr, lattice = bundles["sr"], lattice_of(bundles["sr"])
     resolve = Stage(
         "sr",
@@ -68,7 +68,7 @@ def rgb_then_fusion(
 
 
 def fusion_stage(bundle: Bundle, guide: str, lattice: Lattice) -> Stage:
-    """Every band of `bundle` but RGB, guided by RGB of the stage `guide`, in the windows of that stage."""
+    """Return the stage for every band of `bundle` but RGB, guided by RGB of the stage `guide`, in its windows."""
     natives = (Input(f"native_{gsd}m", bands, gsd, optional=True) for gsd, bands in NATIVE.items())
     return Stage(
         NAME,
@@ -82,7 +82,7 @@ def fusion_stage(bundle: Bundle, guide: str, lattice: Lattice) -> Stage:
 
 
 def build_fuser(bundle: Bundle) -> Fuser:
-    """The fusion of a bundle, on the CPU. BundleError where its tensors do not fit, UsageError on other kinds."""
+    """Return the fusion of a bundle, on the CPU. Raises BundleError on a misfit, UsageError on other kinds."""
     if bundle.system == "lite-fusion":
         from pipeline.models.lite_fusion import LiteFusion
 
@@ -95,6 +95,6 @@ def build_fuser(bundle: Bundle) -> Fuser:
 
 
 def fused(fuser: Fuser, given: StageInput) -> Tensor:
-    """What the stage gives."""
+    """Return the output of the fusion stage."""
     natives = {gsd: given.images[f"native_{gsd}m"] for gsd in NATIVE}
     return fuser.predict(given.images[GUIDE], natives, tuple(given.present))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
-    """RGB from 10 m, then the other bands."""
+    """Return the stages: RGB from 10 m, then the other bands."""
     del options
     return rgb_then_fusion(bundles, regresses=True)
 
@@ -38,7 +38,7 @@ class Lite(Predictor):
         return self
 
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
-        """Reflectance of a batch of windows."""
+        """Return the reflectance of a batch of windows."""
         if stage.name != "sr":
             return fused(self.fuser, given)
         if given.noise is None:
