@@ -201,7 +201,7 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
         "images": run.at.images,
         "steps": run.at.step,
         "minutes": round(run.at.elapsed_s / 60, 1),
-        "held_out": task.validate(run.stage),
+        "held_out": task.validate(run.stage).text,
         "credits": task.data.licence,
         "unreadable": sorted(run.skipped.found)[:UNREADABLE_LISTED],
     }

@@ -33,10 +33,7 @@ class DegradationEncoder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(now, now), nn.LeakyReLU(_LEAK), nn.Linear(now, now))
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Return the degradation vector v (B, 4 * base), which conditions the U-Net, of (B, bands, h, w).
-
-        The input is in network range.
-        """
+        """Return degradation vectors v (B, 4 * base) of windows (B, bands, h, w) in network range."""
         out: Tensor = self.E(lr).flatten(1)
         return out
 

@@ -40,9 +40,9 @@ def cosine_alpha_bar(steps: int = 1000) -> NDArray[np.float64]:
 def timesteps(steps: int, total: int = 1000, spacing: Spacing = "trailing") -> list[int]:
     """Return `steps` decreasing indices, at which the network is evaluated, into a schedule of `total` steps.
 
-    "trailing" (Lin et al. 2024, table 2) starts at the noisiest step, total - 1. "published" is DiffFuSR's grid, 950,
-    900, ..., 0 for 20 of 1000: it starts below the noisiest step, and its last evaluation is at an almost clean level.
-    Raises ValueError outside 1..50 steps.
+    "trailing" (Lin et al. 2024, table 2) starts at the noisiest step, total - 1, and moves to the clean image after its
+    last evaluation. "published" is DiffFuSR's grid, 950, 900, ..., 0 for 20 of 1000: it starts below the noisiest step,
+    and its last evaluation is of an almost clean image. Raises ValueError outside 1..50 steps.
     """
     _steps_within(steps, min(MAX_STEPS, total))
     if spacing == "trailing":

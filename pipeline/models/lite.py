@@ -29,13 +29,13 @@ RGB_BANDS = ("B04", "B03", "B02")
 LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)
 LOG_SPREAD_RANGE = (-6.0, 1.0)  # of the residual, in output units: 0.25 % to 270 % of the local reflectance
 NORMALISATION: dict[str, Any] = {
-    # Network input: (sqrt(clip(rho, 0, max) + floor) - centre) / spread; resolves dark water and does not clip snow.
+    # Network input: (sqrt(clip(rho, 0, max) + floor) - centre) / spread; resolves dark water, never saturates on snow
     "input": "sqrt",
     "reflectance_max": 1.6,
     "input_floor": 0.01,
     "input_centre": 0.35,
     "input_spread": 0.15,
-    # Outputs are in units of (local reflectance + floor), so that errors on dark and bright ground weigh alike.
+    # Outputs are in units of (local reflectance + floor), so that one network works on dark and on bright ground.
     "output_floor": 0.03,
 }
 
@@ -103,7 +103,7 @@ class LevelEmbedding(nn.Module):
 class Denoiser(nn.Module):
     """Estimate of x0, the standardised residual, from its noisy form. It runs on the 10 m grid, phases as channels.
 
-    The output is level * x + sqrt(1 - level^2) * network: the best linear estimate plus a correction
+    The output is level * x + sqrt(1 - level^2) * network: the best linear estimate plus a bounded correction
     (preconditioning of Karras et al., arXiv 2206.00364, for a variance-preserving process of unit data variance).
     """
 

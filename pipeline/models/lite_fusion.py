@@ -118,7 +118,10 @@ class Trunk(nn.Module):
 
 
 class FusionNetwork(nn.Module):
-    """The networks of both stages. `mask` is 1 for bands that the product has and 0 for bands that it lacks."""
+    """The networks of both stages. `sharpen` is guided by the measured 10 m bands, `detail` by super-resolved RGB.
+
+    `mask` is 1 for bands that the product has and 0 for bands that it lacks.
+    """
 
     def __init__(
         self,

@@ -27,7 +27,11 @@ def without_phase_pattern(image: Tensor, smooth: Tensor, scale: int) -> Tensor:
 
 
 def phase_pattern(detail: Tensor, scale: int) -> Tensor:
-    """Return the phase pattern of detail (B, C, scale*h, scale*w); its mean is 0 over each coarse pixel."""
+    """Return the phase pattern of detail (B, C, scale*h, scale*w); its mean is 0 over each coarse pixel.
+
+    The pattern lies at the frequencies of the coarse grid. They alias to a constant, so the sensor cannot observe them.
+    Detail of the ground averages out over neighbouring coarse pixels, phase by phase; the pattern does not.
+    """
     b, c, height, width = detail.shape
     detail = functional.pixel_unshuffle(detail.reshape(b * c, 1, height, width), scale)
     detail = detail - detail.mean(1, keepdim=True)
@@ -46,7 +50,7 @@ def _pooled(values: Tensor, size: int) -> Tensor:
 
 
 def _by_cell(values: Tensor) -> Tensor:
-    """Return means over 3 x 3 cells of `CELL` px; the image is zero-padded to whole cells."""
+    """Return sums over cells of `CELL` px (cells at the far border may be smaller), averaged over 3 x 3 cells."""
     height, width = values.shape[-2:]
     whole = functional.pad(values, (0, -width % CELL, 0, -height % CELL))
     return _pooled(functional.avg_pool2d(whole, CELL), 3)

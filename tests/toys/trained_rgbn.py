@@ -9,7 +9,7 @@ from pipeline.models.bundle import Bundle, LatticeSpec, load_into
 from pipeline.superres.spec import Input, Memory, Predictor, Stage, SystemSpec, Weights
 from training.degradation.degrade import DegradationRange, degrade_randomly
 from training.degradation.sensor import relative_widths
-from training.loop.task import Objective
+from training.loop.task import Measured, Objective
 from training.presets import Preset
 from training.presets import Stage as Part
 from training.quality.pairs import average, per_set_mean, score, side_by_side, watched_pairs
@@ -89,7 +89,8 @@ class Task:
     @torch.no_grad()
     def validate(self, stage):
         scores = [score(self.network(pair.lr), pair) for pair in self.pairs]
-        return f"{average(per_set_mean(self.pairs, scores)):.3f} dB"
+        mean = average(per_set_mean(self.pairs, scores))
+        return Measured(f"{mean:.3f} dB", {"psnr": mean})
 
     @torch.no_grad()
     def samples(self, stage):

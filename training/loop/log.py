@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.terminal import duration
 from training.loop.savepoint import storing
 
 if TYPE_CHECKING:
@@ -16,19 +17,29 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from training.loop.task import Measured
+
 LOG = "log.csv"
 SAMPLES = "samples"
 LABEL_PX = 12  # height of the column labels
 GAP_PX = 4
 STRETCH = (0.01, 0.99)  # quantiles of the last image shown as black and white
+WAITING, WAITING_STEPS = 0.5, 10  # share of an interval of at least so many steps that calls for advice
+ADVICE = "training waits {:.0%} of its time for data: try more --workers, or tiled files (--check names striped ones)"
 DISPLAY_GAMMA = 1 / 1.8  # reflectance is linear, screens are not
 
 
 @dataclass(frozen=True)
 class Row:
-    """One interval. `parts`: named parts of the loss, "x0=0.012 aux=0.034". `waiting`: share of time spent waiting."""
+    """One interval.
+
+    `share` of the budget; `left_s`: estimated seconds of training that remain; `waiting`: share of time spent waiting;
+    `parts`: named parts of the loss; `measured`: validation results.
+    """
 
     minutes: float
+    share: float
+    left_s: float
     stage: str
     step: int
     images: int
@@ -36,46 +47,67 @@ class Row:
     waiting: float
     learning_rate: float
     loss: float
-    parts: str
-    validation: str
+    parts: Mapping[str, float]
+    measured: Measured
 
     def line(self) -> str:
         """Return the row as a readable line."""
-        parts = f" ({self.parts})" if self.parts else ""
+        parts = " ".join(f"{name}={value:.4g}" for name, value in self.parts.items())
+        parts = f" ({parts})" if parts else ""
+        left = f"{self.share:4.0%}, {duration(self.left_s)} left" if self.share < 1 else "100%"
         return (
-            f"{self.minutes:6.1f} min  {self.stage:<8} step {self.step:6d}  {self.images:8d} images "
+            f"{self.minutes:6.1f} min, {left}  {self.stage:<8} step {self.step:6d}  {self.images:8d} images "
             f"{self.images_per_s:6.1f}/s, {self.waiting:3.0%} waiting  lr {self.learning_rate:.1e}  "
-            f"loss {self.loss:.5f}{parts}  {self.validation}"
+            f"loss {self.loss:.5f}{parts}  {self.measured.text}"
         )
 
+    def cells(self) -> dict[str, str]:
+        """Return the row by column: parts of the loss as `loss NAME`, validation results by their names."""
+        plain = {name: getattr(self, name) for name in COLUMNS}
+        values = {**plain, **{f"loss {name}": value for name, value in self.parts.items()}, **self.measured.values}
+        return {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
-COLUMNS = tuple(field.name for field in fields(Row))
+
+COLUMNS = tuple(field.name for field in fields(Row) if field.name not in ("parts", "measured"))  # of every log
 
 
 def begin(folder: Path, resumed_from: Path | None = None, step: int = 0) -> None:
     """Create `log.csv` in `folder`, empty or with the rows up to `step` of a resumed run. Raises StorageError."""
-    old = resumed_from / LOG if resumed_from else None
-    kept: list[dict[str, str]] = []
-    if old is not None and old.is_file():
-        with old.open(newline="") as file:
-            kept = [
-                row for row in csv.DictReader(file) if (row.get("step") or "").isdigit() and int(row["step"]) <= step
-            ]
-    partial = folder / (LOG + ".partial")
+    rows = _read(resumed_from / LOG) if resumed_from else []
     with storing(folder / LOG):
         folder.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
-        partial.replace(folder / LOG)
+        _write(folder, [row for row in rows if (row.get("step") or "").isdigit() and int(row["step"]) <= step])
 
 
 def add(folder: Path, row: Row) -> None:
-    """Append one row. Raises StorageError."""
-    rounded = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
-    with storing(folder / LOG), (folder / LOG).open("a", newline="") as file:
-        csv.DictWriter(file, COLUMNS).writerow(rounded)
+    """Append one row. A later stage may bring new columns, which stay empty in the rows before. StorageError."""
+    cells = row.cells()
+    with storing(folder / LOG):
+        with (folder / LOG).open(newline="") as file:
+            columns = next(csv.reader(file))
+        if not cells.keys() <= set(columns):
+            _write(folder, [*_read(folder / LOG), cells])
+            return
+        with (folder / LOG).open("a", newline="") as file:
+            csv.DictWriter(file, columns).writerow(cells)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(folder: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Replace the log in one move; columns in the order of `Row`, others as they come."""
+    columns = dict.fromkeys((*COLUMNS, *(name for row in rows for name in row if name)))
+    partial = folder / (LOG + ".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(folder / LOG)
 
 
 def sheet(rows: Sequence[Mapping[str, Tensor]]) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:

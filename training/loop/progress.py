@@ -32,6 +32,11 @@ class Budget:
         """Return the images or seconds spent by a run."""
         return at.images if self.images else at.elapsed_s
 
+    def left_s(self, at: Progress) -> float:
+        """Estimate the seconds of training that remain, at the average rate of the run so far."""
+        left = max(self.total - self.spent(at), 0.0)
+        return left * at.elapsed_s / max(at.images, 1) if self.images else left
+
     def stage_bounds(self, at: Progress, shares: Sequence[float]) -> tuple[float, float]:
         """Return the images or seconds at which the current stage begins and ends. `shares` has all stages.
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.models.bundle import Bundle
-    from training.loop.task import Task
+    from training.loop.task import Measured, Task
     from training.presets import Preset, Stage
 
 __all__ = ["Average", "Budget", "Diverged", "Draw", "Progress", "Run"]
@@ -77,6 +77,7 @@ class Run:
         self.stopping = False
         self.before: Budget | None = None  # of the resumed run, if it differs
         self.processes_before = distributed.world()
+        self.advised = False  # on waiting for data
         self.logged = False  # whether the log was begun
         if isinstance(task, HasCompanion):
             task.companion.to(self.device)
@@ -104,6 +105,8 @@ class Run:
         """
         self.stop = stop
         first, step = self.at.batches + distributed.rank(), distributed.world()
+        if self.started_from and self.at.step == 0:
+            self._report(say)  # what the given weights score
         self.task.network.train()
         last = self.at.elapsed_s
         with Feed(self.task.batch, self.seed, first, step, self.workers, self.device) as feed:
@@ -339,14 +342,19 @@ class Run:
         network.train()
         row = self._row(tally, measured)
         say(row.line())
+        if row.waiting > log.WAITING and tally.steps >= log.WAITING_STEPS and not self.advised:
+            self.advised = True
+            say(log.ADVICE.format(row.waiting))
         log.add(self.folder, row)
         self.save()
 
-    def _row(self, tally: Tally, measured: str) -> log.Row:
+    def _row(self, tally: Tally, measured: Measured) -> log.Row:
         means = tally.means()
         seconds = max(tally.seconds, 1e-9)
         return log.Row(
             minutes=self.at.elapsed_s / 60,
+            share=self._spent(),
+            left_s=self.budget.left_s(self.at),
             stage=self.stage.name,
             step=self.at.step,
             images=self.at.images,
@@ -354,8 +362,8 @@ class Run:
             waiting=tally.waited_s / seconds,
             learning_rate=self.optimisers.rate,
             loss=means.pop("loss", math.nan),
-            parts=" ".join(f"{name}={value:.4g}" for name, value in means.items()),
-            validation=measured,
+            parts=means,
+            measured=measured,
         )
 
     def _refuse_nonsense(self) -> None:

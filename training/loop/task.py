@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -23,6 +23,14 @@ class Objective:
 
     total: Tensor
     parts: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Validation results: a line for the user, and numbers by name for the log."""
+
+    text: str
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -48,7 +56,7 @@ class Task(Protocol):
         """Finish the training. Called once after the last step, with averaged weights in place."""
         ...
 
-    def validate(self, stage: Stage) -> str:
+    def validate(self, stage: Stage) -> Measured:
         """Return one line of scores on held-out places. The network is in eval mode."""
         ...
 

@@ -24,7 +24,7 @@ from pipeline.models.difffusr_fusion import (
     name_of,
 )
 from training import placement
-from training.loop.task import Objective
+from training.loop.task import Measured, Objective
 from training.presets import Preset, Stage
 from training.quality.metrics import ergas
 from training.quality.wald import Judge
@@ -112,9 +112,9 @@ class DiffFuSRFusionTask:
         return Objective(sum(parts.values(), torch.zeros((), device=fused.device)), parts)
 
     @torch.no_grad()
-    def validate(self, stage: Stage) -> str:
+    def validate(self, stage: Stage) -> Measured:
         """Return ERGAS per group, with bilinear interpolation for comparison, averaged over watched tile centres."""
-        words = []
+        words, values = [], dict[str, float]()
         for gsd in self.groups:
             ours, plain = [], []
             for example in self._examples(gsd):
@@ -122,8 +122,11 @@ class DiffFuSRFusionTask:
                 ours.append(ergas(self._fused(example, gsd)[0, KEPT[gsd]], truth, FACTORS[gsd]))
                 plain.append(ergas(own_bands(example, gsd)[0, KEPT[gsd]], truth, FACTORS[gsd]))
             if ours:
-                words.append(f"{gsd} m {sum(ours) / len(ours):.3f} ({sum(plain) / len(plain):.3f})")
-        return "ERGAS (bilinear) " + (", ".join(words) or "not measured: no watched tile is large enough")
+                fused, bilinear = sum(ours) / len(ours), sum(plain) / len(plain)
+                values |= {f"ergas {gsd} m": fused, f"ergas {gsd} m bilinear": bilinear}
+                words.append(f"{gsd} m {fused:.3f} ({bilinear:.3f})")
+        text = ", ".join(words) or "not measured: no watched tile is large enough"
+        return Measured(f"ERGAS (bilinear) {text}", values)
 
     @torch.no_grad()
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:

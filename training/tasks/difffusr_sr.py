@@ -18,6 +18,7 @@ from pipeline.models.difffusr import RGB_BANDS, SCALE, SYSTEM, DiffFuSR, Network
 from training import placement
 from training.degradation.blind import degrade_blind, eight_bit, range_of
 from training.degradation.published import SWITCHES, AsPublished
+from training.loop.task import Measured
 from training.presets import SMALL_PX, Preset, Stage
 from training.quality import baselines
 from training.quality.pairs import (
@@ -120,10 +121,11 @@ class DiffFuSRSuperResolution:
         """Return the loss of eq. 8."""
         return eq8_losses(self.network, self.companion, batch, draw.torch, self.weights)
 
-    def validate(self, stage: Stage) -> str:
+    def validate(self, stage: Stage) -> Measured:
         """Return the PSNR gain of one member over bicubic on held-out places."""
         gain = average(self._per_set(self._members(self.pairs))) - self.baseline
-        return f"PSNR over bicubic {self.baseline:.2f} dB: one {gain:+.2f}"
+        values = {"psnr_bicubic": self.baseline, "gain_one": gain}
+        return Measured(f"PSNR over bicubic {self.baseline:.2f} dB: one {gain:+.2f}", values)
 
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
         """Return input, bicubic, one member and truth of a few held-out places."""

@@ -28,6 +28,7 @@ from pipeline.models.lite_fusion import (
 )
 from training.data import unreadable
 from training.degradation.degrade import Degradation, degrade
+from training.loop.task import Measured
 from training.presets import Preset, Stage
 from training.quality import wald
 from training.task_spec import TaskSpec
@@ -194,14 +195,16 @@ class Fusion:
         return [row.ergas["lite"] for row in lite_wald.measure(self.network, rho, sixty=False)]
 
     @torch.no_grad()
-    def validate(self, stage: Stage) -> str:
+    def validate(self, stage: Stage) -> Measured:
         """Return ERGAS of 20 m x2 and NIR x4 with ATPRK-like for comparison, on watched, then on held-out places."""
-        parts = []
+        parts, values = [], dict[str, float]()
         for name, rho in self.judged.items():
             rows = lite_wald.measure(self.network, rho, sixty=False)
             scores = (f"{row.task} {row.ergas['lite']:.3f} ({row.ergas['ATPRK-like']:.3f})" for row in rows)
-            parts.append(f"{name.split('/')[-1]}: " + ", ".join(scores))
-        return "ERGAS lite (ATPRK-like) " + "; ".join(parts)
+            place = name.split("/")[-1]
+            parts.append(f"{place}: " + ", ".join(scores))
+            values |= {f"ergas {row.task} {place}": row.ergas["lite"] for row in rows}
+        return Measured("ERGAS lite (ATPRK-like) " + "; ".join(parts), values)
 
     def describe(self) -> dict[str, Any]:
         """Return the provenance of the data."""

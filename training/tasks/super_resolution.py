@@ -11,6 +11,7 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
 from training import placement
 from training.degradation.degrade import DegradationRange, degrade_randomly
+from training.loop.task import Measured
 from training.presets import Preset, Stage
 from training.quality.pairs import (
     average,
@@ -95,7 +96,7 @@ class SuperResolution:
         return losses.denoising_loss(self.network, batch["lr"], batch["hr"], draw.torch)
 
     @torch.no_grad()
-    def validate(self, stage: Stage) -> str:
+    def validate(self, stage: Stage) -> Measured:
         """Return the PSNR gain over IBP of the mean head and, in the diffusion stage, of one and the mean of four."""
         system, device = LiteSuperResolver(self.network, self.bundle()), placement.device_of(self.network)
         means, singles, fours = [], [], []
@@ -106,12 +107,11 @@ class SuperResolution:
                 singles.append(score(samples[:1], pair))
                 fours.append(score(samples.mean(0, keepdim=True), pair))
         named = {"mean": means, "one": singles, "of 4": fours}
-        gains = [
-            f"{name} {average(per_set_mean(self.pairs, values)) - self.baseline:+.2f}"
-            for name, values in named.items()
-            if values
-        ]
-        return f"PSNR over IBP {self.baseline:.2f} dB: " + "  ".join(gains)
+        gains = {
+            name: average(per_set_mean(self.pairs, values)) - self.baseline for name, values in named.items() if values
+        }
+        text = f"PSNR over IBP {self.baseline:.2f} dB: " + "  ".join(f"{name} {g:+.2f}" for name, g in gains.items())
+        return Measured(text, {"psnr_ibp": self.baseline, **{f"gain {name}": gain for name, gain in gains.items()}})
 
     @torch.no_grad()
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:

@@ -13,6 +13,7 @@ from training import train
 from training.loop import distributed
 from training.loop.batches import FOR_BATCH, Draw
 from training.loop.run import Budget, Run
+from training.loop.task import Measured
 from training.presets import Preset, Stage
 
 PRESET = Preset("toy", "sr", {}, (Stage("all", 1.0, (), 0.05),), minutes=1, batch=4, ema=0.9, warmup_steps=2)
@@ -42,7 +43,7 @@ class Toy:
         pass
 
     def validate(self, stage):
-        return "watched"
+        return Measured("watched")
 
 
 class Doubled(Toy):
@@ -144,7 +145,7 @@ def said_by_two(folder, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--minutes", "0"], "--minutes: 0 is no number above 0"),
+        (["--minutes", "0"], "--minutes: 0 is not a number above 0"),
         (["--device", "banana"], "--device banana; expected cpu"),
         (["--data", "{folder}/none.toml"], "none.toml is no file"),
         (["--data", "{folder}/mine.toml"], "images"),

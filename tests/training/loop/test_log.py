@@ -1,5 +1,8 @@
 """What a run leaves for the eye: rows, and sheets of samples."""
 
+import csv
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,15 +11,43 @@ from PIL import Image
 from pipeline.errors import StorageError
 from training.loop import log, savepoint
 from training.loop.log import GAP_PX, LABEL_PX, Row, sheet, write_samples
+from training.loop.task import Measured
 
-ROW = Row(1.5, "mean", 7, 112, 3.2, 0.045, 1e-3, 0.25, "x0=0.1", "PSNR 30 dB")
+ROW = Row(1.5, 0.25, 270, "mean", 7, 112, 3.2, 0.045, 1e-3, 0.25, {"x0": 0.1}, Measured("PSNR 30 dB", {"psnr": 30.0}))
 
 
 def test_a_row_reads_well():
     assert ROW.line() == (
-        "   1.5 min  mean     step      7       112 images    3.2/s,  4% waiting  lr 1.0e-03  "
+        "   1.5 min,  25%, 4 min left  mean     step      7       112 images    3.2/s,  4% waiting  lr 1.0e-03  "
         "loss 0.25000 (x0=0.1)  PSNR 30 dB"
     )
+    assert ", 100%  mean" in replace(ROW, share=1.0, left_s=0.0).line()
+
+
+def rows_of(folder):
+    with (folder / log.LOG).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_columns_are_numbers_and_may_come_later(tmp_path):
+    log.begin(tmp_path)
+    log.add(tmp_path, ROW)
+    log.add(tmp_path, replace(ROW, step=8, parts={}, measured=Measured("one", {"psnr": 31.0, "one": 29.5})))
+    log.add(tmp_path, replace(ROW, step=9, parts={}, measured=Measured("", {})))
+    rows = rows_of(tmp_path)
+    assert tuple(rows[0]) == (*log.COLUMNS, "loss x0", "psnr", "one")
+    assert [(row["step"], row["loss x0"], row["psnr"], row["one"]) for row in rows] == [
+        ("7", "0.1", "30", ""), ("8", "", "31", "29.5"), ("9", "", "", ""),
+    ]  # fmt: skip
+
+
+def test_a_resumed_log_keeps_the_columns_that_it_had(tmp_path):
+    log.begin(tmp_path)
+    log.add(tmp_path, ROW)
+    log.add(tmp_path, replace(ROW, step=8))
+    log.begin(tmp_path / "on", tmp_path, step=7)
+    log.add(tmp_path / "on", replace(ROW, step=8))
+    assert [(row["step"], row["psnr"]) for row in rows_of(tmp_path / "on")] == [("7", "30"), ("8", "30")]
 
 
 def test_a_sheet_is_stretched_by_truth_and_cut_to_the_smallest():

@@ -11,7 +11,7 @@ from pipeline.errors import Interrupted, UsageError
 from training.loop.log import COLUMNS, LOG, SAMPLES
 from training.loop.run import Budget, Diverged, Run
 from training.loop.savepoint import CHECKPOINT
-from training.loop.task import Objective
+from training.loop.task import Measured, Objective
 from training.presets import Preset, Stage
 
 PRESET = Preset(
@@ -55,7 +55,7 @@ class Toy:
 
     def validate(self, stage):
         assert not self.network.training
-        return stage.name
+        return Measured(stage.name, {"score": 1.5})
 
 
 class Rich(Toy):
@@ -195,14 +195,15 @@ def test_the_log_has_a_row_per_line_and_continues(tmp_path):
     again.resume(tmp_path)
     again.train(say=said.append, every_s=0.0)
     rows = rows_of(tmp_path)
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == (*COLUMNS, "loss fit", "loss seen", "score")
     assert [int(row["step"]) for row in rows] == list(range(1, 21))
     assert [int(row["images"]) for row in rows] == list(range(4, 84, 4))
     assert rows[0]["stage"], rows[-1]["stage"] == ("first", "second")
     assert float(rows[5]["learning_rate"]) > 0
     assert 0 <= float(rows[5]["waiting"]) <= 1
-    parts = dict(part.split("=") for part in rows[5]["parts"].split())
-    assert float(parts["fit"]) == pytest.approx(2 * float(rows[5]["loss"]), rel=1e-2)
+    assert float(rows[5]["loss fit"]) == pytest.approx(2 * float(rows[5]["loss"]), rel=1e-2)
+    assert float(rows[5]["score"]) == 1.5
+    assert float(rows[9]["share"]) == 0.5
     assert (tmp_path / LOG).read_text().count("minutes") == 1
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from training.loop import distributed
 from training.loop.run import Budget, Run
 from training.loop.savepoint import CHECKPOINT
-from training.loop.task import Objective
+from training.loop.task import Measured, Objective
 from training.presets import Preset, Stage
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -75,7 +75,7 @@ class Adversarial:
 
     def validate(self, stage):
         made = self.network(torch.randn(2000, 1, generator=torch.Generator().manual_seed(1)))
-        return f"{float(made.detach().mean()):.3f} {float(made.detach().std()):.3f}"
+        return Measured(f"{float(made.detach().mean()):.3f} {float(made.detach().std()):.3f}")
 
 
 def run_of(folder, images):
@@ -123,9 +123,9 @@ def test_an_adversarial_run_improves_beyond_the_pixel_loss(tmp_path):
     run = run_of(tmp_path, 32 * 1200)
     lines = []
     run.train(say=lines.append, every_s=1e9, until_images=32 * 300)
-    _, width_of_pixels = map(float, run.task.validate(run.stage).split())
+    _, width_of_pixels = map(float, run.task.validate(run.stage).text.split())
     run.train(say=lines.append, every_s=1e9)
-    centre, width = map(float, run.task.validate(run.stage).split())
+    centre, width = map(float, run.task.validate(run.stage).text.split())
     assert width_of_pixels < 0.25 * WIDTH  # the mean of all samples is what pixels ask for
     assert abs(centre - CENTRE) < 0.5
     assert 0.5 * WIDTH < width < 2 * WIDTH

@@ -203,13 +203,13 @@ def test_samples_and_scores_are_of_the_watched_tiles(large):
     (row,) = task.samples(TINY.stages[0])
     assert list(row) == ["bilinear", "ours", "truth"]
     assert all(image.shape[0] == 3 for image in row.values())
-    assert task.validate(TINY.stages[0]).count("m ") == 3
+    assert task.validate(TINY.stages[0]).text.count("m ") == 3
 
 
 def test_networks_on_another_device_are_validated_and_shown(large, far):
     task = task_of(large)
     task.network.to(far)
-    assert task.validate(TINY.stages[0]).startswith("ERGAS (bilinear) 10 m ")
+    assert task.validate(TINY.stages[0]).text.startswith("ERGAS (bilinear) 10 m ")
     assert all(image.device == torch.device("cpu") for row in task.samples(TINY.stages[0]) for image in row.values())
 
 

@@ -180,7 +180,7 @@ def test_a_network_on_another_device_is_validated_and_finished(far):
     task.preset, task.network = PRESET, FusionNetwork(**PRESET.architecture).to(far)
     task.watched = task.judged = {"a/1": tile(side=16).rho}
     task.finish()
-    said = task.validate(PRESET.stages[0])
+    said = task.validate(PRESET.stages[0]).text
     assert said.startswith("ERGAS lite (ATPRK-like) 1: 20 m x2 ")
     assert next(task.network.parameters()).device == far
 

@@ -75,7 +75,7 @@ def test_a_network_on_another_device_is_validated_and_shown(far):
     task = task_of("a", "b")
     task.network.to(far)
     for stage in (MEAN, DETAIL):
-        assert task.validate(stage).startswith(f"PSNR over IBP {task.baseline:.2f} dB: mean ")
+        assert task.validate(stage).text.startswith(f"PSNR over IBP {task.baseline:.2f} dB: mean ")
         for row in task.samples(stage):
             assert all(image.device == torch.device("cpu") for image in row.values())
 
