@@ -14,6 +14,7 @@ from pipeline.terminal import show
 from training import registry
 from training.data.rasters import default_data
 from training.presets import table
+from training.settings import changed, parsed
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -116,6 +117,12 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     p.add_argument(
         "--rate", type=duration, default=1.0, help="factor on the preset's learning rates, such as 0.3 with --init"
     )
+    p.add_argument(
+        "--set",
+        action="append",
+        metavar="NAME=VALUE",
+        help="change a number of the preset: batch, crop, ema, warmup, learning_rate, or one that --list shows",
+    )
     p.add_argument("--recipe", action="append", metavar="NAME=VALUE", help="change a setting of the preset's recipe")
     p.add_argument(
         "--as-published",
@@ -159,7 +166,7 @@ def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
         name, _, value = text.partition("=")
         if name not in recipe:
             raise UsageError(f"--recipe {text}: {preset.name} has no {name}", ", ".join(recipe) or "no --recipe at all")
-        recipe[name] = parsed(text, value, recipe[name])
+        recipe[name] = parsed("--recipe", text, value, recipe[name])
     switches = preset.published
     if args.as_published is not None:
         known = registry.task_of(preset).switches
@@ -170,12 +177,4 @@ def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
         if unknown:
             raise UsageError(f"--as-published {unknown[0]} is not known", f"none (for all), or of {', '.join(known)}")
     stages = tuple(replace(stage, learning_rate=args.rate * stage.learning_rate) for stage in preset.stages)
-    return replace(preset, recipe=recipe, published=switches, stages=stages)
-
-
-def parsed(text: str, value: str, like: float | str) -> float | str:
-    """Parse a setting with the type of the value it replaces. Raises UsageError for other text."""
-    try:
-        return {"true": True, "false": False}[value] if isinstance(like, bool) else type(like)(value)
-    except (KeyError, ValueError):
-        raise UsageError(f"--recipe {text}", f"a value like {str(like).lower()}") from None
+    return changed(replace(preset, recipe=recipe, published=switches, stages=stages), args.set or ())

@@ -194,6 +194,7 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
     provenance: dict[str, Any] = {
         **task.describe(),
         "preset": run.preset.name,
+        "settings": list(args.set or ()),
         "seed": run.seed,
         "data_before": run.learned_from[:-1],
         "started_from": run.started_from,

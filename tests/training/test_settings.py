@@ -1,0 +1,86 @@
+"""`--set NAME=VALUE`: every number of a preset, checked before data are read."""
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.models.bundle import load_bundle
+from tests.training.imagery import TOML, own_imagery
+from training import registry, train
+from training.settings import changed, names_of
+
+PRESET = registry.presets()["lite-sr"]
+
+
+def test_settings_reach_their_place():
+    texts = ["batch=32", "crop=384", "learning_rate=3e-4", "ema=0.9995", "width=96", "steps=8", "blur_to=3", "warmup=0"]
+    found = changed(PRESET, [*texts, "learning_rate.detail=1e-4", "schedule=constant"])
+    assert (found.batch, found.crop_px, found.ema, found.warmup_steps, found.schedule) == (
+        32,
+        384,
+        0.9995,
+        0,
+        "constant",
+    )
+    assert [stage.learning_rate for stage in found.stages] == [3e-4, 1e-4]
+    assert found.architecture == {**PRESET.architecture, "width": 96}
+    assert found.sampler == {**PRESET.sampler, "steps": 8}
+    assert found.recipe == {**PRESET.recipe, "blur_to": 3.0}
+    assert (found.name, found.task, found.minutes) == (PRESET.name, PRESET.task, PRESET.minutes)
+
+
+@pytest.mark.parametrize("preset", sorted(registry.presets()))
+def test_every_preset_names_each_setting_once(preset):
+    names = names_of(registry.presets()[preset])
+    assert len(names) == len(set(names))
+    assert {"batch", "crop", "ema", "learning_rate"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("batch=0", "a whole number of at least 1"),
+        ("batch=2.5", "a whole number of at least 1"),
+        ("batch", "lite-sr has no batch"),
+        ("crop=90", "a multiple of 8 px"),
+        ("crop=0", "a multiple of 8 px"),
+        ("ema=1", "a number from 0 to below 1"),
+        ("ema=nan", "a number from 0 to below 1"),
+        ("learning_rate=0", "a number above 0"),
+        ("learning_rate=-1e-3", "a number above 0"),
+        ("learning_rate.mean=inf", "a number above 0"),
+        ("learning_rate.other=1e-3", "lite-sr has no learning_rate.other"),
+        ("width=wide", "a value like 48"),
+        ("width=0", "a whole number of at least 1"),
+        ("schedule=linear", "one of cosine, step, constant"),
+        ("widht=48", "did you mean width?"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text, says):
+    with pytest.raises(UsageError) as caught:
+        changed(PRESET, [text])
+    assert says in str(caught.value)
+    assert "--set" in str(caught.value)
+
+
+def test_values_are_refused_before_data_are_read(tmp_path, capsys):
+    command = ["--preset", "lite-sr", "--data", str(tmp_path / "none.toml"), "--out", str(tmp_path / "run")]
+    assert train.main([*command, "--set", "batch=0"]) == 2
+    assert capsys.readouterr().err == "--set batch=0; expected a whole number of at least 1\n"
+
+
+@pytest.mark.slow
+def test_a_run_with_other_numbers_becomes_weights_that_a_system_takes(tmp_path, monkeypatch, capsys):
+    from pipeline.superres.weights import choose
+
+    own = own_imagery(tmp_path, monkeypatch)
+    own.write_text(TOML[: TOML.index('[[source]]\nname = "scenes"')])
+    command = ["--preset", "lite-sr", "--data", str(own), "--out", str(tmp_path / "run"), "--every", "1e9"]
+    chosen = ["--set", "width=12", "--set", "batch=2", "--set", "steps=3", "--set", "learning_rate=1e-4"]
+    assert train.main([*command, *chosen, "--images", "8"]) == 0
+    bundle = load_bundle(tmp_path / "run" / "lite-sr.safetensors")
+    assert (bundle.architecture["width"], bundle.sampler["steps"]) == (12, 3)
+    assert bundle.provenance["settings"] == chosen[1::2]
+    assert choose("lite", (bundle.path,)).weights[0].sha256 == bundle.digest
+    capsys.readouterr()
+    assert train.main([*command, "--images", "16", "--resume", str(tmp_path / "run")]) == 2
+    assert "give the same options as before" in capsys.readouterr().err

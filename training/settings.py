@@ -1,0 +1,104 @@
+"""Settings of a preset by name, as `--set NAME=VALUE` changes them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, get_args
+
+from pipeline.errors import UsageError
+from training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from training.presets import Preset
+
+CROP_STEP = 8  # px: crops are reduced by 4 and folded by 2
+_RATE = "learning_rate"
+
+
+@dataclass(frozen=True)
+class _Number:
+    """What a number must be: its field, type, test, and the test in words."""
+
+    field: str
+    kind: type[int] | type[float]
+    fits: Callable[[float], bool]
+    words: str
+
+
+_NUMBERS = {
+    "batch": _Number("batch", int, lambda n: n >= 1, "a whole number of at least 1"),
+    "crop": _Number("crop_px", int, lambda n: n >= CROP_STEP and n % CROP_STEP == 0, f"a multiple of {CROP_STEP} px"),
+    "ema": _Number("ema", float, lambda n: 0 <= n < 1, "a number from 0 to below 1"),
+    "warmup": _Number("warmup_steps", int, lambda n: n >= 0, "a whole number of at least 0"),
+}
+
+
+def names_of(preset: Preset) -> list[str]:
+    """Return the names of all settings of a preset."""
+    rates = [_RATE, *(f"{_RATE}.{stage.name}" for stage in preset.stages)] if preset.stages else []
+    return [*_NUMBERS, "schedule", *rates, *preset.architecture, *preset.sampler, *preset.recipe]
+
+
+def changed(preset: Preset, texts: Sequence[str]) -> Preset:
+    """Return the preset with settings "NAME=VALUE". Raises UsageError for unknown names and values that do not fit.
+
+    `learning_rate` is that of all stages, `learning_rate.STAGE` of one. Other names are those of the network's
+    architecture, of its sampler and of the task's recipe.
+    """
+    for text in texts:
+        name, given, value = text.partition("=")
+        names = names_of(preset)
+        if not given or name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}?" if near else ""
+            raise UsageError(f"--set {text}: {preset.name} has no {name}", f"NAME=VALUE of {', '.join(names)}", hint)
+        preset = _with(preset, text, name, value)
+    return preset
+
+
+def _with(preset: Preset, text: str, name: str, value: str) -> Preset:
+    if name in _NUMBERS:
+        number = _NUMBERS[name]
+        return _replaced(preset, number.field, _number(text, value, number))
+    if name == "schedule":
+        if value not in get_args(Schedule):
+            raise UsageError(f"--set {text}", f"one of {', '.join(get_args(Schedule))}")
+        return _replaced(preset, "schedule", value)
+    if name.partition(".")[0] == _RATE:
+        rate = _number(text, value, _Number(_RATE, float, lambda n: n > 0, "a number above 0"))
+        _, _, only = name.partition(".")
+        stages = [replace(s, learning_rate=rate) if only in ("", s.name) else s for s in preset.stages]
+        return replace(preset, stages=tuple(stages))
+    group = next(g for g in ("architecture", "sampler", "recipe") if name in getattr(preset, g))
+    settings = getattr(preset, group)
+    found = parsed("--set", text, value, settings[name])
+    if group != "recipe" and isinstance(found, int) and not isinstance(found, bool) and found < 1:
+        raise UsageError(f"--set {text}", "a whole number of at least 1")
+    return _replaced(preset, group, {**settings, name: found})
+
+
+def _replaced(preset: Preset, field: str, value: object) -> Preset:
+    fields: dict[str, Any] = {field: value}
+    return replace(preset, **fields)
+
+
+def _number(text: str, value: str, wanted: _Number) -> float:
+    try:
+        number = wanted.kind(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or not wanted.fits(number):
+        raise UsageError(f"--set {text}", wanted.words)
+    return number
+
+
+def parsed(flag: str, text: str, value: str, like: Any) -> Any:  # noqa: ANN401
+    """Parse a setting with the type of the value it replaces. Raises UsageError for other text."""
+    try:
+        return {"true": True, "false": False}[value] if isinstance(like, bool) else type(like)(value)
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(f"{flag} {text}", f"a value like {str(like).lower()}") from None
