@@ -39,7 +39,9 @@ TRIES = 8  # positions tried within one image before another is drawn
 IMAGES_TRIED = 100  # before an error is raised
 FLAT_PATCH, FLAT_KEPT = 0.03, 0.2  # patches below this `contrast` are kept with this probability
 DISPLAY_GAMMA = float(GAMMA_MEDIAN.mean())  # of 8-bit aerial images
-RECOLOURED = 0.25  # share of crops with permuted channels, against overfitting to the colours of few sensors and cities
+# Share of 8-bit crops with permuted channels, against overfitting to the colours of few sensors and cities. Calibrated
+# reflectance has colours worth learning.
+RECOLOURED = 0.25
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,11 @@ class PatchSampler:
         small_share: float = 0.25,
         cache_bytes: int = CACHE_BYTES,
         recoloured: float = RECOLOURED,
+        recoloured_reflectance: float = 0.0,
     ) -> None:
         self.images, self.split, self.crop_px, self.small_px = tuple(images), split, crop_px, small_px
-        self.cache, self.recoloured = ChunkCache(cache_bytes), recoloured
+        self.cache = ChunkCache(cache_bytes)
+        self.recoloured, self.recoloured_reflectance = recoloured, recoloured_reflectance
         usable = [i for i, image in enumerate(self.images) if image.share(split) > 0]
         large = [i for i in usable if fits(self.images[i], crop_px)]
         small = [i for i in usable if fits(self.images[i], small_px) and not fits(self.images[i], crop_px)]
@@ -240,7 +244,8 @@ class PatchSampler:
             if len(patches) < views:
                 continue
             count = len(image.bands)
-            order = rng.permutation(count) if rng.random() < self.recoloured else np.arange(count)
+            share = self.recoloured if image.values.encoded else self.recoloured_reflectance
+            order = rng.permutation(count) if rng.random() < share else np.arange(count)
             gamma = sample_gamma(rng, image.bands) if image.values.encoded else None
             return [replace(patch, pixels=_settled(patch.pixels[order], gamma)) for patch in patches]
         unreadable.raise_any(image.label for image in self.images)

@@ -111,16 +111,20 @@ class TrainingData:
         cache_bytes: int = CACHE_BYTES,
         bands: tuple[str, ...] = RGB,
         recoloured: float = RECOLOURED,
+        recoloured_reflectance: float = 0.0,
     ) -> PatchSampler:
         """Return a sampler of random patches of one split in `bands`.
 
-        `recoloured`: share of patches with permuted bands. Raises UsageError if no image fits, or if an image is in
-        both splits.
+        `recoloured`: share of 8-bit patches with permuted bands; `recoloured_reflectance`: the same of reflectance.
+        Raises UsageError if no image fits, or if an image is in both splits.
         """
         images = self.of_bands(bands)
         self._refuse_leaks(images)
         try:
-            return PatchSampler(images, split, crop_px, small_px, cache_bytes=cache_bytes, recoloured=recoloured)
+            return PatchSampler(
+                images, split, crop_px, small_px, cache_bytes=cache_bytes, recoloured=recoloured,
+                recoloured_reflectance=recoloured_reflectance,
+            )  # fmt: skip
         except UsageError as error:
             raise UsageError(f"{self.file.path}: {error.found}", error.expected, error.cure) from None
 

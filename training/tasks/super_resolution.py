@@ -10,6 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.models.bundle import Bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
 from training import placement
+from training.data.patches import RECOLOURED
 from training.degradation.degrade import DegradationRange, degrade_randomly
 from training.loop.task import Measured
 from training.presets import Preset, Stage
@@ -47,6 +48,9 @@ SENSOR: dict[str, Any] = {
     "noise_to": 2e-3,
 }
 
+# Share of patches whose bands are permuted: of 8-bit images, and of calibrated reflectance.
+COLOURS = {"recoloured": RECOLOURED, "recoloured_reflectance": 0.0}
+
 
 def range_of(recipe: Mapping[str, float]) -> DegradationRange:
     """Return the degradation range of a preset's recipe (see `SENSOR`). Raises UsageError if it is invalid."""
@@ -74,7 +78,8 @@ class SuperResolution:
         self.preset, self.data = preset, data
         self.network = LiteNetwork(**preset.architecture)
         self.range = range_of(preset.recipe)
-        self.sampler = data.hr_sampler("train", preset.crop_px)
+        colours = {name: preset.recipe[name] for name in COLOURS if name in preset.recipe}
+        self.sampler = data.hr_sampler("train", preset.crop_px, **colours)
         self.pairs = watched_pairs(data)
         self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
 
@@ -161,7 +166,7 @@ TASK = TaskSpec(
             ),
             minutes=60,
             sampler={"name": "dpm++2m", "steps": 6, "spacing": "log-snr"},
-            recipe=dict(SENSOR),
+            recipe={**SENSOR, **COLOURS},
         ),
     ),
     build=SuperResolution,

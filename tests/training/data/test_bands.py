@@ -11,6 +11,7 @@ from pipeline.bands import RGB
 from pipeline.errors import UsageError
 from tests.training.data.test_sources import data_of
 from tests.training.imagery import placed, texture, write_raster
+from training.data.patches import RECOLOURED
 from training.data.rasters import median_gamma, sample_gamma
 from training.degradation.degrade import Degradation, DegradationRange, degrade, degrade_randomly
 from training.degradation.sensor import relative_widths, sensor_sigma_px
@@ -49,7 +50,9 @@ def test_bands_keep_their_places_in_batches(tmp_path):
     np.testing.assert_array_equal(
         (batch * 10).astype(int), np.broadcast_to([[[[1]], [[2]], [[3]], [[4]]]], batch.shape)
     )
-    mixed = data.hr_sampler("train", 48, bands=RGBN, recoloured=1.0).batch(np.random.default_rng(0), 8)
+    calibrated = data.hr_sampler("train", 48, bands=RGBN, recoloured=1.0).batch(np.random.default_rng(0), 8)
+    np.testing.assert_array_equal((calibrated * 10).astype(int), (batch * 10).astype(int))
+    mixed = data.hr_sampler("train", 48, bands=RGBN, recoloured_reflectance=1.0).batch(np.random.default_rng(0), 8)
     assert len({tuple((patch[:, 0, 0] * 10).astype(int)) for patch in mixed}) > 4
 
 
@@ -57,7 +60,8 @@ def fingerprint(folder):
     """SHA-256 of two batches of reflectance as stored, and of the generator's state after three of brightness."""
     images_in(folder, (1000 + 9 * texture(300, 300).astype(int)).astype(np.uint16), count=3)
     keys = {"values": '"reflectance"', "scale": "1e-4", "split": '"train"', "target_gsd_m": "2.5"}
-    sampler, rng = data_of(folder, **keys).hr_sampler("train", 96, 64), np.random.default_rng(7)
+    sampler = data_of(folder, **keys).hr_sampler("train", 96, 64, recoloured_reflectance=RECOLOURED)
+    rng = np.random.default_rng(7)
     stored = [np.rint(sampler.batch(rng, 4) / 1e-4).astype("<u2").tobytes() for _ in range(2)]
     images_in(folder, texture(300, 300), count=3)
     sampler = data_of(folder, split='"train"').hr_sampler("train", 96, 64)
