@@ -134,6 +134,7 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     p.add_argument(
         "--skip", type=natural, default=10, help="unreadable files to leave out before giving up (default: 10)"
     )
+    p.add_argument("--tensorboard", action="store_true", help="write the log as TensorBoard scalars too")
     p.add_argument("--check", action="store_true", help="read all images once, list what is wrong, and stop")
     p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
     return p

@@ -101,8 +101,9 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     from training.data import unreadable
     from training.data.cautions import cautions
     from training.data.sources import load_data
-    from training.loop import distributed, savepoint
+    from training.loop import distributed, log, savepoint
     from training.loop.run import Run
+    from training.loop.task import NamesWatched
     from training.placement import check_bf16
     from training.starting import budget_of, check_follows, check_init, check_out, remarks
 
@@ -133,14 +134,17 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     if distributed.rank() == 0:
         weights = sum(p.numel() for p in task.network.parameters())
         spec = registry.task_of(preset)
+        watched = [task.watched] if isinstance(task, NamesWatched) else []
         sources = task.data.summary(spec.use, preset.least_px, spec.bands)
-        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *sources, *cautions(task.data)]))
+        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *sources, *watched, *cautions(task.data)]))
     if args.dry_run:
         return None
     digest = task.data.file.digest
     budget = budget_of(preset, args.minutes, args.images, savepoint.budget_of(checkpoint))
     run = Run(task, preset, budget, args.out, args.seed, args.bf16, args.workers, digest, args.skip)
     run.skipped.add(unreadable.newly_found(), show)  # held-out images
+    if args.tensorboard and distributed.rank() == 0:
+        run.scalars = log.Scalars(args.out)
     if args.init:
         run.begin_from(load_bundle(args.init))
     if args.resume:

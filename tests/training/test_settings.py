@@ -69,6 +69,18 @@ def test_values_are_refused_before_data_are_read(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_scalars_are_written_where_asked_for(tmp_path, monkeypatch, capsys):
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    own = own_imagery(tmp_path, monkeypatch)
+    own.write_text(TOML[: TOML.index('[[source]]\nname = "scenes"')])
+    command = ["--preset", "lite-sr", "--data", str(own), "--out", str(tmp_path / "run"), "--every", "0"]
+    assert train.main([*command, "--images", "8", "--tensorboard"]) == 0
+    events = loader.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {"loss", "learning_rate", "psnr_ibp", "gain mean"} <= set(events.Tags()["scalars"])
+    assert "watched: 1 crops of 1 held-out images" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_run_with_other_numbers_becomes_weights_that_a_system_takes(tmp_path, monkeypatch, capsys):
     from pipeline.superres.weights import choose
 

@@ -95,7 +95,11 @@ class Values:
         return self._scaled(stored.astype(np.float32))
 
     def averaged(self, stored: Stored, ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
-        """Return decoded values averaged by area. Averages first: there are fewer values to decode."""
+        """Return decoded values averaged by area. Averages first: there are fewer values to decode.
+
+        For 8-bit brightness that is not the same as averaging reflectance. It shapes the sharp image alone: its coarse
+        form is made from it in reflectance, so the relation between both, which is learned, stays that of a sensor.
+        """
         if ratio_y == ratio_x == 1:
             return self.decode(stored)
         return self._scaled(area_average(stored, ratio_y, ratio_x))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.errors import UsageError
 from pipeline.terminal import duration
 from training.loop.savepoint import storing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
     from training.loop.task import Measured
 
 LOG = "log.csv"
+TENSORBOARD = "tensorboard"
 SAMPLES = "samples"
 LABEL_PX = 12  # height of the column labels
 GAP_PX = 4
@@ -90,6 +92,27 @@ def add(folder: Path, row: Row) -> None:
             return
         with (folder / LOG).open("a", newline="") as file:
             csv.DictWriter(file, columns).writerow(cells)
+
+
+class Scalars:
+    """Rows as TensorBoard scalars in `tensorboard/`. UsageError without the package."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            cure = 'pip install -e ".[tensorboard]"'
+            raise UsageError("--tensorboard without TensorBoard", "the package tensorboard", cure) from None
+        with storing(folder / TENSORBOARD):
+            self._writer = SummaryWriter(folder / TENSORBOARD)
+
+    def add(self, row: Row) -> None:
+        """Write the numbers of a row at its step. Raises StorageError."""
+        with storing(Path(self._writer.log_dir)):
+            for name, text in row.cells().items():
+                if name not in ("stage", "step"):
+                    self._writer.add_scalar(name, float(text), row.step)
+            self._writer.flush()
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -77,6 +77,7 @@ class Run:
         self.stopping = False
         self.before: Budget | None = None  # of the resumed run, if it differs
         self.processes_before = distributed.world()
+        self.scalars: log.Scalars | None = None
         self.advised = False  # on waiting for data
         self.logged = False  # whether the log was begun
         if isinstance(task, HasCompanion):
@@ -346,6 +347,8 @@ class Run:
             self.advised = True
             say(log.ADVICE.format(row.waiting))
         log.add(self.folder, row)
+        if self.scalars is not None:
+            self.scalars.add(row)
         self.save()
 
     def _row(self, tally: Tally, measured: Measured) -> log.Row:

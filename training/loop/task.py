@@ -128,6 +128,16 @@ class HasCompanion(Protocol):
 
 
 @runtime_checkable
+class NamesWatched(Protocol):
+    """A task that says which images `validate` scores."""
+
+    @property
+    def watched(self) -> str:
+        """One sentence, such as "watched: 33 of 231 held-out images, the first 6 of each set"."""
+        ...
+
+
+@runtime_checkable
 class ShowsSamples(Protocol):
     """A task with sample images for visual validation."""
 

@@ -101,6 +101,13 @@ def watched_pairs(data: TrainingData, bands: tuple[str, ...] = RGB) -> list[Pair
     return pairs
 
 
+def watched_words(pairs: Sequence[Pair], data: TrainingData, bands: tuple[str, ...] = RGB) -> str:
+    """Return which held-out images training is watched by, in one sentence."""
+    count = sum(image.share("held-out") > 0 for image in data.of_bands(bands))
+    chosen = f"at most {HELD_OUT_PER_SET} of each set, the first that are not flat"
+    return f"watched: {len(pairs)} crops of {count} held-out images ({chosen}); training.evaluate judges all"
+
+
 def from_many_sets(pairs: Sequence[Pair], count: int) -> list[Pair]:
     """Return at most `count` pairs from as many sets as possible: the first of each, then the second of each ..."""
     sources = [pair.source for pair in pairs]

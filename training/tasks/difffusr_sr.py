@@ -30,6 +30,7 @@ from training.quality.pairs import (
     score,
     side_by_side,
     watched_pairs,
+    watched_words,
 )
 from training.quality.sampler import Sampler
 from training.task_spec import TaskSpec
@@ -131,6 +132,11 @@ class DiffFuSRSuperResolution:
         """Return input, bicubic, one member and truth of a few held-out places."""
         shown = from_many_sets(self.pairs, SAMPLES)
         return [side_by_side(pair, ours) for pair, ours in zip(shown, self._members(shown), strict=True)]
+
+    @property
+    def watched(self) -> str:
+        """Which images `validate` scores."""
+        return watched_words(self.pairs, self.data)
 
     def describe(self) -> dict[str, Any]:
         """Return the provenance of data and recipe."""

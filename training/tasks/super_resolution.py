@@ -23,6 +23,7 @@ from training.quality.pairs import (
     score,
     side_by_side,
     watched_pairs,
+    watched_words,
 )
 from training.quality.sampler import Sampler
 from training.task_spec import TaskSpec
@@ -130,6 +131,11 @@ class SuperResolution:
                 ours = placement.run(device, system.mean, pair.lr)
             rows.append(side_by_side(pair, ours))
         return rows
+
+    @property
+    def watched(self) -> str:
+        """Which images `validate` scores."""
+        return watched_words(self.pairs, self.data)
 
     def describe(self) -> dict[str, Any]:
         """Return the provenance of the data."""
