@@ -133,7 +133,7 @@ def test_a_box_in_one_word_or_four(store, call):
         (["lake.zarr", "--out", "s3://bucket/tifs"], "--out s3://bucket/tifs is not a folder"),
         (["lake.zarr", "--out", "new/tifs"], "--out new/tifs: there is no folder "),
         (["nothing.zarr"], "nothing.zarr is not a Zarr store"),
-        (["ftp://host/a.zarr"], "ftp:// names no store"),
+        (["ftp://host/a.zarr"], "ftp:// is not a valid store address"),
     ],
 )
 def test_bad_words_are_one_line(store, call, words, says):

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "targets", nargs="*", type=Path, metavar="RUN_OR_BUNDLE", help=f"folder of a run, or a {SUFFIX} file"
     )
-    p.add_argument("--on", type=Path, help="training file whose held-out places judge (default: the project's own)")
+    p.add_argument("--on", type=Path, help="training file whose held-out places are used (default: the project's)")
     p.add_argument("--out", type=_report, help="write the tables here, and every score beside them as .csv")
     p.add_argument(
         "--picture",
@@ -46,15 +46,15 @@ def parser() -> argparse.ArgumentParser:
         help="write sheets of a few held-out places here, as PNG: RGB for super-resolution, false colour for fusion",
     )
     p.add_argument("--steps", type=_steps, help="only compare these numbers of sampling steps, such as 1,2,4,8,20,50")
-    p.add_argument("--per-set", type=_natural, help="use only the first so many images of each set")
+    p.add_argument("--per-set", type=_natural, help="use only the first N images of each set")
     p.add_argument(
         "--only",
         choices=PARTS,
         help="only this part: super-resolution of held-out images, Wald's protocol for fusion, or native scenes "
         "through the whole pipeline",
     )
-    p.add_argument("--decimator", choices=["box", "bicubic"], default="box", help="of the test degradation")
-    p.add_argument("--seed", type=int, default=0, help="of the members' noise")
+    p.add_argument("--decimator", choices=["box", "bicubic"], default="box", help="decimation of the test degradation")
+    p.add_argument("--seed", type=int, default=0, help="random seed of the members")
     p.add_argument("--device", default="cpu", help="where super-resolvers run: cpu, cuda, cuda:1 ...")
     p.add_argument("--threads", type=_natural, default=1, help="of PyTorch on a CPU (default: %(default)s)")
     return p
@@ -213,7 +213,7 @@ def _of_fusion(
     task = registry.of_kind(bundle.system)
     if task is None or task.judge is None:
         raise UsageError(
-            f"{bundle.path} holds {bundle.system}, which no task knows how to judge alone",
+            f"{bundle.path} holds {bundle.system}, which cannot be evaluated on its own",
             "weights that a system takes first, or of a task with a judge",
         )
     fuser = task.judge.load(bundle)
@@ -242,7 +242,7 @@ def _of_system(
     except UsageError as error:
         if args.only == "images" or args.steps:
             raise
-        say(f"{name} is not judged on held-out images: {error}")
+        say(f"{name} is not evaluated on held-out images: {error}")
         return []
     how = Degradation(decimator=args.decimator)
     if args.picture:

@@ -81,11 +81,11 @@ def remarks(run: Run, resumed: Path, data: Path) -> list[str]:
     if run.before is not None:
         said.append(f"its budget was {run.before} and is {run.budget} now{_extension(run)}")
     if run.budget.progress(at.elapsed_s, at.images) >= 1:
-        said.append(f"nothing is left to train: {run.budget} is the whole budget; give more by --minutes or --images")
+        said.append(f"the budget is already spent: {run.budget} in all; increase --minutes or --images")
     if (now := distributed_batch(run)) != (before := run.processes_before * run.preset.batch):
         said.append(f"every step takes {now} images, before it took {before}: another number of processes")
     if len(run.learned_from) > 1:
-        said.append(f"it began with another text of {data}: it may have learned from places that are now held out")
+        said.append(f"{data} has changed since the run began: it may have been trained on places that are now held out")
     return said
 
 

@@ -108,12 +108,12 @@ def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
         cure = _CONVERT if _is_pickle(path) else f"copy or download it again, or {_CONVERT}"
         raise BundleError(found, "a bundle of this project", cure) from error
     if _METADATA_KEY not in metadata:
-        found = f"weights {path} carry no bundle description"
+        found = f"weights {path} have no bundle metadata"
         raise BundleError(found, f"metadata key {_METADATA_KEY!r}", _CONVERT)
     try:
         return _parse(json.loads(metadata[_METADATA_KEY]), digest, path)
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        msg = f"weights {path} describe themselves wrongly ({error!r})"
+        msg = f"weights {path} have invalid bundle metadata ({error!r})"
         raise BundleError(msg) from error
 
 

@@ -64,7 +64,7 @@ class Fence:
             raise UsageError(f"{place} does not exist on {socket.gethostname()}", "a path that all workers see")
         if self._content is None:
             raise LeaseLost(
-                f"{place} is being begun anew by another run, or a version before wrote it",
+                f"{place} is being recreated by another run, or was written by an older version",
                 cure=f"python -m pipeline.run --plan {place} goes on with it",
             )
         if found is None or found.plan_digest != plan_digest:
@@ -81,7 +81,7 @@ class Fence:
 
     def _taken(self) -> LeaseLost:
         return LeaseLost(
-            f"{self._place} was taken over or begun anew by another run",
+            f"{self._place} was taken over or recreated by another run",
             "one run per store at a time",
             "run the same command again when the other run has ended, if this run is still wanted",
         )
@@ -100,7 +100,7 @@ def unchanged(store: Where) -> Iterator[Callable[[], None]]:
         after = read_current(place)
         if (before and (before.plan_digest, before.begun)) != (after and (after.plan_digest, after.begun)):
             cure = "run the same command again when it is finished"
-            raise Interrupted(f"{place} was begun anew while it was read", "the store of one plan", cure)
+            raise Interrupted(f"{place} was recreated while it was being read", "the store of one plan", cure)
 
     yield require
     require()

@@ -56,5 +56,5 @@ def storage_error(error: OSError, where: Path) -> StorageError:
         return StorageError(f"may not write to {where}", cure="choose another --out, or fix its permissions")
     return StorageError(
         f"writing {where} failed: {error.strerror or error}",
-        cure="mend it or choose another --out, and run the command again",
+        cure="fix the problem or choose another --out, then run the command again",
     )

@@ -112,7 +112,7 @@ def verify_chunks(store: Where, facts: Mapping[str, list[int]], *, full: bool, g
         elif found != size:
             faults.append(f"{key} has {found} bytes, expected {size}")
         elif content is not None and zlib.crc32(content) != crc:
-            faults.append(f"{key} has other bytes than were written")
+            faults.append(f"{key} has a different checksum than was recorded")
     return faults
 
 

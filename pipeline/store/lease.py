@@ -88,7 +88,7 @@ class Lease:
                 taker = heir if found == self._content else found
                 self._taken = "somebody deleted it" if taker is None else str(read_holder(taker, _OLD_LAPSE_S))
             raise LeaseLost(
-                f"{self._place} is not this run's any more: its lease is gone ({self._taken})",
+                f"{self._place} no longer belongs to this run: its lease was lost ({self._taken})",
                 "one run per store at a time",
                 "run the same command again when the other run has ended, if this run is still wanted",
             )
@@ -215,7 +215,8 @@ def _wait_for_lapse(place: Place, key: str, content: bytes, held: Holder, say: S
     if held.is_here:  # and has not ended
         raise _held(place, held, age_s)
     left_s = held.lapse_s - age_s + (_DATED_S if place.hands > 1 else _TICK_S)
-    say(f"{place} is being written by {held}, last seen {age_s:.0f} s ago; waiting {left_s:.0f} s for a sign of life")
+    seen_s, wait = f"last seen {age_s:.0f} s ago", f"waiting {left_s:.0f} s for its lease to lapse"
+    say(f"{place} is being written by {held}, {seen_s}; {wait}")
     seen, until = place.read(_beat(held)), clock_s() + left_s
     while clock_s() < until:
         time.sleep(min(_POLL_S, held.lapse_s / 10))
@@ -233,7 +234,7 @@ def _held(place: Place, held: Holder, age_s: float) -> StoreHeld:
         f"{place} is being written by {held}, last seen {max(0.0, age_s):.0f} s ago",
         "one run per store at a time",
         "run the same command again when that run has ended; "
-        f"should it have died, its lease lapses in {max(0.0, held.lapse_s - age_s):.0f} s",
+        f"if it has died, its lease lapses in {max(0.0, held.lapse_s - age_s):.0f} s",
     )
 
 

@@ -328,7 +328,8 @@ def _explained(error: Exception, store: str) -> PipelineError:
     said = " ".join(filter(None, (status, code)))
     keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or their like for gs and az, in the environment"
     if _NO_BUCKET.search(text):
-        return StorageError(f"{store}: there is no such bucket", cure="create it, or mend its name, region or endpoint")
+        cure = "create it, or correct its name, region or endpoint"
+        return StorageError(f"{store}: there is no such bucket", cure=cure)
     if _METADATA.search(text):
         return StorageError(f"{store}: no credentials found", keys)
     if _PLAIN_HTTP.search(text):
@@ -340,7 +341,7 @@ def _explained(error: Exception, store: str) -> PipelineError:
     if status in ("401", "403") or code in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired"):
         return StorageError(f"{store}: {host} denies access ({said})", keys, "check them and the bucket's policy")
     if "configured region" in text or status.startswith("3"):
-        return StorageError(f"{store}: the bucket is elsewhere", cure="set AWS_REGION to the bucket's region")
+        return StorageError(f"{store}: the bucket is in another region", cure="set AWS_REGION to the bucket's region")
     if status.startswith("4") and status not in ("408", "409", "425", "429") and code != "NoSuchUpload":
         return StorageError(f"{store}: {host} refuses ({said})", cure="check the address, the region and the endpoint")
     if not host:

@@ -140,7 +140,9 @@ def place_of(where: Where) -> Place:
     if scheme == "file":
         return LocalPlace(Path("/" + unquote(rest.removeprefix("localhost/"))))
     if scheme not in _SCHEMES:
-        raise UsageError(f"{scheme}:// names no store", "a folder, s3://BUCKET/NAME, gs://BUCKET/NAME or az://...")
+        raise UsageError(
+            f"{scheme}:// is not a valid store address", "a folder, s3://BUCKET/NAME, gs://BUCKET/NAME or az://..."
+        )
     url = f"{scheme}://{rest.rstrip('/')}"  # a pathlib.Path of a URL has lost one slash
     parts = urlsplit(url)
     named = parts.username is not None and not scheme.startswith("abfs")  # abfs://container@account...
@@ -150,7 +152,9 @@ def place_of(where: Where) -> Place:
             "credentials in the environment only, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
     if not parts.netloc or not parts.path.strip("/"):
-        raise UsageError(f"{url} names no store", f"a name below the bucket, such as {scheme}://BUCKET/region.zarr")
+        raise UsageError(
+            f"{url} is not a valid store address", f"a name below the bucket, such as {scheme}://BUCKET/region.zarr"
+        )
     if find_spec("obstore") is None:
         raise UsageError(f"{url} needs the package obstore", cure='pip install "sen2fine[s3]"')
     from pipeline.store.objects import ObjectPlace

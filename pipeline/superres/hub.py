@@ -70,9 +70,10 @@ def parse(address: str) -> HubFile:
     if found is None or found["repo"].split("/")[0] in _OTHER_KINDS:
         plain = address.split("@")[0]
         cure = "convert other formats once with python -m training.convert" if "." in plain.rsplit("/", 1)[-1] else ""
-        raise UsageError(f"{address} names no weights on the hub", GRAMMAR, "" if ".safetensors" in address else cure)
+        found_text = f"{address} is not a valid address of weights on the hub"
+        raise UsageError(found_text, GRAMMAR, "" if ".safetensors" in address else cure)
     if any(part in ("", ".", "..") for part in found["path"].split("/")):
-        raise UsageError(f"{address} has empty or climbing parts", GRAMMAR)
+        raise UsageError(f"{address} has empty, . or .. path components", GRAMMAR)
     revision = unquote(found["revision"] or DEFAULT_REVISION)
     return HubFile(found["repo"], found["path"], revision, (found["sha256"] or "").lower())
 
@@ -109,7 +110,7 @@ def _verify(file: HubFile, path: Path) -> None:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if _SHA256.fullmatch(named) and digest != named:
         cure = f"delete {path.resolve()} and run again: it will be fetched anew"
-        raise IntegrityError(f"{file} has sha256 {digest} in the cache", f"{named}, by the hub's word", cure)
+        raise IntegrityError(f"{file} has sha256 {digest} in the cache", f"{named}, the digest given by the hub", cure)
     if file.sha256 and digest != file.sha256:
         cure = "check the address, or pin the revision that it was taken from with @REVISION"
         raise UsageError(f"{file} has sha256 {digest}", file.sha256, cure)
@@ -129,7 +130,7 @@ def _fetched(file: HubFile) -> Path:
         with _one_line():
             return Path(hf_hub_download(file.repo, file.path, revision=file.revision))
     except HFValidationError:
-        raise UsageError(f"{file.repo} is no name of a repository", GRAMMAR) from None
+        raise UsageError(f"{file.repo} is not a valid repository name", GRAMMAR) from None
     except Exception as error:
         explained = _explained(file, error)
         if explained is None:
@@ -154,7 +155,7 @@ def _explained(file: HubFile, error: Exception) -> PipelineError | None:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError | errors.DisabledRepoError):
-        return UpstreamError(f"{file.repo} is closed to you", cure=f"accept its terms on its page, then {_LOG_IN}")
+        return UpstreamError(f"{file.repo} is gated or disabled", cure=f"accept its terms on its page, then {_LOG_IN}")
     if isinstance(error, errors.RepositoryNotFoundError):
         cure = f"check the address; if the repository is private, {_LOG_IN}"
         return UsageError(f"the hub shows no repository {file.repo}", GRAMMAR, cure)
@@ -170,7 +171,7 @@ def _explained(file: HubFile, error: Exception) -> PipelineError | None:
         cure = "free space or permissions, or set HF_HOME to a folder of yours"
         return StorageError(f"{file} cannot be kept in the hub's cache: {error.strerror}", cure=cure)
     if isinstance(error, OSError | RuntimeError) or type(error).__module__.startswith(_HTTP_CLIENTS):
-        return Unreachable(f"{file} did not come whole ({type(error).__name__})", cure=_LATER)
+        return Unreachable(f"{file} was not downloaded completely ({type(error).__name__})", cure=_LATER)
     return None
 
 

@@ -172,12 +172,12 @@ def described(**changes):
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
-        ({}, "carry no bundle description"),
-        ({"bundle": "not json"}, "describe themselves wrongly"),
-        ({"bundle": "[]"}, "describe themselves wrongly"),
-        ({"bundle": described(lattice=None)}, "describe themselves wrongly"),
-        ({"bundle": described(lattice={"window": 3})}, "describe themselves wrongly"),
-        ({"bundle": described(surprise=1)}, "describe themselves wrongly"),
+        ({}, "have no bundle metadata"),
+        ({"bundle": "not json"}, "have invalid bundle metadata"),
+        ({"bundle": "[]"}, "have invalid bundle metadata"),
+        ({"bundle": described(lattice=None)}, "have invalid bundle metadata"),
+        ({"bundle": described(lattice={"window": 3})}, "have invalid bundle metadata"),
+        ({"bundle": described(surprise=1)}, "have invalid bundle metadata"),
         ({"bundle": described(format_version=99)}, "bundle format 99; expected 1"),
     ],
 )

@@ -201,7 +201,7 @@ class TestARun:
         monkeypatch.setattr(pools, "process", process)
         code, _, err = call()
         assert code == 75
-        assert "begun anew by another run" in err
+        assert "recreated by another run" in err
         assert len(asked) == 3
         assert len(list((store / "_run" / "receipts").glob("*.json"))) == 2
         assert layout.status(store) == layout.STATUS_INCOMPLETE
@@ -237,7 +237,7 @@ class TestARun:
         monkeypatch.setenv("SEN2FINE_LEASE_S", "0.3")
         code, _, err = call()
         assert code == 75
-        assert "its lease is gone" in err
+        assert "its lease was lost" in err
         assert layout.status(store) == layout.STATUS_INCOMPLETE
 
     @pytest.mark.slow
@@ -465,7 +465,7 @@ class TestReaders:
             return sums
 
         monkeypatch.setattr(cog, "_stream", stream)
-        with pytest.raises(Interrupted, match="begun anew while it was read"):
+        with pytest.raises(Interrupted, match="recreated while it was being read"):
             cog.export_cogs(store, tmp_path / "out", Request(bands=("B02",)))
         assert not list((tmp_path / "out").glob("*.tif")) if (tmp_path / "out").exists() else True
 

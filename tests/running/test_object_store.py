@@ -259,7 +259,7 @@ def test_bad_addresses_are_one_clear_line(archive, aoi, call, server, tmp_path, 
     for out, code, part in (
         ("s3://nowhere/run.zarr", 6, "no such bucket"),
         ("s3://bucket", 2, "a name below the bucket"),
-        ("ftp://host/run.zarr", 2, "names no store"),
+        ("ftp://host/run.zarr", 2, "is not a valid store address"),
         ("https://example.com/run.zarr", 2, "can only be read"),
         (f"s3://{KEY_ID}:{SECRET}@bucket/run.zarr", 2, "in the environment only"),
     ):

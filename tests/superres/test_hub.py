@@ -235,8 +235,8 @@ FAILURES = {
     "teapot": (UpstreamError, 5, "status 418"),
     "no commit": (UpstreamError, 5, "HF_ENDPOINT"),
     "storage busy": (Unreachable, 75, "status 503"),
-    "truncated": (Unreachable, 75, "did not come whole"),
-    "short": (Unreachable, 75, "did not come whole"),
+    "truncated": (Unreachable, 75, "was not downloaded completely"),
+    "short": (Unreachable, 75, "was not downloaded completely"),
 }
 
 
@@ -256,7 +256,7 @@ def test_every_fault_is_one_line(server, librarys_words, fault):
         (f"hf://{REPO}@v9/{FILE}", "no revision v9"),
         (f"hf://{REPO}@{LATER}/{FILE}", f"no revision {LATER}"),
         (f"hf://{REPO}/absent.safetensors", "no file absent.safetensors"),
-        (f"hf://{REPO.replace('nice', 'ni--ce')}/{FILE}", "no name of a repository"),
+        (f"hf://{REPO.replace('nice', 'ni--ce')}/{FILE}", "is not a valid repository name"),
     ],
 )
 def test_what_does_not_exist_is_a_usage_error(server, address, text):

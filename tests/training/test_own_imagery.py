@@ -23,6 +23,11 @@ def run(file, out, *more, preset="lite-sr") -> int:
     return train.main(["--preset", preset, "--data", str(file), "--out", str(out), "--every", "1e9", *more])
 
 
+def listed(capsys) -> list[str]:
+    """What is said of the sources."""
+    return [line for line in capsys.readouterr().out.splitlines()[1:] if not line.startswith("watched: ")]
+
+
 def test_one_file_and_one_command_make_a_bundle(own, tmp_path, capsys):
     assert run(own, tmp_path / "run", "--images", "64") == 0, capsys.readouterr().err
     bundle = load_bundle(tmp_path / "run" / "lite-sr.safetensors")
@@ -47,12 +52,12 @@ def test_the_same_file_trains_fusion(own, tmp_path, capsys):
 
 def test_what_a_preset_uses_and_ignores_is_listed(own, tmp_path, capsys):
     assert run(own, tmp_path / "run", "--dry-run") == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [
+    assert listed(capsys) == [
         "orthos: 2 images to train on, 1 held out",
         "scenes: 2 images to train on, 1 held out",
     ]
     assert run(own, tmp_path / "run", "--dry-run", preset="lite-fusion") == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [
+    assert listed(capsys) == [
         "scenes: 2 tiles to train on, 1 held out",
         "left aside, of no use for fusion: orthos (role hr)",
     ]
@@ -83,7 +88,7 @@ def test_worker_processes_draw_what_one_process_draws(own, tmp_path):
         ('path = "orthos"', 'path = "ortos"', "source 'orthos': path = 'ortos': {folder}/ortos does not exist"),
         ("[1.0, 1.4]", "[0.3, 0.4]", "orthos/0.tif has pixels of 0.5 m and target_gsd_m = [0.3, 0.4]"),
         ("[1.0, 1.4]", "[1.0, 1.4]\nbands = { B04 = 1, B03 = 2, B02 = 4 }", "band 4 of {folder}/orthos/0.tif"),
-        ("[1.0, 1.4]", '[1.0, 1.4]\nsplit = "train"', "no image to judge by is held out"),
+        ("[1.0, 1.4]", '[1.0, 1.4]\nsplit = "train"', "no image is held out to judge by"),
         ("[1.0, 1.4]", '[1.0, 1.4]\nsplit = "trian"', "split = 'trian'; expected one of by-place, train, held-out"),
         ("target_gsd_m = [1.0, 1.4]", "target_gsd = [1.0, 1.4]", "cure: did you mean 'target_gsd_m'?"),
         ('path = "scenes"', 'path = "orthos"', "mine.toml: source 'scenes': {folder}/orthos holds"),
@@ -183,7 +188,7 @@ def test_one_place_alone_cannot_be_split(own, tmp_path, capsys):
     own.write_text(TOML[: TOML.index('[[source]]\nname = "scenes"')])
     assert run(own, tmp_path / "run", "--images", "8") == 2
     said = capsys.readouterr().err
-    assert "no image to judge by is held out; expected at least one, to watch training by; cure: more places" in said
+    assert "no image is held out to judge by; expected at least one, to watch training by; cure: more places" in said
 
 
 def test_provenance_survives_json(own):

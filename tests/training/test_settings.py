@@ -77,7 +77,7 @@ def test_scalars_are_written_where_asked_for(tmp_path, monkeypatch, capsys):
     assert train.main([*command, "--images", "8", "--tensorboard"]) == 0
     events = loader.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert {"loss", "learning_rate", "psnr_ibp", "gain mean"} <= set(events.Tags()["scalars"])
-    assert "watched: 1 crops of 1 held-out images" in capsys.readouterr().out
+    assert "watched: 1 crop of 1 held-out image" in capsys.readouterr().out
 
 
 @pytest.mark.slow

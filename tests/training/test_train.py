@@ -214,14 +214,15 @@ def test_a_resumed_run_says_what_one_may_not_expect(imagery, tmp_path, capsys):
     assert train.main(arguments(imagery, run, "--images", "8", "--resume", str(run))) == 0
     said = capsys.readouterr().out
     assert re.search(rf"goes on from {re.escape(str(run))}: {images} images in \d+\.\d minutes\n", said)
-    assert "nothing is left to train" in said
-    assert "another text" not in said
+    assert "the budget is already spent: 8 images in all" in said
+    assert "has changed since" not in said
     imagery.write_text(TOML.replace("towns", "other towns"))
     for more, before in (("24", [first]), ("40", [first])):
         assert train.main(arguments(imagery, run, "--images", more, "--resume", str(run))) == 0
         said = capsys.readouterr().out
-        assert "nothing is left" not in said
-        assert f"it began with another text of {imagery}: it may have learned from places that are now held out" in said
+        assert "already spent" not in said
+        changed = f"{imagery} has changed since the run began: it may have been trained on places that are now held out"
+        assert changed in said
         assert load_bundle(run / "tiny-sr.safetensors").provenance["data_before"] == before
 
 

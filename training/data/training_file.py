@@ -298,7 +298,7 @@ def _check_place(label: str, place: str) -> None:
         groups = re.compile(place).groups
     except re.error as error:
         raise UsageError(
-            f"{label}: place = {place!r} is no regular expression ({error})", r'such as "(\\w+)_2020"'
+            f"{label}: place = {place!r} is not a regular expression ({error})", r'such as "(\\w+)_2020"'
         ) from None
     if place and not groups:
         raise UsageError(
@@ -312,7 +312,7 @@ def _with_scales(label: str, values: dict[str, Any]) -> Source:
     values["target_stated"], values["label"] = stated, label
     if values["role"] == "sentinel2":
         if stated or "evaluate_gsd_m" in values or "values" in values:
-            found = "target_gsd_m, evaluate_gsd_m and values say nothing of role sentinel2"
+            found = "target_gsd_m, evaluate_gsd_m and values do not apply to role sentinel2"
             raise UsageError(f"{label}: {found}", "them for role hr only")
         values["target_gsd_m"], values["evaluate_gsd_m"] = (SENTINEL2_GSD_M, SENTINEL2_GSD_M), SENTINEL2_GSD_M
     low, high = values.setdefault("target_gsd_m", TARGET_GSD_M)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pipeline.bands import RGB, SCALE_10M
 from pipeline.errors import UsageError
+from pipeline.terminal import counted
 from training import placement
 from training.data.patches import contrast
 from training.data.rasters import harmonise, median_gamma
@@ -90,7 +91,7 @@ def watched_pairs(data: TrainingData, bands: tuple[str, ...] = RGB) -> list[Pair
     if not pairs:
         small = f"flat, black, or less than {MIN_SIDE_PX} px a side"
         found = (
-            f"the {len(chips)} held-out images show nothing: {small}" if chips else "no image to judge by is held out"
+            f"the {len(chips)} held-out images are unusable: {small}" if chips else "no image is held out to judge by"
         )
         raise UsageError(
             f"{data.file.path}: {found}",
@@ -105,7 +106,8 @@ def watched_words(pairs: Sequence[Pair], data: TrainingData, bands: tuple[str, .
     """Return which held-out images training is watched by, in one sentence."""
     count = sum(image.share("held-out") > 0 for image in data.of_bands(bands))
     chosen = f"at most {HELD_OUT_PER_SET} of each set, the first that are not flat"
-    return f"watched: {len(pairs)} crops of {count} held-out images ({chosen}); training.evaluate judges all"
+    crops, images = counted(len(pairs), "crop"), counted(count, "held-out image")
+    return f"watched: {crops} of {images} ({chosen}); training.evaluate judges all"
 
 
 def from_many_sets(pairs: Sequence[Pair], count: int) -> list[Pair]:

@@ -27,7 +27,7 @@ WHERE = (600_000.0, 5_099_880.0)  # left, top of images that say where they are
 # What weights are judged on: SHA-256 over (source, place, GSD, shape) of all held-out images, and how many of each set.
 EVALUATION_ONLY = Path(__file__).resolve().parents[3] / "training" / "evaluation_only.toml"
 FLAT = 0.02  # spread below which an image shows nothing to sharpen
-HELD_OUT_DIGEST = "cc68be8a02bbe3b96b986ea29b5c9956a0c68eb89c4e17fb2da623f659d673ee"
+HELD_OUT_DIGEST = "10552e5317fa9db7e0881631dd42bb3f9773050f9be206077c6ffe386553a417"
 HELD_OUT = {
     "naip_ca_0p6m": 68,
     "naip_ca_1p2m": 132,

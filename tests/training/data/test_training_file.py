@@ -111,7 +111,7 @@ KEYS = (
         ({"asset": '"image"'}, "asset without catalog; expected asset only beside catalog"),
         (
             {"place": '"("'},
-            "place = '(' is no regular expression (missing ), unterminated subpattern at position 0); "
+            "place = '(' is not a regular expression (missing ), unterminated subpattern at position 0); "
             'expected such as "(\\\\w+)_2020"',
         ),
         (
@@ -126,7 +126,7 @@ KEYS = (
         ({"scale": "0.1"}, 'scale and offset with 8-bit values; expected values = "reflectance"'),
         (
             {"role": '"sentinel2"', "values": '"8-bit"'},
-            "target_gsd_m, evaluate_gsd_m and values say nothing of role sentinel2; expected them for role hr only",
+            "target_gsd_m, evaluate_gsd_m and values do not apply to role sentinel2; expected them for role hr only",
         ),
     ],
 )

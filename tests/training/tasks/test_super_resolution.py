@@ -81,14 +81,14 @@ def test_a_network_on_another_device_is_validated_and_shown(far):
 
 
 def test_a_run_without_held_out_images_is_refused_by_name():
-    with pytest.raises(UsageError, match=r"mine\.toml: no image to judge by is held out"):
+    with pytest.raises(UsageError, match=r"mine\.toml: no image is held out to judge by"):
         task_of()
 
 
 def test_held_out_images_that_show_nothing_are_counted():
     flat = Chip("a", "a/0", 2.5, np.full((3, 48, 48), 0.3, np.float32), encoded=False)
     data = SimpleNamespace(file=SimpleNamespace(path="mine.toml"), held_out_chips=lambda bands: [flat, flat])
-    with pytest.raises(UsageError, match=r"mine\.toml: the 2 held-out images show nothing: flat, black, or less than"):
+    with pytest.raises(UsageError, match=r"mine\.toml: the 2 held-out images are unusable: flat, black, or less than"):
         watched_pairs(data)
 
 
