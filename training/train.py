@@ -134,7 +134,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     if distributed.rank() == 0:
         weights = sum(p.numel() for p in task.network.parameters())
         spec = registry.task_of(preset)
-        watched = [task.watched] if isinstance(task, NamesWatched) else []
+        watched = [task.watching] if isinstance(task, NamesWatched) else []
         sources = task.data.summary(spec.use, preset.least_px, spec.bands)
         show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *sources, *watched, *cautions(task.data)]))
     if args.dry_run:

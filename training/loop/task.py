@@ -132,7 +132,7 @@ class NamesWatched(Protocol):
     """A task that says which images `validate` scores."""
 
     @property
-    def watched(self) -> str:
+    def watching(self) -> str:
         """One sentence, such as "watched: 33 of 231 held-out images, the first 6 of each set"."""
         ...
 

@@ -134,7 +134,7 @@ class DiffFuSRSuperResolution:
         return [side_by_side(pair, ours) for pair, ours in zip(shown, self._members(shown), strict=True)]
 
     @property
-    def watched(self) -> str:
+    def watching(self) -> str:
         """Which images `validate` scores."""
         return watched_words(self.pairs, self.data)
 

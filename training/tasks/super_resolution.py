@@ -133,7 +133,7 @@ class SuperResolution:
         return rows
 
     @property
-    def watched(self) -> str:
+    def watching(self) -> str:
         """Which images `validate` scores."""
         return watched_words(self.pairs, self.data)
 
