@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "targets", nargs="*", type=Path, metavar="RUN_OR_BUNDLE", help=f"folder of a run, or a {SUFFIX} file"
     )
     p.add_argument("--on", type=Path, help="training file whose held-out places are used (default: the project's)")
+    p.add_argument("--shipped", action="store_true", help="evaluate the shipped weights too, for comparison")
     p.add_argument("--out", type=_report, help="write the tables here, and every score beside them as .csv")
     p.add_argument(
         "--picture",
@@ -143,10 +144,13 @@ def system_of(bundle: Bundle, device: str = "cpu") -> System:
 
 def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:
     """Return all sections requested by the arguments. Raises PipelineError."""
+    from pipeline.superres.weights import SHIPPED
     from training.data.sources import load_data, shipped_data
     from training.loop.distributed import device_of
+    from training.quality.comparison import comparison
 
-    bundles, after = bundles_of(args.targets), fusions()
+    targets = [*args.targets, SHIPPED] if args.shipped and args.targets else args.targets
+    bundles, after = bundles_of(targets), fusions()
     if args.steps and all(bundle.system in after for bundle in bundles):
         raise UsageError("--steps: a fusion has no sampling steps", "weights of a super-resolver")
     device = str(device_of(args.device))
@@ -160,6 +164,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
             sections += _of_fusion(name, bundle, data, args, say)
         elif system is not None and args.only in (None, "images"):
             sections += _of_system(name, system, data, args, say)
+    sections = [*comparison(sections), *sections]
     if not args.steps and args.only in (None, "scenes"):
         sections += _of_whole(bundles, data, args, device, say)
     return sections
