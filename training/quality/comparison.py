@@ -36,10 +36,9 @@ def comparison(sections: Sequence[Section]) -> list[Section]:
         rows += [_row(name, of, method, first) for method in stored if not method.startswith(f"{_STORED}bicubic:")]
         rows += [_row(f"{name}, {_NETWORK}", of, m, first) for m in methods_of(of) if m.endswith(_NETWORK)]
     heads = [f"{name}, PSNR" for name in by_set(first, REFERENCE, "PSNR")]
-    text = (
-        f"{counted(len(shared), 'image')} that all were judged on; averages over sets. What a run stores by default, and "
-        f"the network alone.\n\n{markdown(['', *METRICS, f'over {REFERENCE}', *heads], rows)}"
-    )
+    intro = f"{counted(len(shared), 'image')} that all were judged on; averages over sets."
+    table = markdown(["", *METRICS, f"over {REFERENCE}", *heads], rows)
+    text = f"{intro} What a run stores by default, and the network alone.\n\n{table}"
     return [Section("comparison", text)]
 
 
