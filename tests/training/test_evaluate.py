@@ -96,9 +96,14 @@ def test_weights_of_one_system_are_told_apart(towns, run, tmp_path, capsys):
     command = ["--on", str(towns), "--per-set", "1", "--out", str(out), "--picture", str(tmp_path / "sheets")]
     targets = [str(run), str(other), str(run / "tiny-sr.safetensors")]
     assert evaluate.main([*targets, "--only", "images", *command]) == 0
-    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("### ")]
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line for line in lines if line.startswith("### ")]
     assert len(set(titles)) == len(titles)
-    assert {title.split(":")[0] for title in titles} == {"### lite (run)", "### lite (later)"}
+    assert titles[0] == "### comparison"
+    assert {title.split(":")[0] for title in titles[1:]} == {"### lite (run)", "### lite (later)"}
+    compared = [line.split("|")[1].strip() for line in lines[: lines.index(titles[1])] if line.startswith("| ")]
+    networks = [name for of in ("run", "later") for name in (f"lite ({of})", f"lite ({of}), network alone")]
+    assert compared == ["", "nearest", "bicubic", "IBP", "IBP, true kernel", *networks]
     rows = list(csv.DictReader(out.with_suffix(".csv").read_text().splitlines()))
     assert {(row["name"], row["digest"]) for row in rows} == {
         ("lite (run)", load_bundle(run / "tiny-sr.safetensors").digest),
