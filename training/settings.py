@@ -96,7 +96,7 @@ def _number(text: str, value: str, wanted: _Number) -> float:
     return number
 
 
-def parsed(flag: str, text: str, value: str, like: Any) -> Any:  # noqa: ANN401
+def parsed(flag: str, text: str, value: str, like: float | str) -> float | str:
     """Parse a setting with the type of the value it replaces. Raises UsageError for other text."""
     try:
         return {"true": True, "false": False}[value] if isinstance(like, bool) else type(like)(value)

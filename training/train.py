@@ -185,9 +185,7 @@ def train(ready: Ready) -> None:
 
 def licence_of(given: str, data: TrainingData) -> str:
     """The licence of weights: what the user gave; that of the project where its own data were used; else not stated."""
-    from training.data.sources import SHIPPED
-
-    return given or (SHIPPED_LICENCE if data.file.path == SHIPPED else "")
+    return given or (SHIPPED_LICENCE if data.is_shipped else "")
 
 
 def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:

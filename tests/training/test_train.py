@@ -18,7 +18,8 @@ from pipeline.models.lite import LiteSuperResolver
 from tests.training.tasks_for_tests import add_preset
 from training import evaluate, registry, train
 from training.data.places import split_of
-from training.data.sources import load_training_file, shipped_data
+from training.data.sources import TrainingData, load_training_file, shipped_data
+from training.data.training_file import TrainingFile
 from training.degradation.degrade import Degradation
 from training.loop.run import Budget, Run
 from training.presets import Preset, Stage
@@ -234,6 +235,15 @@ def test_a_resumed_run_keeps_its_budget(imagery, tmp_path, capsys):
     assert train.main(arguments(imagery, tmp_path / "run", "--resume", str(tmp_path / "run"))) == 0
     assert "its budget was" not in capsys.readouterr().out
     assert load_bundle(tmp_path / "run" / "tiny-sr.safetensors").provenance["images"] == 24
+
+
+@pytest.mark.parametrize("spelled", ["training/shipped_weights.toml", "training/../training/shipped_weights.toml"])
+def test_only_weights_of_our_own_data_have_our_licence(imagery, monkeypatch, spelled):
+    monkeypatch.chdir(WEIGHTS.parents[2])
+    ours = TrainingData(TrainingFile(Path(spelled), "shipped weights", "", "", ()))
+    assert train.licence_of("", ours) == "MIT"
+    assert train.licence_of("CC-BY-4.0", ours) == "CC-BY-4.0"
+    assert train.licence_of("", load_training_file(imagery)) == ""
 
 
 def test_a_finished_run_is_extended_stage_by_stage(imagery, tmp_path, capsys):

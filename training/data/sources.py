@@ -34,7 +34,7 @@ __all__ = ["SHIPPED", "Source", "TrainingData", "load_data", "load_training_file
 PLACES_LISTED = 1000  # maximum in provenance
 WATCHED = "watched"
 SHIPPED_FOLDERS = ("hr", "hr_more", "s2_l2a")  # below the imagery root
-SHIPPED = Path(__file__).parents[1] / "shipped_weights.toml"
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped_weights.toml"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class TrainingData:
     def licence(self) -> str:
         """Credits of all sources, as stated in the file."""
         return self.file.licence
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it is the training file of the shipped weights, however its path is given."""
+        return self.file.path.resolve() == SHIPPED
 
     def of_role(self, role: str) -> list[Source]:
         """Return the sources of one role."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from training.data import learned
-from training.data.sources import SHIPPED
 
 if TYPE_CHECKING:
     from training.data.sources import TrainingData
@@ -18,7 +17,7 @@ def leaks_text(candidate: Candidate, data: TrainingData) -> str:
     """A sentence on held-out images of places that the weights learned from; "" where provenance excludes any."""
     provenance = {} if candidate.bundle is None else candidate.bundle.provenance
     if "learned" not in provenance:  # weights of before, among them those that ship
-        known = data.file.path == SHIPPED or provenance.get("data_digest") == data.file.digest
+        known = data.is_shipped or provenance.get("data_digest") == data.file.digest
         return "" if known or not provenance else UNKNOWN
     images = [image for image in data.of_bands(candidate.bands) if image.share("held-out") > 0]
     again = learned.shown_again(images, provenance["learned"])
