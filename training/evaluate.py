@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
+from functools import cache, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.bands import SCALE_10M
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     from training.data.sources import load_data, shipped_data
     from training.loop.distributed import device_of
     from training.quality.comparison import comparison
+    from training.quality.sampler import NATIVE_GSD_M
 
     targets = [*args.targets, SHIPPED] if args.shipped and args.targets else args.targets
     bundles, after = bundles_of(targets), fusions()
@@ -155,18 +157,23 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
         raise UsageError("--steps: a fusion has no sampling steps", "weights of a super-resolver")
     device = str(device_of(args.device))
     systems = [None if bundle.system in after else system_of(bundle, device) for bundle in bundles]
-    data = load_data(args.on) if args.on else shipped_data()
+
+    @cache
+    def data_of(scale: int) -> TrainingData:
+        output_gsd_m = NATIVE_GSD_M / scale
+        return load_data(args.on, output_gsd_m) if args.on else shipped_data(output_gsd_m=output_gsd_m)
+
     pairs = list(zip(bundles, systems, strict=True))
     names = names_of(bundles, [bundle.system if system is None else system.name for bundle, system in pairs])
     sections: list[Section] = []
     for name, (bundle, system) in zip(names, pairs, strict=True):
         if system is None and args.only in (None, "wald"):
-            sections += _of_fusion(name, bundle, data, args, say)
+            sections += _of_fusion(name, bundle, data_of(SCALE_10M), args, say)
         elif system is not None and args.only in (None, "images"):
-            sections += _of_system(name, system, data, args, say)
+            sections += _of_system(name, system, data_of(bundle.scale), args, say)
     sections = [*comparison(sections), *sections]
     if not args.steps and args.only in (None, "scenes"):
-        sections += _of_whole(bundles, data, args, device, say)
+        sections += _of_whole(bundles, data_of(SCALE_10M), args, device, say)
     return sections
 
 
@@ -249,7 +256,7 @@ def _of_system(
             raise
         say(f"{name} is not evaluated on held-out images: {error}")
         return []
-    how = Degradation(decimator=args.decimator)
+    how = Degradation(decimator=args.decimator).of_scale(candidate.scale)
     if args.picture:
         shown = held_out_pairs(data.held_out_chips(candidate.bands), how)
         picture.write(candidate, shown, data.all_tiles, args.picture, say)

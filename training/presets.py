@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.bands import BY_NAME, RGB
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -44,6 +46,14 @@ class Preset:
     sampler: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)  # settings of the task; `--recipe` changes them
     published: tuple[str, ...] = ()  # deviations of the released code (see `--as-published`)
+    bands: tuple[str, ...] = RGB  # of the images, in channel order; all of one native GSD
+    scale: int = 4  # pixels of the output per pixel of the input, along one axis
+    scales: tuple[int, ...] = ()  # that its network can have; with any, `--set` changes bands and scale
+
+    @property
+    def output_gsd_m(self) -> float:
+        """GSD of the network's output, if its input has the native GSD of the bands."""
+        return BY_NAME[self.bands[0]].gsd_m / self.scale
 
     @property
     def least_px(self) -> int:

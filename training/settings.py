@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
+from pipeline.bands import BAND_NAMES, BY_NAME
 from pipeline.errors import UsageError
 from training.schedule import Schedule
 
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
     from training.presets import Preset
 
-CROP_STEP = 8  # px: crops are reduced by 4 and folded by 2
+CROP_STEP = 8  # px: crops are reduced by up to 8
 _RATE = "learning_rate"
+_SHAPE = ("bands", "scale")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ _NUMBERS = {
 def names_of(preset: Preset) -> list[str]:
     """Return the names of all settings of a preset."""
     rates = [_RATE, *(f"{_RATE}.{stage.name}" for stage in preset.stages)] if preset.stages else []
-    return [*_NUMBERS, "schedule", *rates, *preset.architecture, *preset.sampler, *preset.recipe]
+    shape = _SHAPE if preset.scales else ()
+    return [*_NUMBERS, "schedule", *shape, *rates, *preset.architecture, *preset.sampler, *preset.recipe]
 
 
 def changed(preset: Preset, texts: Sequence[str]) -> Preset:
@@ -64,6 +67,8 @@ def _with(preset: Preset, text: str, name: str, value: str) -> Preset:
     if name in _NUMBERS:
         number = _NUMBERS[name]
         return _replaced(preset, number.field, _number(text, value, number))
+    if name in _SHAPE:
+        return replace(preset, bands=_bands(text, value)) if name == "bands" else _scaled(preset, text, value)
     if name == "schedule":
         if value not in get_args(Schedule):
             raise UsageError(f"--set {text}", f"one of {', '.join(get_args(Schedule))}")
@@ -79,6 +84,25 @@ def _with(preset: Preset, text: str, name: str, value: str) -> Preset:
     if group != "recipe" and isinstance(found, int) and not isinstance(found, bool) and found < 1:
         raise UsageError(f"--set {text}", "a whole number of at least 1")
     return _replaced(preset, group, {**settings, name: found})
+
+
+def _bands(text: str, value: str) -> tuple[str, ...]:
+    bands = tuple(band.strip() for band in value.split(","))
+    unknown = [band for band in bands if band not in BAND_NAMES]
+    if unknown or len({*bands}) < len(bands):
+        raise UsageError(f"--set {text}", f"different names of {', '.join(BAND_NAMES)}, such as B04,B03,B02,B08")
+    gsds = sorted({BY_NAME[band].gsd_m for band in bands})
+    if len(gsds) > 1:
+        raise UsageError(
+            f"--set {text}: bands of {' and '.join(f'{gsd} m' for gsd in gsds)}", "bands of one native GSD"
+        )
+    return bands
+
+
+def _scaled(preset: Preset, text: str, value: str) -> Preset:
+    if value not in map(str, preset.scales):
+        raise UsageError(f"--set {text}", f"one of {', '.join(map(str, preset.scales))}")
+    return replace(preset, scale=int(value))
 
 
 def _replaced(preset: Preset, field: str, value: object) -> Preset:

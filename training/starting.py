@@ -48,6 +48,12 @@ def check_init(path: Path, preset: Preset) -> None:
     cure = f"--preset {' or '.join(presets)}, or other weights" if presets else "other weights"
     if bundle.system != kind:
         raise UsageError(f"--init {path} holds {bundle.system}", f"{kind}, as {preset.name} trains", cure)
+    if preset.scales and (bundle.in_bands, bundle.scale) != (preset.bands, preset.scale):
+        raise UsageError(
+            f"--init {path} is x{bundle.scale} of {', '.join(bundle.in_bands)}",
+            f"x{preset.scale} of {', '.join(preset.bands)}",
+            f"--set scale={bundle.scale} --set bands={','.join(bundle.in_bands)}, or other weights",
+        )
     for name, ours in preset.architecture.items():
         if (theirs := bundle.architecture.get(name, ours)) != ours:
             raise UsageError(f"--init {path} has {name} = {theirs}", f"{ours}, as {preset.name} has", cure)

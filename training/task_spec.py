@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.bands import RGB
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,10 +19,10 @@ if TYPE_CHECKING:
 class TaskSpec:
     """A training task. Modules of `training.tasks` that define one as `TASK` are registered automatically.
 
-    kind: name of its bundles (`Bundle.system`). use: trains on images, or on tiles at all native resolutions. bands:
-    bands of the images, in channel order. switches: values of `--as-published`; whose: owner of that code. follows:
-    other kinds of bundle, one of which a run must start from, passed to `begin_from`. judge: evaluation of weights that
-    no system takes first; others are evaluated as their system. convert: conversion of third-party checkpoints.
+    kind: name of its bundles (`Bundle.system`). use: trains on images, or on tiles at all native resolutions. switches:
+    values of `--as-published`; whose: owner of that code. follows: other kinds of bundle, one of which a run must start
+    from, passed to `begin_from`. judge: evaluation of weights that no system takes first; others are evaluated as their
+    system. convert: conversion of third-party checkpoints.
     """
 
     name: str
@@ -33,7 +31,6 @@ class TaskSpec:
     presets: tuple[Preset, ...]
     build: Callable[[Preset, TrainingData], Trainable]
     use: Use = "super-resolution"
-    bands: tuple[str, ...] = RGB
     switches: tuple[str, ...] = ()
     whose: str = ""
     follows: tuple[str, ...] = ()

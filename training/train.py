@@ -127,7 +127,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         check_out(args.out, args.resume)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
-    task = make_task(preset, load_data(args.data))
+    task = make_task(preset, load_data(args.data, preset.output_gsd_m))
     if args.init:
         begin_from(task, registry.task_of(preset), load_bundle(args.init))
     task.network.to(device)
@@ -135,7 +135,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         weights = sum(p.numel() for p in task.network.parameters())
         spec = registry.task_of(preset)
         watched = [task.watching] if isinstance(task, NamesWatched) else []
-        sources = task.data.summary(spec.use, preset.least_px, spec.bands)
+        sources = task.data.summary(spec.use, preset.least_px, preset.bands)
         show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *sources, *watched, *cautions(task.data)]))
     if args.dry_run:
         return None

@@ -71,7 +71,7 @@ class BackProjection(Predictor):
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
         """Reflectance (b, 3, 4h, 4w) from reflectance (b, 3, h, w); then the other bands."""
         if stage.name == "fusion":
-            return fused(self.fuser, given)
+            return fused(self.fuser, stage, given)
         lr = given.images["rgb"]
         image = self.up(lr)
         for _ in range(self.rounds):
@@ -95,7 +95,7 @@ def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
     """RGB from 10 m to 2.5 m, then the other bands, guided by it."""
     lattice = lattice_of(bundles["psf"])
     sharpen = Stage("sharpen", reads=(Input("rgb", RGB, 10),), gives=RGB, gsd_m=2.5, lattice=lattice)
-    return sharpen, fusion_stage(bundles["fusion"], sharpen.name, lattice)
+    return sharpen, fusion_stage(bundles["fusion"], sharpen)
 
 
 # %% [markdown]

@@ -1,4 +1,4 @@
-"""The lite super-resolver: RGB reflectance from 10 m to 2.5 m by a regression and a diffusion of its residual.
+"""The lite super-resolver: reflectance x2, x4 or x8 by a regression and a diffusion of its residual.
 
 After CorrDiff (Mardani et al., arXiv 2309.15214): an encoder on the 10 m grid predicts the conditional mean and the
 spread around it, and a denoiser samples the standardised residual. All convolutions are 3x3, so the reach is finite.
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from pipeline.models.bundle import Bundle
 
 SYSTEM = "lite-sr"
-SCALE = 4  # 10 m -> 2.5 m
+SCALE = 4  # of the shipped weights, 10 m -> 2.5 m
+SCALES = (2, 4, 8)
 RGB_BANDS = ("B04", "B03", "B02")
 # Window 1200 m, stride 960 m, ramp 120 m, margin 60 m (6 px of 10 m).
 LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)
+BACK_PROJECTIONS = 3  # of `finer`
 LOG_SPREAD_RANGE = (-6.0, 1.0)  # of the residual, in output units: 0.25 % to 270 % of the local reflectance
 NORMALISATION: dict[str, Any] = {
     # Network input: (sqrt(clip(rho, 0, max) + floor) - centre) / spread; resolves dark water, never saturates on snow
@@ -43,6 +45,24 @@ NORMALISATION: dict[str, Any] = {
 def upsample(x: Tensor, scale: int = SCALE) -> Tensor:
     """Upsample (B, C, h, w) to (B, C, scale*h, scale*w), bicubic, with pixel areas aligned (no half-pixel shift)."""
     return functional.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+def finer(image: Tensor, scale: int) -> Tensor:
+    """Interpolate (B, C, h, w) to (B, C, scale*h, scale*w) so that block means are the image, to 1 % of its contrast.
+
+    Bicubic, then iterative back-projection (Irani and Peleg 1991): bicubic alone would blur what a network has made.
+    """
+    up = upsample(image, scale)
+    for _ in range(BACK_PROJECTIONS):
+        up = up + upsample(image - functional.avg_pool2d(up, scale), scale)
+    return up
+
+
+def lattice_of_scale(scale: int) -> LatticeSpec:
+    """Return the lattice of a network from 10 m: in px of 2.5 m, or of the output of a scale above 4, same ground."""
+    times = max(1, scale // SCALE)
+    sides = (LATTICE.window_px, LATTICE.stride_px, LATTICE.ramp_px, LATTICE.margin_px)
+    return LatticeSpec(*(times * side for side in sides))
 
 
 class ResidualBlock(nn.Module):
@@ -65,16 +85,16 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features (B, width, h, w) of a normalised image (B, 3, h, w): conv, `blocks` residual blocks, long skip."""
+    """Features (B, width, h, w) of a normalised image (B, bands, h, w): conv, `blocks` residual blocks, long skip."""
 
-    def __init__(self, width: int, blocks: int) -> None:
+    def __init__(self, width: int, blocks: int, bands: int) -> None:
         super().__init__()
-        self.entry = nn.Conv2d(len(RGB_BANDS), width, 3, padding=1)
+        self.entry = nn.Conv2d(bands, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
         self.exit = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, h, w) -> (B, width, h, w)."""
+        """(B, bands, h, w) -> (B, width, h, w)."""
         entry = self.entry(x).float()
         h = entry
         for block in self.blocks:
@@ -101,15 +121,15 @@ class LevelEmbedding(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Estimate of x0, the standardised residual, from its noisy form. It runs on the 10 m grid, phases as channels.
+    """Estimate of x0, the standardised residual, from its noisy form. It runs on the coarse grid, phases as channels.
 
     The output is level * x + sqrt(1 - level^2) * network: the best linear estimate plus a bounded correction
     (preconditioning of Karras et al., arXiv 2206.00364, for a variance-preserving process of unit data variance).
     """
 
-    def __init__(self, features: int, width: int, blocks: int) -> None:
+    def __init__(self, features: int, width: int, blocks: int, bands: int, scale: int) -> None:
         super().__init__()
-        folded = len(RGB_BANDS) * SCALE**2
+        self.scale, folded = scale, bands * scale**2
         self.entry = nn.Conv2d(folded + features, width, 3, padding=1)
         self.level = LevelEmbedding(width, blocks)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
@@ -117,17 +137,17 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.exit.weight)
 
     def forward(self, noisy: Tensor, level: Tensor, features: Tensor) -> Tensor:
-        """(B, 3, 4h, 4w) at `level` (B,) with features (B, F, h, w) -> x0 (B, 3, 4h, 4w)."""
-        h = self.entry(torch.cat([functional.pixel_unshuffle(noisy, SCALE), features], dim=1)).float()
+        """(B, bands, scale*h, scale*w) at `level` (B,) with features (B, F, h, w) -> x0, of the first shape."""
+        h = self.entry(torch.cat([functional.pixel_unshuffle(noisy, self.scale), features], dim=1)).float()
         for block, shift in zip(self.blocks, self.level(level), strict=True):
             h = block(h, shift)
-        correction = functional.pixel_shuffle(self.exit(functional.silu(h)).float(), SCALE)
+        correction = functional.pixel_shuffle(self.exit(functional.silu(h)).float(), self.scale)
         a = level[:, None, None, None]
         return a * noisy + (1 - a * a).clamp_min(0).sqrt() * correction
 
 
 class LiteNetwork(nn.Module):
-    """Encoder, heads for mean and spread, and a denoiser of (truth - mean) / spread."""
+    """Encoder, heads for mean and spread, and a denoiser of (truth - mean) / spread, of `bands` x `scale`."""
 
     def __init__(
         self,
@@ -136,19 +156,22 @@ class LiteNetwork(nn.Module):
         denoiser_width: int = 64,
         denoiser_blocks: int = 5,
         normalisation: Mapping[str, Any] = NORMALISATION,
+        *,
+        bands: int = len(RGB_BANDS),
+        scale: int = SCALE,
     ) -> None:
         super().__init__()
-        self.normalisation = dict(normalisation)
-        self.encoder = Encoder(width, blocks)
-        self.mean_head = nn.Conv2d(width, len(RGB_BANDS) * SCALE**2, 3, padding=1)
-        self.spread_head = nn.Conv2d(width, len(RGB_BANDS), 3, padding=1)
-        self.denoiser = Denoiser(width, denoiser_width, denoiser_blocks)
+        self.normalisation, self.scale = dict(normalisation), scale
+        self.encoder = Encoder(width, blocks, bands)
+        self.mean_head = nn.Conv2d(width, bands * scale**2, 3, padding=1)
+        self.spread_head = nn.Conv2d(width, bands, 3, padding=1)
+        self.denoiser = Denoiser(width, denoiser_width, denoiser_blocks, bands, scale)
         nn.init.zeros_(self.mean_head.weight)
         nn.init.zeros_(self.spread_head.weight)
         nn.init.constant_(self.spread_head.get_parameter("bias"), math.log(0.15))
 
     def features(self, lr: Tensor) -> Tensor:
-        """Reflectance (B, 3, h, w) -> features (B, width, h, w)."""
+        """Reflectance (B, bands, h, w) -> features (B, width, h, w)."""
         n = self.normalisation
         clipped = lr.clamp(0.0, n["reflectance_max"])
         normalised: Tensor = ((clipped + n["input_floor"]).sqrt() - n["input_centre"]) / n["input_spread"]
@@ -156,25 +179,25 @@ class LiteNetwork(nn.Module):
         return features
 
     def unit(self, lr: Tensor) -> Tensor:
-        """Return the reflectance of one output unit, (B, 3, h, w) -> (B, 3, 4h, 4w)."""
+        """Return the reflectance of one output unit, (B, bands, h, w) -> (B, bands, scale*h, scale*w)."""
         n = self.normalisation
-        smooth = functional.interpolate(lr.clamp(0.0, n["reflectance_max"]), scale_factor=SCALE, mode="bilinear")
+        smooth = functional.interpolate(lr.clamp(0.0, n["reflectance_max"]), scale_factor=self.scale, mode="bilinear")
         unit: Tensor = smooth + n["output_floor"]
         return unit
 
     def mean(self, lr: Tensor, features: Tensor, unit: Tensor) -> Tensor:
-        """Return the conditional mean in reflectance, (B, 3, 4h, 4w)."""
-        head = functional.pixel_shuffle(self.mean_head(features).float(), SCALE)
-        return upsample(lr) + unit * head
+        """Return the conditional mean in reflectance, (B, bands, scale*h, scale*w)."""
+        head = functional.pixel_shuffle(self.mean_head(features).float(), self.scale)
+        return upsample(lr, self.scale) + unit * head
 
     def spread(self, features: Tensor, unit: Tensor) -> Tensor:
-        """Return the sd of the truth around the mean in reflectance, interpolated from 10 m, (B, 3, 4h, 4w)."""
+        """Return the sd of the truth around the mean in reflectance, interpolated, (B, bands, scale*h, scale*w)."""
         log_sd = self.spread_head(features).float().clamp(*LOG_SPREAD_RANGE)
-        return unit * functional.interpolate(log_sd.exp(), scale_factor=SCALE, mode="bilinear")
+        return unit * functional.interpolate(log_sd.exp(), scale_factor=self.scale, mode="bilinear")
 
 
 class LiteSuperResolver:
-    """Super-resolution of B04, B03, B02 by `LiteNetwork`."""
+    """Super-resolution of the bundle's bands by `LiteNetwork`."""
 
     def __init__(self, network: LiteNetwork, bundle: Bundle) -> None:
         self.network = network.eval()
@@ -186,7 +209,12 @@ class LiteSuperResolver:
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> LiteSuperResolver:
         """Load the network of a bundle on the CPU. Raises BundleError if the tensors do not fit."""
-        network = LiteNetwork(**bundle.architecture, normalisation=bundle.normalisation)
+        network = LiteNetwork(
+            **bundle.architecture,
+            normalisation=bundle.normalisation,
+            bands=len(bundle.in_bands),
+            scale=bundle.scale,
+        )
         load_into(network, bundle)
         return cls(network.requires_grad_(False), bundle)
 
@@ -196,7 +224,7 @@ class LiteSuperResolver:
         return self
 
     def sample(self, lr: Tensor, noise: Tensor) -> Tensor:
-        """Draw one sample of reflectance (B, 3, 4h, 4w) from standard normal `noise` of that shape."""
+        """Draw one sample of reflectance (B, bands, scale*h, scale*w) from standard normal `noise` of that shape."""
         network = self.network
         features, unit = network.features(lr), network.unit(lr)
         mean = network.mean(lr, features, unit)
@@ -207,10 +235,13 @@ class LiteSuperResolver:
 
         residual = self.sampler(denoise, noise, self.levels)
         image = mean + network.spread(features, unit) * residual
-        return without_phase_pattern(image, upsample(lr), SCALE)
+        return self._settled(image, lr)
 
     def mean(self, lr: Tensor) -> Tensor:
-        """Return the regression's estimate, without diffusion, (B, 3, h, w) -> (B, 3, 4h, 4w)."""
+        """Return the regression's estimate, without diffusion, (B, bands, h, w) -> (B, bands, scale*h, scale*w)."""
         features = self.network.features(lr)
-        image = self.network.mean(lr, features, self.network.unit(lr))
-        return without_phase_pattern(image, upsample(lr), SCALE)
+        return self._settled(self.network.mean(lr, features, self.network.unit(lr)), lr)
+
+    def _settled(self, image: Tensor, lr: Tensor) -> Tensor:
+        scale = self.network.scale
+        return without_phase_pattern(image, upsample(lr, scale), scale)

@@ -23,18 +23,19 @@ DIFFFUSR = {
 }
 
 
-def write_lite(folder: Path) -> tuple[Path, Path]:
+def write_lite(folder: Path, bands: tuple[str, ...] = lite.RGB_BANDS, scale: int = 4) -> tuple[Path, Path]:
     """The files of `--sr lite` under their shipped names, of untrained networks: super-resolution and fusion."""
-    rgb, scale = lite.RGB_BANDS, 4
+    times = max(1, scale // 4)  # the lattice counts px of the output
+    lattice = LatticeSpec(*(times * px for px in (192, 144, 24, 12)))
     _write(
         folder / "lite-sr.safetensors",
-        lite.LiteNetwork(**LITE),
-        Bundle(lite.SYSTEM, LITE, rgb, rgb, scale, LATTICE, lite.NORMALISATION, {"name": "ddim", "steps": 1}),
+        lite.LiteNetwork(**LITE, bands=len(bands), scale=scale),
+        Bundle(lite.SYSTEM, LITE, bands, bands, scale, lattice, lite.NORMALISATION, {"name": "ddim", "steps": 1}),
     )
     _write(
         folder / "lite-fusion.safetensors",
         lite_fusion.FusionNetwork(**FUSION),
-        Bundle(lite_fusion.SYSTEM, FUSION, ("B04",), lite_fusion.OUT_BANDS, scale, LATTICE, lite_fusion.NORMALISATION),
+        Bundle(lite_fusion.SYSTEM, FUSION, ("B04",), lite_fusion.OUT_BANDS, 4, LATTICE, lite_fusion.NORMALISATION),
     )
     return folder / "lite-sr.safetensors", folder / "lite-fusion.safetensors"
 

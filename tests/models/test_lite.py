@@ -4,9 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from pipeline.models.bundle import Bundle, BundleError, load_bundle, save_bundle
-from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork, LiteSuperResolver, upsample
+from pipeline.models.lite import (
+    LATTICE,
+    NORMALISATION,
+    RGB_BANDS,
+    SYSTEM,
+    LiteNetwork,
+    LiteSuperResolver,
+    finer,
+    lattice_of_scale,
+    upsample,
+)
 from pipeline.models.phase_pattern import REACH_PX
 
 ARCHITECTURE = {"width": 8, "blocks": 1, "denoiser_width": 8, "denoiser_blocks": 1}
@@ -99,3 +110,29 @@ def test_weights_of_another_size_are_refused(tmp_path):
     save_bundle(tmp_path / "a.safetensors", other, system.network.state_dict())
     with pytest.raises(BundleError, match="missing"):
         LiteSuperResolver.from_bundle(load_bundle(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_finer_images_keep_the_means_of_what_they_refine(scale):
+    image = normal((1, 2, 24, 24)).abs()
+    bicubic, fine = (of(image, scale) for of in (upsample, finer))
+    assert fine.shape == (1, 2, 24 * scale, 24 * scale)
+    errors = [(functional.avg_pool2d(up, scale) - image).std() / image.std() for up in (bicubic, fine)]
+    assert errors[1] < 0.03 < 0.1 < errors[0]
+
+
+@pytest.mark.parametrize(("bands", "scale"), [(4, 4), (3, 2), (1, 8)])
+def test_networks_of_other_shapes(bands, scale):
+    network = LiteNetwork(**ARCHITECTURE, bands=bands, scale=scale)
+    system = LiteSuperResolver(network, replace(bundle_of(), scale=scale))
+    lr = normal((2, bands, 12, 10)).abs()
+    torch.nn.init.zeros_(network.mean_head.bias)
+    torch.testing.assert_close(system.mean(lr), upsample(lr, scale))
+    noise = normal((2, bands, 12 * scale, 10 * scale))
+    assert system.sample(lr, noise).shape == noise.shape
+
+
+def test_the_lattice_of_a_finer_output_covers_the_same_ground():
+    assert lattice_of_scale(2) == lattice_of_scale(4) == LATTICE
+    fine = lattice_of_scale(8)
+    assert (fine.window_px, fine.stride_px, fine.ramp_px, fine.margin_px) == (960, 768, 96, 48)

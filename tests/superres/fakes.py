@@ -47,7 +47,7 @@ class Noisy(Predictor):
         return self
 
     def predict(self, stage, given):
-        return fused(self.fuser, given) if stage.name == "fusion" else self.resolve(given)
+        return fused(self.fuser, stage, given) if stage.name == "fusion" else self.resolve(given)
 
     def resolve(self, given):
         lr = given.images["rgb"]
@@ -57,7 +57,7 @@ class Noisy(Predictor):
 
 def fake_stages(lattice=INTERPOLATION):
     resolve = Stage("sr", (Input("rgb", RGB, 10),), RGB, 2.5, lattice, stochastic=True)
-    return resolve, fusion_stage(FUSION_BUNDLE, resolve.name, lattice)
+    return resolve, fusion_stage(FUSION_BUNDLE, resolve)
 
 
 def fake_system(couple=0.0, lattice=INTERPOLATION):

@@ -51,7 +51,7 @@ class TwoLattices(Predictor):
         return self
 
     def predict(self, stage, given):
-        return fused(self.fuser, given)[:, 1:] if stage.name == "fusion" else self.first.predict(stage, given)
+        return fused(self.fuser, stage, given) if stage.name == "fusion" else self.first.predict(stage, given)
 
 
 def toy(module):
@@ -60,9 +60,7 @@ def toy(module):
 
 def two_lattices(stochastic=True):
     first = dataclasses.replace(rgbn.STAGE, stochastic=stochastic)
-    fusion = fusion_stage(FUSION_BUNDLE, first.name, SMALL)
-    fusion = dataclasses.replace(fusion, gives=tuple(band for band in fusion.gives if band != "B08"))
-    return System("two", (first, fusion), TwoLattices(), {}, CPU)
+    return System("two", (first, fusion_stage(FUSION_BUNDLE, first, SMALL)), TwoLattices(), {}, CPU)
 
 
 def native_for(system, order, window=BASE, options=None):
@@ -185,7 +183,7 @@ def test_a_guide_without_draws_is_handed_on_once():
     class Smooth(TwoLattices):
         def predict(self, stage, given):
             if stage.name == "fusion":
-                return fused(self.fuser, given)[:, 1:]
+                return fused(self.fuser, stage, given)
             assert given.noise is None
             return smooth(given.images["rgbn"])
 

@@ -117,11 +117,18 @@ class NextTask(Task):
 
 def _preset(task):
     return Preset(
-        task, task, {"taps": 9}, (Part("all", 1.0, (), 3e-3),), minutes=1, batch=4, crop_px=64, ema=0.9, warmup_steps=2
+        task,
+        task,
+        {"taps": 9},
+        (Part("all", 1.0, (), 3e-3),),
+        minutes=1,
+        batch=4,
+        crop_px=64,
+        ema=0.9,
+        warmup_steps=2,
+        bands=BANDS,
     )
 
 
-TASK = TaskSpec("toy-rgbn", "four bands by one convolution", KIND, (_preset("toy-rgbn"),), Task, bands=BANDS)
-GOES_ON = TaskSpec(
-    "toy-rgbn-on", "goes on from the first", NEXT, (_preset("toy-rgbn-on"),), NextTask, bands=BANDS, follows=(KIND,)
-)
+TASK = TaskSpec("toy-rgbn", "four bands by one convolution", KIND, (_preset("toy-rgbn"),), Task)
+GOES_ON = TaskSpec("toy-rgbn-on", "goes on from the first", NEXT, (_preset("toy-rgbn-on"),), NextTask, follows=(KIND,))

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.models.bundle import load_bundle, load_tensors
+from pipeline.bands import BAND_NAMES
+from pipeline.errors import UsageError
+from pipeline.models.bundle import Bundle, LatticeSpec, load_bundle, load_tensors
 from pipeline.superres import registry as systems
 from pipeline.superres.system import load
+from pipeline.superres.systems import lite
 from pipeline.superres.weights import choose
 from tests.toys import trained_rgbn
 from tests.training.imagery import corner_in, placed, write_raster, write_toml
@@ -60,8 +63,9 @@ def gain(bundle):
 
 
 def listed(capsys) -> list[str]:
-    """What is said of the sources."""
-    return [line for line in capsys.readouterr().out.splitlines()[1:] if not line.startswith("watched: ")]
+    """What is said of the sources, but of their fine patches."""
+    lines = capsys.readouterr().out.splitlines()[1:]
+    return [line for line in lines if not line.startswith("watched: ") and ": patches of about" not in line]
 
 
 def test_four_bands_are_learned_and_judged_in_the_pipeline(imagery, tmp_path, capsys):
@@ -142,3 +146,70 @@ def test_a_task_goes_on_from_weights_of_another_kind(imagery, tmp_path, capsys):
     assert (later["bundle"], later["began_with"]) == (first.digest, earlier["ended_with"])
     assert later["ended_with"] == weights_digest(load_tensors(second))
     assert not torch.equal(*(load_tensors(bundle)["correction.weight"] for bundle in (first, second)))
+
+
+def test_patches_unlike_the_networks_use_are_said(imagery, tmp_path, capsys):
+    file = write_toml(imagery, RGBN)
+    assert run(file, tmp_path / "run", "--dry-run") == 0
+    said = "rgbn: patches of about 1.1 m train a network whose output has 2.5 m; target_gsd_m = 2.5"
+    assert said in capsys.readouterr().out
+
+
+SHAPES = {"RGBN x4": ("B04,B03,B02,B08", 4), "RGB x2": ("B04,B03,B02", 2), "RGB x8": ("B02,B04,B03", 8)}
+SMALL = ("width=8", "blocks=1", "denoiser_width=8", "denoiser_blocks=1", "crop=64", "batch=2", "warmup=2")
+OWN = SOURCE.format(name="rgbn").replace("target_gsd_m = [1.0, 1.2]\n", "") + 'bands = ["B02", "B03", "B04", "B08"]\n'
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """Photographs of 1 m, wide enough for patches of 5 m, in cells of both splits."""
+    for number, split in enumerate(("train", "train", "held-out")):
+        left, top = corner_in(split, number)
+        write_raster(tmp_path / "rgbn" / f"{number}.tif", photograph(number, 4, 480), **placed(left, top, 1.0))
+    return tmp_path
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bands_and_scale_are_settings_of_a_preset(shape, wide, tmp_path, capsys):
+    """Trained, resumed, judged at its own scale, and run in the pipeline by its weights alone."""
+    bands, scale = SHAPES[shape]
+    file, out, weights = write_toml(wide, OWN), tmp_path / "run", tmp_path / "run" / "lite-sr.safetensors"
+    settings = [f"--set={text}" for text in (*SMALL, f"bands={bands}", f"scale={scale}")]
+    command = ["--preset", "lite-sr", "--data", str(file), "--every", "1e9", *settings]
+    assert train.main([*command, "--out", str(out), "--images", "8"]) == 0, capsys.readouterr().err
+    bundle = load_bundle(weights)
+    assert (bundle.in_bands, bundle.scale) == (tuple(bands.split(",")), scale)
+    assert train.main([*command, "--resume", str(out), "--images", "12"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    plain = ["--preset", "lite-sr", "--data", str(file), "--out", str(tmp_path / "other"), "--dry-run"]
+    assert train.main([*plain, "--init", str(weights)]) == 2
+    assert f"--set scale={scale} --set bands={bands}" in capsys.readouterr().err
+    assert train.main([*plain, *settings, "--init", str(weights)]) == 0
+
+    stages = load(choose("lite", (str(weights),)), "cpu").stages
+    assert set(stages[0].gives) == set(bundle.in_bands)
+    assert stages[0].gsd_m == min(2.5, 10 / scale)
+    assert not set(stages[0].gives) & set(stages[1].gives)
+    assert {*stages[0].gives, *stages[1].gives} == {band for band in BAND_NAMES if band != "B10"}
+
+    table = tmp_path / "table.md"
+    assert evaluate.main([str(out), "--on", str(file), "--only", "images", "--out", str(table)]) == 0
+    report = table.read_text()
+    assert f"x{scale} of {', '.join(bundle.in_bands)}; lite-sr" in report
+    assert f"scale={scale})" in report
+
+
+@pytest.mark.parametrize(
+    ("bands", "scale", "said"),
+    [
+        (("B08",), 4, "which guide the other bands"),
+        (("B04", "B03", "B02", "B05"), 4, "no band but those of 10 m"),
+        (("B04", "B03", "B02"), 3, "x2, x4, x8"),
+    ],
+)
+def test_weights_that_cannot_begin_the_chain_are_refused(bands, scale, said):
+    bundle = Bundle("lite-sr", {}, bands, bands, scale, LatticeSpec(480, 384, 48, 24), path="mine.safetensors")
+    with pytest.raises(UsageError) as caught:
+        lite.stages({"sr": bundle, "fusion": bundle}, {})
+    assert said in str(caught.value)
+    assert "mine.safetensors" in str(caught.value)

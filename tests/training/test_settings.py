@@ -53,6 +53,10 @@ def test_every_preset_names_each_setting_once(preset):
         ("width=0", "a whole number of at least 1"),
         ("schedule=linear", "one of cosine, step, constant"),
         ("widht=48", "did you mean width?"),
+        ("scale=3", "one of 2, 4, 8"),
+        ("bands=B04,B04", "different names of B01"),
+        ("bands=red,green,blue", "different names of B01"),
+        ("bands=B04,B05", "bands of 10 m and 20 m"),
     ],
 )
 def test_what_does_not_fit_is_refused(text, says):
@@ -66,6 +70,14 @@ def test_values_are_refused_before_data_are_read(tmp_path, capsys):
     command = ["--preset", "lite-sr", "--data", str(tmp_path / "none.toml"), "--out", str(tmp_path / "run")]
     assert train.main([*command, "--set", "batch=0"]) == 2
     assert capsys.readouterr().err == "--set batch=0; expected a whole number of at least 1\n"
+
+
+def test_bands_and_scale_change_only_where_the_network_allows():
+    found = changed(PRESET, ["bands=B04, B03,B02,B08", "scale=2"])
+    assert (found.bands, found.scale, found.output_gsd_m) == (("B04", "B03", "B02", "B08"), 2, 5.0)
+    assert changed(PRESET, ["bands=B05,B11", "scale=8"]).output_gsd_m == 2.5
+    with pytest.raises(UsageError, match="difffusr-sr has no scale"):
+        changed(registry.presets()["difffusr-sr"], ["scale=2"])
 
 
 @pytest.mark.slow

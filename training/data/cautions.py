@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from training.data.sources import TrainingData
     from training.data.training_file import Source
 
+FAR = (0.6, 1.8)  # patches of a GSD below or above, relative to that of the network's output, are unlike its use
 MANY_FILES = 4  # of one stem look like tiles of a mosaic
 _COUNTER = re.compile(r"(?:[_\-. ]?(?:[rcxy]|row|col|tile|part)?[_\-]?\d+)+$", re.IGNORECASE)
 
@@ -21,13 +22,25 @@ def cautions(data: TrainingData) -> list[str]:
     found = []
     for source in data.of_role("hr"):
         images = [image for image in data.offered if image.source == source.name]
-        found += _tiles(source, images)
+        found += [*_tiles(source, images), *_far(source, images, data.file.output_gsd_m)]
         if source.zarr and (made := generated_bands(source.zarr)):
             found.append(
                 f"{source.name}: {source.zarr} holds detail in {', '.join(made)} that a network generated: "
                 "as truth it teaches that network's inventions"
             )
     return found
+
+
+def _far(source: Source, images: list[Image], output_m: float) -> list[str]:
+    """A caution where patches are much finer or coarser than what the network is to make."""
+    middles = [sum(image.target_gsd_m) / 2 for image in images]
+    middle = sum(middles) / len(middles) if middles else output_m
+    if not source.evaluated or FAR[0] * output_m <= middle <= FAR[1] * output_m:
+        return []
+    return [
+        f"{source.name}: patches of about {middle:.3g} m train a network whose output has {output_m:g} m; "
+        f"target_gsd_m = {output_m:g} (or none, for the default) is what it will be used at"
+    ]
 
 
 def _tiles(source: Source, images: list[Image]) -> list[str]:

@@ -309,7 +309,7 @@ def make_image(
         if native > high * COARSER_BY:
             raise source.fault(
                 f"{label} has pixels of {native:.3g} m",
-                f"at most {high:g} m, to learn 2.5 m from",
+                f"at most {high:g} m, for a network of that GSD",
                 f"leave it out, or state target_gsd_m = {native:.3g} to learn from that scale too",
             )
         low = native

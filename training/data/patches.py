@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from pipeline.bands import RGB
 from pipeline.errors import UsageError
 from training.data import unreadable
 from training.data.rasters import GAMMA_MEDIAN, Chip, harmonise, sample_gamma
@@ -243,9 +244,8 @@ class PatchSampler:
             patches = [patch for patch in found if patch is not None]
             if len(patches) < views:
                 continue
-            count = len(image.bands)
             share = self.recoloured if image.values.encoded else self.recoloured_reflectance
-            order = rng.permutation(count) if rng.random() < share else np.arange(count)
+            order = _recoloured(image.bands, rng) if rng.random() < share else np.arange(len(image.bands))
             gamma = sample_gamma(rng, image.bands) if image.values.encoded else None
             return [replace(patch, pixels=_settled(patch.pixels[order], gamma)) for patch in patches]
         unreadable.raise_any(image.label for image in self.images)
@@ -283,6 +283,14 @@ class PatchSampler:
             odds[row] = image.weight * side_m / (sum(image.target_gsd_m) / 2)
         odds /= odds.sum()
         return odds
+
+
+def _recoloured(bands: Sequence[str], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Return an order of channels with red, green and blue permuted. Others, such as near infrared, stay in place."""
+    order = np.arange(len(bands))
+    colours = [place for place, band in enumerate(bands) if band in RGB] or list(order)
+    order[colours] = rng.permutation(colours)
+    return order
 
 
 def _turned(raster: NDArray[T], turns: int, mirrored: bool) -> NDArray[T]:

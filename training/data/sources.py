@@ -17,7 +17,7 @@ from training.data.patches import CACHE_BYTES, RECOLOURED, PatchSampler, fits, h
 from training.data.places import SPLIT_RULE, SPLITS, split_of
 from training.data.sentinel2 import images_of, is_dsen2, scene_grounds, tiles_of
 from training.data.tiles import GSD_M, MIN_SIDE_PX
-from training.data.training_file import Source, TrainingFile, read_training_file
+from training.data.training_file import OUTPUT_GSD_M, Source, TrainingFile, read_training_file
 from training.presets import SMALL_PX
 
 if TYPE_CHECKING:
@@ -265,23 +265,26 @@ def images_of_source(source: Source) -> list[Image]:
     return file_images(source)
 
 
-def load_training_file(path: Path, root: Path | None = None) -> TrainingData:
-    """Load the data of a training file. `root` replaces ${SEN2FINE_DATA}. Raises UsageError."""
-    data = TrainingData(read_training_file(path, root))
+def load_training_file(path: Path, root: Path | None = None, output_gsd_m: float = OUTPUT_GSD_M) -> TrainingData:
+    """Load the data of a training file, for networks whose output has `output_gsd_m`. Raises UsageError.
+
+    `root` replaces ${SEN2FINE_DATA}.
+    """
+    data = TrainingData(read_training_file(path, root, output_gsd_m))
     if data.offered or data.of_role("sentinel2"):
         return data
     raise UsageError(f"{path} names no image", "at least one")
 
 
-def shipped_data(root: Path | None = None) -> TrainingData:
+def shipped_data(root: Path | None = None, output_gsd_m: float = OUTPUT_GSD_M) -> TrainingData:
     """Load the data of the shipped weights, below `root` (default: `rasters.default_data`)."""
-    return load_training_file(SHIPPED, root)
+    return load_training_file(SHIPPED, root, output_gsd_m)
 
 
-def load_data(path: Path) -> TrainingData:
+def load_data(path: Path, output_gsd_m: float = OUTPUT_GSD_M) -> TrainingData:
     """Load the data of a training file, or of the shipped weights below a folder. Raises UsageError."""
     if not path.is_dir():
-        return load_training_file(path)
+        return load_training_file(path, output_gsd_m=output_gsd_m)
     lacking = [name for name in SHIPPED_FOLDERS if not (path / name).is_dir()]
     if lacking:
         raise UsageError(
@@ -289,4 +292,4 @@ def load_data(path: Path) -> TrainingData:
             "a training file, or the root of the imagery of the shipped weights",
             f'write a training file whose source has path = "{path}", as in training/example.toml',
         )
-    return shipped_data(path)
+    return shipped_data(path, output_gsd_m)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 DATA_VARIABLE = "SEN2FINE_DATA"  # the only environment variable with a default
-TARGET_GSD_M = (1.9, 3.2)  # default range, drawn per patch
-EVALUATE_GSD_M = 2.5
+OUTPUT_GSD_M = 2.5  # of most networks
+TARGET_RANGE = (0.76, 1.28)  # of the default `target_gsd_m`, relative to the GSD of the network's output
 SENTINEL2_GSD_M = 10.0
 MAX_TOML_BYTES = 1_000_000
 Role = Literal["hr", "sentinel2"]
@@ -40,6 +40,12 @@ _ONLY_WITH = {
     "dates": "path",
 }
 _PATTERN = re.compile(r"[*?\[]")
+
+
+def target_gsd_m(output_m: float) -> tuple[float, float]:
+    """Return the default range of the GSD of training patches, for a network whose output has `output_m`."""
+    low, high = (round(factor * output_m, 3) for factor in TARGET_RANGE)
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,8 @@ class Source:
     bands: tuple[tuple[str, int | str], ...] = ()  # (B04 | B03 | B02 | ..., 1-based raster band or its name)
     dates: int = 1  # number of dates stacked in one file
     gsd_m: float | None = None  # None: from the georeferencing
-    target_gsd_m: tuple[float, float] = TARGET_GSD_M  # drawn uniformly per patch
-    evaluate_gsd_m: float = EVALUATE_GSD_M
+    target_gsd_m: tuple[float, float] = target_gsd_m(OUTPUT_GSD_M)  # drawn uniformly per patch
+    evaluate_gsd_m: float = OUTPUT_GSD_M
     values: Literal["8-bit", "reflectance"] = "8-bit"
     scale: float = 1.0  # reflectance = stored * scale + offset
     offset: float = 0.0
@@ -100,10 +106,14 @@ class TrainingFile:
     licence: str
     digest: str
     sources: tuple[Source, ...]
+    output_gsd_m: float = OUTPUT_GSD_M  # of the network that it is read for
 
 
-def read_training_file(path: Path, root: Path | None = None) -> TrainingFile:
-    """Parse and check a training file. `root`, if given, replaces ${SEN2FINE_DATA}. Raises UsageError."""
+def read_training_file(path: Path, root: Path | None = None, gsd_m: float = OUTPUT_GSD_M) -> TrainingFile:
+    """Parse and check a training file. `root`, if given, replaces ${SEN2FINE_DATA}. Raises UsageError.
+
+    `gsd_m` is the GSD of the network's output, from which the defaults of `target_gsd_m` and `evaluate_gsd_m` follow.
+    """
     raw = _read(path)
     try:
         content = tomllib.loads(raw.decode("utf-8"))
@@ -120,13 +130,13 @@ def read_training_file(path: Path, root: Path | None = None) -> TrainingFile:
     tables = content.get("source", [])
     if not tables or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"{path} names no source", "at least one [[source]]")
-    sources = tuple(_source(path, index, table, root) for index, table in enumerate(tables, 1))
+    sources = tuple(_source(path, index, table, root, gsd_m) for index, table in enumerate(tables, 1))
     names = [source.name for source in sources]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UsageError(f"{path}: two sources are called {twice[0]!r}", "a name of its own for each")
     digest = hashlib.sha256(raw).hexdigest()
-    return TrainingFile(path, content.get("name", path.stem), content.get("licence", ""), digest, sources)
+    return TrainingFile(path, content.get("name", path.stem), content.get("licence", ""), digest, sources, gsd_m)
 
 
 def _read(path: Path) -> bytes:
@@ -143,7 +153,7 @@ def _nearest(key: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else ""
 
 
-def _source(path: Path, index: int, table: dict[str, Any], root: Path | None) -> Source:
+def _source(path: Path, index: int, table: dict[str, Any], root: Path | None, gsd_m: float) -> Source:
     """Parse one table as a `Source`. Raises UsageError that names the file and the source."""
     label = f"{path}: source {table.get('name', index)!r}"
     known = [entry.name for entry in fields(Source) if not entry.metadata.get("internal")]
@@ -159,7 +169,7 @@ def _source(path: Path, index: int, table: dict[str, Any], root: Path | None) ->
         if key in values:
             values[key] = _located(label, key, values[key], path.parent, root)
     _check_place(label, values.get("place", ""))
-    return _with_scales(label, values)
+    return _with_scales(label, values, gsd_m)
 
 
 _NUMBERS = ("gsd_m", "evaluate_gsd_m", "scale", "offset", "weight", "max_cloud")
@@ -208,7 +218,7 @@ def _range(wrong: str, value: object) -> tuple[float, float]:
     ends = [_number(end) for end in (value if isinstance(value, list) else [value, value])]
     if len(ends) == 2 and ends[0] is not None and ends[1] is not None and 0 < ends[0] <= ends[1]:
         return ends[0], ends[1]
-    raise UsageError(wrong, f"metres, or a range of them such as {list(TARGET_GSD_M)}")
+    raise UsageError(wrong, f"metres, or a range of them such as {list(target_gsd_m(OUTPUT_GSD_M))}")
 
 
 def _bands(label: str, value: object) -> tuple[tuple[str, int | str], ...]:
@@ -306,7 +316,7 @@ def _check_place(label: str, place: str) -> None:
         )
 
 
-def _with_scales(label: str, values: dict[str, Any]) -> Source:
+def _with_scales(label: str, values: dict[str, Any], output_m: float) -> Source:
     """Return the source with consistent GSDs, derived from those stated. Raises UsageError on conflicts."""
     stated = "target_gsd_m" in values
     values["target_stated"], values["label"] = stated, label
@@ -315,7 +325,7 @@ def _with_scales(label: str, values: dict[str, Any]) -> Source:
             found = "target_gsd_m, evaluate_gsd_m and values do not apply to role sentinel2"
             raise UsageError(f"{label}: {found}", "them for role hr only")
         values["target_gsd_m"], values["evaluate_gsd_m"] = (SENTINEL2_GSD_M, SENTINEL2_GSD_M), SENTINEL2_GSD_M
-    low, high = values.setdefault("target_gsd_m", TARGET_GSD_M)
+    low, high = values.setdefault("target_gsd_m", target_gsd_m(output_m))
     gsd_m = values.get("gsd_m")
     if stated and gsd_m is not None and gsd_m > low * 1.01:
         raise UsageError(
@@ -323,7 +333,7 @@ def _with_scales(label: str, values: dict[str, Any]) -> Source:
             f"images at least as fine as {low:g} m",
             f"target_gsd_m = [{gsd_m:g}, {max(high, gsd_m):g}], or leave the source out",
         )
-    values.setdefault("evaluate_gsd_m", min(max(EVALUATE_GSD_M, low), high))
+    values.setdefault("evaluate_gsd_m", min(max(output_m, low), high))
     if values["role"] == "hr" and values.get("values", "8-bit") == "8-bit" and {"scale", "offset"} & set(values):
         raise UsageError(f"{label}: scale and offset with 8-bit values", 'values = "reflectance"')
     return Source(**values)

@@ -6,7 +6,7 @@ All values are float (no 8-bit step). Coarse pixel centres are the centres of th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Decimator = Literal["box", "bicubic"]
 GAUSS_TAPS = 21  # as in the blind-SR kernels of Wu et al.; 3.4 sigma at the widest blur used in training
-MIN_SIGMA_PX, MAX_SIGMA_PX = 0.3, 4.0  # limits of a kernel of GAUSS_TAPS
+MIN_SIGMA_PX, MAX_SIGMA_PX = 0.3, 4.0  # limits of a kernel of GAUSS_TAPS; above x4 both grow with the scale
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class DegradationRange:
     bicubic: float  # share decimated by an antialiased cubic instead of the block mean
     noise: tuple[float, float]  # standard deviation, log-uniform
 
-    def wrong(self) -> str:
-        """Return what is expected if the values are invalid, else an empty string."""
-        blur, noise = self.sigma_px, self.noise
-        if not MIN_SIGMA_PX <= blur[0] <= blur[1] <= MAX_SIGMA_PX:
-            return f"blur from {MIN_SIGMA_PX:g} to {MAX_SIGMA_PX:g} px, the lower first"
+    def wrong(self, scale: int = 4) -> str:
+        """Return what is expected if the values are invalid at this scale, else an empty string."""
+        blur, noise, most = self.sigma_px, self.noise, MAX_SIGMA_PX * max(1, scale / 4)
+        if not MIN_SIGMA_PX <= blur[0] <= blur[1] <= most:
+            return f"blur from {MIN_SIGMA_PX:g} to {most:g} px, the lower first"
         if not 0 < noise[0] <= noise[1] < 1:
             return "noise above 0 and below 1 in reflectance, the lower first"
         if not (0 <= self.anisotropic <= 1 and 0 <= self.bicubic <= 1):
@@ -55,6 +55,10 @@ class Degradation:
     noise: float = 1e-3
     scale: int = 4
 
+    def of_scale(self, scale: int) -> Degradation:
+        """Return the same sensor at another scale: the blur of the coarse pixel stays the same."""
+        return replace(self, sigma_px=self.sigma_px * scale / self.scale, scale=scale)
+
 
 def gaussian(sigma_a: Tensor, sigma_b: Tensor, theta: Tensor, taps: int = GAUSS_TAPS) -> Tensor:
     """Return Gaussian kernels (B, taps, taps) of sigma_a, sigma_b (B,) px, with axis a rotated by theta (B,) rad."""
@@ -64,6 +68,11 @@ def gaussian(sigma_a: Tensor, sigma_b: Tensor, theta: Tensor, taps: int = GAUSS_
     along, across = c * x + s * y, c * y - s * x
     k = torch.exp(-0.5 * ((along / sigma_a[:, None, None]) ** 2 + (across / sigma_b[:, None, None]) ** 2))
     return k / k.sum((1, 2), keepdim=True)
+
+
+def blur_taps(scale: int) -> int:
+    """Return the odd number of taps of blur kernels at this scale."""
+    return GAUSS_TAPS if scale <= 4 else 2 * round(GAUSS_TAPS // 2 * scale / 4) + 1
 
 
 def decimation_taps(scale: int, decimator: Decimator) -> Tensor:
@@ -105,11 +114,12 @@ def kernels_of(
 
     `widths` scale both sigmas (B,) per channel. If there are none or all are 1, the channels share a kernel.
     """
+    taps = blur_taps(scale)
     if all(width == 1 for width in widths):
-        return compose(gaussian(sigma_a, sigma_b, theta), scale, decimator)
+        return compose(gaussian(sigma_a, sigma_b, theta, taps), scale, decimator)
     of_bands = torch.tensor(widths)
     a, b = ((sigma[:, None] * of_bands).flatten() for sigma in (sigma_a, sigma_b))
-    kernels = compose(gaussian(a, b, theta.repeat_interleave(len(of_bands))), scale, decimator)
+    kernels = compose(gaussian(a, b, theta.repeat_interleave(len(of_bands)), taps), scale, decimator)
     return kernels.reshape(len(sigma_a), len(of_bands), *kernels.shape[-2:])
 
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import pickle
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +17,11 @@ import torch
 from pipeline.errors import StorageError, UsageError
 from training.loop.optimisers import OWN
 from training.loop.progress import Budget
+from training.presets import Preset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-    from training.presets import Preset
 
 CHECKPOINT = "checkpoint.pt"
 FORMAT_VERSION = 4
@@ -118,8 +117,9 @@ def _upgraded(content: dict[str, Any], preset: Preset) -> dict[str, Any]:
 
 
 def _completed(stored: dict[str, Any], shipped: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recorded recipe with defaults for settings that did not exist when it was written."""
-    return {**stored, "recipe": {**shipped, **stored.get("recipe", {})}}
+    """Return the recorded settings with defaults for those that did not exist when they were written."""
+    added = {one.name: one.default for one in fields(Preset) if one.default is not MISSING}
+    return {**json.loads(json.dumps(added)), **stored, "recipe": {**shipped, **stored.get("recipe", {})}}
 
 
 def _check_recipe(path: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:

@@ -18,10 +18,15 @@ _STORED = "stored "
 
 
 def comparison(sections: Sequence[Section]) -> list[Section]:
-    """Return the section that compares all super-resolvers of `sections`; nothing for fewer than two.
+    """Return the sections that compare the super-resolvers of `sections` with others of the same bands and scale.
 
     Averages over the sets of images that all of them were judged on.
     """
+    shapes = dict.fromkeys(section.shape for section in sections if _quality(section))
+    return [one for shape in shapes for one in _of_shape(shape, [s for s in sections if s.shape == shape])]
+
+
+def _of_shape(shape: str, sections: Sequence[Section]) -> list[Section]:
     records = {s.name: _quality(s) for s in sections if _quality(s)}
     if len(records) < 2:
         return []
@@ -36,7 +41,7 @@ def comparison(sections: Sequence[Section]) -> list[Section]:
         rows += [_row(name, of, method, first) for method in stored if not method.startswith(f"{_STORED}bicubic:")]
         rows += [_row(f"{name}, {_NETWORK}", of, m, first) for m in methods_of(of) if m.endswith(_NETWORK)]
     heads = [f"{name}, PSNR" for name in by_set(first, REFERENCE, "PSNR")]
-    intro = f"{counted(len(shared), 'image')} that all were judged on; averages over sets."
+    intro = f"{shape}: {counted(len(shared), 'image')} that all were judged on; averages over sets."
     table = markdown(["", *METRICS, f"over {REFERENCE}", *heads], rows)
     text = f"{intro} What a run stores by default, and the network alone.\n\n{table}"
     return [Section("comparison", text)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.bands import SCALE_10M
 from pipeline.errors import UsageError
 from pipeline.superres import masks
 from pipeline.superres.registry import spec_of
@@ -55,11 +56,10 @@ SHARES = {
     "partly": masks.QUALITY_PARTIAL,
     "none": masks.QUALITY_MEASURED,
 }
+OF_SCALE = {"ERGAS": metrics.ergas, "ERGAS (Table IV)": metrics.ergas_table_iv}
 PAIR_METRICS: Mapping[str, Quick] = {
     "SSIM": metrics.ssim,
     "SAM": metrics.sam,
-    "ERGAS": partial(metrics.ergas, scale=4),
-    "ERGAS (Table IV)": partial(metrics.ergas_table_iv, scale=4),
     "SRE": metrics.sre_db,
     "CC": metrics.correlation,
     "cosine": metrics.cosine,
@@ -82,7 +82,7 @@ class Candidate:
     @cached_property
     def sampler(self) -> Sampler:
         """Super-resolver of the system, for whole images."""
-        return of_system(self.system)
+        return of_system(self.system, self.scale)
 
     @property
     def device(self) -> torch.device:
@@ -100,6 +100,16 @@ class Candidate:
         return bands_of(self.system)
 
     @property
+    def scale(self) -> int:
+        """Scale of the weights; x4, from 10 to 2.5 m, without weights."""
+        return SCALE_10M if self.bundle is None else self.bundle.scale
+
+    @property
+    def shape(self) -> str:
+        """Scale and bands in words."""
+        return f"x{self.scale} of {', '.join(self.bands)}"
+
+    @property
     def kind(self) -> str:
         """Kind of the weights, or the system's name without weights."""
         return self.system.name if self.bundle is None else self.bundle.system
@@ -114,7 +124,7 @@ class Candidate:
         """Description of digest, sampler and seed."""
         sampler = {} if self.bundle is None else self.bundle.sampler
         steps = f"{sampler.get('steps')} steps of {sampler.get('name')}" if sampler else "no sampler"
-        return f"{self.kind} sha256 {self.digest[:12]}, {steps}, seed {self.seed}"
+        return f"{self.shape}; {self.kind} sha256 {self.digest[:12]}, {steps}, seed {self.seed}"
 
     @property
     def draws(self) -> bool:
@@ -143,7 +153,7 @@ class Candidate:
             raise UsageError(str(error), cure="other numbers in --steps") from error
 
     def regression(self, lr: Tensor) -> Tensor | None:
-        """Return the network's deterministic estimate (1, bands, 4h, 4w), or None if it has none."""
+        """Return the network's deterministic estimate (1, bands, scale*h, scale*w), or None if it has none."""
         mean = self.sampler.mean
         return None if mean is None else placement.run(self.device, mean, lr)
 
@@ -158,8 +168,9 @@ class Candidate:
     def window_seconds(self) -> float:
         """Return the CPU seconds of one member of one 480 px window, after a warm-up. Does not count GPU time."""
         generator = torch.Generator().manual_seed(0)
-        hr = torch.rand(1, len(self.bands), WINDOW_PX, WINDOW_PX, generator=generator)
-        pair = Pair("", 0, hr, baselines.box(hr), bands=self.bands)
+        side = WINDOW_PX * self.scale // SCALE_10M
+        hr = torch.rand(1, len(self.bands), side, side, generator=generator)
+        pair = Pair("", 0, hr, baselines.box(hr, self.scale), bands=self.bands)
         self.members(pair, 1)
         started = time.process_time()
         self.members(pair, 1)
@@ -168,11 +179,12 @@ class Candidate:
 
 def without_network(pair: Pair, how: Degradation) -> dict[str, Tensor]:
     """Return the estimates (1, bands, H, W) of the methods without a network."""
+    lr, scale, down = pair.lr, pair.scale, partial(degrade, how=how, widths=relative_widths(pair.bands))
     return {
-        "nearest": baselines.nearest(pair.lr),
-        "bicubic": baselines.bicubic(pair.lr),
-        "IBP": baselines.ibp(pair.lr),
-        "IBP, true kernel": baselines.ibp(pair.lr, down=partial(degrade, how=how, widths=relative_widths(pair.bands))),
+        "nearest": baselines.nearest(lr, scale),
+        "bicubic": baselines.bicubic(lr, scale),
+        "IBP": baselines.ibp(lr, scale),
+        "IBP, true kernel": baselines.ibp(lr, scale, down),
     }
 
 
@@ -196,6 +208,7 @@ def scores(
     x, truth = (trimmed(image, BORDER_PX)[0] for image in (estimate, pair.hr))
     values: dict[str, float | None] = {"PSNR": score(estimate, pair)}
     values |= {name: metric(x, truth) for name, metric in PAIR_METRICS.items()}
+    values |= {name: metric(x, truth, pair.scale) for name, metric in OF_SCALE.items()}
     values["block R2"] = metrics.block_mean_r2(estimate[0], pair.lr[0])
     values |= opensr.opensr(pair.lr[0], estimate[0], pair.hr[0])
     values, why = opensr.explained(values)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from pipeline.bands import RGB, SCALE_10M
+from pipeline.bands import RGB
 from pipeline.errors import UsageError
 from pipeline.terminal import counted
 from training import placement
@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Pair:
-    """One held-out image (1, bands, H, W) in reflectance and its degraded form (1, bands, H/4, W/4)."""
+    """One held-out image (1, bands, H, W) in reflectance and its degraded form (1, bands, H/scale, W/scale)."""
 
     source: str
     index: int
@@ -52,6 +52,11 @@ class Pair:
     lr: Tensor
     place: str = ""
     bands: tuple[str, ...] = RGB
+
+    @property
+    def scale(self) -> int:
+        """Pixels of the image per degraded pixel, along one axis."""
+        return self.hr.shape[-1] // self.lr.shape[-1]
 
     @property
     def shown(self) -> list[int]:
@@ -84,10 +89,10 @@ def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None 
     return pairs
 
 
-def watched_pairs(data: TrainingData, bands: tuple[str, ...] = RGB) -> list[Pair]:
+def watched_pairs(data: TrainingData, bands: tuple[str, ...] = RGB, scale: int = 4) -> list[Pair]:
     """Return the first held-out pairs of each set, for validation during training. Raises UsageError if none."""
     chips = data.held_out_chips(bands)
-    pairs = held_out_pairs(chips, Degradation(), per_set=HELD_OUT_PER_SET)
+    pairs = held_out_pairs(chips, Degradation().of_scale(scale), per_set=HELD_OUT_PER_SET)
     if not pairs:
         small = f"flat, black, or less than {MIN_SIDE_PX} px a side"
         found = (
@@ -137,7 +142,7 @@ def average(per_set: dict[str, float]) -> float:
 
 def ibp_scores(pairs: Sequence[Pair]) -> list[float]:
     """Return the scores of iterative back-projection with the box kernel on every pair."""
-    return [score(baselines.ibp(pair.lr), pair) for pair in pairs]
+    return [score(baselines.ibp(pair.lr, pair.scale), pair) for pair in pairs]
 
 
 def noise_of(pair: Pair, member: int, seed: int = 0) -> Tensor:
@@ -157,7 +162,7 @@ def members(sampler: Sampler, pair: Pair, count: int, seed: int = 0, device: tor
     `device` is that of the sampler's weights. Noise is drawn, and the result returned, on the CPU.
     """
     lr, (height, width) = _mirrored(pair.lr, sampler.multiple_px), pair.hr.shape[-2:]
-    size = (lr.shape[-2] * SCALE_10M, lr.shape[-1] * SCALE_10M)
+    size = (lr.shape[-2] * pair.scale, lr.shape[-1] * pair.scale)
     state = None if sampler.scene_state is None else sampler.scene_state(state_windows(pair.lr))
     at_once = max(1, BATCH_PX // (size[0] * size[1]))
     parts = []
@@ -181,8 +186,8 @@ def members_mean(sampler: Sampler, pair: Pair, count: int, device: torch.device 
 def side_by_side(pair: Pair, estimate: Tensor) -> dict[str, Tensor]:
     """Return labelled images (3, H, W) of a pair and its estimate (1, bands, H, W) for a sheet of samples."""
     return {
-        "input": baselines.nearest(pair.lr)[0, pair.shown],
-        "bicubic": baselines.bicubic(pair.lr)[0, pair.shown],
+        "input": baselines.nearest(pair.lr, pair.scale)[0, pair.shown],
+        "bicubic": baselines.bicubic(pair.lr, pair.scale)[0, pair.shown],
         "ours": estimate[0, pair.shown],
         "truth": pair.hr[0, pair.shown],
     }

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from pipeline.bands import BLOCK_60M, DN_OFFSET, DN_SCALE, RGB, SCALE_10M
+from pipeline.bands import BLOCK_60M, DN_OFFSET, DN_SCALE, RGB, SCALE_10M, TARGET_GSD_M
 from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import NativeRasters, factor_at
 from pipeline.superres import masks
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from pipeline.superres.layers import Layer
     from pipeline.superres.spec import SceneState
-    from pipeline.superres.superres import Result
     from pipeline.superres.system import System
     from training.quality.pairs import Pair
 
@@ -78,8 +79,12 @@ def store(
     system: System,
     options: Options,
     order: tuple[str, ...],
+    gsd_m: float = TARGET_GSD_M,
 ) -> Stored:
-    """Compute all bands of `order` from native DN (bands, h, w) by GSD, with names `bands`. 10 m is required."""
+    """Compute all bands of `order` from native DN (bands, h, w) by GSD, with names `bands`. 10 m is required.
+
+    `gsd_m` is that of the returned images.
+    """
     ny, nx = (max(-(-raster.shape[axis] * gsd // 60) for gsd, raster in dn.items()) * BLOCK_60M for axis in (1, 2))
     groups = groups_of(system.stages, order)
     stride = groups[0].lattice.stride_px
@@ -91,7 +96,10 @@ def store(
     state = _state(system, dn[10], bands[10])
     result = super_resolve(native, window, system, order, options, lambda _window: state)
     height, width = (SCALE_10M * side for side in dn[10].shape[1:])
-    return _cut(result, height, width)
+    if gsd_m in result.layers and gsd_m < TARGET_GSD_M:
+        times = round(TARGET_GSD_M / gsd_m)
+        return _cut(result.layers[gsd_m], times * height, times * width)
+    return _resampled(_cut(result.first, height, width), gsd_m / TARGET_GSD_M)
 
 
 def _continued(raster: NDArray[np.uint16], gsd: int, window: Window, around: Window) -> NDArray[np.uint16]:
@@ -115,12 +123,27 @@ def _state(system: System, ten: NDArray[np.uint16], names: tuple[str, ...]) -> S
     return state or None
 
 
-def _cut(result: Result, height: int, width: int) -> Stored:
-    rho = torch.from_numpy(masks.reflectance(result.dn[:, :height, :width]))
+def _cut(layer: Layer, height: int, width: int) -> Stored:
+    rho = torch.from_numpy(masks.reflectance(layer.dn[:, :height, :width]))
     spread = None
-    if result.spread is not None:
-        spread = torch.from_numpy(result.spread[:, :height, :width].astype(np.float32) * np.float32(DN_SCALE))
-    return Stored(rho, result.quality[:height, :width], spread)
+    if layer.spread is not None:
+        spread = torch.from_numpy(layer.spread[:, :height, :width].astype(np.float32) * np.float32(DN_SCALE))
+    return Stored(rho, layer.quality[:height, :width], spread)
+
+
+def _resampled(stored: Stored, coarser: float) -> Stored:
+    """Return block means of `coarser` pixels a side, or below 1 cubic interpolation; `quality` by nearest neighbour."""
+    if coarser == 1:
+        return stored
+
+    def of(image: Tensor) -> Tensor:
+        if coarser > 1:
+            return functional.avg_pool2d(image[None], round(coarser))[0]
+        return functional.interpolate(image[None], scale_factor=round(1 / coarser), mode="bicubic")[0]
+
+    quality = torch.from_numpy(stored.quality)[None, None]
+    near = functional.interpolate(quality, scale_factor=1 / coarser, mode="nearest")[0, 0].numpy()
+    return Stored(of(stored.rho), near, None if stored.spread is None else of(stored.spread))
 
 
 @torch.inference_mode()
@@ -135,5 +158,11 @@ def of_rgb(rgb: NDArray[np.float32], system: System, way: Way = DEFAULT, seed: i
 
 
 def of_pair(pair: Pair, system: System, way: Way = DEFAULT, seed: int = 0) -> Stored:
-    """Compute the bands of a held-out image at 2.5 m. Noise differs between images."""
-    return of_image(pair.lr[0].numpy(), pair.bands, system, way.options(system, seed, pair.index))
+    """Compute the bands of a held-out image at its own GSD, 10 m / scale. Noise differs between images.
+
+    What is stored at 2.5 m is averaged to a coarser image; of a finer one the system's own group is taken, and
+    interpolated values where it has none.
+    """
+    options, gsd_m = way.options(system, seed, pair.index), 10 / pair.scale
+    dn = {10: to_dn(pair.lr[0].numpy())}
+    return store(dn, {10: pair.bands}, system, options, pair.bands, gsd_m)

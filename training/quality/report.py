@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.bands import RGB
+from pipeline.bands import RGB, SCALE_10M
 from training.quality import judge, perceptual, real, spreads, wald
 from training.quality.leaks import UNKNOWN, leaks_text
 from training.quality.pairs import BORDER_PX, held_out_pairs
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], None]
 
-OTHER_SIGMAS_PX = (1.5, 1.8)  # besides the default; these cover the plausible blur of Sentinel-2
+OTHER_SIGMAS_PX = (1.5, 1.8)  # at x4, besides the default; these cover the plausible blur of Sentinel-2
 MEMBERS_PER_SET = 6  # images per set for which members are drawn
 EASY_SET = "naip_iowa_1m"  # has by far the largest gain; averages are given with and without it
 BEATEN = ("bicubic", "IBP, true kernel")  # baselines that the default should beat in every set
@@ -112,7 +112,9 @@ def _section(candidate: Candidate, title: str, text: str, records: Sequence[Reco
     """Return a section with the settings in its caption."""
     settings = f"{candidate.settings}; {how}" if how else candidate.settings
     caption = f"\n\n<sub>{settings}</sub>"
-    return Section(title, text + caption, records, candidate.name, candidate.kind, candidate.digest, settings)
+    return Section(
+        title, text + caption, records, candidate.name, candidate.kind, candidate.digest, settings, candidate.shape
+    )
 
 
 def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degradation) -> list[Section]:
@@ -229,7 +231,7 @@ def blur_section(
 ) -> Section:
     """Return PSNR and gradient per blur. `known` are the records of `how`."""
     by_sigma: dict[float, Sequence[Record]] = {how.sigma_px: known}
-    for sigma in OTHER_SIGMAS_PX:
+    for sigma in (sigma * how.scale / SCALE_10M for sigma in OTHER_SIGMAS_PX):
         if sigma != how.sigma_px:
             blur = replace(how, sigma_px=sigma)
             pairs = held_out_pairs(chips, blur, per_set)

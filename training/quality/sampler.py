@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import UsageError
@@ -25,7 +26,7 @@ NATIVE_GSD_M = 10.0  # of the evaluated images
 
 @dataclass(frozen=True)
 class Sampler:
-    """Super-resolver of reflectance (b, bands, h, w) at 10 m to (b, bands, 4h, 4w).
+    """Super-resolver of reflectance (b, bands, h, w) at 10 m to (b, bands, scale*h, scale*w).
 
     `sample` takes standard normal noise of the output's shape and the scene state. `mean` gives the conditional mean
     without noise. `scene_state` computes a state from windows (K, bands, 64, 64). The last two are None if a system
@@ -39,12 +40,12 @@ class Sampler:
 
 
 def resolving_stage(system: System) -> Stage:
-    """Return the stage that takes only measured 10 m bands to 2.5 m. Raises UsageError if there is none."""
+    """Return the stage that takes only measured 10 m bands to 2.5 m or finer. Raises UsageError if there is none."""
     if not system.stages:
         raise UsageError(f"{system.name} has no network", "a system with weights")
     for stage in system.stages:
         read, alone = stage.reads[0], len(stage.reads) == 1
-        scales = (read.gsd_m, stage.gsd_m) == (NATIVE_GSD_M, TARGET_GSD_M)
+        scales = read.gsd_m == NATIVE_GSD_M and stage.gsd_m <= TARGET_GSD_M
         if alone and scales and read.source == MEASURED and set(read.bands) <= set(stage.gives):
             return stage
     first = system.stages[0]
@@ -61,27 +62,30 @@ def bands_of(system: System) -> tuple[str, ...]:
     return resolving_stage(system).reads[0].bands
 
 
-def of_system(system: System) -> Sampler:
-    """Return the sampler of a system's `resolving_stage`. Raises UsageError if there is none."""
+def of_system(system: System, scale: int = 4) -> Sampler:
+    """Return the sampler of a system's `resolving_stage`, as block means at `scale`. Raises UsageError if it has none.
+
+    The noise of a sample has that scale.
+    """
     stage, predictor = resolving_stage(system), system.predictor
     assert predictor is not None  # a system with stages has one
-    bands = stage.reads[0].bands
+    bands, factor = stage.reads[0].bands, round(stage.reads[0].gsd_m / stage.gsd_m)
     places = [stage.gives.index(band) for band in bands]
 
     def predict(lr: Tensor, noise: NoiseSource | None, state: SceneState | None) -> Tensor:
         valid = torch.ones_like(lr[:, :1], dtype=torch.bool)
         given = StageInput({stage.reads[0].name: lr}, frozenset(bands), valid, noise, state)
         found = predictor.predict(stage, given)
-        return found if stage.gives == bands else found[:, places]
+        found = found if stage.gives == bands else found[:, places]
+        return found if scale == factor else functional.avg_pool2d(found, factor // scale)
 
     def sample(lr: Tensor, noise: Tensor, state: SceneState | None) -> Tensor:
         def keyed(step: int, channels: int, coarser: int = 1) -> Tensor:
-            shape = (len(noise), channels, noise.shape[-2] // coarser, noise.shape[-1] // coarser)
+            shape = (len(noise), channels, *(side * factor // coarser for side in lr.shape[-2:]))
             return noise if step == 0 and shape == noise.shape else further_noise(noise, step, shape)
 
         return predict(lr, keyed, state)
 
-    factor = round(stage.reads[0].gsd_m / stage.gsd_m)
     return Sampler(
         sample,
         (lambda lr: predict(lr, None, None)) if stage.regresses or not stage.stochastic else None,

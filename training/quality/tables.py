@@ -41,7 +41,7 @@ class Record:
 class Section:
     """One table of a report: Markdown, the underlying scores, and their settings.
 
-    `name` distinguishes weights of one system.
+    `name` distinguishes weights of one system; `shape` is what a super-resolver makes, such as "x4 of B04, B03, B02".
     """
 
     title: str
@@ -51,6 +51,7 @@ class Section:
     system: str = ""
     digest: str = ""
     settings: str = ""
+    shape: str = ""
 
 
 def known(values: Iterable[float | None]) -> list[float]:

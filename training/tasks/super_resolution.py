@@ -1,4 +1,4 @@
-"""Training task of the lite super-resolver: RGB crops near 2.5 m, degraded x4; first regression, then diffusion."""
+"""Training task of the lite super-resolver: crops of sharp images, degraded; first regression, then diffusion."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models.bundle import Bundle
-from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SCALE, SYSTEM, LiteNetwork, LiteSuperResolver
+from pipeline.models.lite import NORMALISATION, SCALES, SYSTEM, LiteNetwork, LiteSuperResolver, lattice_of_scale
 from training import placement
 from training.data.patches import RECOLOURED
 from training.degradation.degrade import DegradationRange, degrade_randomly
+from training.degradation.sensor import relative_widths
 from training.loop.task import Measured
 from training.presets import Preset, Stage
 from training.quality.pairs import (
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     from training.data.sources import TrainingData
     from training.loop.run import Draw
 
+BLUR_SCALE = 4  # at which the recipe's blur counts output pixels
 SAMPLES = 4  # number of validation images in the sample sheet
-# Degradation of sharp images: ranges of blur in 2.5 m px and of noise in reflectance, share of images with anisotropic
-# blur, and share of batches decimated by an antialiased cubic. See `degrade`.
+# Degradation of sharp images: ranges of blur in quarters of a coarse pixel (px of 2.5 m where that is 10 m) and of
+# noise in reflectance, share of images with anisotropic blur, and share of batches decimated by an antialiased cubic.
 SENSOR: dict[str, Any] = {
     "blur_from": 1.3,
     "blur_to": 2.9,
@@ -53,15 +55,16 @@ SENSOR: dict[str, Any] = {
 COLOURS = {"recoloured": RECOLOURED, "recoloured_reflectance": 0.0}
 
 
-def range_of(recipe: Mapping[str, float]) -> DegradationRange:
+def range_of(recipe: Mapping[str, float], scale: int = BLUR_SCALE) -> DegradationRange:
     """Return the degradation range of a preset's recipe (see `SENSOR`). Raises UsageError if it is invalid."""
+    px = scale / BLUR_SCALE
     within = DegradationRange(
-        sigma_px=(recipe["blur_from"], recipe["blur_to"]),
+        sigma_px=(px * recipe["blur_from"], px * recipe["blur_to"]),
         anisotropic=recipe["anisotropic"],
         bicubic=recipe["bicubic"],
         noise=(recipe["noise_from"], recipe["noise_to"]),
     )
-    wrong = within.wrong()
+    wrong = within.wrong(scale)
     if wrong:
         raise UsageError(f"recipe {', '.join(f'{name}={value:g}' for name, value in recipe.items())}", wrong)
     return within
@@ -76,18 +79,19 @@ class SuperResolution:
     """Task of the lite super-resolver: first the mean, then the diffusion of the residual."""
 
     def __init__(self, preset: Preset, data: TrainingData) -> None:
-        self.preset, self.data = preset, data
-        self.network = LiteNetwork(**preset.architecture)
-        self.range = range_of(preset.recipe)
+        self.preset, self.data, self.bands = preset, data, preset.bands
+        self.network = LiteNetwork(**preset.architecture, bands=len(self.bands), scale=preset.scale)
+        self.range = range_of(preset.recipe, preset.scale)
         colours = {name: preset.recipe[name] for name in COLOURS if name in preset.recipe}
-        self.sampler = data.hr_sampler("train", preset.crop_px, **colours)
-        self.pairs = watched_pairs(data)
+        self.sampler = data.hr_sampler("train", preset.crop_px, bands=self.bands, **colours)
+        self.pairs = watched_pairs(data, self.bands, preset.scale)
         self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
-        """Return coarse `lr` (B, 3, n/4, n/4) and sharp `hr` (B, 3, n, n) reflectance."""
+        """Return coarse `lr` (B, bands, n/scale, n/scale) and sharp `hr` (B, bands, n, n) reflectance."""
         hr = torch.from_numpy(self.sampler.batch(draw.rng, self.preset.batch))
-        return {"lr": degrade_randomly(hr, self.range, draw.torch), "hr": hr}
+        widths = relative_widths(self.bands)
+        return {"lr": degrade_randomly(hr, self.range, draw.torch, self.preset.scale, widths), "hr": hr}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
         """Do nothing."""
@@ -135,21 +139,21 @@ class SuperResolution:
     @property
     def watching(self) -> str:
         """Which images `validate` scores."""
-        return watched_words(self.pairs, self.data)
+        return watched_words(self.pairs, self.data, self.bands)
 
     def describe(self) -> dict[str, Any]:
         """Return the provenance of the data."""
-        return {**self.data.describe(TASK.use), "degradation": repr(self.range)}
+        return {**self.data.describe(TASK.use, self.bands), "degradation": repr(self.range)}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
         """Return the bundle of the current network."""
         return Bundle(
             system=SYSTEM,
             architecture=self.preset.architecture,
-            in_bands=RGB_BANDS,
-            out_bands=RGB_BANDS,
-            scale=SCALE,
-            lattice=LATTICE,
+            in_bands=self.bands,
+            out_bands=self.bands,
+            scale=self.preset.scale,
+            lattice=lattice_of_scale(self.preset.scale),
             normalisation=NORMALISATION,
             sampler=self.preset.sampler,
             provenance=provenance or {},
@@ -173,6 +177,7 @@ TASK = TaskSpec(
             minutes=60,
             sampler={"name": "dpm++2m", "steps": 6, "spacing": "log-snr"},
             recipe={**SENSOR, **COLOURS},
+            scales=SCALES,
         ),
     ),
     build=SuperResolution,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import RGB
 from pipeline.superres.spec import Memory, Predictor, SystemSpec, Weights
-from pipeline.superres.systems.guided_fusion import EITHER, build_fuser, fused, rgb_then_fusion
+from pipeline.superres.systems.guided_fusion import EITHER, build_fuser, fused, resolve_then_fuse
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
     """Return the stages: RGB from 10 m, given the estimated degradation of the scene; then the other bands."""
     del options
-    return rgb_then_fusion(bundles, scene_state=True, multiple_px=32)  # required by the U-Net
+    return resolve_then_fuse(bundles, scene_state=True, multiple_px=32)  # required by the U-Net
 
 
 class DiffFuSRSystem(Predictor):
@@ -45,11 +45,11 @@ class DiffFuSRSystem(Predictor):
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
         """Return the reflectance of a batch of windows. Raises ValueError without noise or the scene's state."""
         if stage.name != "sr":
-            return fused(self.fuser, given)
+            return fused(self.fuser, stage, given)
         if given.noise is None:
             msg = "no noise given; expected some, since the system has no regression"
             raise ValueError(msg)
-        return self.resolver.sample(given.images["rgb"], given.noise(step=0, channels=len(RGB)), given.state)
+        return self.resolver.sample(given.images["coarse"], given.noise(step=0, channels=len(RGB)), given.state)
 
 
 SYSTEM = SystemSpec(

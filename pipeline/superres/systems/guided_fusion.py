@@ -46,16 +46,26 @@ class Fuser(Protocol):
         ...
 
 
-def rgb_then_fusion(
-    bundles: Bundles, *, regresses: bool = False, scene_state: bool = False, multiple_px: int = 1
+def resolve_then_fuse(
+    bundles: Bundles,
+    bands: tuple[str, ...] = RGB,
+    *,
+    gsd_m: float = TARGET_GSD_M,
+    regresses: bool = False,
+    scene_state: bool = False,
+    multiple_px: int = 1,
 ) -> tuple[Stage, ...]:
-    """Return two stages: RGB from 10 m by a stochastic network, with weights "sr"; then the fusion, same windows."""
+    """Return two stages: `bands`, RGB among them, from 10 m by a stochastic network; then the fusion of all others.
+
+    The network has the weights "sr" and gives its bands at `gsd_m`, 2.5 m or finer. Where it is 2.5 m, both stages
+    share windows.
+    """
     sr, lattice = bundles["sr"], lattice_of(bundles["sr"])
     resolve = Stage(
         "sr",
-        reads=(Input("rgb", RGB, 10),),
-        gives=RGB,
-        gsd_m=TARGET_GSD_M,
+        reads=(Input("coarse", bands, 10),),
+        gives=bands,
+        gsd_m=gsd_m,
         lattice=lattice,
         stochastic=True,
         regresses=regresses,
@@ -64,16 +74,20 @@ def rgb_then_fusion(
         multiple_px=multiple_px,
         bright_reflectance=float(sr.normalisation.get("bright_reflectance", BRIGHT_REFLECTANCE)),
     )
-    return resolve, fusion_stage(bundles[NAME], resolve.name, lattice)
+    return resolve, fusion_stage(bundles[NAME], resolve)
 
 
-def fusion_stage(bundle: Bundle, guide: str, lattice: Lattice) -> Stage:
-    """Return the stage for every band of `bundle` but RGB, guided by RGB of the stage `guide`, in its windows."""
+def fusion_stage(bundle: Bundle, guide: Stage, lattice: Lattice | None = None) -> Stage:
+    """Return the stage for every band of `bundle` that the stage `guide` does not give, guided by its RGB.
+
+    `lattice`: its windows; by default those of `guide` if it gives 2.5 m, else those of the bundle.
+    """
+    lattice = lattice or (guide.lattice if guide.gsd_m == TARGET_GSD_M else lattice_of(bundle))
     natives = (Input(f"native_{gsd}m", bands, gsd, optional=True) for gsd, bands in NATIVE.items())
     return Stage(
         NAME,
-        reads=(Input(GUIDE, RGB, TARGET_GSD_M, source=guide), *natives),
-        gives=tuple(band for band in bundle.out_bands if band not in RGB),
+        reads=(Input(GUIDE, RGB, guide.gsd_m, source=guide.name), *natives),
+        gives=tuple(band for band in bundle.out_bands if band not in guide.gives),
         gsd_m=TARGET_GSD_M,
         lattice=lattice,
         weights=NAME,
@@ -94,7 +108,11 @@ def build_fuser(bundle: Bundle) -> Fuser:
     raise UsageError(f"weights {bundle.path} are for {bundle.system!r}", " or ".join(EITHER.kinds))
 
 
-def fused(fuser: Fuser, given: StageInput) -> Tensor:
-    """Return the output of the fusion stage."""
-    natives = {gsd: given.images[f"native_{gsd}m"] for gsd in NATIVE}
-    return fuser.predict(given.images[GUIDE], natives, tuple(given.present))
+def fused(fuser: Fuser, stage: Stage, given: StageInput) -> Tensor:
+    """Return the output of the fusion stage. A guide finer than 2.5 m is averaged."""
+    from torch.nn import functional
+
+    natives, guide = {gsd: given.images[f"native_{gsd}m"] for gsd in NATIVE}, given.images[GUIDE]
+    times = guide.shape[-1] // stage.lattice.window_px
+    found = fuser.predict(guide if times == 1 else functional.avg_pool2d(guide, times), natives, tuple(given.present))
+    return found if stage.gives == fuser.out_bands else found[:, [fuser.out_bands.index(band) for band in stage.gives]]

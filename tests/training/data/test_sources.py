@@ -223,7 +223,7 @@ def test_what_images_are_is_checked_before_anything_runs(tmp_path):
     assert refusal(tmp_path, dates="2") == (f"{path} holds 3 bands and dates = 2; expected as many bands for each date")
     write_raster(path, texture(40, 40, bands=3), **placed(*WHERE, 10))
     assert refusal(tmp_path) == (
-        f"{path} has pixels of 10 m; expected at most 3.2 m, to learn 2.5 m from; "
+        f"{path} has pixels of 10 m; expected at most 3.2 m, for a network of that GSD; "
         "cure: leave it out, or state target_gsd_m = 10 to learn from that scale too"
     )
     assert data_of(tmp_path, target_gsd_m="10").images[0].target_gsd_m == (10, 10)

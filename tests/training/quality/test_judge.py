@@ -136,7 +136,7 @@ def test_every_method_gets_every_score(lite_system, plain):
     assert methods_of(quality) == methods
     assert len(quality) == 2 * len(methods)
     for record in quality:
-        assert {"PSNR", *judge.PAIR_METRICS, *opensr.NAMES, "block R2"} == set(record.values)
+        assert {"PSNR", *judge.PAIR_METRICS, *judge.OF_SCALE, *opensr.NAMES, "block R2"} == set(record.values)
         assert all(value is not None or name in record.why for name, value in record.values.items())
     by_method = {record.method: record.values for record in quality if record.image == 0}
     assert by_method["nearest"]["block R2"] == pytest.approx(1.0)

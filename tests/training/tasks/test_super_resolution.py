@@ -36,8 +36,10 @@ def task_of(*sources, recipe=SENSOR):
     torch.manual_seed(0)
     data = SimpleNamespace(
         file=SimpleNamespace(path="mine.toml"),
-        hr_sampler=lambda split, crop_px: SimpleNamespace(batch=lambda rng, n: rng.random((n, 3, 48, 48), np.float32)),
-        describe=lambda use: {},
+        hr_sampler=lambda split, crop_px, bands: SimpleNamespace(
+            batch=lambda rng, n: rng.random((n, 3, 48, 48), np.float32)
+        ),
+        describe=lambda use, bands: {},
         held_out_chips=lambda bands: [chip(source, seed) for seed, source in enumerate(sources)],
     )
     task = SuperResolution(replace(TINY, recipe=dict(recipe)), data)
