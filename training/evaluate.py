@@ -161,7 +161,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     @cache
     def data_of(scale: int) -> TrainingData:
         output_gsd_m = NATIVE_GSD_M / scale
-        return load_data(args.on, output_gsd_m) if args.on else shipped_data(output_gsd_m=output_gsd_m)
+        return load_data(args.on, output_gsd_m, scale) if args.on else shipped_data(None, output_gsd_m, scale)
 
     pairs = list(zip(bundles, systems, strict=True))
     names = names_of(bundles, [bundle.system if system is None else system.name for bundle, system in pairs])

@@ -127,7 +127,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         check_out(args.out, args.resume)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
-    task = make_task(preset, load_data(args.data, preset.output_gsd_m))
+    task = make_task(preset, load_data(args.data, preset.output_gsd_m, preset.scale))
     if args.init:
         begin_from(task, registry.task_of(preset), load_bundle(args.init))
     task.network.to(device)

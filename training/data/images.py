@@ -127,6 +127,7 @@ class Image:
     weight: float
     bands: tuple[str, ...] = RGB
     georeference: Georeference | None = None  # None: not georeferenced
+    coarse_px: int = 0  # of a pair: pixels per coarse pixel; its reader gives the coarse bands behind the sharp ones
 
     def of(self, bands: tuple[str, ...]) -> Image | None:
         """Return the image with only these bands, in this order, or None if it lacks one."""
@@ -256,11 +257,15 @@ def file_images(source: Source) -> list[Image]:
 
 def header_images(source: Source, label: str, path: Path, header: Header) -> list[Image]:
     """Return one image per date of a local file with a known header."""
+    readers = file_readers(source, label, path, header)
+    return [make_image(source, label, path, header, reader) for reader in readers]
+
+
+def file_readers(source: Source, label: str, path: Path, header: Header) -> list[FileReader]:
+    """Return the readers of `source.offers` of a local file, one per date."""
     itemsize = np.dtype(header.dtype).itemsize
-    return [
-        make_image(source, label, path, header, FileReader(str(path), bands, header.shape, itemsize, header.masked))
-        for bands in band_numbers(source, label, header)
-    ]
+    numbers = band_numbers(source, label, header)
+    return [FileReader(str(path), bands, header.shape, itemsize, header.masked) for bands in numbers]
 
 
 def band_numbers(source: Source, label: str, header: Header) -> list[tuple[int, ...]]:
@@ -324,7 +329,7 @@ def make_image(
 
 def values_of(source: Source, label: str, header: Header) -> Values:
     """Return the value encoding of an image. Raises UsageError if the dtype contradicts the source."""
-    if source.role == "hr" and source.values == "8-bit":
+    if source.role in ("hr", "pair") and source.values == "8-bit":
         if header.dtype != "uint8":
             raise source.fault(
                 f"{label} holds {header.dtype} and values = '8-bit'", "uint8", 'values = "reflectance" with its scale'

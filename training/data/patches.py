@@ -15,8 +15,7 @@ import numpy as np
 from pipeline.bands import RGB
 from pipeline.errors import UsageError
 from training.data import unreadable
-from training.data.rasters import GAMMA_MEDIAN, Chip, harmonise, sample_gamma
-from training.data.validity import largest_square
+from training.data.rasters import GAMMA_MEDIAN, harmonise, sample_gamma
 from training.presets import SMALL_PX
 
 if TYPE_CHECKING:
@@ -33,9 +32,6 @@ T = TypeVar("T", bound=np.generic)
 CACHE_BYTES = 1_000_000_000  # of stored values, per process
 WHOLE_BYTES = 32_000_000  # images up to this size are read whole; compressed formats require that anyway
 CHUNK_PX = 1024  # larger images are read in squares of this side
-CHIP_PX = 1024  # maximum side of an evaluated crop, taken from the centre
-MIN_CHIP_PX = 32  # smaller crops are skipped: little remains within their borders
-CHIPS_PER_IMAGE = 4  # maximum, where cells split an image
 TRIES = 8  # positions tried within one image before another is drawn
 IMAGES_TRIED = 100  # before an error is raised
 FLAT_PATCH, FLAT_KEPT = 0.03, 0.2  # patches below this `contrast` are kept with this probability
@@ -60,6 +56,7 @@ class Address:
 class Patch:
     """Reflectance (bands, n, n) of a patch, its address, and the rotation and flip applied after reading.
 
+    `coarse` (bands, n / scale, n / scale) is the coarse image of a pair, None where there is none.
     `turns`: quarter turns as in `np.rot90` over (y, x). `mirrored`: flipped left to right after the rotation.
     """
 
@@ -67,6 +64,7 @@ class Patch:
     address: Address
     turns: int
     mirrored: bool
+    coarse: NDArray[np.float32] | None = None
 
     def turned(self, raster: NDArray[np.generic]) -> NDArray[np.generic]:
         """Apply the rotation and flip of the patch to another raster (c, n, n) of the same ground."""
@@ -204,14 +202,15 @@ class PatchSampler:
         """Draw an address in image `index` that lies entirely in this split, or None if none is found."""
         image = self.images[index]
         ny, nx = _window(image, size, gsd_m)
-        free_y, free_x = image.reader.shape[0] - ny, image.reader.shape[1] - nx
+        free_y, free_x, step = image.reader.shape[0] - ny, image.reader.shape[1] - nx, image.coarse_px or 1
         if image.ground is None or image.split is not None:
-            return Address(index, int(rng.integers(free_y + 1)), int(rng.integers(free_x + 1)), size, gsd_m)
+            y, x = int(rng.integers(free_y + 1)), int(rng.integers(free_x + 1))
+            return Address(index, y // step * step, x // step * step, size, gsd_m)
         blocks, n = image.ground.blocks(self.split), image.ground.block_px
         for _ in range(TRIES):
             row, col = blocks[int(rng.integers(len(blocks)))]
-            y = min(max(int(row) * n + int(rng.integers(n)) - ny // 2, 0), free_y)
-            x = min(max(int(col) * n + int(rng.integers(n)) - nx // 2, 0), free_x)
+            y = min(max(int(row) * n + int(rng.integers(n)) - ny // 2, 0), free_y) // step * step
+            x = min(max(int(col) * n + int(rng.integers(n)) - nx // 2, 0), free_x) // step * step
             if image.ground.holds(self.split, y, x, ny, nx):
                 return Address(index, y, x, size, gsd_m)
         return None
@@ -247,7 +246,7 @@ class PatchSampler:
             share = self.recoloured if image.values.encoded else self.recoloured_reflectance
             order = _recoloured(image.bands, rng) if rng.random() < share else np.arange(len(image.bands))
             gamma = sample_gamma(rng, image.bands) if image.values.encoded else None
-            return [replace(patch, pixels=_settled(patch.pixels[order], gamma)) for patch in patches]
+            return [_ordered(patch, order, gamma) for patch in patches]
         unreadable.raise_any(image.label for image in self.images)
         raise UsageError(
             f"no patch that shows anything in {IMAGES_TRIED} images",
@@ -268,9 +267,13 @@ class PatchSampler:
             if crop is None:
                 continue
             self.images[index].check(crop)
-            if contrast(crop, self.images[index].values.encoded) > FLAT_PATCH or rng.random() < FLAT_KEPT:
+            if (
+                contrast(crop[: len(self.images[index].bands)], self.images[index].values.encoded) > FLAT_PATCH
+                or rng.random() < FLAT_KEPT
+            ):
                 turns, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
-                return Patch(_turned(crop, turns, mirrored), address, turns, mirrored)
+                sharp, coarse = parted(self.images[index], _turned(crop, turns, mirrored))
+                return Patch(sharp, address, turns, mirrored, coarse)
         return None
 
     def _odds_of(self, pool: Sequence[int]) -> NDArray[np.float64]:
@@ -283,6 +286,21 @@ class PatchSampler:
             odds[row] = image.weight * side_m / (sum(image.target_gsd_m) / 2)
         odds /= odds.sum()
         return odds
+
+
+def parted(image: Image, pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return the sharp and the coarse bands of what an image's reader gives; None for the coarse ones without a pair.
+
+    `pixels` must begin at a coarse pixel, on either side of both axes.
+    """
+    count, step = len(image.bands), image.coarse_px
+    return (pixels[:count], np.ascontiguousarray(pixels[count:, ::step, ::step])) if step else (pixels, None)
+
+
+def _ordered(patch: Patch, order: NDArray[np.intp], gamma: NDArray[np.float64] | None) -> Patch:
+    """Return a patch with its bands in another order, harmonised if `gamma` is given."""
+    coarse = None if patch.coarse is None else patch.coarse[order]
+    return replace(patch, pixels=_settled(patch.pixels[order], gamma), coarse=coarse)
 
 
 def _recoloured(bands: Sequence[str], rng: np.random.Generator) -> NDArray[np.intp]:
@@ -325,51 +343,3 @@ def _window(image: Image, size: int, gsd_m: float) -> tuple[int, int]:
         for side, native in zip(image.reader.shape, image.gsd_m, strict=True)
     ]
     return sides[0], sides[1]
-
-
-def held_out_chips(image: Image) -> list[Chip]:
-    """Return the crops on which an image is evaluated: its centre, or those of the largest held-out squares.
-
-    If some pixels there are not valid, the crop is the largest valid square. Contrast plays no part in the choice.
-    """
-    (height, width), ratios = image.reader.shape, tuple(image.evaluate_gsd_m / native for native in image.gsd_m)
-    limits = min(height, int(CHIP_PX * ratios[0])), min(width, int(CHIP_PX * ratios[1]))
-    windows = [(image.place, 0, 0, height, width)]
-    if image.ground is not None and image.split is None:
-        n = image.ground.block_px
-        windows = [
-            (place, row * n, col * n, min(side * n, height - row * n), min(side * n, width - col * n))
-            for place, row, col, side in image.ground.squares("held-out", CHIPS_PER_IMAGE)
-        ]
-    chips = []
-    for place, top, left, ny, nx in windows:
-        chunk = None
-        with unreadable.skipping(image.label):
-            chunk = _judged(image, (top, left, ny, nx), limits, ratios)
-        if chunk is None:
-            continue
-        pixels = image.values.averaged(chunk.stored, *ratios)
-        image.check(pixels)
-        values = image.values.encoded, image.weight, image.bands
-        chips.append(Chip(image.source, place, image.evaluate_gsd_m, pixels, *values))
-    return chips
-
-
-def _judged(
-    image: Image, window: tuple[int, int, int, int], limits: tuple[int, int], ratios: tuple[float, ...]
-) -> Chunk | None:
-    """Return a valid crop of a window: at its centre, else at the centre of a quarter; None if all are too small."""
-    top, left, ny, nx = window
-    size = min(ny, limits[0]), min(nx, limits[1])
-    least = MIN_CHIP_PX * max(ratios)
-    free = ny - size[0], nx - size[1]
-    for down, right in ((2, 2), (1, 1), (1, 3), (3, 1), (3, 3)):  # quarters of what the window leaves free
-        chunk = read_chunk(image, top + free[0] * down // 4, left + free[1] * right // 4, *size)
-        if not chunk.valid.all():
-            y, x, side = largest_square(chunk.valid)
-            chunk = chunk.part(y, x, side, side)
-        if min(chunk.valid.shape) >= least:
-            return chunk
-        if not any(free):
-            break
-    return None

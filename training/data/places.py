@@ -71,6 +71,20 @@ class Georeference:
         a, b, c, d, e, f = self.affine
         return a * cols + b * rows + c, d * cols + e * rows + f
 
+    def pixels(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        """Return (rows, cols) of CRS coordinates, in pixel corners."""
+        a, b, c, d, e, f = self.affine
+        cols, rows = np.linalg.inv([[a, b], [d, e]]) @ np.stack([x.ravel() - c, y.ravel() - f])
+        return rows, cols
+
+    def at(self, row: float, col: float, scale: int = 1) -> tuple[float, float, float, float, float, float]:
+        """Return the affine of pixels `scale` times as fine whose first corner is (row, col) of these pixels."""
+        a, b, c, d, e, f = self.affine
+        return (
+            a / scale, b / scale, a * col + b * row + c,
+            d / scale, e / scale, d * col + e * row + f,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class SplitMap:

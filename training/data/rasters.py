@@ -49,7 +49,10 @@ def default_data() -> Path:
 
 @dataclass(frozen=True)
 class Chip:
-    """One image (bands, H, W) float32: 8-bit values / 255 if `encoded`, else reflectance."""
+    """One image (bands, H, W) float32: 8-bit values / 255 if `encoded`, else reflectance.
+
+    `coarse` (bands, H / scale, W / scale) is the coarse image of a pair.
+    """
 
     source: str
     place: str
@@ -58,6 +61,7 @@ class Chip:
     encoded: bool
     weight: float = 1.0
     bands: tuple[str, ...] = RGB
+    coarse: NDArray[np.float32] | None = None
 
 
 @contextmanager

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bands import RGB
 from pipeline.errors import UsageError
 from training.data import learned, unreadable
+from training.data.chips import held_out_chips
 from training.data.images import file_images
-from training.data.patches import CACHE_BYTES, RECOLOURED, PatchSampler, fits, held_out_chips
+from training.data.pairs import Pairs, pairs_of
+from training.data.patches import CACHE_BYTES, RECOLOURED, PatchSampler, fits
 from training.data.places import SPLIT_RULE, SPLITS, split_of
 from training.data.sentinel2 import images_of, is_dsen2, scene_grounds, tiles_of
 from training.data.tiles import GSD_M, MIN_SIDE_PX
@@ -42,6 +44,7 @@ class TrainingData:
     """Opened sources of a training file. Images and scenes are listed once, on first access."""
 
     file: TrainingFile
+    scale: int = 4  # of the network: that of pairs
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -64,8 +67,14 @@ class TrainingData:
 
     @cached_property
     def offered(self) -> tuple[Image, ...]:
-        """High-resolution images of all splits with all bands. Reads headers only."""
-        return tuple(image for source in self.of_role("hr") for image in images_of_source(source))
+        """High-resolution images of all splits with all bands, pairs last. Reads headers, and the pixels of pairs."""
+        sharp = [image for source in self.of_role("hr") for image in images_of_source(source)]
+        return (*sharp, *(image for pairs in self.pairs.values() for image in pairs.images))
+
+    @cached_property
+    def pairs(self) -> dict[str, Pairs]:
+        """Registered pairs by source."""
+        return {source.name: pairs_of(source, self.scale) for source in self.of_role("pair")}
 
     @cached_property
     def images(self) -> tuple[Image, ...]:
@@ -213,6 +222,8 @@ class TrainingData:
             watched = f", {count[WATCHED]} watched" if count.get(WATCHED) else ""
             small = f" ({short[name]} too small for {least_px} px at target_gsd_m)" if short[name] else ""
             lines.append(f"{name}: {count['train']} {what} to train on{small}, {count['held-out']} held out{watched}")
+        if use == "super-resolution":
+            lines += [line for source in self.of_role("pair") for line in self.pairs[source.name].words(source)]
         aside: dict[str, list[str]] = {}
         for source in self.sources:
             if source.name not in counts:
@@ -224,7 +235,7 @@ class TrainingData:
         """Return why a source has no images or no tiles."""
         if use == "fusion":
             lacking = f"no tile of {MIN_SIDE_PX * GSD_M} m with bands of 20 m"
-            return "role hr" if source.role == "hr" else lacking
+            return lacking if source.role == "sentinel2" else f"role {source.role}"
         return "Level-1C, kept for judging fusion" if is_dsen2(source) else f"no image with {', '.join(bands)}"
 
     def describe(self, use: Use = "super-resolution", bands: tuple[str, ...] = RGB) -> dict[str, Any]:
@@ -265,26 +276,28 @@ def images_of_source(source: Source) -> list[Image]:
     return file_images(source)
 
 
-def load_training_file(path: Path, root: Path | None = None, output_gsd_m: float = OUTPUT_GSD_M) -> TrainingData:
-    """Load the data of a training file, for networks whose output has `output_gsd_m`. Raises UsageError.
+def load_training_file(
+    path: Path, root: Path | None = None, output_gsd_m: float = OUTPUT_GSD_M, scale: int = 4
+) -> TrainingData:
+    """Load the data of a training file, for networks of `scale` whose output has `output_gsd_m`. Raises UsageError.
 
     `root` replaces ${SEN2FINE_DATA}.
     """
-    data = TrainingData(read_training_file(path, root, output_gsd_m))
+    data = TrainingData(read_training_file(path, root, output_gsd_m), scale)
     if data.offered or data.of_role("sentinel2"):
         return data
     raise UsageError(f"{path} names no image", "at least one")
 
 
-def shipped_data(root: Path | None = None, output_gsd_m: float = OUTPUT_GSD_M) -> TrainingData:
+def shipped_data(root: Path | None = None, output_gsd_m: float = OUTPUT_GSD_M, scale: int = 4) -> TrainingData:
     """Load the data of the shipped weights, below `root` (default: `rasters.default_data`)."""
-    return load_training_file(SHIPPED, root, output_gsd_m)
+    return load_training_file(SHIPPED, root, output_gsd_m, scale)
 
 
-def load_data(path: Path, output_gsd_m: float = OUTPUT_GSD_M) -> TrainingData:
+def load_data(path: Path, output_gsd_m: float = OUTPUT_GSD_M, scale: int = 4) -> TrainingData:
     """Load the data of a training file, or of the shipped weights below a folder. Raises UsageError."""
     if not path.is_dir():
-        return load_training_file(path, output_gsd_m=output_gsd_m)
+        return load_training_file(path, output_gsd_m=output_gsd_m, scale=scale)
     lacking = [name for name in SHIPPED_FOLDERS if not (path / name).is_dir()]
     if lacking:
         raise UsageError(
@@ -292,4 +305,4 @@ def load_data(path: Path, output_gsd_m: float = OUTPUT_GSD_M) -> TrainingData:
             "a training file, or the root of the imagery of the shipped weights",
             f'write a training file whose source has path = "{path}", as in training/example.toml',
         )
-    return shipped_data(path, output_gsd_m)
+    return shipped_data(path, output_gsd_m, scale)

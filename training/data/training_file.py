@@ -27,9 +27,9 @@ OUTPUT_GSD_M = 2.5  # of most networks
 TARGET_RANGE = (0.76, 1.28)  # of the default `target_gsd_m`, relative to the GSD of the network's output
 SENTINEL2_GSD_M = 10.0
 MAX_TOML_BYTES = 1_000_000
-Role = Literal["hr", "sentinel2"]
+Role = Literal["hr", "sentinel2", "pair"]
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "role": ("hr", "sentinel2"),
+    "role": ("hr", "sentinel2", "pair"),
     "values": ("8-bit", "reflectance"),
     "split": ("by-place", "train", "held-out"),
 }
@@ -39,6 +39,7 @@ _ONLY_WITH = {
     "variable": "zarr",
     "dates": "path",
 }
+_OF_PAIRS = ("coarse", "coarse_bands", "coarse_scale", "coarse_offset", "date", "most_days", "registered")
 _PATTERN = re.compile(r"[*?\[]")
 
 
@@ -53,7 +54,9 @@ class Source:
     """One set of images: location, value encoding and use. Field names are the TOML keys."""
 
     name: str
-    role: Role  # "hr": sharp images as SR targets; "sentinel2": L2A scenes, for fusion and as 10 m images for SR
+    # "hr": sharp images as SR targets; "pair": sharp images and coarse ones of the same ground; "sentinel2": L2A
+    # scenes, for fusion and as 10 m images for SR
+    role: Role
     path: str = ""  # folder, file or glob; absolute after parsing
     zarr: str = ""  # a Zarr store
     variable: str = ""  # of the store
@@ -79,6 +82,13 @@ class Source:
     images_per_place: int = 0  # maximum evaluated per named place; 0: all
     evaluated: bool = True  # False for GSDs far from 2.5 m, used for training only
     watched: bool = False  # scenes used to tune and validate fusion, not to train it
+    coarse: str = ""  # of pairs: glob of the coarse images beside each sharp one, with {stem} and {1} of its name
+    coarse_bands: tuple[tuple[str, int | str], ...] = ()  # default: as `bands`
+    coarse_scale: float = 1e-4  # reflectance of coarse images = stored * coarse_scale + coarse_offset
+    coarse_offset: float = 0.0
+    date: str = ""  # regex for the names of both images: its first group is the day, such as 20210704
+    most_days: int = 0  # between both images of a pair; 0: any
+    registered: bool = True  # False leaves the shift between both images
     target_stated: bool = field(default=False, metadata={"internal": True})  # whether the file gave `target_gsd_m`
     label: str = field(default="", metadata={"internal": True})  # file and source, the start of messages
 
@@ -168,22 +178,23 @@ def _source(path: Path, index: int, table: dict[str, Any], root: Path | None, gs
     for key in (*_WHERE, "aoi"):
         if key in values:
             values[key] = _located(label, key, values[key], path.parent, root)
-    _check_place(label, values.get("place", ""))
+    for key in ("place", "date"):
+        _check_regex(label, key, values.get(key, ""))
     return _with_scales(label, values, gsd_m)
 
 
-_NUMBERS = ("gsd_m", "evaluate_gsd_m", "scale", "offset", "weight", "max_cloud")
-_POSITIVE = ("gsd_m", "evaluate_gsd_m", "scale", "weight")
+_NUMBERS = ("gsd_m", "evaluate_gsd_m", "scale", "offset", "weight", "max_cloud", "coarse_scale", "coarse_offset")
+_POSITIVE = ("gsd_m", "evaluate_gsd_m", "scale", "weight", "coarse_scale")
 
 
 def _checked(label: str, key: str, value: object) -> object:
     """Return the value of one key in the type of its field. Raises UsageError if it does not fit."""
     wrong = f"{label}: {key} = {value!r:.60}"
-    if key == "bands":
-        return _bands(label, value)
+    if key in ("bands", "coarse_bands"):
+        return _bands(label, value, key)
     if key == "target_gsd_m":
         return _range(wrong, value)
-    if key in ("evaluated", "watched"):
+    if key in ("evaluated", "watched", "registered"):
         if not isinstance(value, bool):
             raise UsageError(wrong, "true or false")
         return value
@@ -192,7 +203,7 @@ def _checked(label: str, key: str, value: object) -> object:
         if number is None or (key in _POSITIVE and number <= 0):
             raise UsageError(wrong, "a number above 0" if key in _POSITIVE else "a number")
         return number
-    if key in ("dates", "images_per_place"):
+    if key in ("dates", "images_per_place", "most_days"):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UsageError(wrong, "a whole number of at least 1")
         return value
@@ -221,18 +232,18 @@ def _range(wrong: str, value: object) -> tuple[float, float]:
     raise UsageError(wrong, f"metres, or a range of them such as {list(target_gsd_m(OUTPUT_GSD_M))}")
 
 
-def _bands(label: str, value: object) -> tuple[tuple[str, int | str], ...]:
+def _bands(label: str, value: object, key: str) -> tuple[tuple[str, int | str], ...]:
     example = 'a table such as { B04 = 1, B03 = 2, B02 = 3 }, or a list such as ["B02", "B03", "B04", "B08"]'
     if isinstance(value, list) and value and len({*map(str, value)}) == len(value):
         value = {str(band): number for number, band in enumerate(value, 1)}
     if not isinstance(value, dict) or not value:
-        raise UsageError(f"{label}: bands = {value!r:.60}", example)
+        raise UsageError(f"{label}: {key} = {value!r:.60}", example)
     for band, where in value.items():
         if band not in BAND_NAMES:
-            raise UsageError(f"{label}: bands names {band!r}", f"some of {', '.join(BAND_NAMES)}")
+            raise UsageError(f"{label}: {key} names {band!r}", f"some of {', '.join(BAND_NAMES)}")
         if isinstance(where, bool) or not isinstance(where, int | str) or where in (0, ""):
             raise UsageError(
-                f"{label}: bands.{band} = {where!r:.40}", f"a band's number from 1 on, or its name: {example}"
+                f"{label}: {key}.{band} = {where!r:.40}", f"a band's number from 1 on, or its name: {example}"
             )
     return tuple(value.items())
 
@@ -249,7 +260,8 @@ def _check_where(label: str, values: dict[str, Any]) -> None:
         raise UsageError(f"{label}: catalog without aoi", 'aoi = "area.geojson"')
     if given == ["zarr"] and "variable" not in values:
         raise UsageError(f"{label}: zarr without variable", 'variable = "reflectance", or what the store calls it')
-    if values["role"] == "hr" and values.get("values", "8-bit") == "8-bit":
+    _check_pairs(label, values)
+    if values["role"] in ("hr", "pair") and values.get("values", "8-bit") == "8-bit":
         lacking = [band for band in dict(values.get("bands", ())) if band not in GAMMA_BANDS]
         if lacking:
             raise UsageError(
@@ -257,6 +269,22 @@ def _check_where(label: str, values: dict[str, Any]) -> None:
                 f"some of {', '.join(GAMMA_BANDS)}, which alone are brought from brightness to reflectance",
                 'values = "reflectance" with its scale',
             )
+
+
+def _check_pairs(label: str, values: dict[str, Any]) -> None:
+    """Raise UsageError unless pairs have files and coarse images, and nothing else has keys of pairs."""
+    if values["role"] == "pair":
+        if "coarse" not in values:
+            raise UsageError(f"{label}: role pair without coarse", 'coarse = "lr*.tif", beside each image of path')
+        if "path" not in values:
+            raise UsageError(f"{label}: role pair without path", "the sharp images as files")
+        for key in ("dates", "target_gsd_m", "evaluate_gsd_m"):
+            if key in values:
+                raise UsageError(f"{label}: {key} does not apply to pairs", "the grid of the coarse images is theirs")
+        return
+    for key in _OF_PAIRS:
+        if key in values:
+            raise UsageError(f"{label}: {key} with role {values['role']}", 'role = "pair"')
 
 
 def _located(label: str, key: str, text: str, folder: Path, root: Path | None) -> str:
@@ -303,17 +331,18 @@ def _expanded(label: str, key: str, text: str, root: Path | None) -> str:
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, text))
 
 
-def _check_place(label: str, place: str) -> None:
+def _check_regex(label: str, key: str, text: str) -> None:
+    """Raise UsageError unless the text is empty, or a regular expression with a group."""
+    example = {"place": r'"(\w+)_2020"', "date": r'"(\d{8})"'}[key]
     try:
-        groups = re.compile(place).groups
+        groups = re.compile(text).groups
     except re.error as error:
         raise UsageError(
-            f"{label}: place = {place!r} is not a regular expression ({error})", r'such as "(\\w+)_2020"'
+            f"{label}: {key} = {text!r} is not a regular expression ({error})", f"such as {example}"
         ) from None
-    if place and not groups:
-        raise UsageError(
-            f"{label}: place = {place!r} has no group", r'a group that names the place, such as "(\\w+)_2020"'
-        )
+    if text and not groups:
+        what = {"place": "place", "date": "day"}[key]
+        raise UsageError(f"{label}: {key} = {text!r} has no group", f"a group that names the {what}, such as {example}")
 
 
 def _with_scales(label: str, values: dict[str, Any], output_m: float) -> Source:
@@ -334,6 +363,6 @@ def _with_scales(label: str, values: dict[str, Any], output_m: float) -> Source:
             f"target_gsd_m = [{gsd_m:g}, {max(high, gsd_m):g}], or leave the source out",
         )
     values.setdefault("evaluate_gsd_m", min(max(output_m, low), high))
-    if values["role"] == "hr" and values.get("values", "8-bit") == "8-bit" and {"scale", "offset"} & set(values):
+    if values["role"] != "sentinel2" and values.get("values", "8-bit") == "8-bit" and {"scale", "offset"} & set(values):
         raise UsageError(f"{label}: scale and offset with 8-bit values", 'values = "reflectance"')
     return Source(**values)

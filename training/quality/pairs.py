@@ -70,7 +70,8 @@ def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None 
     """Return pairs of the chips that are large enough and not flat.
 
     They are centre crops with median harmonisation and noise seeded per image. `how.sigma_px` is the blur of RGB; that
-    of other bands follows from their MTF. `per_set` limits the number of pairs per set.
+    of other bands follows from their MTF. Real pairs keep their own coarse image; those of another scale than `how` are
+    left out. `per_set` limits the number of pairs per set.
     """
     pairs: list[Pair] = []
     for index, chip in enumerate(chips):
@@ -79,12 +80,21 @@ def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None 
             continue
         if per_set is not None and seen >= per_set:
             continue
+        if chip.coarse is not None and chip.pixels.shape[-1] != how.scale * chip.coarse.shape[-1]:
+            continue
         height, width = (min(side, MAX_SIDE_PX) // how.scale * how.scale for side in chip.pixels.shape[1:])
-        top, left = (chip.pixels.shape[1] - height) // 2, (chip.pixels.shape[2] - width) // 2
+        step = 1 if chip.coarse is None else how.scale
+        top, left = (
+            (side - size) // 2 // step * step for side, size in zip(chip.pixels.shape[1:], (height, width), strict=True)
+        )
         crop = chip.pixels[:, top : top + height, left : left + width]
         gamma = median_gamma(chip.bands) if chip.encoded else None
         hr = torch.from_numpy(crop.copy() if gamma is None else harmonise(crop, gamma))[None]
-        lr = degrade(hr, how, torch.Generator().manual_seed(index), relative_widths(chip.bands))
+        if chip.coarse is None:
+            lr = degrade(hr, how, torch.Generator().manual_seed(index), relative_widths(chip.bands))
+        else:
+            rows, cols = (slice(at // step, (at + size) // step) for at, size in ((top, height), (left, width)))
+            lr = torch.from_numpy(chip.coarse[:, rows, cols].copy())[None]
         pairs.append(Pair(chip.source, index, hr, lr, chip.place, chip.bands))
     return pairs
 

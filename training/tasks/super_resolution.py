@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pipeline.errors import UsageError
@@ -88,10 +89,17 @@ class SuperResolution:
         self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
-        """Return coarse `lr` (B, bands, n/scale, n/scale) and sharp `hr` (B, bands, n, n) reflectance."""
-        hr = torch.from_numpy(self.sampler.batch(draw.rng, self.preset.batch))
-        widths = relative_widths(self.bands)
-        return {"lr": degrade_randomly(hr, self.range, draw.torch, self.preset.scale, widths), "hr": hr}
+        """Return coarse `lr` (B, bands, n/scale, n/scale) and sharp `hr` (B, bands, n, n) reflectance.
+
+        Pairs keep their own coarse image.
+        """
+        patches = self.sampler.patches(draw.rng, self.preset.batch)
+        hr = torch.from_numpy(np.stack([patch.pixels for patch in patches]))
+        lr = degrade_randomly(hr, self.range, draw.torch, self.preset.scale, relative_widths(self.bands))
+        for image, patch in zip(lr, patches, strict=True):
+            if patch.coarse is not None:
+                image.copy_(torch.from_numpy(patch.coarse))
+        return {"lr": lr, "hr": hr}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
         """Do nothing."""

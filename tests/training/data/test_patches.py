@@ -10,9 +10,10 @@ from rasterio.io import DatasetReader
 
 from pipeline.errors import UsageError
 from tests.training.imagery import placed, texture, write_raster
-from training.data import patches
+from training.data import chips, patches
+from training.data.chips import held_out_chips
 from training.data.images import Image, Values, file_images
-from training.data.patches import Address, ChunkCache, PatchSampler, held_out_chips
+from training.data.patches import Address, ChunkCache, PatchSampler
 from training.data.rasters import harmonise
 from training.data.training_file import Source
 
@@ -217,7 +218,7 @@ def test_averages_of_stored_values_are_those_of_decoded_ones(nodata, encoded):
 
 
 def test_held_out_chips_are_the_middle_at_the_evaluation_gsd(monkeypatch):
-    monkeypatch.setattr(patches, "CHIP_PX", 40)
+    monkeypatch.setattr(chips, "CHIP_PX", 40)
     image = image_of(noise(200, 160))
     (chip,) = held_out_chips(image)
     assert (chip.pixels.shape, chip.gsd_m, chip.place) == ((3, 40, 40), 2.5, "a/1")

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
+from training.data.chips import held_out_chips
 from training.data.images import Image, Values
-from training.data.patches import PatchSampler, held_out_chips
+from training.data.patches import PatchSampler
 from training.data.places import (
     CELL_M,
     Georeference,

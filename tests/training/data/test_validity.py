@@ -7,8 +7,9 @@ from PIL import Image as Pillow
 from rasterio.transform import from_origin
 
 from pipeline.errors import UsageError
+from training.data.chips import held_out_chips
 from training.data.images import file_images
-from training.data.patches import PatchSampler, contrast, held_out_chips
+from training.data.patches import PatchSampler, contrast
 from training.data.rasters import check_reflectance
 from training.data.training_file import Source
 from training.data.validity import constant_frames, largest_square
@@ -120,9 +121,9 @@ def test_an_image_without_a_hole_is_judged_in_its_middle(tmp_path):
 
 def test_ground_in_a_corner_of_a_large_image_is_found(tmp_path, monkeypatch):
     """The middle of a mosaic tile may be empty."""
-    from training.data import patches
+    from training.data import chips
 
-    monkeypatch.setattr(patches, "CHIP_PX", 48)
+    monkeypatch.setattr(chips, "CHIP_PX", 48)
     pixels = np.zeros((3, 800, 800), np.uint8)
     pixels[:, 500:, 500:] = ground(side=300)
     write_tiff(tmp_path / "a.tif", pixels)

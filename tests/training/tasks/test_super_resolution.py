@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models.lite import LiteSuperResolver
+from training.data.patches import Patch
 from training.data.rasters import Chip
 from training.loop.batches import Draw
 from training.presets import Preset, Stage
@@ -37,7 +38,7 @@ def task_of(*sources, recipe=SENSOR):
     data = SimpleNamespace(
         file=SimpleNamespace(path="mine.toml"),
         hr_sampler=lambda split, crop_px, bands: SimpleNamespace(
-            batch=lambda rng, n: rng.random((n, 3, 48, 48), np.float32)
+            patches=lambda rng, n: [Patch(p, None, 0, False) for p in rng.random((n, 3, 48, 48), np.float32)]
         ),
         describe=lambda use, bands: {},
         held_out_chips=lambda bands: [chip(source, seed) for seed, source in enumerate(sources)],
