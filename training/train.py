@@ -158,7 +158,11 @@ def checked(args: argparse.Namespace) -> None:
     """Read all images of the training file once and print what is wrong with them. ReadError where something is."""
     from training.data.check import check
 
-    found = check(args.data, show)
+    shape: tuple[float, int] | tuple[()] = ()
+    if args.preset or args.task:
+        preset = adapted(args, chosen(args))
+        shape = preset.output_gsd_m, preset.scale
+    found = check(args.data, show, *shape)
     if found.faults:
         raise ReadError(
             f"{args.data}: {found.faults} of {found.files} files cannot be used",

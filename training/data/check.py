@@ -16,7 +16,7 @@ from training.data.headers import local_header
 from training.data.images import files_of, header_images
 from training.data.patches import FLAT_PATCH, WHOLE_BYTES, chunk_shape, contrast, read_chunk
 from training.data.sources import TrainingData, images_of_source
-from training.data.training_file import read_training_file
+from training.data.training_file import OUTPUT_GSD_M, read_training_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,15 +40,16 @@ class Checked:
     ground: list[float] = field(default_factory=list)  # valid share of each image
 
 
-def check(path: Path, say: Callable[[str], None]) -> Checked:
+def check(path: Path, say: Callable[[str], None], output_gsd_m: float = OUTPUT_GSD_M, scale: int = 4) -> Checked:
     """Read every image and tile that a training file names; say a line per fault and a summary per source.
 
-    UsageError where the training file itself does not fit.
+    `output_gsd_m` and `scale` are those of the network that is to be trained. UsageError where the training file itself
+    does not fit.
     """
-    data = TrainingData(read_training_file(path))
+    data = TrainingData(read_training_file(path, gsd_m=output_gsd_m), scale)
     whole = Checked()
     for source in data.sources:
-        found = _images_checked(source, say) if source.role == "hr" else _tiles_checked(data, source, say)
+        found = _of_role(data, source, say)
         rate = f", {found.nbytes / 1e6 / max(found.seconds, 1e-9):.0f} MB/s" if found.nbytes else ""
         ground = f", {np.mean(found.ground):.0%} of the pixels show ground" if found.ground else ""
         say(
@@ -60,6 +61,32 @@ def check(path: Path, say: Callable[[str], None]) -> Checked:
         for line in cautions(data):
             say(line)
     return whole
+
+
+def _of_role(data: TrainingData, source: Source, say: Callable[[str], None]) -> Checked:
+    if source.role == "hr":
+        return _images_checked(source, say)
+    return _pairs_checked(data, source, say) if source.role == "pair" else _tiles_checked(data, source, say)
+
+
+def _pairs_checked(data: TrainingData, source: Source, say: Callable[[str], None]) -> Checked:
+    """Pairs: all are registered, and each is read. Those refused are faults."""
+    found, started = Checked(), time.perf_counter()
+    try:
+        pairs = data.pairs[source.name]
+    except PipelineError as error:
+        say(str(error))
+        return Checked(files=1, faults=1)
+    for label, why in pairs.refused.items():
+        say(f"{label}: {why}")
+    found.files, found.faults = len(pairs.images) + len(pairs.refused), len(pairs.refused)
+    for image in pairs.images:
+        for remark in _looked_at(image, found):
+            say(f"{image.label}: {remark}")
+    found.seconds = time.perf_counter() - started
+    for line in pairs.words(source):
+        say(line)
+    return found
 
 
 def _images_checked(source: Source, say: Callable[[str], None]) -> Checked:

@@ -1,5 +1,7 @@
 """Real pairs: which files belong together, where their pixels lie, and what the network is given of them."""
 
+import re
+
 import numpy as np
 import pytest
 import rasterio
@@ -7,8 +9,10 @@ import torch
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 from pipeline.errors import UsageError
+from pipeline.models.bundle import load_bundle
 from tests.training.imagery import corner_in, placed, write_raster, write_toml
 from tests.training.pairs_for_tests import ground, seen, write_pair
+from training import train
 from training.data import pairs
 from training.data.sources import load_training_file
 from training.degradation.degrade import Degradation, degrade
@@ -232,3 +236,41 @@ def test_names_lead_to_the_coarse_image(tmp_path):
         coarse.rename(tmp_path / "lr" / f"s2_{number}.tif")
     text = PAIRS.replace("pairs/*/hr_*.tif", "hr").replace("lr_*.tif", "../lr/s2_{1}.tif") + "place = 'town_(\\d)'\n"
     assert len(data_of(tmp_path, text).offered) == 2
+
+
+def test_a_check_registers_every_pair_for_the_scale_of_the_preset(tmp_path, capsys):
+    write_pairs(tmp_path, scale=2)
+    file = write_toml(tmp_path, PAIRS)
+    assert train.main(["--check", "--data", str(file)]) == 5
+    assert "a smaller --set scale" in capsys.readouterr().out
+    assert train.main(["--check", "--data", str(file), "--preset", "lite-sr", "--set", "scale=2"]) == 0
+    assert "pairs: 3 of 3 can be used" in capsys.readouterr().out
+
+
+SMALL = ("width=16", "blocks=2", "denoiser_width=8", "denoiser_blocks=1", "crop=64", "batch=8", "warmup=5", "ema=0.98")
+
+
+def trained(folder, text, images, capsys):
+    """PSNR gain over back-projection of a small mean after `images` crops of pairs, on the held-out pair."""
+    out, file = folder / "run", write_toml(folder, text)
+    settings = [f"--set={setting}" for setting in SMALL]
+    command = ["--preset", "lite-sr", "--data", str(file), "--out", str(out), "--every", "1e9", *settings]
+    assert train.main([*command, "--images", str(images)]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    words = load_bundle(out / "lite-sr.safetensors").provenance["held_out"]
+    return float(re.search(r"mean ([+-][\d.]+)", words)[1])
+
+
+@pytest.mark.slow
+def test_registered_pairs_teach_more_than_shifted_ones(tmp_path, capsys):
+    """Judged by a pair without a shift, as a coarse image and what it shows are."""
+    gains = {}
+    for registered in ("true", "false"):
+        folder = tmp_path / registered
+        write_pairs(folder, ("train",) * 4)
+        left, top = corner_in("held-out")
+        write_pair(folder / "judged", "0", left + 1000, top - 1000, (0.0, 0.0), seed=9)
+        judged = PAIRS.replace('"pairs"', '"judged"').replace("pairs/", "judged/")
+        text = f"{PAIRS}registered = {registered}\n{judged}"
+        gains[registered] = trained(folder, text, 2400, capsys)
+    assert gains["true"] > gains["false"] + 0.3
