@@ -81,6 +81,18 @@ def test_a_notebook_that_fails_is_not_written(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_network_of_ones_own_is_trained_and_beats_interpolation(store, tmp_path):
+    done = render(tmp_path, store, "--only", "own_training")
+    assert done.returncode == 0, done.stderr
+    notebook = nbformat.read(tmp_path / "own_training.ipynb", 4)
+    assert len(figures(notebook)) == 2
+    said = "".join(o.text for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream")
+    assert "orthos: 16 of 16 can be used" in said
+    scores = dict(re.findall(r"^(bicubic|IBP|stored small: mean, sensor) +([\d.]+) dB$", said, re.MULTILINE))
+    assert float(scores["stored small: mean, sensor"]) > float(scores["IBP"]) > float(scores["bicubic"])
+
+
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_time_series_runs_on_the_seven_real_dates(shared_data, tmp_path, monkeypatch):
     monkeypatch.setenv("SEN2FINE_DATA", str(shared_data))

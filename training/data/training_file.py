@@ -333,7 +333,7 @@ def _expanded(label: str, key: str, text: str, root: Path | None) -> str:
 
 def _check_regex(label: str, key: str, text: str) -> None:
     """Raise UsageError unless the text is empty, or a regular expression with a group."""
-    example = {"place": r'"(\w+)_2020"', "date": r'"(\d{8})"'}[key]
+    example = {"place": r'"(\\w+)_2020"', "date": r'"(\\d{8})"'}[key]
     try:
         groups = re.compile(text).groups
     except re.error as error:

@@ -24,15 +24,15 @@ def read(path) -> Source:
 
 def test_the_example_shows_every_key_and_parses(tmp_path):
     """Where its folders exist, it is a training file; and no key is missing from it."""
-    for name in ("orthos", "sen2naip", "drone.zarr", "products"):
+    for name in ("orthos", "sen2naip", "sen2naip_pairs", "drone.zarr", "products"):
         (tmp_path / name).mkdir()
-    for name in ("orthos/a_2020.tif", "sen2naip/a/hr.tif", "area.geojson", "stack.tif"):
+    for name in ("orthos/a_2020.tif", "sen2naip/a/hr.tif", "sen2naip_pairs/a/hr.tif", "area.geojson", "stack.tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     file = tmp_path / "example.toml"
     file.write_text(EXAMPLE.read_text())
     read_file = read_training_file(file)
-    assert [source.role for source in read_file.sources] == ["hr"] * 4 + ["sentinel2"] * 3
+    assert [source.role for source in read_file.sources] == ["hr", "hr", "pair", "hr", "hr"] + ["sentinel2"] * 3
     assert read_file.licence == "Orthophotos: city of Example, CC BY 4.0"
     keys = {name for name, field in Source.__dataclass_fields__.items() if not field.metadata.get("internal")}
     assert {key for key in keys if f"\n{key} = " not in EXAMPLE.read_text()} == set()
@@ -44,6 +44,8 @@ def test_what_is_not_stated_follows(tmp_path):
     assert read(toml(tmp_path, target_gsd_m="[2.0, 2.3]")).evaluate_gsd_m == 2.3
     assert read(toml(tmp_path, target_gsd_m="5")).target_gsd_m == (5.0, 5.0)
     assert read(toml(tmp_path, role='"sentinel2"')).target_gsd_m == (10.0, 10.0)
+    (source,) = read_training_file(toml(tmp_path), gsd_m=5.0).sources
+    assert (source.target_gsd_m, source.evaluate_gsd_m) == ((3.8, 6.4), 5.0)
 
 
 def test_paths_are_relative_to_the_file_and_take_variables(tmp_path, monkeypatch):
@@ -71,10 +73,10 @@ KEYS = (
     ("keys", "says"),
     [
         ({"wieght": "1.0"}, f"unknown key 'wieght'; expected one of {KEYS}; cure: did you mean 'weight'?"),
-        ({"role": '"HR"'}, "role = 'HR'; expected one of hr, sentinel2"),
+        ({"role": '"HR"'}, "role = 'HR'; expected one of hr, sentinel2, pair"),
         (
             {"role": '"sentinel-2"'},
-            "role = 'sentinel-2'; expected one of hr, sentinel2; cure: did you mean 'sentinel2'?",
+            "role = 'sentinel-2'; expected one of hr, sentinel2, pair; cure: did you mean 'sentinel2'?",
         ),
         ({"gsd_m": '"0.6"'}, "gsd_m = '0.6'; expected a number above 0"),
         ({"gsd_m": "nan"}, "gsd_m = nan; expected a number above 0"),
