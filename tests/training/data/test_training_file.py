@@ -65,7 +65,8 @@ TABLE_OR_LIST = 'a table such as { B04 = 1, B03 = 2, B02 = 3 }, or a list such a
 KEYS = (
     "name, role, path, zarr, variable, catalog, collection, aoi, period, max_cloud, asset, bands, dates, gsd_m, "
     "target_gsd_m, evaluate_gsd_m, values, scale, offset, offset_dn, place, family, split, weight, "
-    "images_per_place, evaluated, watched"
+    "images_per_place, evaluated, watched, coarse, coarse_bands, coarse_scale, coarse_offset, date, most_days, "
+    "registered"
 )
 
 
