@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,31 +94,6 @@ def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
     return list(found.values())
 
 
-def names_of(bundles: Sequence[Bundle], systems: Sequence[str]) -> list[str]:
-    """Return the names for reports: the system, with the distinct part of the path if several share a system."""
-    paths = [Path(bundle.path).absolute().with_suffix("").parts for bundle in bundles]
-    names = []
-    for path, system in zip(paths, systems, strict=True):
-        rivals = [other for other, of in zip(paths, systems, strict=True) if of == system]
-        names.append(f"{system} ({_own_part(path, rivals)})" if len(rivals) > 1 else system)
-    return names
-
-
-def _own_part(path: tuple[str, ...], rivals: Sequence[tuple[str, ...]]) -> str:
-    """Return the path without the common start and end of all paths. Keep the end if a path would become empty."""
-    first = min(_agreeing(rivals), min(len(rival) for rival in rivals) - 1)
-    rests = [rival[first:] for rival in rivals]
-    last = _agreeing([rest[::-1] for rest in rests])
-    if last == min(len(rest) for rest in rests):
-        last = 0
-    return "/".join(path[first : len(path) - last])
-
-
-def _agreeing(paths: Sequence[tuple[str, ...]]) -> int:
-    """Return the number of leading parts that all paths share."""
-    return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
-
-
 def fusions() -> set[str]:
     """Return the bundle kinds that are no system's first weights: they process another network's output."""
     from pipeline.superres.registry import known
@@ -148,6 +122,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     from training.data.sources import load_data, shipped_data
     from training.loop.distributed import device_of
     from training.quality.comparison import comparison
+    from training.quality.names import listing, names_of
 
     targets = [*args.targets, SHIPPED] if args.shipped and args.targets else args.targets
     bundles, after = bundles_of(targets), fusions()
@@ -156,17 +131,17 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     device = str(device_of(args.device))
     systems = [None if bundle.system in after else system_of(bundle, device) for bundle in bundles]
     data = load_data(args.on) if args.on else shipped_data()
-    pairs = list(zip(bundles, systems, strict=True))
-    names = names_of(bundles, [bundle.system if system is None else system.name for bundle, system in pairs])
+    kinds = [b.system if system is None else system.name for b, system in zip(bundles, systems, strict=True)]
+    names = names_of(bundles, kinds)
     sections: list[Section] = []
-    for name, (bundle, system) in zip(names, pairs, strict=True):
+    for name, bundle, system in zip(names, bundles, systems, strict=True):
         if system is None and args.only in (None, "wald"):
             sections += _of_fusion(name, bundle, data, args, say)
         elif system is not None and args.only in (None, "images"):
             sections += _of_system(name, system, data, args, say)
-    sections = [*comparison(sections), *sections]
+    sections = [listing(names, kinds, bundles), *comparison(sections), *sections]
     if not args.steps and args.only in (None, "scenes"):
-        sections += _of_whole(bundles, data, args, device, say)
+        sections += _of_whole(names, bundles, data, args, say)
     return sections
 
 
@@ -189,21 +164,25 @@ def whole_choices(bundles: Sequence[Bundle]) -> list[Choice]:
 
 
 def _of_whole(
-    bundles: Sequence[Bundle], data: TrainingData, args: argparse.Namespace, device: str, say: Callable[[str], None]
+    names: Sequence[str],
+    bundles: Sequence[Bundle],
+    data: TrainingData,
+    args: argparse.Namespace,
+    say: Callable[[str], None],
 ) -> list[Section]:
     """Return the tables of whole systems."""
     from pipeline.superres.system import load
     from pipeline.superres.systems import PLAIN
     from pipeline.superres.weights import choose
+    from training.loop.distributed import device_of
+    from training.quality.names import names_of_whole
     from training.quality.whole import whole_sections
 
-    choices, plain = whole_choices(bundles), load(choose(PLAIN), "cpu")
+    choices, plain, device = whole_choices(bundles), load(choose(PLAIN), "cpu"), str(device_of(args.device))
     sections = []
-    for choice in choices:
-        digests = ", ".join(file.sha256[:6] for file in choice.weights)
-        both = f"{choice.name} ({Path(choice.weights[0].where).stem} {digests})"
-        name = f"{both if len(choices) > 1 else choice.name}, all bands"
-        sections += whole_sections(name, load(choice, device), plain, data, args.per_set, args.seed, say)
+    for name, choice in zip(names_of_whole(choices, names, bundles), choices, strict=True):
+        system = load(choice, device)
+        sections += whole_sections(f"{name}, all bands", system, plain, data, args.per_set, args.seed, say)
     return sections
 
 
