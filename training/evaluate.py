@@ -186,6 +186,13 @@ def _of_whole(
     return sections
 
 
+def sheets_of(args: argparse.Namespace) -> int:
+    """Return the maximum number of sheets per set."""
+    from training.quality.land_cover import PLACES
+
+    return min(args.per_set or PLACES, PLACES)
+
+
 def _of_fusion(
     name: str, bundle: Bundle, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
 ) -> list[Section]:
@@ -202,7 +209,7 @@ def _of_fusion(
         )
     fuser = task.judge.load(bundle)
     if args.picture:
-        picture_fusion.write(name, fuser, data, args.picture, say)
+        picture_fusion.write(name, fuser, data, args.picture, say, sheets_of(args))
     if args.steps:
         return []
     return fusion_sections(name, fuser, task.judge, data, say)
@@ -231,7 +238,7 @@ def _of_system(
     how = Degradation(decimator=args.decimator)
     if args.picture:
         shown = held_out_pairs(data.held_out_chips(candidate.bands), how)
-        picture.write(candidate, shown, data.all_tiles, args.picture, say)
+        picture.write(candidate, shown, data.all_tiles, args.picture, say, sheets_of(args))
     if args.steps:
         chips = data.held_out_chips(candidate.bands)
         pairs = held_out_pairs(chips, how, args.per_set or steps.PER_SET)
