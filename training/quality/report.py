@@ -9,6 +9,7 @@ import torch
 
 from pipeline.bands import RGB
 from training.quality import judge, perceptual, real, spreads, wald
+from training.quality.as_logged import as_logged
 from training.quality.leaks import UNKNOWN, leaks_text
 from training.quality.pairs import BORDER_PX, held_out_pairs
 from training.quality.product import DEFAULT
@@ -87,7 +88,8 @@ def sr_sections(
         say(f"{candidate.name}: {len(pairs)} held-out images")
         records = judge.judge(candidate, plain, pairs, how, perceptual.distances())
         leaks = leaks_text(candidate, data)
-        sections += [with_remark(section, leaks) for section in truth_sections(candidate, records, how)]
+        logged = as_logged(records, f"{candidate.name}, network alone", how, per_set)
+        sections += [with_remark(section, leaks) for section in truth_sections(candidate, records, how, logged)]
         say(f"{candidate.name}: other blurs")
         quality = [record for record in records if record.table == "quality"]
         sections.append(blur_section(candidate, plain, chips, how, per_set, quality))
@@ -115,8 +117,10 @@ def _section(candidate: Candidate, title: str, text: str, records: Sequence[Reco
     return Section(title, text + caption, records, candidate.name, candidate.kind, candidate.digest, settings)
 
 
-def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degradation) -> list[Section]:
-    """Return the sections of held-out images with known truth."""
+def truth_sections(
+    candidate: Candidate, records: Sequence[Record], how: Degradation, logged: str = ""
+) -> list[Section]:
+    """Return the sections of held-out images with known truth. `logged`: the numbers that a run's log gives."""
     quality = [record for record in records if record.table == "quality"]
     detail = [record for record in records if record.table == judge.DETAIL]
     under = repr(how)
@@ -124,7 +128,7 @@ def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degrada
     psnr = (
         f"PSNR in dB, data range 1 reflectance, {BORDER_PX} px border left out. `stored`: what a run stores, masks, "
         f"blending, contract and quantisation included, by estimate and --consistency. {seconds}\n\n"
-        f"{psnr_table(quality)}\n\n{below_text(candidate, quality)}"
+        f"{psnr_table(quality)}\n\n{below_text(candidate, quality)} {logged}"
     )
     against = (
         f"Averages over sets. SAM in degrees, ERGAS with Wald's factor, SRE in dB, gradient over that of the truth "
