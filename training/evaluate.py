@@ -46,7 +46,20 @@ def parser() -> argparse.ArgumentParser:
         help="write sheets of a few held-out places here, as PNG: RGB for super-resolution, false colour for fusion",
     )
     p.add_argument("--steps", type=_steps, help="only compare these numbers of sampling steps, such as 1,2,4,8,20,50")
-    p.add_argument("--per-set", type=_natural, help="use only the first N images of each set")
+    p.add_argument(
+        "--per-set",
+        type=_natural,
+        metavar="N",
+        help="use only the first N images, scenes and real patches of each set, write at most N sheets of it, and do "
+        "not measure the cost of a unit; most of what remains are draws: see --members",
+    )
+    p.add_argument(
+        "--members",
+        type=_members,
+        default=8,
+        metavar="N",
+        help="draws per image of the table on what members know of errors; 0 leaves it out (default: %(default)s)",
+    )
     p.add_argument(
         "--only",
         choices=PARTS,
@@ -69,6 +82,12 @@ def _report(text: str) -> Path:
 def _natural(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _members(text: str) -> int:
+    if not text.isdecimal() or int(text) == 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor a whole number of at least 2")
     return int(text)
 
 
@@ -199,7 +218,7 @@ def _of_fusion(
     """Return the tables of one fusion, and write its pictures if requested. It has no sampling steps to compare."""
     from training import registry
     from training.quality import picture_fusion
-    from training.quality.report import fusion_sections
+    from training.quality.report_fusion import fusion_sections
 
     task = registry.of_kind(bundle.system)
     if task is None or task.judge is None:
@@ -212,7 +231,7 @@ def _of_fusion(
         picture_fusion.write(name, fuser, data, args.picture, say, sheets_of(args))
     if args.steps:
         return []
-    return fusion_sections(name, fuser, task.judge, data, say)
+    return fusion_sections(name, fuser, task.judge, data, say, args.per_set)
 
 
 def _of_system(
@@ -243,7 +262,7 @@ def _of_system(
         chips = data.held_out_chips(candidate.bands)
         pairs = held_out_pairs(chips, how, args.per_set or steps.PER_SET)
         return [steps.section(candidate, pairs, args.steps, how, say)]
-    return sr_sections(candidate, load(choose(PLAIN), "cpu"), data, how, args.per_set, say)
+    return sr_sections(candidate, load(choose(PLAIN), "cpu"), data, how, args.per_set, say, args.members)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

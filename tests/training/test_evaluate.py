@@ -92,7 +92,18 @@ def test_weights_of_one_system_are_told_apart(towns, run, tmp_path, capsys):
     other, out = tmp_path / "later" / "tiny-sr.safetensors", tmp_path / "table.md"
     torch.manual_seed(1)
     save_bundle(other, load_bundle(run / "tiny-sr.safetensors"), LiteNetwork(**LITE).state_dict())
-    command = ["--on", str(towns), "--per-set", "1", "--out", str(out), "--picture", str(tmp_path / "sheets")]
+    command = [
+        "--on",
+        str(towns),
+        "--per-set",
+        "1",
+        "--members",
+        "0",
+        "--out",
+        str(out),
+        "--picture",
+        str(tmp_path / "sheets"),
+    ]
     targets = [str(run), str(other), str(run / "tiny-sr.safetensors")]
     assert evaluate.main([*targets, "--only", "images", *command]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -109,6 +120,7 @@ def test_weights_of_one_system_are_told_apart(towns, run, tmp_path, capsys):
     networks = [name for of in ("run", "later") for name in (of, f"{of}, network alone")]
     assert compared == ["", "nearest", "bicubic", "IBP", "IBP, true kernel", *networks]
     rows = list(csv.DictReader(out.with_suffix(".csv").read_text().splitlines()))
+    assert not any(row["table"].startswith("spread") for row in rows)
     assert {(row["name"], row["digest"]) for row in rows} == {
         ("run", load_bundle(run / "tiny-sr.safetensors").digest),
         ("later", load_bundle(other).digest),
@@ -193,6 +205,7 @@ def test_failures_are_one_line_and_leave_nothing(command, said, towns, run, tmp_
         (["--steps", "1,x"], "'x' is no whole number"),
         (["--out", "a.csv"], "is for the tables"),
         (["--per-set", "0"], "'0'"),
+        (["--members", "1"], "'1' is neither 0 nor a whole number of at least 2"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, said, capsys):
