@@ -152,8 +152,8 @@ def stretched(pixels: Tensor, ends: Ends) -> Tensor:
 def sheet(shown: Sequence[Panel], title: str, columns: int = COLUMNS, *, by_band: bool = False) -> Image.Image:
     """Arrange panels in rows of `columns` below the lines of the title.
 
-    All share one stretch, except those with their own; `by_band` stretches each band by itself, as false colour needs.
-    Text that is too long for its place is cut.
+    All share one stretch, except those with their own; `by_band` stretches each band by itself, as false colour needs,
+    and linearly. Text that is too long for its place is cut.
     """
     reference = (shown[-1] if shown[-1].ends is None else shown[0]).pixels
     stretch = ends_of(reference, by_band=by_band)
@@ -170,7 +170,8 @@ def sheet(shown: Sequence[Panel], title: str, columns: int = COLUMNS, *, by_band
         left = GAP_PX + index % columns * (width + GAP_PX)
         top = above + index // columns * (height + LABEL_PX + GAP_PX)
         draw.text((left, top + 2), fitted(panel.label, width, font), fill="black", font=font)
-        pixels = _enlarged(panel.pixels, *(panel.ends or stretch), zoom)
+        gamma = 1.0 if by_band or len(panel.pixels) == 1 else DISPLAY_GAMMA
+        pixels = _enlarged(stretched(panel.pixels, panel.ends or stretch).clamp(0, 1) ** gamma, zoom)
         image.paste(Image.fromarray(pixels), (left, top + LABEL_PX))
     return image
 
@@ -183,10 +184,9 @@ def fitted(text: str, width_px: float, font: Font) -> str:
     return kept if kept == text else f"...{kept}"
 
 
-def _enlarged(pixels: Tensor, black: Tensor, white: Tensor, zoom: int) -> NDArray[np.uint8]:
-    """Enlarge (1 or 3, n, n) to 8-bit (zoom*n, zoom*n, 3) by replication."""
-    scaled = stretched(pixels, (black, white)).clamp(0, 1).numpy() ** (DISPLAY_GAMMA if len(pixels) > 1 else 1)
-    eight = np.rint(np.broadcast_to(scaled, (3, *scaled.shape[1:])) * 255).astype(np.uint8)
+def _enlarged(shown: Tensor, zoom: int) -> NDArray[np.uint8]:
+    """Enlarge (1 or 3, n, n) in 0 to 1 to 8-bit (zoom*n, zoom*n, 3) by replication."""
+    eight = np.rint(shown.expand(3, -1, -1).numpy() * 255).astype(np.uint8)
     return np.ascontiguousarray(eight.transpose(1, 2, 0).repeat(zoom, 0).repeat(zoom, 1))
 
 
