@@ -43,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
         "--picture",
         type=Path,
         metavar="FOLDER",
-        help="write sheets of a few held-out places here, as PNG: RGB for super-resolution, false colour for fusion",
+        help="write sheets here, as PNG, of up to three held-out places per set that differ in land cover: RGB for "
+        "super-resolution, false colour for fusion",
     )
     p.add_argument("--steps", type=_steps, help="only compare these numbers of sampling steps, such as 1,2,4,8,20,50")
     p.add_argument(
