@@ -44,7 +44,7 @@ def names_of(bundles: Sequence[Bundle], systems: Sequence[str]) -> list[str]:
 def names_of_whole(choices: Sequence[Choice], names: Sequence[str], bundles: Sequence[Bundle]) -> list[str]:
     """Return the names of systems composed of `bundles`: the system or, if there are several, those of the weights.
 
-    Shipped weights that fill in what was not given are not named.
+    Weights that all share, and shipped ones that fill in what was not given, are not named.
     """
     if len(choices) == 1:
         return [choices[0].name]
@@ -52,8 +52,10 @@ def names_of_whole(choices: Sequence[Choice], names: Sequence[str], bundles: Seq
     found = []
     for choice in choices:
         paths = [locate(file.where).resolve() for file in choice.weights]
-        found.append(" with ".join(known[path] for path in paths if path in known))
-    return _with_system(found, [choice.name for choice in choices])
+        found.append([known[path] for path in paths if path in known])
+    shared = set.intersection(*map(set, found)) if found else set()
+    named = [" with ".join([name for name in of if name not in shared] or of) for of in found]
+    return _with_system(named, [choice.name for choice in choices])
 
 
 def _with_system(names: Sequence[str], systems: Sequence[str]) -> list[str]:

@@ -51,16 +51,18 @@ def test_weights_of_different_systems_do_not_share_a_name(tmp_path):
 
 
 def test_whole_systems_are_named_by_what_was_given(tmp_path):
-    first, second, fusion = (bundle(tmp_path / f"{name}.safetensors") for name in ("one", "two", "fuse"))
+    first, second, fusion, other = (bundle(tmp_path / f"{name}.safetensors") for name in ("one", "two", "f", "g"))
 
     def choice(*bundles):
         return Choice("lite", tuple(File("", of if isinstance(of, str) else of.path, "") for of in bundles))
 
     filled_in = "shipped:lite-fusion.safetensors"
-    names, bundles = ["one", "two", "lite-fusion"], [first, second, fusion]
+    names, bundles = ["one", "two", "f", "g"], [first, second, fusion, other]
     assert names_of_whole([choice(first, filled_in), choice(second, filled_in)], names, bundles) == ["one", "two"]
-    both = [choice(first, fusion), choice(second, fusion)]
-    assert names_of_whole(both, names, bundles) == ["one with lite-fusion", "two with lite-fusion"]
+    assert names_of_whole([choice(first, fusion), choice(second, fusion)], names, bundles) == ["one", "two"]
+    mixed = [choice(first, fusion), choice(second, other)]
+    assert names_of_whole(mixed, names, bundles) == ["one with f", "two with g"]
+    assert names_of_whole([], names, bundles) == []
     assert names_of_whole([choice(first, filled_in)], names, bundles) == ["lite"]
 
 
