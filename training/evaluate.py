@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import cache, partial
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,10 +44,24 @@ def parser() -> argparse.ArgumentParser:
         "--picture",
         type=Path,
         metavar="FOLDER",
-        help="write sheets of a few held-out places here, as PNG: RGB for super-resolution, false colour for fusion",
+        help="write sheets here, as PNG, of up to three held-out places per set that differ in land cover: RGB for "
+        "super-resolution, false colour for fusion",
     )
     p.add_argument("--steps", type=_steps, help="only compare these numbers of sampling steps, such as 1,2,4,8,20,50")
-    p.add_argument("--per-set", type=_natural, help="use only the first N images of each set")
+    p.add_argument(
+        "--per-set",
+        type=_natural,
+        metavar="N",
+        help="use only the first N images, scenes and real patches of each set, write at most N sheets of it, and do "
+        "not measure the cost of a unit; most of what remains are draws: see --members",
+    )
+    p.add_argument(
+        "--members",
+        type=_members,
+        default=8,
+        metavar="N",
+        help="draws per image of the table on what members know of errors; 0 leaves it out (default: %(default)s)",
+    )
     p.add_argument(
         "--only",
         choices=PARTS,
@@ -74,6 +87,12 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+def _members(text: str) -> int:
+    if not text.isdecimal() or int(text) == 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor a whole number of at least 2")
+    return int(text)
+
+
 def _steps(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_natural(part.strip()) for part in text.split(",")))
 
@@ -94,31 +113,6 @@ def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
             )
         found |= {file.resolve(): load_bundle(file) for file in files}
     return list(found.values())
-
-
-def names_of(bundles: Sequence[Bundle], systems: Sequence[str]) -> list[str]:
-    """Return the names for reports: the system, with the distinct part of the path if several share a system."""
-    paths = [Path(bundle.path).absolute().with_suffix("").parts for bundle in bundles]
-    names = []
-    for path, system in zip(paths, systems, strict=True):
-        rivals = [other for other, of in zip(paths, systems, strict=True) if of == system]
-        names.append(f"{system} ({_own_part(path, rivals)})" if len(rivals) > 1 else system)
-    return names
-
-
-def _own_part(path: tuple[str, ...], rivals: Sequence[tuple[str, ...]]) -> str:
-    """Return the path without the common start and end of all paths. Keep the end if a path would become empty."""
-    first = min(_agreeing(rivals), min(len(rival) for rival in rivals) - 1)
-    rests = [rival[first:] for rival in rivals]
-    last = _agreeing([rest[::-1] for rest in rests])
-    if last == min(len(rest) for rest in rests):
-        last = 0
-    return "/".join(path[first : len(path) - last])
-
-
-def _agreeing(paths: Sequence[tuple[str, ...]]) -> int:
-    """Return the number of leading parts that all paths share."""
-    return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
 
 
 def fusions() -> set[str]:
@@ -149,6 +143,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     from training.data.sources import load_data, shipped_data
     from training.loop.distributed import device_of
     from training.quality.comparison import comparison
+    from training.quality.names import listing, names_of
     from training.quality.sampler import NATIVE_GSD_M
 
     targets = [*args.targets, SHIPPED] if args.shipped and args.targets else args.targets
@@ -163,17 +158,17 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
         output_gsd_m = NATIVE_GSD_M / scale
         return load_data(args.on, output_gsd_m, scale) if args.on else shipped_data(None, output_gsd_m, scale)
 
-    pairs = list(zip(bundles, systems, strict=True))
-    names = names_of(bundles, [bundle.system if system is None else system.name for bundle, system in pairs])
+    kinds = [b.system if system is None else system.name for b, system in zip(bundles, systems, strict=True)]
+    names = names_of(bundles, kinds)
     sections: list[Section] = []
-    for name, (bundle, system) in zip(names, pairs, strict=True):
+    for name, bundle, system in zip(names, bundles, systems, strict=True):
         if system is None and args.only in (None, "wald"):
             sections += _of_fusion(name, bundle, data_of(SCALE_10M), args, say)
         elif system is not None and args.only in (None, "images"):
             sections += _of_system(name, system, data_of(bundle.scale), args, say)
-    sections = [*comparison(sections), *sections]
+    sections = [listing(names, kinds, bundles), *comparison(sections), *sections]
     if not args.steps and args.only in (None, "scenes"):
-        sections += _of_whole(bundles, data_of(SCALE_10M), args, device, say)
+        sections += _of_whole(names, bundles, data_of(SCALE_10M), args, say)
     return sections
 
 
@@ -196,22 +191,33 @@ def whole_choices(bundles: Sequence[Bundle]) -> list[Choice]:
 
 
 def _of_whole(
-    bundles: Sequence[Bundle], data: TrainingData, args: argparse.Namespace, device: str, say: Callable[[str], None]
+    names: Sequence[str],
+    bundles: Sequence[Bundle],
+    data: TrainingData,
+    args: argparse.Namespace,
+    say: Callable[[str], None],
 ) -> list[Section]:
     """Return the tables of whole systems."""
     from pipeline.superres.system import load
     from pipeline.superres.systems import PLAIN
     from pipeline.superres.weights import choose
+    from training.loop.distributed import device_of
+    from training.quality.names import names_of_whole
     from training.quality.whole import whole_sections
 
-    choices, plain = whole_choices(bundles), load(choose(PLAIN), "cpu")
+    choices, plain, device = whole_choices(bundles), load(choose(PLAIN), "cpu"), str(device_of(args.device))
     sections = []
-    for choice in choices:
-        digests = ", ".join(file.sha256[:6] for file in choice.weights)
-        both = f"{choice.name} ({Path(choice.weights[0].where).stem} {digests})"
-        name = f"{both if len(choices) > 1 else choice.name}, all bands"
-        sections += whole_sections(name, load(choice, device), plain, data, args.per_set, args.seed, say)
+    for name, choice in zip(names_of_whole(choices, names, bundles), choices, strict=True):
+        system = load(choice, device)
+        sections += whole_sections(f"{name}, all bands", system, plain, data, args.per_set, args.seed, say)
     return sections
+
+
+def sheets_of(args: argparse.Namespace) -> int:
+    """Return the maximum number of sheets per set."""
+    from training.quality.land_cover import PLACES
+
+    return min(args.per_set or PLACES, PLACES)
 
 
 def _of_fusion(
@@ -220,7 +226,7 @@ def _of_fusion(
     """Return the tables of one fusion, and write its pictures if requested. It has no sampling steps to compare."""
     from training import registry
     from training.quality import picture_fusion
-    from training.quality.report import fusion_sections
+    from training.quality.report_fusion import fusion_sections
 
     task = registry.of_kind(bundle.system)
     if task is None or task.judge is None:
@@ -230,10 +236,10 @@ def _of_fusion(
         )
     fuser = task.judge.load(bundle)
     if args.picture:
-        picture_fusion.write(name, fuser, data, args.picture, say)
+        picture_fusion.write(name, fuser, data, args.picture, say, sheets_of(args))
     if args.steps:
         return []
-    return fusion_sections(name, fuser, task.judge, data, say)
+    return fusion_sections(name, fuser, task.judge, data, say, args.per_set)
 
 
 def _of_system(
@@ -259,12 +265,12 @@ def _of_system(
     how = Degradation(decimator=args.decimator).of_scale(candidate.scale)
     if args.picture:
         shown = held_out_pairs(data.held_out_chips(candidate.bands), how)
-        picture.write(candidate, shown, data.all_tiles, args.picture, say)
+        picture.write(candidate, shown, data.all_tiles, args.picture, say, sheets_of(args))
     if args.steps:
         chips = data.held_out_chips(candidate.bands)
         pairs = held_out_pairs(chips, how, args.per_set or steps.PER_SET)
         return [steps.section(candidate, pairs, args.steps, how, say)]
-    return sr_sections(candidate, load(choose(PLAIN), "cpu"), data, how, args.per_set, say)
+    return sr_sections(candidate, load(choose(PLAIN), "cpu"), data, how, args.per_set, say, args.members)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

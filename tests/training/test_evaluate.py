@@ -1,7 +1,6 @@
 """The command: which bundles it takes, what it writes, and what it says when it cannot."""
 
 import csv
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,41 +92,40 @@ def test_weights_of_one_system_are_told_apart(towns, run, tmp_path, capsys):
     other, out = tmp_path / "later" / "tiny-sr.safetensors", tmp_path / "table.md"
     torch.manual_seed(1)
     save_bundle(other, load_bundle(run / "tiny-sr.safetensors"), LiteNetwork(**LITE).state_dict())
-    command = ["--on", str(towns), "--per-set", "1", "--out", str(out), "--picture", str(tmp_path / "sheets")]
+    command = [
+        "--on",
+        str(towns),
+        "--per-set",
+        "1",
+        "--members",
+        "0",
+        "--out",
+        str(out),
+        "--picture",
+        str(tmp_path / "sheets"),
+    ]
     targets = [str(run), str(other), str(run / "tiny-sr.safetensors")]
     assert evaluate.main([*targets, "--only", "images", *command]) == 0
     lines = capsys.readouterr().out.splitlines()
     titles = [line for line in lines if line.startswith("### ")]
     assert len(set(titles)) == len(titles)
-    assert titles[0] == "### comparison"
-    assert {title.split(":")[0] for title in titles[1:]} == {"### lite (run)", "### lite (later)"}
-    compared = [line.split("|")[1].strip() for line in lines[: lines.index(titles[1])] if line.startswith("| ")]
-    networks = [name for of in ("run", "later") for name in (f"lite ({of})", f"lite ({of}), network alone")]
+    assert titles[:2] == ["### weights", "### comparison"]
+    assert {title.split(":")[0] for title in titles[2:]} == {"### run", "### later"}
+    assert sum(str(other) in line for line in lines) == 1
+    compared = [
+        line.split("|")[1].strip()
+        for line in lines[lines.index(titles[1]) : lines.index(titles[2])]
+        if line[:2] == "| "
+    ]
+    networks = [name for of in ("run", "later") for name in (of, f"{of}, network alone")]
     assert compared == ["", "nearest", "bicubic", "IBP", "IBP, true kernel", *networks]
     rows = list(csv.DictReader(out.with_suffix(".csv").read_text().splitlines()))
+    assert not any(row["table"].startswith("spread") for row in rows)
     assert {(row["name"], row["digest"]) for row in rows} == {
-        ("lite (run)", load_bundle(run / "tiny-sr.safetensors").digest),
-        ("lite (later)", load_bundle(other).digest),
+        ("run", load_bundle(run / "tiny-sr.safetensors").digest),
+        ("later", load_bundle(other).digest),
     }
-    assert len(list((tmp_path / "sheets").iterdir())) == 2
-
-
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        (["runs/a/lite-sr", "runs/b/lite-sr"], ["lite (a)", "lite (b)"]),
-        (["runs/a/first", "runs/a/second"], ["lite (first)", "lite (second)"]),
-        (["runs/a/x", "runs/b/x", "runs/b/y"], ["lite (a/x)", "lite (b/x)", "lite (b/y)"]),
-        (["runs/x", "runs/b/x"], ["lite (x)", "lite (b/x)"]),
-        (["runs/x", "runs/x/y"], ["lite (x)", "lite (x/y)"]),
-        (["runs/a/x"], ["lite"]),
-    ],
-)
-def test_names_say_what_differs(paths, names, tmp_path):
-    empty = Bundle(SYSTEM, LITE, RGB_BANDS, RGB_BANDS, 4, LATTICE)
-    bundles = [replace(empty, path=str(tmp_path / f"{path}.safetensors")) for path in paths]
-    assert evaluate.names_of(bundles, ["lite"] * len(bundles)) == names
-    assert evaluate.names_of([*bundles, empty], [*["lite"] * len(bundles), "lite-fusion"])[-1] == "lite-fusion"
+    assert {path.name.split("-")[0] for path in (tmp_path / "sheets").iterdir()} == {"run", "later"}
 
 
 def test_steps_are_compared(towns, run, capsys):
@@ -207,6 +205,7 @@ def test_failures_are_one_line_and_leave_nothing(command, said, towns, run, tmp_
         (["--steps", "1,x"], "'x' is no whole number"),
         (["--out", "a.csv"], "is for the tables"),
         (["--per-set", "0"], "'0'"),
+        (["--members", "1"], "'1' is neither 0 nor a whole number of at least 2"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, said, capsys):

@@ -48,6 +48,7 @@ def test_the_same_file_trains_fusion(own, tmp_path, capsys):
     assert provenance["data"] == "our town"
     assert provenance["sources"] == {"scenes": {"train": 2, "held-out": 1}}
     assert "20 m x2" in provenance["held_out"]
+    assert [path.suffix for path in (tmp_path / "run" / "samples").iterdir()] == [".png"]
 
 
 def test_what_a_preset_uses_and_ignores_is_listed(own, tmp_path, capsys):

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 MEMBERS = 8
 WINDOW_PX = 480  # one window of the lattice, at 2.5 m
-DRAW, OF_MEMBERS = Way("sample"), Way(members=MEMBERS)
+DRAW = Way("sample")
 WAYS = (Way(consistency="none"), Way(consistency="box"), DEFAULT, DRAW)
 PLAIN = (Way(consistency="box"), DEFAULT)  # ways for interpolation
 DETAIL = "generated detail"  # name of the table of shares
@@ -240,15 +240,16 @@ def judge(
 
 
 @torch.inference_mode()
-def judge_members(candidate: Candidate, pairs: Sequence[Pair]) -> list[Record]:
-    """Score the members' spread against errors, and the PSNR of their mean: tables "spread" and "spread, pooled"."""
-    records, pools, name = [], Pools(), candidate.label(OF_MEMBERS)
+def judge_members(candidate: Candidate, pairs: Sequence[Pair], count: int = MEMBERS) -> list[Record]:
+    """Score the spread of `count` members against errors, and their mean: tables "spread" and "spread, pooled"."""
+    of_members = Way(members=count)
+    records, pools, name = [], Pools(), candidate.label(of_members)
     for pair in pairs:
-        products = {way: candidate.stored(pair, way) for way in (DEFAULT, DRAW, OF_MEMBERS)}
-        record = of_image(name, pair, products[OF_MEMBERS], products[DRAW])
-        psnr = {f"PSNR, {way}": score(products[way].rho[None], pair) for way in (DEFAULT, OF_MEMBERS)}
+        products = {way: candidate.stored(pair, way) for way in (DEFAULT, DRAW, of_members)}
+        record = of_image(name, pair, products[of_members], products[DRAW])
+        psnr = {f"PSNR, {way}": score(products[way].rho[None], pair) for way in (DEFAULT, of_members)}
         records.append(replace(record, values={**psnr, **record.values}))
-        pools.add(name, pair, products[OF_MEMBERS])
+        pools.add(name, pair, products[of_members])
     return [*records, *pools.records()]
 
 

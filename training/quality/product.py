@@ -1,11 +1,12 @@
 """What a run stores of one image, with the pipeline's own windows, masks, blending, consistency and quantisation.
 
-The image is placed in the lattice of the system's windows and padded by reflection on all sides.
+The image is placed in the lattice of the system's windows where it touches the fewest, and padded by reflection on all
+sides.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from pipeline.grid.lattice import Lattice
     from pipeline.superres.layers import Layer
     from pipeline.superres.spec import SceneState
     from pipeline.superres.system import System
@@ -87,8 +89,8 @@ def store(
     """
     ny, nx = (max(-(-raster.shape[axis] * gsd // 60) for gsd, raster in dn.items()) * BLOCK_60M for axis in (1, 2))
     groups = groups_of(system.stages, order)
-    stride = groups[0].lattice.stride_px
-    row, col = ((stride - side) // 2 // BLOCK_60M * BLOCK_60M for side in (ny, nx))  # centred, for the fewest windows
+    reach = replace(options, consistency=DEFAULT.consistency).reach_px(order)  # the same place for every consistency
+    row, col = (first_of(groups[0].lattice, side, reach) for side in (ny, nx))
     window = Window(row, col, ny, nx)
     around = read_window(groups, window.pad(options.reach_px(order)))
     continued = {gsd: _continued(raster, gsd, window, around) for gsd, raster in dn.items()}
@@ -100,6 +102,23 @@ def store(
         times = round(TARGET_GSD_M / gsd_m)
         return _cut(result.layers[gsd_m], times * height, times * width)
     return _resampled(_cut(result.first, height, width), gsd_m / TARGET_GSD_M)
+
+
+def first_of(lattice: Lattice, side: int, reach: int) -> int:
+    """Return the first row, a multiple of 24 px, at which an image of `side` px touches the fewest windows.
+
+    `reach`: px around the image that may have to be predicted too. Of several such rows, that of the fewest windows
+    without them, then the one that centres the image best in a stride.
+    """
+    centred = (lattice.stride_px - side) // 2 // BLOCK_60M * BLOCK_60M
+    half = lattice.stride_px // 2 // BLOCK_60M * BLOCK_60M
+
+    def cost(first: int) -> tuple[int, int, int]:
+        image = Window(first, first, side, side)
+        around, alone = (len(lattice.cells_touching(image.pad(px))) for px in (reach, 0))
+        return around, alone, abs(first - centred)
+
+    return min(range(centred - half, centred + half + 1, BLOCK_60M), key=cost)
 
 
 def _continued(raster: NDArray[np.uint16], gsd: int, window: Window, around: Window) -> NDArray[np.uint16]:

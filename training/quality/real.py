@@ -14,7 +14,7 @@ from training.quality.product import Way
 from training.quality.tables import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -88,12 +88,20 @@ def scores(lr: Tensor, sr: Tensor) -> dict[str, float | None]:
 
 
 def judge(
-    system: System, plain: System, tiles: Iterable[Tile], seed: int = 0, bands: tuple[str, ...] = RGB
+    system: System,
+    plain: System,
+    tiles: Iterable[Tile],
+    seed: int = 0,
+    bands: tuple[str, ...] = RGB,
+    per_set: int | None = None,
 ) -> list[Record]:
-    """Score `system` and interpolation (`plain`) on held-out real patches with every consistency setting."""
+    """Score `system` and interpolation (`plain`) on held-out real patches with every consistency setting.
+
+    `per_set`: maximum number of patches per source.
+    """
     untrained = [tile for tile in tiles if tile.split == "held-out"]
     records = []
-    for index, (tile, rho) in enumerate(patches(untrained, PATCH_PX, per_tile=PATCHES, bands=bands)):
+    for index, (tile, rho) in enumerate(_judged(untrained, bands, per_set)):
         lr = torch.from_numpy(rho)
         for under_test in (plain, system):
             for contract in CONTRACTS:
@@ -103,3 +111,16 @@ def judge(
                 method = f"{under_test.name}, {contract}"
                 records.append(Record("real", tile.source or "L2A", tile.place, index, method, values, why))
     return records
+
+
+def _judged(
+    tiles: Sequence[Tile], bands: tuple[str, ...], per_set: int | None
+) -> list[tuple[Tile, NDArray[np.float32]]]:
+    """Return the patches to judge, at most `PATCHES`, and at most `per_set` of each source."""
+    if per_set is None:
+        return patches(tiles, PATCH_PX, per_tile=PATCHES, bands=bands)
+    found = []
+    for source in dict.fromkeys(tile.source for tile in tiles):
+        of_source = [tile for tile in tiles if tile.source == source]
+        found += patches(of_source, PATCH_PX, per_set, per_set, bands)
+    return found[:PATCHES]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from pipeline.bands import RGB, SCALE_10M
-from training.quality import judge, perceptual, real, spreads, wald
+from pipeline.terminal import counted
+from training.quality import judge, perceptual, real, spreads
+from training.quality.as_logged import as_logged
 from training.quality.leaks import UNKNOWN, leaks_text
 from training.quality.pairs import BORDER_PX, held_out_pairs
 from training.quality.product import DEFAULT
@@ -33,11 +33,9 @@ if TYPE_CHECKING:
     from pipeline.superres.system import System
     from training.data.rasters import Chip
     from training.data.sources import TrainingData
-    from training.data.tiles import Tile
     from training.degradation.degrade import Degradation
     from training.quality.judge import Candidate
     from training.quality.pairs import Pair
-    from training.quality.wald import Fuser, Judge
 
     Say = Callable[[str], None]
 
@@ -68,14 +66,22 @@ OPENSR_DIGITS = {
     "improvement": 3,
 }
 REFERENCE = "IBP"
-FUSION = "fusion, "  # prefix of fusion tables
-SCENES = 12  # maximum per source
 
 
 def sr_sections(
-    candidate: Candidate, plain: System, data: TrainingData, how: Degradation, per_set: int | None, say: Say
+    candidate: Candidate,
+    plain: System,
+    data: TrainingData,
+    how: Degradation,
+    per_set: int | None,
+    say: Say,
+    members: int = judge.MEMBERS,
 ) -> list[Section]:
-    """Return all sections of a super-resolver, compared with `plain` interpolation."""
+    """Return all sections of a super-resolver, compared with `plain` interpolation.
+
+    `per_set`: maximum number of images and of real patches per set. `members`: draws per image of the section on
+    members, 0 to leave it out.
+    """
     chips = data.held_out_chips(candidate.bands)
     pairs = held_out_pairs(chips, how, per_set)
     sections = []
@@ -87,16 +93,17 @@ def sr_sections(
         say(f"{candidate.name}: {len(pairs)} held-out images")
         records = judge.judge(candidate, plain, pairs, how, perceptual.distances())
         leaks = leaks_text(candidate, data)
-        sections += [with_remark(section, leaks) for section in truth_sections(candidate, records, how)]
+        logged = as_logged(records, f"{candidate.name}, network alone", how, per_set)
+        sections += [with_remark(section, leaks) for section in truth_sections(candidate, records, how, logged)]
         say(f"{candidate.name}: other blurs")
         quality = [record for record in records if record.table == "quality"]
         sections.append(blur_section(candidate, plain, chips, how, per_set, quality))
         few = min(per_set or MEMBERS_PER_SET, MEMBERS_PER_SET)
-        if candidate.draws:
-            say(f"{candidate.name}: {judge.MEMBERS} members of {few} images of each set")
-            sections.append(members_section(candidate, held_out_pairs(chips, how, few), how, few))
+        if candidate.draws and members:
+            say(f"{candidate.name}: {members} members of {counted(few, 'image')} of each set")
+            sections.append(members_section(candidate, held_out_pairs(chips, how, few), how, few, members))
     say(f"{candidate.name}: real patches")
-    found = real.judge(candidate.system, plain, data.all_tiles, candidate.seed, candidate.bands)
+    found = real.judge(candidate.system, plain, data.all_tiles, candidate.seed, candidate.bands, per_set)
     return sections + real_sections(candidate, found)
 
 
@@ -117,8 +124,10 @@ def _section(candidate: Candidate, title: str, text: str, records: Sequence[Reco
     )
 
 
-def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degradation) -> list[Section]:
-    """Return the sections of held-out images with known truth."""
+def truth_sections(
+    candidate: Candidate, records: Sequence[Record], how: Degradation, logged: str = ""
+) -> list[Section]:
+    """Return the sections of held-out images with known truth. `logged`: the numbers that a run's log gives."""
     quality = [record for record in records if record.table == "quality"]
     detail = [record for record in records if record.table == judge.DETAIL]
     under = repr(how)
@@ -126,7 +135,7 @@ def truth_sections(candidate: Candidate, records: Sequence[Record], how: Degrada
     psnr = (
         f"PSNR in dB, data range 1 reflectance, {BORDER_PX} px border left out. `stored`: what a run stores, masks, "
         f"blending, contract and quantisation included, by estimate and --consistency. {seconds}\n\n"
-        f"{psnr_table(quality)}\n\n{below_text(candidate, quality)}"
+        f"{psnr_table(quality)}\n\n{below_text(candidate, quality)} {logged}"
     )
     against = (
         f"Averages over sets. SAM in degrees, ERGAS with Wald's factor, SRE in dB, gradient over that of the truth "
@@ -191,9 +200,11 @@ def detail_text(records: Sequence[Record]) -> str:
     return f"Share of the pixels of `{method}` by `quality`.\n\n{markdown(['set', *columns], rows)}"
 
 
-def members_section(candidate: Candidate, pairs: Sequence[Pair], how: Degradation, per_set: int) -> Section:
+def members_section(
+    candidate: Candidate, pairs: Sequence[Pair], how: Degradation, per_set: int, members: int = judge.MEMBERS
+) -> Section:
     """Return the section on members: PSNR of their mean, and their spread against errors."""
-    records = judge.judge_members(candidate, pairs)
+    records = judge.judge_members(candidate, pairs, members)
     text = f"The first {per_set} images of each set. {members_text(records)}"
     return _section(candidate, f"{candidate.name}: what members know of errors", text, records, repr(how))
 
@@ -285,62 +296,3 @@ def real_sections(candidate: Candidate, records: Sequence[Record]) -> list[Secti
 def _as_one_set(records: Sequence[Record]) -> list[Record]:
     """Return the records as one set, so that every patch has equal weight."""
     return [replace(record, set="patches") for record in records]
-
-
-@torch.inference_mode()
-def fusion_sections(name: str, fuser: Fuser, how: Judge, data: TrainingData, say: Say) -> list[Section]:
-    """Return Wald's protocol per source, on held-out scenes and on scenes watched in training."""
-    held_out = [tile for tile in data.tiles("held-out") if tile.evaluated]
-    watched = [tile for tile in data.watched_tiles() if tile not in held_out]
-    bundle = fuser.bundle
-    settings = f"{bundle.system} sha256 {bundle.digest[:12]}; Wald's protocol, Gaussian of 1/s px before block means"
-    sections = []
-    for kind, tiles in (("held out", held_out), ("watched in training, never learned from", watched)):
-        for source in dict.fromkeys(tile.source for tile in tiles):
-            say(f"{name}: {source}")
-            inside = [tile for tile in tiles if tile.source == source][:SCENES]
-            records = [record for index, tile in enumerate(inside) for record in _of_tile(fuser, how, tile, index)]
-            text = f"{fusion_text(records)}\n\n<sub>{settings}</sub>"
-            title = f"{name}: {source}, {len(inside)} scene{'s' if len(inside) > 1 else ''} ({kind})"
-            sections.append(Section(title, text, records, name, bundle.system, bundle.digest, settings))
-    if not sections:
-        text = f"{NULL}: no Sentinel-2 scene of the data is held out."
-        sections.append(Section(name, text, (), name, bundle.system, bundle.digest, settings))
-    return sections
-
-
-def _of_tile(fuser: Fuser, how: Judge, tile: Tile, index: int) -> list[Record]:
-    """Return the records of all tasks that one scene allows."""
-    part = wald.largest_measured(tile.rho, tile.valid)
-    if part is None:
-        return []
-    return [
-        Record(f"{FUSION}{row.task}", tile.source, tile.place, index, method, values)
-        for row in how.measure(fuser, part, tile.present)
-        for method, values in row.scores.items()
-    ]
-
-
-def fusion_text(records: Sequence[Record]) -> str:
-    """Return two tables of averages over scenes: ERGAS, projected ERGAS and PSNR; then SSIM, SAM, CC and SRE."""
-    if not records:
-        return f"{NULL}: the scenes are too small, or lack the bands."
-    groups = (("ERGAS", 3), ("ERGAS, projected", 3), ("PSNR", 1)), (("SSIM", 4), ("SAM", 2), ("CC", 4), ("SRE", 1))
-    captions = (
-        "ERGAS / after the block means were made the input's / PSNR (dB of the band's maximum).",
-        "SSIM / SAM (degrees) / CC / SRE (dB).",
-    )
-    methods = methods_of(records)
-    tables = []
-    for caption, group in zip(captions, groups, strict=True):
-        rows = []
-        for task in dict.fromkeys(record.table for record in records):
-            inside = [record for record in records if record.table == task]
-            known = methods_of(inside)
-            cells = [
-                " / ".join(number(over_sets(inside, m, name), digits) for name, digits in group) if m in known else "–"
-                for m in methods
-            ]
-            rows.append([task.removeprefix(FUSION), *cells])
-        tables.append(f"{caption}\n\n{markdown(['task', *methods], rows)}")
-    return "\n\n".join(tables)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 def whole_sections(
     name: str, system: System, plain: System, data: TrainingData, per_set: int | None, seed: int, say: Say
 ) -> list[Section]:
-    """Return the sections on native scenes, phase pattern and cost. `plain`: interpolation."""
+    """Return the sections on native scenes, phase pattern and cost. `plain`: interpolation.
+
+    `per_set`: maximum number of scenes per source; with it, the cost of a unit is not measured.
+    """
     found = scenes.native_scenes(data.all_tiles, per_set)
     sections = []
     if found:
@@ -35,6 +38,8 @@ def whole_sections(
     else:
         text = f"{NULL}: no scene of the data has all 12 bands on enough ground."
         sections.append(_section(f"{name}: native scenes", text, (), name, system))
+    if per_set:
+        return sections
     say(f"{name}: cost")
     sections.append(_section(f"{name}: cost", cost_text(system), (), name, system))
     return sections

@@ -27,6 +27,7 @@ from training import placement
 from training.loop.task import Measured, Objective
 from training.presets import Preset, Stage
 from training.quality.metrics import ergas
+from training.quality.picture import ends_of, stretched
 from training.quality.wald import Judge
 from training.task_spec import TaskSpec
 from training.tasks.difffusr_convert import FUSION
@@ -130,19 +131,23 @@ class DiffFuSRFusionTask:
 
     @torch.no_grad()
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
-        """Return bilinear, fused and true images of the watched tiles, in false colour at the finest group's GSD."""
+        """Return guide, bilinear, fused and true images of the watched tiles at the finest group's GSD.
+
+        In false colour, each band from 0 (black) to 1 (white) by the truth; the guide by itself.
+        """
         gsd = min(self.groups)
         if gsd not in SHOWN:
             return []
-        bands = list(SHOWN[gsd])
-        return [
-            {
-                "bilinear": own_bands(example, gsd)[0, bands],
-                "ours": self._fused(example, gsd)[0, bands],
-                "truth": example.truth[0, bands],
-            }
-            for example in self._examples(gsd)
-        ]
+        rows, bands = [], list(SHOWN[gsd])
+        for example in self._examples(gsd):
+            guide, truth = example.guide[0], example.truth[0, bands]
+            ends = ends_of(truth, by_band=True)
+            seen = {"bilinear": own_bands(example, gsd), "ours": self._fused(example, gsd)}
+            shown = {label: stretched(image[0, bands], ends) for label, image in seen.items()}
+            rows.append(
+                {"guide": stretched(guide, ends_of(guide, by_band=True)), **shown, "truth": stretched(truth, ends)}
+            )
+        return rows
 
     def describe(self) -> dict[str, Any]:
         """Return the provenance of data and recipe. `untrained` names the groups that were not trained."""

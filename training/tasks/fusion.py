@@ -30,7 +30,7 @@ from training.data import unreadable
 from training.degradation.degrade import Degradation, degrade
 from training.loop.task import Measured
 from training.presets import Preset, Stage
-from training.quality import wald
+from training.quality import picture_fusion, wald
 from training.task_spec import TaskSpec
 from training.tasks import lite_wald
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 TILES_TRIED, PLACES_TRIED = 100, 8  # attempts to find a measured crop
 MEASURED = 0.95  # minimum share of measured pixels in a crop
 WATCHED_TILES, JUDGED_TILES = 4, 4  # maximum for tuning and validation, and for validation only
+SAMPLES = 4  # maximum number of places in the sheet of samples
 CROP_60M = 16  # side of a crop: 960 m, 96 px of 10 m
 SHARPEN_FACTOR = 2  # 10 -> 20, 20 -> 40, 60 -> 120 m
 SENSOR_SIGMA = (0.0, 0.5)  # blur before the block mean, in coarse px, as of a coarser sensor
@@ -142,6 +143,7 @@ class Fusion:
             )
         judged = [tile for tile in data.tiles("held-out") if tile.evaluated]
         self.judged = {**self.watched, **whole(judged, JUDGED_TILES)}
+        self.views = views(data.watched_tiles())
 
     def begin(self, stage: Stage, draw: Draw) -> None:
         """Do nothing."""
@@ -206,6 +208,17 @@ class Fusion:
             values |= {f"ergas {row.task} {place}": row.ergas["lite"] for row in rows}
         return Measured("ERGAS lite (ATPRK-like) " + "; ".join(parts), values)
 
+    @torch.no_grad()
+    def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
+        """Return guide, input, ours and truth of watched places in false colour: 20 m x8, or x2 of small scenes."""
+        rows = []
+        for view in self.views:
+            scene = view.scene.cut(2)
+            if scene is not None:
+                task = next(lite_wald.eight(self.network, scene), None) or lite_wald.twenty(self.network, scene)
+                rows.append(picture_fusion.samples(task, view.part, lite_wald.LEARNED))
+        return rows
+
     def describe(self) -> dict[str, Any]:
         """Return the provenance of the data."""
         return {**self.data.describe(TASK.use), "protocol": "Wald"}
@@ -234,6 +247,12 @@ def tiles_to_train_on(data: TrainingData) -> list[Tile]:
             f'a source of role "sentinel2" with RGB and bands of 20 m, {CROP_60M * 60} m a side or more, not held out',
         )
     return tiles
+
+
+def views(tiles: Sequence[Tile]) -> list[picture_fusion.View]:
+    """Return at most `SAMPLES` measured places that differ in land cover; of small tiles, all that was measured."""
+    found = picture_fusion.chosen(tiles, SAMPLES)
+    return found or [view for tile in tiles[:SAMPLES] if (view := picture_fusion.whole_view(tile)) is not None]
 
 
 def whole(tiles: Sequence[Tile], count: int) -> dict[str, dict[int, NDArray[np.float32]]]:

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from pipeline.bands import BAND_NAMES
+from pipeline.grid.grid import Window
+from pipeline.grid.lattice import Lattice
 from pipeline.superres import masks
 from pipeline.superres.consistency import bicubic_up
 from pipeline.superres.system import load
@@ -38,6 +40,34 @@ def test_interpolation_is_stored_as_it_is_to_a_dn(plain, shape):
     mirrored = np.pad(image, ((0, 0), (4, 4), (4, 4)), mode="symmetric")
     expected = bicubic_up(torch.from_numpy(mirrored)[None], 4)[0, :, 16:-16, 16:-16]
     assert float((found.rho - expected).abs().max()) <= 1.01e-4  # rounded with the error carried on
+
+
+@pytest.mark.parametrize(
+    ("side_px", "reach_px", "first", "windows"),
+    [
+        (168, 72, 96, 1),  # centred
+        (264, 72, 24, 4),  # nine if centred
+        (264, 0, 48, 1),  # centred
+        (672, 0, -312, 4),  # nine if centred
+    ],
+)
+def test_images_touch_as_few_windows_as_possible(side_px, reach_px, first, windows):
+    lattice = Lattice(480, 384, 48, 24)
+    assert product.first_of(lattice, side_px, reach_px) == first
+    touched = {
+        row: len(lattice.cells_touching(Window(row, row, side_px, side_px).pad(reach_px)))
+        for row in range(-384, 385, 24)
+    }
+    assert touched[first] == windows == min(touched.values())
+
+
+def test_every_consistency_is_judged_at_the_same_place(lite, monkeypatch):
+    placed = []
+    monkeypatch.setattr(product, "super_resolve", lambda native, window, *_: placed.append(window) or 1 / 0)
+    for consistency in ("none", "box", "sensor"):
+        with pytest.raises(ZeroDivisionError):
+            product.of_rgb(rgb(64, 64), lite, Way(consistency=consistency))
+    assert len(set(placed)) == 1
 
 
 def test_the_contract_is_that_of_the_store(plain):

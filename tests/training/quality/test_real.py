@@ -68,6 +68,18 @@ def test_every_held_out_patch_is_judged_under_every_contract(plain, monkeypatch)
     assert by_method["bicubic, box"][real.BRIGHTEST] == pytest.approx(0.3, abs=0.001)
 
 
+def test_fewer_patches_of_each_source_are_judged_on_request(plain, monkeypatch):
+    monkeypatch.setattr(real, "PATCH_PX", 60)
+    tiles = [replace(tile(name, 20), source=source) for name, source in (("a", "one"), ("b", "one"), ("c", "two"))]
+
+    def places(per_set):
+        return [record.place for record in real.judge(plain, plain, tiles, per_set=per_set)[:: 2 * len(real.CONTRACTS)]]
+
+    assert places(None) == ["a"] * 4 + ["b"] * 4 + ["c"]  # `PATCHES` in all
+    assert places(1) == ["a", "c"]
+    assert places(5) == ["a"] * 4 + ["b"] + ["c"] * 4
+
+
 @pytest.mark.slow
 @pytest.mark.shared_data
 def test_the_shipped_system_stays_within_limits_when_clear(shared_data):

@@ -1,6 +1,7 @@
 """Native scenes seen by a sensor: which scenes, how they are scored, and what their tables say; mesh and cost."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from pipeline.bands import BAND_NAMES
 from pipeline.superres.system import load
 from pipeline.superres.weights import choose
 from training.data.tiles import BANDS, Tile
-from training.quality import cost, phases, scenes
+from training.quality import cost, phases, scenes, whole
 from training.quality.tables import Record
 from training.quality.whole import cost_text, phases_text, scenes_text
 
@@ -137,6 +138,16 @@ def test_interpolation_has_no_mesh_and_the_table_has_every_band(plain):
     text = phases_text(records)
     assert "| method | B01 | B02 |" in text
     assert "| a | 0.0 % | 0.0 % | 100.0 % |" in text
+
+
+def test_cost_is_measured_of_everything_only(plain, monkeypatch):
+    monkeypatch.setattr(whole, "cost_text", lambda system: "seconds")
+    data = SimpleNamespace(all_tiles=[])
+    titles = {
+        per_set: [s.title for s in whole.whole_sections("x", plain, plain, data, per_set, 0, lambda said: None)]
+        for per_set in (None, 1)
+    }
+    assert titles == {None: ["x: native scenes", "x: cost"], 1: ["x: native scenes"]}
 
 
 def test_cost_is_that_of_a_unit(plain, monkeypatch):

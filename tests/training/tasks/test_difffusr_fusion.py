@@ -201,7 +201,7 @@ def test_training_lowers_the_loss_and_resumes_bit_by_bit(large, tmp_path):
 def test_samples_and_scores_are_of_the_watched_tiles(large):
     task = task_of(large)
     (row,) = task.samples(TINY.stages[0])
-    assert list(row) == ["bilinear", "ours", "truth"]
+    assert list(row) == ["guide", "bilinear", "ours", "truth"]
     assert all(image.shape[0] == 3 for image in row.values())
     assert task.validate(TINY.stages[0]).text.count("m ") == 3
 

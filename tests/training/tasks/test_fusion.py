@@ -15,7 +15,7 @@ from training.loop.run import Draw
 from training.presets import Preset, Stage
 from training.quality import wald
 from training.tasks import lite_wald
-from training.tasks.fusion import Crop, Fusion, TileSampler, coarser, disturbed, relative_loss
+from training.tasks.fusion import Crop, Fusion, TileSampler, coarser, disturbed, relative_loss, views
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "pipeline" / "models" / "weights" / "lite-fusion.safetensors"
 PRESET = Preset(
@@ -174,12 +174,49 @@ def test_crop_type_holds_what_the_loss_needs():
     assert torch.isfinite(task.loss(PRESET.stages[0], batch, draw))
 
 
+def gappy(side, first) -> Tile:
+    """A tile of `side` px of 60 m, measured from column `first` on; the rest is 0."""
+    made = tile(side=side)
+    valid = np.zeros((side, side), bool)
+    valid[:, first:] = True
+    rho = {gsd: values.copy() for gsd, values in made.rho.items()}
+    for gsd, values in rho.items():
+        values[..., : first * 60 // gsd] = 0
+    return Tile.of("a/1", rho, valid, OUT_BANDS)
+
+
+@pytest.mark.parametrize(("side", "factor", "shown_px"), [(48, 8, 96), (28, 2, 48)])
+def test_samples_show_measured_ground_as_the_network_sees_it(side, factor, shown_px):
+    task = Fusion.__new__(Fusion)
+    torch.manual_seed(0)
+    task.preset, task.network = PRESET, FusionNetwork(**PRESET.architecture)
+    watched = gappy(side, 12)
+    task.views = views([watched])
+    (row,) = task.samples(PRESET.stages[0])
+    assert list(row) == ["guide", "input", "ours", "truth"]
+    assert {tuple(image.shape[1:]) for image in row.values()} >= {(row["truth"].shape[1], shown_px)}
+    assert all(image.shape == row["truth"].shape for image in row.values())
+    blocks = row["input"].unfold(1, factor, factor).unfold(2, factor, factor)
+    assert torch.equal(blocks.amin((3, 4)), blocks.amax((3, 4)))
+    b11 = watched.rho[20][BANDS[20].index("B11")]
+    (ours,) = (view.scene.rho[20][4][view.part] for view in task.views)
+    assert float(ours.min()) >= b11[b11 > 0].min()  # nothing of the gap
+    low, high = torch.quantile(ours, 0.005), torch.quantile(ours, 0.995)
+    torch.testing.assert_close(row["truth"][0], (ours - low) / (high - low))
+    torch.nn.init.constant_(task.network.sharpen_trunk.exit.bias, 1.0)
+    (changed,) = task.samples(PRESET.stages[0])
+    assert not torch.equal(changed["ours"], row["ours"])
+    assert torch.equal(changed["input"], row["input"])
+
+
 @pytest.mark.slow
 def test_a_network_on_another_device_is_validated_and_finished(far):
     task = Fusion.__new__(Fusion)
     task.preset, task.network = PRESET, FusionNetwork(**PRESET.architecture).to(far)
     task.watched = task.judged = {"a/1": tile(side=16).rho}
+    task.views = views([tile(side=16)])
     task.finish()
+    assert all(image.device.type == "cpu" for row in task.samples(PRESET.stages[0]) for image in row.values())
     said = task.validate(PRESET.stages[0]).text
     assert said.startswith("ERGAS lite (ATPRK-like) 1: 20 m x2 ")
     assert next(task.network.parameters()).device == far
