@@ -137,7 +137,7 @@ def test_every_pixel_is_a_block_in_the_sheets_own_stretch():
 @pytest.mark.parametrize("truth", [True, False])
 def test_sheets_are_written_and_show_all_methods(truth, tmp_path):
     class Candidate:
-        name, settings, bands = "x", "x sha256 0, 2 steps", ("B04", "B03", "B02")
+        name, settings, bands, scale = "x", "x sha256 0, 2 steps", ("B04", "B03", "B02"), 4
 
         def members(self, pair, count=4):
             noise = torch.randn(count // 2, *pair.hr.shape[1:], generator=torch.Generator().manual_seed(0))
