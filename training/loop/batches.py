@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     Batch = dict[str, Tensor]
 
+Device = torch.device  # `Draw` has a field called torch
+Generator = torch.Generator
+
 # Purposes of a `Draw`; with the seed and a number, they form its key.
 FOR_BATCH, FOR_LOSS, FOR_STAGE = 0, 1, 2
 _LAST_WORDS_S = 0.2  # time to wait for the exit code of a dying worker
@@ -34,10 +37,11 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # signals that stop a 
 
 @dataclass
 class Draw:
-    """Two seeded random generators (NumPy and torch) on the CPU."""
+    """Two seeded random generators (NumPy and torch) on the CPU, and one on a GPU if asked for."""
 
     rng: np.random.Generator
-    torch: torch.Generator
+    torch: Generator
+    there: dict[Device, Generator] = field(default_factory=dict, repr=False)
 
     @classmethod
     def seeded(cls, seed: int, *key: int) -> Draw:
@@ -45,6 +49,19 @@ class Draw:
         sequence = np.random.SeedSequence(seed, spawn_key=key)
         word = int(sequence.generate_state(1, np.uint64)[0])
         return cls(np.random.default_rng(sequence), torch.Generator().manual_seed(word))
+
+    def on(self, device: Device) -> Generator:
+        """Return the torch generator for tensors on `device`: `torch`, or one on the GPU with the same seed.
+
+        Losses draw noise and dropout masks with it where they are used. Drawn by workers, a mask of features would
+        travel with each batch and be larger than its images; drawn by the training process, it would delay the next
+        step. It depends on the seed and the number of the batch only, like all else that is drawn.
+        """
+        if device.type != "cuda":
+            return self.torch
+        if device not in self.there:
+            self.there[device] = torch.Generator(device).manual_seed(self.torch.initial_seed())
+        return self.there[device]
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,10 @@ class DiffFuSRFusionTask:
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Objective:
         """Return the sum over groups of the mean absolute error of z-scores."""
-        parts = {}
+        parts, generator = {}, draw.on(placement.device_of(self.network))
         for gsd in self.groups:
             network = self.network.get_submodule(name_of(gsd))
-            with dropped(network.get_submodule("rgb_rrdb"), self.recipe.dropout, draw.torch):
+            with dropped(network.get_submodule("rgb_rrdb"), self.recipe.dropout, generator):
                 fused = network(batch[f"guide{gsd}"], batch[f"seen{gsd}"])
             parts[f"{gsd}m"] = functional.l1_loss(fused.float(), batch[f"truth{gsd}"])
         return Objective(sum(parts.values(), torch.zeros((), device=fused.device)), parts)
@@ -209,11 +209,14 @@ def own_bands(example: Example, gsd: int) -> Tensor:
 
 @contextlib.contextmanager
 def dropped(module: nn.Module, rate: float, generator: torch.Generator) -> Iterator[None]:
-    """Apply dropout with `rate` to the module's output inside the block (Srivastava 2014)."""
+    """Apply dropout with `rate` to the module's output inside the block (Srivastava 2014).
+
+    `generator` is that of the output's device.
+    """
 
     def drop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        kept = torch.rand(output.shape, generator=generator) >= rate
-        return output * kept.to(output.device) / (1 - rate)
+        kept = torch.rand(output.shape, generator=generator, device=output.device) >= rate
+        return output * kept / (1 - rate)
 
     handle = module.register_forward_hook(drop)
     try:

@@ -27,6 +27,24 @@ def test_draws_follow_from_seed_and_key():
     assert Draw.seeded(5, 1, 2).rng.normal() == Draw.seeded(5, 1, 2).rng.normal()
 
 
+def test_on_a_cpu_losses_draw_from_the_same_stream():
+    draw, other = Draw.seeded(5, FOR_LOSS, 2), Draw.seeded(5, FOR_LOSS, 2)
+    assert draw.on(torch.device("cpu")) is draw.torch
+    assert torch.equal(torch.rand(3, generator=draw.on(torch.device("cpu"))), torch.rand(3, generator=other.torch))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_losses_draw_there_from_seed_and_number():
+    device = torch.device("cuda", 0)
+
+    def drawn(number):
+        draw = Draw.seeded(5, FOR_LOSS, number)
+        return torch.cat([torch.rand(3, generator=draw.on(device), device=device) for _ in range(2)]).tolist()
+
+    assert drawn(2) == drawn(2) != drawn(3)
+    assert len(set(drawn(2))) == 6
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_feed_hands_out_batches_by_number_in_order(workers):
     before = torch.get_rng_state()
