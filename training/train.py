@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    import torch
+
     from pipeline.models.bundle import Bundle
     from training.data.sources import TrainingData
+    from training.loop.execution import Execution
     from training.loop.run import Run
     from training.loop.task import Trainable
     from training.presets import Preset
@@ -104,7 +107,6 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     from training.loop import distributed, log, savepoint
     from training.loop.run import Run
     from training.loop.task import NamesWatched
-    from training.placement import check_bf16
     from training.starting import budget_of, check_follows, check_init, check_out, remarks
 
     unreadable.forget()
@@ -114,8 +116,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     shipped = chosen(args)
     preset = adapted(args, shipped)
     device = distributed.device_of(args.device)
-    if args.bf16:
-        check_bf16(device)
+    execution = execution_of(args, device)
     distributed.begin(device)
     args.out = args.out or args.resume
     checkpoint = savepoint.read(args.resume, preset, shipped.recipe) if args.resume else {}
@@ -136,15 +137,16 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         spec = registry.task_of(preset)
         watched = [task.watching] if isinstance(task, NamesWatched) else []
         sources = task.data.summary(spec.use, preset.least_px, spec.bands)
-        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *sources, *watched, *cautions(task.data)]))
+        size, how = f"{preset.name}: {weights / 1e6:.2f} M parameters", execution.described(device)
+        show("\n".join([size, how, *sources, *watched, *cautions(task.data)]))
     if args.dry_run:
         return None
     digest = task.data.file.digest
     budget = budget_of(preset, args.minutes, args.images, savepoint.budget_of(checkpoint))
-    run = Run(task, preset, budget, args.out, args.seed, args.bf16, args.workers, digest, args.skip)
+    run = Run(task, preset, budget, args.out, args.seed, execution, digest, args.skip)
     run.skipped.add(unreadable.newly_found(), show)  # held-out images
     if args.tensorboard and distributed.rank() == 0:
-        run.scalars = log.Scalars(args.out)
+        run.journal.scalars = log.Scalars(args.out)
     if args.init:
         run.begin_from(load_bundle(args.init))
     if args.resume:
@@ -152,6 +154,18 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         if distributed.rank() == 0:
             show("\n".join(remarks(run, args.resume, args.data)))
     return Ready(run, task, args)
+
+
+def execution_of(args: argparse.Namespace, device: torch.device) -> Execution:
+    """Return how the run computes. Raises UsageError for what the device or the machine cannot."""
+    from training.loop.execution import Execution, check_compiles
+    from training.placement import check_bf16
+
+    if args.bf16:
+        check_bf16(device)
+    if args.compile:
+        check_compiles(device)
+    return Execution.on(device, args.workers, args.bf16, args.channels_last, args.compile)
 
 
 def checked(args: argparse.Namespace) -> None:

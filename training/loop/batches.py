@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import signal
+import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -108,6 +109,16 @@ def _held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def start_method() -> str:
+    """Return how workers are started: on Linux by fork, elsewhere as Python does.
+
+    From 3.14 on, Python starts them from a server, to which the task is pickled with its network: once per worker,
+    and on a GPU each of them would open a context of its own. A forked worker shares the memory. It must not use the
+    GPU, and has no need to: batches are made on the CPU, and the training process moves them.
+    """
+    return "fork" if sys.platform == "linux" else multiprocessing.get_start_method()
+
+
 class Feed:
     """Feed of the batches first, first + step, ... on `device`. Counts the seconds that training waited for them.
 
@@ -123,8 +134,10 @@ class Feed:
         step: int = 1,
         workers: int = 0,
         device: torch.device | None = None,
+        channels_last: bool = False,
     ) -> None:
         self.device = device or torch.device("cpu")
+        self.channels_last = channels_last
         self.waited_s = 0.0
         self.unreadable: dict[str, str] = {}  # skipped files: {label: error}
         loader: DataLoader[Made | PipelineError] = DataLoader(
@@ -134,6 +147,7 @@ class Feed:
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             worker_init_fn=_leave_signals if workers else None,
+            multiprocessing_context=start_method() if workers else None,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else the loader uses the global generator
         )
@@ -173,9 +187,14 @@ class Feed:
         if isinstance(made, PipelineError):
             raise made
         self.unreadable |= made.unreadable
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in made.batch.items()}
+        moved = {name: self._moved(tensor) for name, tensor in made.batch.items()}
         self.waited_s += time.monotonic() - started
         return moved
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        there = tensor.to(self.device, non_blocking=True)
+        last = self.channels_last and there.dim() == 4
+        return there.contiguous(memory_format=torch.channels_last) if last else there
 
     def _explained(self, error: Exception) -> Exception:
         """Return PipelineError if a worker died, else `error`. The loader's own error depends on what it was doing."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -124,6 +124,16 @@ class HasCompanion(Protocol):
     @property
     def companion(self) -> nn.Module:
         """The extra module: neither averaged nor bundled, trained only by the task's own optimisers."""
+        ...
+
+
+@runtime_checkable
+class NamesCompiled(Protocol):
+    """A task that says which parts of its network `--compile` compiles. Of others, these are its direct children."""
+
+    @property
+    def compiled(self) -> Iterable[nn.Module]:
+        """Modules that losses call, without hooks that change from step to step."""
         ...
 
 
