@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from pipeline.errors import UsageError
 from training.loop.batches import start_method
 from training.loop.task import HasCompanion, NamesCompiled
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
-
-    from torch import nn
 
     from training.loop.task import Task
 
@@ -71,9 +71,8 @@ class Execution:
                     if tensor.dim() == 4:
                         tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         if self.compiled:
-            for part in task.compiled if isinstance(task, NamesCompiled) else task.network.children():
-                if any(part.children()):  # a single layer gains nothing
-                    part.compile(dynamic=False)
+            for part in parts_of(task.compiled if isinstance(task, NamesCompiled) else task.network.children()):
+                part.compile(dynamic=False)
             torch.compiler.set_stance("force_eager")
 
     def compiling(self, compiled: bool = True) -> AbstractContextManager[object]:
@@ -85,6 +84,15 @@ class Execution:
             return contextlib.nullcontext()
         stance: AbstractContextManager[object] = torch.compiler.set_stance("default" if compiled else "force_eager")
         return stance
+
+
+def parts_of(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Yield what can be compiled: modules of several layers, and those inside PyTorch's containers, which cannot."""
+    for module in modules:
+        if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            yield from parts_of(module.children())
+        elif any(module.children()):  # a single layer gains nothing
+            yield module
 
 
 def modules_of(task: Task) -> list[nn.Module]:

@@ -34,7 +34,7 @@ from training.tasks.fusion import disturbed, tiles_to_train_on
 from training.tasks.wald_groups import FACTORS, Example, example_of, fits, group_of, inputs_of, statistics, unit_60m
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -143,6 +143,11 @@ class DiffFuSRFusionTask:
             }
             for example in self._examples(gsd)
         ]
+
+    @property
+    def compiled(self) -> Iterable[nn.Module]:
+        """Parts of the networks without the dropout between them, a hook that is another one at every step."""
+        return (part for gsd in self.groups for part in self.network.get_submodule(name_of(gsd)).children())
 
     def describe(self) -> dict[str, Any]:
         """Return the provenance of data and recipe. `untrained` names the groups that were not trained."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.errors import UsageError
 from pipeline.running import pools
-from training.loop.execution import Execution, check_compiles, default_workers
+from training.loop.execution import Execution, check_compiles, default_workers, parts_of
 from training.loop.run import Budget, Run
 from training.loop.savepoint import CHECKPOINT
 from training.loop.task import Measured
@@ -23,12 +23,21 @@ PRESET = Preset("toy", "sr", {}, (Stage("all", 1.0, (), 0.01),), minutes=1, batc
 IMAGES = 48
 
 
+class Block(nn.Module):
+    def __init__(self, channels, width):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return self.second(nn.functional.silu(self.first(x)))
+
+
 class Sharpening(nn.Module):
     """Parts that the loss calls one by one."""
 
     def __init__(self):
         super().__init__()
-        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.trunk = nn.Sequential(Block(3, 8), Block(8, 8))
         self.head = nn.Conv2d(8, 3, 1)
 
 
@@ -138,7 +147,7 @@ def test_a_run_resumes_with_other_settings(tmp_path, first):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # PyTorch's own
+@pytest.mark.filterwarnings("default")  # the compiler's own warnings stop it where they are errors
 def test_compiled_networks_learn_the_same_under_the_same_names(tmp_path):
     from torch._dynamo.utils import counters
 
@@ -146,9 +155,15 @@ def test_compiled_networks_learn_the_same_under_the_same_names(tmp_path):
     counters.clear()
     other = trained(tmp_path / "other", compiled=True)
     torch.compiler.set_stance("default")
-    assert counters["stats"]["unique_graphs"] == 1  # the trunk; not again for every image that is validated
+    assert counters["stats"]["unique_graphs"] == 2  # both blocks; not again for every image that is validated
     assert other.task.losses == pytest.approx(plain.task.losses, rel=1e-3)
     assert_near(tmp_path / "plain", tmp_path / "other")
+
+
+def test_parts_with_several_layers_are_compiled():
+    network = Sharpening()
+    network.more = nn.ModuleDict({"a": nn.ModuleList([Block(3, 4)]), "b": nn.Linear(2, 2)})
+    assert list(parts_of(network.children())) == [*network.trunk, network.more["a"][0]]
 
 
 @pytest.mark.slow
