@@ -111,6 +111,12 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         help="processes that make batches (default: none on a CPU; on a GPU one for each processor that the training "
         "processes of the node leave, at most 8 for each GPU)",
     )
+    p.add_argument(
+        "--cache-gb",
+        type=interval,
+        default=1.0,
+        help="gigabytes of pixels kept in memory by each process, so times --workers (default: %(default)s)",
+    )
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
     p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions, on CPUs and GPUs that have them")
     p.add_argument(

@@ -101,7 +101,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     import torch
 
     from pipeline.models.bundle import load_bundle
-    from training.data import unreadable
+    from training.data import tiles, unreadable
     from training.data.cautions import cautions
     from training.data.sources import load_data
     from training.loop import distributed, log, savepoint
@@ -128,7 +128,8 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         check_out(args.out, args.resume)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
-    task = make_task(preset, load_data(args.data))
+    tiles.CACHE.limit_bytes = cache_bytes = round(args.cache_gb * 1e9)
+    task = make_task(preset, load_data(args.data, cache_bytes))
     if args.init:
         begin_from(task, registry.task_of(preset), load_bundle(args.init))
     task.network.to(device)
@@ -138,7 +139,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         watched = [task.watching] if isinstance(task, NamesWatched) else []
         sources = task.data.summary(spec.use, preset.least_px, spec.bands)
         size, how = f"{preset.name}: {weights / 1e6:.2f} M parameters", execution.described(device)
-        show("\n".join([size, how, *sources, *watched, *cautions(task.data)]))
+        show("\n".join([size, *sources, *watched, how, *cautions(task.data)]))
     if args.dry_run:
         return None
     digest = task.data.file.digest

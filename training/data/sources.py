@@ -39,9 +39,13 @@ SHIPPED = Path(__file__).resolve().parents[1] / "shipped_weights.toml"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Opened sources of a training file. Images and scenes are listed once, on first access."""
+    """Opened sources of a training file. Images and scenes are listed once, on first access.
+
+    `cache_bytes` of image pixels are kept per process.
+    """
 
     file: TrainingFile
+    cache_bytes: int = CACHE_BYTES
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -113,7 +117,6 @@ class TrainingData:
         split: Split = "train",
         crop_px: int = 96,
         small_px: int = SMALL_PX,
-        cache_bytes: int = CACHE_BYTES,
         bands: tuple[str, ...] = RGB,
         recoloured: float = RECOLOURED,
         recoloured_reflectance: float = 0.0,
@@ -127,7 +130,7 @@ class TrainingData:
         self._refuse_leaks(images)
         try:
             return PatchSampler(
-                images, split, crop_px, small_px, cache_bytes=cache_bytes, recoloured=recoloured,
+                images, split, crop_px, small_px, cache_bytes=self.cache_bytes, recoloured=recoloured,
                 recoloured_reflectance=recoloured_reflectance,
             )  # fmt: skip
         except UsageError as error:
@@ -265,9 +268,9 @@ def images_of_source(source: Source) -> list[Image]:
     return file_images(source)
 
 
-def load_training_file(path: Path, root: Path | None = None) -> TrainingData:
+def load_training_file(path: Path, root: Path | None = None, cache_bytes: int = CACHE_BYTES) -> TrainingData:
     """Load the data of a training file. `root` replaces ${SEN2FINE_DATA}. Raises UsageError."""
-    data = TrainingData(read_training_file(path, root))
+    data = TrainingData(read_training_file(path, root), cache_bytes)
     if data.offered or data.of_role("sentinel2"):
         return data
     raise UsageError(f"{path} names no image", "at least one")
@@ -278,10 +281,10 @@ def shipped_data(root: Path | None = None) -> TrainingData:
     return load_training_file(SHIPPED, root)
 
 
-def load_data(path: Path) -> TrainingData:
+def load_data(path: Path, cache_bytes: int = CACHE_BYTES) -> TrainingData:
     """Load the data of a training file, or of the shipped weights below a folder. Raises UsageError."""
     if not path.is_dir():
-        return load_training_file(path)
+        return load_training_file(path, cache_bytes=cache_bytes)
     lacking = [name for name in SHIPPED_FOLDERS if not (path / name).is_dir()]
     if lacking:
         raise UsageError(
@@ -289,4 +292,4 @@ def load_data(path: Path) -> TrainingData:
             "a training file, or the root of the imagery of the shipped weights",
             f'write a training file whose source has path = "{path}", as in training/example.toml',
         )
-    return shipped_data(path)
+    return load_training_file(SHIPPED, path, cache_bytes)
