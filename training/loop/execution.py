@@ -59,7 +59,7 @@ class Execution:
     def described(self, device: torch.device) -> str:
         """Return one line for the user."""
         made = f"{self.workers} processes of their own (--workers, by {start_method()})"
-        said = [f"on {device}, batches made by {made if self.workers else 'the training process (--workers 0)'}"]
+        said = [f"runs on {device}, batches made by {made if self.workers else 'the training process (--workers 0)'}"]
         names = {"bfloat16": self.bf16, "channels last": self.channels_last, "fused Adam": self.fused}
         return ", ".join([*said, *(name for name, used in {**names, "compiled": self.compiled}.items() if used)])
 

@@ -109,9 +109,9 @@ def test_a_gpu_has_workers_layout_and_kernels_of_its_own_by_default(monkeypatch)
     assert Execution.on(GPU) == Execution(workers=8, channels_last=True, fused=True)
     assert Execution.on(GPU, workers=0, channels_last=False) == Execution(fused=True)
     assert Execution.on(GPU).described(GPU) == (
-        "on cuda:0, batches made by 8 processes of their own (--workers, by fork), channels last, fused Adam"
+        "runs on cuda:0, batches made by 8 processes of their own (--workers, by fork), channels last, fused Adam"
     )
-    assert Execution().described(CPU) == "on cpu, batches made by the training process (--workers 0)"
+    assert Execution().described(CPU) == "runs on cpu, batches made by the training process (--workers 0)"
 
 
 @pytest.mark.parametrize(("processors", "processes", "workers"), [(16, 4, 3), (8, 1, 7), (2, 1, 1), (4, 8, 1)])
