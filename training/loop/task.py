@@ -66,7 +66,7 @@ class HasLoss(Protocol):
     """A task with one loss, minimised by Adam over the parameters that the stage trains."""
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Tensor | Objective:
-        """Return the loss of `stage` on one batch."""
+        """Return the loss of `stage` on one batch. Draw tensors on its device with `draw.on(device)`."""
         ...
 
 
