@@ -118,7 +118,7 @@ def test_the_first_lines_say_how_it_computes(imagery, tmp_path, capsys):
     train.main(arguments(imagery, tmp_path / "run", "--dry-run"))
     assert "\nruns on cpu, batches made by the training process (--workers 0)\n" in capsys.readouterr().out
     train.main(arguments(imagery, tmp_path / "run", "--dry-run", "--workers", "2", "--channels-last"))
-    said = "\nruns on cpu, batches made by 2 processes of their own (--workers, by fork), channels last\n"
+    said = "\nruns on cpu, batches made by 2 workers (--workers, started by fork), channels last\n"
     assert said in capsys.readouterr().out
 
 

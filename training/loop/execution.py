@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UsageError
+from pipeline.terminal import counted
 from training.loop.batches import start_method
 from training.loop.task import HasCompanion, NamesCompiled
 
@@ -58,7 +59,7 @@ class Execution:
 
     def described(self, device: torch.device) -> str:
         """Return one line for the user."""
-        made = f"{self.workers} processes of their own (--workers, by {start_method()})"
+        made = f"{counted(self.workers, 'worker')} (--workers, started by {start_method()})"
         said = [f"runs on {device}, batches made by {made if self.workers else 'the training process (--workers 0)'}"]
         names = {"bfloat16": self.bf16, "channels last": self.channels_last, "fused Adam": self.fused}
         return ", ".join([*said, *(name for name, used in {**names, "compiled": self.compiled}.items() if used)])

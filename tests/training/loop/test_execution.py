@@ -109,7 +109,7 @@ def test_a_gpu_has_workers_layout_and_kernels_of_its_own_by_default(monkeypatch)
     assert Execution.on(GPU) == Execution(workers=8, channels_last=True, fused=True)
     assert Execution.on(GPU, workers=0, channels_last=False) == Execution(fused=True)
     assert Execution.on(GPU).described(GPU) == (
-        "runs on cuda:0, batches made by 8 processes of their own (--workers, by fork), channels last, fused Adam"
+        "runs on cuda:0, batches made by 8 workers (--workers, started by fork), channels last, fused Adam"
     )
     assert Execution().described(CPU) == "runs on cpu, batches made by the training process (--workers 0)"
 
