@@ -108,12 +108,30 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     p.add_argument(
         "--workers",
         type=natural,
-        default=0,
-        help="number of data-loading processes (default: none)",
+        help="processes that make batches (default: none on a CPU; on a GPU one for each processor that the training "
+        "processes of the node leave, at most 8 for each GPU)",
+    )
+    p.add_argument(
+        "--cache-gb",
+        type=interval,
+        default=1.0,
+        help="gigabytes of pixels kept in memory by each process, so times --workers (default: %(default)s)",
     )
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; cuda under torchrun is one GPU per process")
     p.add_argument("--bf16", action="store_true", help="bfloat16 convolutions, on CPUs and GPUs that have them")
-    p.add_argument("--every", type=interval, default=60.0, help="seconds between lines and checkpoints (default: 60)")
+    p.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        help="memory layout of networks and batches (default: on a GPU)",
+    )
+    p.add_argument("--compile", action="store_true", help="networks by torch.compile; needs a C++ compiler")
+    p.add_argument(
+        "--every",
+        type=interval,
+        default=60.0,
+        help="seconds between lines, and between checkpoints; lines come less often where scores would take more than "
+        "a tenth of the time; 0: both after every step (default: 60)",
+    )
     p.add_argument(
         "--rate", type=duration, default=1.0, help="factor on the preset's learning rates, such as 0.3 with --init"
     )

@@ -25,6 +25,12 @@ def device_of(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
+def settle(device: torch.device) -> None:
+    """Wait for what a GPU has still to compute, so that a clock read afterwards tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def run(device: torch.device, call: Callable[..., Tensor], *given: Tensor | int) -> Tensor:
     """Return `call(*given)` computed on `device`, with the result on the CPU."""
     return call(*(value.to(device) if isinstance(value, Tensor) else value for value in given)).cpu()

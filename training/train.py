@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    import torch
+
     from pipeline.models.bundle import Bundle
     from training.data.sources import TrainingData
+    from training.loop.execution import Execution
     from training.loop.run import Run
     from training.loop.task import Trainable
     from training.presets import Preset
@@ -98,13 +101,12 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     import torch
 
     from pipeline.models.bundle import load_bundle
-    from training.data import unreadable
+    from training.data import tiles, unreadable
     from training.data.cautions import cautions
     from training.data.sources import load_data
     from training.loop import distributed, log, savepoint
     from training.loop.run import Run
     from training.loop.task import NamesWatched
-    from training.placement import check_bf16
     from training.starting import budget_of, check_follows, check_init, check_out, remarks
 
     unreadable.forget()
@@ -114,8 +116,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     shipped = chosen(args)
     preset = adapted(args, shipped)
     device = distributed.device_of(args.device)
-    if args.bf16:
-        check_bf16(device)
+    execution = execution_of(args, device)
     distributed.begin(device)
     args.out = args.out or args.resume
     checkpoint = savepoint.read(args.resume, preset, shipped.recipe) if args.resume else {}
@@ -127,7 +128,8 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         check_out(args.out, args.resume)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
-    task = make_task(preset, load_data(args.data, preset.output_gsd_m, preset.scale))
+    tiles.CACHE.limit_bytes = cache_bytes = round(args.cache_gb * 1e9)
+    task = make_task(preset, load_data(args.data, preset.output_gsd_m, preset.scale, cache_bytes))
     if args.init:
         begin_from(task, registry.task_of(preset), load_bundle(args.init))
     task.network.to(device)
@@ -136,15 +138,16 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         spec = registry.task_of(preset)
         watched = [task.watching] if isinstance(task, NamesWatched) else []
         sources = task.data.summary(spec.use, preset.least_px, preset.bands)
-        show("\n".join([f"{preset.name}: {weights / 1e6:.2f} M parameters", *sources, *watched, *cautions(task.data)]))
+        size, how = f"{preset.name}: {weights / 1e6:.2f} M parameters", execution.described(device)
+        show("\n".join([size, *sources, *watched, how, *cautions(task.data)]))
     if args.dry_run:
         return None
     digest = task.data.file.digest
     budget = budget_of(preset, args.minutes, args.images, savepoint.budget_of(checkpoint))
-    run = Run(task, preset, budget, args.out, args.seed, args.bf16, args.workers, digest, args.skip)
+    run = Run(task, preset, budget, args.out, args.seed, execution, digest, args.skip)
     run.skipped.add(unreadable.newly_found(), show)  # held-out images
     if args.tensorboard and distributed.rank() == 0:
-        run.scalars = log.Scalars(args.out)
+        run.journal.scalars = log.Scalars(args.out)
     if args.init:
         run.begin_from(load_bundle(args.init))
     if args.resume:
@@ -152,6 +155,18 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         if distributed.rank() == 0:
             show("\n".join(remarks(run, args.resume, args.data)))
     return Ready(run, task, args)
+
+
+def execution_of(args: argparse.Namespace, device: torch.device) -> Execution:
+    """Return how the run computes. Raises UsageError for what the device or the machine cannot."""
+    from training.loop.execution import Execution, check_compiles
+    from training.placement import check_bf16
+
+    if args.bf16:
+        check_bf16(device)
+    if args.compile:
+        check_compiles(device)
+    return Execution.on(device, args.workers, args.bf16, args.channels_last, args.compile)
 
 
 def checked(args: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ def run(file, out, *more, preset="lite-sr") -> int:
 
 def listed(capsys) -> list[str]:
     """What is said of the sources."""
-    return [line for line in capsys.readouterr().out.splitlines()[1:] if not line.startswith("watched: ")]
+    return [line for line in capsys.readouterr().out.splitlines()[1:] if not line.startswith(("watched: ", "runs on "))]
 
 
 def test_one_file_and_one_command_make_a_bundle(own, tmp_path, capsys):

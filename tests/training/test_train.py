@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.models.bundle import load_bundle
+from pipeline.models.bundle import load_bundle, load_tensors
 from pipeline.models.lite import LiteSuperResolver
 from tests.training.tasks_for_tests import add_preset
 from training import evaluate, registry, train
+from training.data import tiles
 from training.data.places import split_of
 from training.data.sources import TrainingData, load_training_file, shipped_data
 from training.data.training_file import TrainingFile
@@ -99,6 +100,26 @@ def test_resuming_gives_the_same_weights(imagery, tmp_path):
     bundles = [load_bundle(tmp_path / run / "tiny-sr.safetensors") for run in ("whole", "part")]
     systems = [LiteSuperResolver.from_bundle(bundle).network.state_dict() for bundle in bundles]
     assert all(torch.equal(systems[0][name], systems[1][name]) for name in systems[0])
+
+
+def test_the_size_of_the_cache_changes_nothing_that_is_learned(imagery, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles.CACHE, "limit_bytes", 1)
+    made = []
+    monkeypatch.setattr(train, "make_task", lambda preset, data: made.append(data) or SuperResolution(preset, data))
+    weights = []
+    for size in ("1", "0"):
+        train.main(arguments(imagery, tmp_path / size, "--images", "16", "--cache-gb", size))
+        weights.append(load_tensors(load_bundle(tmp_path / size / "tiny-sr.safetensors")))
+        assert made[-1].hr_sampler().cache.limit_bytes == tiles.CACHE.limit_bytes == int(size) * 10**9
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_first_lines_say_how_it_computes(imagery, tmp_path, capsys):
+    train.main(arguments(imagery, tmp_path / "run", "--dry-run"))
+    assert "\nruns on cpu, batches made by the training process (--workers 0)\n" in capsys.readouterr().out
+    train.main(arguments(imagery, tmp_path / "run", "--dry-run", "--workers", "2", "--channels-last"))
+    said = "\nruns on cpu, batches made by 2 workers (--workers, started by fork), channels last\n"
+    assert said in capsys.readouterr().out
 
 
 def test_worker_processes_change_nothing(imagery, tmp_path):

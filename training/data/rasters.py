@@ -120,7 +120,7 @@ def area_matrix(n_in: int, ratio: float) -> csr_array:
 def area_average(pixels: NDArray[np.generic], ratio_y: float, ratio_x: float) -> NDArray[np.float32]:
     """Average (C, H, W) by area to (C, H/ratio_y, W/ratio_x). Ratios are input pixels per output pixel, at least 1."""
     bands, height, width = pixels.shape
-    lines = pixels.transpose(1, 0, 2).astype(np.float32).reshape(height, bands * width)
+    lines = pixels.transpose(1, 0, 2).astype(np.float32, order="C").reshape(height, bands * width)  # one copy
     down = area_matrix(height, ratio_y)
     across = down if (height, ratio_y) == (width, ratio_x) else area_matrix(width, ratio_x)
     rows = down @ lines

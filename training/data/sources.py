@@ -41,10 +41,14 @@ SHIPPED = Path(__file__).resolve().parents[1] / "shipped_weights.toml"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Opened sources of a training file. Images and scenes are listed once, on first access."""
+    """Opened sources of a training file. Images and scenes are listed once, on first access.
+
+    `cache_bytes` of image pixels are kept per process.
+    """
 
     file: TrainingFile
     scale: int = 4  # of the network: that of pairs
+    cache_bytes: int = CACHE_BYTES
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -122,7 +126,6 @@ class TrainingData:
         split: Split = "train",
         crop_px: int = 96,
         small_px: int = SMALL_PX,
-        cache_bytes: int = CACHE_BYTES,
         bands: tuple[str, ...] = RGB,
         recoloured: float = RECOLOURED,
         recoloured_reflectance: float = 0.0,
@@ -136,7 +139,7 @@ class TrainingData:
         self._refuse_leaks(images)
         try:
             return PatchSampler(
-                images, split, crop_px, small_px, cache_bytes=cache_bytes, recoloured=recoloured,
+                images, split, crop_px, small_px, cache_bytes=self.cache_bytes, recoloured=recoloured,
                 recoloured_reflectance=recoloured_reflectance,
             )  # fmt: skip
         except UsageError as error:
@@ -277,13 +280,17 @@ def images_of_source(source: Source) -> list[Image]:
 
 
 def load_training_file(
-    path: Path, root: Path | None = None, output_gsd_m: float = OUTPUT_GSD_M, scale: int = 4
+    path: Path,
+    root: Path | None = None,
+    output_gsd_m: float = OUTPUT_GSD_M,
+    scale: int = 4,
+    cache_bytes: int = CACHE_BYTES,
 ) -> TrainingData:
     """Load the data of a training file, for networks of `scale` whose output has `output_gsd_m`. Raises UsageError.
 
     `root` replaces ${SEN2FINE_DATA}.
     """
-    data = TrainingData(read_training_file(path, root, output_gsd_m), scale)
+    data = TrainingData(read_training_file(path, root, output_gsd_m), scale, cache_bytes)
     if data.offered or data.of_role("sentinel2"):
         return data
     raise UsageError(f"{path} names no image", "at least one")
@@ -294,10 +301,12 @@ def shipped_data(root: Path | None = None, output_gsd_m: float = OUTPUT_GSD_M, s
     return load_training_file(SHIPPED, root, output_gsd_m, scale)
 
 
-def load_data(path: Path, output_gsd_m: float = OUTPUT_GSD_M, scale: int = 4) -> TrainingData:
+def load_data(
+    path: Path, output_gsd_m: float = OUTPUT_GSD_M, scale: int = 4, cache_bytes: int = CACHE_BYTES
+) -> TrainingData:
     """Load the data of a training file, or of the shipped weights below a folder. Raises UsageError."""
     if not path.is_dir():
-        return load_training_file(path, output_gsd_m=output_gsd_m, scale=scale)
+        return load_training_file(path, None, output_gsd_m, scale, cache_bytes)
     lacking = [name for name in SHIPPED_FOLDERS if not (path / name).is_dir()]
     if lacking:
         raise UsageError(
@@ -305,4 +314,4 @@ def load_data(path: Path, output_gsd_m: float = OUTPUT_GSD_M, scale: int = 4) ->
             "a training file, or the root of the imagery of the shipped weights",
             f'write a training file whose source has path = "{path}", as in training/example.toml',
         )
-    return shipped_data(path, output_gsd_m, scale)
+    return load_training_file(SHIPPED, path, output_gsd_m, scale, cache_bytes)

@@ -7,8 +7,8 @@ pixels, in which the other grids nest.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -39,7 +39,7 @@ BANDS: dict[int, tuple[str, ...]] = {
 GSD_M = 60  # GSD of tile indices
 CELL_PX = round(CELL_M / GSD_M)  # 128
 MIN_SIDE_PX = 16  # smaller tiles hold no crop
-TILES_HELD = 64  # cached tiles per process, at most 13 MB each
+CACHE_BYTES = 1_000_000_000  # of tiles, per process; a tile takes at most 13 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +56,11 @@ class Nested:
     def shape(self) -> tuple[int, int]:
         """(ny, nx) at 60 m."""
         return self.valid.shape[0], self.valid.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all arrays."""
+        return self.valid.nbytes + sum(values.nbytes for values in self.rho.values())
 
     def load(self, window: Window) -> Nested:
         """Return the part within `window`."""
@@ -211,7 +216,7 @@ class Tile:
     @property
     def whole(self) -> Nested:
         """All pixels of the tile."""
-        return _loaded(self)
+        return CACHE.loaded(self)
 
     @property
     def rho(self) -> dict[int, NDArray[np.float32]]:
@@ -229,9 +234,27 @@ class Tile:
         return self.window.shape
 
 
-@lru_cache(maxsize=TILES_HELD)
-def _loaded(tile: Tile) -> Nested:
-    return tile.ground.load(tile.window)
+class TileCache:
+    """LRU cache of the pixels of tiles, of `limit_bytes` or one tile."""
+
+    def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
+        self.limit_bytes, self.held_bytes = limit_bytes, 0
+        self._held: OrderedDict[Tile, Nested] = OrderedDict()
+
+    def loaded(self, tile: Tile) -> Nested:
+        """Return the pixels of a tile, read if necessary."""
+        found = self._held.get(tile)
+        if found is not None:
+            self._held.move_to_end(tile)
+            return found
+        found = self._held[tile] = tile.ground.load(tile.window)
+        self.held_bytes += found.nbytes
+        while self.held_bytes > self.limit_bytes and len(self._held) > 1:
+            self.held_bytes -= self._held.popitem(last=False)[1].nbytes
+        return found
+
+
+CACHE = TileCache()  # of this process
 
 
 def named_pieces(shape: tuple[int, int]) -> Iterator[Window]:

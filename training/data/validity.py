@@ -27,12 +27,27 @@ def constant_frames(stored: Stored) -> NDArray[np.bool_]:
         limits = np.iinfo(str(stored.dtype))
         ends |= {limits.min, limits.max}
     found = np.zeros(stored.shape[1:], np.bool_)
-    square = np.ones((FRAME_PX, FRAME_PX), np.bool_)
     for end in ends:
         alike = (stored == end).all(axis=0)
         if np.count_nonzero(alike) >= FRAME_PX:  # at the window's edge a frame may show less than a square
-            core = ndimage.binary_erosion(alike, square, border_value=1)
-            found |= ndimage.binary_dilation(core, square) & alike
+            core = _throughout_squares(alike)
+            found |= ~_throughout_squares(~core) & alike
+    return found
+
+
+def _throughout_squares(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return where flags (ny, nx) are True in all of the square of `FRAME_PX` px around a pixel, and outside.
+
+    It equals `ndimage.binary_erosion`, which takes longer because it does not know that a square is a row of columns.
+    """
+    padded = np.pad(flags, FRAME_PX // 2, constant_values=True)
+    ny, nx = flags.shape
+    columns = padded[:ny].copy()
+    for k in range(1, FRAME_PX):
+        columns &= padded[k : k + ny]
+    found = columns[:, :nx].copy()
+    for k in range(1, FRAME_PX):
+        found &= columns[:, k : k + nx]
     return found
 
 

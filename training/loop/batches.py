@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import signal
+import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     Batch = dict[str, Tensor]
 
+Device = torch.device  # `Draw` has a field called torch
+Generator = torch.Generator
+
 # Purposes of a `Draw`; with the seed and a number, they form its key.
 FOR_BATCH, FOR_LOSS, FOR_STAGE = 0, 1, 2
 _LAST_WORDS_S = 0.2  # time to wait for the exit code of a dying worker
@@ -34,10 +38,11 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # signals that stop a 
 
 @dataclass
 class Draw:
-    """Two seeded random generators (NumPy and torch) on the CPU."""
+    """Two seeded random generators (NumPy and torch) on the CPU, and one on a GPU if asked for."""
 
     rng: np.random.Generator
-    torch: torch.Generator
+    torch: Generator
+    there: dict[Device, Generator] = field(default_factory=dict, repr=False)
 
     @classmethod
     def seeded(cls, seed: int, *key: int) -> Draw:
@@ -45,6 +50,19 @@ class Draw:
         sequence = np.random.SeedSequence(seed, spawn_key=key)
         word = int(sequence.generate_state(1, np.uint64)[0])
         return cls(np.random.default_rng(sequence), torch.Generator().manual_seed(word))
+
+    def on(self, device: Device) -> Generator:
+        """Return the torch generator for tensors on `device`: `torch`, or one on the GPU with the same seed.
+
+        Losses draw noise and dropout masks with it where they are used. Drawn by workers, a mask of features would
+        travel with each batch and be larger than its images; drawn by the training process, it would delay the next
+        step. It depends on the seed and the number of the batch only, like all else that is drawn.
+        """
+        if device.type != "cuda":
+            return self.torch
+        if device not in self.there:
+            self.there[device] = torch.Generator(device).manual_seed(self.torch.initial_seed())
+        return self.there[device]
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,16 @@ def _held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def start_method() -> str:
+    """Return how workers are started: on Linux by fork, elsewhere as Python does.
+
+    From 3.14 on, Python starts them from a server, to which the task is pickled with its network: once per worker,
+    and on a GPU each of them would open a context of its own. A forked worker shares the memory. It must not use the
+    GPU, and has no need to: batches are made on the CPU, and the training process moves them.
+    """
+    return "fork" if sys.platform == "linux" else multiprocessing.get_start_method()
+
+
 class Feed:
     """Feed of the batches first, first + step, ... on `device`. Counts the seconds that training waited for them.
 
@@ -106,8 +134,10 @@ class Feed:
         step: int = 1,
         workers: int = 0,
         device: torch.device | None = None,
+        channels_last: bool = False,
     ) -> None:
         self.device = device or torch.device("cpu")
+        self.channels_last = channels_last
         self.waited_s = 0.0
         self.unreadable: dict[str, str] = {}  # skipped files: {label: error}
         loader: DataLoader[Made | PipelineError] = DataLoader(
@@ -117,6 +147,7 @@ class Feed:
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             worker_init_fn=_leave_signals if workers else None,
+            multiprocessing_context=start_method() if workers else None,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else the loader uses the global generator
         )
@@ -156,9 +187,14 @@ class Feed:
         if isinstance(made, PipelineError):
             raise made
         self.unreadable |= made.unreadable
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in made.batch.items()}
+        moved = {name: self._moved(tensor) for name, tensor in made.batch.items()}
         self.waited_s += time.monotonic() - started
         return moved
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        there = tensor.to(self.device, non_blocking=True)
+        last = self.channels_last and there.dim() == 4
+        return there.contiguous(memory_format=torch.channels_last) if last else there
 
     def _explained(self, error: Exception) -> Exception:
         """Return PipelineError if a worker died, else `error`. The loader's own error depends on what it was doing."""

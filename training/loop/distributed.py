@@ -150,6 +150,21 @@ def average_(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def summing(flat: Tensor) -> Callable[[], None]:
+    """Begin to sum a tensor in place over the processes. Return a function that waits for it.
+
+    All processes must begin their sums in the same order.
+    """
+    with _exchanging():
+        work = distributed.all_reduce(flat, async_op=True)
+
+    def wait() -> None:
+        with _exchanging():
+            work.wait()
+
+    return wait
+
+
 def totals(values: Sequence[float]) -> list[float]:
     """Return the sums of numbers over the processes."""
     if world() == 1:

@@ -6,10 +6,17 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline.errors import PipelineError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor
+
+
+class Diverged(PipelineError):
+    """Raised if the loss is not finite. Exit code 1."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,16 @@ class Tally:
         self.steps += 1
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + value.detach().float()
+
+    def check(self, step: int, folder: Path) -> None:
+        """Raise Diverged if a mean is not finite, before a checkpoint of such weights replaces a good one."""
+        broken = {name: value for name, value in self.means().items() if not math.isfinite(value)}
+        for name, value in broken.items():
+            raise Diverged(
+                f"the {name} is {value} within the last {self.steps} steps to step {step}",
+                "a finite number",
+                f"resume from {folder} with a lower learning rate or without --bf16",
+            )
 
     def means(self) -> dict[str, float]:
         """Return the mean loss and its parts per step."""

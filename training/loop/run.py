@@ -14,35 +14,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import Interrupted, PipelineError, UsageError
+from pipeline.errors import Interrupted, UsageError
 from training import placement
 from training.loop import distributed, log, savepoint
 from training.loop.average import Average
 from training.loop.batches import FOR_LOSS, FOR_STAGE, Draw, Feed
+from training.loop.execution import Execution, modules_of
+from training.loop.intervals import Intervals
+from training.loop.journal import Journal
 from training.loop.lineage import Lineage
 from training.loop.optimisers import OWN, Optimisers
-from training.loop.progress import Budget, Progress, Tally
+from training.loop.progress import Budget, Diverged, Progress, Tally
+from training.loop.reduction import average_statistics
 from training.loop.skipped import SKIPPED, Skipped
 from training.loop.task import HasCompanion, HasLoss, Objective, ShowsSamples, TakesTurns
+from training.loop.writer import Writer
 from training.schedule import rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from torch import nn
-
     from pipeline.models.bundle import Bundle
     from training.loop.task import Measured, Task
     from training.presets import Preset, Stage
 
 __all__ = ["Average", "Budget", "Diverged", "Draw", "Progress", "Run"]
-
-STATISTICS = ("running_mean", "running_var")  # of BatchNorm; each process has them for its own batches only
-
-
-class Diverged(PipelineError):
-    """Raised if the loss is not finite. Exit code 1."""
 
 
 class Run:
@@ -59,17 +56,15 @@ class Run:
         budget: Budget,
         folder: Path,
         seed: int,
-        bf16: bool = False,
-        workers: int = 0,
+        execution: Execution | None = None,
         data: str = "",
         skip: int = SKIPPED,
     ) -> None:
         self.task, self.preset, self.budget, self.folder = task, preset, budget, folder
-        self.seed, self.bf16, self.workers = seed, bf16, workers
+        self.seed, self.execution = seed, execution or Execution()
         self.skipped = Skipped(skip)
         self.device = placement.device_of(task.network)
-        self.resumed_from: Path | None = None
-        self.resumed_at = 0  # step
+        self.journal, self.writer = Journal(folder), Writer()
         self.learned_from = [data]
         self.started_from = ""  # digest of the initial weights
         self.lineage = Lineage()
@@ -77,14 +72,13 @@ class Run:
         self.stopping = False
         self.before: Budget | None = None  # of the resumed run, if it differs
         self.processes_before = distributed.world()
-        self.scalars: log.Scalars | None = None
-        self.advised = False  # on waiting for data
-        self.logged = False  # whether the log was begun
         if isinstance(task, HasCompanion):
             task.companion.to(self.device)
+        self.execution.prepare(task)
         self.at = Progress()
         self.tally = Tally()
-        self._begin_stage()
+        self.unsettled_s = 0.0  # of a device, after the last step
+        self.optimisers, self.average = self._new_stage()
 
     @property
     def stage(self) -> Stage:
@@ -100,35 +94,43 @@ class Run:
     ) -> None:
         """Train until the budget is spent or `until_images` is reached. Leave the averaged weights in the network.
 
-        Process 0 prints a line, logs a row and writes a checkpoint every `every_s` seconds and at the end. Raises
-        Diverged if the loss is not finite. If `stop` returns True in any process, writes the checkpoint after that
-        step and raises Interrupted.
+        Process 0 prints a line, logs a row and writes a checkpoint every `every_s` seconds (`Intervals`) and at the
+        end. Raises Diverged if the loss is not finite. If `stop` returns True in any process, writes the checkpoint
+        after that step and raises Interrupted.
         """
         self.stop = stop
-        first, step = self.at.batches + distributed.rank(), distributed.world()
-        if self.started_from and self.at.step == 0:
-            self._report(say)  # what the given weights score
-        self.task.network.train()
-        last = self.at.elapsed_s
-        with Feed(self.task.batch, self.seed, first, step, self.workers, self.device) as feed:
-            while self._goes_on(until_images):
-                self._enter()
-                self._step(feed)
-                self.skipped.add(feed.unreadable, say)
-                if self.at.elapsed_s - last >= every_s:
-                    last = self.at.elapsed_s
-                    self._report(say)
-        if self.stopping and self._spent() < 1.0:
-            self._break_off()
-        if self.tally.steps:
-            self._report(say)
-        elif distributed.rank() == 0:
-            self._open_log()
-            self.save()
+        with self.writer, self.execution.compiling():
+            self._train(say, every_s, until_images)
         self.task.network.load_state_dict(self.average.state)
         if self._spent() >= 1.0:
             self.task.finish()
         self.lineage.end(self.task.network.state_dict(), self.at)
+
+    def _train(self, say: Callable[[str], None], every_s: float, until_images: int | None) -> None:
+        first, step = self.at.batches + distributed.rank(), distributed.world()
+        intervals = Intervals(every_s, self.at.elapsed_s)
+        if self.started_from and self.at.step == 0:
+            intervals.reported(self.at.elapsed_s, self._report(say))  # what the given weights score
+            self.writer.end()  # no thread may run when workers are forked
+        self.task.network.train()
+        layout = self.execution.channels_last
+        with Feed(self.task.batch, self.seed, first, step, self.execution.workers, self.device, layout) as feed:
+            while self._goes_on(until_images):
+                self._enter()
+                self._step(feed)
+                self.skipped.add(feed.unreadable, say)
+                self.writer.check()
+                if intervals.report_due(self.at.elapsed_s):
+                    intervals.reported(self.at.elapsed_s, self._report(say))
+                elif intervals.save_due(self.at.elapsed_s):
+                    intervals.saved(self.at.elapsed_s)
+                    self.save()
+        if self.stopping and self._spent() < 1.0:
+            self._break_off()
+        if self.tally.steps:
+            self._report(say)
+        else:
+            self.save()
 
     def begin_from(self, bundle: Bundle) -> None:
         """Record that the task's network starts with this bundle's weights."""
@@ -140,24 +142,18 @@ class Run:
 
     def _break_off(self) -> None:
         """Write the checkpoint without a log line. Raises Interrupted."""
-        self._refuse_nonsense()
-        if distributed.rank() == 0:
-            self._open_log()
         self.save()
+        self.writer.end()
         done = f"stopped after step {self.at.step}, {self.at.images} images"
         instead = " instead of --init" if self.started_from else ""
         raise Interrupted(done, cure=f"the same command with --resume {self.folder}{instead} goes on there")
 
-    def _open_log(self) -> None:
-        """Create the log on first use, so that a run that fails earlier leaves no files."""
-        if not self.logged:
-            log.begin(self.folder, self.resumed_from, self.resumed_at)
-            self.logged = True
-
     def save(self) -> None:
-        """Write the checkpoint in process 0, replacing the last one atomically."""
+        """Begin to write the checkpoint in process 0, replacing the last one atomically. Raises Diverged."""
+        self.tally.check(self.at.step, self.folder)
         if distributed.rank() != 0:
             return
+        self.journal.open()
         companion = self.task.companion.state_dict() if isinstance(self.task, HasCompanion) else {}
         content = {
             "preset": self.preset.name,
@@ -175,7 +171,7 @@ class Run:
             "started_from": self.started_from,
             "trained": self.lineage.described(),
         }
-        savepoint.write(self.folder, content)
+        self.writer.begin(self.folder, content)
 
     def resume(self, folder: Path, checkpoint: dict[str, Any] | None = None) -> None:
         """Resume exactly from the checkpoint in `folder`, with its seed.
@@ -203,7 +199,7 @@ class Run:
                 "one that this version wrote",
                 "start anew without --resume",
             ) from error
-        self.resumed_from, self.resumed_at = folder, self.at.step
+        self.journal.resumed_from, self.journal.resumed_at = folder, self.at.step
         self._take_budget(savepoint.budget_of(content))
         self.processes_before = content.get("processes", self.processes_before)
         before = content.get("data", self.learned_from)  # absent in older versions
@@ -266,8 +262,12 @@ class Run:
 
     def _begin_stage(self) -> None:
         """Create optimisers for the stage's parameters, freeze all others, and create a new average."""
-        self.optimisers = Optimisers(self.task, self.preset, self.stage)
-        self.average = Average(self.task.network, self.preset.ema)
+        self.optimisers.close()
+        self.optimisers, self.average = self._new_stage()
+
+    def _new_stage(self) -> tuple[Optimisers, Average]:
+        optimisers = Optimisers(self.task, self.preset, self.stage, self.execution.fused)
+        return optimisers, Average(self.task.network, self.preset.ema)
 
     def _rate(self) -> float:
         """Return the current factor of the initial learning rates."""
@@ -283,14 +283,15 @@ class Run:
         draw = Draw.seeded(self.seed, FOR_LOSS, self.at.batches + distributed.rank())
         turns, losses = self._turns(batch, draw), dict[str, Tensor]()
         while True:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.execution.bf16):
                 turn = next(turns, None)
             if turn is None:
                 break
             name, loss = turn
             objective = loss if isinstance(loss, Objective) else Objective(loss, {})
             losses |= {name if losses else "loss": objective.total, **objective.parts}
-            self.optimisers.step(name, objective.total, self._share)
+            self.optimisers.step(name, objective.total)
+            average_statistics(modules_of(self.task))
         self.average.update()
         self.tally.add(losses)
         self._count(len(next(iter(batch.values()))), time.monotonic() - started, feed.waited_s - waited)
@@ -305,51 +306,42 @@ class Run:
             msg = f"{type(self.task).__name__} has neither a loss nor turns"
             raise TypeError(msg)
 
-    @torch.no_grad()
-    def _share(self, trained: list[nn.Parameter]) -> None:
-        """Average gradients and BatchNorm statistics over all processes."""
-        if distributed.world() == 1:
-            return
-        for parameter in trained:  # a loss may not reach all, but all processes must pass the same list
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        distributed.average_([parameter.grad for parameter in trained if parameter.grad is not None])
-        modules = [self.task.network, *([self.task.companion] if isinstance(self.task, HasCompanion) else [])]
-        buffers = [buffer for module in modules for name, buffer in module.named_buffers() if name.endswith(STATISTICS)]
-        distributed.average_(buffers)
-
     def _count(self, images: int, seconds: float, waited_s: float) -> None:
         """Count one step. Sum images, time and stop requests over processes, so that all end and report together."""
         self.tally.waited_s += waited_s
-        total, spent_s, asked = distributed.totals([images, seconds, float(self.stop())])
+        total, spent_s, asked = distributed.totals([images, seconds + self.unsettled_s, float(self.stop())])
+        self.unsettled_s = 0.0
         self.stopping = asked > 0
         self.tally.images, self.tally.seconds = self.tally.images + round(total), self.tally.seconds + seconds
         at = self.at
         at.step, at.stage_step, at.batches = at.step + 1, at.stage_step + 1, at.batches + distributed.world()
         at.images, at.elapsed_s = at.images + round(total), at.elapsed_s + spent_s / distributed.world()
 
-    def _report(self, say: Callable[[str], None]) -> None:
-        """Validate, print and log the last interval, then write the checkpoint, all in process 0."""
-        self._refuse_nonsense()
-        tally, self.tally = self.tally, Tally()
-        if distributed.rank() != 0:
-            return
-        self._open_log()
-        network = self.task.network
-        with self.average.applied(network):
-            network.eval()
-            measured = self.task.validate(self.stage)
-            if isinstance(self.task, ShowsSamples) and (rows := self.task.samples(self.stage)):
-                log.write_samples(self.folder, self.at.step, rows)
-        network.train()
-        row = self._row(tally, measured)
-        say(row.line())
-        if row.waiting > log.WAITING and tally.steps >= log.WAITING_STEPS and not self.advised:
-            self.advised = True
-            say(log.ADVICE.format(row.waiting))
-        log.add(self.folder, row)
-        if self.scalars is not None:
-            self.scalars.add(row)
-        self.save()
+    def _report(self, say: Callable[[str], None]) -> float:
+        """Validate, print and log the last interval, then write the checkpoint, all in process 0.
+
+        Return the seconds that it took, in every process, which all wait for it.
+        """
+        self._settle()
+        self.tally.check(self.at.step, self.folder)
+        tally, self.tally, started = self.tally, Tally(), time.monotonic()
+        if distributed.rank() == 0:
+            network = self.task.network
+            with self.average.applied(network), self.execution.compiling(False):
+                network.eval()
+                measured = self.task.validate(self.stage)
+                samples = self.task.samples(self.stage) if isinstance(self.task, ShowsSamples) else ()
+            network.train()
+            self.journal.add(self._row(tally, measured), tally.steps, samples, say)
+            self.save()
+        return distributed.totals([time.monotonic() - started if distributed.rank() == 0 else 0.0])[0]
+
+    def _settle(self) -> None:
+        """Count the time of what the device has still to compute: with this interval, and with the next step."""
+        started = time.monotonic()
+        placement.settle(self.device)
+        self.unsettled_s += (late_s := time.monotonic() - started)
+        self.tally.seconds += late_s
 
     def _row(self, tally: Tally, measured: Measured) -> log.Row:
         means = tally.means()
@@ -368,13 +360,3 @@ class Run:
             parts=means,
             measured=measured,
         )
-
-    def _refuse_nonsense(self) -> None:
-        """Raise Diverged before a checkpoint of non-finite weights replaces a good one."""
-        broken = {name: value for name, value in self.tally.means().items() if not math.isfinite(value)}
-        for name, value in broken.items():
-            raise Diverged(
-                f"the {name} is {value} within the last {self.tally.steps} steps to step {self.at.step}",
-                "a finite number",
-                f"resume from {self.folder} with a lower learning rate or without --bf16",
-            )

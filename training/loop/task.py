@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -66,7 +66,7 @@ class HasLoss(Protocol):
     """A task with one loss, minimised by Adam over the parameters that the stage trains."""
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Tensor | Objective:
-        """Return the loss of `stage` on one batch."""
+        """Return the loss of `stage` on one batch. Draw tensors on its device with `draw.on(device)`."""
         ...
 
 
@@ -124,6 +124,16 @@ class HasCompanion(Protocol):
     @property
     def companion(self) -> nn.Module:
         """The extra module: neither averaged nor bundled, trained only by the task's own optimisers."""
+        ...
+
+
+@runtime_checkable
+class NamesCompiled(Protocol):
+    """A task that says which parts of its network `--compile` compiles. Of others, these are its direct children."""
+
+    @property
+    def compiled(self) -> Iterable[nn.Module]:
+        """Modules that losses call, without hooks that change from step to step."""
         ...
 
 

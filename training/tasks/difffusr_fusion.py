@@ -35,7 +35,7 @@ from training.tasks.fusion import disturbed, tiles_to_train_on
 from training.tasks.wald_groups import FACTORS, Example, example_of, fits, group_of, inputs_of, statistics, unit_60m
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -104,10 +104,10 @@ class DiffFuSRFusionTask:
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Objective:
         """Return the sum over groups of the mean absolute error of z-scores."""
-        parts = {}
+        parts, generator = {}, draw.on(placement.device_of(self.network))
         for gsd in self.groups:
             network = self.network.get_submodule(name_of(gsd))
-            with dropped(network.get_submodule("rgb_rrdb"), self.recipe.dropout, draw.torch):
+            with dropped(network.get_submodule("rgb_rrdb"), self.recipe.dropout, generator):
                 fused = network(batch[f"guide{gsd}"], batch[f"seen{gsd}"])
             parts[f"{gsd}m"] = functional.l1_loss(fused.float(), batch[f"truth{gsd}"])
         return Objective(sum(parts.values(), torch.zeros((), device=fused.device)), parts)
@@ -148,6 +148,11 @@ class DiffFuSRFusionTask:
                 {"guide": stretched(guide, ends_of(guide, by_band=True)), **shown, "truth": stretched(truth, ends)}
             )
         return rows
+
+    @property
+    def compiled(self) -> Iterable[nn.Module]:
+        """Parts of the networks without the dropout between them, a hook that is another one at every step."""
+        return (part for gsd in self.groups for part in self.network.get_submodule(name_of(gsd)).children())
 
     def describe(self) -> dict[str, Any]:
         """Return the provenance of data and recipe. `untrained` names the groups that were not trained."""
@@ -214,11 +219,14 @@ def own_bands(example: Example, gsd: int) -> Tensor:
 
 @contextlib.contextmanager
 def dropped(module: nn.Module, rate: float, generator: torch.Generator) -> Iterator[None]:
-    """Apply dropout with `rate` to the module's output inside the block (Srivastava 2014)."""
+    """Apply dropout with `rate` to the module's output inside the block (Srivastava 2014).
+
+    `generator` is that of the output's device.
+    """
 
     def drop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        kept = torch.rand(output.shape, generator=generator) >= rate
-        return output * kept.to(output.device) / (1 - rate)
+        kept = torch.rand(output.shape, generator=generator, device=output.device) >= rate
+        return output * kept / (1 - rate)
 
     handle = module.register_forward_hook(drop)
     try:

@@ -120,7 +120,7 @@ class DiffFuSRSuperResolution:
 
     def loss(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Objective:
         """Return the loss of eq. 8."""
-        return eq8_losses(self.network, self.companion, batch, draw.torch, self.weights)
+        return eq8_losses(self.network, self.companion, batch, draw.on(batch["hr"].device), self.weights)
 
     def validate(self, stage: Stage) -> Measured:
         """Return the PSNR gain of one member over bicubic on held-out places."""

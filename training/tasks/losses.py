@@ -7,6 +7,7 @@ stage, and it makes the x0 estimates of the second stage the posterior mean.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from training.tasks.contrast import MomentumContrast
 
 _LEVELS = np.sqrt(np.concatenate([[1.0], cosine_alpha_bar()]))
+CPU = torch.device("cpu")
 SPREAD_WEIGHT = 0.05
 EXPECTED_FLOOR = 0.03  # relative to local reflectance; lower limit of the expected error, to bound image weights
 SNR_FLOOR = 0.1  # errors at nearly clean levels weigh at most 1 / floor times as much as at pure noise
@@ -47,21 +49,35 @@ def regression_loss(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
     return squared.mean() + SPREAD_WEIGHT * surprise.mean()
 
 
-def sample_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Draw signal levels (count,) in [0, 1]: s ~ U(sqrt(ab_t), sqrt(ab_(t-1))), t ~ U{1..1000}, cosine schedule."""
-    time = torch.rand(count, generator=generator).double().numpy() * (len(_LEVELS) - 1)
-    return torch.from_numpy(np.interp(time, np.arange(len(_LEVELS)), _LEVELS)).float()
+@lru_cache(maxsize=8)
+def _levels_on(device: torch.device) -> Tensor:
+    return torch.from_numpy(_LEVELS).to(device)
+
+
+def sample_levels(count: int, generator: torch.Generator, device: torch.device = CPU) -> Tensor:
+    """Draw signal levels (count,) in [0, 1]: s ~ U(sqrt(ab_t), sqrt(ab_(t-1))), t ~ U{1..1000}, cosine schedule.
+
+    They are drawn and interpolated on `device`, so that it is not waited for.
+    """
+    levels = _levels_on(device)
+    time = torch.rand(count, generator=generator, device=device).double() * (len(levels) - 1)
+    below = time.long()
+    share = time - below
+    return (share * (levels[below + 1] - levels[below]) + levels[below]).float()
 
 
 def denoising_loss(network: LiteNetwork, lr: Tensor, hr: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the squared x0 error of the standardised residual at random noise levels. Trains the denoiser only."""
+    """Return the squared x0 error of the standardised residual at random noise levels. Trains the denoiser only.
+
+    `generator` is that of the images' device (`Draw.on`).
+    """
     with torch.no_grad():
         features, unit = network.features(lr), network.unit(lr)
         spread = network.spread(features, unit)
         x0 = (hr - network.mean(lr, features, unit)) / spread
-    level = sample_levels(len(lr), generator).to(lr.device)
+    level = sample_levels(len(lr), generator, lr.device)
     a = level[:, None, None, None]
-    eps = torch.randn(x0.shape, generator=generator).to(lr.device)
+    eps = torch.randn(x0.shape, generator=generator, device=lr.device)
     error = network.denoiser(a * x0 + (1 - a * a).sqrt() * eps, level, features) - x0
     loss: Tensor = (error.square() / (1 - a * a).clamp_min(SNR_FLOOR)).mean()
     return loss
@@ -96,12 +112,12 @@ def eq8_losses(
 
     `batch` holds `hr` (B, 3, 4h, 4w), `lr` (B, 3, h, w) and `other` (B, 3, h, w), a second crop of the same images
     with the same degradation, all in network range. All noise levels have equal weight. At nearly clean levels the
-    error is small, because the input contains x0.
+    error is small, because the input contains x0. `generator` is that of the images' device (`Draw.on`).
     """
     hr, lr = batch["hr"], batch["lr"]
     features, vector = networks.encoder(lr), networks.degradation(lr)
-    level = sample_levels(len(lr), generator).to(lr.device)[:, None]
-    noise = torch.randn(hr.shape, generator=generator).to(hr.device)
+    level = sample_levels(len(lr), generator, lr.device)[:, None]
+    noise = torch.randn(hr.shape, generator=generator, device=hr.device)
     s = level[:, :, None, None]
     x0 = networks.ema(s * hr + (1 - s * s).clamp_min(0).sqrt() * noise, level, features, vector)
     error = functional.mse_loss if weights.squared else functional.l1_loss

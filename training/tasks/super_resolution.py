@@ -111,7 +111,7 @@ class SuperResolution:
         """Return the loss of the mean head, or of the denoised residual."""
         if stage.name == "mean":
             return losses.regression_loss(self.network, batch["lr"], batch["hr"])
-        return losses.denoising_loss(self.network, batch["lr"], batch["hr"], draw.torch)
+        return losses.denoising_loss(self.network, batch["lr"], batch["hr"], draw.on(batch["hr"].device))
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> Measured:

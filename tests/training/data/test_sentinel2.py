@@ -15,7 +15,7 @@ from tests.archive.synthetic import coordinate_dn, make_archive, make_scene
 from tests.training.imagery import corner_in, placed, write_raster, write_toml
 from training.data.places import CELL_M, Georeference, cell_name, split_of
 from training.data.sources import TrainingData, load_training_file
-from training.data.tiles import BANDS, CELL_PX, Tile, ground_pieces, named_pieces
+from training.data.tiles import BANDS, CELL_PX, Tile, TileCache, ground_pieces, named_pieces
 
 
 def data_of(folder, **keys) -> TrainingData:
@@ -174,6 +174,31 @@ def test_tiles_are_read_once_while_held(tmp_path, monkeypatch):
         assert tile.valid.shape == tile.shape
     assert loads == [tile.window]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(tile)).rho[10], tile.rho[10])
+
+
+def test_as_many_tiles_are_held_as_fit():
+    tiles = [Tile.of(f"{n}", {10: np.full((4, 96, 96), n, np.float32)}, np.ones((16, 16), bool), ()) for n in range(3)]
+    size = tiles[0].ground.nbytes
+    assert size == 4 * 96 * 96 * 4 + 256
+    cache, reads = TileCache(2 * size), []
+    for tile in tiles:
+        object.__setattr__(tile, "ground", Counted(tile.ground, reads))
+    for number in (0, 1, 0, 2, 0, 1):  # 1 is the one not read for longest when 2 comes
+        assert cache.loaded(tiles[number]).rho[10][0, 0, 0] == number
+    assert reads == [0, 1, 2, 1]
+    assert cache.held_bytes == 2 * size
+    cache.limit_bytes = 0
+    cache.loaded(tiles[2])
+    assert cache.held_bytes == size
+
+
+class Counted:
+    def __init__(self, ground, reads):
+        self.ground, self.reads = ground, reads
+
+    def load(self, window):
+        self.reads.append(int(self.ground.rho[10][0, 0, 0]))
+        return self.ground.load(window)
 
 
 def test_a_stack_on_another_grid_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import rasterio
 from PIL import Image as Pillow
 from rasterio.transform import from_origin
+from scipy import ndimage
 
 from pipeline.errors import UsageError
 from training.data.chips import held_out_chips
@@ -38,6 +39,19 @@ def write_tiff(path, pixels, *, mask=None, alpha=False, **profile):
         file.write(pixels)
         if mask is not None:
             file.write_mask(mask)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.9, 0.97, 1.0])
+@pytest.mark.parametrize("shape", [(37, 50), (3, 40), (5, 5), (1, 1)])
+def test_frames_are_morphological_openings(share, shape):
+    """With everything beyond the window's edge counted as frame."""
+    rng = np.random.default_rng(round(100 * share))
+    dark = rng.random(shape) < share
+    dark[: shape[0] // 2] |= rng.random() < 0.5
+    square = np.ones((5, 5), bool)
+    expected = ndimage.binary_dilation(ndimage.binary_erosion(dark, square, border_value=1), square) & dark
+    stored = np.where(dark, 0, 77).astype(np.uint8)[None]
+    np.testing.assert_array_equal(constant_frames(stored), expected & (dark.sum() >= 5))
 
 
 def seen(shape=(SIDE, SIDE)):

@@ -1,14 +1,18 @@
 """Batches by number: the same whoever makes them."""
 
+import multiprocessing
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import PipelineError, ReadError
-from training.loop.batches import FOR_BATCH, FOR_LOSS, Draw, Feed
+from training.loop.batches import FOR_BATCH, FOR_LOSS, Draw, Feed, start_method
+
+FORKSERVER = multiprocessing.get_context("forkserver")
 
 
 def make(draw):
@@ -27,6 +31,24 @@ def test_draws_follow_from_seed_and_key():
     assert Draw.seeded(5, 1, 2).rng.normal() == Draw.seeded(5, 1, 2).rng.normal()
 
 
+def test_on_a_cpu_losses_draw_from_the_same_stream():
+    draw, other = Draw.seeded(5, FOR_LOSS, 2), Draw.seeded(5, FOR_LOSS, 2)
+    assert draw.on(torch.device("cpu")) is draw.torch
+    assert torch.equal(torch.rand(3, generator=draw.on(torch.device("cpu"))), torch.rand(3, generator=other.torch))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_losses_draw_there_from_seed_and_number():
+    device = torch.device("cuda", 0)
+
+    def drawn(number):
+        draw = Draw.seeded(5, FOR_LOSS, number)
+        return torch.cat([torch.rand(3, generator=draw.on(device), device=device) for _ in range(2)]).tolist()
+
+    assert drawn(2) == drawn(2) != drawn(3)
+    assert len(set(drawn(2))) == 6
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_feed_hands_out_batches_by_number_in_order(workers):
     before = torch.get_rng_state()
@@ -38,6 +60,34 @@ def test_a_feed_hands_out_batches_by_number_in_order(workers):
     assert feed.waited_s > 0
     assert torch.multiprocessing.active_children() == []
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python chooses how workers start")
+def test_workers_share_the_task_and_are_not_sent_it(monkeypatch):
+    """Python 3.14 would pickle it to them, network included."""
+
+    class Large:
+        def __reduce__(self):
+            raise AssertionError("pickled")
+
+        def batch(self, draw):
+            return {"x": torch.full((1,), float(os.getpid()))}
+
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", FORKSERVER)
+    assert start_method() == "fork"
+    with Feed(Large().batch, seed=0, workers=1) as feed:
+        assert int(feed.next()["x"]) != os.getpid()
+
+
+def test_images_may_be_laid_out_for_tensor_cores():
+    def images(draw):
+        return {"hr": torch.rand(2, 3, 4, 5, generator=draw.torch), "level": torch.rand(2, 3, generator=draw.torch)}
+
+    with Feed(images, seed=0) as plain, Feed(images, seed=0, channels_last=True) as feed:
+        batch, expected = feed.next(), plain.next()
+    assert batch["hr"].is_contiguous(memory_format=torch.channels_last)
+    assert not batch["hr"].is_contiguous()
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

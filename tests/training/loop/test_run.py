@@ -1,13 +1,17 @@
 """The training loop: stages, log, and checkpoints that resume as if nothing had happened."""
 
 import csv
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import Interrupted, UsageError
+from pipeline.errors import Interrupted, StorageError, UsageError
+from training import placement
+from training.loop import savepoint
+from training.loop.execution import Execution
 from training.loop.log import COLUMNS, LOG, SAMPLES
 from training.loop.run import Budget, Diverged, Run
 from training.loop.savepoint import CHECKPOINT
@@ -118,7 +122,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_worker_processes_change_nothing(tmp_path):
-    runs = [run_of(tmp_path / str(workers), 80, workers=workers) for workers in (0, 2)]
+    runs = [run_of(tmp_path / str(workers), 80, execution=Execution(workers=workers)) for workers in (0, 2)]
     for run in runs:
         run.train(every_s=1e9)
     assert runs[0].task.losses == runs[1].task.losses
@@ -140,7 +144,7 @@ def test_losses_follow_the_seed(tmp_path):
 def test_a_stopped_run_ends_its_step_and_resumes_there(tmp_path, workers):
     whole = run_of(tmp_path / "whole", 80)
     whole.train(every_s=1e9)
-    part, asked = run_of(tmp_path / "part", 80, workers=workers), iter([False, False, True])
+    part, asked = run_of(tmp_path / "part", 80, execution=Execution(workers=workers)), iter([False, False, True])
     with pytest.raises(
         Interrupted, match=r"stopped after step 3, 12 images; cure: .*--resume .*part goes on there"
     ) as e:
@@ -174,6 +178,50 @@ def test_training_reduces_the_loss_and_reports(tmp_path):
     assert "second" in lines[-1]
     assert "1600 images" in lines[-1]
     assert "% waiting" in lines[-1]
+
+
+class Slow(Toy):
+    """Each step lasts 10 ms and each validation 200 ms."""
+
+    def loss(self, stage, batch, draw):
+        time.sleep(0.01)
+        return super().loss(stage, batch, draw)
+
+    def validate(self, stage):
+        time.sleep(0.2)
+        return super().validate(stage)
+
+
+def test_slow_scores_come_less_often_than_checkpoints(tmp_path):
+    lines, written, run = [], [], run_of(tmp_path, 80, Slow())
+    begin = run.writer.begin
+    run.writer.begin = lambda *given: (written.append(given), begin(*given))
+    run.train(say=lines.append, every_s=0.02)
+    assert 2 * len(lines) < len(written)  # two lines where no step lasts longer than it should
+
+
+def test_images_per_second_count_what_the_device_has_still_to_compute(tmp_path, monkeypatch):
+    """A GPU is handed work and computes it later: here 0.3 s of it when the interval ends."""
+    monkeypatch.setattr(placement, "settle", lambda device: time.sleep(0.3))
+    run = run_of(tmp_path, 40)
+    run.train(every_s=1e9)
+    row = rows_of(tmp_path)[-1]
+    assert float(row["images_per_s"]) < 40 / 0.3
+    assert float(row["waiting"]) < 1
+    run = run_of(tmp_path / "often", 8)
+    run.train(every_s=0.0)
+    assert run.at.elapsed_s > 0.3  # what is found after one step is counted with the next
+
+
+def test_a_full_disk_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
+    def full(folder, content):
+        raise StorageError("no space left on device")
+
+    monkeypatch.setattr(savepoint, "write", full)
+    run = run_of(tmp_path, 80)
+    with pytest.raises(StorageError, match="no space left"):
+        run.train(every_s=0.0)
+    assert run.at.step <= 2
 
 
 def test_a_run_shorter_than_an_interval_reports_when_it_ends(tmp_path):

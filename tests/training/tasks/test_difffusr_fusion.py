@@ -153,6 +153,15 @@ def test_dropout_falls_on_the_guide_while_training_only():
     assert torch.equal(layer(ones), ones)
 
 
+def test_dropout_on_another_device_draws_nothing_on_the_cpu(large):
+    task, draw = task_of(large), Draw.seeded(0, 1)
+    batch = {name: tensor.to("meta") for name, tensor in task.batch(Draw.seeded(0)).items()}
+    before = draw.torch.get_state()
+    task.network.to("meta")
+    assert task.loss(TINY.stages[0], batch, draw).total.device.type == "meta"
+    assert torch.equal(draw.torch.get_state(), before)
+
+
 def test_a_file_without_scenes_is_refused_by_name():
     with pytest.raises(UsageError, match=r"mine\.toml: no Sentinel-2 scene to train on; expected a source of role"):
         task_of()

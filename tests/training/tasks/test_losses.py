@@ -1,13 +1,17 @@
 """Losses: noise levels, and DiffFuSR's total put together by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.models.difffusr import Networks
 from pipeline.models.diffusion import cosine_alpha_bar
+from pipeline.models.lite import LiteNetwork
+from tests.models.small import LITE
 from training.tasks.contrast import MomentumContrast
-from training.tasks.losses import Eq8, degradation_encoder, eq8_losses, sample_levels
+from training.tasks.losses import Eq8, degradation_encoder, denoising_loss, eq8_losses, sample_levels
 
 TINY = {
     "base": 8,
@@ -61,6 +65,27 @@ def test_levels_lie_between_steps_and_steps_are_equally_likely():
         np.searchsorted(edges, drawn[wide], "right") - 1
     ]
     assert within.mean() == pytest.approx(0.5, abs=0.01)  # uniform between the two
+
+
+def test_levels_are_those_of_interpolation_bit_by_bit():
+    """Weights trained earlier drew them so."""
+    levels = np.sqrt(np.concatenate([[1.0], cosine_alpha_bar()]))
+    time = torch.rand(200_000, generator=seeded(6)).double().numpy() * (len(levels) - 1)
+    expected = torch.from_numpy(np.interp(time, np.arange(len(levels)), levels)).float()
+    assert torch.equal(sample_levels(200_000, seeded(6)), expected)
+
+
+def test_on_another_device_losses_draw_nothing_on_the_cpu(networks, batch):
+    """Nothing is drawn on "meta": the generator would have moved on if noise were drawn here and sent there."""
+    generator = seeded(5)
+    before = generator.get_state()
+    contrast = SimpleNamespace(loss=lambda *_: torch.zeros((), device="meta"))  # autocast does not know "meta"
+    there = {name: tensor.to("meta") for name, tensor in batch.items()}
+    objective = eq8_losses(networks.to("meta"), contrast, there, generator, Eq8())
+    lite = LiteNetwork(**LITE).to("meta")
+    noisy = denoising_loss(lite, there["lr"], there["hr"], generator)
+    assert (objective.total.device.type, noisy.device.type) == ("meta", "meta")
+    assert torch.equal(generator.get_state(), before)
 
 
 @pytest.mark.parametrize("squared", [False, True])
