@@ -47,7 +47,7 @@ class LatticeSpec:
 class Bundle:
     """Metadata of a weights file, JSON-able. `load_tensors` reads the tensors."""
 
-    system: str  # kind of weights: "lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion"
+    system: str  # kind of weights: "lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion", "wavediffur-sr"
     architecture: dict[str, Any]  # keyword arguments of the network
     in_bands: tuple[str, ...]
     out_bands: tuple[str, ...]

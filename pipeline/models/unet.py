@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    StageOf = Callable[[int, int, bool], nn.Module]  # of channels in, channels out and attention
+
 _LEAK = 0.1  # slope in the degradation-aware parts (Wang et al. 2021, DASR)
 
 
@@ -186,8 +188,8 @@ class Upsample(nn.Module):
         return out
 
 
-def _downward(
-    base: int, levels: Sequence[tuple[int, bool]], res_blocks: int, stage: Callable[[int, int, bool], Stage]
+def downward(
+    base: int, levels: Sequence[tuple[int, bool]], res_blocks: int, stage: StageOf
 ) -> tuple[list[nn.Module], list[int]]:
     """Return the contracting half for `levels` of (channels, attention), and the channels of all skips in order."""
     layers: list[nn.Module] = []
@@ -202,8 +204,11 @@ def _downward(
     return layers, skips
 
 
-def _upward(
-    skips: Sequence[int], levels: Sequence[tuple[int, bool]], res_blocks: int, stage: Callable[[int, int, bool], Stage]
+def upward(
+    skips: Sequence[int],
+    levels: Sequence[tuple[int, bool]],
+    res_blocks: int,
+    stage: StageOf,
 ) -> list[nn.Module]:
     """Return the expanding half: one stage per skip, last skip first."""
     layers: list[nn.Module] = []
@@ -250,11 +255,11 @@ class UNet(nn.Module):
             return Stage(channels_in, channels_out, base, groups, block2_norm, attention)
 
         levels = [(base * mult, 2**k in attention_strides) for k, mult in enumerate(mults)]
-        downs, skips = _downward(base, levels, res_blocks, stage)
+        downs, skips = downward(base, levels, res_blocks, stage)
         deepest = skips[-1]
         self.downs = nn.ModuleList([conv3x3(2 * base, base), *downs])
         self.mid = nn.ModuleList([stage(deepest, deepest, True), stage(deepest, deepest, False)])
-        self.ups = nn.ModuleList(_upward(skips, levels, res_blocks, stage))
+        self.ups = nn.ModuleList(upward(skips, levels, res_blocks, stage))
         self.final_conv = NormConv(levels[0][0], bands * fold**2, groups)
 
     def forward(self, noisy: Tensor, level: Tensor, features: Tensor, degradation: Tensor) -> Tensor:
