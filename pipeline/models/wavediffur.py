@@ -55,8 +55,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline.models.bundle import Bundle, LatticeSpec, load_into
-from pipeline.models.diffusion import timesteps
+from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, load_into
+from pipeline.models.diffusion import MAX_STEPS, timesteps
 from pipeline.models.wavelet import from_details, padded_to_multiple, projected
 from pipeline.models.wavelet_diffusion import detail_sample, linear_alpha_bar, reverse_diffusion, towards
 from pipeline.models.wavelet_network import NORMALISATION, SMALL, MeanEstimate, WaveletNetwork
@@ -70,8 +70,8 @@ SYSTEM = "wavediffur-sr"
 SCALE = 2
 MOST_SCALE = 128
 BANDS = ("B04", "B03", "B02", "B08")
-# In px of the output: 1.28 km windows at 5 m, stride 0.96 km. All multiples of 64 px, within which squares of
-# attention nest at the score network's lowest stride.
+# In px of the output; at 5 m, windows of 2560 m, stride 1920 m, ramp 320 m, margin 160 m. Windows begin at multiples of
+# 64 px, so that squares of attention nest in them, also at the score network's lowest stride.
 LATTICE = LatticeSpec(window_px=512, stride_px=384, ramp_px=64, margin_px=32)
 SAMPLER: dict[str, Any] = {"steps": 10, "eta": 0.0, "low_pass_px": 1, "tau": "exact", "r": 0.0, "sigma": 0.0}
 LOW_PASS_PX = (0, 1, 2, 4, 8)
@@ -84,8 +84,8 @@ _START, _COARSE_DETAILS, _DETAILS, _FIRST_STEP = 0, 1, 2, 3
 class LevelOptions:
     """How a level is computed; fields and defaults are those of `SAMPLER`. Raises ValueError for others than these.
 
-    steps 1..50 and eta 0..1 are those of the reverse diffusion. low_pass_px is N of eq. 9 in px of the input, 0 for no
-    projection. tau is "exact" or "literal". r and sigma are those of eq. 17.
+    steps (1 to 50) and eta (0 to 1) are those of the reverse diffusion. low_pass_px is N of eq. 9 in px
+    of the input, 0 for no projection. tau is "exact" or "literal". r and sigma are those of eq. 17.
     """
 
     steps: int = SAMPLER["steps"]
@@ -97,6 +97,8 @@ class LevelOptions:
 
     def __post_init__(self) -> None:
         faults = []
+        if not 1 <= self.steps <= MAX_STEPS or not 0 <= self.eta <= 1:
+            faults.append(f"steps {self.steps} and eta {self.eta}; expected 1 to {MAX_STEPS}, and 0 to 1")
         if self.low_pass_px not in LOW_PASS_PX:
             faults.append(f"low_pass_px {self.low_pass_px}; expected one of {', '.join(map(str, LOW_PASS_PX))}")
         if self.tau not in ("exact", "literal"):
@@ -113,7 +115,11 @@ class WaveDiffUR:
     def __init__(self, network: WaveletNetwork, bundle: Bundle) -> None:
         self.network = network.eval()
         self.bundle = bundle
-        self.options = LevelOptions(**bundle.sampler)
+        try:
+            self.options = LevelOptions(**bundle.sampler)
+        except (TypeError, ValueError) as error:
+            found = f"weights {bundle.path} have sampler {bundle.sampler} ({error})"
+            raise BundleError(found, f"settings {', '.join(SAMPLER)}") from error
         self.alpha_bar = linear_alpha_bar()
 
     @classmethod

@@ -64,8 +64,8 @@ class MeanEstimate:
     """What a level knows before it draws. All tensors have H x W px; V, H and D follow one another in `details`.
 
     low: band A as T_theta estimates it, (B, C). target: what eq. 9 pulls A towards, (B, C): 2 * image, or the literal
-    tau. details: V, H, D, (B, 3C). spread: one standard deviation of A, V, H, D around them, (B, 4C), reflectance times
-    2 as the bands themselves. condition: what the score network is told, (B, 5C).
+    tau. details: V, H, D, (B, 3C). spread: one standard deviation of A, V, H, D around them, (B, 4C), in the units of
+    the bands. condition: what the score network is told, (B, 5C).
     """
 
     low: Tensor

@@ -276,6 +276,12 @@ def test_weights_of_another_size_are_refused(tmp_path):
         WaveDiffUR.from_bundle(load_bundle(tmp_path / "a.safetensors"))
 
 
+@pytest.mark.parametrize("wrong", [{"name": "ddim"}, {"steps": 0}])
+def test_a_sampler_of_another_system_is_refused(wrong):
+    with pytest.raises(BundleError, match="settings steps, eta, low_pass_px"):
+        system_of(**wrong)
+
+
 def test_sizes():
     """The paper's count of table 5: T_theta 14.98 M, M 4.30 M, score 9.84 M. The small one fits into 10 MB."""
     with torch.device("meta"):
@@ -302,7 +308,10 @@ def test_levels_of_a_scale():
             levels_of(scale)
 
 
-@pytest.mark.parametrize("wrong", [{"low_pass_px": 3}, {"tau": "exactly"}, {"r": -1.0}, {"sigma": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"steps": 51}, {"eta": 1.1}, {"low_pass_px": 3}, {"tau": "exactly"}, {"r": -1.0}, {"sigma": -0.1}],
+)
 def test_senseless_options_are_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         LevelOptions(**wrong)
