@@ -13,7 +13,7 @@ from pipeline.models.bundle import load_bundle
 from tests.training.imagery import corner_in, placed, write_raster, write_toml
 from tests.training.pairs_for_tests import ground, seen, write_pair
 from training import train
-from training.data import pairs
+from training.data import real_pairs
 from training.data.sources import load_training_file
 from training.degradation.degrade import Degradation, degrade
 from training.quality.pairs import held_out_pairs
@@ -181,14 +181,14 @@ def test_finer_images_are_averaged(tmp_path):
 
 
 def test_large_images_are_registered_by_regions(tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "REGION_PX", 32)
+    monkeypatch.setattr(real_pairs, "REGION_PX", 32)
     write_pairs(tmp_path)
     for found in data_of(tmp_path).pairs["pairs"].found.values():
         np.testing.assert_allclose(found.shift_px, SHIFT, atol=0.05)
 
 
 def test_a_rotation_is_no_shift(tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "REGION_PX", 40)
+    monkeypatch.setattr(real_pairs, "REGION_PX", 40)
     left, top = corner_in("train")
     sharp, _ = write_pair(tmp_path / "pairs", "0", left + 1000, top - 1000, (0.0, 0.0), side=640)
     with rasterio.open(sharp, "r+") as file:

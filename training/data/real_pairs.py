@@ -33,7 +33,7 @@ SAYS_EVERY_S = 15.0
 
 
 @dataclass
-class Pairs:
+class RealPairs:
     """The usable pairs of a source as images, why others are refused, and what is known of them by label."""
 
     images: list[Image] = field(default_factory=list)
@@ -62,12 +62,12 @@ class Pairs:
         return lines
 
 
-def pairs_of(source: Source, scale: int) -> Pairs:
+def real_pairs_of(source: Source, scale: int) -> RealPairs:
     """Return the pairs of a source of role "pair", each registered. Reads their pixels once.
 
     Raises UsageError if files do not fit together or none is usable, ReadError if one cannot be read.
     """
-    found, listed, said = Pairs(), list(_listed(source)), time.monotonic()
+    found, listed, said = RealPairs(), list(_listed(source)), time.monotonic()
     for done, (sharp, coarse, dates) in enumerate(listed):
         if time.monotonic() - said > SAYS_EVERY_S and os.environ.get("RANK", "0") == "0":
             said = time.monotonic()
@@ -79,7 +79,7 @@ def pairs_of(source: Source, scale: int) -> Pairs:
     return found
 
 
-def _add(found: Pairs, source: Source, sharp: Path, coarse: Path, dates: int, scale: int) -> None:
+def _add(found: RealPairs, source: Source, sharp: Path, coarse: Path, dates: int, scale: int) -> None:
     """Register one of `dates` pairs of a sharp image and add it, or the reason why not."""
     label = f"{sharp} with {coarse.name}"
     days = _days_apart(source, sharp, coarse)
