@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.models.bundle import load_bundle
 from tests.training.imagery import corner_in, placed, write_raster, write_toml
 from tests.training.pairs_for_tests import ground, seen, write_pair
-from training import train
+from training import evaluate, train
 from training.data import real_pairs
 from training.data.sources import load_training_file
 from training.degradation.degrade import Degradation, degrade
@@ -274,3 +274,14 @@ def test_registered_pairs_teach_more_than_shifted_ones(tmp_path, capsys):
         text = f"{PAIRS}registered = {registered}\n{judged}"
         gains[registered] = trained(folder, text, 2400, capsys)
     assert gains["true"] > gains["false"] + 0.3
+
+
+def test_an_evaluation_of_pairs_says_that_they_are_real(tmp_path, capsys):
+    write_pairs(tmp_path)
+    trained(tmp_path, PAIRS, 40, capsys)
+    words = ["--only", "images", "--members", "0", "--on", str(tmp_path / "mine.toml")]
+    assert evaluate.main([str(tmp_path / "run"), *words]) == 0
+    said = capsys.readouterr().out
+    assert "pairs: real pairs, whose coarse image the sensor has seen itself" in said
+    assert "lite: PSNR on held-out places" in said
+    assert "other blurs" not in said
