@@ -30,6 +30,7 @@ REGION_PX, REGIONS = 128, 3  # coarse pixels: larger images are registered in up
 MOST_VARYING_PX = 0.3  # coarse pixels: standard deviation of the shift between regions
 LISTED = 5  # refused pairs that are named
 SAYS_EVERY_S = 15.0
+BRIGHT = 0.095  # reflectance: the darkest ground of many places is below, unless the BOA offset of -0.1 is missing
 
 
 @dataclass
@@ -40,6 +41,7 @@ class RealPairs:
     refused: dict[str, str] = field(default_factory=dict)
     found: dict[str, Registration] = field(default_factory=dict)
     days: dict[str, int] = field(default_factory=dict)  # between both images
+    darkest: dict[str, float] = field(default_factory=dict)  # coarse reflectance: 1st percentile of the darkest band
 
     def words(self, source: Source) -> list[str]:
         """Return what a user should know: shifts, radiometry, time between the images, refused pairs."""
@@ -55,6 +57,11 @@ class RealPairs:
         gaps = sorted(self.days.values())
         known = f"{statistics.median(gaps):.0f} in the median, {gaps[-1]} at most" if gaps else "not known: give date"
         lines.append(f"{source.name}: days between sharp and coarse image: {known}")
+        if self.darkest and (least := statistics.median(self.darkest.values())) > BRIGHT:
+            lines.append(
+                f"{source.name}: the darkest coarse pixels have a reflectance of {least:.2f}: if these are "
+                "Sentinel-2 DN of baseline 04.00 or later, coarse_offset = -0.1 is missing"
+            )
         if self.refused:
             named = "; ".join(f"{label}: {why}" for label, why in list(self.refused.items())[:LISTED])
             more = f" and {len(self.refused) - LISTED} more" if len(self.refused) > LISTED else ""
@@ -98,8 +105,15 @@ def _add(found: RealPairs, source: Source, sharp: Path, coarse: Path, dates: int
     if days is not None:
         found.days[label] = days
     found.found[label] = measured
+    found.darkest[label] = _darkest(reader)
     used = measured if source.registered else replace(measured, shift_px=(0.0, 0.0))
     found.images.append(_image(source, label, sharp, replace(reader, found=used), dates))
+
+
+def _darkest(reader: PairReader) -> float:
+    """Return the 1st percentile of the darkest coarse band in the first region."""
+    first = next(iter(_regions(reader.coarse.place.shape)))
+    return float(np.nanpercentile(reader.coarse.window(*first), 1, axis=(1, 2)).min())
 
 
 def _image(source: Source, label: str, sharp: Path, reader: PairReader, dates: int) -> Image:

@@ -14,6 +14,7 @@ from tests.training.imagery import corner_in, placed, write_raster, write_toml
 from tests.training.pairs_for_tests import ground, seen, write_pair
 from training import evaluate, train
 from training.data import real_pairs
+from training.data.images import close_files
 from training.data.sources import load_training_file
 from training.degradation.degrade import Degradation, degrade
 from training.quality.pairs import held_out_pairs
@@ -83,6 +84,19 @@ def test_the_summary_says_how_far_apart_they_were(tmp_path):
     assert "(left in, as the source says)" in left[1]
     assert data_of(tmp_path).summary()[2] == "pairs: days between sharp and coarse image: not known: give date"
     assert "0 too small" not in "".join(lines)
+
+
+def test_a_missing_offset_of_the_coarse_images_is_suspected(tmp_path):
+    """Of synthetic ground the darkest pixels have 0.06 to 0.08; with the offset of DN left out, 0.1 more."""
+    write_pairs(tmp_path)
+    said = "coarse_offset = -0.1 is missing"
+    assert said not in "".join(data_of(tmp_path).summary())
+    for file in (tmp_path / "pairs").glob("*/lr_*.tif"):
+        with rasterio.open(file, "r+") as opened:
+            opened.write(opened.read() + np.uint16(1000))
+    close_files()  # what was read is kept by path
+    assert said in "".join(data_of(tmp_path).summary())
+    assert said not in "".join(data_of(tmp_path, PAIRS + "coarse_offset = -0.1\n").summary())
 
 
 def test_pairs_that_do_not_fit_are_refused_by_name(tmp_path):
