@@ -143,7 +143,8 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         "--set",
         action="append",
         metavar="NAME=VALUE",
-        help="change a number of the preset: batch, crop, ema, warmup, learning_rate, or one that --list shows",
+        help="change a setting of the preset: batch, crop, ema, warmup, learning_rate, bands, scale, or one that "
+        "--list shows",
     )
     p.add_argument("--recipe", action="append", metavar="NAME=VALUE", help="change a setting of the preset's recipe")
     p.add_argument(
