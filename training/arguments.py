@@ -15,6 +15,7 @@ from training import registry
 from training.data.rasters import default_data
 from training.presets import table
 from training.settings import changed, parsed
+from training.starting import GENTLE
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -133,13 +134,17 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         "a tenth of the time; 0: both after every step (default: 60)",
     )
     p.add_argument(
-        "--rate", type=duration, default=1.0, help="factor on the preset's learning rates, such as 0.3 with --init"
+        "--rate",
+        type=duration,
+        help=f"factor on the preset's learning rates (default: 1; {GENTLE:g} with --init of the same kind; that "
+        "of --resume)",
     )
     p.add_argument(
         "--set",
         action="append",
         metavar="NAME=VALUE",
-        help="change a number of the preset: batch, crop, ema, warmup, learning_rate, or one that --list shows",
+        help="change a setting of the preset: batch, crop, ema, warmup, learning_rate, bands, scale, or one that "
+        "--list shows",
     )
     p.add_argument("--recipe", action="append", metavar="NAME=VALUE", help="change a setting of the preset's recipe")
     p.add_argument(
@@ -178,8 +183,11 @@ def chosen(args: argparse.Namespace) -> Preset:
     return preset
 
 
-def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
-    """Return the preset with the learning rates, recipe settings and published deviations from the command line."""
+def adapted(args: argparse.Namespace, preset: Preset, rate: float = 1.0) -> Preset:
+    """Return the preset with recipe settings and published deviations from the command line.
+
+    `rate` is the factor on its learning rates; those that `--set` states are taken as they are.
+    """
     recipe = dict(preset.recipe)
     for text in args.recipe or ():
         name, _, value = text.partition("=")
@@ -195,5 +203,5 @@ def adapted(args: argparse.Namespace, preset: Preset) -> Preset:
         unknown = [name for name in switches if name not in known]
         if unknown:
             raise UsageError(f"--as-published {unknown[0]} is not known", f"none (for all), or of {', '.join(known)}")
-    stages = tuple(replace(stage, learning_rate=args.rate * stage.learning_rate) for stage in preset.stages)
+    stages = tuple(replace(stage, learning_rate=rate * stage.learning_rate) for stage in preset.stages)
     return changed(replace(preset, recipe=recipe, published=switches, stages=stages), args.set or ())

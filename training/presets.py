@@ -62,8 +62,10 @@ class Preset:
 
 
 def table(presets: Iterable[Preset]) -> str:
-    """Return the presets as plain text, one setting per line."""
+    """Return the presets as plain text, one setting per line. Bands and scale are named where they can be set."""
     lines = []
     for preset in presets:
-        lines += [preset.name, *(f"  {f.name} = {getattr(preset, f.name)!r}" for f in fields(preset)[1:])]
+        hidden = ("name", *(() if preset.scales else ("bands", "scale", "scales")))
+        shown = [f.name for f in fields(preset) if f.name not in hidden]
+        lines += [preset.name, *(f"  {name} = {getattr(preset, name)!r}" for name in shown)]
     return "\n".join(lines)

@@ -8,10 +8,14 @@ from pipeline.errors import UsageError
 from training import registry
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+    from typing import Any
 
     from training.loop.run import Budget, Run
     from training.presets import Preset
+
+GENTLE = 0.3  # of the preset's learning rates, for weights that have been trained already
 
 
 def check_out(out: Path | None, resume: Path | None) -> None:
@@ -57,6 +61,20 @@ def check_init(path: Path, preset: Preset) -> None:
     for name, ours in preset.architecture.items():
         if (theirs := bundle.architecture.get(name, ours)) != ours:
             raise UsageError(f"--init {path} has {name} = {theirs}", f"{ours}, as {preset.name} has", cure)
+
+
+def rate_of(given: float | None, init: Path | None, resumed: Mapping[str, Any], kind: str) -> float:
+    """Return the factor on the preset's learning rates: the user's, that of the resumed run, or the default.
+
+    Weights of the same `kind` have been trained already: their default is `GENTLE`. Weights of another, which the task
+    builds on, are not.
+    """
+    from pipeline.models.bundle import load_bundle
+
+    if given is not None or resumed:
+        return given if given is not None else float(resumed.get("rate", 1.0))
+    trained = init is not None and init.is_file() and load_bundle(init).system == kind
+    return GENTLE if trained else 1.0
 
 
 def check_follows(preset: Preset) -> None:

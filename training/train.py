@@ -107,19 +107,22 @@ def prepared(args: argparse.Namespace) -> Ready | None:
     from training.loop import distributed, log, savepoint
     from training.loop.run import Run
     from training.loop.task import NamesWatched
-    from training.starting import budget_of, check_follows, check_init, check_out, remarks
+    from training.starting import budget_of, check_follows, check_init, check_out, rate_of, remarks
 
     unreadable.forget()
     if args.check:
         checked(args)
         return None
     shipped = chosen(args)
-    preset = adapted(args, shipped)
+    checkpoint = savepoint.read(args.resume, shipped) if args.resume else {}
+    rate = rate_of(args.rate, args.init, checkpoint, registry.task_of(shipped).kind)
+    preset = adapted(args, shipped, rate)
     device = distributed.device_of(args.device)
     execution = execution_of(args, device)
     distributed.begin(device)
     args.out = args.out or args.resume
-    checkpoint = savepoint.read(args.resume, preset, shipped.recipe) if args.resume else {}
+    if args.resume:
+        savepoint.check(args.resume, checkpoint, preset, shipped.recipe)
     if args.init:
         check_init(args.init, preset)
     elif not args.resume:
@@ -139,12 +142,14 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         watched = [task.watching] if isinstance(task, NamesWatched) else []
         sources = task.data.summary(spec.use, preset.least_px, preset.bands)
         size, how = f"{preset.name}: {weights / 1e6:.2f} M parameters", execution.described(device)
-        show("\n".join([size, *sources, *watched, how, *cautions(task.data)]))
+        gentle = [f"learning rates are {rate:g} of the preset's: change that with --rate"] if rate != 1 else []
+        show("\n".join([size, *sources, *watched, how, *gentle, *cautions(task.data)]))
     if args.dry_run:
         return None
     digest = task.data.file.digest
     budget = budget_of(preset, args.minutes, args.images, savepoint.budget_of(checkpoint))
     run = Run(task, preset, budget, args.out, args.seed, execution, digest, args.skip)
+    run.rate = rate
     run.skipped.add(unreadable.newly_found(), show)  # held-out images
     if args.tensorboard and distributed.rank() == 0:
         run.journal.scalars = log.Scalars(args.out)

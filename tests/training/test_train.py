@@ -365,6 +365,27 @@ def test_a_run_can_start_from_a_bundle(imagery, tmp_path):
     assert second.provenance["started_from"] == load_bundle(first).digest
 
 
+def test_trained_weights_are_trained_on_gently_unless_told_otherwise(imagery, tmp_path, capsys):
+    """At 0.3 of the rates by default; a resumed run keeps what it had, and equals one that was not stopped."""
+    assert train.main(arguments(imagery, tmp_path / "a", "--images", "8")) == 0
+    init = ("--init", str(tmp_path / "a" / "tiny-sr.safetensors"))
+    factors = {}
+    for name, more in (("default", ()), ("own", ("--rate", "1")), ("exact", ("--rate", "0.3"))):
+        capsys.readouterr()
+        assert train.main(arguments(imagery, tmp_path / name, "--images", "16", *init, *more)) == 0
+        factors[name] = "learning rates are 0.3 of the preset's" in capsys.readouterr().out
+    assert factors == {"default": True, "own": False, "exact": True}
+    digests = {name: load_bundle(tmp_path / name / "tiny-sr.safetensors").digest for name in factors}
+    weights = {name: load_tensors(load_bundle(tmp_path / name / "tiny-sr.safetensors")) for name in factors}
+    assert digests["default"] != digests["own"]
+    assert all(torch.equal(tensor, weights["exact"][name]) for name, tensor in weights["default"].items())
+    part = ("--images", "8", *init)
+    assert train.main(arguments(imagery, tmp_path / "part", *part)) == 0
+    again = arguments(imagery, tmp_path / "part", "--images", "16", "--resume", str(tmp_path / "part"))
+    assert train.main([*again]) == 0, capsys.readouterr().err
+    assert "learning rates are 0.3 of the preset's" in capsys.readouterr().out
+
+
 def test_resume_keeps_the_provenance_of_initial_weights(imagery, tmp_path, capsys, monkeypatch):
     def loss(task, stage, batch, draw):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -14,9 +14,9 @@ from pipeline.errors import UsageError
 from training.data import learned, unreadable
 from training.data.chips import held_out_chips
 from training.data.images import file_images
-from training.data.pairs import Pairs, pairs_of
 from training.data.patches import CACHE_BYTES, RECOLOURED, PatchSampler, fits
 from training.data.places import SPLIT_RULE, SPLITS, split_of
+from training.data.real_pairs import RealPairs, real_pairs_of
 from training.data.sentinel2 import images_of, is_dsen2, scene_grounds, tiles_of
 from training.data.tiles import GSD_M, MIN_SIDE_PX
 from training.data.training_file import OUTPUT_GSD_M, Source, TrainingFile, read_training_file
@@ -76,9 +76,9 @@ class TrainingData:
         return (*sharp, *(image for pairs in self.pairs.values() for image in pairs.images))
 
     @cached_property
-    def pairs(self) -> dict[str, Pairs]:
+    def pairs(self) -> dict[str, RealPairs]:
         """Registered pairs by source."""
-        return {source.name: pairs_of(source, self.scale) for source in self.of_role("pair")}
+        return {source.name: real_pairs_of(source, self.scale) for source in self.of_role("pair")}
 
     @cached_property
     def images(self) -> tuple[Image, ...]:

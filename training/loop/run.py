@@ -72,6 +72,7 @@ class Run:
         self.stopping = False
         self.before: Budget | None = None  # of the resumed run, if it differs
         self.processes_before = distributed.world()
+        self.rate = 1.0  # factor of the preset's learning rates, for the checkpoint
         if isinstance(task, HasCompanion):
             task.companion.to(self.device)
         self.execution.prepare(task)
@@ -137,6 +138,11 @@ class Run:
         self.started_from = bundle.digest
         self.lineage.begin_from(bundle)
 
+    def _checked(self, folder: Path) -> dict[str, Any]:
+        content = savepoint.read(folder, self.preset)
+        savepoint.check(folder, content, self.preset)
+        return content
+
     def _goes_on(self, until_images: int | None) -> bool:
         return self._spent() < 1.0 and not self.stopping and (until_images is None or self.at.images < until_images)
 
@@ -166,6 +172,7 @@ class Run:
             "optimisers": self.optimisers.state_dict(),
             "at": asdict(self.at),
             "budget": asdict(self.budget),
+            "rate": self.rate,
             "processes": distributed.world(),
             "data": self.learned_from,
             "started_from": self.started_from,
@@ -182,7 +189,7 @@ class Run:
 
         Raises UsageError if there is no checkpoint, it cannot be read, or it has another preset or other settings.
         """
-        content = checkpoint or savepoint.read(folder, self.preset)
+        content = checkpoint or self._checked(folder)
         try:
             self.at, self.seed = Progress(**content["at"]), content["seed"]
             self._settle_older(content)

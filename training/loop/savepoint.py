@@ -73,11 +73,8 @@ def write(folder: Path, content: dict[str, Any]) -> None:
         partial.replace(folder / CHECKPOINT)
 
 
-def read(folder: Path, preset: Preset, shipped: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read the folder's checkpoint of a run of `preset`. Raises UsageError if there is none or it does not match.
-
-    `shipped` is the preset's recipe without the user's changes.
-    """
+def read(folder: Path, preset: Preset) -> dict[str, Any]:
+    """Read the folder's checkpoint of a run of a preset of that name. Raises UsageError if there is none."""
     path = folder / CHECKPOINT
     expected = f"a checkpoint of preset {preset.name}"
     if not path.is_file():
@@ -94,8 +91,16 @@ def read(folder: Path, preset: Preset, shipped: Mapping[str, Any] | None = None)
         raise UsageError(f"{path} is no checkpoint of this version", expected, "start anew without --resume")
     if content["preset"] != preset.name:
         raise UsageError(f"{path} is of preset {content['preset']}", expected, f"--preset {content['preset']}")
-    _check_recipe(path, _completed(json.loads(content["config"]), shipped or {}), recipe_of(preset))
     return content
+
+
+def check(folder: Path, content: Mapping[str, Any], preset: Preset, shipped: Mapping[str, Any] | None = None) -> None:
+    """Raise UsageError if a checkpoint of `folder` has other settings than `preset`.
+
+    `shipped` is the preset's recipe without the user's changes.
+    """
+    stored = _completed(json.loads(content["config"]), shipped or {})
+    _check_recipe(folder / CHECKPOINT, stored, recipe_of(preset))
 
 
 def budget_of(content: Mapping[str, Any]) -> Budget | None:

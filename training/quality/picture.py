@@ -123,7 +123,7 @@ def panels(candidate: Candidate, place: Place) -> list[Panel]:
         return image[pair.shown][(slice(None), *place.part)]
 
     shown = [
-        Panel("input, 10 m", cut(baselines.nearest(pair.lr, pair.scale)[0])),
+        Panel("input", cut(baselines.nearest(pair.lr, pair.scale)[0])),
         Panel("bicubic", cut(baselines.bicubic(pair.lr, pair.scale)[0])),
         Panel("IBP", cut(baselines.ibp(pair.lr, pair.scale)[0])),
         Panel(f"{candidate.name}, one sample", cut(samples[0])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from pipeline.bands import RGB, SCALE_10M
@@ -66,6 +67,10 @@ OPENSR_DIGITS = {
     "improvement": 3,
 }
 REFERENCE = "IBP"
+REAL = (
+    "real pairs, whose coarse image the sensor has seen itself. Its blur is not known: `true kernel` assumes that of "
+    "the other sets. Other dates and other light count as errors too."
+)
 
 
 def sr_sections(
@@ -92,12 +97,16 @@ def sr_sections(
     else:
         say(f"{candidate.name}: {len(pairs)} held-out images")
         records = judge.judge(candidate, plain, pairs, how, perceptual.distances())
-        leaks = leaks_text(candidate, data)
+        remarks = [leaks_text(candidate, data), real_text(chips)]
         logged = as_logged(records, f"{candidate.name}, network alone", how, per_set)
-        sections += [with_remark(section, leaks) for section in truth_sections(candidate, records, how, logged)]
-        say(f"{candidate.name}: other blurs")
-        quality = [record for record in records if record.table == "quality"]
-        sections.append(blur_section(candidate, plain, chips, how, per_set, quality))
+        for section in truth_sections(candidate, records, how, logged):
+            sections.append(reduce(with_remark, remarks, section))
+        degraded = [chip for chip in chips if chip.coarse is None]
+        if degraded:
+            say(f"{candidate.name}: other blurs")
+            known = {chip.source for chip in degraded}
+            quality = [record for record in records if record.table == "quality" and record.set in known]
+            sections.append(blur_section(candidate, plain, degraded, how, per_set, quality))
         few = min(per_set or MEMBERS_PER_SET, MEMBERS_PER_SET)
         if candidate.draws and members:
             say(f"{candidate.name}: {members} members of {counted(few, 'image')} of each set")
@@ -107,11 +116,18 @@ def sr_sections(
     return sections + real_sections(candidate, found)
 
 
+def real_text(chips: Sequence[Chip]) -> str:
+    """Return a sentence on the sets of real pairs, whose coarse image is the sensor's own; "" without any."""
+    sets = list(dict.fromkeys(chip.source for chip in chips if chip.coarse is not None))
+    return f"{', '.join(sets)}: {REAL}" if sets else ""
+
+
 def with_remark(section: Section, remark: str) -> Section:
-    """The section with a paragraph before its text, and no claim of held-out places in its title."""
+    """Return the section with a paragraph before its text. Of leaks, its title then claims no held-out places."""
     if not remark:
         return section
-    title = section.title if remark == UNKNOWN else section.title.replace("held-out places", "places, some trained on")
+    silent = remark == UNKNOWN or remark.endswith(REAL)
+    title = section.title if silent else section.title.replace("held-out places", "places, some trained on")
     return replace(section, title=title, text=f"{remark}\n\n{section.text}")
 
 

@@ -155,5 +155,5 @@ def test_sheets_are_written_and_show_all_methods(truth, tmp_path):
         assert image.size == (4 * (side + GAP_PX) + GAP_PX, 2 * LABEL_PX + rows * (side + LABEL_PX + GAP_PX))
     (place,) = chosen(pairs) if truth else chosen_of_sentinel2(tiles, count=1)
     shown = picture.panels(Candidate(), place)
-    assert [panel.label for panel in shown][:5] == ["input, 10 m", "bicubic", "IBP", "x, one sample", "x, mean of 4"]
+    assert [panel.label for panel in shown][:5] == ["input", "bicubic", "IBP", "x, one sample", "x, mean of 4"]
     assert (shown[-1].label == "truth") == truth

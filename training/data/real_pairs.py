@@ -30,16 +30,18 @@ REGION_PX, REGIONS = 128, 3  # coarse pixels: larger images are registered in up
 MOST_VARYING_PX = 0.3  # coarse pixels: standard deviation of the shift between regions
 LISTED = 5  # refused pairs that are named
 SAYS_EVERY_S = 15.0
+BRIGHT = 0.095  # reflectance: the darkest ground of many places is below, unless the BOA offset of -0.1 is missing
 
 
 @dataclass
-class Pairs:
+class RealPairs:
     """The usable pairs of a source as images, why others are refused, and what is known of them by label."""
 
     images: list[Image] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     found: dict[str, Registration] = field(default_factory=dict)
     days: dict[str, int] = field(default_factory=dict)  # between both images
+    darkest: dict[str, float] = field(default_factory=dict)  # coarse reflectance: 1st percentile of the darkest band
 
     def words(self, source: Source) -> list[str]:
         """Return what a user should know: shifts, radiometry, time between the images, refused pairs."""
@@ -55,6 +57,11 @@ class Pairs:
         gaps = sorted(self.days.values())
         known = f"{statistics.median(gaps):.0f} in the median, {gaps[-1]} at most" if gaps else "not known: give date"
         lines.append(f"{source.name}: days between sharp and coarse image: {known}")
+        if self.darkest and (least := statistics.median(self.darkest.values())) > BRIGHT:
+            lines.append(
+                f"{source.name}: the darkest coarse pixels have a reflectance of {least:.2f}: if these are "
+                "Sentinel-2 DN of baseline 04.00 or later, coarse_offset = -0.1 is missing"
+            )
         if self.refused:
             named = "; ".join(f"{label}: {why}" for label, why in list(self.refused.items())[:LISTED])
             more = f" and {len(self.refused) - LISTED} more" if len(self.refused) > LISTED else ""
@@ -62,12 +69,12 @@ class Pairs:
         return lines
 
 
-def pairs_of(source: Source, scale: int) -> Pairs:
+def real_pairs_of(source: Source, scale: int) -> RealPairs:
     """Return the pairs of a source of role "pair", each registered. Reads their pixels once.
 
     Raises UsageError if files do not fit together or none is usable, ReadError if one cannot be read.
     """
-    found, listed, said = Pairs(), list(_listed(source)), time.monotonic()
+    found, listed, said = RealPairs(), list(_listed(source)), time.monotonic()
     for done, (sharp, coarse, dates) in enumerate(listed):
         if time.monotonic() - said > SAYS_EVERY_S and os.environ.get("RANK", "0") == "0":
             said = time.monotonic()
@@ -79,7 +86,7 @@ def pairs_of(source: Source, scale: int) -> Pairs:
     return found
 
 
-def _add(found: Pairs, source: Source, sharp: Path, coarse: Path, dates: int, scale: int) -> None:
+def _add(found: RealPairs, source: Source, sharp: Path, coarse: Path, dates: int, scale: int) -> None:
     """Register one of `dates` pairs of a sharp image and add it, or the reason why not."""
     label = f"{sharp} with {coarse.name}"
     days = _days_apart(source, sharp, coarse)
@@ -98,8 +105,15 @@ def _add(found: Pairs, source: Source, sharp: Path, coarse: Path, dates: int, sc
     if days is not None:
         found.days[label] = days
     found.found[label] = measured
+    found.darkest[label] = _darkest(reader)
     used = measured if source.registered else replace(measured, shift_px=(0.0, 0.0))
     found.images.append(_image(source, label, sharp, replace(reader, found=used), dates))
+
+
+def _darkest(reader: PairReader) -> float:
+    """Return the 1st percentile of the darkest coarse band in the first region."""
+    first = next(iter(_regions(reader.coarse.place.shape)))
+    return float(np.nanpercentile(reader.coarse.window(*first), 1, axis=(1, 2)).min())
 
 
 def _image(source: Source, label: str, sharp: Path, reader: PairReader, dates: int) -> Image:

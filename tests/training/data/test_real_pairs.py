@@ -12,8 +12,9 @@ from pipeline.errors import UsageError
 from pipeline.models.bundle import load_bundle
 from tests.training.imagery import corner_in, placed, write_raster, write_toml
 from tests.training.pairs_for_tests import ground, seen, write_pair
-from training import train
-from training.data import pairs
+from training import evaluate, train
+from training.data import real_pairs
+from training.data.images import close_files
 from training.data.sources import load_training_file
 from training.degradation.degrade import Degradation, degrade
 from training.quality.pairs import held_out_pairs
@@ -83,6 +84,19 @@ def test_the_summary_says_how_far_apart_they_were(tmp_path):
     assert "(left in, as the source says)" in left[1]
     assert data_of(tmp_path).summary()[2] == "pairs: days between sharp and coarse image: not known: give date"
     assert "0 too small" not in "".join(lines)
+
+
+def test_a_missing_offset_of_the_coarse_images_is_suspected(tmp_path):
+    """Of synthetic ground the darkest pixels have 0.06 to 0.08; with the offset of DN left out, 0.1 more."""
+    write_pairs(tmp_path)
+    said = "coarse_offset = -0.1 is missing"
+    assert said not in "".join(data_of(tmp_path).summary())
+    for file in (tmp_path / "pairs").glob("*/lr_*.tif"):
+        with rasterio.open(file, "r+") as opened:
+            opened.write(opened.read() + np.uint16(1000))
+    close_files()  # what was read is kept by path
+    assert said in "".join(data_of(tmp_path).summary())
+    assert said not in "".join(data_of(tmp_path, PAIRS + "coarse_offset = -0.1\n").summary())
 
 
 def test_pairs_that_do_not_fit_are_refused_by_name(tmp_path):
@@ -181,14 +195,14 @@ def test_finer_images_are_averaged(tmp_path):
 
 
 def test_large_images_are_registered_by_regions(tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "REGION_PX", 32)
+    monkeypatch.setattr(real_pairs, "REGION_PX", 32)
     write_pairs(tmp_path)
     for found in data_of(tmp_path).pairs["pairs"].found.values():
         np.testing.assert_allclose(found.shift_px, SHIFT, atol=0.05)
 
 
 def test_a_rotation_is_no_shift(tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "REGION_PX", 40)
+    monkeypatch.setattr(real_pairs, "REGION_PX", 40)
     left, top = corner_in("train")
     sharp, _ = write_pair(tmp_path / "pairs", "0", left + 1000, top - 1000, (0.0, 0.0), side=640)
     with rasterio.open(sharp, "r+") as file:
@@ -274,3 +288,14 @@ def test_registered_pairs_teach_more_than_shifted_ones(tmp_path, capsys):
         text = f"{PAIRS}registered = {registered}\n{judged}"
         gains[registered] = trained(folder, text, 2400, capsys)
     assert gains["true"] > gains["false"] + 0.3
+
+
+def test_an_evaluation_of_pairs_says_that_they_are_real(tmp_path, capsys):
+    write_pairs(tmp_path)
+    trained(tmp_path, PAIRS, 40, capsys)
+    words = ["--only", "images", "--members", "0", "--on", str(tmp_path / "mine.toml")]
+    assert evaluate.main([str(tmp_path / "run"), *words]) == 0
+    said = capsys.readouterr().out
+    assert "pairs: real pairs, whose coarse image the sensor has seen itself" in said
+    assert "lite: PSNR on held-out places" in said
+    assert "other blurs" not in said
