@@ -96,6 +96,29 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         help="training file (TOML), or the root of the imagery of the shipped weights (default: %(default)s)",
     )
     p.add_argument("--out", type=Path, help="folder for checkpoint, log and weights (default: that of --resume)")
+    _add_start(p)
+    p.add_argument("--seed", type=natural, default=0, help="random seed; a resumed run keeps its own")
+    _add_machine(p)
+    p.add_argument(
+        "--every",
+        type=interval,
+        default=60.0,
+        help="seconds between lines, and between checkpoints; lines come less often where scores would take more than "
+        "a tenth of the time; 0: both after every step (default: 60)",
+    )
+    _add_changes(p)
+    p.add_argument("--licence", default="", help="of the weights, such as CC-BY-4.0 (default: not stated)")
+    p.add_argument(
+        "--skip", type=natural, default=10, help="unreadable files to leave out before giving up (default: 10)"
+    )
+    p.add_argument("--tensorboard", action="store_true", help="write the log as TensorBoard scalars too")
+    p.add_argument("--check", action="store_true", help="read all images once, list what is wrong, and stop")
+    p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
+    return p
+
+
+def _add_start(p: argparse.ArgumentParser) -> None:
+    """Add the budget, and what a run goes on from."""
     budget = p.add_mutually_exclusive_group()
     budget.add_argument(
         "--minutes", type=duration, help="training time over all resumes (default: the preset's, or that of --resume)"
@@ -104,7 +127,10 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     start = p.add_mutually_exclusive_group()
     start.add_argument("--resume", type=Path, help="folder of the run to go on from")
     start.add_argument("--init", type=Path, help="bundle whose weights a new run starts from")
-    p.add_argument("--seed", type=natural, default=0, help="random seed; a resumed run keeps its own")
+
+
+def _add_machine(p: argparse.ArgumentParser) -> None:
+    """Add how a run computes, which changes nothing of what it learns."""
     p.add_argument("--threads", type=positive, default=1, help="number of PyTorch CPU threads (default: %(default)s)")
     p.add_argument(
         "--workers",
@@ -126,13 +152,10 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         help="memory layout of networks and batches (default: on a GPU)",
     )
     p.add_argument("--compile", action="store_true", help="networks by torch.compile; needs a C++ compiler")
-    p.add_argument(
-        "--every",
-        type=interval,
-        default=60.0,
-        help="seconds between lines, and between checkpoints; lines come less often where scores would take more than "
-        "a tenth of the time; 0: both after every step (default: 60)",
-    )
+
+
+def _add_changes(p: argparse.ArgumentParser) -> None:
+    """Add changes of the preset."""
     p.add_argument(
         "--rate",
         type=duration,
@@ -153,14 +176,6 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"reproduce deviations of the released code from its paper: all, or those named ({_switches()})",
     )
-    p.add_argument("--licence", default="", help="of the weights, such as CC-BY-4.0 (default: not stated)")
-    p.add_argument(
-        "--skip", type=natural, default=10, help="unreadable files to leave out before giving up (default: 10)"
-    )
-    p.add_argument("--tensorboard", action="store_true", help="write the log as TensorBoard scalars too")
-    p.add_argument("--check", action="store_true", help="read all images once, list what is wrong, and stop")
-    p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
-    return p
 
 
 def _switches() -> str:

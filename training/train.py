@@ -96,23 +96,41 @@ class Ready:
     args: argparse.Namespace
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What a run is asked for, checked before data are read.
+
+    `rate` is the factor on the learning rates, `checkpoint` the content of the resumed one, or empty.
+    """
+
+    preset: Preset
+    rate: float
+    device: torch.device
+    execution: Execution
+    checkpoint: dict[str, Any]
+
+
 def prepared(args: argparse.Namespace) -> Ready | None:
     """Prepare the requested run. Return None for a dry run. Raises PipelineError."""
-    import torch
-
-    from pipeline.models.bundle import load_bundle
-    from training.data import tiles, unreadable
-    from training.data.cautions import cautions
-    from training.data.sources import load_data
-    from training.loop import distributed, log, savepoint
-    from training.loop.run import Run
-    from training.loop.task import NamesWatched
-    from training.starting import budget_of, check_follows, check_init, check_out, rate_of, remarks
+    from training.data import unreadable
+    from training.loop import distributed
 
     unreadable.forget()
     if args.check:
         checked(args)
         return None
+    settled = settle(args)
+    task = loaded(args, settled)
+    if distributed.rank() == 0:
+        show("\n".join(first_lines(task, settled)))
+    return None if args.dry_run else Ready(begun(args, settled, task), task, args)
+
+
+def settle(args: argparse.Namespace) -> Settled:
+    """Check the arguments against each other, the resumed checkpoint and the initial weights. Raises PipelineError."""
+    from training.loop import distributed, savepoint
+    from training.starting import check_follows, check_init, check_out, rate_of
+
     shipped = chosen(args)
     checkpoint = savepoint.read(args.resume, shipped) if args.resume else {}
     rate = rate_of(args.rate, args.init, checkpoint, registry.task_of(shipped).kind)
@@ -129,27 +147,54 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         check_follows(preset)
     if not args.dry_run:
         check_out(args.out, args.resume)
+    return Settled(preset, rate, device, execution, checkpoint)
+
+
+def loaded(args: argparse.Namespace, settled: Settled) -> Trainable:
+    """Load the data and build the task, with its initial weights, on its device. Raises PipelineError."""
+    import torch
+
+    from pipeline.models.bundle import load_bundle
+    from training.data import tiles
+    from training.data.sources import load_data
+
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # initial weights
     tiles.CACHE.limit_bytes = cache_bytes = round(args.cache_gb * 1e9)
+    preset = settled.preset
     task = make_task(preset, load_data(args.data, preset.output_gsd_m, preset.scale, cache_bytes))
     if args.init:
         begin_from(task, registry.task_of(preset), load_bundle(args.init))
-    task.network.to(device)
-    if distributed.rank() == 0:
-        weights = sum(p.numel() for p in task.network.parameters())
-        spec = registry.task_of(preset)
-        watched = [task.watching] if isinstance(task, NamesWatched) else []
-        sources = task.data.summary(spec.use, preset.least_px, preset.bands)
-        size, how = f"{preset.name}: {weights / 1e6:.2f} M parameters", execution.described(device)
-        gentle = [f"learning rates are {rate:g} of the preset's: change that with --rate"] if rate != 1 else []
-        show("\n".join([size, *sources, *watched, how, *gentle, *cautions(task.data)]))
-    if args.dry_run:
-        return None
-    digest = task.data.file.digest
+    task.network.to(settled.device)
+    return task
+
+
+def first_lines(task: Trainable, settled: Settled) -> list[str]:
+    """Return what a user should know before the first step: size, data, what is watched, how it computes."""
+    from training.data.cautions import cautions
+    from training.loop.task import NamesWatched
+
+    preset, rate = settled.preset, settled.rate
+    weights = sum(p.numel() for p in task.network.parameters())
+    sources = task.data.summary(registry.task_of(preset).use, preset.least_px, preset.bands)
+    watched = [task.watching] if isinstance(task, NamesWatched) else []
+    gentle = [f"learning rates are {rate:g} of the preset's: change that with --rate"] if rate != 1 else []
+    size, how = f"{preset.name}: {weights / 1e6:.2f} M parameters", settled.execution.described(settled.device)
+    return [size, *sources, *watched, how, *gentle, *cautions(task.data)]
+
+
+def begun(args: argparse.Namespace, settled: Settled, task: Trainable) -> Run:
+    """Return the run, new, from given weights, or resumed. Raises PipelineError."""
+    from pipeline.models.bundle import load_bundle
+    from training.data import unreadable
+    from training.loop import distributed, log, savepoint
+    from training.loop.run import Run
+    from training.starting import budget_of, remarks
+
+    preset, checkpoint = settled.preset, settled.checkpoint
     budget = budget_of(preset, args.minutes, args.images, savepoint.budget_of(checkpoint))
-    run = Run(task, preset, budget, args.out, args.seed, execution, digest, args.skip)
-    run.rate = rate
+    run = Run(task, preset, budget, args.out, args.seed, settled.execution, task.data.file.digest, args.skip)
+    run.rate = settled.rate
     run.skipped.add(unreadable.newly_found(), show)  # held-out images
     if args.tensorboard and distributed.rank() == 0:
         run.journal.scalars = log.Scalars(args.out)
@@ -159,7 +204,7 @@ def prepared(args: argparse.Namespace) -> Ready | None:
         run.resume(args.resume, checkpoint)
         if distributed.rank() == 0:
             show("\n".join(remarks(run, args.resume, args.data)))
-    return Ready(run, task, args)
+    return run
 
 
 def execution_of(args: argparse.Namespace, device: torch.device) -> Execution:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SYSTEM = "lite-sr"
 SCALE = 4  # of the shipped weights, 10 m -> 2.5 m
-SCALES = (2, 4, 8)
 RGB_BANDS = ("B04", "B03", "B02")
 # Window 1200 m, stride 960 m, ramp 120 m, margin 60 m (6 px of 10 m).
 LATTICE = LatticeSpec(window_px=480, stride_px=384, ramp_px=48, margin_px=24)

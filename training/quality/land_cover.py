@@ -81,12 +81,9 @@ def choose(
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return mean ranks (n, k) in 0 to 1 of the columns of `values` (n, k). Equal values have equal ranks."""
-    ordered = np.sort(values, axis=0)
-    both = [
-        [np.searchsorted(column, value, side) for side in ("left", "right")]
-        for column, value in zip(ordered.T, values.T, strict=True)
-    ]
-    ranks: NDArray[np.float64] = np.mean(both, axis=1).T / len(values)
+    from scipy.stats import rankdata
+
+    ranks: NDArray[np.float64] = (rankdata(values, axis=0) - 0.5) / len(values)
     return ranks
 
 

@@ -9,7 +9,8 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models.bundle import Bundle
-from pipeline.models.lite import NORMALISATION, SCALES, SYSTEM, LiteNetwork, LiteSuperResolver, lattice_of_scale
+from pipeline.models.lite import NORMALISATION, SYSTEM, LiteNetwork, LiteSuperResolver, lattice_of_scale
+from pipeline.superres.systems.lite import SCALES
 from training import placement
 from training.data.patches import RECOLOURED
 from training.degradation.degrade import DegradationRange, degrade_randomly
