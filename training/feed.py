@@ -122,7 +122,7 @@ def measure(data: Path, presets: Sequence[str], workers: Sequence[int], args: ar
     load = cache(partial(load_data, data))
     for name in presets:
         preset = registry.presets()[name]
-        task = registry.task_of(preset).build(preset, load(preset.output_gsd_m, preset.scale))
+        task = registry.task_of(preset).build(preset, load(preset.output_gsd_m, preset.total_scale))
         for count in workers:
             speed = speed_of(task.batch, count, args.seconds, args.warm_up, args.step_ms / 1e3)
             show(speed.line(name, count))

@@ -49,11 +49,17 @@ class Preset:
     bands: tuple[str, ...] = RGB  # of the images, in channel order; all of one native GSD
     scale: int = 4  # pixels of the output per pixel of the input, along one axis
     scales: tuple[int, ...] = ()  # that its network can have; with any, `--set` changes bands and scale
+    levels: int = 1  # of a cascade of the network, after which images are judged
 
     @property
     def output_gsd_m(self) -> float:
-        """GSD of the network's output, if its input has the native GSD of the bands."""
-        return BY_NAME[self.bands[0]].gsd_m / self.scale
+        """GSD of the output after all levels, if the input has the native GSD of the bands."""
+        return BY_NAME[self.bands[0]].gsd_m / self.total_scale
+
+    @property
+    def total_scale(self) -> int:
+        """Pixels of the output after all levels per pixel of the input, along one axis."""
+        return int(self.scale**self.levels)
 
     @property
     def least_px(self) -> int:
@@ -65,7 +71,7 @@ def table(presets: Iterable[Preset]) -> str:
     """Return the presets as plain text, one setting per line. Bands and scale are named where they can be set."""
     lines = []
     for preset in presets:
-        hidden = ("name", *(() if preset.scales else ("bands", "scale", "scales")))
+        hidden = ("name", *(() if preset.scales else ("bands", "scale", "scales", "levels")))
         shown = [f.name for f in fields(preset) if f.name not in hidden]
         lines += [preset.name, *(f"  {name} = {getattr(preset, name)!r}" for name in shown)]
     return "\n".join(lines)

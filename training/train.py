@@ -162,7 +162,7 @@ def loaded(args: argparse.Namespace, settled: Settled) -> Trainable:
     torch.manual_seed(args.seed)  # initial weights
     tiles.CACHE.limit_bytes = cache_bytes = round(args.cache_gb * 1e9)
     preset = settled.preset
-    task = make_task(preset, load_data(args.data, preset.output_gsd_m, preset.scale, cache_bytes))
+    task = make_task(preset, load_data(args.data, preset.output_gsd_m, preset.total_scale, cache_bytes))
     if args.init:
         begin_from(task, registry.task_of(preset), load_bundle(args.init))
     task.network.to(settled.device)
@@ -226,7 +226,7 @@ def checked(args: argparse.Namespace) -> None:
     shape: tuple[float, int] | tuple[()] = ()
     if args.preset or args.task:
         preset = adapted(args, chosen(args))
-        shape = preset.output_gsd_m, preset.scale
+        shape = preset.output_gsd_m, preset.total_scale
     found = check(args.data, show, *shape)
     if found.faults:
         raise ReadError(

@@ -21,6 +21,7 @@ DETAILS = ("V", "H", "D")  # high-frequency bands in the order of eq. 10
 DILATIONS = (1, 2, 3, 2, 1)  # of the progressive dilation block; the outer two are the local convolutions
 BLOCK_REACH = sum(DILATIONS)
 _LEAK = 0.01
+_FIRST_SHARE = 0.1  # of the last convolution of a residual block, which then starts close to the identity
 
 
 class DepthwiseSeparable(nn.Module):
@@ -99,6 +100,9 @@ class DilatedBlock(nn.ModuleList):
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in DILATIONS)
+        for conv in self:
+            _he(conv)
+        _he(self[-1], _FIRST_SHARE)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, width, H, W)."""
@@ -110,25 +114,56 @@ class DilatedBlock(nn.ModuleList):
         return x + h
 
 
+class LocalBlock(nn.Module):
+    """Two 3x3 convolutions with LeakyReLU between them, plus the input. Keeps the shape."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv3x3(width, width), conv3x3(width, width)
+        _he(self.conv1)
+        _he(self.conv2, _FIRST_SHARE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, width, H, W)."""
+        out: Tensor = x + self.conv2(functional.leaky_relu(self.conv1(x), _LEAK))
+        return out
+
+
 class CspEncoder(nn.Module):
     """Cross-scale pyramid encoder T_theta: an image and a reference to the condition tau on the image's grid.
 
-    The last convolution starts at zero.
+    `blocks` local blocks come before the dilated one. With `details`, that many further channels per band follow tau,
+    which is then a condition of the high frequencies too. `flags` more channels of the image tell what it is. The last
+    convolution starts at zero.
     """
 
-    def __init__(self, bands: int, width: int, heads: int = 12, window: int | None = None) -> None:
+    def __init__(
+        self,
+        bands: int,
+        width: int,
+        heads: int = 12,
+        window: int | None = None,
+        *,
+        blocks: int = 0,
+        details: int = 0,
+        flags: int = 0,
+    ) -> None:
         super().__init__()
-        self.head_lr = DepthwiseSeparable(bands, width)
+        self.head_lr = DepthwiseSeparable(bands + flags, width)
         self.head_ref = DepthwiseSeparable(bands, width)
         self.attn = CrossAttention(width, heads, window)
+        self.local = nn.Sequential(*(LocalBlock(width) for _ in range(blocks)))
         self.pdr = DilatedBlock(width)
-        self.out = _zero(conv3x3(width, bands))
+        self.out = _zero(conv3x3(width, (1 + details) * bands))
 
     def forward(self, image: Tensor, reference: Tensor) -> Tensor:
-        """Return tau (B, bands, H, W) of an image of that shape and a reference (B, bands, H', W') of its ground."""
+        """Return tau (B, bands, H, W) of an image of that shape and a reference (B, bands, H', W') of its ground.
+
+        With `details`, (B, (1 + details) * bands, H, W). With `flags`, the image has as many more channels.
+        """
         f = self.head_lr(image)
         g = functional.interpolate(self.head_ref(reference), size=f.shape[-2:], mode="bilinear", align_corners=False)
-        tau: Tensor = self.out(self.pdr(f + self.attn(f, f, g)))
+        tau: Tensor = self.out(self.pdr(self.local(f + self.attn(f, f, g))))
         return tau
 
 
@@ -183,6 +218,17 @@ class DetailRestoration(nn.Module):
     def forward(self, image: tuple[Tensor, Tensor, Tensor], reference: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Return V, H, D one after the other, (B, 3 * bands, 2H, 2W), of the inputs of `features`."""
         return self.details(self.features(image, reference))
+
+
+def _he(conv: nn.Conv2d, share: float = 1.0) -> None:
+    """Initialise weights for LeakyReLU (He et al. 2015) times `share`, and the bias to zero.
+
+    PyTorch's own initial weights let a chain of five convolutions fade to a hundredth, and it hardly learns.
+    """
+    nn.init.kaiming_normal_(conv.weight, a=_LEAK)
+    with torch.no_grad():
+        conv.weight.mul_(share)
+        conv.get_parameter("bias").zero_()
 
 
 def _zero(conv: nn.Conv2d) -> nn.Conv2d:

@@ -75,6 +75,9 @@ BANDS = ("B04", "B03", "B02", "B08")
 LATTICE = LatticeSpec(window_px=512, stride_px=384, ramp_px=64, margin_px=32)
 SAMPLER: dict[str, Any] = {"steps": 10, "eta": 0.0, "low_pass_px": 1, "tau": "exact", "r": 0.0, "sigma": 0.0}
 LOW_PASS_PX = (0, 1, 2, 4, 8)
+# What a sensor's blur has moved between pixels is restored within this many of them, 80 m at 10 m. Other levels read
+# means, which they keep one by one.
+MEASURED_LOW_PASS_PX = 8
 
 # Draws of noise by number
 _START, _COARSE_DETAILS, _DETAILS, _FIRST_STEP = 0, 1, 2, 3
@@ -140,25 +143,31 @@ class WaveDiffUR:
         noise: Noise | None = None,
         reference: Tensor | None = None,
         options: LevelOptions | None = None,
+        *,
+        measured: bool = False,
     ) -> Tensor:
         """Return reflectance (B, C, 2H, 2W) of reflectance (B, C, H, W): a draw from `noise`, or the mean without.
 
         `reference` (B, C, 2H, 2W) is reflectance of the same bands on the output's grid, NaN where unknown.
         `noise(draw, channels, coarser)` returns standard normals (B, channels, 2H / coarser, 2W / coarser), independent
-        for different draws. With tau "exact" and low_pass_px 1, means of 2 x 2 px are the input for any weights. Raises
-        ValueError for a draw of odd sides, and for a reference of another size.
+        for different draws. `measured` says that a sensor has blurred the image: the networks then undo the blur, and
+        only means over `MEASURED_LOW_PASS_PX` of the image are kept. Else, with tau "exact" and low_pass_px 1, means of
+        2 x 2 px are the input for any weights. Raises ValueError for a draw of odd sides, and for a reference of
+        another size.
         """
         options, (height, width) = options or self.options, image.shape[-2:]
+        options = replace(options, low_pass_px=MEASURED_LOW_PASS_PX) if measured else options
         _check(image, noise, reference)
         estimate = self.network.estimate(
             padded_to_multiple(image, 2),
             None if reference is None else padded_to_multiple(reference, 4),
+            measured=measured,
             literal=options.tau == "literal",
         )
         low, details = estimate.low, estimate.details
         if noise is not None:
             low, details = self._draw(estimate, noise, options)
-            details = details + self._detail_noise(image, reference, noise, options)
+            details = details + self._detail_noise(image, reference, noise, options, measured)
         low = projected(low, estimate.target, options.low_pass_px)
         return from_details(low, details)[..., : 2 * height, : 2 * width]
 
@@ -187,13 +196,13 @@ class WaveDiffUR:
         return estimate.bands(state)
 
     def _detail_noise(
-        self, image: Tensor, reference: Tensor | None, noise: Noise, options: LevelOptions
+        self, image: Tensor, reference: Tensor | None, noise: Noise, options: LevelOptions, measured: bool
     ) -> Tensor | float:
         """Return what the noise of eq. 17 adds to V, H, D (B, 3C, H, W) in reflectance, 0 if r and sigma are 0."""
         if options.r == options.sigma == 0:
             return 0.0
         network, details = self.network, 3 * self.network.bands
-        _, _, inputs = network.inputs(image, reference)
+        _, _, inputs = network.inputs(image, reference, measured=measured)
         z1, z2 = noise(_COARSE_DETAILS, details, 4), noise(_DETAILS, details, 2)
 
         def restore(lr: Tensor) -> Tensor:

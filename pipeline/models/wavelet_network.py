@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models import cross_scale, score_unet
-from pipeline.models.cross_scale import CspEncoder, DetailRestoration
+from pipeline.models.cross_scale import DETAILS, CspEncoder, DetailRestoration
 from pipeline.models.score_unet import ScoreUNet
 from pipeline.models.wavelet import from_details, haar, twice
 
@@ -36,9 +36,10 @@ NORMALISATION: dict[str, Any] = {
 SMALL: dict[str, Any] = {
     "csp_width": 48,
     "csp_heads": 4,
-    "detail_width": 48,
+    "csp_blocks": 8,
+    "detail_width": 24,
     "detail_heads": 4,
-    "detail_blocks": 2,
+    "detail_blocks": 1,
     "score_widths": [32, 64, 64],
     "score_blocks": 1,
     "score_heads": 4,
@@ -47,6 +48,7 @@ SMALL: dict[str, Any] = {
 PAPER: dict[str, Any] = {
     "csp_width": 540,
     "csp_heads": 12,
+    "csp_blocks": 0,
     "detail_width": 160,
     "detail_heads": 8,
     "detail_blocks": 1,
@@ -94,7 +96,8 @@ class DetailInputs:
     """What M reads, normalised, on the coarse grid (H/2, W/2); V, H and D follow one another.
 
     lr: VHD of the image (B, 3C). upsampled, reference: VHD of the x2 upsampled image, and those of the reference less
-    them, both folded by 2 (B, 3 * 4C). image: the image folded by 2 (B, 4C).
+    them, both folded by 2 (B, 3 * 4C). image: the image folded by 2, and a channel
+    of 1 where a sensor has blurred it, else of 0, (B, 4C + 1).
     """
 
     lr: Tensor
@@ -110,6 +113,7 @@ class WaveletNetwork(nn.Module):
         self,
         csp_width: int,
         csp_heads: int,
+        csp_blocks: int,
         detail_width: int,
         detail_heads: int,
         detail_blocks: int,
@@ -123,14 +127,14 @@ class WaveletNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.normalisation, self.bands = dict(normalisation), bands
-        self.csp = CspEncoder(bands, csp_width, csp_heads, window)
+        self.csp = CspEncoder(bands, csp_width, csp_heads, window, blocks=csp_blocks, details=len(DETAILS), flags=1)
         self.cshr = DetailRestoration(
             bands,
             detail_width,
             detail_heads,
             window,
             blocks=detail_blocks,
-            lr_channels=9 * bands,
+            lr_channels=9 * bands + 1,
             ref_channels=4 * bands,
         )
         self.spread = nn.Conv2d(3 * detail_width, 16 * bands, 3, padding=1)
@@ -151,7 +155,9 @@ class WaveletNetwork(nn.Module):
         unit: Tensor = image.clamp(0.0, n["reflectance_max"]) + n["output_floor"]
         return unit
 
-    def inputs(self, image: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor, DetailInputs]:
+    def inputs(
+        self, image: Tensor, reference: Tensor | None = None, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor, DetailInputs]:
         """Return the normalised image (B, C, H, W) and reference (B, C, 2H, 2W), and the input of M.
 
         `reference` (B, C, 2H, 2W) is reflectance on the output's grid, NaN where there is none; there, and without a
@@ -163,7 +169,8 @@ class WaveletNetwork(nn.Module):
             known = torch.where(reference.isfinite(), self.normalised(reference.nan_to_num()), fine)
         ours, theirs = haar(fine).details(), haar(known).details()
         unfold = functional.pixel_unshuffle
-        inputs = DetailInputs(haar(normal).details(), unfold(ours, 2), unfold(theirs - ours, 2), unfold(normal, 2))
+        flagged = torch.cat((unfold(normal, 2), _flag(normal[..., ::2, ::2], measured)), dim=1)
+        inputs = DetailInputs(haar(normal).details(), unfold(ours, 2), unfold(theirs - ours, 2), flagged)
         return normal, known, inputs
 
     def features(self, inputs: DetailInputs) -> list[Tensor]:
@@ -175,15 +182,20 @@ class WaveletNetwork(nn.Module):
             reference.append(known)
         return self.cshr.features((image[0], image[1], image[2]), (reference[0], reference[1], reference[2]))
 
-    def estimate(self, image: Tensor, reference: Tensor | None = None, *, literal: bool = False) -> MeanEstimate:
+    def estimate(
+        self, image: Tensor, reference: Tensor | None = None, *, measured: bool = False, literal: bool = False
+    ) -> MeanEstimate:
         """Return the estimates for an image (B, C, H, W) and a reference as in `inputs`.
 
+        `measured` says that a sensor has blurred the image; other images are means of the pixels sought.
         The residuals of T_theta and M are added to 2 * image and to the details of the x2 upsampled image. With
         `literal`, the paper's own words, they are added to upsampled bands of the image, which loses its detail.
         """
-        normal, known, inputs = self.inputs(image, reference)
-        tau, features = self.csp(normal, known), self.features(inputs)
-        residual, unit = self.cshr.details(features), self.unit(image)
+        normal, known, inputs = self.inputs(image, reference, measured=measured)
+        flagged = torch.cat((normal, _flag(normal, measured)), dim=1)
+        tau, refined = self.csp(flagged, known).split((self.bands, len(DETAILS) * self.bands), dim=1)
+        features = self.features(inputs)
+        residual, unit = self.cshr.details(features) + refined, self.unit(image)
         coarse = haar(image)
         target = twice(coarse.A) if literal else 2 * image
         base = twice(coarse.details()) if literal else haar(twice(image)).details()
@@ -201,6 +213,11 @@ class WaveletNetwork(nn.Module):
         return log_sd.clamp(*LOG_SPREAD_RANGE).exp()
 
 
+def _flag(image: Tensor, measured: bool) -> Tensor:
+    """Return a channel (B, 1, H, W) of ones for images (B, C, H, W) that a sensor has blurred, else of zeros."""
+    return torch.full_like(image[:, :1], float(measured))
+
+
 def reach_px(architecture: Mapping[str, Any]) -> int | None:
     """Return how many px of the input the estimates see in every direction at most, or None if they see everything.
 
@@ -209,7 +226,7 @@ def reach_px(architecture: Mapping[str, Any]) -> int | None:
     """
     window = architecture["window"]
     details = cross_scale.reach_px(architecture["detail_blocks"], window)
-    encoder = cross_scale.reach_px(1, window)
+    encoder = cross_scale.reach_px(architecture["csp_blocks"], window)
     return None if details is None or encoder is None else max(2 * details + 1, encoder) + 2
 
 

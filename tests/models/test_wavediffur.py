@@ -27,6 +27,7 @@ from pipeline.models.wavelet_network import (
 TINY = {
     "csp_width": 8,
     "csp_heads": 2,
+    "csp_blocks": 1,
     "detail_width": 8,
     "detail_heads": 2,
     "detail_blocks": 1,

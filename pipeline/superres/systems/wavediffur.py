@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 SR = "sr"
 MEASURED_GSD_M = 10
 SCALES = (2, 4, 8, 16, 32, 64, 128)
-# What the sensor's blur has moved between pixels of 10 m is restored within 80 m; finer levels read block means, which
-# they keep one by one.
-MEASURED_LOW_PASS_PX = 8
 SCALE = Option("scale", 4, "how many times finer than 10 m, a power of 2: 4 is 2.5 m, 16 is 0.625 m", 2, 128)
 
 
@@ -95,17 +92,13 @@ class Cascade(Predictor):
         """Return the reflectance of a batch of windows."""
         if stage.name == FUSION:
             return fused(self.fuser, stage, given)
-        from dataclasses import replace
-
         from pipeline.models.lite import finer
 
-        image, options = given.images["image"], self.resolver.options
-        if stage.input("image").gsd_m == MEASURED_GSD_M:
-            options = replace(options, low_pass_px=MEASURED_LOW_PASS_PX)
+        image, measured = given.images["image"], stage.input("image").gsd_m == MEASURED_GSD_M
         left = stage.lattice.window_px // (2 * image.shape[-1])
         noise = given.noise
         drawn = None if noise is None else (lambda draw, channels, px: noise(draw, channels, px * left))
-        found = self.resolver.level(image, drawn, options=options)
+        found = self.resolver.level(image, drawn, measured=measured)
         return found if left == 1 else finer(found, left)
 
 
