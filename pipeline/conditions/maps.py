@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,10 +42,15 @@ class ZoneMaps:
     def over(
         self, condition: str, channels: tuple[str, ...], window: Window, gsd_m: float
     ) -> NDArray[np.float32] | None:
-        """Read channels (channels, h, w) over `window` (px of `gsd_m`). Return None if the condition was not given."""
+        """Read channels (channels, h, w) over `window` (px of `gsd_m`).
+
+        Return None if the condition was not given, or is too coarse for this GSD (`Condition.coarsest_px`).
+        """
         if condition not in self.maps:
             return None
         declared, frozen = self.maps[condition]
+        if too_coarse(declared, frozen, self.grid.epsg, gsd_m):
+            return None
         rows = [declared.channels.index(name) for name in channels]
         found = np.zeros((len(channels), *window.shape), np.float32)
         for row in range(align_down(window.row, TILE_PX), window.row_end, TILE_PX):
@@ -54,6 +60,13 @@ class ZoneMaps:
                 values = _tile(declared, frozen, self.grid.at_gsd(gsd_m).of(tile))
                 found[(..., *part.slices(window))] = values[(rows, *part.slices(tile))]
         return found
+
+
+def too_coarse(declared: Condition, frozen: Frozen, epsg: int, gsd_m: float) -> bool:
+    """Return whether a map tells nothing to an input of `gsd_m`: see `Condition.coarsest_px`."""
+    if declared.kind == "vector" or math.isinf(declared.coarsest_px):
+        return False
+    return raster_map.pixel_m(frozen, epsg) >= declared.coarsest_px * gsd_m
 
 
 def _tile(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.float32]:

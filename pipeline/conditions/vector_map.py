@@ -70,6 +70,17 @@ def crs_of(path: Path) -> CRS:
     return pyproj.CRS.from_user_input(about["crs"])
 
 
+def bounds_lonlat(path: Path) -> tuple[float, float, float, float]:
+    """Return west, south, east and north of a vector file with a CRS, EPSG:4326. Raises as `crs_of`."""
+    from pyproj import Transformer
+
+    crs = crs_of(path)
+    left, bottom, right, top = _pyogrio().read_info(path, force_total_bounds=True)["total_bounds"]
+    turn = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    west, south, east, north = turn.transform_bounds(left, bottom, right, top, densify_pts=_EDGE_POINTS)
+    return west, south, east, north
+
+
 @lru_cache(maxsize=1)
 def _pyogrio() -> ModuleType:
     """Import pyogrio without GDAL_SKIP. Its own GDAL would complain about the drivers that `restrict_drivers` names."""

@@ -99,10 +99,11 @@ class DilatedBlock(nn.ModuleList):
     """Five 3x3 convolutions of `DILATIONS`, LeakyReLU after the first four, plus the input. Keeps the shape."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in DILATIONS)
-        for conv in self:
+        convolutions = [nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in DILATIONS]
+        for conv in convolutions:
             _he(conv)
-        _he(self[-1], _FIRST_SHARE)
+        _he(convolutions[-1], _FIRST_SHARE)
+        super().__init__(convolutions)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, width, H, W)."""

@@ -16,6 +16,7 @@ from pipeline.archive.scene import STATED, OffsetDecision, Scene
 from pipeline.bands import BAND_NAMES
 from pipeline.conditions.settle import settle
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
+from pipeline.planning.map_ground import require_ground
 from pipeline.planning.plan import Plan
 from pipeline.planning.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
 from pipeline.planning.store_template import absent_bands
@@ -62,14 +63,17 @@ def make_plan(
     Raises UsageError or NoDataError if nothing fits.
     """
     system = choose(config.sr, config.weights, config.option_values)
-    maps = settle(spec_of(config.sr).conditions, config.condition_files, config.sr)
-    passes = passes_of(stages_of(system), config.band_names)
+    stages = stages_of(system)
+    declared = spec_of(config.sr).conditions
+    maps = settle(declared, config.condition_files, config.sr)
+    require_ground(declared, maps, stages, aoi)
+    passes = passes_of(stages, config.band_names)
     layouts = layouts_of(passes, config)
     load(system, "cpu")  # detect unsuitable weights before any request to the archive
     say("searching")
     reach_px = passes[0].reach_px(Options(consistency=config.consistency, mtf=config.mtf_by_band))
     around = grown_aoi(aoi, layouts[0].rim_m + reach_m(config, chain.reach_m(passes[0].groups), reach_px))
-    found = _search(config, aoi, around, chain.bands_required(stages_of(system), config.band_names))
+    found = _search(config, aoi, around, chain.bands_required(stages, config.band_names))
     scenes, notes = _audited(found, config, say)
     zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m)
     used = {name for zone in zones for period in zone.periods for name in period.scene_ids}

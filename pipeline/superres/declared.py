@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -110,7 +111,10 @@ class Condition:
     """A map that a system takes beside the scenes, `--condition NAME=FILE`.
 
     A "vector" map is rasterised, one channel for each of `classes`. A "raster" has one channel per band of the file, in
-    their order, named `channels`, and is resampled onto the stage's grid by `resampling`. Nodata is 0.
+    their order, named `bands`, and is resampled onto the stage's grid by `resampling`: "area" averages where the file's
+    pixels are smaller than the stage's and interpolates by cubic convolution where they are larger. Ground without
+    data has the value `nodata`. Where a pixel of a raster is as large as `coarsest_px` pixels of an input that reads it
+    or larger, the map counts as not given there.
     """
 
     name: str
@@ -118,8 +122,10 @@ class Condition:
     kind: Literal["vector", "raster"] = "vector"
     classes: tuple[MapClass, ...] = ()
     bands: tuple[str, ...] = ()
-    resampling: Literal["nearest", "bilinear", "average"] = "bilinear"
+    resampling: Literal["nearest", "bilinear", "average", "area"] = "bilinear"
     required: bool = True
+    nodata: float = 0.0
+    coarsest_px: float = math.inf
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -138,21 +138,9 @@ def stages_of(spec: SystemSpec, bundles: Bundles, options: Settings | None = Non
     try:
         stages = spec.stages(bundles, spec.defaults if options is None else options)
         check_chain(stages, spec.conditions)
-        _check_promises(spec, stages)
     except (ValueError, KeyError) as error:
         raise UsageError(f"--sr {spec.name}: {error}", "weights and stages that fit together") from error
     return stages
-
-
-def _check_promises(spec: SystemSpec, stages: Sequence[Stage]) -> None:
-    draws = [stage for stage in stages if stage.stochastic]
-    regresses = bool(draws) and all(stage.regresses for stage in draws)
-    if (spec.stochastic, spec.regresses) != (bool(draws), regresses):
-        msg = (
-            f"the system says stochastic = {spec.stochastic} and regresses = {spec.regresses}, its stages "
-            f"{bool(draws)} and {regresses}"
-        )
-        raise ValueError(msg)
 
 
 def check_chain(stages: Sequence[Stage], conditions: Sequence[Condition] = ()) -> None:

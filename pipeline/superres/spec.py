@@ -15,7 +15,7 @@ from pipeline.grid.lattice import Lattice
 from pipeline.superres.declared import CONDITION, Condition, Option, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
     from torch import Tensor
@@ -247,8 +247,7 @@ class SystemSpec:
     """A system by name. `stages` and `build` take bundles by role and options, and return stages and CPU networks.
 
     Its `options` may change the stages, and all of them reach `Predictor.predict`. A system without weights and stages
-    interpolates. `stochastic` and `regresses` repeat what the stages declare, for code that has only the name: any
-    stage draws; all that draw can also give the conditional mean.
+    interpolates. `weights` are those of the default options; `weights_of` returns those of others, if they differ.
     """
 
     name: str
@@ -256,16 +255,14 @@ class SystemSpec:
     stages: Callable[[Bundles, Settings], tuple[Stage, ...]]
     build: Callable[[Bundles, Settings], Predictor] | None = None
     weights: tuple[Weights, ...] = ()
-    stochastic: bool = False
-    regresses: bool = False
+    weights_of: Callable[[Settings], tuple[Weights, ...]] | None = None
     memory: Memory = field(default_factory=Memory)
     options: tuple[Option, ...] = ()
     conditions: tuple[Condition, ...] = ()
 
-    @property
-    def mean_draws(self) -> int:
-        """Number of draws that its best estimate averages by default; 0 if it needs none."""
-        return MEMBERS if self.stochastic and not self.regresses else 0
+    def weights_for(self, options: Settings) -> tuple[Weights, ...]:
+        """Return the weights that it takes with these options. Raises UsageError as `weights_of`."""
+        return self.weights if self.weights_of is None else self.weights_of(options)
 
     @property
     def defaults(self) -> Settings:
@@ -277,6 +274,16 @@ def lattice_of(bundle: Bundle) -> Lattice:
     """Return the lattice that a bundle was made for. Raises ValueError if its numbers are invalid."""
     spec = bundle.lattice
     return Lattice(spec.window_px, spec.stride_px, spec.ramp_px, spec.margin_px)
+
+
+def stochastic(stages: Iterable[Stage]) -> bool:
+    """Return whether any stage draws."""
+    return any(stage.stochastic for stage in stages)
+
+
+def mean_draws(stages: Iterable[Stage]) -> int:
+    """Return how many draws the best estimate of these stages averages by default; 0 if it needs none."""
+    return MEMBERS if any(stage.stochastic and not stage.regresses for stage in stages) else 0
 
 
 def draws(estimate: str, members: int, *, stochastic: bool, mean_draws: int) -> int:

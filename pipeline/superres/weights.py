@@ -11,7 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.superres import hub, passes
 from pipeline.superres.declared import Value, settled
 from pipeline.superres.registry import spec_of
-from pipeline.superres.spec import draws
+from pipeline.superres.spec import MEMBERS, draws, mean_draws, stochastic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "weights"
 _SHIPPED = "shipped:"
+_OLDER_DRAWS = {"lite": 0, "difffusr": MEMBERS}  # stochastic systems of plans up to format 3: draws of their estimate
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class File:
 class Choice:
     """A system with its weights settled, as a plan records it; JSON-able.
 
-    `stochastic` and `mean_draws` are those of `SystemSpec`, so that a plan can be read without the system.
+    `stochastic` and `mean_draws` are those of its stages, so that a plan can be read without the system.
     """
 
     name: str
@@ -75,9 +76,10 @@ def choose(name: str, given: Sequence[str] = (), options: Mapping[str, Value] | 
     """
     spec = spec_of(name)
     settings = settled(spec.options, options or {}, name)
-    wanted = _by_role(spec, given)
+    taken = spec.weights_for(settings)
+    wanted = _by_role(spec, taken, given)
     files, bundles = [], {}
-    for weights in spec.weights:
+    for weights in taken:
         where = _settled(wanted.get(weights.role, ""), weights)
         bundle = _described(where, weights, spec)
         files.append(File(weights.role, _absolute(where), bundle.digest))
@@ -90,8 +92,8 @@ def choose(name: str, given: Sequence[str] = (), options: Mapping[str, Value] | 
         credits=_joined(str(bundle.provenance.get("credits", "")) for bundle in bundles.values()),
         notes=tuple(note for bundle in bundles.values() for note in _notes(bundle)),
         generated_bands=tuple(dict.fromkeys(band for stage in stages for band in stage.gives)),
-        stochastic=spec.stochastic,
-        mean_draws=spec.mean_draws,
+        stochastic=stochastic(stages),
+        mean_draws=mean_draws(stages),
         options=tuple(settings.items()),
     )
 
@@ -116,9 +118,9 @@ def locate(where: str) -> Path:
     return SHIPPED / where.removeprefix(_SHIPPED) if where.startswith(_SHIPPED) else Path(where)
 
 
-def _by_role(spec: SystemSpec, given: Sequence[str]) -> dict[str, str]:
+def _by_role(spec: SystemSpec, taken: Sequence[Weights], given: Sequence[str]) -> dict[str, str]:
     """Return the weights files by role. Raises UsageError for more than the system takes."""
-    roles = [weights.role for weights in spec.weights]
+    roles = [weights.role for weights in taken]
     found: dict[str, str] = {}
     for text in given:
         role, _, where = text.partition("=")
@@ -158,7 +160,7 @@ def _absolute(where: str) -> str:
 def _described(where: str, weights: Weights, spec: SystemSpec) -> Bundle:
     from pipeline.models.bundle import BundleError, load_bundle
 
-    first = weights == spec.weights[0]
+    first = weights.role == spec.weights[0].role
     flag = "--weights" if first else f"--weights {weights.role}="
     if not where:
         raise UsageError(
@@ -200,8 +202,8 @@ def from_older(system: Mapping[str, object]) -> Choice:
         weights=tuple(file for file in files if file.where),
         licence=str(system["licence"]),
         generated_bands=tuple(map(str, bands)) if isinstance(bands, list | tuple) else (),
-        stochastic=spec.stochastic,
-        mean_draws=spec.mean_draws,
+        stochastic=spec.name in _OLDER_DRAWS,
+        mean_draws=_OLDER_DRAWS.get(spec.name, 0),
     )
 
 

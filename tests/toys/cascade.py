@@ -31,6 +31,5 @@ SYSTEM = SystemSpec(
     summary="a cascade in two passes",
     stages=lambda _bundles, _options: (FIRST, SECOND),
     build=Networks,
-    stochastic=True,
     memory=Memory(0.0, 200.0),
 )

@@ -39,7 +39,6 @@ SYSTEM = SystemSpec(
     summary="three bands x8, guided by a map",
     stages=lambda _bundles, _options: (STAGE,),
     build=Networks,
-    stochastic=True,
     memory=Memory(0.0, 200.0),
     options=(CONTRAST,),
     conditions=(MAP,),

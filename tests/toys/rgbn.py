@@ -31,6 +31,5 @@ SYSTEM = SystemSpec(
     summary="four bands x4 in windows of its own",
     stages=lambda _bundles, _options: (STAGE,),
     build=Networks,
-    stochastic=True,
     memory=Memory(0.0, 200.0),
 )

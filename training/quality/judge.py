@@ -17,6 +17,7 @@ from pipeline.bands import SCALE_10M
 from pipeline.errors import UsageError
 from pipeline.superres import masks
 from pipeline.superres.registry import spec_of
+from pipeline.superres.spec import stochastic
 from pipeline.superres.system import built
 from training import placement
 from training.degradation.degrade import degrade
@@ -129,7 +130,7 @@ class Candidate:
     @property
     def draws(self) -> bool:
         """Whether the estimates are stochastic."""
-        return spec_of(self.system.name).stochastic
+        return stochastic(self.system.stages)
 
     @property
     def ways(self) -> tuple[Way, ...]:

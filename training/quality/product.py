@@ -19,8 +19,7 @@ from pipeline.grid.native_rasters import NativeRasters, factor_at
 from pipeline.superres import masks
 from pipeline.superres.chain import groups_of, read_window
 from pipeline.superres.options import Options
-from pipeline.superres.registry import spec_of
-from pipeline.superres.spec import draws
+from pipeline.superres.spec import draws, mean_draws, stochastic
 from pipeline.superres.superres import super_resolve
 from training.quality.pairs import state_windows
 
@@ -52,8 +51,9 @@ class Way:
 
     def options(self, system: System, seed: int = 0, stream: int = 0) -> Options:
         """Return the pipeline's options."""
-        spec = spec_of(system.name)
-        members = draws(self.estimate, self.members, stochastic=spec.stochastic, mean_draws=spec.mean_draws)
+        members = draws(
+            self.estimate, self.members, stochastic=stochastic(system.stages), mean_draws=mean_draws(system.stages)
+        )
         return Options(seed=seed, stream=stream, members=members, consistency=self.consistency)
 
 

@@ -58,6 +58,5 @@ SYSTEM = SystemSpec(
     stages=stages,
     build=DiffFuSRSystem,
     weights=(Weights("sr", ("difffusr-sr",)), EITHER),
-    stochastic=True,
     memory=Memory(weights_mib=700.0, floats_per_px=2000.0),
 )

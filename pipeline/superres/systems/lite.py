@@ -87,7 +87,5 @@ SYSTEM = SystemSpec(
     stages=stages,
     build=Lite,
     weights=(Weights(SR, ("lite-sr",), "lite-sr.safetensors"), SHIPPED),
-    stochastic=True,
-    regresses=True,
     memory=Memory(weights_mib=20.0, floats_per_px=200.0),
 )

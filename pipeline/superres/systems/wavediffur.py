@@ -1,71 +1,144 @@
-"""WaveDiffUR: a wavelet cascade of x2 levels by one network, from x2 to x128, with a fusion for all other bands.
+"""WaveDiffUR: a cascade of x2 levels by one network, or of steps by another system, with a fusion for all other bands.
 
 Levels down to 2.5 m run in one pass with the fusion. Every finer level is a pass of its own over the group above.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from pipeline.bands import RGB, TARGET_GSD_M, bands_at
 from pipeline.errors import UsageError
-from pipeline.superres.declared import Option
-from pipeline.superres.spec import FINISHED, Input, Memory, Predictor, Stage, SystemSpec, Weights, lattice_of
+from pipeline.superres.declared import Condition, Option
+from pipeline.superres.spec import (
+    FINISHED,
+    MEASURED,
+    Input,
+    Memory,
+    Predictor,
+    Stage,
+    SystemSpec,
+    Weights,
+    lattice_of,
+)
+from pipeline.superres.systems import PLAIN, backbone
 from pipeline.superres.systems.guided_fusion import NAME as FUSION
-from pipeline.superres.systems.guided_fusion import SHIPPED, build_fuser, fused, fusion_stage
+from pipeline.superres.systems.guided_fusion import NATIVE, SHIPPED, build_fuser, fused, fusion_stage
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pipeline.grid.lattice import Lattice
     from pipeline.models.bundle import Bundle
     from pipeline.superres.declared import Settings
-    from pipeline.superres.spec import Bundles, StageInput
+    from pipeline.superres.spec import Bundles, SceneState, StageInput
 
-SR = "sr"
+SR, IMAGE = "sr", "image"
+OWN = "wavelet"  # value of the option `backbone` for this system's own network
 MEASURED_GSD_M = 10
 SCALES = (2, 4, 8, 16, 32, 64, 128)
 SCALE = Option("scale", 4, "how many times finer than 10 m, a power of 2: 4 is 2.5 m, 16 is 0.625 m", 2, 128)
+BACKBONE = Option(
+    "backbone", OWN, f"{OWN} for x2 levels by its own network, {PLAIN} for interpolation, or another --sr as the step"
+)
+TAU = Option(
+    "tau", "exact", "literal for the paper's eq. 6 word by word, a worse estimate", choices=("exact", "literal")
+)
+REFERENCE = Condition(
+    "reference",
+    "a finer image of the same ground with the bands red, green and blue",
+    kind="raster",
+    bands=RGB,
+    resampling="area",
+    required=False,
+    nodata=math.nan,
+    coarsest_px=2.0,
+)
+OWN_WEIGHTS = Weights(SR, ("wavediffur-sr",), "wavediffur-sr.safetensors")
+
+
+def weights_of(options: Settings) -> tuple[Weights, ...]:
+    """Return the weights of the backbone, and those of the fusion. Raises UsageError for no system's name."""
+    name = str(options[BACKBONE.name])
+    if name == OWN:
+        return OWN_WEIGHTS, SHIPPED
+    if name == "wavediffur":
+        raise UsageError(f"--option {BACKBONE.name}={name}", f"{OWN}, or another system")
+    return (SHIPPED,) if name == PLAIN else backbone.weights_of(name)
 
 
 def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
-    """Return the levels, and the fusion behind the one of 2.5 m. Raises UsageError for unfit weights or scales."""
-    bundle, scale = bundles[SR], int(options[SCALE.name])
-    _check(bundle, scale)
-    levels = [_level(bundle, number, scale) for number in range(1, scale.bit_length())]
-    at_target = next(number for number, stage in enumerate(levels) if stage.gsd_m == TARGET_GSD_M)
-    fusion = fusion_stage(bundles[FUSION], levels[at_target], lattice_of(bundles[FUSION]))
-    return (*levels[: at_target + 1], fusion, *levels[at_target + 1 :])
-
-
-def _level(bundle: Bundle, number: int, scale: int) -> Stage:
-    """Return one level by its number from 1. The only level of x2 is interpolated from 5 to 2.5 m."""
-    bands, coarse_m = bundle.out_bands, MEASURED_GSD_M / 2 ** (number - 1)
-    if number == 1:
-        read = Input("image", bands, MEASURED_GSD_M)
+    """Return the levels, and the fusion behind the first of 2.5 m or finer. Raises UsageError for what does not fit."""
+    scale, name = int(options[SCALE.name]), str(options[BACKBONE.name])
+    if scale not in SCALES:
+        raise UsageError(f"--option {SCALE.name}={scale}", f"one of {', '.join(map(str, SCALES))}")
+    if name in (OWN, PLAIN):
+        levels = _own_levels(bundles, scale, name)
     else:
-        finished = coarse_m <= TARGET_GSD_M
-        read = Input("image", bands, coarse_m, FINISHED if finished else _name(number - 1))
+        levels = _steps(backbone.backbone_of(name, bundles), scale)
+    guide = next(number for number, stage in enumerate(levels) if stage.gsd_m <= TARGET_GSD_M)
+    fusion = fusion_stage(bundles[FUSION], levels[guide], lattice_of(bundles[FUSION]))
+    return (*levels[: guide + 1], fusion, *levels[guide + 1 :])
+
+
+def _own_levels(bundles: Bundles, scale: int, name: str) -> list[Stage]:
+    """Return x2 levels by the own network, or by interpolation."""
+    if name == OWN:
+        bundle = bundles[SR]
+        _check(bundle)
+        bands, lattice = bundle.out_bands, lattice_of(bundle)
+    else:
+        bands, lattice = NATIVE[MEASURED_GSD_M], lattice_of(bundles[FUSION])
+    return [_level(bands, lattice, number, scale, drawn=name == OWN) for number in range(1, scale.bit_length())]
+
+
+def _level(bands: tuple[str, ...], lattice: Lattice, number: int, scale: int, *, drawn: bool) -> Stage:
+    """Return one x2 level by its number from 1. The only level of x2 is interpolated from 5 to 2.5 m."""
+    coarse_m = MEASURED_GSD_M / 2 ** (number - 1)
+    fine_m = coarse_m / 2
+    reads = [Input(IMAGE, bands, coarse_m, _source(number, coarse_m))]
+    if drawn:
+        reads.append(Input(REFERENCE.name, RGB, fine_m, REFERENCE.source))
     return Stage(
         _name(number),
-        reads=(read,),
+        reads=tuple(reads),
         gives=bands,
-        gsd_m=TARGET_GSD_M if scale == 2 else coarse_m / 2,
-        lattice=lattice_of(bundle),
-        stochastic=True,
-        regresses=True,
-        weights=SR,
+        gsd_m=TARGET_GSD_M if scale == 2 else fine_m,
+        lattice=lattice,
+        stochastic=drawn,
+        regresses=drawn,
+        weights=SR if drawn else "",
     )
+
+
+def _steps(step: backbone.Backbone, scale: int) -> list[Stage]:
+    """Return the steps of another system's network. Raises UsageError unless they make up the scale."""
+    count = round(math.log(scale, step.factor))
+    if step.factor**count != scale:
+        fitting = [str(one) for one in SCALES if step.factor ** round(math.log(one, step.factor)) == one]
+        raise UsageError(
+            f"--option {SCALE.name}={scale} with {BACKBONE.name}={step.name}, which goes x{step.factor} at once",
+            f"one of {', '.join(fitting)}",
+        )
+    coarse = [MEASURED_GSD_M / step.factor**number for number in range(count)]
+    return [step.at(_name(number), gsd_m, _source(number, gsd_m)) for number, gsd_m in enumerate(coarse, 1)]
+
+
+def _source(number: int, coarse_m: float) -> str:
+    """Return what a level reads: the measured bands, a finished group, or the level before it."""
+    if number == 1:
+        return MEASURED
+    return FINISHED if coarse_m <= TARGET_GSD_M else _name(number - 1)
 
 
 def _name(number: int) -> str:
     return f"level {number}"
 
 
-def _check(bundle: Bundle, scale: int) -> None:
-    """Raise UsageError for a scale that is no power of 2, and weights without RGB or with other bands than of 10 m."""
-    if scale not in SCALES:
-        raise UsageError(f"--option scale={scale}", f"one of {', '.join(map(str, SCALES))}")
+def _check(bundle: Bundle) -> None:
+    """Raise UsageError for weights without RGB, or with bands that are not of 10 m."""
     if not set(RGB) <= set(bundle.out_bands) <= set(bands_at(MEASURED_GSD_M)):
         raise UsageError(
             f"weights {bundle.path} are for {', '.join(bundle.out_bands)}",
@@ -74,32 +147,82 @@ def _check(bundle: Bundle, scale: int) -> None:
 
 
 class Cascade(Predictor):
-    """`WaveDiffUR`, level by level, and a fusion."""
+    """Levels of `WaveDiffUR`, of interpolation, or of another system's network; and a fusion."""
 
     def __init__(self, bundles: Bundles, options: Settings) -> None:
-        from pipeline.models.wavediffur import WaveDiffUR
+        name = str(options[BACKBONE.name])
+        self.own, self.other, self.step = None, None, None
+        if name == OWN:
+            from pipeline.models.wavediffur import WaveDiffUR
 
-        del options
-        self.resolver = WaveDiffUR.from_bundle(bundles[SR])
+            self.own = WaveDiffUR.from_bundle(bundles[SR])
+        elif name != PLAIN:
+            self.step = backbone.backbone_of(name, bundles)
+            self.other = self.step.built(bundles)
         self.fuser = build_fuser(bundles[FUSION])
 
     def to(self, device: torch.device) -> Cascade:
         """Move the weights and return self."""
-        self.resolver, self.fuser = self.resolver.to(device), self.fuser.to(device)
+        self.own = self.own and self.own.to(device)
+        self.other = self.other and self.other.to(device)
+        self.fuser = self.fuser.to(device)
         return self
 
+    def scene_state(self, stage: Stage, windows: Tensor) -> SceneState:
+        """Return what the backbone needs to know of a scene."""
+        return super().scene_state(stage, windows) if self.other is None else self.other.scene_state(stage, windows)
+
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
-        """Return the reflectance of a batch of windows."""
+        """Return the reflectance of a batch of windows. Means over the pixels of a level's input are that input.
+
+        Only the measured level leaves this to the sensor's contract.
+        """
         if stage.name == FUSION:
             return fused(self.fuser, stage, given)
-        from pipeline.models.lite import finer
+        measured = stage.reads[0].gsd_m == MEASURED_GSD_M
+        if self.own is not None:
+            return self._own_level(stage, given, measured)
+        from pipeline.models.wavelet import consistent, twice
 
-        image, measured = given.images["image"], stage.input("image").gsd_m == MEASURED_GSD_M
+        if self.step is None or self.other is None:
+            image = given.images[IMAGE]
+            return _whole(stage, consistent(twice(image), image))
+        found = self.other.predict(self.step.stage, given)
+        return found if measured else consistent(found, given.images[self.step.input])
+
+    def _own_level(self, stage: Stage, given: StageInput, measured: bool) -> Tensor:
+        from dataclasses import replace
+
+        assert self.own is not None
+        image = given.images[IMAGE]
         left = stage.lattice.window_px // (2 * image.shape[-1])
         noise = given.noise
         drawn = None if noise is None else (lambda draw, channels, px: noise(draw, channels, px * left))
-        found = self.resolver.level(image, drawn, measured=measured)
-        return found if left == 1 else finer(found, left)
+        options = replace(self.own.options, tau="literal" if given.options[TAU.name] == "literal" else "exact")
+        return _whole(stage, self.own.level(image, drawn, self._reference(stage, given), options, measured=measured))
+
+    def _reference(self, stage: Stage, given: StageInput) -> Tensor | None:
+        """Return the reference fitted to a level's input, NaN for bands and ground without; None if none was given."""
+        if REFERENCE.name not in given.present:
+            return None
+        import torch
+
+        from pipeline.models.reference import fitted
+
+        image, found = given.images[IMAGE], given.images[REFERENCE.name]
+        bands = stage.input(IMAGE).bands
+        rows = [bands.index(band) for band in RGB]
+        whole = torch.full((*image.shape[:2], *found.shape[-2:]), torch.nan, device=image.device)
+        whole[:, rows] = fitted(found, image[:, rows])
+        return whole
+
+
+def _whole(stage: Stage, image: Tensor) -> Tensor:
+    """Return an image of 5 m interpolated to the stage's window, others as they are."""
+    from pipeline.models.lite import finer
+
+    left = stage.lattice.window_px // image.shape[-1]
+    return image if left == 1 else finer(image, left)
 
 
 SYSTEM = SystemSpec(
@@ -107,9 +230,9 @@ SYSTEM = SystemSpec(
     summary="wavelet cascade of x2 levels (WaveDiffUR), down to 2.5 m for all bands and to 0.08 m for its own",
     stages=stages,
     build=Cascade,
-    weights=(Weights(SR, ("wavediffur-sr",)), SHIPPED),
-    stochastic=True,
-    regresses=True,
+    weights=(OWN_WEIGHTS, SHIPPED),
+    weights_of=weights_of,
     memory=Memory(weights_mib=130.0, floats_per_px=500.0),
-    options=(SCALE,),
+    options=(SCALE, BACKBONE, TAU),
+    conditions=(REFERENCE,),
 )
