@@ -22,6 +22,7 @@ from pipeline.errors import IntegrityError, UsageError
 from pipeline.run import main
 from pipeline.running import unit
 from pipeline.superres import registry
+from pipeline.superres.spec import stochastic
 from tests.running.conftest import LEFT, TOP, box, chunk_digests, sensor_errors, values, write_aoi
 from tests.toys import all_bands, cascade, map_guided, rgbn
 
@@ -252,7 +253,7 @@ def test_members_spread_where_something_is_drawn(name, case, words, tmp_path, ca
     store = tmp_path / "members.zarr"
     assert main([*words, "--out", str(store), "--members", "3", "--cluster", "inline"]) == 0
     dataset, said = pipeline.open_store(store), capsys.readouterr()
-    if not system.stochastic:
+    if not stochastic(system.stages({}, {})):
         assert "uncertainty" not in dataset
         assert f"--members 3 has no effect with --sr {system.name}" in said.out + said.err
         return

@@ -15,7 +15,7 @@ from pipeline.grid.native_rasters import NativeRasters
 from pipeline.superres.chain import bands_read, bands_required, groups_of, needed, read_window
 from pipeline.superres.masks import QUALITY_GENERATED, QUALITY_MEASURED
 from pipeline.superres.options import Options
-from pipeline.superres.spec import Input, Predictor, Stage
+from pipeline.superres.spec import Input, Predictor, Stage, stochastic
 from pipeline.superres.superres import super_resolve
 from pipeline.superres.system import System
 from pipeline.superres.systems.guided_fusion import NATIVE, fused, fusion_stage
@@ -139,7 +139,7 @@ def test_optional_bands_may_be_missing_and_are_said():
 
 def test_a_system_that_draws_nothing_is_asked_once():
     spec = all_bands.SYSTEM
-    assert not spec.stochastic
+    assert not stochastic(spec.stages({}, {}))
     counting = Counting(all_bands.Networks({}, {}))
     system = dataclasses.replace(toy(all_bands), predictor=counting)
     result = run(system, options=Options(members=0))
