@@ -11,6 +11,7 @@ from pipeline import bbox
 from pipeline.aoi.aoi import MAX_AREA_KM2
 from pipeline.config import COMPOSITES, CONSISTENCIES, ESTIMATES, FUSION_ROLE, RunConfig
 from pipeline.errors import UsageError
+from pipeline.planning.output_size import MAX_OUTPUT_GB
 from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.superres.registry import known
 from pipeline.superres.systems import DEFAULT
@@ -88,6 +89,13 @@ def _add_method(how: argparse._ArgumentGroup) -> None:
 
 def _add_output(out: argparse._ArgumentGroup) -> None:
     out.add_argument("--out", metavar="STORE", help="folder or s3://... to write or continue (AOI's name + .zarr)")
+    out.add_argument(
+        "--max-output-gb",
+        type=float,
+        default=MAX_OUTPUT_GB,
+        metavar="GB",
+        help="refuse runs that would store more, before compression; --dry-run says how much (%(default)g)",
+    )
     out.add_argument("--clip", action="store_true", default=None, help="mask pixels outside the polygon")
     out.add_argument("--shard", action="store_true", default=None, help="one Zarr shard per unit")
     out.add_argument("--chunk-px", type=int, help="side of a chunk, a multiple of 24 (480)")

@@ -85,9 +85,11 @@ class PlanPreview:
 
     def _cost(self) -> list[str]:
         cost = self.cost
+        finer = [f"  finer    {pixels:,} pixels per band at {gsd} m" for gsd, pixels in cost.finer.items()]
         per_window = f" ({cost.seconds_per_window:.2f} s per window, measured here)" if cost.seconds_per_window else ""
         return [
             f"  area     {cost.area_km2:g} km2 per time step, {cost.output_pixels:,} pixels per band in all",
+            *finer,
             f"  work     {counted(cost.units, 'unit')}, {counted(cost.windows, 'model window')}, "
             f"{cost.overlap:g} times the area by overlap",
             f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,8 @@ def execute(arguments: argparse.Namespace) -> int:
     for warning in aoi.warnings:
         tell(f"warning: {warning}")
     shown = place_of(arguments.out or f"{aoi.name}.zarr")
-    request = RunRequest(config, aoi, writable(shown), overwrite=arguments.overwrite)
+    limit_gb = math.inf if arguments.dry_run else arguments.max_output_gb
+    request = RunRequest(config, aoi, writable(shown), arguments.overwrite, limit_gb)
     workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")

@@ -160,7 +160,7 @@ def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], resources: R
     for warning in area.warnings:
         tell(f"warning: {warning}")
     store = writable(place_of(arguments.out or f"{area.name}.zarr"))
-    request = RunRequest(config, area, store, overwrite=arguments.overwrite)
+    request = RunRequest(config, area, store, arguments.overwrite, arguments.max_output_gb)
     settle = preview_job if arguments.dry_run else freeze_job
     return settle(request, arguments.array, workers=arguments.array * resources.workers)
 

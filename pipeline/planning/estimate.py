@@ -41,6 +41,7 @@ class Estimate:
     windows: int
     area_km2: float  # active chunks, counted once
     output_pixels: int  # at 2.5 m, per band, all time steps
+    finer: dict[str, int]  # the same of finer groups, by GSD in metres
     output_mib: float  # uncompressed
     stored_mib: float  # expected on disk
     overlap: float  # model pixels computed per output pixel
@@ -75,6 +76,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
         windows=windows,
         area_km2=round(pixels * TARGET_GSD_M**2 / 1e6 / max(1, periods / len(plan.zones)), 2),
         output_pixels=pixels,
+        finer={f"{output.gsd_m:g}": round(part.count(output)) for part in parts for output in part.of_pass.finer},
         output_mib=round(sum(part.bytes * len(arrays) + part.stored_pixels for part in parts) / 2**20, 1),
         stored_mib=round(sum(part.bytes for part in parts) * compressed * _LEVELS / 2**20, 1),
         overlap=round(_base_px(parts[0].of_pass.groups, parts[0].cells) / max(1, pixels), 2),
@@ -111,14 +113,15 @@ class _Part:
     @property
     def bytes(self) -> float:
         """Uncompressed bytes of one array with all bands."""
-        return sum(2 * len(output.bands) * self._count(output) for output in self.of_pass.outputs)  # uint16
+        return sum(2 * len(output.bands) * self.count(output) for output in self.of_pass.outputs)  # uint16
 
     @property
     def stored_pixels(self) -> float:
         """Pixels over all GSDs."""
-        return sum(self._count(output) for output in self.of_pass.outputs)
+        return sum(self.count(output) for output in self.of_pass.outputs)
 
-    def _count(self, output: Output) -> float:
+    def count(self, output: Output) -> float:
+        """Pixels of an output."""
         return self.pixels * (self.of_pass.gsd_m / output.gsd_m) ** 2
 
 

@@ -17,6 +17,7 @@ from pipeline.bands import BAND_NAMES
 from pipeline.conditions.settle import settle
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
 from pipeline.planning.map_ground import require_ground
+from pipeline.planning.output_size import MAX_OUTPUT_GB, require_output
 from pipeline.planning.plan import Plan
 from pipeline.planning.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
 from pipeline.planning.store_template import absent_bands
@@ -56,11 +57,17 @@ class _Found:
 
 
 def make_plan(
-    config: RunConfig, aoi: Aoi, *, workers: int = 1, say: Callable[[str], None] = lambda _text: None
+    config: RunConfig,
+    aoi: Aoi,
+    *,
+    workers: int = 1,
+    say: Callable[[str], None] = lambda _text: None,
+    max_output_gb: float = MAX_OUTPUT_GB,
 ) -> Plan:
     """Search the catalogue, decide offsets, and lay out zones and units.
 
-    Raises UsageError or NoDataError if nothing fits.
+    Raises UsageError if something does not fit or more than `max_output_gb` would be stored, and NoDataError if there
+    are no scenes.
     """
     system = choose(config.sr, config.weights, config.option_values)
     stages = stages_of(system)
@@ -68,6 +75,7 @@ def make_plan(
     maps = settle(declared, config.condition_files, config.sr)
     require_ground(declared, maps, stages, aoi)
     passes = passes_of(stages, config.band_names)
+    require_output(aoi.area_km2, 1, passes, max_output_gb)
     layouts = layouts_of(passes, config)
     load(system, "cpu")  # detect unsuitable weights before any request to the archive
     say("searching")
@@ -76,6 +84,7 @@ def make_plan(
     found = _search(config, aoi, around, chain.bands_required(stages, config.band_names))
     scenes, notes = _audited(found, config, say)
     zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m)
+    require_output(aoi.area_km2, max(len(zone.periods) for zone in zones), passes, max_output_gb)
     used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
     kept = {scene.id: scene for scene in scenes if scene.id in used}
     say("reading scene states")

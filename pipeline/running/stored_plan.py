@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import differences
 from pipeline.errors import UsageError
+from pipeline.planning.output_size import MAX_OUTPUT_GB
 from pipeline.planning.plan import load_plan
 from pipeline.planning.planner import make_plan
 from pipeline.running.begin import clear_store
@@ -31,12 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The settings, the AOI and the store of a run. `overwrite` deletes an existing store."""
+    """The settings, the AOI and the store of a run. `overwrite` deletes an existing store.
+
+    A new plan that would store more than `max_output_gb`, uncompressed, is refused.
+    """
 
     config: RunConfig
     aoi: Aoi
     store: Place  # from `writable`
     overwrite: bool = False
+    max_output_gb: float = MAX_OUTPUT_GB
 
 
 def writable(out: Place) -> Place:
@@ -91,7 +96,7 @@ def draft(request: RunRequest, workers: int, say: Say) -> Plan:
         raise UsageError(
             f"{request.store} is not a store of this pipeline", "one of ours to overwrite", "choose another --out"
         )
-    return make_plan(request.config, request.aoi, workers=workers, say=say)
+    return make_plan(request.config, request.aoi, workers=workers, say=say, max_output_gb=request.max_output_gb)
 
 
 def proposed(request: RunRequest, workers: int, say: Say) -> Plan:

@@ -269,3 +269,18 @@ def test_references_without_use_are_refused_in_one_line(changes, said, of_four, 
     assert said in message
     assert len(message.splitlines()) == 1
     assert not (tmp_path / "x.zarr").exists()
+
+
+def test_a_dry_run_says_how_much_and_a_run_has_a_limit(area, weights, tmp_path, capsys):
+    words = (*area, *weights, "--option", "scale=16", "--out", str(tmp_path / "x.zarr"), "--max-output-gb", "0.001")
+    assert main([*words, "--dry-run", "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)["estimate"]
+    assert list(cost["finer"]) == ["1.25", "0.625"]
+    assert cost["finer"]["0.625"] >= 300 * 210 / 0.625**2
+    assert main([*words, "--dry-run"]) == 0
+    assert f"finer    {cost['finer']['0.625']:,} pixels per band at 0.625 m" in capsys.readouterr().out
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "GB at 0.625 m); expected at most 0.001 GB" in said
+    assert "--max-output-gb 100" in said
+    assert not (tmp_path / "x.zarr").exists()
