@@ -47,7 +47,15 @@ def parser() -> argparse.ArgumentParser:
         help="write sheets here, as PNG, of up to three held-out places per set that differ in land cover: RGB for "
         "super-resolution, false colour for fusion",
     )
-    p.add_argument("--steps", type=_steps, help="only compare these numbers of sampling steps, such as 1,2,4,8,20,50")
+    p.add_argument("--steps", type=_numbers, help="only compare these numbers of sampling steps, such as 1,2,4,8,20,50")
+    p.add_argument(
+        "--cascade",
+        type=_numbers,
+        metavar="SCALES",
+        help="only judge a x2 level that is repeated, of kind wavediffur-sr, at these scales, such as 2,4,8,16,32: "
+        "against one step, interpolation and back-projection, on coarse images of a sensor and on block means. With "
+        "--per-set it takes the first N images of each set; there are no tables of members",
+    )
     p.add_argument(
         "--per-set",
         type=_natural,
@@ -93,7 +101,7 @@ def _members(text: str) -> int:
     return int(text)
 
 
-def _steps(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_natural(part.strip()) for part in text.split(",")))
 
 
@@ -148,6 +156,8 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
 
     targets = [*args.targets, SHIPPED] if args.shipped and args.targets else args.targets
     bundles, after = bundles_of(targets), fusions()
+    if args.cascade:
+        return _of_cascades(bundles, args, say)
     if args.steps and all(bundle.system in after for bundle in bundles):
         raise UsageError("--steps: a fusion has no sampling steps", "weights of a super-resolver")
     device = str(device_of(args.device))
@@ -169,6 +179,32 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     sections = [listing(names, kinds, bundles), *comparison(sections), *sections]
     if not args.steps and args.only in (None, "scenes"):
         sections += _of_whole(names, bundles, data_of(SCALE_10M), args, say)
+    return sections
+
+
+def _of_cascades(bundles: Sequence[Bundle], args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:
+    """Return the tables of levels that are repeated. Raises UsageError for other weights, scales and arguments."""
+    from pipeline.superres.systems.wavediffur import SYSTEM as WAVEDIFFUR
+    from training.data.sources import load_data, shipped_data
+    from training.loop.distributed import device_of
+    from training.quality import cascade_report
+    from training.quality.names import listing, names_of
+    from training.quality.sampler import NATIVE_GSD_M
+
+    for option in ("steps", "picture", "only"):
+        if getattr(args, option):
+            raise UsageError(f"--cascade together with --{option}", "one of them")
+    cascade_report.check(args.cascade, bundles)
+    kinds = [WAVEDIFFUR.name] * len(bundles)
+    names = names_of(bundles, kinds)
+    found = [cascade_report.Cascaded(name, of, args.seed) for name, of in zip(names, bundles, strict=True)]
+    shape = NATIVE_GSD_M / SCALE_10M, SCALE_10M
+    data = load_data(args.on, *shape) if args.on else shipped_data(None, *shape)
+    sections = [listing(names, kinds, bundles)]
+    for one in found:
+        sections += cascade_report.cascade_sections(
+            one, data, sorted(args.cascade), args.decimator, args.per_set, device_of(args.device), say
+        )
     return sections
 
 

@@ -10,7 +10,10 @@ from PIL import Image
 from pipeline.models import difffusr, difffusr_fusion
 from pipeline.models.bundle import Bundle, load_bundle, save_bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork
+from pipeline.models.wavediffur import wavediffur_bundle
+from pipeline.models.wavelet_network import WaveletNetwork
 from tests.models.small import DIFFFUSR, LITE
+from tests.models.test_wavediffur import TINY
 from training import evaluate
 from training.data.places import split_of
 from training.quality import cost, judge
@@ -49,6 +52,16 @@ def run(tmp_path):
     bundle = Bundle(SYSTEM, LITE, RGB_BANDS, RGB_BANDS, 4, LATTICE, NORMALISATION, sampler=sampler)
     save_bundle(tmp_path / "run" / "tiny-sr.safetensors", bundle, LiteNetwork(**LITE).state_dict())
     return tmp_path / "run"
+
+
+@pytest.fixture
+def cascade(tmp_path):
+    """The file of a x2 level, untrained."""
+    torch.manual_seed(0)
+    path = tmp_path / "cascade" / "wavediffur.safetensors"
+    network = WaveletNetwork(**TINY, bands=3)
+    save_bundle(path, wavediffur_bundle(TINY, RGB_BANDS, sampler={"steps": 2}), network.state_dict())
+    return path
 
 
 @pytest.mark.slow
@@ -138,6 +151,24 @@ def test_steps_are_compared(towns, run, capsys):
     assert "against the truth" not in shown
 
 
+def test_a_cascade_is_measured_by_scale(towns, cascade, tmp_path, capsys):
+    out = tmp_path / "table.md"
+    command = [str(cascade), "--on", str(towns), "--cascade", "4,2", "--out", str(out)]
+    assert evaluate.main(command) == 0
+    report = capsys.readouterr().out
+    assert [line for line in report.splitlines() if line.startswith("### ")] == [
+        "### weights",
+        "### wavediffur: cascade on held-out places, sensor",
+        "### wavediffur: decline with scale on held-out places, sensor",
+        "### wavediffur: cascade on held-out places, means",
+        "### wavediffur: decline with scale on held-out places, means",
+    ]
+    assert report.index("| x2 | 1 | 1 |") < report.index("| x4 | 1 | 1 |")
+    rows = list(csv.DictReader(out.with_suffix(".csv").read_text().splitlines()))
+    assert {row["table"] for row in rows} == {"sensor x2", "sensor x4", "means x2", "means x4"}
+    assert {row["digest"] for row in rows} == {load_bundle(cascade).digest}
+
+
 def test_difffusr_is_measured_through_predict(towns, tmp_path, capsys):
     torch.manual_seed(0)
     bundle = difffusr.difffusr_bundle(DIFFFUSR, sampler={"name": "ddim", "steps": 2, "spacing": "trailing"})
@@ -185,11 +216,17 @@ def test_without_arguments_the_shipped_weights_are_meant():
         (["{run}", "--on", "{empty}/none.toml"], "is no file"),
         (["{run}", "--on", "{towns}", "--steps", "99"], "99 sampling steps"),
         (["{run}", "--on", "{towns}", "--out", "{towns}/table.md"], "cannot be written"),
+        (["{cascade}", "--cascade", "2,3"], "--cascade 3; expected scales among 2, 4, 8, 16, 32, 64, 128"),
+        (["{cascade}", "--cascade", "256"], "--cascade 256; expected scales among"),
+        (["{run}", "--cascade", "2"], "holds lite-sr, which no cascade repeats; expected weights of kind wavediffur"),
+        (["{cascade}", "--cascade", "2", "--steps", "4"], "--cascade together with --steps; expected one of them"),
+        (["{cascade}", "--cascade", "2", "--only", "images"], "--cascade together with --only"),
+        (["{cascade}", "--cascade", "2", "--picture", "{empty}"], "--cascade together with --picture"),
     ],
 )
-def test_failures_are_one_line_and_leave_nothing(command, said, towns, run, tmp_path, capsys):
+def test_failures_are_one_line_and_leave_nothing(command, said, towns, run, cascade, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    named = {"empty": tmp_path / "empty", "run": run, "towns": towns}
+    named = {"empty": tmp_path / "empty", "run": run, "towns": towns, "cascade": cascade}
     before = sorted(tmp_path.rglob("*"))
     assert evaluate.main([part.format(**named) for part in command]) in (2, 6)
     shown = capsys.readouterr()
@@ -203,6 +240,7 @@ def test_failures_are_one_line_and_leave_nothing(command, said, towns, run, tmp_
     ("arguments", "said"),
     [
         (["--steps", "1,x"], "'x' is no whole number"),
+        (["--cascade", "2,x"], "'x' is no whole number"),
         (["--out", "a.csv"], "is for the tables"),
         (["--per-set", "0"], "'0'"),
         (["--members", "1"], "'1' is neither 0 nor a whole number of at least 2"),

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 _EVEN = 2
 
 
-def every_level(levels: WaveDiffUR, pair: Pair, *, measured: bool, member: int | None = None) -> list[Tensor]:
+def every_level(
+    levels: WaveDiffUR, pair: Pair, *, measured: bool, member: int | None = None, seed: int = 0
+) -> list[Tensor]:
     """Return the image (1, C, H, W) after each of the levels from a pair's input to its truth, coarsest first.
 
     `measured` says that the input is a sensor's, whose blur the first level may undo; else all levels keep means of
@@ -27,7 +29,7 @@ def every_level(levels: WaveDiffUR, pair: Pair, *, measured: bool, member: int |
     """
     image, found = pair.lr, []
     for number in range(levels_of(pair.scale)):
-        noise = None if member is None else noise_of_level(pair, number, member)
+        noise = None if member is None else noise_of_level(pair, number, member, seed)
         image = one_level(levels, image, noise, measured=measured and number == 0)
         found.append(image)
     return found
@@ -42,9 +44,9 @@ def one_level(levels: WaveDiffUR, image: Tensor, noise: Noise | None = None, *, 
     return fine.cpu()[..., : 2 * height, : 2 * width]
 
 
-def noise_of_level(pair: Pair, number: int, member: int) -> Noise:
+def noise_of_level(pair: Pair, number: int, member: int, seed: int = 0) -> Noise:
     """Return the noise of one member of a pair at one level; members come in antithetic pairs."""
-    first = noise_of(pair, member)
+    first = noise_of(pair, member, seed)
     left = levels_of(pair.scale) - 1 - number  # levels behind this one
     height, width = (-(-(side >> left) // (2 * _EVEN)) * 2 * _EVEN for side in pair.hr.shape[-2:])
 

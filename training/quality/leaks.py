@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from training.data import learned
 
 if TYPE_CHECKING:
+    from pipeline.models.bundle import Bundle
     from training.data.sources import TrainingData
-    from training.quality.judge import Candidate
 
 PLACES_SHOWN = 10
 
 
-def leaks_text(candidate: Candidate, data: TrainingData) -> str:
+class Judged(Protocol):
+    """Weights under test: their description, or None without weights, and the bands of the images."""
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """Description of the weights."""
+        ...
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Bands of the images."""
+        ...
+
+
+def leaks_text(candidate: Judged, data: TrainingData) -> str:
     """A sentence on held-out images of places that the weights learned from; "" where provenance excludes any."""
     provenance = {} if candidate.bundle is None else candidate.bundle.provenance
     if "learned" not in provenance:  # weights of before, among them those that ship

@@ -142,6 +142,14 @@ def sre_db(x: Tensor, reference: Tensor) -> float:
     return float((10 * (reference.double().mean((-2, -1)).square() / mse).log10()).mean())
 
 
+def spectral_rmse(x: Tensor, reference: Tensor) -> float:
+    """Return the mean over pixels (C, H, W) of the RMSE over bands, in percent of reflectance. 0 is best.
+
+    A reading of WaveDiffUR's "SRE", lower is better, for which the paper gives no formula.
+    """
+    return 100 * float((x - reference).double().square().mean(-3).sqrt().mean())
+
+
 def average_gradient(x: Tensor) -> float:
     """Return the mean over bands and pixels (..., H, W) of sqrt((dx^2 + dy^2) / 2), by forward differences."""
     z = x.double()

@@ -66,12 +66,14 @@ class Pair:
         return [min(place, len(self.bands) - 1) for place in range(3)]
 
 
-def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None = None) -> list[Pair]:
+def held_out_pairs(
+    chips: Sequence[Chip], how: Degradation, per_set: int | None = None, max_side_px: int = MAX_SIDE_PX
+) -> list[Pair]:
     """Return pairs of the chips that are large enough and not flat.
 
-    They are centre crops with median harmonisation and noise seeded per image. `how.sigma_px` is the blur of RGB; that
-    of other bands follows from their MTF. Real pairs keep their own coarse image; those of another scale than `how` are
-    left out. `per_set` limits the number of pairs per set.
+    They are centre crops of at most `max_side_px` with median harmonisation and noise seeded per image. `how.sigma_px`
+    is the blur of RGB; that of other bands follows from their MTF. Real pairs keep their own coarse image; those of
+    another scale than `how` are left out. `per_set` limits the number of pairs per set.
     """
     pairs: list[Pair] = []
     for index, chip in enumerate(chips):
@@ -82,7 +84,7 @@ def held_out_pairs(chips: Sequence[Chip], how: Degradation, per_set: int | None 
             continue
         if chip.coarse is not None and chip.pixels.shape[-1] != how.scale * chip.coarse.shape[-1]:
             continue
-        height, width = (min(side, MAX_SIDE_PX) // how.scale * how.scale for side in chip.pixels.shape[1:])
+        height, width = (min(side, max_side_px) // how.scale * how.scale for side in chip.pixels.shape[1:])
         step = 1 if chip.coarse is None else how.scale
         top, left = (
             (side - size) // 2 // step * step for side, size in zip(chip.pixels.shape[1:], (height, width), strict=True)

@@ -25,6 +25,7 @@ from training.quality.metrics import (
     r_squared,
     sam,
     spearman,
+    spectral_rmse,
     sre_db,
     ssim,
     trimmed,
@@ -194,3 +195,10 @@ def test_power_is_compared_ring_by_ring():
     coarse, fine = (power_ratio_db(smooth, noise[..., 1:, :], ring) for ring in rings)
     assert fine < coarse - 2 < 0
     assert math.isnan(power_ratio_db(noise[..., :2, :2], noise[..., :2, :2], (8.0, 5.0)))
+
+
+def test_spectral_rmse_is_the_mean_length_of_the_error_per_band_in_percent():
+    truth = torch.zeros(4, 1, 2)
+    x = torch.tensor([[[0.1, 0.0]]]).repeat(4, 1, 1)
+    x[0, 0, 1] = 0.2
+    assert spectral_rmse(x, truth) == pytest.approx(100 * (0.1 + 0.2 / 2) / 2)
