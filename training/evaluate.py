@@ -52,9 +52,8 @@ def parser() -> argparse.ArgumentParser:
         "--cascade",
         type=_numbers,
         metavar="SCALES",
-        help="only judge a x2 level that is repeated, of kind wavediffur-sr, at these scales, such as 2,4,8,16,32: "
-        "against one step, interpolation and back-projection, on coarse images of a sensor and on block means. With "
-        "--per-set it takes the first N images of each set; there are no tables of members",
+        help="only judge weights of x2 that a cascade repeats, at these scales, such as 2,4,8,16,32: against one step, "
+        "interpolation and back-projection, on coarse images of a sensor and on block means",
     )
     p.add_argument(
         "--per-set",
@@ -148,6 +147,7 @@ def system_of(bundle: Bundle, device: str = "cpu") -> System:
 def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:
     """Return all sections requested by the arguments. Raises PipelineError."""
     from pipeline.superres.weights import SHIPPED
+    from training import evaluate_cascade
     from training.data.sources import load_data, shipped_data
     from training.loop.distributed import device_of
     from training.quality.comparison import comparison
@@ -157,7 +157,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     targets = [*args.targets, SHIPPED] if args.shipped and args.targets else args.targets
     bundles, after = bundles_of(targets), fusions()
     if args.cascade:
-        return _of_cascades(bundles, args, say)
+        return evaluate_cascade.sections(bundles, args, say)
     if args.steps and all(bundle.system in after for bundle in bundles):
         raise UsageError("--steps: a fusion has no sampling steps", "weights of a super-resolver")
     device = str(device_of(args.device))
@@ -179,32 +179,6 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     sections = [listing(names, kinds, bundles), *comparison(sections), *sections]
     if not args.steps and args.only in (None, "scenes"):
         sections += _of_whole(names, bundles, data_of(SCALE_10M), args, say)
-    return sections
-
-
-def _of_cascades(bundles: Sequence[Bundle], args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:
-    """Return the tables of levels that are repeated. Raises UsageError for other weights, scales and arguments."""
-    from pipeline.superres.systems.wavediffur import SYSTEM as WAVEDIFFUR
-    from training.data.sources import load_data, shipped_data
-    from training.loop.distributed import device_of
-    from training.quality import cascade_report
-    from training.quality.names import listing, names_of
-    from training.quality.sampler import NATIVE_GSD_M
-
-    for option in ("steps", "picture", "only"):
-        if getattr(args, option):
-            raise UsageError(f"--cascade together with --{option}", "one of them")
-    cascade_report.check(args.cascade, bundles)
-    kinds = [WAVEDIFFUR.name] * len(bundles)
-    names = names_of(bundles, kinds)
-    found = [cascade_report.Cascaded(name, of, args.seed) for name, of in zip(names, bundles, strict=True)]
-    shape = NATIVE_GSD_M / SCALE_10M, SCALE_10M
-    data = load_data(args.on, *shape) if args.on else shipped_data(None, *shape)
-    sections = [listing(names, kinds, bundles)]
-    for one in found:
-        sections += cascade_report.cascade_sections(
-            one, data, sorted(args.cascade), args.decimator, args.per_set, device_of(args.device), say
-        )
     return sections
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from training.data.sources import TrainingData
     from training.loop.task import Trainable
     from training.presets import Preset, Use
+    from training.quality.cascade import Cascades
     from training.quality.wald import Judge
 
 
@@ -22,7 +23,7 @@ class TaskSpec:
     kind: name of its bundles (`Bundle.system`). use: trains on images, or on tiles at all native resolutions. switches:
     values of `--as-published`; whose: owner of that code. follows: other kinds of bundle, one of which a run must start
     from, passed to `begin_from`. judge: evaluation of weights that no system takes first; others are evaluated as their
-    system. convert: conversion of third-party checkpoints.
+    system. cascades: evaluation of weights that a cascade repeats. convert: conversion of third-party checkpoints.
     """
 
     name: str
@@ -35,6 +36,7 @@ class TaskSpec:
     whose: str = ""
     follows: tuple[str, ...] = ()
     judge: Judge | None = None
+    cascades: Cascades | None = None
     convert: Conversion | None = None
 
     def preset(self, name: str) -> Preset | None:

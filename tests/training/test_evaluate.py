@@ -158,10 +158,10 @@ def test_a_cascade_is_measured_by_scale(towns, cascade, tmp_path, capsys):
     report = capsys.readouterr().out
     assert [line for line in report.splitlines() if line.startswith("### ")] == [
         "### weights",
-        "### wavediffur: cascade on held-out places, sensor",
-        "### wavediffur: decline with scale on held-out places, sensor",
-        "### wavediffur: cascade on held-out places, means",
-        "### wavediffur: decline with scale on held-out places, means",
+        "### wavediffur-sr: cascade on held-out places, sensor",
+        "### wavediffur-sr: decline with scale on held-out places, sensor",
+        "### wavediffur-sr: cascade on held-out places, means",
+        "### wavediffur-sr: decline with scale on held-out places, means",
     ]
     assert report.index("| x2 | 1 | 1 |") < report.index("| x4 | 1 | 1 |")
     rows = list(csv.DictReader(out.with_suffix(".csv").read_text().splitlines()))

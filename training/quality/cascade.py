@@ -1,56 +1,38 @@
-"""A cascade of x2 levels on whole images, for validation and evaluation."""
+"""What a task declares so that a network can be evaluated as a cascade of x2 levels."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pipeline.models.wavediffur import levels_of
-from pipeline.models.wavelet import padded_to_multiple
-from training import placement
-from training.quality.pairs import noise_of
-from training.quality.sampler import further_noise
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
     from torch import Tensor
 
-    from pipeline.models.wavediffur import Noise, WaveDiffUR
+    from pipeline.models.bundle import Bundle
     from training.quality.pairs import Pair
 
-_EVEN = 2
+
+class Cascade(Protocol):
+    """A network of x2 that is repeated."""
+
+    def every_level(self, pair: Pair, *, measured: bool, member: int | None = None, seed: int = 0) -> list[Tensor]:
+        """Return the image (1, C, H, W) on the CPU after each level from a pair's input to its truth, coarsest first.
+
+        `measured` says that the input is a sensor's, whose blur the first level may undo; else all levels keep means of
+        2 x 2 px. Without a `member` they are mean estimates, else its draws.
+        """
+        ...
 
 
-def every_level(
-    levels: WaveDiffUR, pair: Pair, *, measured: bool, member: int | None = None, seed: int = 0
-) -> list[Tensor]:
-    """Return the image (1, C, H, W) after each of the levels from a pair's input to its truth, coarsest first.
+@dataclass(frozen=True)
+class Cascades:
+    """Evaluation at several scales, for weights of x2 that a cascade repeats.
 
-    `measured` says that the input is a sensor's, whose blur the first level may undo; else all levels keep means of
-    2 x 2 px. Without a `member` they are mean estimates, else its draws. Everything is returned on the CPU.
+    load: loads the network of a bundle on a device. scales: those that a cascade can have.
     """
-    image, found = pair.lr, []
-    for number in range(levels_of(pair.scale)):
-        noise = None if member is None else noise_of_level(pair, number, member, seed)
-        image = one_level(levels, image, noise, measured=measured and number == 0)
-        found.append(image)
-    return found
 
-
-def one_level(levels: WaveDiffUR, image: Tensor, noise: Noise | None = None, *, measured: bool) -> Tensor:
-    """Return one level (1, C, 2H, 2W) of an image (1, C, H, W) of any size."""
-    padded, (height, width) = padded_to_multiple(image, _EVEN), image.shape[-2:]
-    device = placement.device_of(levels.network)
-    drawn = None if noise is None else lambda *request: noise(*request).to(device)
-    fine = levels.level(padded.to(device), drawn, measured=measured)
-    return fine.cpu()[..., : 2 * height, : 2 * width]
-
-
-def noise_of_level(pair: Pair, number: int, member: int, seed: int = 0) -> Noise:
-    """Return the noise of one member of a pair at one level; members come in antithetic pairs."""
-    first = noise_of(pair, member, seed)
-    left = levels_of(pair.scale) - 1 - number  # levels behind this one
-    height, width = (-(-(side >> left) // (2 * _EVEN)) * 2 * _EVEN for side in pair.hr.shape[-2:])
-
-    def noise(draw: int, channels: int, coarser: int) -> Tensor:
-        return further_noise(first, 1000 * number + draw, (1, channels, height // coarser, width // coarser))
-
-    return noise
+    load: Callable[[Bundle, torch.device], Cascade]
+    scales: tuple[int, ...]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UsageError
-from pipeline.models.wavediffur import MOST_SCALE, SYSTEM, WaveDiffUR, levels_of
 from pipeline.terminal import counted
 from training.degradation.degrade import Degradation
 from training.quality.cascade_scores import (
@@ -39,11 +37,10 @@ from training.quality.tables import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    import torch
-
     from pipeline.models.bundle import Bundle
     from training.data.sources import TrainingData
     from training.degradation.degrade import Decimator
+    from training.quality.cascade import Cascade
     from training.quality.cascade_scores import Kind
 
     Image = tuple[str, int]
@@ -69,10 +66,11 @@ ONE_STEP_WORDS = "`one step`: the network once, and the remaining factor by IBP 
 
 @dataclass(frozen=True)
 class Cascaded:
-    """The weights of a x2 level under test, by a short name."""
+    """A network of x2 under test, by a short name, with its weights' description and the seed of its draws."""
 
     name: str
     bundle: Bundle
+    cascade: Cascade
     seed: int = 0
 
     @property
@@ -84,23 +82,9 @@ class Cascaded:
     def settings(self) -> str:
         """Description of digest, sampler and seed."""
         bundle = self.bundle
-        sampler = f"{bundle.sampler.get('steps')} steps of ddim, eta {bundle.sampler.get('eta'):g}"
+        sampler = ", ".join(f"{name} {value}" for name, value in bundle.sampler.items())
         weights = f"{bundle.system} sha256 {bundle.digest[:12]}"
-        return f"levels of x2 of {', '.join(self.bands)}; {weights}, {sampler}, seed {self.seed}"
-
-
-def check(scales: Iterable[int], bundles: Iterable[Bundle]) -> None:
-    """Raise UsageError for a scale that no cascade of x2 levels has, and for weights of another kind."""
-    for scale in scales:
-        try:
-            levels_of(scale)
-        except ValueError as error:
-            powers = ", ".join(str(2**level) for level in range(1, MOST_SCALE.bit_length()))
-            raise UsageError(f"--cascade {scale}", f"scales among {powers}") from error
-    for bundle in bundles:
-        if bundle.system != SYSTEM:
-            found = f"--cascade: {bundle.path} holds {bundle.system}, which no cascade repeats"
-            raise UsageError(found, f"weights of kind {SYSTEM}")
+        return f"levels of x2 of {', '.join(self.bands)}; {weights}; {sampler}; seed {self.seed}"
 
 
 def cascade_sections(
@@ -109,7 +93,6 @@ def cascade_sections(
     scales: Sequence[int],
     decimator: Decimator,
     per_set: int | None,
-    device: torch.device,
     say: Callable[[str], None],
 ) -> list[Section]:
     """Return the sections of a cascade at ascending `scales`, two per way of making coarse images.
@@ -121,14 +104,13 @@ def cascade_sections(
         text = f"{NULL}: no image of the data is held out at {min(scales) * LEAST_COARSE_PX} px or more a side, or "
         text += "those that are show nothing."
         return [Section(f"{weights.name}: cascade on held-out places", text, name=weights.name)]
-    levels = WaveDiffUR.from_bundle(weights.bundle).to(device)
     remark, sections = leaks_text(weights, data), []
     for kind in KINDS:
         how = Seen(kind, Degradation(decimator=decimator))
         found: dict[int, list[Record]] = {}
         for scale in scales:
             say(f"{weights.name}: x{scale}, {kind}, {counted(len(images[scale]), 'image')}")
-            found[scale] = judge(levels, images[scale], how.of_scale(scale), weights.seed)
+            found[scale] = judge(weights.cascade, images[scale], how.of_scale(scale), weights.seed)
         sections += [with_remark(section, remark) for section in sections_of(weights, kind, how, found)]
     return sections
 

@@ -11,7 +11,6 @@ import torch
 from training.degradation.degrade import Degradation, degrade
 from training.degradation.sensor import relative_widths
 from training.quality import baselines, metrics
-from training.quality.cascade import every_level
 from training.quality.metrics import trimmed
 from training.quality.pairs import BORDER_PX, Pair, held_out_pairs, score
 from training.quality.tables import Record
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipeline.models.wavediffur import WaveDiffUR
     from training.data.rasters import Chip
+    from training.quality.cascade import Cascade
 
     Kind = Literal["sensor", "means"]
     Naturalness = Callable[[Tensor, Pair], float]  # of an image (bands, H, W) without its border; NaN if it is small
@@ -97,11 +96,11 @@ def seen(pair: Pair, how: Seen) -> Pair:
     return replace(pair, lr=how.coarse(pair.hr, pair, torch.Generator().manual_seed(pair.index)))
 
 
-def estimates(levels: WaveDiffUR, pair: Pair, how: Seen, seed: int = 0) -> dict[str, Tensor]:
+def estimates(cascade: Cascade, pair: Pair, how: Seen, seed: int = 0) -> dict[str, Tensor]:
     """Return the estimates (1, bands, H, W) of all methods. One step: the network once, then back-projection."""
     lr, scale = pair.lr, pair.scale
-    means = every_level(levels, pair, measured=how.measured)
-    draw = every_level(levels, pair, measured=how.measured, member=0, seed=seed)[-1]
+    means = cascade.every_level(pair, measured=how.measured)
+    draw = cascade.every_level(pair, measured=how.measured, member=0, seed=seed)[-1]
     left = scale // FIRST_SCALE
     true = {IBP_TRUE: baselines.ibp(lr, scale, partial(how.coarse, pair=pair))} if how.measured else {}
     return {
@@ -144,7 +143,7 @@ def _with_own(
 
 @torch.inference_mode()
 def judge(
-    levels: WaveDiffUR,
+    cascade: Cascade,
     pairs: Sequence[Pair],
     how: Seen,
     seed: int = 0,
@@ -155,7 +154,7 @@ def judge(
     for sharp in pairs:
         pair = seen(sharp, how)
         found = {TRUTH: scores_of_truth(pair, how, natural)}
-        for method, estimate in estimates(levels, pair, how, seed).items():
+        for method, estimate in estimates(cascade, pair, how, seed).items():
             found[method] = scores(estimate, pair, how, natural)
         for method, (values, why) in found.items():
             records.append(Record(table, pair.source, pair.place, pair.index, method, values, why))

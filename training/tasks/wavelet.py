@@ -19,7 +19,6 @@ from training.degradation.sensor import relative_widths
 from training.loop.task import Measured, Objective
 from training.presets import Preset, Stage
 from training.quality import baselines
-from training.quality.cascade import every_level
 from training.quality.pairs import (
     HELD_OUT_PER_SET,
     Pair,
@@ -46,6 +45,7 @@ from training.tasks.wavelet_batches import (
     kind_of,
     references,
 )
+from training.tasks.wavelet_cascade import CASCADES, every_level
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -270,4 +270,5 @@ TASK = TaskSpec(
         ),
     ),
     build=WaveletLevel,
+    cascades=CASCADES,
 )
