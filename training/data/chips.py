@@ -1,4 +1,4 @@
-"""Crops of held-out images, for validation and evaluation."""
+"""Crops of images at their evaluation GSD: held-out ones, for validation and evaluation, and sharp references."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from training.data.validity import largest_square
 if TYPE_CHECKING:
     from training.data.images import Image
     from training.data.patches import Chunk
+    from training.data.places import Split
 
 CHIP_PX = 1024  # maximum side of an evaluated crop, taken from the centre
 MIN_CHIP_PX = 32  # smaller crops are skipped: little remains within their borders
@@ -19,7 +20,12 @@ CHIPS_PER_IMAGE = 4  # maximum, where cells split an image
 
 
 def held_out_chips(image: Image) -> list[Chip]:
-    """Return the crops on which an image is evaluated: its centre, or those of the largest held-out squares.
+    """Return the crops on which an image is evaluated, as `chips_of` its held-out places."""
+    return chips_of(image, "held-out")
+
+
+def chips_of(image: Image, split: Split) -> list[Chip]:
+    """Return crops of an image at its evaluation GSD: its centre, or those of the largest squares of one split.
 
     If some pixels there are not valid, the crop is the largest valid square. Contrast plays no part in the choice.
     """
@@ -30,7 +36,7 @@ def held_out_chips(image: Image) -> list[Chip]:
         n = image.ground.block_px
         windows = [
             (place, row * n, col * n, min(side * n, height - row * n), min(side * n, width - col * n))
-            for place, row, col, side in image.ground.squares("held-out", CHIPS_PER_IMAGE)
+            for place, row, col, side in image.ground.squares(split, CHIPS_PER_IMAGE)
         ]
     chips = []
     for place, top, left, ny, nx in windows:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bands import RGB
 from pipeline.errors import UsageError
 from training.data import learned, unreadable
-from training.data.chips import held_out_chips
+from training.data.chips import chips_of, held_out_chips
 from training.data.images import file_images
 from training.data.patches import CACHE_BYTES, RECOLOURED, PatchSampler, fits
 from training.data.places import SPLIT_RULE, SPLITS, split_of
@@ -180,6 +180,17 @@ class TrainingData:
         if not chips:
             unreadable.raise_any(image.label for image in self.offered)
         return chips
+
+    def training_chips(self, bands: tuple[str, ...] = RGB, least_px: int = 1) -> Iterator[Chip]:
+        """Yield crops of the images to train on, as those of `held_out_chips` from the same sources, one by one.
+
+        Images of less than `least_px` a side at their evaluation GSD are not read.
+        """
+        evaluated = {source.name for source in self.sources if source.evaluated}
+        for image in _of(self.offered, bands):
+            side_px = min(image.extent_m) / image.evaluate_gsd_m
+            if image.source in evaluated and image.share("train") > 0 and side_px >= least_px:
+                yield from chips_of(image, "train")
 
     def tiles(self, split: Split) -> list[Tile]:
         """Return the fusion tiles of one split, without the watched ones. Raises UsageError as `hr_sampler`."""

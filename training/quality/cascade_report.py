@@ -14,12 +14,15 @@ from training.quality.cascade_scores import (
     IBP_TRUE,
     KINDS,
     LEAST_COARSE_PX,
+    NIQE,
     ONE_STEP,
+    Naturalness,
     Seen,
     judge,
     truths,
 )
 from training.quality.leaks import leaks_text
+from training.quality.niqe import BLOCK_PX
 from training.quality.pairs import BORDER_PX
 from training.quality.report import with_remark
 from training.quality.tables import (
@@ -54,6 +57,7 @@ DIGITS = {
     "spectral RMSE": 2,
     "AG": 2,
     "AG / truth": 3,
+    NIQE: 2,
     "consistency": 5,
 }
 WORDS: Mapping[Kind, str] = {
@@ -104,18 +108,20 @@ def cascade_sections(
         text = f"{NULL}: no image of the data is held out at {min(scales) * LEAST_COARSE_PX} px or more a side, or "
         text += "those that are show nothing."
         return [Section(f"{weights.name}: cascade on held-out places", text, name=weights.name)]
+    say(f"{weights.name}: NIQE of the sharp images to train on")
+    natural = Naturalness.fitted(data.training_chips(weights.bands, BLOCK_PX))
     remark, sections = leaks_text(weights, data), []
     for kind in KINDS:
         how = Seen(kind, Degradation(decimator=decimator))
         found: dict[int, list[Record]] = {}
         for scale in scales:
             say(f"{weights.name}: x{scale}, {kind}, {counted(len(images[scale]), 'image')}")
-            found[scale] = judge(weights.cascade, images[scale], how.of_scale(scale), weights.seed)
-        sections += [with_remark(section, remark) for section in sections_of(weights, kind, how, found)]
+            found[scale] = judge(weights.cascade, images[scale], how.of_scale(scale), weights.seed, natural)
+        sections += [with_remark(section, remark) for section in sections_of(weights, kind, how, found, natural)]
     return sections
 
 
-def sections_of(weights: Cascaded, kind: Kind, how: Seen, found: ByScale) -> list[Section]:
+def sections_of(weights: Cascaded, kind: Kind, how: Seen, found: ByScale, natural: Naturalness) -> list[Section]:
     """Return the sections of one way of making coarse images, from the records of every scale."""
     common = in_all(found)
     shared = f"The {_count(common)} that are in all scales with images"
@@ -128,7 +134,8 @@ def sections_of(weights: Cascaded, kind: Kind, how: Seen, found: ByScale) -> lis
         "Averages over sets. SAM in degrees; SRE dB higher and spectral RMSE (percent of reflectance) lower is better; "
         "AG: average gradient, in steps of 1/255 reflectance per px, and over that of the truth (1 is as sharp); "
         "consistency: mean absolute difference in reflectance of the input and the estimate seen again"
-        f"{' by the sensor, without its noise' if how.measured else ' as block means'}. {ONE_STEP_WORDS}"
+        f"{' by the sensor, without its noise' if how.measured else ' as block means'}. {niqe_words(natural)}"
+        f"{ONE_STEP_WORDS}"
     )
     both = f"{units} {shared}:\n\n{decline_table(common)}\n\nAll images of each scale:\n\n{decline_table(found)}"
     every = [record for records in found.values() for record in records]
@@ -137,6 +144,15 @@ def sections_of(weights: Cascaded, kind: Kind, how: Seen, found: ByScale) -> lis
         _section(weights, f"{weights.name}: cascade on held-out places, {kind}", psnr, every, how),
         _section(weights, f"{weights.name}: decline with scale on held-out places, {kind}", both + notes, (), how),
     ]
+
+
+def niqe_words(natural: Naturalness) -> str:
+    """Return a sentence on the model of NIQE; "" without one."""
+    model = natural.model
+    if model is None:
+        return ""
+    fitted = f"{model.blocks} sharp blocks of {model.block_px} px of the images to train on, at the GSD of the truth"
+    return f"{NIQE}: distance from the statistics of {fitted}; lower is better. "
 
 
 def _section(weights: Cascaded, title: str, text: str, records: Sequence[Record], how: Seen) -> Section:

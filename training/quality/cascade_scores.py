@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -12,19 +14,21 @@ from training.degradation.degrade import Degradation, degrade
 from training.degradation.sensor import relative_widths
 from training.quality import baselines, metrics
 from training.quality.metrics import trimmed
-from training.quality.pairs import BORDER_PX, Pair, held_out_pairs, score
+from training.quality.niqe import BLOCK_PX, Niqe, luminance
+from training.quality.pairs import BORDER_PX, Pair, held_out_pairs, reflectance, score, shown_of
 from training.quality.tables import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from training.data.rasters import Chip
     from training.quality.cascade import Cascade
 
     Kind = Literal["sensor", "means"]
-    Naturalness = Callable[[Tensor, Pair], float]  # of an image (bands, H, W) without its border; NaN if it is small
 
 SIDE_PX = 512  # maximum side of an image, if every scale can be measured on it
 LEAST_COARSE_PX = 8  # a side, of what a cascade begins with
@@ -32,6 +36,8 @@ SENSOR: Kind = "sensor"
 MEANS: Kind = "means"
 KINDS: tuple[Kind, ...] = (SENSOR, MEANS)
 FIRST_SCALE = 2
+PER_SOURCE = 32  # images of each source to which NIQE is fitted, so that none prevails
+NIQE = "NIQE"
 TRUTH, BICUBIC, IBP, IBP_TRUE = "truth", "bicubic", "IBP", "IBP, true kernel"
 ONE_STEP, CASCADE, DRAW = "one step", "cascade", "cascade, one draw"
 OF_PAIR: Mapping[str, Callable[[Tensor, Tensor], float]] = {
@@ -40,7 +46,41 @@ OF_PAIR: Mapping[str, Callable[[Tensor, Tensor], float]] = {
     "SRE dB": metrics.sre_db,
     "spectral RMSE": metrics.spectral_rmse,
 }
-SMALL = "the image has fewer than two blocks, or no training place has any"
+
+
+@dataclass(frozen=True)
+class Naturalness:
+    """NIQE, or the reason why it could not be fitted."""
+
+    model: Niqe | None = None
+    reason: str = "no model was fitted"
+
+    @classmethod
+    def fitted(cls, chips: Iterable[Chip]) -> Naturalness:
+        """Fit the first `PER_SOURCE` chips of each source that have a block."""
+        try:
+            return cls(Niqe.fit(_luminances(chips)))
+        except ValueError as error:
+            return cls(None, f"the images to train on give {error}")
+
+    def score(self, rgb: Tensor) -> tuple[float | None, dict[str, str]]:
+        """Return the score of reflectance (3, H, W), or None with the reason."""
+        if self.model is None:
+            return None, {NIQE: self.reason}
+        found = self.model.score(luminance(rgb))
+        small = f"images of fewer than two blocks of {self.model.block_px} px that are not flat"
+        return (None, {NIQE: small}) if math.isnan(found) else (found, {})
+
+
+WITHOUT = Naturalness()
+
+
+def _luminances(chips: Iterable[Chip]) -> Iterator[NDArray[np.float64]]:
+    taken: Counter[str] = Counter()
+    for chip in chips:
+        if min(chip.pixels.shape[1:]) >= BLOCK_PX and taken[chip.source] < PER_SOURCE:
+            taken[chip.source] += 1
+            yield luminance(reflectance(chip, chip.pixels)[shown_of(chip.bands)])
 
 
 @dataclass(frozen=True)
@@ -114,7 +154,7 @@ def estimates(cascade: Cascade, pair: Pair, how: Seen, seed: int = 0) -> dict[st
 
 
 def scores(
-    estimate: Tensor, pair: Pair, how: Seen, natural: Naturalness | None = None
+    estimate: Tensor, pair: Pair, how: Seen, natural: Naturalness = WITHOUT
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """Return every metric of an estimate (1, bands, H, W), and the reasons for those that are None."""
     x, truth = (trimmed(image, BORDER_PX)[0] for image in (estimate, pair.hr))
@@ -124,21 +164,22 @@ def scores(
 
 
 def scores_of_truth(
-    pair: Pair, how: Seen, natural: Naturalness | None = None
+    pair: Pair, how: Seen, natural: Naturalness = WITHOUT
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """Return the metrics that the truth itself has, and the reasons for those that are None."""
     return _with_own({}, pair.hr, pair, how, natural)
 
 
 def _with_own(
-    values: dict[str, float | None], image: Tensor, pair: Pair, how: Seen, natural: Naturalness | None
+    values: dict[str, float | None], image: Tensor, pair: Pair, how: Seen, natural: Naturalness
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """Add the metrics of the image itself: gradient, naturalness and consistency with the coarse image."""
     x, truth = (trimmed(of, BORDER_PX)[0] for of in (image, pair.hr))
     values["AG"] = metrics.PAPER_STEPS * metrics.average_gradient(x)
     values["AG / truth"] = metrics.gradient_ratio(x, truth)
     values["consistency"] = float((how.coarse(image, pair) - pair.lr).double().abs().mean())
-    return values, {}
+    values[NIQE], why = natural.score(x[pair.shown])
+    return values, why
 
 
 @torch.inference_mode()
@@ -147,7 +188,7 @@ def judge(
     pairs: Sequence[Pair],
     how: Seen,
     seed: int = 0,
-    natural: Naturalness | None = None,
+    natural: Naturalness = WITHOUT,
 ) -> list[Record]:
     """Score all methods on all sharp images seen by `how`; the table is named after it."""
     records, table = [], table_of(how.kind, how.how.scale)

@@ -22,6 +22,8 @@ from training.quality.metrics import psnr, trimmed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from training.data.rasters import Chip
@@ -60,10 +62,15 @@ class Pair:
 
     @property
     def shown(self) -> list[int]:
-        """Indices of red, green and blue; without RGB, of the first three bands, with the last repeated."""
-        if set(RGB) <= set(self.bands):
-            return [self.bands.index(band) for band in RGB]
-        return [min(place, len(self.bands) - 1) for place in range(3)]
+        """Indices of the bands that are shown, as `shown_of`."""
+        return shown_of(self.bands)
+
+
+def shown_of(bands: Sequence[str]) -> list[int]:
+    """Return the indices of red, green and blue; without RGB, of the first three bands, with the last repeated."""
+    if set(RGB) <= set(bands):
+        return [bands.index(band) for band in RGB]
+    return [min(place, len(bands) - 1) for place in range(3)]
 
 
 def held_out_pairs(
@@ -90,8 +97,7 @@ def held_out_pairs(
             (side - size) // 2 // step * step for side, size in zip(chip.pixels.shape[1:], (height, width), strict=True)
         )
         crop = chip.pixels[:, top : top + height, left : left + width]
-        gamma = median_gamma(chip.bands) if chip.encoded else None
-        hr = torch.from_numpy(crop.copy() if gamma is None else harmonise(crop, gamma))[None]
+        hr = reflectance(chip, crop)[None]
         if chip.coarse is None:
             lr = degrade(hr, how, torch.Generator().manual_seed(index), relative_widths(chip.bands))
         else:
@@ -99,6 +105,11 @@ def held_out_pairs(
             lr = torch.from_numpy(chip.coarse[:, rows, cols].copy())[None]
         pairs.append(Pair(chip.source, index, hr, lr, chip.place, chip.bands))
     return pairs
+
+
+def reflectance(chip: Chip, pixels: NDArray[np.float32]) -> Tensor:
+    """Return pixels (bands, h, w) of a chip as reflectance, 8-bit ones by the median harmonisation."""
+    return torch.from_numpy(harmonise(pixels, median_gamma(chip.bands)) if chip.encoded else pixels.copy())
 
 
 def watched_pairs(data: TrainingData, bands: tuple[str, ...] = RGB, scale: int = 4) -> list[Pair]:

@@ -139,6 +139,10 @@ def test_no_sampler_draws_from_a_held_out_source(tmp_path):
     drawn = {sampler.images[index].source for pool in sampler.pools.values() for index in pool}
     assert drawn == {"a"}
     assert {chip.source for chip in data.held_out_chips()} == {"b"}
+    (chip,) = data.training_chips()
+    assert (chip.source, chip.gsd_m, chip.pixels.shape) == ("a", 2.5, (3, 240, 240))
+    assert len(list(data.training_chips(least_px=240))) == 1
+    assert not list(data.training_chips(least_px=241))
 
 
 def test_at_most_so_many_images_of_a_place_are_judged(tmp_path):

@@ -27,6 +27,7 @@ from training.quality.cascade_scores import (
     ONE_STEP,
     SENSOR,
     TRUTH,
+    Naturalness,
     Seen,
     estimates,
     judge,
@@ -69,15 +70,23 @@ def scrambled(tmp_path):
     return weights_of(tmp_path, scramble=True)
 
 
-def data_of(chips):
+def data_of(chips, to_train_on=()):
     file = SimpleNamespace(digest="")
-    return SimpleNamespace(held_out_chips=lambda bands: chips, of_bands=lambda bands: [], is_shipped=True, file=file)
+    return SimpleNamespace(
+        held_out_chips=lambda bands: chips,
+        training_chips=lambda bands, least_px: to_train_on,
+        of_bands=lambda bands: [],
+        is_shipped=True,
+        file=file,
+    )
 
 
-def sections_of(weights, chips=CHIPS, scales=(2, 4, 16), per_set=None):
+def sections_of(weights, chips=CHIPS, scales=(2, 4, 16), per_set=None, to_train_on=()):
     said = []
     named = cascade_report.Cascaded("mine", *weights)
-    return cascade_report.cascade_sections(named, data_of(chips), scales, "box", per_set, said.append), said
+    return cascade_report.cascade_sections(
+        named, data_of(chips, to_train_on), scales, "box", per_set, said.append
+    ), said
 
 
 def rows(text):
@@ -202,6 +211,30 @@ def test_the_gain_is_the_difference_of_the_columns(scrambled):
     }
     assert row[-1] == f"{means[CASCADE] - means[IBP]:+.2f}"
     assert row[4] == f"{means[IBP]:.2f}"
+
+
+def test_niqe_is_fitted_to_the_images_to_train_on(scrambled):
+    to_train_on = [chip("sharp", 200, 200, seed) for seed in range(10, 26)]
+    sections, _ = sections_of(scrambled, [chip("large", 256, 256)], (2,), to_train_on=to_train_on)
+    found = {record.method: record.values["NIQE"] for record in sections[0].records}
+    assert found[TRUTH] < found[CASCADE]
+    assert "NIQE: distance from the statistics of" in sections[1].text
+    assert "in NIQE" not in sections[1].text
+
+
+def test_niqe_takes_as_many_images_of_every_source():
+    many = [chip("many", 96, 96, seed) for seed in range(33)]
+    assert Naturalness.fitted(many).model is None
+    others = [chip(name, 96, 96, seed) for name in ("b", "c") for seed in range(60, 64)]
+    assert Naturalness.fitted([*many, *others]).model.blocks == 32 + 2 * 4
+
+
+def test_why_niqe_is_missing_is_said(scrambled):
+    sections, _ = sections_of(scrambled, [chip("small", 64, 64)], (2,))
+    assert "in NIQE: the images to train on give 0 sharp blocks of 96 px; expected more than 36" in sections[1].text
+    to_train_on = [chip("sharp", 200, 200, seed) for seed in range(10, 26)]
+    sections, _ = sections_of(scrambled, [chip("small", 64, 64)], (2,), to_train_on=to_train_on)
+    assert "in NIQE: images of fewer than two blocks of 96 px" in sections[1].text
 
 
 def test_a_scale_without_images_is_a_row_of_nulls(scrambled):
