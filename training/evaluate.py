@@ -175,7 +175,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
         if system is None and args.only in (None, "wald"):
             sections += _of_fusion(name, bundle, data_of(SCALE_10M), args, say)
         elif system is not None and args.only in (None, "images"):
-            sections += _of_system(name, system, data_of(bundle.scale), args, say)
+            sections += _of_system(name, system, data_of, args, say)
     sections = [listing(names, kinds, bundles), *comparison(sections), *sections]
     if not args.steps and args.only in (None, "scenes"):
         sections += _of_whole(names, bundles, data_of(SCALE_10M), args, say)
@@ -253,9 +253,13 @@ def _of_fusion(
 
 
 def _of_system(
-    name: str, system: System, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
+    name: str,
+    system: System,
+    data_of: Callable[[int], TrainingData],
+    args: argparse.Namespace,
+    say: Callable[[str], None],
 ) -> list[Section]:
-    """Return the tables of one super-resolver, and write its pictures if requested."""
+    """Return the tables of one super-resolver, and write its pictures if requested. `data_of` a scale is the data."""
     from pipeline.superres.system import load
     from pipeline.superres.systems import PLAIN
     from pipeline.superres.weights import choose
@@ -272,7 +276,7 @@ def _of_system(
             raise
         say(f"{name} is not evaluated on held-out images: {error}")
         return []
-    how = Degradation(decimator=args.decimator).of_scale(candidate.scale)
+    data, how = data_of(candidate.scale), Degradation(decimator=args.decimator).of_scale(candidate.scale)
     if args.picture:
         shown = held_out_pairs(data.held_out_chips(candidate.bands), how)
         picture.write(candidate, shown, data.all_tiles, args.picture, say, sheets_of(args))

@@ -26,7 +26,7 @@ from training.quality import baselines, metrics, opensr, product
 from training.quality.metrics import trimmed
 from training.quality.pairs import BORDER_PX, Pair, members, score
 from training.quality.product import DEFAULT, Way
-from training.quality.sampler import bands_of, of_system, resolving_stage
+from training.quality.sampler import bands_of, of_system, resolving_stages, scale_of
 from training.quality.spreads import Pools, of_image
 from training.quality.tables import Record
 
@@ -78,7 +78,7 @@ class Candidate:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        resolving_stage(self.system)
+        resolving_stages(self.system)
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -93,7 +93,7 @@ class Candidate:
     @property
     def bundle(self) -> Bundle | None:
         """Metadata of the super-resolver's weights, or None without weights."""
-        return self.system.bundles.get(resolving_stage(self.system).weights)
+        return self.system.bundles.get(resolving_stages(self.system)[0].weights)
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -102,8 +102,8 @@ class Candidate:
 
     @property
     def scale(self) -> int:
-        """Scale of the weights; x4, from 10 to 2.5 m, without weights."""
-        return SCALE_10M if self.bundle is None else self.bundle.scale
+        """Scale of the images, as `scale_of` the system."""
+        return scale_of(self.system)
 
     @property
     def shape(self) -> str:
@@ -124,7 +124,8 @@ class Candidate:
     def settings(self) -> str:
         """Description of digest, sampler and seed."""
         sampler = {} if self.bundle is None else self.bundle.sampler
-        steps = f"{sampler.get('steps')} steps of {sampler.get('name')}" if sampler else "no sampler"
+        of = f" of {sampler['name']}" if "name" in sampler else ""
+        steps = f"{sampler.get('steps')} steps{of}" if sampler else "no sampler"
         return f"{self.shape}; {self.kind} sha256 {self.digest[:12]}, {steps}, seed {self.seed}"
 
     @property
@@ -147,9 +148,9 @@ class Candidate:
         if bundle is None or "steps" not in bundle.sampler:
             raise UsageError(f"{self.kind} has no sampling steps", "weights with a sampler")
         changed = replace(bundle, sampler={**bundle.sampler, "steps": steps})
-        bundles = {**self.system.bundles, resolving_stage(self.system).weights: changed}
+        bundles = {**self.system.bundles, resolving_stages(self.system)[0].weights: changed}
         try:
-            return replace(self, system=built(spec_of(self.system.name), bundles, self.device))
+            return replace(self, system=built(spec_of(self.system.name), bundles, self.device, self.system.options))
         except ValueError as error:
             raise UsageError(str(error), cure="other numbers in --steps") from error
 

@@ -110,6 +110,7 @@ def _level(bands: tuple[str, ...], lattice: Lattice, number: int, scale: int, *,
         stochastic=drawn,
         regresses=drawn,
         weights=SR if drawn else "",
+        multiple_px=(8 if scale == 2 else 4) if drawn else 1,  # draws need an input of even sides
     )
 
 
@@ -195,8 +196,7 @@ class Cascade(Predictor):
 
         assert self.own is not None
         image = given.images[IMAGE]
-        left = stage.lattice.window_px // (2 * image.shape[-1])
-        noise = given.noise
+        left, noise = _left(stage), given.noise
         drawn = None if noise is None else (lambda draw, channels, px: noise(draw, channels, px * left))
         options = replace(self.own.options, tau="literal" if given.options[TAU.name] == "literal" else "exact")
         return _whole(stage, self.own.level(image, drawn, self._reference(stage, given), options, measured=measured))
@@ -217,11 +217,16 @@ class Cascade(Predictor):
         return whole
 
 
+def _left(stage: Stage) -> int:
+    """Return the factor that a stage's x2 leaves to interpolation: 2 for the only level of x2, which gives 2.5 m."""
+    return round(stage.input(IMAGE).gsd_m / (2 * stage.gsd_m))
+
+
 def _whole(stage: Stage, image: Tensor) -> Tensor:
     """Return an image of 5 m interpolated to the stage's window, others as they are."""
     from pipeline.models.lite import finer
 
-    left = stage.lattice.window_px // image.shape[-1]
+    left = _left(stage)
     return image if left == 1 else finer(image, left)
 
 
