@@ -33,10 +33,13 @@ Choices where the paper is silent or contradicts itself
    image, tau and M's residual: the text has both "unconditional" and "additional input".
 6. The reference lies on the output's grid, where its Haar bands are those sought; the paper's is 1.5 times the input.
    M reads its details less those of the upsampled image, so that self-reference adds nothing. Where there is no
-   reference (NaN), the upsampled image stands for it.
+   reference (NaN), the upsampled image stands for it. Before, its radiometry is matched in squares of 17 px, and squares
+   that show other ground are left out (`pipeline.models.reference`); the paper's reference is the truth itself.
 7. M reads, besides the coarse bands, those of the upsampled image and the image itself, folded to the coarse grid. Its
-   result is added to the bands of the upsampled image; last convolutions start at zero, so that an untrained level is
-   bicubic interpolation made consistent.
+   result and what T_theta gives for the details (tau as a condition of the high frequencies, eq. 17) are added to the
+   bands of the upsampled image; last convolutions start at zero, so that an untrained level is bicubic interpolation
+   made consistent. T_theta has residual blocks of two convolutions before its dilated block: by CPU time, they learn
+   several times faster than chains of five dilated convolutions, which M keeps.
 8. V is outside the softmax of eq. 18. Queries are those of the image (T_theta) and of V and H (M).
 9. r and sigma of eqs. 10 and 17 are two numbers, 0 by default, in the units of M's input and output. The noise is
    M(x + r z1) + sigma z2, which has the covariance of eq. 10 for a linear M. The spread of the residuals that the
@@ -45,6 +48,10 @@ Choices where the paper is silent or contradicts itself
 11. Widths: T_theta 540, M 160, score U-Net (64, 128, 192) with 2 blocks. They reproduce the counts that table 5
     implies (15.0, 4.3 and 9.8 M) to 5 %; the text has no others.
 12. Sampling: 10 DDIM steps with eta 0. The paper trains with 1000 and does not say how many it samples with.
+13. The networks are told whether a sensor has blurred the image, as it has at the first level of a cascade over
+    measured bands. All other levels read means of what is sought. The paper has bicubic decimation throughout.
+14. A backbone (eqs. 6 and 11) takes the place of all networks of a level: its output is made consistent by replacing
+    the coefficients that its input determines. One of x4 is a step of two levels.
 """
 
 from __future__ import annotations
