@@ -16,7 +16,7 @@ from pipeline.models.cross_scale import CrossAttention
 from pipeline.models.rrdb import conv3x3
 from pipeline.models.unet import LevelEncoding, LevelShift, downward, upward
 from pipeline.models.wavelet import padded_to_multiple
-from pipeline.models.wavelet_diffusion import linear_alpha_bar
+from pipeline.models.wavelet_diffusion import alpha_bar_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ class ScoreBlock(nn.Module):
 
 
 class ScoreUNet(nn.Module):
-    """Estimate of the noise in `channels` bands, given the timestep and `condition` further channels.
+    """Estimate of the noise in `channels` bands, given the timestep of a `process` and `condition` further channels.
 
     `widths` are the channels at strides 1, 2, 4, ..., with `blocks` residual blocks each on the way down. The lowest
     stride attends. The estimate is sqrt(1 - ab) * x + sqrt(ab) * network, exact for data of unit variance where the
@@ -79,11 +79,13 @@ class ScoreUNet(nn.Module):
         blocks: int = 2,
         heads: int = 8,
         window: int | None = 8,
+        process: str = "vp",
     ) -> None:
         super().__init__()
+        self.process = process
         base, deepest = widths[0], widths[-1]
         self.condition, self.multiple = condition, 2 ** (len(widths) - 1)
-        self.register_buffer("alpha_bar", torch.from_numpy(linear_alpha_bar()), persistent=False)
+        self.register_buffer("alpha_bar", torch.from_numpy(alpha_bar_of(process)), persistent=False)
         self.embed = nn.Sequential(LevelEncoding(base), nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, base))
         self.entry = conv3x3(channels + condition, base)
 

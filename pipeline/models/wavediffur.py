@@ -33,8 +33,8 @@ Choices where the paper is silent or contradicts itself
    image, tau and M's residual: the text has both "unconditional" and "additional input".
 6. The reference lies on the output's grid, where its Haar bands are those sought; the paper's is 1.5 times the input.
    M reads its details less those of the upsampled image, so that self-reference adds nothing. Where there is no
-   reference (NaN), the upsampled image stands for it. Before, its radiometry is matched in squares of 17 px, and squares
-   that show other ground are left out (`pipeline.models.reference`); the paper's reference is the truth itself.
+   reference (NaN), the upsampled image stands for it. Before that, its radiometry is matched in squares of 17 px, and
+   those of other ground are left out (`pipeline.models.reference`); the paper's reference is the truth itself.
 7. M reads, besides the coarse bands, those of the upsampled image and the image itself, folded to the coarse grid. Its
    result and what T_theta gives for the details (tau as a condition of the high frequencies, eq. 17) are added to the
    bands of the upsampled image; last convolutions start at zero, so that an untrained level is bicubic interpolation
@@ -52,6 +52,8 @@ Choices where the paper is silent or contradicts itself
     measured bands. All other levels read means of what is sought. The paper has bicubic decimation throughout.
 14. A backbone (eqs. 6 and 11) takes the place of all networks of a level: its output is made consistent by replacing
     the coefficients that its input determines. One of x4 is a step of two levels.
+15. The diffusion preserves variance, with linear betas (`process` "vp"). With "ir-sde" it is the mean-reverting
+    equation of the paper's reference 31, from the truth to the estimates; see `pipeline.models.wavelet_diffusion`.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ from torch import Tensor
 from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, load_into
 from pipeline.models.diffusion import MAX_STEPS, timesteps
 from pipeline.models.wavelet import from_details, padded_to_multiple, projected
-from pipeline.models.wavelet_diffusion import detail_sample, linear_alpha_bar, reverse_diffusion, towards
+from pipeline.models.wavelet_diffusion import alpha_bar_of, detail_sample, reverse_diffusion, towards
 from pipeline.models.wavelet_network import NORMALISATION, SMALL, MeanEstimate, WaveletNetwork
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ class WaveDiffUR:
         except (TypeError, ValueError) as error:
             found = f"weights {bundle.path} have sampler {bundle.sampler} ({error})"
             raise BundleError(found, f"settings {', '.join(SAMPLER)}") from error
-        self.alpha_bar = linear_alpha_bar()
+        self.alpha_bar = alpha_bar_of(network.score.process)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> WaveDiffUR:
@@ -199,6 +201,7 @@ class WaveDiffUR:
             options.eta,
             lambda k: noise(_FIRST_STEP + 2 * k + 1, 4 * channels, 2),
             project,
+            optimal=score.process == "ir-sde",
         )
         return estimate.bands(state)
 

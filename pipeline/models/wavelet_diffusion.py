@@ -1,6 +1,11 @@
 """Reverse diffusion with the projection of WaveDiffUR (eqs. 7 to 9), and its noise of the high frequencies (eq. 10).
 
-Noise is an argument everywhere. The variance-preserving process is that of DDPM: linear betas, 1000 steps.
+Noise is an argument everywhere. The variance-preserving process ("vp") is that of DDPM: linear betas, 1000 steps.
+
+The mean-reverting process of IR-SDE (Luo et al. 2023, "Image restoration with mean-reverting stochastic differential
+equations"), dx = theta (mu - x) dt + sigma dw with sigma^2 = 2 lambda^2 theta, ends in N(mu, lambda^2). A level
+diffuses the residual of its estimates in units of their spread: there mu is 0 and lambda is 1, and what remains of the
+equation is its schedule, alpha_bar = exp(-2 * integral of theta), and its step, the mean of the posterior.
 """
 
 from __future__ import annotations
@@ -24,12 +29,37 @@ if TYPE_CHECKING:
     Projection = Callable[[Tensor, int, float], Tensor]  # of a state after step k, at its alpha_bar
 
 STEPS = 1000
+PROCESSES = ("vp", "ir-sde")
+IR_STEPS, IR_LEFT = 100, 0.005
 BETAS = (1e-4, 0.02)  # first and last; Ho et al. 2020, section 4
 
 
 def linear_alpha_bar(steps: int = STEPS, betas: tuple[float, float] = BETAS) -> NDArray[np.float64]:
     """Return alpha_bar after 1..steps noising steps with betas in equal distances, float64 (steps,)."""
     return np.cumprod(1.0 - np.linspace(*betas, steps)).astype(np.float64)
+
+
+def mean_reverting_alpha_bar(steps: int = IR_STEPS, left: float = IR_LEFT) -> NDArray[np.float64]:
+    """Return alpha_bar of IR-SDE after 1..steps steps, float64 (steps,), with theta of a cosine schedule.
+
+    `left` is exp(-integral of theta) after all steps, the share of the truth that remains (delta of the authors' code,
+    0.005; theta there is 1 - alpha_bar of Nichol and Dhariwal 2021).
+    """
+    times = np.arange(1, steps + 1) / steps
+    theta = 1.0 - np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    passed = np.cumsum(theta) / theta.sum() * -np.log(left)
+    found: NDArray[np.float64] = np.exp(-2.0 * passed)
+    return found
+
+
+def alpha_bar_of(process: str) -> NDArray[np.float64]:
+    """Return alpha_bar by step of a process, "vp" or "ir-sde". Raises ValueError for another."""
+    if process == "vp":
+        return linear_alpha_bar()
+    if process == "ir-sde":
+        return mean_reverting_alpha_bar()
+    msg = f"process {process!r}; expected one of {', '.join(PROCESSES)}"
+    raise ValueError(msg)
 
 
 def reverse_diffusion(
@@ -40,11 +70,15 @@ def reverse_diffusion(
     eta: float = 0.0,
     step_noise: StepNoise | None = None,
     project: Projection | None = None,
+    *,
+    optimal: bool = False,
 ) -> Tensor:
     """Bring noise x (..., H, W) at timesteps[0] to alpha_bar = 1, with one evaluation of `epsilon` per timestep.
 
     DDIM (Song et al. 2021, eqs. 12 and 16): eta 0 follows the probability flow, eta 1 is eq. 8 in its ancestral form.
-    `project(x, k, alpha_bar)` is applied after step k, at the noise level that the step has reached (eq. 9).
+    With `optimal`, each step goes to the mean of the posterior, the most likely state of IR-SDE (its proposition 3.2):
+    the ancestral step without its noise. `project(x, k, alpha_bar)` is applied after step k, at the noise level that
+    the step has reached (eq. 9).
     Raises ValueError for timesteps that do not fall, an eta outside 0..1, and an eta without `step_noise`.
     """
     _check(timesteps, alpha_bar, eta, step_noise)
@@ -53,9 +87,9 @@ def reverse_diffusion(
         there = float(alpha_bar[timesteps[k + 1]]) if k + 1 < len(timesteps) else 1.0
         eps = epsilon(x, t)
         x0 = (x - math.sqrt(1 - here) * eps) / math.sqrt(here)
-        sigma = eta * math.sqrt((1 - there) / (1 - here)) * math.sqrt(1 - here / there)
+        sigma = (1.0 if optimal else eta) * math.sqrt((1 - there) / (1 - here)) * math.sqrt(1 - here / there)
         x = math.sqrt(there) * x0 + math.sqrt(max(1 - there - sigma * sigma, 0.0)) * eps
-        if sigma > 0 and step_noise is not None:
+        if sigma > 0 and step_noise is not None and not optimal:
             x = x + sigma * step_noise(k)
         if project is not None:
             x = project(x, k, there)

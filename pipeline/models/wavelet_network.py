@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {
     "score_blocks": 1,
     "score_heads": 4,
     "window": 8,
+    "process": "vp",
 }
 PAPER: dict[str, Any] = {
     "csp_width": 540,
@@ -56,6 +57,7 @@ PAPER: dict[str, Any] = {
     "score_blocks": 2,
     "score_heads": 8,
     "window": 8,
+    "process": "vp",
 }
 LOG_SPREAD_RANGE = (-6.0, 1.0)  # of the residual, in output units: 0.25 % to 270 % of the local reflectance
 _FIRST_SPREAD = 0.05
@@ -124,6 +126,7 @@ class WaveletNetwork(nn.Module):
         normalisation: Mapping[str, Any] = NORMALISATION,
         *,
         bands: int,
+        process: str = "vp",
     ) -> None:
         super().__init__()
         self.normalisation, self.bands = dict(normalisation), bands
@@ -140,7 +143,7 @@ class WaveletNetwork(nn.Module):
         self.spread = nn.Conv2d(3 * detail_width, 16 * bands, 3, padding=1)
         nn.init.zeros_(self.spread.weight)
         nn.init.constant_(self.spread.get_parameter("bias"), math.log(_FIRST_SPREAD))
-        self.score = ScoreUNet(4 * bands, 5 * bands, score_widths, score_blocks, score_heads, window)
+        self.score = ScoreUNet(4 * bands, 5 * bands, score_widths, score_blocks, score_heads, window, process)
 
     def normalised(self, image: Tensor) -> Tensor:
         """Return network input of reflectance, of the same shape."""

@@ -322,3 +322,14 @@ def test_low_pass_of_the_output_under_a_wide_projection():
     image = reflectance(6, 10)
     found = system_of(low_pass_px=4).level(image)
     torch.testing.assert_close(low_pass(means(found, 2), 4), low_pass(image, 4))
+
+
+def test_a_mean_reverting_level_draws_too():
+    network = scrambled({**TINY, "process": "ir-sde"})
+    system = WaveDiffUR(network, wavediffur_bundle({**TINY, "process": "ir-sde"}, sampler={"steps": 4}))
+    image = reflectance(8, 12)
+    one, other = (system.level(image, Noise(8, 12, seed)) for seed in (0, 1))
+    assert len(system.alpha_bar) == 100
+    assert (one - other).abs().max() > 1e-3
+    torch.testing.assert_close(means(one, 2), image, rtol=1e-5, atol=1e-5)
+    assert (one - system_of().level(image, Noise(8, 12))).abs().max() > 1e-3

@@ -7,9 +7,11 @@ import torch
 from pipeline.models.diffusion import timesteps
 from pipeline.models.wavelet import low_pass
 from pipeline.models.wavelet_diffusion import (
+    alpha_bar_of,
     detail_sample,
     gaussian_epsilon,
     linear_alpha_bar,
+    mean_reverting_alpha_bar,
     reverse_diffusion,
     towards,
 )
@@ -133,3 +135,35 @@ def test_noise_of_the_details_has_the_covariance_of_eq_10():
     torch.testing.assert_close(found.mean(0), mean.repeat_interleave(2), rtol=0, atol=5e-3)
     expected = r**2 * torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).double() + sigma**2 * torch.eye(4)
     torch.testing.assert_close(found.T.cov(), expected.double(), rtol=0, atol=5e-3)
+
+
+def test_the_mean_reverting_schedule_leaves_what_it_says():
+    found = mean_reverting_alpha_bar(100, 0.005)
+    assert len(found) == 100
+    assert bool((np.diff(found) < 0).all())
+    assert found[-1] == pytest.approx(0.005**2)
+    theta = -0.5 * np.diff(np.log(np.concatenate([[1.0], found])))
+    assert bool((np.diff(theta) > 0).all()), "theta grows from 0, as the cosine schedule says"
+    np.testing.assert_array_equal(alpha_bar_of("ir-sde"), found)
+    with pytest.raises(ValueError, match="expected one of vp, ir-sde"):
+        alpha_bar_of("ve")
+
+
+def test_its_step_is_the_mean_of_the_posterior():
+    """x_s* = a e^-(T-S) x_t + b e^-S x0, a and b as below, with mu = 0 (IR-SDE, proposition 3.2)."""
+    alpha_bar = mean_reverting_alpha_bar()
+    x, x0 = normal(1, 1, 4, 4), normal(1, 1, 4, 4, seed=1)
+    grid = [80, 40, 0]
+    expected = x
+    for here, there in ((80, 40), (40, 0), (0, None)):
+        t, s = -0.5 * np.log(alpha_bar[here]), 0.0 if there is None else -0.5 * np.log(alpha_bar[there])
+        kept = (1 - np.exp(-2 * s)) / (1 - np.exp(-2 * t)) * np.exp(-(t - s))
+        drawn = (1 - np.exp(-2 * (t - s))) / (1 - np.exp(-2 * t)) * np.exp(-s)
+        expected = kept * expected + drawn * x0
+
+    def epsilon(state, t):
+        return (state - alpha_bar[t] ** 0.5 * x0) / (1 - alpha_bar[t]) ** 0.5
+
+    found = reverse_diffusion(epsilon, x, grid, alpha_bar, optimal=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found, x0, rtol=0, atol=1e-9)

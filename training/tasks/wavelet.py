@@ -12,7 +12,6 @@ import torch
 from pipeline.errors import UsageError
 from pipeline.models.wavediffur import MEASURED_LOW_PASS_PX, SYSTEM, WaveDiffUR, wavediffur_bundle
 from pipeline.models.wavelet import from_details, haar, projected
-from pipeline.models.wavelet_diffusion import STEPS
 from pipeline.models.wavelet_network import PAPER, SMALL, WaveletNetwork
 from training.degradation.degrade import Degradation
 from training.degradation.sensor import relative_widths
@@ -150,8 +149,9 @@ class WaveletLevel:
     def _noise_loss(self, estimate: MeanEstimate, hr: Tensor, generator: torch.Generator) -> Objective:
         """Return eq. 3: the squared error of the noise in the standardised residual, at random timesteps."""
         x0, device = estimate.standardised(hr), hr.device
-        t = torch.randint(STEPS, (len(x0),), generator=generator, device=device)
-        ab = self.network.score.get_buffer("alpha_bar")[t].to(x0.dtype)[:, None, None, None]
+        levels = self.network.score.get_buffer("alpha_bar")
+        t = torch.randint(len(levels), (len(x0),), generator=generator, device=device)
+        ab = levels[t].to(x0.dtype)[:, None, None, None]
         noise = torch.randn(x0.shape, generator=generator, device=device)
         left_out = float(torch.rand((), generator=generator, device=device)) < self.recipe["unconditional"]
         found = self.network.score(
