@@ -12,6 +12,7 @@ from pipeline.superres import hub, passes
 from pipeline.superres.declared import Value, settled
 from pipeline.superres.registry import spec_of
 from pipeline.superres.spec import MEMBERS, draws, mean_draws, stochastic
+from pipeline.superres.systems import DEFAULT, PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "weights"
 _SHIPPED = "shipped:"
-_OLDER_DRAWS = {"lite": 0, "difffusr": MEMBERS}  # stochastic systems of plans up to format 3: draws of their estimate
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,10 @@ def _joined(texts: Iterable[str]) -> str:
 
 
 def from_older(system: Mapping[str, object]) -> Choice:
-    """Return the choice of a plan up to format 3, which recorded a super-resolver and a fusion."""
+    """Return the choice of a plan up to format 3, which recorded a super-resolver and a fusion.
+
+    Of the systems of that time, only the default one regressed, and only interpolation drew nothing.
+    """
     spec = spec_of(str(system["name"]))
     roles = [("sr", "sr_weights", "sr_digest"), ("fusion", "fusion_weights", "fusion_digest")]
     files = (File(role, str(system[where]), str(system[digest])) for role, where, digest in roles)
@@ -202,8 +205,8 @@ def from_older(system: Mapping[str, object]) -> Choice:
         weights=tuple(file for file in files if file.where),
         licence=str(system["licence"]),
         generated_bands=tuple(map(str, bands)) if isinstance(bands, list | tuple) else (),
-        stochastic=spec.name in _OLDER_DRAWS,
-        mean_draws=_OLDER_DRAWS.get(spec.name, 0),
+        stochastic=spec.name != PLAIN,
+        mean_draws=0 if spec.name in (PLAIN, DEFAULT) else MEMBERS,
     )
 
 
