@@ -2,8 +2,8 @@
 
 Super-resolution is measured on places held out by location and on real Sentinel-2 patches, as a run stores it; fusion
 by Wald's protocol on scenes that no training sees; both together on native scenes seen by a coarser sensor. Each stands
-beside the methods it has to beat, on the same pixels. Without arguments: the weights that come with the project, on its
-own data.
+beside the methods it has to beat, on the same pixels. Without arguments: the weights of the default system, on the
+project's own data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.bands import SCALE_10M
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from pipeline.models.bundle import Bundle
     from pipeline.superres.system import System
@@ -104,13 +104,30 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_natural(part.strip()) for part in text.split(",")))
 
 
-def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
-    """Return the descriptions of all bundles among the files and run folders. Raises UsageError if there is none."""
-    from pipeline.models.bundle import load_bundle
+def shipped_files(kinds: Collection[str] = ()) -> list[Path]:
+    """Return the shipped weights of the default system, and those of `kinds` (`Bundle.system`)."""
+    from pipeline.superres.registry import known
+    from pipeline.superres.systems import DEFAULT
     from pipeline.superres.weights import SHIPPED
 
+    wanted = {
+        weights.shipped
+        for name, spec in known().items()
+        for weights in spec.weights
+        if weights.shipped and (name == DEFAULT or {*kinds} & {*weights.kinds})
+    }
+    return [SHIPPED / name for name in sorted(wanted)]
+
+
+def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
+    """Return the descriptions of all bundles among the files and run folders, by default of `shipped_files`.
+
+    Raises UsageError if there is none.
+    """
+    from pipeline.models.bundle import load_bundle
+
     found: dict[Path, Bundle] = {}  # by file, so that each is measured once
-    for target in targets or [SHIPPED]:
+    for target in targets or shipped_files():
         if not target.exists():
             raise UsageError(f"{target} does not exist", f"the folder of a run, or a {SUFFIX} file")
         files = sorted(target.glob(f"*{SUFFIX}")) if target.is_dir() else [target]
@@ -146,7 +163,6 @@ def system_of(bundle: Bundle, device: str = "cpu") -> System:
 
 def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:
     """Return all sections requested by the arguments. Raises PipelineError."""
-    from pipeline.superres.weights import SHIPPED
     from training import evaluate_cascade
     from training.data.sources import load_data, shipped_data
     from training.loop.distributed import device_of
@@ -154,8 +170,10 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     from training.quality.names import listing, names_of
     from training.quality.sampler import NATIVE_GSD_M
 
-    targets = [*args.targets, SHIPPED] if args.shipped and args.targets else args.targets
+    targets = args.targets or (evaluate_cascade.shipped_files() if args.cascade else [])
     bundles, after = bundles_of(targets), fusions()
+    if args.shipped and targets:
+        bundles = bundles_of([*targets, *shipped_files({bundle.system for bundle in bundles})])
     if args.cascade:
         return evaluate_cascade.sections(bundles, args, say)
     if args.steps and all(bundle.system in after for bundle in bundles):
@@ -185,6 +203,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
 def whole_choices(bundles: Sequence[Bundle]) -> list[Choice]:
     """Return every combination of super-resolver and matching fusion. Shipped weights fill in what is not given."""
     from pipeline.superres.registry import known
+    from pipeline.superres.systems import DEFAULT
     from pipeline.superres.weights import choose
 
     after, shipped = fusions(), [tuple[str, ...]()]
@@ -194,7 +213,7 @@ def whole_choices(bundles: Sequence[Bundle]) -> list[Choice]:
         first, rest = spec.weights[:1], spec.weights[1:]
         own = [(bundle.path,) for bundle in resolvers for one in first if bundle.system in one.kinds]
         others = [(f"{one.role}={bundle.path}",) for bundle in bundles for one in rest if bundle.system in one.kinds]
-        if not resolvers and others and first and first[0].shipped:
+        if not resolvers and others and spec.name == DEFAULT:
             choices += [choose(spec.name, fusion) for fusion in others]
         choices += [choose(spec.name, (*sr, *fusion)) for sr in own for fusion in (others or shipped)]
     return choices

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import SCALE_10M
 from pipeline.errors import UsageError
+from pipeline.superres.registry import known
+from pipeline.superres.weights import SHIPPED
 from training import registry
 from training.data.sources import load_data, shipped_data
 from training.loop.distributed import device_of
@@ -16,10 +18,18 @@ from training.quality.sampler import NATIVE_GSD_M
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from pipeline.models.bundle import Bundle
     from training.quality.cascade import Cascades
     from training.quality.tables import Section
+
+
+def shipped_files() -> list[Path]:
+    """Return the shipped weights that a cascade repeats."""
+    kinds = {one.kind for one in registry.every().values() if one.cascades is not None}
+    offered = {one.shipped for spec in known().values() for one in spec.weights if kinds & {*one.kinds} and one.shipped}
+    return [SHIPPED / name for name in sorted(offered)]
 
 
 def sections(bundles: Sequence[Bundle], args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:

@@ -14,7 +14,7 @@ from pipeline.models.wavediffur import wavediffur_bundle
 from pipeline.models.wavelet_network import WaveletNetwork
 from tests.models.small import DIFFFUSR, LITE
 from tests.models.test_wavediffur import TINY
-from training import evaluate
+from training import evaluate, evaluate_cascade
 from training.data.places import split_of
 from training.quality import cost, judge
 
@@ -201,6 +201,12 @@ def test_a_super_resolver_without_held_out_images_says_so(towns, run, tmp_path, 
 
 def test_without_arguments_the_shipped_weights_are_meant():
     assert {bundle.system for bundle in evaluate.bundles_of([])} == {"lite-sr", "lite-fusion"}
+    assert [path.stem for path in evaluate.shipped_files({"wavediffur-sr"})] == [
+        "lite-fusion",
+        "lite-sr",
+        "wavediffur-sr",
+    ]
+    assert [path.stem for path in evaluate_cascade.shipped_files()] == ["wavediffur-sr"]
 
 
 @pytest.mark.parametrize(

@@ -451,7 +451,9 @@ def test_initial_weights_that_do_not_fit_are_refused_first(imagery, tmp_path, ca
 
 def test_every_preset_knows_what_its_bundles_call_themselves(imagery):
     for preset in registry.presets().values():
-        assert registry.task_of(preset).kind in {"lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion"}
+        assert registry.task_of(preset).kind in {
+            "lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion", "wavediffur-sr",
+        }  # fmt: skip
         assert ("fusion" in registry.task_of(preset).kind) == (registry.task_of(preset).use == "fusion")
 
 
@@ -507,9 +509,9 @@ def test_shipped_weights_beat_back_projection_on_held_out_places(shared_data):
 
 def test_shipped_weights_are_small():
     files = list(WEIGHTS.glob("*.safetensors"))
-    assert {path.stem for path in files} == {"lite-sr", "lite-fusion"}
+    assert {path.stem for path in files} == {"lite-sr", "lite-fusion", "wavediffur-sr"}
     assert sum(path.stat().st_size for path in files) < 30e6
     for path in files:
         bundle = load_bundle(path)
         assert bundle.licence
-        assert bundle.lattice.window_px == 480
+        assert bundle.lattice.window_px in (480, 512)
