@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from rasterio.enums import Resampling
+    from rasterio.vrt import WarpedVRT
 
     from pipeline.conditions.frozen import Frozen
     from pipeline.grid.grid import Grid
@@ -54,9 +55,10 @@ def channels(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.floa
                 add_alpha=source.nodata is None and MaskFlags.alpha not in source.mask_flag_enums[0],
             ) as warped:
                 values = warped.read(list(range(1, 1 + len(declared.bands))), masked=True)
+                known = _known(warped)
     except (RasterioError, OSError) as error:
         raise ReadError(f"the map {path} cannot be read ({error})", "a GeoTIFF", "write it anew") from error
-    found = np.asarray(values.filled(declared.nodata), np.float32)
+    found = np.where(known, values.filled(declared.nodata), declared.nodata).astype(np.float32)
     found.flags.writeable = False
     return found
 
@@ -77,6 +79,18 @@ def bounds_lonlat(path: Path) -> tuple[float, float, float, float]:
     with open_raster(str(path), "the map") as source:
         west, south, east, north = transform_bounds(source.crs, "EPSG:4326", *source.bounds, densify_pts=_EDGE_POINTS)
     return west, south, east, north
+
+
+def _known(warped: WarpedVRT) -> NDArray[np.bool_]:
+    """Return where a warped file has data (ny, nx), by its alpha band if there is one.
+
+    GDAL masks by alpha bands of integers only. Without it, ground beyond a file without nodata would be 0.
+    """
+    from rasterio.enums import ColorInterp
+
+    if ColorInterp.alpha not in warped.colorinterp:
+        return np.asarray(warped.dataset_mask() > 0)
+    return np.asarray(warped.read(1 + warped.colorinterp.index(ColorInterp.alpha)) > 0)
 
 
 def _resampling(declared: Condition, pixel_m: float, gsd_m: float) -> Resampling:

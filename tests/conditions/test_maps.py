@@ -170,3 +170,58 @@ def test_a_raster_map_has_the_bands_that_are_declared(tmp_path):
     path = raster(tmp_path / "heights.tif", np.ones((1, 4, 4), np.float32))
     assert "has 1 bands" in refused(path, HEIGHTS).found
     assert Frozen(**dataclasses.asdict(freeze(HEIGHTS, str(path)))) == freeze(HEIGHTS, str(path))
+
+
+def write_image(path, gsd_m, values, nodata=None):
+    profile = {"driver": "GTiff", "crs": f"EPSG:{EPSG}", "transform": rasterio.Affine(gsd_m, 0, LEFT, 0, -gsd_m, TOP)}
+    shape = {"count": len(values), "height": values.shape[1], "width": values.shape[2], "dtype": values.dtype}
+    with rasterio.open(path, "w", **profile, **shape, nodata=nodata) as file:
+        file.write(values)
+    return path
+
+
+IMAGE = Condition(
+    "image", "an image", kind="raster", bands=("red",), resampling="area", nodata=float("nan"), coarsest_px=2.0
+)
+UPPER_LEFT = Window(-4080000, 480000, 32, 32)  # px of 1.25 m
+
+
+def test_a_finer_image_is_averaged_by_area(tmp_path):
+    values = np.random.default_rng(0).integers(1, 255, (1, 160, 160), dtype=np.uint8)
+    path = write_image(tmp_path / "fine.tif", 0.25, values)
+    found = maps_of(path, IMAGE).over("image", ("red",), UPPER_LEFT, GSD_M)
+    expected = values.reshape(32, 5, 32, 5).mean((1, 3))
+    np.testing.assert_allclose(found[0], expected, atol=0.01)
+
+
+def test_a_coarser_image_is_interpolated_up_to_a_limit(tmp_path):
+    values = (100 + 2 * np.arange(20, dtype=np.float32))[None, None].repeat(20, 1)
+    path = write_image(tmp_path / "coarse.tif", 2.0, values)
+    maps = maps_of(path, IMAGE)
+    found = maps.over("image", ("red",), UPPER_LEFT, GSD_M)
+    steps = np.diff(found[0, 16, 4:-4])
+    np.testing.assert_allclose(steps, 2 * GSD_M / 2.0, atol=0.2)
+    assert maps.over("image", ("red",), Window(-8160000, 960000, 8, 8), GSD_M / 2) is None, "2 m tell nothing at 1.25 m"
+
+
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_ground_without_data_has_the_value_that_is_declared(nodata, tmp_path):
+    values = np.full((1, 16, 32), 9, np.uint8)
+    values[0, :4] = 0
+    path = write_image(tmp_path / "part.tif", GSD_M, values, nodata)
+    found = maps_of(path, IMAGE).over("image", ("red",), UPPER_LEFT, GSD_M)[0]
+    assert np.isnan(found[17:]).all(), "beyond the file"
+    assert (found[5:15] == 9).all()
+    assert np.isnan(found[:3]).all() if nodata == 0 else (found[:3] == 0).all()
+
+
+def test_an_alpha_band_says_where_there_is_data(tmp_path):
+    values = np.full((4, 32, 32), 9, np.uint8)
+    values[3] = 255
+    values[3, :8] = 0
+    path = write_image(tmp_path / "rgba.tif", GSD_M, values)
+    with rasterio.open(path, "r+") as file:
+        file.colorinterp = [rasterio.enums.ColorInterp[name] for name in ("red", "green", "blue", "alpha")]
+    found = maps_of(path, IMAGE).over("image", ("red",), UPPER_LEFT, GSD_M)[0]
+    assert np.isnan(found[:7]).all()
+    assert (found[9:] == 9).all()
