@@ -81,7 +81,8 @@ def _with(preset: Preset, text: str, name: str, value: str) -> Preset:
     group = next(g for g in ("architecture", "sampler", "recipe") if name in getattr(preset, g))
     settings = getattr(preset, group)
     found = parsed("--set", text, value, settings[name])
-    if group != "recipe" and isinstance(found, int) and not isinstance(found, bool) and found < 1:
+    numbers = found if isinstance(found, list) else [found]
+    if group != "recipe" and any(isinstance(one, int) and not isinstance(one, bool) and one < 1 for one in numbers):
         raise UsageError(f"--set {text}", "a whole number of at least 1")
     return _replaced(preset, group, {**settings, name: found})
 
@@ -120,9 +121,14 @@ def _number(text: str, value: str, wanted: _Number) -> float:
     return number
 
 
-def parsed(flag: str, text: str, value: str, like: float | str) -> float | str:
-    """Parse a setting with the type of the value it replaces. Raises UsageError for other text."""
+def parsed(flag: str, text: str, value: str, like: float | str | list[int]) -> float | str | list[int]:
+    """Parse a setting with the type of the value it replaces; lists are separated by commas.
+
+    Raises UsageError for other text.
+    """
     try:
+        if isinstance(like, list):
+            return [int(part) for part in value.strip("[] ").split(",") if part.strip() or like]
         return {"true": True, "false": False}[value] if isinstance(like, bool) else type(like)(value)
     except (KeyError, TypeError, ValueError):
-        raise UsageError(f"{flag} {text}", f"a value like {str(like).lower()}") from None
+        raise UsageError(f"{flag} {text}", f"a value like {str(like).lower().strip('[]')}") from None

@@ -28,6 +28,17 @@ def test_settings_reach_their_place():
     assert (found.name, found.task, found.minutes) == (PRESET.name, PRESET.task, PRESET.minutes)
 
 
+def test_lists_are_separated_by_commas():
+    cascade, unet = registry.presets()["wavediffur"], registry.presets()["difffusr-sr-small"]
+    for text in ("score_widths=8,16", "score_widths=[8, 16]"):
+        assert changed(cascade, [text]).architecture["score_widths"] == [8, 16]
+    assert changed(unet, ["attention_strides=4,8"]).architecture["attention_strides"] == [4, 8]
+    assert changed(unet, ["attention_strides="]).architecture["attention_strides"] == []
+    for text in ("score_widths=8,wide", "score_widths=", "score_widths=8,,8"):
+        with pytest.raises(UsageError, match="a value like 32, 64, 64"):
+            changed(cascade, [text])
+
+
 @pytest.mark.parametrize("preset", sorted(registry.presets()))
 def test_every_preset_names_each_setting_once(preset):
     names = names_of(registry.presets()[preset])

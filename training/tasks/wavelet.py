@@ -12,6 +12,7 @@ import torch
 from pipeline.errors import UsageError
 from pipeline.models.wavediffur import MEASURED_LOW_PASS_PX, SYSTEM, WaveDiffUR, wavediffur_bundle
 from pipeline.models.wavelet import from_details, haar, projected
+from pipeline.models.wavelet_diffusion import PROCESSES
 from pipeline.models.wavelet_network import PAPER, SMALL, WaveletNetwork
 from training.degradation.degrade import Degradation
 from training.degradation.sensor import relative_widths
@@ -81,6 +82,7 @@ class WaveletLevel:
         self.preset, self.data, self.bands = preset, data, preset.bands
         self.recipe = preset.recipe
         _check(self.recipe)
+        _check_architecture(preset.architecture)
         self.network = WaveletNetwork(**preset.architecture, bands=len(self.bands))
         self.range = range_of(self.recipe, SCALE)
         colours = {name: self.recipe[name] for name in COLOURS}
@@ -226,6 +228,16 @@ def _check(recipe: Mapping[str, float]) -> None:
     for name in ("squared", "vhd", "tv", "l1", "ssim"):
         if recipe[name] < 0:
             raise UsageError(f"recipe {name}={recipe[name]:g}", "a weight of at least 0")
+
+
+def _check_architecture(architecture: Mapping[str, Any]) -> None:
+    """Raise UsageError for an unknown process, and for widths that their heads do not divide."""
+    if architecture.get("process", PROCESSES[0]) not in PROCESSES:
+        raise UsageError(f"process={architecture['process']}", f"one of {', '.join(PROCESSES)}")
+    pairs = (("csp_heads", architecture["csp_width"]), ("detail_heads", architecture["detail_width"]))
+    for heads, width in (*pairs, ("score_heads", architecture["score_widths"][-1])):
+        if width % architecture[heads]:
+            raise UsageError(f"{heads}={architecture[heads]}", f"a divisor of the width, {width}")
 
 
 _RECIPE = {**SENSOR, **COLOURS, **INPUTS, **WEIGHTS}

@@ -183,3 +183,25 @@ def test_an_untrained_level_interpolates_and_keeps_means():
 def test_senseless_recipes_are_refused(recipe, said):
     with pytest.raises(UsageError, match=said):
         task_of(**recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"process": "ve"}, "process=ve; expected one of vp, ir-sde"),
+        ({"csp_heads": 3}, "csp_heads=3; expected a divisor"),
+    ],
+)
+def test_senseless_networks_are_refused(changes, said, monkeypatch):
+    monkeypatch.setitem(TINY, *next(iter(changes.items())))
+    with pytest.raises(UsageError, match=said):
+        task_of()
+
+
+def test_the_process_of_ir_sde_is_trained_alike(monkeypatch):
+    monkeypatch.setitem(TINY, "process", "ir-sde")
+    task = task_of()
+    batch = task.batch(Draw.seeded(0, FOR_BATCH, 0))
+    task.loss(DETAIL, batch, Draw.seeded(0, FOR_LOSS, 0)).total.backward()
+    assert len(task.network.score.get_buffer("alpha_bar")) == 100
+    assert np.isfinite(task.validate(DETAIL).values["gain x4 drawn"])
