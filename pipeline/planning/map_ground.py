@@ -20,12 +20,22 @@ if TYPE_CHECKING:
 
 
 def require_ground(conditions: Sequence[Condition], maps: Sequence[Frozen], stages: Sequence[Stage], aoi: Aoi) -> None:
-    """Raise UsageError for a map that does not touch the AOI, or is too coarse for all stages that read it."""
+    """Raise UsageError for a map that no stage reads, does not touch the AOI, or is too coarse for all its stages."""
     declared = {one.name: one for one in conditions}
     for frozen in maps:
+        _require_reader(frozen, stages)
         _require_over(frozen, aoi)
         for epsg in utm_parts(aoi):
             _require_detail(declared[frozen.name], frozen, stages, epsg)
+
+
+def _require_reader(frozen: Frozen, stages: Sequence[Stage]) -> None:
+    if not any(given.condition == frozen.name for stage in stages for given in stage.reads):
+        raise UsageError(
+            f"--condition {frozen.name}={frozen.where}, which no stage reads with these options",
+            "options with which it is read",
+            "leave it out, or change the options",
+        )
 
 
 def _require_over(frozen: Frozen, aoi: Aoi) -> None:
@@ -45,7 +55,7 @@ def _require_over(frozen: Frozen, aoi: Aoi) -> None:
 
 def _require_detail(condition: Condition, frozen: Frozen, stages: Sequence[Stage], epsg: int) -> None:
     reading = [given.gsd_m for stage in stages for given in stage.reads if given.condition == condition.name]
-    if reading and all(too_coarse(condition, frozen, epsg, gsd_m) for gsd_m in reading):
+    if all(too_coarse(condition, frozen, epsg, gsd_m) for gsd_m in reading):
         raise UsageError(
             f"--condition {condition.name}={frozen.where} has pixels of {raster_map.pixel_m(frozen, epsg):.3g} m",
             f"pixels smaller than {condition.coarsest_px * max(reading):g} m",

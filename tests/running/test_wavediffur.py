@@ -183,6 +183,7 @@ def test_other_systems_are_steps_of_a_cascade(name, area, backbone_weights, tmp_
         (("scale=8", "backbone=lite"), "goes x4 at once; expected one of 4, 16, 64"),
         (("backbone=wavediffur",), "backbone=wavediffur"),
         (("backbone=lightly",), "--sr lightly is not known"),
+        (("tau=literal", "backbone=lite"), "tau=literal with backbone=lite; expected the backbone wavelet"),
         (("tau=letters",), "tau=letters; expected one of exact, literal"),
     ],
 )
@@ -283,4 +284,16 @@ def test_a_dry_run_says_how_much_and_a_run_has_a_limit(area, weights, tmp_path, 
     said = capsys.readouterr().err
     assert "GB at 0.625 m); expected at most 0.001 GB" in said
     assert "--max-output-gb 100" in said
+    assert not (tmp_path / "x.zarr").exists()
+
+
+def test_a_reference_that_no_stage_reads_is_refused(area, backbone_weights, ground, tmp_path, capsys):
+    given = (
+        "--option",
+        "backbone=lite",
+        "--condition",
+        f"reference={write_reference(tmp_path / 'ortho.tif', *ground)}",
+    )
+    assert main([*area, *backbone_weights["lite"], *given, "--out", str(tmp_path / "x.zarr")]) == 2
+    assert "which no stage reads with these options" in capsys.readouterr().err
     assert not (tmp_path / "x.zarr").exists()

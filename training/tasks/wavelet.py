@@ -36,6 +36,7 @@ from training.task_spec import TaskSpec
 from training.tasks import wavelet_losses as losses
 from training.tasks.super_resolution import COLOURS, SENSOR, range_of
 from training.tasks.wavelet_batches import (
+    AVERAGED,
     CASCADED,
     INPUTS,
     MEASURED,
@@ -102,7 +103,8 @@ class WaveletLevel:
         kind = draw_kind(draw.rng, self.recipe)
         lr = inputs(hr, kind, self.range, draw.torch, relative_widths(self.bands))
         for image, patch in zip(lr, patches, strict=True):
-            if patch.coarse is not None and patch.coarse.shape == image.shape:
+            # The coarse image of a pair is a sensor's, which a level that reads means must not learn from.
+            if kind != AVERAGED and patch.coarse is not None and patch.coarse.shape == image.shape:
                 image.copy_(torch.from_numpy(patch.coarse))
         measured = torch.full((len(hr),), kind == MEASURED)
         return {"lr": lr, "hr": hr, "reference": references(hr, draw.torch, self.recipe), "measured": measured}

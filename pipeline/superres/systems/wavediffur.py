@@ -74,6 +74,8 @@ def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
     scale, name = int(options[SCALE.name]), str(options[BACKBONE.name])
     if scale not in SCALES:
         raise UsageError(f"--option {SCALE.name}={scale}", f"one of {', '.join(map(str, SCALES))}")
+    if name != OWN and options[TAU.name] != TAU.default:
+        raise UsageError(f"--option {TAU.name}={options[TAU.name]} with {BACKBONE.name}={name}", f"the backbone {OWN}")
     if name in (OWN, PLAIN):
         levels = _own_levels(bundles, scale, name)
     else:

@@ -205,3 +205,16 @@ def test_the_process_of_ir_sde_is_trained_alike(monkeypatch):
     task.loss(DETAIL, batch, Draw.seeded(0, FOR_LOSS, 0)).total.backward()
     assert len(task.network.score.get_buffer("alpha_bar")) == 100
     assert np.isfinite(task.validate(DETAIL).values["gain x4 drawn"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken"), [(batches.MEASURED, True), (batches.AVERAGED, False), (batches.CASCADED, True)]
+)
+def test_the_sensors_image_of_a_pair_is_no_input_of_means(kind, taken):
+    task = task_of(**ONLY[kind], coarser=0.0 if kind == batches.CASCADED else 1.0)
+    sharp = np.random.default_rng(0).random((3, 64, 64), np.float32)
+    pair = Patch(sharp, None, 0, False, np.full((3, 16, 16), 0.5, np.float32))
+    task.sampler = SimpleNamespace(patches=lambda rng, n: [pair] * n)
+    batch = task.batch(Draw.seeded(0, FOR_BATCH, 0))
+    assert batch["lr"].shape[-1] == 16
+    assert bool((batch["lr"] == 0.5).all()) == taken
