@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,8 +143,18 @@ def bundles_of(targets: Sequence[Path]) -> list[Bundle]:
 def fusions() -> set[str]:
     """Return the bundle kinds that are no system's first weights: they process another network's output."""
     from pipeline.superres.registry import known
+    from training import registry
 
-    return {kind for spec in known().values() for weights in spec.weights[1:] for kind in weights.kinds}
+    judged = {task.kind for task in registry.every().values() if task.judge is not None}
+    return judged | {kind for spec in known().values() for weights in spec.weights[1:] for kind in weights.kinds}
+
+
+def is_joined(bundle: Bundle) -> bool:
+    """Return whether weights are of a kind that a system takes first, but of bands that only its later stages read."""
+    from pipeline.superres.registry import known
+
+    first = [weights for spec in known().values() for weights in spec.weights[:1] if bundle.system in weights.kinds]
+    return bool(first) and not any(weights.fit(bundle) for weights in first)
 
 
 def system_of(bundle: Bundle, device: str = "cpu") -> System:
@@ -155,7 +166,7 @@ def system_of(bundle: Bundle, device: str = "cpu") -> System:
     kinds: list[str] = []
     for name, spec in known().items():
         for weights in spec.weights[:1]:
-            if bundle.system in weights.kinds:
+            if weights.fit(bundle):
                 return load(choose(name, (bundle.path,)), device)
             kinds += weights.kinds
     raise UsageError(f"{bundle.path} holds {bundle.system}", f"one of {', '.join([*kinds, *sorted(fusions())])}")
@@ -179,7 +190,8 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     if args.steps and all(bundle.system in after for bundle in bundles):
         raise UsageError("--steps: a fusion has no sampling steps", "weights of a super-resolver")
     device = str(device_of(args.device))
-    systems = [None if bundle.system in after else system_of(bundle, device) for bundle in bundles]
+    later = [bundle.system in after or is_joined(bundle) for bundle in bundles]
+    systems = [None if late else system_of(bundle, device) for late, bundle in zip(later, bundles, strict=True)]
 
     @cache
     def data_of(scale: int) -> TrainingData:
@@ -191,7 +203,7 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
     sections: list[Section] = []
     for name, bundle, system in zip(names, bundles, systems, strict=True):
         if system is None and args.only in (None, "wald"):
-            sections += _of_fusion(name, bundle, data_of(SCALE_10M), args, say)
+            sections += _of_fusion(name, bundle, bundles, data_of(SCALE_10M), args, say)
         elif system is not None and args.only in (None, "images"):
             sections += _of_system(name, system, data_of, args, say)
     sections = [listing(names, kinds, bundles), *comparison(sections), *sections]
@@ -211,8 +223,9 @@ def whole_choices(bundles: Sequence[Bundle]) -> list[Choice]:
     choices = []
     for spec in known().values():
         first, rest = spec.weights[:1], spec.weights[1:]
-        own = [(bundle.path,) for bundle in resolvers for one in first if bundle.system in one.kinds]
-        others = [(f"{one.role}={bundle.path}",) for bundle in bundles for one in rest if bundle.system in one.kinds]
+        own = [(bundle.path,) for bundle in resolvers for one in first if one.fit(bundle)]
+        given = [[f"{one.role}={bundle.path}" for bundle in bundles if one.fit(bundle)] for one in rest]
+        others = [tuple(files) for files in product(*filter(None, given)) if files]
         if not resolvers and others and spec.name == DEFAULT:
             choices += [choose(spec.name, fusion) for fusion in others]
         choices += [choose(spec.name, (*sr, *fusion)) for sr in own for fusion in (others or shipped)]
@@ -250,22 +263,35 @@ def sheets_of(args: argparse.Namespace) -> int:
 
 
 def _of_fusion(
-    name: str, bundle: Bundle, data: TrainingData, args: argparse.Namespace, say: Callable[[str], None]
+    name: str,
+    bundle: Bundle,
+    others: Sequence[Bundle],
+    data: TrainingData,
+    args: argparse.Namespace,
+    say: Callable[[str], None],
 ) -> list[Section]:
-    """Return the tables of one fusion, and write its pictures if requested. It has no sampling steps to compare."""
+    """Return the tables of one fusion, and write its pictures if requested. It has no sampling steps to compare.
+
+    `others`: all bundles of the evaluation, for fusions that follow one another.
+    """
     from training import registry
-    from training.quality import picture_fusion
+    from training.quality import picture_fusion, wald
     from training.quality.report_fusion import fusion_sections
 
     task = registry.of_kind(bundle.system)
+    if is_joined(bundle):
+        say(f"{name} is judged with the fusion that reads its bands")
+        return []
     if task is None or task.judge is None:
         raise UsageError(
             f"{bundle.path} holds {bundle.system}, which cannot be evaluated on its own",
             "weights that a system takes first, or of a task with a judge",
         )
-    fuser = task.judge.load(bundle)
-    if args.picture:
+    fuser = task.judge.loaded(bundle, others)
+    if args.picture and isinstance(fuser, wald.Fuser):
         picture_fusion.write(name, fuser, data, args.picture, say, sheets_of(args))
+    elif args.picture:
+        say(f"{name}: no sheets, since these weights do not bring all bands to 2.5 m")
     if args.steps:
         return []
     return fusion_sections(name, fuser, task.judge, data, say, args.per_set)

@@ -227,11 +227,19 @@ class Predictor(ABC):
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file that a system takes: the kinds of bundle that fit (`Bundle.system`), and the shipped file."""
+    """A weights file that a system takes: the kinds of bundle that fit (`Bundle.system`), and the shipped file.
+
+    With `bands`, only weights that give these fit, in any order.
+    """
 
     role: str
     kinds: tuple[str, ...]
     shipped: str = ""  # file name beside the package; empty where users bring their own
+    bands: tuple[str, ...] = ()
+
+    def fit(self, bundle: Bundle) -> bool:
+        """Return whether a bundle fits this role."""
+        return bundle.system in self.kinds and (not self.bands or {*self.bands} == {*bundle.out_bands})
 
 
 @dataclass(frozen=True)
@@ -248,6 +256,8 @@ class SystemSpec:
 
     Its `options` may change the stages, and all of them reach `Predictor.predict`. A system without weights and stages
     interpolates. `weights` are those of the default options; `weights_of` returns those of others, if they differ.
+    `memory` is that of its networks; `memory_of` returns that of other weights, if it differs.
+    `as_step` are the options with which it is a step of another system, where they differ from the defaults.
     """
 
     name: str
@@ -257,17 +267,28 @@ class SystemSpec:
     weights: tuple[Weights, ...] = ()
     weights_of: Callable[[Settings], tuple[Weights, ...]] | None = None
     memory: Memory = field(default_factory=Memory)
+    memory_of: Callable[[Bundles], Memory] | None = None
     options: tuple[Option, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    as_step: Settings = field(default_factory=dict)
 
     def weights_for(self, options: Settings) -> tuple[Weights, ...]:
         """Return the weights that it takes with these options. Raises UsageError as `weights_of`."""
         return self.weights if self.weights_of is None else self.weights_of(options)
 
+    def memory_for(self, bundles: Bundles) -> Memory:
+        """Return the memory that it needs with these weights."""
+        return self.memory if self.memory_of is None else self.memory_of(bundles)
+
     @property
     def defaults(self) -> Settings:
         """Default values of its options."""
         return {option.name: option.default for option in self.options}
+
+    @property
+    def step_options(self) -> Settings:
+        """Values of its options as a step of another system."""
+        return {**self.defaults, **self.as_step}
 
 
 def lattice_of(bundle: Bundle) -> Lattice:

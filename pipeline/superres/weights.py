@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from pipeline.models.bundle import Bundle
-    from pipeline.superres.spec import Stage, SystemSpec, Weights
+    from pipeline.superres.spec import Memory, Stage, SystemSpec, Weights
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "weights"
 _SHIPPED = "shipped:"
@@ -104,6 +104,13 @@ def stages_of(choice: Choice) -> tuple[Stage, ...]:
     return passes.stages_of(spec_of(choice.name), bundles_of(choice), dict(choice.options))
 
 
+@lru_cache(maxsize=8)
+def memory_of(choice: Choice) -> Memory:
+    """Return the memory that the networks of a choice need."""
+    spec = spec_of(choice.name)
+    return spec.memory if spec.memory_of is None else spec.memory_for(bundles_of(choice))
+
+
 def bundles_of(choice: Choice) -> dict[str, Bundle]:
     """Return the metadata of the weights by role. Raises BundleError if a file is no longer the one that was chosen."""
     from pipeline.models.bundle import load_bundle
@@ -176,6 +183,9 @@ def _described(where: str, weights: Weights, spec: SystemSpec) -> Bundle:
     if bundle.system not in weights.kinds:
         fitting = " or ".join(weights.kinds)
         raise UsageError(f"weights {where} are for {bundle.system!r}", fitting, f"give another with {flag}")
+    if not weights.fit(bundle):
+        found = f"weights {where} are for {', '.join(bundle.out_bands)}"
+        raise UsageError(found, ", ".join(weights.bands), f"give another with {flag}")
     return bundle
 
 

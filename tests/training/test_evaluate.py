@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.models import difffusr, difffusr_fusion
+from pipeline.models import difffusr, difffusr_fusion, span_fusion
 from pipeline.models.bundle import Bundle, load_bundle, save_bundle
 from pipeline.models.lite import LATTICE, NORMALISATION, RGB_BANDS, SYSTEM, LiteNetwork
 from pipeline.models.wavediffur import wavediffur_bundle
@@ -187,6 +187,20 @@ def test_a_fusion_without_held_out_scenes_says_so(towns, tmp_path, capsys):
     capsys.readouterr()
     assert evaluate.main([str(path), "--on", str(towns), "--steps", "1,2"]) == 2
     assert "--steps: a fusion has no sampling steps" in capsys.readouterr().err
+
+
+def test_fusions_of_one_stage_are_judged_by_their_task_and_shown_in_no_sheet(towns, tmp_path, capsys):
+    paths = []
+    for kind in (span_fusion.X2, span_fusion.X4):
+        bundle = span_fusion.fusion_bundle(kind, {"features": 4, "blocks": 1, "graph": "chained"})
+        paths.append(tmp_path / f"{kind}.safetensors")
+        save_bundle(paths[-1], bundle, span_fusion.network(bundle.architecture, bundle.normalisation).state_dict())
+    words = [str(path) for path in paths] + ["--on", str(towns), "--picture", str(tmp_path / "sheets")]
+    assert evaluate.main(words) == 0
+    report, said = capsys.readouterr()
+    assert all(kind in report for kind in span_fusion.SCALES)
+    assert "no Sentinel-2 scene of the data is held out" in report
+    assert "fusion-x4: no sheets" in said
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from training.data.sources import TrainingData
     from training.data.tiles import Tile
-    from training.quality.wald import Fuser, Judge
+    from training.quality.wald import Judge, Loaded
 
     Say = Callable[[str], None]
 
@@ -25,7 +25,7 @@ SCENES = 12  # maximum per source
 
 @torch.inference_mode()
 def fusion_sections(
-    name: str, fuser: Fuser, how: Judge, data: TrainingData, say: Say, per_set: int | None = None
+    name: str, fuser: Loaded, how: Judge, data: TrainingData, say: Say, per_set: int | None = None
 ) -> list[Section]:
     """Return Wald's protocol per source, on held-out scenes and on scenes watched in training.
 
@@ -50,7 +50,7 @@ def fusion_sections(
     return sections
 
 
-def _of_tile(fuser: Fuser, how: Judge, tile: Tile, index: int) -> list[Record]:
+def _of_tile(fuser: Loaded, how: Judge, tile: Tile, index: int) -> list[Record]:
     """Return the records of all tasks that one scene allows."""
     part = wald.largest_measured(tile.rho, tile.valid)
     if part is None:

@@ -7,8 +7,8 @@ module measures 20 m x8, which any fusion supports. A task with more abilities d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,10 +37,19 @@ LEAST_COARSE = 10  # minimum side of a task in coarse pixels
 EIGHTH_LEAST_M = 1920  # minimum side of a scene for 20 m x8: LEAST_COARSE pixels of 160 m, rounded up to 480 m
 
 
-class Fuser(Protocol):
+class Loaded(Protocol):
+    """What a judge loads: the networks of a bundle, with others that it needs."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that is judged."""
+        ...
+
+
+@runtime_checkable
+class Fuser(Loaded, Protocol):
     """A fusion network that brings the other bands to 2.5 m."""
 
-    bundle: Bundle
     out_bands: tuple[str, ...]
 
     def predict(self, rgb_sr: Tensor, ms: Mapping[int, Tensor], present: tuple[str, ...]) -> Tensor:
@@ -76,16 +85,23 @@ class Judge:
     """Evaluation by Wald's protocol, for weights that no system takes first.
 
     load: loads the fusion of a bundle on the CPU. rows: returns its scores on a scene, given the fusion, reflectance by
-    GSD and the scene's bands. Without `rows`, 20 m x8 is measured.
+    GSD and the scene's bands. Without `rows`, 20 m x8 is measured, which takes a `Fuser`. join: takes the place of
+    `load` in an evaluation of several bundles, and is given all of them, for fusions that follow one another.
     """
 
-    load: Callable[[Bundle], Fuser]
-    rows: Callable[[Fuser, Mapping[int, NDArray[np.float32]], tuple[str, ...]], list[Row]] | None = None
+    load: Callable[[Bundle], Loaded]
+    rows: Callable[[Loaded, Mapping[int, NDArray[np.float32]], tuple[str, ...]], list[Row]] | None = None
+    join: Callable[[Bundle, Sequence[Bundle]], Loaded] | None = None
 
-    def measure(self, fuser: Fuser, rho: Mapping[int, NDArray[np.float32]], present: tuple[str, ...]) -> list[Row]:
+    def loaded(self, bundle: Bundle, others: Sequence[Bundle] = ()) -> Loaded:
+        """Return the fusion of a bundle, joined with `others` where it can be. Raises BundleError on a misfit."""
+        return self.load(bundle) if self.join is None else self.join(bundle, others)
+
+    def measure(self, fuser: Loaded, rho: Mapping[int, NDArray[np.float32]], present: tuple[str, ...]) -> list[Row]:
         """Return the scores of every task that the scene allows."""
         if self.rows is not None:
             return self.rows(fuser, rho, present)
+        assert isinstance(fuser, Fuser)  # `load` says so
         return measure_by_predict(fuser, rho, fuser.bundle.system, present)
 
 
@@ -210,8 +226,25 @@ def named(bands: Sequence[str], held: Sequence[int]) -> tuple[str, ...]:
 
 def row_of(task: Task, more: Mapping[str, Tensor] | None = None) -> Row:
     """Score all methods on one task. `more` are estimates besides the classical ones and those of the task."""
-    estimates = {name: method(task.coarse, task.guides, task.scale) for name, method in baselines.SHARPENERS.items()}
-    estimates |= {**(more or {}), **task.learned}
+    return _row(task, _estimates(task, more or {}))
+
+
+def rows_by_band(task: Task) -> list[Row]:
+    """Score all methods on one task, then on each of its bands; SAM of a single band is NaN."""
+    estimates = _estimates(task, {})
+    rows = [_row(task, estimates)]
+    for i, band in enumerate(task.bands):
+        one = replace(task, name=f"{task.name}, {band}", coarse=task.coarse[i, None], truth=task.truth[i, None])
+        rows.append(_row(replace(one, bands=(band,)), {name: x[i, None] for name, x in estimates.items()}))
+    return rows
+
+
+def _estimates(task: Task, more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    given = (task.coarse, task.guides, task.scale)
+    return {**{name: method(*given) for name, method in baselines.SHARPENERS.items()}, **more, **task.learned}
+
+
+def _row(task: Task, estimates: Mapping[str, Tensor]) -> Row:
     return Row(task.name, {name: _scores(task, x) for name, x in estimates.items()}, task.bands)
 
 

@@ -31,7 +31,7 @@ from training.quality.picture import ends_of, stretched
 from training.quality.wald import Judge
 from training.task_spec import TaskSpec
 from training.tasks.difffusr_convert import FUSION
-from training.tasks.fusion import disturbed, tiles_to_train_on
+from training.tasks.fusion_tiles import disturbed, tiles_to_train_on
 from training.tasks.wald_groups import FACTORS, Example, example_of, fits, group_of, inputs_of, statistics, unit_60m
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.models.lite_fusion import FusionNetwork
-    from training.quality.wald import Fuser
+    from training.quality.wald import Loaded
 
 LEARNED = "lite"
 LEARNED_KEPT = "lite, block means kept between its stages"
@@ -40,7 +40,7 @@ def measure(
     return [] if scene is None else [_row(task, network) for task in tasks(network, scene, sixty)]
 
 
-def _rows(fuser: Fuser, rho: Mapping[int, NDArray[np.float32]], present: tuple[str, ...]) -> list[Row]:
+def _rows(fuser: Loaded, rho: Mapping[int, NDArray[np.float32]], present: tuple[str, ...]) -> list[Row]:
     assert isinstance(fuser, LiteFusion)  # `JUDGE` loads this type
     return measure(fuser.network, rho, present=present)
 

@@ -15,7 +15,8 @@ from training.loop.run import Draw
 from training.presets import Preset, Stage
 from training.quality import wald
 from training.tasks import lite_wald
-from training.tasks.fusion import Crop, Fusion, TileSampler, coarser, disturbed, relative_loss, views
+from training.tasks.fusion import Fusion
+from training.tasks.fusion_tiles import Crop, TileSampler, coarser, disturbed, relative_loss, views
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "pipeline" / "models" / "weights" / "lite-fusion.safetensors"
 PRESET = Preset(
