@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bands import BAND_NAMES, DN_OFFSET, DN_SCALE, NODATA_DN, RGB
+from pipeline.bands import BAND_NAMES, DN_OFFSET, DN_SCALE, NODATA_DN, RGB, TARGET_GSD_M
 from pipeline.grid.grid import Grid, Window
 from training.data.headers import Header, ground_gsd_m, local_header
 from training.data.images import (
@@ -72,17 +72,18 @@ BANDS_GSD_M = 10  # GSD of stacks
 
 @dataclass(frozen=True)
 class SceneReader:
-    """Reader of a scene's 10 m bands in canonical DN, by the pipeline's loader."""
+    """Reader of a scene's bands of one native GSD in canonical DN, by the pipeline's loader."""
 
     scene: Scene
     grid: Grid  # 2.5 m, edges on whole 60 m pixels
     access: Access
     bands: tuple[str, ...] = RGB
+    gsd_m: int = 10
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(ny, nx) at 10 m."""
-        return self.grid.at_gsd(10).shape
+        """(ny, nx) at the native GSD."""
+        return self.grid.at_gsd(self.gsd_m).shape
 
     @property
     def itemsize(self) -> int:
@@ -93,13 +94,13 @@ class SceneReader:
         """Return DN (bands, ny, nx) of a window. Reads the enclosing whole 60 m pixels."""
         from pipeline.archive.read.cube import read_period
 
-        whole = self.grid.window
-        window = Window(whole.row + 4 * y, whole.col + 4 * x, 4 * ny, 4 * nx)
+        whole, k = self.grid.window, round(self.gsd_m / TARGET_GSD_M)
+        window = Window(whole.row + k * y, whole.col + k * x, k * ny, k * nx)
         part = window.snap_out(24)
         pixels = read_period([self.scene], "mosaic", self.grid.of(part), self.bands, self.access)
-        rows, cols = window.coarsen(4).slices(part.coarsen(4))
-        order = [pixels.bands[10].index(name) for name in self.bands]
-        return pixels.dn[10][order, rows, cols]
+        rows, cols = window.coarsen(k).slices(part.coarsen(k))
+        order = [pixels.bands[self.gsd_m].index(name) for name in self.bands]
+        return pixels.dn[self.gsd_m][order, rows, cols]
 
     def mask(self, y: int, x: int, ny: int, nx: int) -> None:
         """Return None: a scene marks nodata by value."""
@@ -163,7 +164,10 @@ def _grid(scene: Scene, aoi: Aoi | None) -> Grid | None:
 
 
 def images_of(source: Source, scenes: Sequence[SceneGround]) -> list[Image]:
-    """Return a source as images of its 10 m bands. `scenes` are its `scene_grounds`. Skips Level-1C data."""
+    """Return a source as images of its 10 m bands, and of its 20 m bands unless it is a stack on the 10 m grid.
+
+    `scenes` are its `scene_grounds`. Skips Level-1C data.
+    """
     if is_stack(source):
         stacked = replace(source, values="reflectance", gsd_m=float(BANDS_GSD_M))
         return [
@@ -171,15 +175,18 @@ def images_of(source: Source, scenes: Sequence[SceneGround]) -> list[Image]:
             for path, ground, header in _stacks(source)
             if set(RGB) <= set(bands := _at_10m(dict(ground.bands)))
         ]
-    house = replace(source, values="reflectance", scale=DN_SCALE, offset=DN_OFFSET, gsd_m=10.0)
-    images = []
-    for ground in scenes:
-        ten, name = ground.grid.at_gsd(10), ground.scene.id
-        bands = _at_10m(ground.present)
-        header = Header(ten.shape, len(bands), "uint16", NODATA_DN, f"EPSG:{ground.scene.epsg}", ten.transform)
-        reader = SceneReader(ground.scene, ground.grid, ground.access, bands)
-        images.append(make_image(house, name, Path(name), header, reader, bands))
-    return images
+    return [image for ground in scenes for gsd_m in (10, 20) for image in _scene_images(source, ground, gsd_m)]
+
+
+def _scene_images(source: Source, ground: SceneGround, gsd_m: int) -> Iterator[Image]:
+    """Yield a scene as an image of its bands of one native GSD, if it has any."""
+    bands = tuple(band for band in BANDS[gsd_m] if band in ground.present)
+    if bands:
+        house = replace(source, values="reflectance", scale=DN_SCALE, offset=DN_OFFSET, gsd_m=float(gsd_m))
+        raster, name = ground.grid.at_gsd(gsd_m), ground.scene.id
+        header = Header(raster.shape, len(bands), "uint16", NODATA_DN, f"EPSG:{ground.scene.epsg}", raster.transform)
+        reader = SceneReader(ground.scene, ground.grid, ground.access, bands, gsd_m)
+        yield make_image(house, name, Path(name), header, reader, bands)
 
 
 def _at_10m(names: Collection[str]) -> tuple[str, ...]:

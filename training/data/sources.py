@@ -92,7 +92,7 @@ class TrainingData:
 
     @cached_property
     def native(self) -> tuple[Image, ...]:
-        """Sentinel-2 images of the 10 m bands: the right sensor at the wrong scale (10 -> 40 m)."""
+        """Sentinel-2 images of the 10 m or 20 m bands: the right sensor at the wrong scale (10 -> 40 m, 20 -> 80 m)."""
         found = (images_of(source, self.scenes[source.name]) for source in self.of_role("sentinel2"))
         return tuple(image for images in found for image in images)
 
@@ -166,11 +166,14 @@ class TrainingData:
                 )
 
     def held_out_chips(self, bands: tuple[str, ...] = RGB) -> list[Chip]:
-        """Return held-out images in `bands` of the evaluated sources at their evaluation GSD, in file order."""
+        """Return held-out images in `bands` of the evaluated sources at their evaluation GSD, in file order.
+
+        Where no high-resolution image has the bands, as those of 20 m, they are Sentinel-2 images at native GSD.
+        """
         evaluated = {source.name: source.images_per_place for source in self.sources if source.evaluated}
         seen: Counter[tuple[str, str]] = Counter()
         chips: list[Chip] = []
-        for image in _of(self.offered, bands):
+        for image in tuple(_of(self.offered, bands)) or _of(self.native, bands):
             if image.source not in evaluated or image.share("held-out") == 0:
                 continue
             seen[image.source, image.place] += 1
