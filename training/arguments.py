@@ -14,7 +14,7 @@ from pipeline.terminal import show
 from training import registry
 from training.data.rasters import default_data
 from training.presets import table
-from training.settings import changed, parsed
+from training.settings import BAND_SETS, changed, of_bands, parsed
 from training.starting import GENTLE
 
 if TYPE_CHECKING:
@@ -97,6 +97,15 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, help="folder for checkpoint, log and weights (default: that of --resume)")
     _add_start(p)
+    add_shared(p)
+    p.add_argument("--check", action="store_true", help="read all images once, list what is wrong, and stop")
+    p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
+    p.set_defaults(data_stage="")
+    return p
+
+
+def add_shared(p: argparse.ArgumentParser) -> None:
+    """Add what one run and one of several stages have in common."""
     p.add_argument("--seed", type=natural, default=0, help="random seed; a resumed run keeps its own")
     _add_machine(p)
     p.add_argument(
@@ -112,9 +121,6 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         "--skip", type=natural, default=10, help="unreadable files to leave out before giving up (default: 10)"
     )
     p.add_argument("--tensorboard", action="store_true", help="write the log as TensorBoard scalars too")
-    p.add_argument("--check", action="store_true", help="read all images once, list what is wrong, and stop")
-    p.add_argument("--dry-run", action="store_true", help="load the data, print what would run, and stop")
-    return p
 
 
 def _add_start(p: argparse.ArgumentParser) -> None:
@@ -169,6 +175,13 @@ def _add_changes(p: argparse.ArgumentParser) -> None:
         help="change a setting of the preset: batch, crop, ema, warmup, learning_rate, bands, scale, or one that "
         "--list shows",
     )
+    listed = "; ".join(f"{count}: {','.join(bands)}" for count, bands in BAND_SETS.items())
+    p.add_argument(
+        "--bands",
+        type=int,
+        choices=sorted(BAND_SETS),
+        help=f"short for --set bands=... and the settings that suit them ({listed})",
+    )
     p.add_argument("--recipe", action="append", metavar="NAME=VALUE", help="change a setting of the preset's recipe")
     p.add_argument(
         "--as-published",
@@ -203,6 +216,8 @@ def adapted(args: argparse.Namespace, preset: Preset, rate: float = 1.0) -> Pres
 
     `rate` is the factor on its learning rates; those that `--set` states are taken as they are.
     """
+    if args.bands:
+        preset = of_bands(preset, args.bands, registry.task_of(preset).of_bands.get(args.bands, ()))
     recipe = dict(preset.recipe)
     for text in args.recipe or ():
         name, _, value = text.partition("=")

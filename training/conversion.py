@@ -39,26 +39,32 @@ class Choices:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _unchanged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors
+
+
 @dataclass(frozen=True)
 class Made:
     """A parsed checkpoint.
 
     `expected`: the network's tensors, for names, shapes and dtypes. `tensors`: those of the checkpoint, with
-    substitutes for what it lacks. `bundle`: takes provenance and licence.
+    substitutes for what it lacks. `bundle`: takes provenance and licence. `settle`: turns tensors that fit `expected`
+    into those of the bundle, if checkpoints have names or layouts of their own.
     """
 
     expected: Tensors
     tensors: Tensors
     bundle: Callable[[dict[str, Any], str], Bundle]
     remarks: Mapping[str, str] = field(default_factory=dict)  # for the provenance
+    settle: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _unchanged
 
 
 @dataclass(frozen=True)
 class Conversion:
     """Conversion of released checkpoints to bundles.
 
-    name: value of `--from`. holds: description of the contents. use: options of a run that take the bundle.
-    ignored: prefixes of tensors that inference does not need. make: raises CheckpointError if the tensors do not match.
+    name: value of `--from`. holds: description of the contents. use: options of a run, up to the name of the
+    bundle. ignored: prefixes of tensors that inference does not need. make: raises CheckpointError if tensors misfit.
     """
 
     name: str

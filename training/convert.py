@@ -76,7 +76,7 @@ def convert(path: Path, conversion: Conversion, choices: Choices) -> tuple[Bundl
         raise CheckpointError(f"{path}: {error.found}", error.expected, error.cure) from error
     tensors = _fitting(path, conversion.name, made.tensors, made.expected)
     provenance = {**_provenance(checkpoint, conversion, choices), **made.remarks}
-    return made.bundle(provenance, choices.licence), tensors
+    return made.bundle(provenance, choices.licence), made.settle(tensors)
 
 
 def _fitting(path: Path, kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -185,7 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = sum(tensor.numel() for tensor in tensors.values())
     print(f"{len(tensors)} tensors, {values / 1e6:.2f} M values, {bundle.architecture}")
     print(f"wrote {args.out} sha256 {digest}")
-    print(f"use it: python -m pipeline.run {conversion.use} {args.out}")
+    spaced = conversion.use if conversion.use.endswith("=") else f"{conversion.use} "
+    print(f"use it: python -m pipeline.run {spaced}{args.out}")
     if not args.licence:
         print("no licence recorded; give the authors' with --licence", file=sys.stderr)
     return EXIT_OK

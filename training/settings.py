@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from pipeline.bands import BAND_NAMES, BY_NAME
+from pipeline.bands import BAND_NAMES, BY_NAME, RGB, bands_at
 from pipeline.errors import UsageError
 from training.schedule import Schedule
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CROP_STEP = 8  # px: crops are reduced by up to 8
 _RATE = "learning_rate"
 _SHAPE = ("bands", "scale")
+BAND_SETS: dict[int, tuple[str, ...]] = {4: (*RGB, "B08"), 6: bands_at(20)}  # of `--bands`: those of 10 m and of 20 m
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def names_of(preset: Preset) -> list[str]:
     """Return the names of all settings of a preset."""
     rates = [_RATE, *(f"{_RATE}.{stage.name}" for stage in preset.stages)] if preset.stages else []
     shape = _SHAPE if preset.scales else ()
-    return [*_NUMBERS, "schedule", *shape, *rates, *preset.architecture, *preset.sampler, *preset.recipe]
+    names = (*_NUMBERS, "schedule", *shape, *rates, *preset.architecture, *preset.sampler, *preset.recipe)
+    return list(dict.fromkeys(names))  # published networks count their bands
 
 
 def changed(preset: Preset, texts: Sequence[str]) -> Preset:
@@ -63,12 +65,19 @@ def changed(preset: Preset, texts: Sequence[str]) -> Preset:
     return preset
 
 
+def of_bands(preset: Preset, count: int, also: Sequence[str] = ()) -> Preset:
+    """Return the preset with one of `BAND_SETS` and the settings `also`. Raises UsageError if its bands are fixed."""
+    if not preset.scales:
+        raise UsageError(f"--bands {count}: {preset.name} has its own bands", "a preset whose bands can be set")
+    return changed(preset, [f"bands={','.join(BAND_SETS[count])}", *also])
+
+
 def _with(preset: Preset, text: str, name: str, value: str) -> Preset:
     if name in _NUMBERS:
         number = _NUMBERS[name]
         return _replaced(preset, number.field, _number(text, value, number))
     if name in _SHAPE:
-        return replace(preset, bands=_bands(text, value)) if name == "bands" else _scaled(preset, text, value)
+        return _of_bands(preset, _bands(text, value)) if name == "bands" else _scaled(preset, text, value)
     if name == "schedule":
         if value not in get_args(Schedule):
             raise UsageError(f"--set {text}", f"one of {', '.join(get_args(Schedule))}")
@@ -85,6 +94,12 @@ def _with(preset: Preset, text: str, name: str, value: str) -> Preset:
     if group != "recipe" and any(isinstance(one, int) and not isinstance(one, bool) and one < 1 for one in numbers):
         raise UsageError(f"--set {text}", "a whole number of at least 1")
     return _replaced(preset, group, {**settings, name: found})
+
+
+def _of_bands(preset: Preset, bands: tuple[str, ...]) -> Preset:
+    """Return the preset with other bands, and their number where its network counts them."""
+    counted = {"bands": len(bands)} if "bands" in preset.architecture else {}
+    return replace(preset, bands=bands, architecture={**preset.architecture, **counted})
 
 
 def _bands(text: str, value: str) -> tuple[str, ...]:

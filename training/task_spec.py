@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from training.conversion import Conversion
     from training.data.sources import TrainingData
@@ -24,6 +24,7 @@ class TaskSpec:
     values of `--as-published`; whose: owner of that code. follows: other kinds of bundle, one of which a run must start
     from, passed to `begin_from`. judge: evaluation of weights that no system takes first; others are evaluated as their
     system. cascades: evaluation of weights that a cascade repeats. convert: conversion of third-party checkpoints.
+    of_bands: settings, NAME=VALUE, that `--bands N` makes beside the bands, by N.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TaskSpec:
     judge: Judge | None = None
     cascades: Cascades | None = None
     convert: Conversion | None = None
+    of_bands: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def preset(self, name: str) -> Preset | None:
         """Return the preset of that name, or None."""

@@ -172,15 +172,17 @@ def loaded(args: argparse.Namespace, settled: Settled) -> Trainable:
 def first_lines(task: Trainable, settled: Settled) -> list[str]:
     """Return what a user should know before the first step: size, data, what is watched, how it computes."""
     from training.data.cautions import cautions
-    from training.loop.task import NamesWatched
+    from training.loop.task import HasRemarks, NamesImageBands, NamesWatched
 
     preset, rate = settled.preset, settled.rate
     weights = sum(p.numel() for p in task.network.parameters())
-    sources = task.data.summary(registry.task_of(preset).use, preset.least_px, preset.bands)
+    bands = task.image_bands if isinstance(task, NamesImageBands) else preset.bands
+    sources = task.data.summary(registry.task_of(preset).use, preset.least_px, bands)
     watched = [task.watching] if isinstance(task, NamesWatched) else []
+    remarks = task.remarks if isinstance(task, HasRemarks) else []
     gentle = [f"learning rates are {rate:g} of the preset's: change that with --rate"] if rate != 1 else []
     size, how = f"{preset.name}: {weights / 1e6:.2f} M parameters", settled.execution.described(settled.device)
-    return [size, *sources, *watched, how, *gentle, *cautions(task.data)]
+    return [size, *sources, *watched, how, *gentle, *remarks, *cautions(task.data)]
 
 
 def begun(args: argparse.Namespace, settled: Settled, task: Trainable) -> Run:
@@ -194,7 +196,7 @@ def begun(args: argparse.Namespace, settled: Settled, task: Trainable) -> Run:
     preset, checkpoint = settled.preset, settled.checkpoint
     budget = budget_of(preset, args.minutes, args.images, savepoint.budget_of(checkpoint))
     run = Run(task, preset, budget, args.out, args.seed, settled.execution, task.data.file.digest, args.skip)
-    run.rate = settled.rate
+    run.rate, run.data_stage = settled.rate, args.data_stage
     run.skipped.add(unreadable.newly_found(), show)  # held-out images
     if args.tensorboard and distributed.rank() == 0:
         run.journal.scalars = log.Scalars(args.out)

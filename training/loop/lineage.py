@@ -45,6 +45,7 @@ class Trained:
     first_image: int = 0
     end_image: int = 0
     bundle: str = ""
+    data_stage: str = ""  # name of the run among those of `training.staged`
 
 
 class Lineage:
@@ -67,9 +68,10 @@ class Lineage:
         """Prepend the stages of the bundle from which a run begins."""
         self.stages, self._bundle = Lineage.stored(bundle.provenance.get("trained", [])).stages, bundle.digest
 
-    def begin(self, preset: str, stage: str, data: str, weights: Mapping[str, Tensor], at: Progress) -> None:
-        """Add a stage that begins with `weights`."""
-        begun = Trained(preset, stage, data, weights_digest(weights), bundle=self._bundle)
+    def begin(self, names: tuple[str, str, str], data: str, weights: Mapping[str, Tensor], at: Progress) -> None:
+        """Add a stage that begins with `weights`. `names` are those of preset, stage and data stage."""
+        preset, stage, data_stage = names
+        begun = Trained(preset, stage, data, weights_digest(weights), bundle=self._bundle, data_stage=data_stage)
         self.stages.append(replace(begun, first_step=at.step, first_image=at.images))
         self._bundle = ""
 

@@ -72,6 +72,7 @@ class Run:
         self.stopping = False
         self.before: Budget | None = None  # of the resumed run, if it differs
         self.processes_before = distributed.world()
+        self.data_stage = ""  # of several that train on data of their own, for the lineage
         self.rate = 1.0  # factor of the preset's learning rates, for the checkpoint
         if isinstance(task, HasCompanion):
             task.companion.to(self.device)
@@ -250,7 +251,8 @@ class Run:
             weights = self.task.network.state_dict()
             if self.at.step:
                 self.lineage.end(weights, self.at)
-            self.lineage.begin(self.preset.name, self.stage.name, self.learned_from[-1], weights, self.at)
+            names = self.preset.name, self.stage.name, self.data_stage
+            self.lineage.begin(names, self.learned_from[-1], weights, self.at)
             number = self.at.extended * len(self.preset.stages) + self.at.stage
             self.task.begin(self.stage, Draw.seeded(self.seed, FOR_STAGE, number))
             self._begin_stage()

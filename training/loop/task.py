@@ -148,6 +148,26 @@ class NamesWatched(Protocol):
 
 
 @runtime_checkable
+class NamesImageBands(Protocol):
+    """A task that can learn from images that lack some of its bands."""
+
+    @property
+    def image_bands(self) -> tuple[str, ...]:
+        """Bands that its images must have."""
+        ...
+
+
+@runtime_checkable
+class HasRemarks(Protocol):
+    """A task that has something to tell before the first step, such as a term of its loss that it cannot compute."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """One line for each."""
+        ...
+
+
+@runtime_checkable
 class ShowsSamples(Protocol):
     """A task with sample images for visual validation."""
 

@@ -1,7 +1,7 @@
 """Perceptual distances between reflectance images (3, H, W), if their weights are available locally. No downloads.
 
 LPIPS (Zhang et al. 2018, AlexNet) and the L1 distance of CLIP-like embeddings (SigLIP ViT-B/16 at 256 px), both as in
-OpenSR-test 1.3.
+OpenSR-test 1.3. For training, LPIPS with VGG16, through which gradients flow.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     Distance = Callable[[Tensor, Tensor], float]
 
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's IMAGENET1K_V1
+VGG16 = "vgg16-397923af.pth"  # torchvision's IMAGENET1K_V1
 LPIPS_LEAST_PX = 64
+WHITE = 0.5  # reflectance that `displayed` shows as white; vegetation has up to 0.5 in near infrared
+_DARK = 0.01  # reflectance added before the root, so that its slope is finite at 0
 CLIP_MODEL, CLIP_PX = "ViT-B-16-SigLIP-256", 256
 CLIP_REPOSITORY, CLIP_FILE = "timm/ViT-B-16-SigLIP-256", "open_clip_pytorch_model.bin"
 CLIP_MEAN, CLIP_SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -37,6 +40,33 @@ class Perceptual:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class PerceptualLoss:
+    """A network from two batches of images (B, 3, H, W) in [-1, 1] to distances, or the reason why there is none."""
+
+    network: nn.Module | None
+    reason: str = ""
+
+
+def displayed(reflectance: Tensor) -> Tensor:
+    """Return reflectance in [-1, 1] as a picture shows it: gamma 2, black at 0 and white at `WHITE`.
+
+    LPIPS was trained on pictures, whose values are roots of radiance. Brighter ground is clipped, as in a picture.
+    """
+    low, high = _DARK**0.5, (WHITE + _DARK) ** 0.5
+    shown: Tensor = 2 * ((reflectance.clamp(0, WHITE) + _DARK).sqrt() - low) / (high - low) - 1
+    return shown
+
+
+def lpips_loss() -> PerceptualLoss:
+    """Return LPIPS with VGG16, frozen and in eval mode, as a loss for training."""
+    reason = _lpips_lacks(VGG16)
+    if reason:
+        return PerceptualLoss(None, reason)
+    network: nn.Module = import_module("lpips").LPIPS(net="vgg", verbose=False)
+    return PerceptualLoss(network.eval().requires_grad_(False))
+
+
 def distances() -> Mapping[str, Perceptual]:
     """Return both distances by name, with their networks loaded if available."""
     return {"LPIPS": lpips(), "CLIP": clip()}
@@ -47,12 +77,18 @@ def _absent(*packages: str) -> str:
     return f"package {missing[0]} is not installed" if missing else ""
 
 
+def _lpips_lacks(weights: str) -> str:
+    """Return why LPIPS on the network of these weights is not available, or ""."""
+    if reason := _absent("lpips", "torchvision"):
+        return reason
+    if (Path(torch.hub.get_dir()) / "checkpoints" / weights).is_file():
+        return ""
+    return f"no {'AlexNet' if weights == ALEXNET else 'VGG16'} weights {weights} in torch's folder of checkpoints"
+
+
 def lpips() -> Perceptual:
     """Return LPIPS with AlexNet. Images smaller than 64 px are interpolated to 64 px."""
-    reason = _absent("lpips", "torchvision")
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
-    if not reason and not weights.is_file():
-        reason = f"no AlexNet weights {ALEXNET} in torch's folder of checkpoints"
+    reason = _lpips_lacks(ALEXNET)
     if reason:
         return Perceptual(None, reason)
     network = import_module("lpips").LPIPS(net="alex", verbose=False).eval()
