@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES, GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.planning.store_template import template_of
-from pipeline.superres.registry import spec_of
 from pipeline.superres.system import load
+from pipeline.superres.weights import memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan
     from pipeline.superres.chain import Group, Output
     from pipeline.superres.passes import Pass
+    from pipeline.superres.spec import Memory
 
 # Peak memory of a worker, measured by tests.benchmarks: the interpreter with torch, zarr and dask, and GDAL's block
 # cache, which fills up over many units. Each system declares the additional memory of its networks.
@@ -67,7 +68,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
     # A mosaic holds one scene and the result at a time. A median holds all scenes over a place, rarely more than ten.
     medians = [len(p.scene_ids) for zone in plan.zones for p in zone.periods if p.composite == "median"]
     scenes = max(2, min(10, max(medians, default=0)))
-    pixels = parts[0].pixels
+    pixels, memory = parts[0].pixels, memory_of(plan.system)
     return Estimate(
         scenes=len(plan.scenes),
         zones=len(plan.zones),
@@ -80,7 +81,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
         output_mib=round(sum(part.bytes * len(arrays) + part.stored_pixels for part in parts) / 2**20, 1),
         stored_mib=round(sum(part.bytes for part in parts) * compressed * _LEVELS / 2**20, 1),
         overlap=round(_base_px(parts[0].of_pass.groups, parts[0].cells) / max(1, pixels), 2),
-        worker_mib=round(max(worker_mib(plan.system.name, p.largest_px, p.of_pass, plan.draws, scenes) for p in parts)),
+        worker_mib=round(max(worker_mib(memory, p.largest_px, p.of_pass, plan.draws, scenes) for p in parts)),
         seconds_per_window=round(spent / windows / (plan.draws or 1) if windows else 0.0, 3),
         seconds=round(spent / max(1, min(workers, units)), 1),
         workers=workers,
@@ -140,9 +141,9 @@ def _base_px(groups: Sequence[Group], cells: Sequence[int]) -> float:
     )
 
 
-def worker_mib(system: str, unit_px: int, of_pass: Pass, members: int, scenes: int) -> float:
+def worker_mib(memory: Memory, unit_px: int, of_pass: Pass, members: int, scenes: int) -> float:
     """Return the expected peak memory in MiB of one worker for a unit of `unit_px` pixels of a pass."""
-    memory, gsd_m = spec_of(system).memory, of_pass.gsd_m
+    gsd_m = of_pass.gsd_m
     window_px = max((group.lattice.window_px for group in of_pass.groups), default=0)
     handed = sum(
         len(group.handed) * (gsd_m / group.gsd_m) ** 2 * (max(1, members) if group.varying else 1)

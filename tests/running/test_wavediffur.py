@@ -20,6 +20,7 @@ from pipeline.models.bundle import LatticeSpec, save_bundle
 from pipeline.models.wavediffur import wavediffur_bundle
 from pipeline.models.wavelet_network import WaveletNetwork
 from pipeline.run import main
+from tests.models.ldsr_small import write_latent
 from tests.models.small import write_lite
 from tests.models.test_difffusr import FOUR_STEPS, SMALL, ruled, shapes_of
 from tests.models.test_wavediffur import TINY
@@ -131,7 +132,7 @@ def test_a_killed_cascade_goes_on_where_it_was(scale, words, finished, tmp_path)
     assert chunk_digests(store) == chunk_digests(finished)
 
 
-BACKBONES = {"bicubic": 16, "lite": 16, "difffusr": 4}
+BACKBONES = {"bicubic": 16, "lite": 16, "difffusr": 4, "ldsr": 16}
 
 
 def write_difffusr(folder):
@@ -150,6 +151,7 @@ def backbone_weights(tmp_path_factory):
         "bicubic": of_fusion,
         "lite": ("--weights", str(sr), *of_fusion),
         "difffusr": ("--weights", str(write_difffusr(folder)), *of_fusion),
+        "ldsr": ("--weights", str(write_latent(folder / "ldsr.safetensors")), *of_fusion),
     }
 
 

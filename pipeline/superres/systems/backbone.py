@@ -11,7 +11,9 @@ from pipeline.superres.registry import spec_of
 from pipeline.superres.spec import MEASURED
 
 if TYPE_CHECKING:
-    from pipeline.superres.spec import Bundles, Predictor, Stage, Weights
+    from torch import Tensor
+
+    from pipeline.superres.spec import Bundles, Predictor, Stage, StageInput, Weights
 
 _FROM_M = 10
 
@@ -38,22 +40,27 @@ class Backbone:
         read = replace(self.stage.reads[0], gsd_m=coarse_m, source=source)
         return replace(self.stage, name=name, reads=(read,), gsd_m=coarse_m / self.factor)
 
+    def predict(self, networks: Predictor, given: StageInput) -> Tensor:
+        """Return what its networks (see `built`) give, with its own options."""
+        return networks.predict(self.stage, replace(given, options=spec_of(self.name).step_options))
+
     def built(self, bundles: Bundles) -> Predictor:
         """Load its networks. Raises BundleError if the tensors do not fit."""
         spec = spec_of(self.name)
         assert spec.build is not None  # it has a stage
-        return spec.build(bundles, spec.defaults)
+        return spec.build(bundles, spec.step_options)
 
 
 def weights_of(name: str) -> tuple[Weights, ...]:
     """Return the weights that a system takes. Raises UsageError if there is no such system."""
-    return spec_of(name).weights
+    spec = spec_of(name)
+    return spec.weights_for(spec.step_options)
 
 
 def backbone_of(name: str, bundles: Bundles) -> Backbone:
     """Return the backbone of a system with these weights. Raises UsageError if none of its stages fits."""
     spec = spec_of(name)
-    for stage in spec.stages(bundles, spec.defaults):
+    for stage in spec.stages(bundles, spec.step_options):
         read = stage.reads[0]
         alone = len(stage.reads) == 1 and (read.source, read.gsd_m) == (MEASURED, _FROM_M)
         if alone and stage.gsd_m <= TARGET_GSD_M and set(RGB) <= set(stage.gives) == set(read.bands):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
-from pipeline.bands import BRIGHT_REFLECTANCE, RGB, TARGET_GSD_M, bands_at
+from pipeline.bands import BLOCK_60M, BRIGHT_REFLECTANCE, RGB, TARGET_GSD_M, bands_at
 from pipeline.errors import UsageError
 from pipeline.superres.spec import Input, Stage, Weights, lattice_of
 
@@ -77,22 +77,29 @@ def resolve_then_fuse(
     return resolve, fusion_stage(bundles[NAME], resolve)
 
 
-def fusion_stage(bundle: Bundle, guide: Stage, lattice: Lattice | None = None) -> Stage:
+def fusion_stage(bundle: Bundle, guide: Stage, lattice: Lattice | None = None, made: tuple[str, ...] = ()) -> Stage:
     """Return the stage for every band of `bundle` that the stage `guide` does not give, guided by its RGB.
 
-    `lattice`: its windows; by default those of `guide` if it gives 2.5 m, else those of the bundle.
+    `lattice`: its windows; by default those of `guide` if they fit, else those of the bundle. `made`: bands that other
+    stages give.
     """
-    lattice = lattice or (guide.lattice if guide.gsd_m == TARGET_GSD_M else lattice_of(bundle))
+    lattice = lattice or (guide.lattice if _fits(guide) else lattice_of(bundle))
     natives = (Input(f"native_{gsd}m", bands, gsd, optional=True) for gsd, bands in NATIVE.items())
     return Stage(
         NAME,
         reads=(Input(GUIDE, RGB, guide.gsd_m, source=guide.name), *natives),
-        gives=tuple(band for band in bundle.out_bands if band not in guide.gives),
+        gives=tuple(band for band in bundle.out_bands if band not in (*guide.gives, *made)),
         gsd_m=TARGET_GSD_M,
         lattice=lattice,
         weights=NAME,
         bright_reflectance=math.inf,  # the guide's stage decides where there is detail
     )
+
+
+def _fits(guide: Stage) -> bool:
+    """Return whether the windows of a guide are at 2.5 m and hold whole pixels of 60 m."""
+    whole = guide.lattice.stride_px % BLOCK_60M == 0 and guide.lattice.reach_px % BLOCK_60M == 0
+    return guide.gsd_m == TARGET_GSD_M and whole
 
 
 def build_fuser(bundle: Bundle) -> Fuser:

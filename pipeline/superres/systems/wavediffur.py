@@ -190,7 +190,7 @@ class Cascade(Predictor):
         if self.step is None or self.other is None:
             image = given.images[IMAGE]
             return _whole(stage, consistent(twice(image), image))
-        found = self.other.predict(self.step.stage, given)
+        found = self.step.predict(self.other, given)
         return found if measured else consistent(found, given.images[self.step.input])
 
     def _own_level(self, stage: Stage, given: StageInput, measured: bool) -> Tensor:
