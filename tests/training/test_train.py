@@ -452,7 +452,8 @@ def test_initial_weights_that_do_not_fit_are_refused_first(imagery, tmp_path, ca
 def test_every_preset_knows_what_its_bundles_call_themselves(imagery):
     for preset in registry.presets().values():
         assert registry.task_of(preset).kind in {
-            "lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion", "wavediffur-sr",
+            "lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion", "wavediffur-sr", "ldsr-autoencoder", "ldsr",
+            "fusion-x2", "fusion-x4",
         }  # fmt: skip
         assert ("fusion" in registry.task_of(preset).kind) == (registry.task_of(preset).use == "fusion")
 
@@ -509,9 +510,10 @@ def test_shipped_weights_beat_back_projection_on_held_out_places(shared_data):
 
 def test_shipped_weights_are_small():
     files = list(WEIGHTS.glob("*.safetensors"))
-    assert {path.stem for path in files} == {"lite-sr", "lite-fusion", "wavediffur-sr"}
+    fusions = {"lite-fusion", "fusion-x2", "fusion-x4"}
+    assert {path.stem for path in files} == {"lite-sr", "wavediffur-sr", "ldsr", *fusions}
     assert sum(path.stat().st_size for path in files) < 30e6
     for path in files:
         bundle = load_bundle(path)
         assert bundle.licence
-        assert bundle.lattice.window_px in (480, 512)
+        assert bundle.lattice.window_px in (480, 120 if bundle.system == "fusion-x2" else 512)
