@@ -6,6 +6,7 @@ coarse image conditions the denoiser as the latent of its interpolation (OpenSR 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -67,7 +68,7 @@ class Autoencoder(Protocol):
         ...
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, ABC):
     """Network that estimates the noise in a latent.
 
     `regresses`: it also estimates the latent of a condition without any noise, around which it then draws.
@@ -91,9 +92,9 @@ class Denoiser(nn.Module):
         del prepared
         return torch.ones_like(alpha)
 
+    @abstractmethod
     def forward(self, noisy: Tensor, prepared: Tensor, timestep: Tensor) -> Tensor:
         """Return the noise (B, L, h, w) in `noisy`, given a prepared condition and timesteps (B,) from 0."""
-        raise NotImplementedError
 
 
 class LatentNetwork(nn.Module):

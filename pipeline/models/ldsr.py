@@ -6,7 +6,7 @@ The coarse image is interpolated, encoded and given to the denoiser beside the n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.models.bundle import BundleError, load_into
@@ -127,9 +127,10 @@ class LDSR:
             return image
         return without_phase_pattern(image, upsample(lr, SCALE), SCALE)
 
-    def with_options(self, steps: int = 0, **others: float) -> Sampling:
-        """Return the sampling with these values; `steps` 0 keeps those of the weights."""
-        return replace(self.sampling, **({"steps": steps} if steps else {}), **others)  # type: ignore[arg-type]
+    def sampling_with(self, steps: int, eta: float | None, temperature: float, start: float) -> Sampling:
+        """Return the sampling with these values; `steps` 0 and `eta` None are those of the weights."""
+        own = self.sampling
+        return Sampling(steps or own.steps, own.eta if eta is None else eta, temperature, start)
 
 
 def network_of(architecture: Mapping[str, Any], bands: int, untrained: bool = False) -> LatentNetwork:

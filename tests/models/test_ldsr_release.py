@@ -114,7 +114,7 @@ def test_the_system_draws_what_the_release_does(network, before_1_0, sound):
     coarse = 0.1 + 0.1 * torch.rand(1, 4, 128, 128, generator=torch.Generator().manual_seed(0))
     system, noise = LDSR(network, published_bundle(before_1_0=before_1_0), sound), Noise()
     order = {FIRST_NOISE: 1, CONDITION_NOISE: 0}
-    found = system.sample(coarse, lambda k: noise(order.get(k, k)), system.with_options(steps=4))
+    found = system.sample(coarse, lambda k: noise(order.get(k, k)), system.sampling_with(4, None, 1.0, 1.0))
     normalisation = Normalisation(GAINS[4], as_released=not sound) if before_1_0 else None
     expected = super_resolve(network, coarse, noise, 4, 0.95, matching=False, normalisation=normalisation)
     torch.testing.assert_close(found.clamp(min=0), expected)

@@ -116,6 +116,8 @@ def test_options_change_draws(area, files, tmp_path):
     [
         (("steps=30",), "30 sampling steps do not divide 1000"),
         (("eta=-0.5",), "eta=-0.5; expected 0 to 1, or -1"),
+        (("temperature=0.5",), "temperature=0.5 with eta 0, where steps draw no noise; expected an eta above 0"),
+        (("normalisation=sound",), "expected weights of a release before 1.0"),
         (("eta=2",), "eta=2; expected a number from -1 to 1"),
         (("start_from_lr=0",), "start_from_lr=0"),
         (("bands20=wavelet",), "bands20=wavelet; expected one of fusion, ldm6, pipeline"),

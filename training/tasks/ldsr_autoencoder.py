@@ -231,7 +231,7 @@ def normalisation(architecture: Mapping[str, Any]) -> dict[str, Any]:
 
 def lattice_of(architecture: Mapping[str, Any]) -> LatticeSpec:
     """Return the windows of networks, in px of the output."""
-    return LATTICE if architecture["networks"] == "small" else LatticeSpec(512, 464, 32, 8)
+    return LATTICE if architecture["networks"] == "small" else ldsr_published.LATTICE
 
 
 def _check(recipe: Mapping[str, Any]) -> None:

@@ -147,12 +147,24 @@ def _fusion_stage(
 
 
 def _check_sampling(options: Settings, bundle: Bundle) -> None:
-    """Raise UsageError for steps or eta that cannot be used."""
+    """Raise UsageError for steps or eta that cannot be used, and for options that these weights do not read."""
     from pipeline.models.latent_sampler import timesteps
 
     steps, eta = int(options[STEPS.name]), float(options[ETA.name])
     if eta < 0 and eta != _AS_WEIGHTS:
         raise UsageError(f"--option {ETA.name}={eta:g}", "0 to 1, or -1 for that of the weights")
+    used = float(bundle.sampler.get("eta", 0.0)) if eta < 0 else eta
+    if not used and options[TEMPERATURE.name] != TEMPERATURE.default:
+        raise UsageError(
+            f"--option {TEMPERATURE.name}={options[TEMPERATURE.name]} with {ETA.name} 0, where steps draw no noise",
+            f"an {ETA.name} above 0",
+        )
+    kind = bundle.normalisation.get("kind")
+    if options[NORMALISATION.name] != NORMALISATION.default and kind != "before-1.0":
+        raise UsageError(
+            f"--option {NORMALISATION.name}={options[NORMALISATION.name]} with weights {bundle.path}",
+            "weights of a release before 1.0, which alone scale reflectance",
+        )
     try:
         timesteps(steps or int(bundle.sampler["steps"]))
     except ValueError as error:
@@ -212,12 +224,11 @@ class LatentDiffusion(Predictor):
 def _sampling(resolver: LDSR, options: Settings) -> Sampling:
     """Return how to sample with these options."""
     eta = float(options[ETA.name])
-    given = {"eta": eta} if eta >= 0 else {}
-    return resolver.with_options(
+    return resolver.sampling_with(
         int(options[STEPS.name]),
-        temperature=float(options[TEMPERATURE.name]),
-        start=float(options[START.name]),
-        **given,
+        None if eta == _AS_WEIGHTS else eta,
+        float(options[TEMPERATURE.name]),
+        float(options[START.name]),
     )
 
 
