@@ -94,27 +94,57 @@ def settled(options: Sequence[Option], given: Mapping[str, Value], system: str) 
 
 
 @dataclass(frozen=True)
+class MapRule:
+    """Features of a vector map by their attributes, in the words of one schema such as OpenStreetMap's.
+
+    A feature fits if each attribute in `tags` has one of the values, or any value but "no" if there are none, and no
+    attribute in `without` has one of its values. The rule applies to layers that have the attributes of `tags` and
+    `fields`. Lines and points are drawn `width_m` wide, and left out if it is 0.
+    """
+
+    tags: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    without: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    fields: tuple[str, ...] = ()
+    width_m: float = 0.0
+
+
+@dataclass(frozen=True)
 class MapClass:
     """Features of a vector map that make one channel: 1 within them, 0 elsewhere.
 
-    `where` is an OGR SQL expression on attributes; empty selects all features. Lines and points get a width of
-    `width_m` on the ground, and are left out if it is 0.
+    Features are those that fit any of `rules`; the first that fits says the width of lines. Without rules, they are
+    selected by `where`, an OGR SQL expression on attributes, empty for all features, and lines and points get a width
+    of `width_m` on the ground, and are left out if it is 0.
     """
 
     name: str
     where: str = ""
     width_m: float = 0.0
+    rules: tuple[MapRule, ...] = ()
+
+    @property
+    def widest_m(self) -> float:
+        """Largest width of lines."""
+        return max([rule.width_m for rule in self.rules], default=self.width_m)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Attributes that features are selected by, but those of `where`."""
+        used = (name for rule in self.rules for name in (*(tag for tag, _ in rule.tags), *rule.fields))
+        return tuple(dict.fromkeys(used))
 
 
 @dataclass(frozen=True)
 class Condition:
     """A map that a system takes beside the scenes, `--condition NAME=FILE`.
 
-    A "vector" map is rasterised, one channel for each of `classes`. A "raster" has one channel per band of the file, in
-    their order, named `bands`, and is resampled onto the stage's grid by `resampling`: "area" averages where the file's
-    pixels are smaller than the stage's and interpolates by cubic convolution where they are larger. Ground without
-    data has the value `nodata`. Where a pixel of a raster is as large as `coarsest_px` pixels of an input that reads it
-    or larger, the map counts as not given there.
+    A "vector" map is rasterised, one channel for each of `classes`. If these are `exclusive`, a pixel within features
+    of several classes belongs to the first of them alone.
+
+    A "raster" has one channel per band of the file, in their order, named `bands`, and is resampled onto the stage's
+    grid by `resampling`: "area" averages where the file's pixels are smaller than the stage's and interpolates by cubic
+    convolution where they are larger. Ground without data has the value `nodata`. Where a pixel of a raster is as large
+    as `coarsest_px` pixels of an input that reads it or larger, the map counts as not given there.
     """
 
     name: str
@@ -126,6 +156,7 @@ class Condition:
     required: bool = True
     nodata: float = 0.0
     coarsest_px: float = math.inf
+    exclusive: bool = False
 
     @property
     def channels(self) -> tuple[str, ...]:
