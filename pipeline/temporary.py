@@ -6,6 +6,8 @@ process ids are not unique. On file systems without locks, leftovers stay.
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 import shutil
 import tempfile
@@ -77,6 +79,35 @@ def remove_leftovers(parent: Path, prefix: str) -> int:
     """Remove unlocked temporary folders and return their number."""
     found = [path for path in parent.glob(f"{escape(prefix)}*") if path.is_dir() and not path.is_symlink()]
     return sum(_removed(folder) for folder in found)
+
+
+def shared_folder(folder: Path) -> BinaryIO:
+    """Create a folder that processes of this user share, or join it. Return its lock, held until it is closed.
+
+    `remove_leftovers` removes the folder once no process holds it. Raises OSError if it cannot be created, or belongs
+    to another user.
+    """
+    import fcntl
+
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EACCES, "it belongs to another user", str(folder))
+        with suppress(FileNotFoundError):  # another process removes it before it is locked: try again
+            lock = (folder / _LOCK).open("ab")
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            if (folder / _LOCK).exists() and os.path.samestat(os.fstat(lock.fileno()), (folder / _LOCK).stat()):
+                return lock
+            lock.close()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is created, alone."""
+    with path.open("ab") as file:
+        _lock(file, wait=True)
+        yield
 
 
 def _held(parent: Path, prefix: str) -> tuple[Path, BinaryIO]:

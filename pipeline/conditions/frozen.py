@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.conditions.vector_format import VECTOR_SUFFIXES
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.superres.declared import Condition
 
 _BLOCK = 1 << 20
-# First bytes of vector files by driver. The suffix of an untrusted file proves nothing, and a driver chosen by GDAL
-# may follow references in the file.
-_BEGINNINGS = {
-    "GPKG": b"SQLite format 3\0",
-    "FlatGeobuf": b"fgb",
-    "GeoJSON": b"{",
-    "ESRI Shapefile": b"\0\0\x27\n",
-}
-VECTOR_SUFFIXES = {
-    ".gpkg": "GPKG",
-    ".fgb": "FlatGeobuf",
-    ".geojson": "GeoJSON",
-    ".json": "GeoJSON",
-    ".shp": "ESRI Shapefile",
-}
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
 _BESIDE = (".dbf", ".shx", ".prj", ".cpg")  # other files of a shapefile
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A map by the name of its condition. `sha256` covers its content, for a shapefile that of all its files."""
+    """A map by the name of its condition. `sha256` covers its content, for a shapefile that of all its files.
+
+    `credit` names its makers and licence, as they wish to be named.
+    """
 
     name: str
     kind: str  # "vector" or "raster"
     where: str  # absolute path
     sha256: str
+    credit: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Return a dictionary. Without a credit it is that of older plans, which recorded none."""
+        return {name: value for name, value in asdict(self).items() if name != "credit" or value}
 
 
 def freeze(condition: Condition, given: str) -> Frozen:
@@ -71,16 +65,6 @@ def content_digest(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror or error})", "a file with a map") from error
     return digest.hexdigest()
-
-
-def driver_of(path: Path) -> str:
-    """Return the GDAL driver of a vector file by its suffix. Raises UsageError if its first bytes do not fit."""
-    driver = VECTOR_SUFFIXES[path.suffix.lower()]
-    with path.open("rb") as file:
-        begins = file.read(64).removeprefix(b"\xef\xbb\xbf")
-    if not (begins.lstrip() if driver == "GeoJSON" else begins).startswith(_BEGINNINGS[driver]):
-        raise UsageError(f"{path} is no {driver} file", f"content that matches the suffix, {driver}")
-    return driver
 
 
 def _parts(path: Path) -> list[Path]:

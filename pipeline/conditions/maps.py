@@ -57,9 +57,14 @@ class ZoneMaps:
             for col in range(align_down(window.col, TILE_PX), window.col_end, TILE_PX):
                 tile = Window(row, col, TILE_PX, TILE_PX)
                 part = tile.intersect(window)
-                values = _tile(declared, frozen, self.grid.at_gsd(gsd_m).of(tile))
+                values = self._tile(declared, frozen, self.grid.at_gsd(gsd_m).of(tile))
                 found[(..., *part.slices(window))] = values[(rows, *part.slices(tile))]
         return found
+
+    def _tile(self, declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.float32]:
+        if declared.kind == "vector":
+            return vector_map.channels(declared, frozen, grid, self.grid)
+        return raster_map.channels(declared, frozen, grid)
 
 
 def too_coarse(declared: Condition, frozen: Frozen, epsg: int, gsd_m: float) -> bool:
@@ -67,8 +72,3 @@ def too_coarse(declared: Condition, frozen: Frozen, epsg: int, gsd_m: float) -> 
     if declared.kind == "vector" or math.isinf(declared.coarsest_px):
         return False
     return raster_map.pixel_m(frozen, epsg) >= declared.coarsest_px * gsd_m
-
-
-def _tile(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.float32]:
-    read = vector_map.channels if declared.kind == "vector" else raster_map.channels
-    return read(declared, frozen, grid)

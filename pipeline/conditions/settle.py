@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.conditions import raster_map, vector_map
+from pipeline.conditions import raster_map
+from pipeline.conditions.credit import credit_of
 from pipeline.conditions.frozen import Frozen, freeze
+from pipeline.conditions.vector_layers import layers_of
 from pipeline.superres.declared import require_known
 
 if TYPE_CHECKING:
@@ -27,13 +30,13 @@ def settle(conditions: Sequence[Condition], given: Mapping[str, str], system: st
             continue
         frozen = freeze(one, given[one.name])
         _look(one, Path(frozen.where))
-        found.append(frozen)
+        found.append(replace(frozen, credit=credit_of(Path(frozen.where), one.kind)))
     return tuple(found)
 
 
 def _look(condition: Condition, path: Path) -> None:
     if condition.kind == "vector":
-        vector_map.crs_of(path)
+        layers_of(path)
         return
     from pipeline.archive.read.gdal import open_raster
 

@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.conditions.frozen import content_digest, driver_of
+from pipeline.conditions.frozen import content_digest
+from pipeline.conditions.indexed_copy import layers_over
+from pipeline.conditions.map_rules import may_have, widths
+from pipeline.conditions.shapes import drawn
+from pipeline.conditions.vector_layers import features, turned
 from pipeline.errors import ReadError, UsageError
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from pyproj import CRS
 
     from pipeline.conditions.frozen import Frozen
+    from pipeline.conditions.vector_layers import Box, Features, Layer
     from pipeline.grid.grid import Grid
     from pipeline.superres.declared import Condition, MapClass
 
 _TILES_KEPT = 64
-_EDGE_POINTS = 21  # along each side of a projected box
+_PADDING_M = 1.0  # of boxes, whose projected edges are not straight
+
+
+@dataclass
+class Drawn:
+    """Features of the classes within a box, as valid polygons in metres of a zone.
+
+    `polygons` has one list per class. A feature is named by layer and number: `repaired` had invalid polygons, and of
+    `lost` nothing could be drawn, or not everything.
+    """
+
+    polygons: list[list[Any]]
+    repaired: set[tuple[str, int]] = field(default_factory=set)
+    lost: set[tuple[str, int]] = field(default_factory=set)
+    fields: dict[str, tuple[str, ...]] = field(default_factory=dict)  # attributes by layer
 
 
 @lru_cache(maxsize=_TILES_KEPT)
-def channels(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.float32]:
+def channels(declared: Condition, frozen: Frozen, grid: Grid, area: Grid | None = None) -> NDArray[np.float32]:
     """Rasterise the classes (classes, ny, nx) over `grid`: 1 if a pixel's centre is in a feature of the class, else 0.
 
-    Raises UsageError if the file has changed since planning or has no CRS, and ReadError if it cannot be read.
+    By its centre, because every touched pixel would widen roads and buildings by most of a pixel. If the classes are
+    exclusive, a pixel belongs to the first one only. `area` is the ground that is going to be asked for.
+
+    Raises UsageError if the file has changed since planning or lacks a CRS or attributes, and ReadError if it cannot be
+    read.
     """
-    path = require_same(frozen)
-    found = np.stack([_rasterised(_geometries(path, one, grid), grid) for one in declared.classes])
-    found.flags.writeable = False
-    return found
+    require_same(frozen)
+    around = area or grid
+    found = draw(declared, frozen, grid.epsg, grid.bounds_m, turned(around.bounds_m, around.epsg, "EPSG:4326"))
+    burnt = np.stack([_rasterised(polygons, grid) for polygons in found.polygons])
+    if declared.exclusive:
+        burnt[1:] &= ~np.logical_or.accumulate(burnt, axis=0)[:-1]
+    values = burnt.astype(np.float32)
+    values.flags.writeable = False
+    return values
 
 
 @lru_cache(maxsize=16)
@@ -51,84 +78,61 @@ def require_same(frozen: Frozen) -> Path:
     return path
 
 
-def crs_of(path: Path) -> CRS:
-    """Return the CRS of a vector file.
+def draw(declared: Condition, frozen: Frozen, epsg: int, box_m: Box, area: Box) -> Drawn:
+    """Return the features of all classes that touch a box (metres of a zone).
 
-    Raises UsageError if it has none or its content does not fit its suffix, and ReadError if it cannot be read.
+    `area` (degrees) is the ground that is going to be asked for. Raises as `channels`.
     """
-    import pyproj
-
-    pyogrio, driver = _pyogrio(), driver_of(path)
-    try:
-        about = pyogrio.read_info(path)
-    except Exception as error:  # GDAL raises many types
-        raise ReadError(f"{path} cannot be read ({error})", "a vector file of one layer", "write it anew") from error
-    if about["driver"] != driver:
-        raise UsageError(f"{path} was opened as {about['driver']}", driver)
-    if not about["crs"]:
-        raise UsageError(f"{path} has no CRS", "a file with a CRS", "set it, such as with ogr2ogr -a_srs")
-    return pyproj.CRS.from_user_input(about["crs"])
-
-
-def bounds_lonlat(path: Path) -> tuple[float, float, float, float]:
-    """Return west, south, east and north of a vector file with a CRS, EPSG:4326. Raises as `crs_of`."""
-    from pyproj import Transformer
-
-    crs = crs_of(path)
-    left, bottom, right, top = _pyogrio().read_info(path, force_total_bounds=True)["total_bounds"]
-    turn = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    west, south, east, north = turn.transform_bounds(left, bottom, right, top, densify_pts=_EDGE_POINTS)
-    return west, south, east, north
+    pad_m = max(one.widest_m for one in declared.classes) / 2 + _PADDING_M
+    left, bottom, right, top = box_m
+    padded = (left - pad_m, bottom - pad_m, right + pad_m, top + pad_m)
+    box = turned(padded, epsg, "EPSG:4326")
+    layers = layers_over(frozen, box, area)
+    found = Drawn([[] for _ in declared.classes], fields={layer.name: layer.fields for layer in layers})
+    for where in dict.fromkeys(one.where for one in declared.classes):
+        classes = [(at, one) for at, one in enumerate(declared.classes) if one.where == where]
+        useful = [layer for layer in layers if may_have([one for _, one in classes], layer)]
+        for layer, read in _read(useful, box, where):
+            for at, one in classes:
+                _add(found, at, one, layer, read, epsg, padded)
+    return found
 
 
-@lru_cache(maxsize=1)
-def _pyogrio() -> ModuleType:
-    """Import pyogrio without GDAL_SKIP. Its own GDAL would complain about the drivers that `restrict_drivers` names."""
-    kept = os.environ.pop("GDAL_SKIP", None)
-    try:
-        import pyogrio.raw
-    finally:
-        if kept is not None:
-            os.environ["GDAL_SKIP"] = kept
-    module: ModuleType = pyogrio
-    return module
+def _read(layers: Sequence[Layer], box: Box, where: str) -> list[tuple[Layer, Features]]:
+    """Read layers. Those without the attributes of `where` are left out, unless all lack them."""
+    found, faults = [], []
+    for layer in layers:
+        if not layer.path:
+            continue
+        try:
+            found.append((layer, features(layer, box, where)))
+        except ReadError as error:
+            if not where:
+                raise
+            faults.append(error)
+    if faults and not found:
+        raise faults[0]
+    return found
 
 
-def _geometries(path: Path, wanted: MapClass, grid: Grid) -> list[Any]:
-    """Return the features of a class near a grid, as polygons in metres of its zone."""
-    import shapely
-    from pyproj import Transformer
-
-    crs = crs_of(path)
-    half_m = wanted.width_m / 2
-    left, bottom, right, top = grid.bounds_m
-    around = (left - half_m, bottom - half_m, right + half_m, top + half_m)
-    box = Transformer.from_crs(grid.epsg, crs, always_xy=True).transform_bounds(*around, densify_pts=_EDGE_POINTS)
-    try:
-        # Some drivers treat an attribute as missing if it is used in the filter but not read.
-        columns: list[str] | None = None if wanted.where else []
-        found = _pyogrio().raw.read(path, columns=columns, where=wanted.where or None, bbox=box, force_2d=True)
-    except Exception as error:  # GDAL raises many types
-        raise ReadError(
-            f"{path} cannot be read ({error})",
-            f"features with the attributes of {wanted.where!r}" if wanted.where else "a vector file",
-            "give a map with these attributes",
-        ) from error
-    shapes = shapely.from_wkb(found[2])
-    shapes = shapes[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
-    turn = Transformer.from_crs(crs, grid.epsg, always_xy=True).transform
-    shapes = shapely.transform(shapes, lambda xy: np.column_stack(turn(xy[:, 0], xy[:, 1])))
-    flat = shapely.get_dimensions(shapes) < 2
-    if half_m:
-        shapes[flat] = shapely.buffer(shapes[flat], half_m)
-    return list(shapes[~flat] if not half_m else shapes)
+def _add(found: Drawn, at: int, one: MapClass, layer: Layer, read: Features, epsg: int, box_m: Box) -> None:
+    """Add the features of a layer that belong to a class."""
+    wide = widths(one, layer, read)
+    mine = ~np.isnan(wide)
+    if not mine.any():
+        return
+    result = drawn(read.wkb[mine], wide[mine], layer.crs, epsg, box_m)
+    found.polygons[at] += result.polygons
+    fids = read.fids[mine]
+    found.repaired |= {(layer.name, int(fid)) for fid in fids[result.repaired]}
+    found.lost |= {(layer.name, int(fid)) for fid in fids[result.lost]}
 
 
-def _rasterised(shapes: list[Any], grid: Grid) -> NDArray[np.float32]:
+def _rasterised(shapes: list[Any], grid: Grid) -> NDArray[np.bool_]:
     from affine import Affine
     from rasterio.features import rasterize
 
     if not shapes:
-        return np.zeros(grid.shape, np.float32)
+        return np.zeros(grid.shape, bool)
     burnt = rasterize(shapes, out_shape=grid.shape, transform=Affine(*grid.transform), dtype="uint8")
-    return np.asarray(burnt, np.float32)
+    return np.asarray(burnt > 0)

@@ -1,0 +1,92 @@
+"""Features of a map as valid polygons in metres of a UTM zone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pyproj import Transformer
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Polygons, and which of the features (n,) had to be repaired, and of which something could not be drawn."""
+
+    polygons: list[Any]
+    repaired: NDArray[np.bool_]
+    lost: NDArray[np.bool_]
+
+
+def drawn(
+    wkb: NDArray[np.object_],
+    widths_m: NDArray[np.float64],
+    crs: str,
+    epsg: int,
+    box_m: tuple[float, float, float, float],
+) -> Shapes:
+    """Return the polygons of features (n,), of lines and points in their width.
+
+    Invalid polygons, such as those that cross themselves, are made valid with all the area that their rings enclose.
+    Features that are broken or have no finite coordinates are lost. Lines are cut to the box (metres), which must be
+    larger than what is needed by half of their width.
+    """
+    import shapely
+
+    shapes = shapely.from_wkb(wkb, on_invalid="ignore")
+    lost = shapely.is_missing(shapes) & np.array([one is not None for one in wkb], bool)
+    parts, owners = _parts(shapes)
+    turn = _transformer(crs, epsg).transform
+    parts = shapely.transform(parts, lambda xy: np.column_stack(turn(xy[:, 0], xy[:, 1])))
+    finite = np.isfinite(shapely.bounds(parts)).all(1)
+    lost[owners[~finite]] = True
+    parts, owners = parts[finite], owners[finite]
+
+    flat = shapely.get_dimensions(parts) < 2
+    areas, whose, broken = _repaired(parts[~flat], owners[~flat])
+    repaired = np.zeros(len(shapes), bool)
+    repaired[whose[broken]] = True
+    empty = shapely.is_empty(areas)
+    lost[whose[empty]] = True
+    repaired &= ~lost
+
+    wide = flat & (widths_m[owners] > 0)
+    lines = shapely.buffer(shapely.clip_by_rect(parts[wide], *box_m), widths_m[owners[wide]] / 2)
+    polygons = [*areas[~empty], *lines[~shapely.is_empty(lines)]]
+    return Shapes(polygons, repaired, lost)
+
+
+def _parts(shapes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return all simple geometries that are not empty, also those within collections, with their feature's number."""
+    import shapely
+
+    parts, owners = shapely.get_parts(shapes, return_index=True)
+    while (shapely.get_type_id(parts) > 3).any():  # collections of multipolygons
+        parts, within = shapely.get_parts(parts, return_index=True)
+        owners = owners[within]
+    there = ~shapely.is_empty(parts)
+    return parts[there], owners[there]
+
+
+def _repaired(
+    polygons: NDArray[Any], owners: NDArray[np.int64]
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return valid polygons, their features' numbers, and which had to be repaired. Some may be empty then."""
+    import shapely
+
+    broken = ~shapely.is_valid(polygons)
+    if broken.any():
+        polygons = polygons.copy()
+        polygons[broken] = shapely.make_valid(polygons[broken], method="structure", keep_collapsed=False)
+    return polygons, owners, broken
+
+
+@lru_cache(maxsize=64)
+def _transformer(crs: str, epsg: int) -> Transformer:
+    from pyproj import Transformer
+
+    return Transformer.from_crs(crs, epsg, always_xy=True)
