@@ -74,6 +74,8 @@ class Plan:
             content.pop(name)
         for name in ("licence", "credits", "notes"):
             content["system"].pop(name, None)
+        for one in content.get("conditions", ()):
+            one.pop("credit", None)
         if self.format_version < NAMES_ESTIMATE:
             for name in ("estimate", "mtf"):
                 content["config"].pop(name)
@@ -217,6 +219,7 @@ class Plan:
             "config": self.config.to_json(),
             "scenes": {name: scene.to_json() for name, scene in self.scenes.items()},
         }
+        content["conditions"] = [one.to_json() for one in self.conditions]
         if self.format_version < WEIGHTS_BY_ROLE:
             content["system"] = to_older(self.system)
             content["config"] |= _older_weights(self.config)

@@ -73,7 +73,7 @@ def make_plan(
     stages = stages_of(system)
     declared = spec_of(config.sr).conditions
     maps = settle(declared, config.condition_files, config.sr)
-    require_ground(declared, maps, stages, aoi)
+    map_remarks = require_ground(declared, maps, stages, aoi)
     passes = passes_of(stages, config.band_names)
     require_output(aoi.area_km2, 1, passes, max_output_gb)
     layouts = layouts_of(passes, config)
@@ -99,7 +99,7 @@ def make_plan(
         states=_states(system, kept, found.access),
         passes=layouts,
         conditions=maps,
-        notes=(*aoi.warnings, *found.notes, *notes, *zone_notes, *_remarks(config, system, kept)),
+        notes=(*aoi.warnings, *found.notes, *notes, *zone_notes, *_remarks(config, system, kept), *map_remarks),
         licence=found.catalog.licence,
         credit=found.catalog.credit,
         created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

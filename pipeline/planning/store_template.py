@@ -72,7 +72,7 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         "license": plan.licence,
         "weights_license": plan.system.licence,
         "weights_credits": plan.system.credits,
-        "credit": plan.credit,
+        "credit": _credit(plan),
         "comment": f"Detail finer than a band's native GSD is {MADE[generated]}, not measured. {_AGREES[how]}",
         "notes": list(plan.notes),
         "software": f"sen2fine {plan.version}",
@@ -88,8 +88,18 @@ def _finer(plan: Plan) -> dict[str, Any]:
 def _given(plan: Plan) -> dict[str, Any]:
     """Return the options and maps of the system. Maps give file names only, to not leak local paths."""
     stated: dict[str, Any] = {"options": dict(plan.system.options)} if plan.system.options else {}
-    maps = {one.name: {"file": PurePath(one.where).name, "sha256": one.sha256} for one in plan.conditions}
+    maps = {
+        one.name: {"file": PurePath(one.where).name, "sha256": one.sha256}
+        | ({"credit": one.credit} if one.credit else {})
+        for one in plan.conditions
+    }
     return stated | ({"conditions": maps} if maps else {})
+
+
+def _credit(plan: Plan) -> str:
+    """Return the credit of the imagery, followed by those of the maps, which users of the output owe as well."""
+    maps = [f"map {PurePath(one.where).name}: {one.credit}" for one in plan.conditions if one.credit]
+    return "; ".join(filter(None, (plan.credit, *maps)))
 
 
 def _weights(plan: Plan) -> dict[str, str]:

@@ -153,7 +153,14 @@ def _providers(facts: ItemFacts) -> list[dict[str, Any]]:
     source: dict[str, Any] = {"name": "European Union, ESA, Copernicus", "roles": ["producer", "licensor"]}
     if facts.credit:
         source["description"] = facts.credit
-    return [source, {"name": "sen2fine", "roles": ["processor"]}]
+    return [source, *_map_providers(facts), {"name": "sen2fine", "roles": ["processor"]}]
+
+
+def _map_providers(facts: ItemFacts) -> list[dict[str, Any]]:
+    """Return the makers of the maps that conditioned the system, as far as they are known."""
+    maps = facts.facts.get("conditions")
+    credits = (one.get("credit") for one in maps.values()) if isinstance(maps, dict) else ()
+    return [{"name": credit, "roles": ["licensor"]} for credit in dict.fromkeys(filter(None, credits))]
 
 
 def _lineage(facts: ItemFacts) -> str:

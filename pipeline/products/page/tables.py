@@ -254,6 +254,7 @@ def settings_section(facts: Facts, zone: Zone) -> str:
         ("Seed", str(said.get("seed", "")) if zone.drawn and zone.generated else ""),
         ("Consistency", zone.consistency),
         ("MTF at Nyquist", _mtf(zone) if zone.consistency == "sensor" else ""),
+        *_maps(said.get("conditions")),
         ("Catalogue", _catalogue(str(facts.config.get("catalog", "")))),
         ("Period", " to ".join(filter(None, (str(facts.config.get(k) or "") for k in ("start", "end"))))),
         ("Clipped to the polygon", "yes" if facts.config.get("clip") else ""),
@@ -295,8 +296,18 @@ def _catalogue(name: str) -> str:
     return name if "://" in name else PurePath(name.replace("\\", "/")).name
 
 
-def _weights(said: Mapping[str, object], name: str) -> str:
-    digest = str(said.get(f"{name}_sha256") or "")
+def _maps(conditions: object) -> list[tuple[str, str]]:
+    """Return the maps that conditioned the system, with the credit of each."""
+    stated = conditions if isinstance(conditions, dict) else {}
+    maps = [(str(name), one) for name, one in stated.items() if isinstance(one, dict)]
+    return [
+        (f"Map “{name}”", ", ".join(filter(None, (_weights(one, "file", "sha256"), str(one.get("credit", ""))))))
+        for name, one in maps
+    ]
+
+
+def _weights(said: Mapping[str, object], name: str, digest_name: str = "") -> str:
+    digest = str(said.get(digest_name or f"{name}_sha256") or "")
     return f"{said.get(name)} (sha256 {digest})" if said.get(name) and digest else str(said.get(name) or "")
 
 
