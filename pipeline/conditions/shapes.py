@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Polygons, and which of the features (n,) had to be repaired, and of which something could not be drawn."""
+    """Polygons, and which of the features (n,) had to be repaired, and of which nothing could be drawn."""
 
     polygons: list[Any]
     repaired: NDArray[np.bool_]
@@ -32,7 +32,7 @@ def drawn(
     """Return the polygons of features (n,), of lines and points in their width.
 
     Invalid polygons, such as those that cross themselves, are made valid with all the area that their rings enclose.
-    Features that are broken or have no finite coordinates are lost. Lines are cut to the box (metres), which must be
+    Features are lost if they are broken, have no finite coordinates, or are polygons without an area. Lines are cut to the box (metres), which must be
     larger than what is needed by half of their width.
     """
     import shapely
@@ -52,11 +52,15 @@ def drawn(
     repaired[whose[broken]] = True
     empty = shapely.is_empty(areas)
     lost[whose[empty]] = True
-    repaired &= ~lost
 
     wide = flat & (widths_m[owners] > 0)
     lines = shapely.buffer(shapely.clip_by_rect(parts[wide], *box_m), widths_m[owners[wide]] / 2)
     polygons = [*areas[~empty], *lines[~shapely.is_empty(lines)]]
+    sound = np.zeros(len(shapes), bool)
+    sound[whose[~empty]] = True
+    sound[owners[wide]] = True
+    lost &= ~sound
+    repaired &= ~lost
     return Shapes(polygons, repaired, lost)
 
 

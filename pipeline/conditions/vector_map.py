@@ -34,8 +34,8 @@ _PADDING_M = 1.0  # of boxes, whose projected edges are not straight
 class Drawn:
     """Features of the classes within a box, as valid polygons in metres of a zone.
 
-    `polygons` has one list per class. A feature is named by layer and number: `repaired` had invalid polygons, and of
-    `lost` nothing could be drawn, or not everything.
+    `polygons` has one list per class. A feature is named by layer and number: `repaired` had invalid polygons; of those
+    in `lost` nothing can be drawn.
     """
 
     polygons: list[list[Any]]
