@@ -32,8 +32,8 @@ def drawn(
     """Return the polygons of features (n,), of lines and points in their width.
 
     Invalid polygons, such as those that cross themselves, are made valid with all the area that their rings enclose.
-    Features are lost if they are broken, have no finite coordinates, or are polygons without an area. Lines are cut to the box (metres), which must be
-    larger than what is needed by half of their width.
+    Features are lost if they are broken, have no finite coordinates, or are polygons without an area. Lines are cut to
+    the box (metres), which must be larger than what is needed by half of their width.
     """
     import shapely
 

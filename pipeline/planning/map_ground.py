@@ -84,7 +84,7 @@ def _expected(condition: Condition) -> str:
     if wheres:
         return f"features with {' or '.join(wheres)}"
     names = dict.fromkeys(name for one in condition.classes for name in one.attributes)
-    return f"features with the attribute {', '.join(names)}" if names else "features"
+    return f"features with one of the attributes {', '.join(names)}" if names else "features"
 
 
 def _require_reader(frozen: Frozen, stages: Sequence[Stage]) -> None:

@@ -94,9 +94,7 @@ def test_tiles_meet_as_if_there_were_none(town):
 
 def test_exclusive_classes_go_to_the_first(town):
     burnt = zone_maps(town).over("map", CLASSES.channels, window(1.25, SIZE_M), 1.25)
-    single = zone_maps(town, replace(CLASSES, exclusive=True)).over(
-        "map", CLASSES.channels, window(1.25, SIZE_M), 1.25
-    )
+    single = zone_maps(town, replace(CLASSES, exclusive=True)).over("map", CLASSES.channels, window(1.25, SIZE_M), 1.25)
     assert burnt.sum(0).max() > 1
     assert single.sum(0).max() == 1
     assert np.array_equal(single.any(0), burnt.any(0))

@@ -132,7 +132,7 @@ def test_geoparquet_reads_only_the_rows_near(tmp_path, monkeypatch):
     read, whole = [], ParquetFile.read_row_group
     monkeypatch.setattr(ParquetFile, "read_row_group", lambda file, group, **more: read.append(group) or whole(
         file, group, **more))  # fmt: skip
-    far = shapely.transform(WOOD, lambda xy: xy + [0, 300_000])
+    far = shapely.transform(WOOD, lambda xy: xy + np.array([0, 300_000]))
     rows = [(far, {"class": "wood"}), (HOUSE, {"class": "building"}), (far, {"class": "wood"})]
     check(parquet(tmp_path / "town.parquet", rows, group=1), {"building": HOUSE.area})
     assert read == [1]
@@ -159,7 +159,7 @@ def test_invalid_polygons_keep_what_they_enclose(tmp_path):
     bow = shapely.Polygon([(0, 0), (100, 80), (100, 0), (0, 80)])
     twice = shapely.MultiPolygon([shapely.box(200, 0, 260, 60), shapely.box(230, 30, 290, 90)])
     line = shapely.Polygon([(400, 0), (450, 0), (400, 0)])
-    at = [shapely.transform(one, lambda xy: xy + [LEFT, TOP - 500]) for one in (bow, twice, line)]
+    at = [shapely.transform(one, lambda xy: xy + np.array([LEFT, TOP - 500])) for one in (bow, twice, line)]
     path = vector(tmp_path / "town.gpkg", [(shape, {"class": "wood"}) for shape in at])
     check(path, {"wood": 100 * 80 / 2 + 2 * 60 * 60 - 30 * 30})
     declared, frozen = zone_maps(path).maps["map"]

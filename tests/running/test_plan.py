@@ -29,6 +29,7 @@ from pipeline.planning import zoning
 from pipeline.planning.noise_stream import noise_stream
 from pipeline.planning.plan import Plan, Unit, load_plan, plan_file, plan_path
 from pipeline.planning.planner import make_plan
+from pipeline.planning.store_template import template_of
 from pipeline.planning.units import PassLayout
 from pipeline.store import sealed
 from pipeline.superres.weights import Choice
@@ -99,6 +100,24 @@ class TestJson:
             more.digest,
         }
         assert len(digests) == 4
+
+    def test_credits_of_maps_change_neither_older_plans_nor_the_digest(self, plan):
+        bare = replace(plan, conditions=(Frozen("map", "vector", "/maps/town.gpkg", "ab" * 32),))
+        credited = replace(bare, conditions=(replace(bare.conditions[0], credit="© Town, CC BY 4.0"),))
+        older = json.loads(json.dumps(bare.to_json()))
+        assert older["conditions"] == [
+            {"name": "map", "kind": "vector", "where": "/maps/town.gpkg", "sha256": "ab" * 32}
+        ]
+        assert Plan.from_json(older) == bare
+        assert Plan.from_json(json.loads(json.dumps(credited.to_json()))) == credited
+        assert credited.digest == bare.digest
+        stated = template_of(credited, credited.zones[0]).attributes
+        assert stated["credit"].endswith("map town.gpkg: © Town, CC BY 4.0")
+        assert stated["conditions"] == {
+            "map": {"file": "town.gpkg", "sha256": "ab" * 32, "credit": "© Town, CC BY 4.0"}
+        }
+        assert template_of(bare, bare.zones[0]).attributes["credit"] == plan.credit
+        assert "credit" not in template_of(bare, bare.zones[0]).attributes["conditions"]["map"]
 
     def test_from_a_store(self, plan, tmp_path):
         path = plan_path(tmp_path / "x.zarr")

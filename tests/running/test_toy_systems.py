@@ -38,6 +38,7 @@ FINER = {"two passes": ("B02", "B03", "B04", "B08"), "map": ("B02", "B03", "B04"
 MODULES = (rgbn, all_bands, cascade, map_guided)
 CORNERS = box(LEFT + 700, TOP - 1300, LEFT + 1390, TOP - 890)
 CHUNK_PX = 96
+MAP_CREDIT = "Town of Ex, CC BY 4.0"
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,7 @@ def drawn_map(tmp_path_factory):
     shapes.append(shapely.LineString([(LEFT + 600, TOP - 1400), (LEFT + 1500, TOP - 800)]))
     kinds = np.array([*["building"] * (len(shapes) - 1), "road"], dtype=object)
     path = tmp_path_factory.mktemp("map") / "town.gpkg"
+    path.with_name("town.gpkg.license").write_text("Town of Ex, CC BY 4.0\n")
     geometries = shapely.to_wkb(np.array(shapes))
     pyogrio.raw.write(
         path, geometries, [kinds], fields=["kind"], geometry_type="Unknown", crs="EPSG:32632", driver="GPKG"
@@ -120,6 +122,9 @@ def test_the_store_is_sound_and_says_what_is_generated(case, finished, capsys):
     assert attributes.get("options", {}) == {"contrast": 0.1} if system.options else "options" not in attributes
     assert attributes.get("conditions", {}).get("map", {}).get("file", "town.gpkg") == "town.gpkg"
     assert ("conditions" in attributes) == bool(system.conditions)
+    assert (MAP_CREDIT in attributes["credit"]) == bool(system.conditions)
+    item = json.loads((finished / "stac-item.json").read_text())
+    assert (MAP_CREDIT in [one["name"] for one in item["properties"]["providers"]]) == bool(system.conditions)
     dataset = pipeline.open_store(finished)
     bands = dataset.band.values.tolist()
     generated = dict(zip(bands, dataset.generated.values.tolist(), strict=True)) if "generated" in dataset else {}
@@ -273,9 +278,11 @@ def test_workers_of_their_own_find_the_system(words, finished, package, tmp_path
     assert np.array_equal(values(store), values(finished))
 
 
-def test_it_is_looked_at_and_exported(finished, tmp_path, capsys):
+def test_it_is_looked_at_and_exported(case, finished, tmp_path, capsys):
     assert view.main([str(finished), "--out", str(tmp_path / "page.html")]) == 0
-    assert "toy-" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "toy-" in page
+    assert page.count(MAP_CREDIT) >= 3 * bool(case[0].conditions), "as the map's, in the credit, and in the footer"
     assert export.main([str(finished), "--out", str(tmp_path / "tifs"), "--quiet"]) == 0
     assert len(list((tmp_path / "tifs").glob("*.tif"))) == len(pipeline.open_store(finished).band)
     capsys.readouterr()
