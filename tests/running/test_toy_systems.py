@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pipeline.run import main
 from pipeline.running import unit
 from pipeline.superres import registry
 from pipeline.superres.spec import stochastic
+from tests.conditions.made_up import osm_xml
 from tests.running.conftest import LEFT, TOP, box, chunk_digests, sensor_errors, values, write_aoi
 from tests.toys import all_bands, cascade, map_guided, rgbn
 
@@ -70,12 +72,15 @@ def installed(package):
     registry._installed.cache_clear()
 
 
+HOUSES = [shapely.box(x, TOP - 1180, x + 45, TOP - 1120) for x in range(LEFT + 760, LEFT + 1400, 130)]
+ROAD = shapely.LineString([(LEFT + 600, TOP - 1400), (LEFT + 1500, TOP - 800)])
+
+
 @pytest.fixture(scope="module")
 def drawn_map(tmp_path_factory):
     """Buildings and a road, as a GeoPackage."""
-    shapes = [shapely.box(x, TOP - 1180, x + 45, TOP - 1120) for x in range(LEFT + 760, LEFT + 1400, 130)]
-    shapes.append(shapely.LineString([(LEFT + 600, TOP - 1400), (LEFT + 1500, TOP - 800)]))
-    kinds = np.array([*["building"] * (len(shapes) - 1), "road"], dtype=object)
+    shapes = [*HOUSES, ROAD]
+    kinds = np.array([*["building"] * len(HOUSES), "road"], dtype=object)
     path = tmp_path_factory.mktemp("map") / "town.gpkg"
     path.with_name("town.gpkg.license").write_text("Town of Ex, CC BY 4.0\n")
     geometries = shapely.to_wkb(np.array(shapes))
@@ -276,6 +281,26 @@ def test_workers_of_their_own_find_the_system(words, finished, package, tmp_path
     store = tmp_path / "local.zarr"
     assert main([*words, "--out", str(store), "--cluster", "local", "--workers", "2"]) == 0
     assert np.array_equal(values(store), values(finished))
+
+
+@pytest.mark.slow
+def test_workers_share_a_map_of_openstreetmap(name, words, finished, package, tmp_path, monkeypatch, capsys):
+    """The same features in a file without index: nearly the same pixels, and no copy is left behind."""
+    if name != "map":
+        return
+    ways = [*((house, {"building": "yes"}) for house in HOUSES), (ROAD, {"highway": "service"})]
+    given = f"map={osm_xml(tmp_path / 'town.osm', ways)}"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package), str(ROOT)]))
+    there = [given if word.startswith("map=") else word for word in words]
+    left = set(Path(tempfile.gettempdir()).glob("sen2fine-map-*"))
+    command = [sys.executable, "-m", "pipeline.run", *there, "--out", str(tmp_path / "osm.zarr"), "--cluster", "local"]
+    done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(Path(tempfile.gettempdir()).glob("sen2fine-map-*")) == left
+    attributes = json.loads((tmp_path / "osm.zarr" / "zarr.json").read_text())["attributes"]
+    assert attributes["conditions"]["map"]["credit"] == "© OpenStreetMap contributors, ODbL 1.0"
+    assert (finer_values(tmp_path / "osm.zarr") != finer_values(finished)).mean() < 0.02
+    capsys.readouterr()
 
 
 def test_it_is_looked_at_and_exported(case, finished, tmp_path, capsys):

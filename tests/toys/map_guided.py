@@ -5,13 +5,18 @@ from torch.nn import functional
 
 from pipeline.bands import RGB
 from pipeline.grid.lattice import Lattice
-from pipeline.superres.declared import Condition, MapClass, Option
+from pipeline.superres.declared import Condition, MapClass, MapRule, Option
 from pipeline.superres.spec import Input, Memory, Predictor, Stage, SystemSpec
 
 MAP = Condition(
     "map",
     "a map of buildings and roads",
-    classes=(MapClass("building", "kind = 'building'"), MapClass("road", "kind = 'road'", width_m=6.0)),
+    classes=(
+        MapClass("building", rules=(MapRule((("kind", ("building",)),)), MapRule((("building", ()),)))),
+        MapClass(
+            "road", rules=(MapRule((("kind", ("road",)),), width_m=6.0), MapRule((("highway", ()),), width_m=6.0))
+        ),
+    ),
 )
 READS = (Input("rgb", RGB, 10), Input("map", MAP.channels, 1.25, MAP.source))
 STAGE = Stage("x8", READS, RGB, 1.25, Lattice(192, 144, 16, 16), stochastic=True)
