@@ -68,6 +68,6 @@ def _texts(name: str, columns: Mapping[str, NDArray[Any]], count: int) -> NDArra
         return np.array(["" if one is None or one != one else str(one) for one in values], dtype=object)
     if _OTHER_TAGS not in lower:
         return np.full(count, "", dtype=object)
-    tag = re.compile(rf'(?:^|,)"{re.escape(name)}"=>"((?:[^"\\]|\\.)*)"')
+    tag = re.compile(rf'"{re.escape(name)}"=>"((?:[^"\\]|\\.)*)"')
     found = (tag.search(one) if isinstance(one, str) else None for one in columns[lower[_OTHER_TAGS]].tolist())
     return np.array([re.sub(r"\\(.)", r"\1", one[1]) if one else "" for one in found], dtype=object)
