@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.conditions.vector_layers import transformer
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from pyproj import Transformer
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def drawn(
     shapes = shapely.from_wkb(wkb, on_invalid="ignore")
     lost = shapely.is_missing(shapes) & np.array([one is not None for one in wkb], bool)
     parts, owners = _parts(shapes)
-    turn = _transformer(crs, epsg).transform
+    turn = transformer(crs, epsg).transform
     parts = shapely.transform(parts, lambda xy: np.column_stack(turn(xy[:, 0], xy[:, 1])))
     finite = np.isfinite(shapely.bounds(parts)).all(1)
     lost[owners[~finite]] = True
@@ -87,10 +87,3 @@ def _repaired(
         polygons = polygons.copy()
         polygons[broken] = shapely.make_valid(polygons[broken], method="structure", keep_collapsed=False)
     return polygons, owners, broken
-
-
-@lru_cache(maxsize=64)
-def _transformer(crs: str, epsg: int) -> Transformer:
-    from pyproj import Transformer
-
-    return Transformer.from_crs(crs, epsg, always_xy=True)

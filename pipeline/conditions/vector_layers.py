@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from numpy.typing import NDArray
-    from pyproj import CRS
+    from pyproj import Transformer
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
-EDGE_POINTS = 21  # along each side of a projected box
+_EDGE_POINTS = 21  # along each side of a projected box
 _OSM_LAYERS = ("lines", "multipolygons")  # of the five that GDAL gives; each is a pass over the whole file
 
 
@@ -116,11 +116,17 @@ def _bounds(layer: Layer) -> Box | None:
     return None if bounds is None else tuple(bounds)
 
 
-def turned(box: Box, source: int | str | CRS, target: int | str | CRS) -> Box:
-    """Return the smallest box in the target's coordinates that holds a box of the source's."""
+@lru_cache(maxsize=64)
+def transformer(source: int | str, target: int | str) -> Transformer:
+    """Return the transformation between two CRS, x before y."""
     from pyproj import Transformer
 
-    found = Transformer.from_crs(source, target, always_xy=True).transform_bounds(*box, densify_pts=EDGE_POINTS)
+    return Transformer.from_crs(source, target, always_xy=True)
+
+
+def turned(box: Box, source: int | str, target: int | str) -> Box:
+    """Return the smallest box in the target's coordinates that holds a box of the source's."""
+    found = transformer(source, target).transform_bounds(*box, densify_pts=_EDGE_POINTS)
     return found[0], found[1], found[2], found[3]
 
 
