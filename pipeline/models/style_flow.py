@@ -1,7 +1,7 @@
 """Distributions of style vectors: a RealNVP flow (Dinh et al., ICLR 2017) and a normal distribution.
 
-A style is the mean and the standard deviation of each channel of an image's style features (SGDM, section 3.3.2); each of
-the two has a distribution of its own. The paper's flow has 8 couplings, its code 16. Vectors are modelled as given;
+A style is the mean and the standard deviation of each channel of an image's style features (SGDM, section 3.3.2); each
+of the two has a distribution of its own. The paper's flow has 8 couplings, its code 16. Vectors are modelled as given;
 whether those of standard deviations are logarithms is for the caller to decide.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Coupling(nn.Module):
         self.kept = dim // 2
         sizes = (self.kept, *hidden, 2 * (dim - self.kept))
         layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.net = nn.Sequential(*layers[:-1])
         last = layers[-2]

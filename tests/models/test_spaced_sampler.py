@@ -39,7 +39,9 @@ def test_noise_is_asked_for_by_step_and_never_for_the_last():
         return torch.zeros(1)
 
     states = []
-    found = ancestral(exact(schedule), torch.ones(1), schedule, spread_timesteps(5), drawn, seen=lambda x, _: states.append(x))
+    found = ancestral(
+        exact(schedule), torch.ones(1), schedule, spread_timesteps(5), drawn, seen=lambda x, _: states.append(x)
+    )
     assert asked == [0, 1, 2, 3]
     assert len(states) == 5
     assert torch.equal(states[-1], found)

@@ -79,9 +79,9 @@ def bundle_tensor(name: str, source: Tensor, head: int) -> Tensor:
 
 def _source_name(name: str, sizes: Mapping[str, Any]) -> str:
     if name.startswith(AUTOENCODER[0]):
-        return AUTOENCODER[1] + _autoencoder(name.removeprefix(AUTOENCODER[0]), len(sizes["autoencoder_channels"]))
+        return AUTOENCODER[1] + autoencoder(name.removeprefix(AUTOENCODER[0]), len(sizes["autoencoder_channels"]))
     if _of_denoiser(name):
-        return DENOISER[1] + _denoiser(name.removeprefix(DENOISER[0]), sizes)
+        return DENOISER[1] + denoiser(name.removeprefix(DENOISER[0]), sizes)
     return name
 
 
@@ -93,7 +93,8 @@ def _is_part_of_qkv(name: str) -> bool:
     return _of_denoiser(name) and name.split(".")[-2] in _QKV
 
 
-def _autoencoder(name: str, levels: int) -> str:
+def autoencoder(name: str, levels: int) -> str:
+    """Return the LDM code's name of a tensor of diffusers' AutoencoderKL, without prefixes."""
     net, _, rest = name.partition(".")
     if net not in ("encoder", "decoder"):
         return name
@@ -122,14 +123,19 @@ def _level(part: re.Match[str], levels: int) -> int:
     return level if part["side"] == "down" else levels - 1 - level
 
 
-def _denoiser(name: str, sizes: Mapping[str, Any]) -> str:
+def denoiser(name: str, sizes: Mapping[str, Any], transformers: bool = False) -> str:
+    """Return the LDM code's name of a tensor of diffusers' UNet2DModel, without prefixes.
+
+    `sizes`: "blocks" per level, "channels" by level, and "attention_levels". `transformers`: of UNet2DConditionModel,
+    whose attention has the same names in both.
+    """
     part = _PART.fullmatch(name)
     if part is None:
         return _renamed(name, _ENDS)
     kind, index, inner = part["kind"], int(part["index"]), part["inner"]
     if kind == "resnets":
         inner = _renamed(inner, _RESIDUAL)
-    elif kind == "attentions":
+    elif kind == "attentions" and not transformers:
         inner = _renamed(inner, _ATTENTION | dict.fromkeys(_QKV, "qkv"))
     if part["side"] == "mid":
         return f"middle_block.{2 * index if kind == 'resnets' else 1}.{inner}"
