@@ -148,6 +148,7 @@ class Guidance(nn.Module):
         self.variant = sizes["variant"]
         widths, last = sizes["widths"], sizes["widths"][-1]
         self.stride = 2 ** len(widths)
+        self.map_channels = 0 if self.variant == NO_MAP else int(sizes["map_channels"])
         self.content: nn.Module
         self.style: StyleEncoder | None = None
         if self.variant == NO_MAP:
