@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
     from pipeline.models.bundle import Bundle
+    from training.checkpoint import Checkpoint
 
     Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A command line option for what the tensors do not show: a switch, or an integer (`counts`) with default 0."""
+    """A command line option for what the tensors do not show.
+
+    A switch; an integer (`counts`) with default 0; or the path of another file or folder (`path`) with default None.
+    """
 
     name: str  # "--groups"
     help: str
     counts: bool = False
+    path: bool = False
 
     @property
     def key(self) -> str:
@@ -65,6 +71,8 @@ class Conversion:
 
     name: value of `--from`. holds: description of the contents. use: options of a run, up to the name of the
     bundle. ignored: prefixes of tensors that inference does not need. make: raises CheckpointError if tensors misfit.
+    read: reads what is not one checkpoint file, such as a folder of several; raises UsageError. licence: that of the
+    weights, where all have the same.
     """
 
     name: str
@@ -74,3 +82,5 @@ class Conversion:
     ignored: tuple[str, ...] = ()
     flags: tuple[Flag, ...] = ()
     source: str = ""  # the paper, for the provenance
+    read: Callable[[Path, Choices], Checkpoint] | None = None
+    licence: str = ""

@@ -32,9 +32,11 @@ _NAMED = 3  # tensors listed per fault in a message
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser of `python -m training.convert`."""
-    found = conversions()
+    found = registry.conversions()
     p = argparse.ArgumentParser(prog="python -m training.convert", description=__doc__)
-    p.add_argument("checkpoint", type=Path, help="Lightning checkpoint, state dict saved by torch, or safetensors")
+    p.add_argument(
+        "checkpoint", type=Path, help="Lightning checkpoint, state dict saved by torch, safetensors, or a folder"
+    )
     p.add_argument("--from", dest="kind", required=True, choices=sorted(found), help="what it holds")
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="bundle to write (.safetensors)")
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -47,17 +49,13 @@ def parser() -> argparse.ArgumentParser:
     for flag in flags(found):
         kinds = ", ".join(name for name, of in found.items() if flag in of.flags)
         text = f"{flag.help} (--from {kinds})"
-        if flag.counts:
+        if flag.path:
+            other.add_argument(flag.name, dest=flag.key, type=Path, default=None, metavar="PATH", help=text)
+        elif flag.counts:
             other.add_argument(flag.name, dest=flag.key, type=int, default=0, metavar="N", help=text)
         else:
             other.add_argument(flag.name, dest=flag.key, action="store_true", help=text)
     return p
-
-
-def conversions() -> dict[str, Conversion]:
-    """Return the conversions of all tasks, by `--from` name."""
-    declared = (task.convert for task in registry.every().values())
-    return {conversion.name: conversion for conversion in declared if conversion is not None}
 
 
 def flags(found: Mapping[str, Conversion]) -> list[Flag]:
@@ -66,8 +64,8 @@ def flags(found: Mapping[str, Conversion]) -> list[Flag]:
 
 
 def convert(path: Path, conversion: Conversion, choices: Choices) -> tuple[Bundle, dict[str, Tensor]]:
-    """Convert the checkpoint at `path`. Return the bundle and its tensors. Raises CheckpointError."""
-    checkpoint = read_checkpoint(path)
+    """Convert what lies at `path`. Return the bundle and its tensors. Raises UsageError, mostly CheckpointError."""
+    checkpoint = read_checkpoint(path) if conversion.read is None else conversion.read(path, choices)
     left_out = (*conversion.ignored, *choices.ignore)
     kept = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(left_out)}
     try:
@@ -76,7 +74,7 @@ def convert(path: Path, conversion: Conversion, choices: Choices) -> tuple[Bundl
         raise CheckpointError(f"{path}: {error.found}", error.expected, error.cure) from error
     tensors = _fitting(path, conversion.name, made.tensors, made.expected)
     provenance = {**_provenance(checkpoint, conversion, choices), **made.remarks}
-    return made.bundle(provenance, choices.licence), made.settle(tensors)
+    return made.bundle(provenance, choices.licence or conversion.licence), made.settle(tensors)
 
 
 def _fitting(path: Path, kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,7 +157,7 @@ def _check_arguments(args: argparse.Namespace, conversion: Conversion) -> None:
         raise UsageError(f"{out} exists", "a new name", "choose another --out, or give --overwrite")
     if out.exists() and args.checkpoint.exists() and out.samefile(args.checkpoint):
         raise UsageError(f"--out {out} is the checkpoint itself", "a new name", "choose another --out")
-    found = conversions()
+    found = registry.conversions()
     for flag in flags(found):
         given = getattr(args, flag.key)
         if flag.counts and given < 0:
@@ -172,7 +170,7 @@ def _check_arguments(args: argparse.Namespace, conversion: Conversion) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit code."""
     args = parser().parse_args(argv)
-    conversion = conversions()[args.kind]
+    conversion = registry.conversions()[args.kind]
     try:
         _check_arguments(args, conversion)
         options = {flag.key: getattr(args, flag.key) for flag in conversion.flags}
@@ -187,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"wrote {args.out} sha256 {digest}")
     spaced = conversion.use if conversion.use.endswith("=") else f"{conversion.use} "
     print(f"use it: python -m pipeline.run {spaced}{args.out}")
-    if not args.licence:
+    if not bundle.licence:
         print("no licence recorded; give the authors' with --licence", file=sys.stderr)
     return EXIT_OK
 

@@ -11,6 +11,7 @@ from training import tasks
 from training.task_spec import TaskSpec
 
 if TYPE_CHECKING:
+    from training.conversion import Conversion
     from training.presets import Preset
 
 PLUGINS = "sen2fine.tasks"  # entry point group
@@ -41,6 +42,13 @@ def every() -> dict[str, TaskSpec]:
     """Return all tasks by name, including those of installed packages."""
     _installed()
     return known()
+
+
+def conversions() -> dict[str, Conversion]:
+    """Return all conversions of checkpoints by name: those of tasks, and the `CONVERSIONS` of modules beside them."""
+    of_tasks = [task.convert for task in every().values() if task.convert is not None]
+    others = [one for group in discovery.in_package(tasks, "CONVERSIONS", tuple) for one in group]
+    return {conversion.name: conversion for conversion in (*of_tasks, *others)}
 
 
 def presets() -> dict[str, Preset]:

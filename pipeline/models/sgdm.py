@@ -98,7 +98,8 @@ class SGDM:
     @property
     def stride(self) -> int:
         """Pixels of an image per pixel of its latent, along one axis."""
-        return self.prior.stride
+        stride: int = self.prior.stride
+        return stride
 
     @property
     def latents(self) -> int:
