@@ -41,6 +41,17 @@ def statistics(features: Tensor) -> Style:
     return Style(pixels.mean(2), pixels.std(2) + STYLE_EPS)
 
 
+def pooled(parts: Style, pixels: int) -> Style:
+    """Return the style (1, C) of all features together of N equally large parts, of `pixels` each and styles (N, C).
+
+    So a scene's statistics follow from those of its windows.
+    """
+    count, mean = len(parts.mean), parts.mean.mean(0, keepdim=True)
+    within = (parts.std - STYLE_EPS).square().sum(0, keepdim=True) * (pixels - 1)
+    between = (parts.mean - mean).square().sum(0, keepdim=True) * pixels
+    return Style(mean, ((within + between) / (count * pixels - 1)).sqrt() + STYLE_EPS)
+
+
 def adain(features: Tensor, style: Style, own: Style) -> Tensor:
     """Return features (B, C, h, w) of statistics `own` with those of `style` instead (eq. 11)."""
     scale = style.std / own.std

@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from pipeline.models.bundle import BundleError
 from pipeline.models.diffusion_prior import PUBLISHED_PRIOR, SMALL_PRIOR, Prior
 from pipeline.models.guidance import PUBLISHED, PUBLISHED_NO_MAP, PUBLISHED_SYNTHETIC, Guidance
-from pipeline.models.guidance_parts import PixelNorm, Spade, Style, adain, statistics
+from pipeline.models.guidance_parts import PixelNorm, Spade, Style, adain, pooled, statistics
 from pipeline.models.guided_unet import guided_noise
 from pipeline.models.style_flow import COUPLINGS_OF_CODE, StyleFlow
 
@@ -127,6 +127,14 @@ def test_statistics_are_unbiased():
     found = statistics(features)
     assert torch.allclose(found.mean, features.mean((2, 3)))
     assert torch.allclose(found.std, (features.var((2, 3), correction=1)).sqrt() + 1e-6)
+
+
+def test_statistics_of_a_scene_follow_from_those_of_its_windows():
+    features = random(1, 4, 6, 20) + torch.arange(20.0)
+    windows = torch.cat(features.split(5, 3))
+    found, expected = pooled(statistics(windows), 30), statistics(features)
+    assert torch.allclose(found.mean, expected.mean, atol=1e-5)
+    assert torch.allclose(found.std, expected.std, atol=1e-5)
 
 
 def test_features_take_the_statistics_of_a_style():
