@@ -158,13 +158,21 @@ def load_into(network: nn.Module, bundle: Bundle, prefix: str = "") -> None:
     """
     tensors = load_tensors(bundle)
     chosen = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    expected = network.state_dict()
-    missing, unknown = sorted(set(expected) - set(chosen)), sorted(set(chosen) - set(expected))
-    shapes = [n for n in expected if n in chosen and expected[n].shape != chosen[n].shape]
+    check_fit(chosen, network.state_dict(), f"weights {bundle.path} do not fit {bundle.system}")
+    network.load_state_dict(chosen)
+
+
+def check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], complaint: str) -> None:
+    """Raise BundleError, which names them, for tensors that are missing, unknown or of another shape than expected."""
+    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    shapes = [
+        f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
     if missing or unknown or shapes:
         msg = (
-            f"weights {bundle.path} do not fit {bundle.system}: missing {missing[:3]}, unknown {unknown[:3]}, "
-            f"wrong shape {shapes[:3]} ({len(missing)}, {len(unknown)}, {len(shapes)} in all)"
+            f"{complaint}: missing {missing[:3]}, unknown {unknown[:3]}, wrong shape {shapes[:3]} "
+            f"({len(missing)}, {len(unknown)}, {len(shapes)} in all)"
         )
         raise BundleError(msg)
-    network.load_state_dict(chosen)

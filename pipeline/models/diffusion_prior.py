@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UsageError
-from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, load_tensors
+from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, check_fit, load_tensors
 from pipeline.models.guided_unet import guided_noise
 from pipeline.models.latent import Moments
 from pipeline.models.spaced_sampler import stable_diffusion_alpha_bar
@@ -87,12 +87,10 @@ class Prior(nn.Module):
 
     def __init__(self, architecture: Mapping[str, Any]) -> None:
         super().__init__()
-        missing = sorted(set(PUBLISHED_PRIOR) - set(architecture))
-        if missing or architecture["networks"] not in NETWORKS:
-            raise BundleError(
-                f"a prior with networks {architecture.get('networks')!r}, without {', '.join(missing) or 'lack'}",
-                f"{' or '.join(map(repr, NETWORKS))}, with {', '.join(PUBLISHED_PRIOR)}",
-            )
+        if missing := sorted(set(PUBLISHED_PRIOR) - set(architecture)):
+            raise BundleError(f"a prior's architecture without {', '.join(missing)}", ", ".join(PUBLISHED_PRIOR))
+        if architecture["networks"] not in NETWORKS:
+            raise BundleError(f"a prior with networks {architecture['networks']!r}", " or ".join(map(repr, NETWORKS)))
         diffusers = _diffusers()
         self.unet: Any = diffusers.UNet2DConditionModel(**_tuples(architecture["unet"]))
         self.vae: Any = diffusers.AutoencoderKL(**_tuples(architecture["vae"]))
@@ -114,7 +112,7 @@ class Prior(nn.Module):
             raise BundleError(f"weights {bundle.path} are of kind {bundle.system}", SYSTEM)
         with torch.device("meta"):
             prior = cls(bundle.architecture)
-        check_fit(tensors, prior.state_dict(), f"weights {bundle.path}")
+        check_fit(tensors, prior.state_dict(), f"weights {bundle.path} do not fit {SYSTEM}")
         prior.load_state_dict(dict(tensors), assign=True)
         return prior.eval().requires_grad_(False)
 
@@ -155,22 +153,6 @@ def prior_bundle(
         provenance=dict(provenance or {}),
         licence=licence,
     )
-
-
-def check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Raise BundleError, which names them, for tensors that are missing, unknown or of another shape than expected."""
-    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    shapes = [
-        f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    if missing or unknown or shapes:
-        raise BundleError(
-            f"{what} do not fit the networks: missing {missing[:3]}, unknown {unknown[:3]}, wrong shape {shapes[:3]} "
-            f"({len(missing)}, {len(unknown)}, {len(shapes)} in all)",
-            f"exactly the {len(expected)} tensors of the architecture",
-        )
 
 
 def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:

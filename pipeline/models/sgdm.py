@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.models import guidance as guide
-from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, load_tensors
-from pipeline.models.diffusion_prior import BANDS, SMALL_PRIOR, Prior, check_fit
+from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, check_fit, load_tensors
+from pipeline.models.diffusion_prior import BANDS, SMALL_PRIOR, Prior
+from pipeline.models.diffusion_prior import SYSTEM as PRIOR
 from pipeline.models.guidance import Guidance
 from pipeline.models.map_words import case_of_classes, case_of_rendering
 from pipeline.models.spaced_sampler import ancestral, spread_timesteps
@@ -63,6 +64,9 @@ class SGDM:
     @classmethod
     def from_bundles(cls, bundle: Bundle, prior: Bundle, style: Bundle | None = None) -> SGDM:
         """Load the networks on the CPU. Raises BundleError if tensors do not fit, or the weights not each other."""
+        for given, kind in ((bundle, SYSTEM), (prior, PRIOR)):
+            if given.system != kind:
+                raise BundleError(f"weights {given.path} are of kind {given.system}", kind)
         tensors = load_tensors(bundle)
         expected = bundle.architecture.get("prior")
         if expected and expected != prior.digest:
@@ -73,11 +77,11 @@ class SGDM:
         trained = {name: tensor for name, tensor in tensors.items() if name.startswith(_UNET)}
         of_prior = load_tensors(prior)
         attention = {name: tensor for name, tensor in of_prior.items() if name.startswith(_UNET) and "attn" in name}
-        check_fit(trained, attention, f"attention of {bundle.path} in the prior {prior.path}:")
+        check_fit(trained, attention, f"attention of {bundle.path} does not fit the prior {prior.path}")
         own = {name.removeprefix(_GUIDANCE): x for name, x in tensors.items() if name not in trained}
         with torch.device("meta"):
             guidance = Guidance(bundle.architecture["guidance"])
-        check_fit(own, guidance.state_dict(), f"weights {bundle.path}")
+        check_fit(own, guidance.state_dict(), f"weights {bundle.path} do not fit {SYSTEM}")
         guidance.load_state_dict(own, assign=True)
         networks = Prior.of_tensors(prior, {**of_prior, **trained})
         check_together(guidance, networks, bundle)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from pipeline.models.bundle import BundleError, load_bundle, load_tensors, save_bundle
+from pipeline.models.diffusion_prior import Prior
 from pipeline.models.guidance_parts import Style
 from pipeline.models.map_words import RENDERED, case_of_classes, case_of_rendering, prompts
 from pipeline.models.sgdm import SGDM, SMALL, SMALL_LATTICE, guidance_bundle
-from tests.models.sgdm_small import ARCHITECTURE, GUIDANCE, STYLE, write_guidance, write_prior, write_style
+from tests.models.sgdm_small import ARCHITECTURE, GUIDANCE, PRIOR, STYLE, write_guidance, write_prior, write_style
 
 SIZE = (64, 96)
 
@@ -120,8 +121,6 @@ def test_trained_attention_takes_the_place_of_the_priors(system, files):
 
 
 def test_a_prior_of_other_sizes_is_refused(files, tmp_path):
-    from tests.models.sgdm_small import PRIOR
-
     wider = {**PRIOR["unet"], "cross_attention_dim": 12}
     path = write_prior(tmp_path, unet=wider, contexts=[1, 3, 12])
     with pytest.raises(BundleError, match=r"attention of .*wrong shape \['unet.*attn2.to_k.weight \[8, 8\] instead of"):
@@ -156,8 +155,10 @@ def test_a_missing_tensor_is_named(files, tmp_path, dropped):
 
 def test_weights_in_each_others_place_are_refused(files):
     guidance, prior, style = files
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match="of kind sgdm-style; expected sgdm-prior"):
         system_of(guidance, style)
+    with pytest.raises(BundleError, match="of kind sgdm-prior; expected sgdm"):
+        system_of(prior, prior)
     with pytest.raises(BundleError, match="of kind sgdm-prior; expected sgdm-style"):
         system_of(guidance, prior, prior)
 
@@ -228,6 +229,26 @@ def test_a_prior_with_one_context_has_no_words(files, tmp_path):
     system = system_of(files[0], write_prior(tmp_path, contexts=[1, 3, 8]))
     assert system.context(one_hot()).tolist() == [0, 0]
     assert run(system).shape == (2, 3, *SIZE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"networks": "large"}, "networks 'large'"), ({"scaling": None}, "without scaling")]
+)
+def test_priors_of_other_architectures_are_refused(changes, named):
+    architecture = {key: value for key, value in {**PRIOR, **changes}.items() if value is not None}
+    with pytest.raises(BundleError, match=named):
+        Prior(architecture)
+
+
+def test_latents_are_scaled_to_and_fro(system):
+    with torch.inference_mode():
+        latent = system.prior.encode(2 * image() - 1)
+        mean = system.prior.vae.encode(2 * image() - 1).latent_dist.mean
+        assert torch.allclose(latent, 0.18215 * mean)
+        assert torch.allclose(system.prior.decode(latent), system.prior.vae.decode(mean).sample, atol=1e-5)
+        noise = torch.ones_like(latent)
+        spread = system.prior.vae.encode(2 * image() - 1).latent_dist.std
+        assert torch.allclose(system.prior.encode(2 * image() - 1, noise), 0.18215 * (mean + spread))
 
 
 def test_the_small_lattice_holds_whole_pixels():

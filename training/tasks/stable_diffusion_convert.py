@@ -42,6 +42,7 @@ TEXT = Flag("--text", "folder with the model's text_encoder and tokenizer, for a
 # Of single files: the text encoder's tensors, averages, and what follows from the schedule.
 NOT_TAKEN = (
     "cond_stage_model.",
+    "first_stage_model.loss.",
     "model_ema.",
     "betas",
     "alphas_cumprod",

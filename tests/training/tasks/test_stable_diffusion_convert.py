@@ -158,6 +158,24 @@ def test_one_file_becomes_the_same_prior(folder, tmp_path):
     assert "cond_stage_model" in bundle.provenance["not_taken"]
 
 
+def test_names_of_one_file_are_those_that_diffusers_knows():
+    """At the published depth: diffusers' own conversion of a single file gives back its names."""
+    from diffusers.loaders import single_file_utils as theirs
+
+    with torch.device("meta"):
+        prior = Prior(PUBLISHED_PRIOR)
+    names = {name: source(name, PUBLISHED_PRIOR) for name in prior.state_dict() if name != "contexts"}
+    marks = {name: torch.tensor([float(k)]) for k, name in enumerate(names.values())}
+    config = prior.unet.config | {"class_embed_type": None, "addition_embed_type": None}
+    back = {
+        "unet": theirs.convert_ldm_unet_checkpoint(dict(marks), config),
+        "vae": theirs.convert_ldm_vae_checkpoint(dict(marks), prior.vae.config),
+    }
+    found = {f"{part}.{name}": mark for part, marked in back.items() for name, mark in marked.items()}
+    assert sorted(found) == sorted(names)
+    assert all(torch.equal(found[name].flatten(), marks[theirs]) for name, theirs in names.items())
+
+
 def test_the_command_takes_a_folder(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.tasks.stable_diffusion_convert.CONVERSIONS", (CONVERSION,))
     out = tmp_path / "prior.safetensors"
