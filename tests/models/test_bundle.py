@@ -144,7 +144,7 @@ def test_broken_tensors_are_refused(tmp_path, poison):
     [
         (lambda t: t.pop("0.bias"), "missing .'0.bias'."),
         (lambda t: t.update({"2.weight": torch.ones(1)}), "unknown .'2.weight'."),
-        (lambda t: t.update({"0.weight": torch.ones(4, 3, 1, 1)}), r"wrong shape .'0.weight \[4, 3, 1, 1\] instead of \[4, 3, 3, 3\]'"),
+        (lambda t: t.update({"0.weight": torch.ones(4, 3, 1, 1)}), r"wrong shape .'0.weight \[4, 3, 1, 1\] instead of"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, change, said):
