@@ -19,10 +19,8 @@ class Vectors:
     def __init__(self, folder):
         self.file = np.load(folder / "sgdm_reference_vectors.npz")
         self.nets = json.loads((folder / "sgdm_state_dict_shapes.json").read_text())["nets"]
-        self.asked = set()
 
     def __call__(self, key):
-        self.asked.add(key)
         return torch.from_numpy(np.asarray(self.file[key]))
 
     def reproduced(self, key, found, relative=RELATIVE):
