@@ -114,9 +114,14 @@ class SGDM:
         """Return the style of an image (B, 3, H, W) from 0 to 1. Raises ValueError if the guidance has none."""
         return self.guidance.style_statistics(_ranged(image))
 
-    def content_statistics(self, coarse: Tensor, of_map: Tensor) -> Style:
-        """Return the statistics of content features, for `sample`, of images as it takes them."""
-        return self.guidance.content_statistics(_ranged(coarse), _ranged(of_map))
+    def content_statistics(self, coarse: Tensor, of_map: Tensor | None) -> Style:
+        """Return the statistics of content features, for `sample`, of images and maps as it takes them."""
+        return self.guidance.content_statistics(_ranged(coarse), _ranged(self._shown(of_map, coarse)))
+
+    def _shown(self, of_map: Tensor | None, coarse: Tensor) -> Tensor:
+        if of_map is not None:
+            return of_map
+        return coarse.new_zeros(len(coarse), self.guidance.map_channels, *coarse.shape[2:])
 
     def draw_style(self, noise: Tensor) -> Style:
         """Return one style for each of standard normal noise (B, 2, C). Raises ValueError without a style model."""
@@ -152,8 +157,7 @@ class SGDM:
         the start and k + 1 in step k. steps: 0 for those of the weights. context: numbers (B,) of text contexts, by
         default as `context` tells. content: statistics of content features over more than this window.
         """
-        if of_map is None:
-            of_map = coarse.new_zeros(len(coarse), self.guidance.map_channels, *coarse.shape[2:])
+        of_map = self._shown(of_map, coarse)
         numbers = (self.context(of_map) if context is None else context).to(coarse.device)
         controls = self.guidance(_ranged(coarse), _ranged(of_map), style, content)
 

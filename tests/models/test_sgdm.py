@@ -87,7 +87,9 @@ def test_map_and_style_act_on_the_sample(system):
 def test_without_a_map_it_is_one_that_shows_nothing(system):
     with torch.inference_mode():
         found = system.sample(image(), None, None, drawn())
-    assert torch.equal(found, run(system, of_map=torch.zeros(2, 5, *SIZE)))
+    nothing = torch.zeros(2, 5, *SIZE)
+    assert torch.equal(found, run(system, of_map=nothing))
+    assert torch.equal(system.content_statistics(image(), None).mean, system.content_statistics(image(), nothing).mean)
 
 
 def test_a_window_does_not_depend_on_its_batch(system):
