@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pipeline.conditions.raster_map import opened
 from pipeline.conditions.vector_format import GEOJSON, OSM
 from pipeline.conditions.vector_layers import layers_of, metadata_of
 
@@ -66,9 +67,7 @@ def _head(path: Path) -> dict[str, str]:
 
 
 def _raster_metadata(path: Path) -> dict[str, str]:
-    from pipeline.archive.read.gdal import open_raster
-
-    with open_raster(str(path), "the map") as source:
+    with opened(str(path), path.name, placed=False) as source:
         return {str(name).lower(): str(value) for name, value in source.tags().items()}
 
 

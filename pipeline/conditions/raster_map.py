@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,9 +14,11 @@ from pipeline.conditions.vector_map import require_same
 from pipeline.errors import ReadError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from rasterio import DatasetReader
     from rasterio.enums import Resampling
     from rasterio.vrt import WarpedVRT
 
@@ -41,7 +45,7 @@ def channels(declared: Condition, frozen: Frozen, grid: Grid) -> NDArray[np.floa
 
     path = require_same(frozen)
     try:
-        with open_raster(str(path), f"the map {declared.name}") as source:
+        with opened(str(path), declared.name) as source:
             require_fit(declared, str(path), source.count, bool(source.crs))
             with WarpedVRT(
                 source,
@@ -70,6 +74,22 @@ def pixel_m(frozen: Frozen, epsg: int) -> float:
 
     with open_raster(frozen.where, f"the map {frozen.name}") as source, WarpedVRT(source, crs=epsg) as warped:
         return float(max(warped.res))
+
+
+@contextmanager
+def opened(path: str, name: str, *, placed: bool = True) -> Iterator[DatasetReader]:
+    """Open the file of a condition by name. If it need not be `placed` on the ground, no warning says that it is not.
+
+    Raises as `open_raster`.
+    """
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        if not placed:
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        source = open_raster(path, f"the map {name}")
+    with source:
+        yield source
 
 
 def bounds_lonlat(path: Path) -> tuple[float, float, float, float]:

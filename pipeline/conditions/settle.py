@@ -38,7 +38,5 @@ def _look(condition: Condition, path: Path) -> None:
     if condition.kind == "vector":
         layers_of(path)
         return
-    from pipeline.archive.read.gdal import open_raster
-
-    with open_raster(str(path), f"the map {condition.name}") as source:
-        raster_map.require_fit(condition, str(path), source.count, bool(source.crs))
+    with raster_map.opened(str(path), condition.name, placed=not condition.whole) as source:
+        raster_map.require_fit(condition, str(path), source.count, bool(source.crs) or condition.whole)

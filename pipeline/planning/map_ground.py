@@ -30,12 +30,14 @@ def require_ground(
     """Return remarks on the maps, such as on features that cannot be drawn.
 
     Raises UsageError for a map that no stage reads, that does not touch the AOI, that has no feature of any class
-    there, or that is too coarse for all its stages.
+    there, or that is too coarse for all its stages. A map that is taken whole may show any ground.
     """
     declared = {one.name: one for one in conditions}
     remarks: list[str] = []
     for frozen in maps:
-        _require_reader(frozen, stages)
+        _require_reader(declared[frozen.name], frozen, stages)
+        if declared[frozen.name].whole:
+            continue
         _require_over(frozen, aoi)
         for epsg in utm_parts(aoi):
             _require_detail(declared[frozen.name], frozen, stages, epsg)
@@ -87,8 +89,12 @@ def _expected(condition: Condition) -> str:
     return f"features with one of the attributes {', '.join(names)}" if names else "features"
 
 
-def _require_reader(frozen: Frozen, stages: Sequence[Stage]) -> None:
-    if not any(given.condition == frozen.name for stage in stages for given in stage.reads):
+def _require_reader(condition: Condition, frozen: Frozen, stages: Sequence[Stage]) -> None:
+    if condition.whole:
+        read = any(condition.name in stage.whole for stage in stages)
+    else:
+        read = any(given.condition == frozen.name for stage in stages for given in stage.reads)
+    if not read:
         raise UsageError(
             f"--condition {frozen.name}={frozen.where}, which no stage reads with these options",
             "options with which it is read",

@@ -72,8 +72,10 @@ class Plan:
         content = self.to_json()
         for name in ("notes", "created_utc", "access"):
             content.pop(name)
-        for name in ("licence", "credits", "notes"):
+        for name in ("licence", "credits", "notes", "synthetic"):
             content["system"].pop(name, None)
+        if not content["system"].get("restyled"):  # plans made before there was any
+            content["system"].pop("restyled", None)
         for one in content.get("conditions", ()):
             one.pop("credit", None)
         if self.format_version < NAMES_ESTIMATE:
@@ -102,12 +104,17 @@ class Plan:
 
     def options(self, stream: int = 0) -> Options:
         """Return the settings that shape the pixels besides scenes and weights. `stream` is the noise stream."""
-        return Options(self.config.seed, stream, self.draws, self.config.consistency, self.config.mtf_by_band)
+        return Options(self.config.seed, stream, self.draws, self.consistency, self.config.mtf_by_band)
+
+    @property
+    def consistency(self) -> str:
+        """How the output agrees with the measurement: as configured, or "none" where the system restyles it."""
+        return consistency_of(self.config, self.system)
 
     @property
     def mtf(self) -> dict[str, float]:
         """MTF at Nyquist by band if the consistency is "sensor", else empty."""
-        if self.config.consistency != "sensor":
+        if self.consistency != "sensor":
             return {}
         return {name: round(self.options().mtf_of(name), 4) for name in self.config.band_names}
 
@@ -244,6 +251,11 @@ class Plan:
             return decode(cls, known, "plan", ready=(RunConfig,))
         known["system"] = from_older(content["system"])
         return decode(cls, known, "plan", ready=(RunConfig, Choice))
+
+
+def consistency_of(config: RunConfig, system: Choice) -> str:
+    """Return how the output of a run agrees with the measurement."""
+    return "none" if system.restyled else config.consistency
 
 
 def _between(breaks: tuple[int, ...], first: int, end_px: int, chunk_px: int) -> range:

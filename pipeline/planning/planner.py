@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from pipeline.archive.scene import STATED, OffsetDecision, Scene
 from pipeline.bands import BAND_NAMES
 from pipeline.conditions.settle import settle
+from pipeline.conditions.whole_raster import pixels
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
 from pipeline.planning.map_ground import require_ground
 from pipeline.planning.output_size import MAX_OUTPUT_GB, require_output
-from pipeline.planning.plan import Plan
+from pipeline.planning.plan import Plan, consistency_of
 from pipeline.planning.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
 from pipeline.planning.store_template import absent_bands
 from pipeline.planning.zoning import layouts_of, zones_of
@@ -31,11 +32,12 @@ from pipeline.superres.weights import choose, stages_of
 from pipeline.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from pipeline.aoi.aoi import Aoi
     from pipeline.archive.catalog import Catalog
     from pipeline.archive.read.access import Access
+    from pipeline.conditions.frozen import Frozen
     from pipeline.config import RunConfig
     from pipeline.superres.spec import SceneState
     from pipeline.superres.weights import Choice
@@ -71,15 +73,16 @@ def make_plan(
     """
     system = choose(config.sr, config.weights, config.option_values)
     stages = stages_of(system)
-    declared = spec_of(config.sr).conditions
+    declared = spec_of(config.sr).conditions_for(dict(system.options))
     maps = settle(declared, config.condition_files, config.sr)
     map_remarks = require_ground(declared, maps, stages, aoi)
     passes = passes_of(stages, config.band_names)
     require_output(aoi.area_km2, 1, passes, max_output_gb)
-    layouts = layouts_of(passes, config)
+    options = Options(consistency=consistency_of(config, system), mtf=config.mtf_by_band)
+    layouts = layouts_of(passes, config, options)
     load(system, "cpu")  # detect unsuitable weights before any request to the archive
     say("searching")
-    reach_px = passes[0].reach_px(Options(consistency=config.consistency, mtf=config.mtf_by_band))
+    reach_px = passes[0].reach_px(options)
     around = grown_aoi(aoi, layouts[0].rim_m + reach_m(config, chain.reach_m(passes[0].groups), reach_px))
     found = _search(config, aoi, around, chain.bands_required(stages, config.band_names))
     scenes, notes = _audited(found, config, say)
@@ -96,7 +99,7 @@ def make_plan(
         zones=zones,
         system=system,
         access=found.access,
-        states=_states(system, kept, found.access),
+        states=_states(system, kept, found.access, maps),
         passes=layouts,
         conditions=maps,
         notes=(*aoi.warnings, *found.notes, *notes, *zone_notes, *_remarks(config, system, kept), *map_remarks),
@@ -109,7 +112,7 @@ def make_plan(
 
 def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> list[str]:
     """Return remarks on settings without effect, on the cost of draws, and on absent bands."""
-    remarks = list(system.notes)
+    remarks = [*system.notes, *_imagined(config, system)]
     drawn, asked = system.draws(config.estimate, config.members), f"--members {config.members}" * bool(config.members)
     asked = asked or "--estimate sample" * (config.estimate == "sample")
     if asked and not system.stochastic:
@@ -230,17 +233,33 @@ def _none_left(faults: list[str]) -> PipelineError:
     return ReadError(text, "at least one scene whose files can be read", "use another catalogue or period")
 
 
-def _states(system: Choice, scenes: dict[str, Scene], access: Access) -> dict[str, SceneState]:
+def _imagined(config: RunConfig, system: Choice) -> list[str]:
+    """Say so where the detail is no estimate of the ground, and where the colours are not those measured."""
+    found = [f"--sr {system.name} is synthetic: {system.synthetic}"] if system.synthetic else []
+    if system.restyled:
+        ignored = "" if config.consistency == "none" else f" (--consistency {config.consistency} has no effect)"
+        found.append(f"colours are not those measured{ignored}: no index can be computed from this store")
+    return found
+
+
+def _states(system: Choice, scenes: dict[str, Scene], access: Access, maps: Sequence[Frozen]) -> dict[str, SceneState]:
     """Return the state of each scene for the stages that take one, from fixed windows of the scene, never from chunks.
 
-    Raises PipelineError if a scene has no window without nodata.
+    What conditions tell that are taken whole is added to each. Raises PipelineError if a scene has no window without
+    nodata.
     """
     loaded = load(system, "cpu")
     stages = [stage for stage in loaded.stages if stage.scene_state]
-    if loaded.predictor is None or not stages:
+    whole = {name for stage in loaded.stages for name in stage.whole}
+    if loaded.predictor is None or not (stages or whole):
         return {}
     from pipeline.planning.scene_state import state_windows
 
+    declared = {one.name: one for one in spec_of(system.name).conditions}
+    shared: SceneState = {}
+    for frozen in maps:
+        if frozen.name in whole:
+            shared |= loaded.predictor.image_state(frozen.name, pixels(declared[frozen.name], frozen))
     states: dict[str, SceneState] = {scene_id: {} for scene_id in scenes}
     for scene in scenes.values():
         for stage in stages:
@@ -251,4 +270,4 @@ def _states(system: Choice, scenes: dict[str, Scene], access: Access) -> dict[st
                     cure="use a system that takes none, or leave the scene out with --exclude",
                 )
             states[scene.id] |= loaded.predictor.scene_state(stage, windows)
-    return states
+    return {scene_id: state | shared for scene_id, state in states.items()}

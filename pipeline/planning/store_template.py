@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bands import BAND_NAMES, MADE
+from pipeline.bands import BAND_NAMES, MADE, RADIOMETRY, STYLED
 from pipeline.planning.plan import WEIGHTS_BY_ROLE
 from pipeline.store.template import Template
 from pipeline.superres.masks import QUALITY_MEANINGS
@@ -46,7 +46,7 @@ def template_of(plan: Plan, zone: Zone) -> Template:
 
 
 def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
-    zone, how, generated = plan.zone(epsg), plan.config.consistency, bool(plan.system.generated_bands)
+    zone, how, generated = plan.zone(epsg), plan.consistency, bool(plan.system.generated_bands)
     used = [plan.scenes[name] for period in zone.periods for name in period.scene_ids]
     return {
         "title": f"Sentinel-2 L2A at 2.5 m over {plan.aoi_name}",
@@ -65,6 +65,7 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         "generated_bands": list(plan.system.generated_bands),
         **_finer(plan),
         **_given(plan),
+        **_imagined(plan),
         "seed": plan.config.seed,
         "estimate": plan.config.estimate,
         "members": plan.draws,
@@ -83,6 +84,12 @@ def _finer(plan: Plan) -> dict[str, Any]:
     """Return the bands stored at GSDs below 2.5 m, all of them generated."""
     bands = {f"{gsd_m:g}": list(names) for gsd_m, names in plan.finer}
     return {"finer_generated_bands": bands} if bands else {}
+
+
+def _imagined(plan: Plan) -> dict[str, Any]:
+    """Say so where the detail is no estimate of the ground, and where the colours are not those measured."""
+    said: dict[str, Any] = {"synthetic": 1, "synthetic_comment": plan.system.synthetic} if plan.system.synthetic else {}
+    return said | ({RADIOMETRY: STYLED} if plan.system.restyled else {})
 
 
 def _given(plan: Plan) -> dict[str, Any]:

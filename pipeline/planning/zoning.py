@@ -9,7 +9,6 @@ from pipeline.errors import NoDataError, UsageError
 from pipeline.grid.grid import Grid, Phase
 from pipeline.planning.scene_selection import over
 from pipeline.planning.units import PassLayout, Zone
-from pipeline.superres.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.aoi.aoi import Aoi
     from pipeline.archive.scene import Period, Scene
     from pipeline.config import RunConfig
+    from pipeline.superres.options import Options
     from pipeline.superres.passes import Pass
 
 _BOW_M = 0.05
@@ -26,9 +26,8 @@ _SLIVER_DEG2 = 1e-9  # about ten square metres
 _SLIVER_SHARE = 1e-3  # share of the AOI part, which keeps very small AOIs
 
 
-def layouts_of(passes: Sequence[Pass], config: RunConfig) -> tuple[PassLayout, ...]:
+def layouts_of(passes: Sequence[Pass], config: RunConfig, options: Options) -> tuple[PassLayout, ...]:
     """Return the layouts of the passes of a run. Raises UsageError for a chunk size or flags that do not fit."""
-    options = Options(consistency=config.consistency, mtf=config.mtf_by_band)
     for one in passes:
         if config.chunk_px % (24 if not one.source_gsd_m else math.lcm(24, one.source_px)):
             raise UsageError(

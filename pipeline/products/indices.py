@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from pipeline.bands import BY_NAME
+from pipeline.bands import BY_NAME, RADIOMETRY, STYLED
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -155,8 +155,19 @@ def _of_band(zone: xr.Dataset) -> list[str]:
     return [str(name) for name, values in zone.reflectance.coords.items() if "band" in values.dims]
 
 
+def require_reflectance(zone: xr.Dataset, purpose: str) -> None:
+    """Raise UsageError for a dataset whose colours are not those measured."""
+    if zone.attrs.get(RADIOMETRY) == STYLED:
+        raise UsageError(
+            f"{purpose} of a store whose colours follow a style, not the measurement",
+            "reflectance",
+            "make the store with --option radiometry=keep",
+        )
+
+
 def _index(zone: xr.Dataset, name: str) -> DataArray:
     index = INDICES[name]
+    require_reflectance(zone, name)
     numerator, denominator = index.ratio(*bands_of(zone, index.bands, name))
     values = (numerator / denominator.where(denominator != 0)).astype(np.float32)
     attributes = {

@@ -79,9 +79,9 @@ def _about(plan: Plan, zone: Zone, place: Window, generated: float) -> list[str]
     where = f"{abs(lat):.4f} {'N' if lat >= 0 else 'S'}, {abs(lon):.4f} {'E' if lon >= 0 else 'W'}"
     lines = [f"{size} around {where}, framed in the overview; one stretch for each row"]
     if not plan.system.generated_bands:
-        return [*lines, f"{plan.system.name}: interpolated, consistency {plan.config.consistency}"]
+        return [*lines, f"{plan.system.name}: interpolated, consistency {plan.consistency}"]
     estimate = "one sample" if plan.draws == 1 else f"mean of {plan.draws} draws" if plan.draws else "best estimate"
-    what = f"{plan.system.name}: {estimate}, consistency {plan.config.consistency}"
+    what = f"{plan.system.name}: {estimate}, consistency {plan.consistency}"
     return [*lines, what, _origin(generated)]
 
 

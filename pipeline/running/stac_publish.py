@@ -35,7 +35,7 @@ _DECIMALS = 7  # of degrees, about a centimetre
 _SETTLED = ("status", "valid_fraction", "units", "quarantined", "plan_digest", "super_resolution", "sr_weights",
             "fusion_weights", "sr_weights_sha256", "fusion_weights_sha256", "weights_license", "weights_credits",
             "seed", "estimate", "members", "consistency", "detail", "finer_generated_bands", "options", "conditions",
-            "license", "credit", "notes", "bands_absent")  # fmt: skip
+            "synthetic", "synthetic_comment", "radiometry", "license", "credit", "notes", "bands_absent")  # fmt: skip
 _FOLDERS = {
     FINER: "bands with detail below 2.5 m, which a network generated",
     MEASURED: "the input on its native grid",

@@ -144,7 +144,9 @@ class Condition:
     A "raster" has one channel per band of the file, in their order, named `bands`, and is resampled onto the stage's
     grid by `resampling`: "area" averages where the file's pixels are smaller than the stage's and interpolates by cubic
     convolution where they are larger. Ground without data has the value `nodata`. Where a pixel of a raster is as large
-    as `coarsest_px` pixels of an input that reads it or larger, the map counts as not given there.
+    as `coarsest_px` pixels of an input that reads it or larger, the map counts as not given there. A raster that is
+    taken `whole` may show any ground: no stage reads it window by window, and those that name it in `Stage.whole` get
+    what `Predictor.image_state` returns for it.
     """
 
     name: str
@@ -157,6 +159,7 @@ class Condition:
     nodata: float = 0.0
     coarsest_px: float = math.inf
     exclusive: bool = False
+    whole: bool = False
 
     @property
     def channels(self) -> tuple[str, ...]:

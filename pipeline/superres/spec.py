@@ -78,9 +78,9 @@ class Stage:
     gives.
 
     stochastic: it draws from noise. regresses: it gives the conditional mean if it gets no noise. scene_state: it takes
-    what `Predictor.scene_state` returned for the scene. weights: role of its bundle. multiple_px: the side of its
-    output must be a multiple of this. Above `bright_reflectance` of its required bands, no detail is generated. Raises
-    ValueError for a stage that cannot be run.
+    what `Predictor.scene_state` returned for the scene. whole: names of conditions taken whole whose state it takes.
+    weights: role of its bundle. multiple_px: the side of its output must be a multiple of this. Above
+    `bright_reflectance` of its required bands, no detail is generated. Raises ValueError for an impossible stage.
     """
 
     name: str
@@ -91,6 +91,7 @@ class Stage:
     stochastic: bool = False
     regresses: bool = False
     scene_state: bool = False
+    whole: tuple[str, ...] = ()
     weights: str = ""
     multiple_px: int = 1
     bright_reflectance: float = BRIGHT_REFLECTANCE
@@ -187,7 +188,8 @@ class StageInput:
     `images[name]` is (b, bands, h, w) of the input of that name, filled where nothing was measured. `present` holds the
     measured bands that the product has, and the conditions that were given. `valid` (b, 1, h, w) bool, at 10 m or at
     the GSD of the finished group that is read, is False where a required band was not measured. `noise` is None if the
-    conditional mean is wanted. `state` is that of the windows' scenes, `options` are those of the system.
+    conditional mean is wanted. `state` is that of the windows' scenes and of conditions taken whole, `options` are
+    those of the system.
     """
 
     images: Mapping[str, Tensor]
@@ -224,18 +226,32 @@ class Predictor(ABC):
             "a method scene_state, or a stage without scene_state",
         )
 
+    def image_state(self, condition: str, image: Tensor) -> SceneState:
+        """Return what stages need to know of a condition that is taken whole, beside the state of scenes.
+
+        `image` (1, bands, h, w) holds its pixels in [0, 1] (`conditions.whole_raster`), NaN where it has none. Raises
+        UsageError unless the system overrides it.
+        """
+        del image
+        raise UsageError(
+            f"condition {condition} is taken whole, and {type(self).__name__} makes no state of it",
+            "a method image_state, or a condition that is read by windows",
+        )
+
 
 @dataclass(frozen=True)
 class Weights:
     """A weights file that a system takes: the kinds of bundle that fit (`Bundle.system`), and the shipped file.
 
-    With `bands`, only weights that give these fit, in any order.
+    With `bands`, only weights that give these fit, in any order. `named` is a file that an option names; `--weights`
+    goes before it.
     """
 
     role: str
     kinds: tuple[str, ...]
     shipped: str = ""  # file name beside the package; empty where users bring their own
     bands: tuple[str, ...] = ()
+    named: str = ""
 
     def fit(self, bundle: Bundle) -> bool:
         """Return whether a bundle fits this role."""
@@ -256,8 +272,12 @@ class SystemSpec:
 
     Its `options` may change the stages, and all of them reach `Predictor.predict`. A system without weights and stages
     interpolates. `weights` are those of the default options; `weights_of` returns those of others, if they differ.
-    `memory` is that of its networks; `memory_of` returns that of other weights, if it differs.
+    `memory` is that of its networks; `memory_of` returns that of other weights, if it differs. `conditions_of` returns
+    which of its conditions it takes with other than the default options, and whether they are required.
     `as_step` are the options with which it is a step of another system, where they differ from the defaults.
+    `synthetic` says what its detail is, where it is not an estimate of the ground: stores carry it.
+    `restyles` tells whether these options give other colours than those measured: nothing then ties the output to the
+    measurement, and what needs reflectance refuses it.
     """
 
     name: str
@@ -270,11 +290,18 @@ class SystemSpec:
     memory_of: Callable[[Bundles], Memory] | None = None
     options: tuple[Option, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    conditions_of: Callable[[Settings], tuple[Condition, ...]] | None = None
     as_step: Settings = field(default_factory=dict)
+    synthetic: str = ""
+    restyles: Callable[[Settings], bool] = lambda _options: False
 
     def weights_for(self, options: Settings) -> tuple[Weights, ...]:
         """Return the weights that it takes with these options. Raises UsageError as `weights_of`."""
         return self.weights if self.weights_of is None else self.weights_of(options)
+
+    def conditions_for(self, options: Settings) -> tuple[Condition, ...]:
+        """Return the conditions that it takes with these options."""
+        return self.conditions if self.conditions_of is None else self.conditions_of(options)
 
     def memory_for(self, bundles: Bundles) -> Memory:
         """Return the memory that it needs with these weights."""

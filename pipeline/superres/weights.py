@@ -58,6 +58,8 @@ class Choice:
     mean_draws: int = 0
     options: tuple[tuple[str, Value], ...] = ()  # all of the system's, by name
     notes: tuple[str, ...] = ()  # what a user should know of the weights
+    synthetic: str = ""  # what the detail is, where it is not an estimate of the ground
+    restyled: bool = False  # whether colours are other than those measured
 
     def of(self, role: str) -> File | None:
         """Return the weights file of a role, or None."""
@@ -80,7 +82,7 @@ def choose(name: str, given: Sequence[str] = (), options: Mapping[str, Value] | 
     wanted = _by_role(spec, taken, given)
     files, bundles = [], {}
     for weights in taken:
-        where = _settled(wanted.get(weights.role, ""), weights)
+        where = _settled(wanted.get(weights.role, weights.named), weights)
         bundle = _described(where, weights, spec)
         files.append(File(weights.role, _absolute(where), bundle.digest))
         bundles[weights.role] = bundle
@@ -95,6 +97,8 @@ def choose(name: str, given: Sequence[str] = (), options: Mapping[str, Value] | 
         stochastic=stochastic(stages),
         mean_draws=mean_draws(stages),
         options=tuple(settings.items()),
+        synthetic=spec.synthetic,
+        restyled=spec.restyles(settings),
     )
 
 

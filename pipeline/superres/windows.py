@@ -188,7 +188,7 @@ def generated(window: WindowInput, system: System, group: Group, draw: Draw, ear
             present=frozenset((*window.natives, *window.maps)),
             valid=torch.from_numpy(window.valid)[None, None].to(window.device),
             noise=draw.noise_of(stage) if stage.stochastic else None,
-            state=draw.state if stage.scene_state else None,
+            state=draw.state if stage.scene_state or stage.whole else None,
             options=system.options,
         )
         images = _consistent(system.predict(stage, given), stage, window, draw.consistency)
