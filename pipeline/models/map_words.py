@@ -23,6 +23,10 @@ RENDERED: tuple[tuple[tuple[int, int, int], ...], ...] = (
     ((133, 203, 249),),
 )
 
+# Channels of our map classes for each of `WORDS`, by the names in `superres/map_classes.toml`.
+CLASSES = (("building",), ("road-major", "road-minor"), ("wood",), ("water",))
+_LAND = 240  # grey of ground without any of these; the released code does not give it
+
 
 def prompts() -> list[str]:
     """Return the prompt of every case: number n has word k if bit k of n is set."""
@@ -39,6 +43,17 @@ def case_of_classes(of_map: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
     """
     shown = of_map.flatten(2).amax(2) > 0.5
     return _case([shown[:, list(channels)].any(1) for channels in words])
+
+
+def rendered(of_map: Tensor, names: Sequence[str]) -> Tensor:
+    """Return the map (B, 3, H, W), 0 to 1, in the colours of the released weights, of classes (B, K, H, W) by name."""
+    picture = of_map.new_full((len(of_map), 3, *of_map.shape[2:]), _LAND / 255)
+    for colours, classes in zip(RENDERED, CLASSES, strict=True):
+        for name in classes:
+            colour = colours[min(classes.index(name), len(colours) - 1)]
+            there = of_map[:, names.index(name)][:, None] > 0.5
+            picture = torch.where(there, of_map.new_tensor(colour)[:, None, None] / 255, picture)
+    return picture
 
 
 def case_of_rendering(of_map: Tensor) -> Tensor:

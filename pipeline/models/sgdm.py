@@ -17,12 +17,12 @@ from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, check_fit, 
 from pipeline.models.diffusion_prior import BANDS, SMALL_PRIOR, Prior
 from pipeline.models.diffusion_prior import SYSTEM as PRIOR
 from pipeline.models.guidance import Guidance
-from pipeline.models.map_words import case_of_classes, case_of_rendering
+from pipeline.models.map_words import case_of_classes, case_of_rendering, rendered
 from pipeline.models.spaced_sampler import ancestral, spread_timesteps
 from pipeline.models.style_model import StyleModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from pipeline.models.guidance_parts import Style
 
@@ -38,14 +38,15 @@ SMALL: dict[str, Any] = {
     "guidance": {
         "variant": guide.REAL,
         "norm": "pixel",
-        "map_channels": 8,
+        "map_channels": 7,
         "stem": 32,
         "widths": [32, 32],
         "spade_width": 64,
         "merged": 64,
         "controls": SMALL_PRIOR["unet"]["block_out_channels"][:3],
     },
-    "words": [[], [], [], []],
+    "words": [[0], [1, 2], [5], [4]],
+    "classes": ["building", "road-major", "road-minor", "rail", "water", "wood", "farmland"],
     "prior": "",
 }
 # In px of the output; multiples of 16, so that windows hold whole pixels of 10 m at x8 and x16.
@@ -138,6 +139,19 @@ class SGDM:
         if len(self.prior.contexts) == 1 or not self.guidance.map_channels:
             return of_map.new_zeros(len(of_map), dtype=torch.long)
         return case_of_rendering(of_map) if self.words == RENDERED else case_of_classes(of_map, self.words)
+
+    def as_trained(self, of_map: Tensor, names: Sequence[str]) -> Tensor:
+        """Return a map of classes (B, K, H, W) by name as the weights take it: rendered, or in their classes' order.
+
+        Raises BundleError for classes that the map does not have.
+        """
+        if self.words == RENDERED:
+            return rendered(of_map, names)
+        own = self.bundle.architecture["classes"]
+        if missing := [name for name in own if name not in names]:
+            found = f"weights {self.bundle.path} of maps with {', '.join(missing)}"
+            raise BundleError(found, f"some of {', '.join(names)}")
+        return of_map[:, [names.index(name) for name in own]]
 
     def sample(
         self,

@@ -10,6 +10,7 @@ from pipeline.models.diffusion_prior import SMALL_PRIOR, Prior, prior_bundle
 from pipeline.models.guidance import Guidance
 from pipeline.models.sgdm import SMALL, guidance_bundle, guidance_tensors
 from pipeline.models.style_model import StyleModel, style_bundle
+from pipeline.models.tone import OURS
 
 LATTICE = LatticeSpec(window_px=96, stride_px=64, ramp_px=16, margin_px=8)
 STYLE = 8
@@ -34,7 +35,8 @@ GUIDANCE = {
     "merged": 16,
     "controls": [8, 16, 16],
 }
-ARCHITECTURE = {"guidance": GUIDANCE, "words": [[1], [2], [3], [4]], "prior": ""}
+CLASSES = ["road-minor", "building", "road-major", "wood", "water"]
+ARCHITECTURE = {"guidance": GUIDANCE, "words": [[1], [2], [3], [4]], "classes": CLASSES, "prior": ""}
 STYLES = {"model": "gaussian", "dim": STYLE, "log_std": True}
 
 
@@ -58,7 +60,7 @@ def write_guidance(folder: Path, steps: int = 4, **architecture) -> Path:
     """Guidance whose attention is not the prior's own."""
     torch.manual_seed(1)
     described = {**ARCHITECTURE, **architecture}
-    bundle = guidance_bundle(described, scale=8, lattice=LATTICE)
+    bundle = guidance_bundle(described, scale=8, lattice=LATTICE, normalisation=OURS.described)
     tensors = guidance_tensors(moved(Guidance(described["guidance"]), seed=1), moved(Prior(PRIOR), seed=2))
     path = folder / "sgdm.safetensors"
     save_bundle(path, replace(bundle, sampler={**bundle.sampler, "steps": steps}), tensors)

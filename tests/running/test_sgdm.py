@@ -1,0 +1,270 @@
+"""Runs of map guidance with small scrambled weights: maps, styles, radiometry, and refusals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyogrio.raw
+import pytest
+import rasterio
+import shapely
+import torch
+from PIL import Image
+from rasterio.transform import from_origin
+
+import pipeline
+from pipeline import check
+from pipeline.conditions.frozen import freeze
+from pipeline.conditions.whole_raster import pixels
+from pipeline.errors import UsageError
+from pipeline.models.bundle import LatticeSpec, load_bundle, load_tensors, save_bundle
+from pipeline.run import main
+from pipeline.superres.spec import StageInput
+from pipeline.superres.system import load
+from pipeline.superres.systems import sgdm
+from pipeline.superres.weights import choose
+from tests.models.sgdm_small import write_guidance, write_prior, write_style
+from tests.models.small import write_lite
+from tests.running.conftest import LEFT, TOP, box, chunk_digests, write_aoi
+
+BANDS = "B02,B03,B04,B08,B11"  # bands of 60 m need much ground around
+HOUSE = shapely.box(LEFT + 760, TOP - 1010, LEFT + 840, TOP - 960)
+ROAD = shapely.LineString([(LEFT + 600, TOP - 1200), (LEFT + 1100, TOP - 850)])
+
+
+def relaid(path, lattice):
+    bundle = load_bundle(path)
+    save_bundle(path, replace(bundle, lattice=lattice), load_tensors(bundle))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    made = {"sr": write_guidance(folder, steps=2), "prior": write_prior(folder), "style": write_style(folder)}
+    fusion = write_lite(folder)[1]
+    relaid(fusion, LatticeSpec(window_px=96, stride_px=48, ramp_px=24, margin_px=12))  # guided over little ground
+    relaid(made["sr"], LatticeSpec(window_px=192, stride_px=160, ramp_px=16, margin_px=8))
+    return {**made, "fusion": fusion}
+
+
+def write_map(path, shapes, kinds, crs="EPSG:32632"):
+    geometries = shapely.to_wkb(np.array(shapes, dtype=object))
+    kinds = [np.array(kinds, dtype=object)]
+    pyogrio.raw.write(path, geometries, kinds, fields=["class"], geometry_type="Unknown", crs=crs, driver="GPKG")
+    path.with_name(f"{path.name}.license").write_text("Town of Ex, CC BY 4.0\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    return write_map(tmp_path_factory.mktemp("map") / "town.gpkg", [HOUSE, ROAD], ["building", "road-minor"])
+
+
+@pytest.fixture(scope="module")
+def ortho(tmp_path_factory):
+    """An 8-bit picture of anywhere, without a CRS."""
+    path = tmp_path_factory.mktemp("style") / "ortho.tif"
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 64, 80), dtype=np.uint8)
+    pixels[0] //= 3
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def area(archive, files, tmp_path_factory):
+    corners = box(LEFT + 770, TOP - 1030, LEFT + 860, TOP - 970)
+    aoi = str(write_aoi(tmp_path_factory.mktemp("aoi") / "region.geojson", corners))
+    when = ("--start", "2024-01-01", "--end", "2024-12-31", "--max-cloud", "100")
+    chunks = ("--chunk-px", "24", "--unit-chunks", "5", "--cluster", "inline", "--estimate", "sample", "--bands", BANDS)
+    given = [word for role in ("sr", "fusion", "prior") for word in ("--weights", f"{role}={files[role]}")]
+    return ("--aoi", aoi, "--catalog", str(archive), "--sr", "sgdm", *when, *chunks, *given)
+
+
+@pytest.fixture(scope="module")
+def words(area, town, ortho):
+    return (*area, "--condition", f"map={town}", "--option", "style=image", "--condition", f"style={ortho}")
+
+
+@pytest.fixture(scope="module")
+def finished(words, tmp_path_factory):
+    store = tmp_path_factory.mktemp("finished") / "whole.zarr"
+    assert main([*words, "--out", str(store)]) == 0
+    return store
+
+
+def run(words, store, *more):
+    assert main([*words, *more, "--out", str(store)]) == 0
+    return pipeline.open_store(store, gsd_m=1.25).reflectance.values
+
+
+def attributes(store):
+    return json.loads((store / "zarr.json").read_text())["attributes"]
+
+
+def test_bands_and_rgb_below_them_are_stored_and_said_to_be_synthetic(finished, capsys):
+    assert check.main([str(finished), "--verify", "full"]) == 0
+    capsys.readouterr()
+    assert list(pipeline.open_store(finished).band.values) == BANDS.split(",")
+    finer = pipeline.open_store(finished, gsd_m=1.25)
+    assert set(finer.band.values) == {"B02", "B03", "B04"}
+    said = attributes(finished)
+    assert said["synthetic"] == 1
+    assert "no estimate of the ground" in said["synthetic_comment"]
+    assert "radiometry" not in said
+    assert said["consistency"] == "sensor"
+    assert any("synthetic" in note for note in said["notes"])
+    item = json.loads((finished / "stac-item.json").read_text())
+    assert "Town of Ex, CC BY 4.0" in said["credit"]
+    assert item
+
+
+def test_the_measured_values_are_given_back(finished):
+    store = pipeline.open_store(finished)
+    measured = pipeline.open_measured(finished)
+    for gsd, seen in pipeline.reobserve(store.reflectance).items():
+        lacking = (seen - measured[gsd].reflectance).values
+        assert np.nanmean(np.abs(lacking)) < 0.005
+    assert pipeline.indices(store, "ndvi").notnull().any()
+
+
+def test_chunks_do_not_show(words, finished, tmp_path):
+    other = tmp_path / "other.zarr"
+    run(words, other, "--unit-chunks", "2")
+    assert chunk_digests(other) == chunk_digests(finished)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(words, finished, tmp_path):
+    store = tmp_path / "killed.zarr"
+    command = [sys.executable, "-m", "pipeline.run", *words, "--out", str(store)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
+        while child.poll() is None and not list(store.glob("_run/receipts/*.json")):
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    assert main([*words, "--out", str(store)]) == 0
+    assert chunk_digests(store) == chunk_digests(finished)
+
+
+def test_stores_of_styled_colours_hold_no_reflectance(area, town, files, finished, tmp_path):
+    drawn = ("--option", "style=sample", "--weights", f"style={files['style']}", "--option", "radiometry=styled")
+    styled = run((*area, "--condition", f"map={town}"), tmp_path / "styled.zarr", *drawn)
+    plain = pipeline.open_store(finished, gsd_m=1.25).reflectance.values
+    assert np.nanmax(np.abs(styled - plain)) > 1e-3
+    said = attributes(tmp_path / "styled.zarr")
+    assert (said["radiometry"], said["consistency"]) == ("styled", "none")
+    assert any("colours are not those measured (--consistency sensor has no effect)" in note for note in said["notes"])
+    with pytest.raises(UsageError, match=r"ndvi of a store whose colours follow a style.*radiometry=keep"):
+        pipeline.indices(pipeline.open_store(tmp_path / "styled.zarr"), "ndvi")
+
+
+class Window:
+    """One window of the guided stage with options."""
+
+    def __init__(self, files, **options):
+        given = [
+            f"{role}={path}" for role, path in files.items() if role != "style" or options.get("style") == "sample"
+        ]
+        self.choice = choose("sgdm", given, options)
+        self.system = load(self.choice, "cpu")
+        self.stage = self.system.stages[0]
+        side = self.stage.lattice.window_px
+        generator = torch.Generator().manual_seed(0)
+        self.coarse = 0.2 * torch.rand(1, 3, side // 8, side // 8, generator=generator)
+        self.map = torch.zeros(1, 7, side, side)
+        self.map[:, 0, : side // 2] = 1.0
+
+    def __call__(self, of_map=None, state=None):
+        images = {"coarse": self.coarse, "map": self.map if of_map is None else of_map}
+        images = {one.name: images[one.name] for one in self.stage.reads}
+        side = self.stage.lattice.window_px
+
+        def noise(step, channels, coarser=1):
+            shape = (1, channels, side // coarser, side // coarser)
+            return torch.randn(shape, generator=torch.Generator().manual_seed(step))
+
+        given = StageInput(images, frozenset(), torch.ones(1, 1, 1, 1, dtype=bool), noise, state, self.system.options)
+        with torch.inference_mode():
+            return self.system.predict(self.stage, given)
+
+
+def test_the_map_matters_and_can_be_left_out(files):
+    window = Window(files)
+    plain = window()
+    assert float((window(window.map.roll(1, 1)) - plain).abs().max()) > 1e-4
+    assert float((window(torch.zeros_like(window.map)) - plain).abs().max()) > 1e-4
+    without = Window(files, map="none")
+    assert [given.name for given in without.stage.reads] == ["coarse"]
+    torch.testing.assert_close(without(), window(torch.zeros_like(window.map)))
+
+
+def test_styles_are_those_of_an_image_or_of_a_seed(files):
+    plain = Window(files)()
+    image = Window(files, style="image")
+    assert image.stage.whole == ("style",)
+    generator = torch.Generator().manual_seed(1)
+    states = [
+        image.system.predictor.image_state("style", shade * torch.rand(1, 3, 50, 41, generator=generator))
+        for shade in (0.2, 1.0)
+    ]
+    one, other = (image(state=state) for state in states)
+    drawn, again, another = (Window(files, style="sample", style_seed=seed)() for seed in (1, 1, 2))
+    torch.testing.assert_close(drawn, again, rtol=0, atol=0)
+    for first, second in ((one, plain), (one, other), (drawn, another), (drawn, plain)):
+        assert float((first - second).abs().max()) > 1e-4
+
+
+def write_numbers(path, values):
+    """A GeoTIFF whose nodata is 0."""
+    about = {"width": 9, "height": 9, "count": 3, "dtype": values.dtype, "nodata": 0}
+    with rasterio.open(path, "w", driver="GTiff", **about, transform=from_origin(0, 9, 1, 1)) as file:
+        file.write(values)
+
+
+def test_a_style_image_may_have_ground_without_pixels(files, tmp_path):
+    write_numbers(tmp_path / "o.tif", np.full((3, 9, 9), 500, np.uint16) * (np.arange(9) > 3))
+    frozen = freeze(sgdm.STYLE_IMAGE, str(tmp_path / "o.tif"))
+    image = pixels(sgdm.STYLE_IMAGE, frozen)
+    assert image.isnan().any(-2).any(1)[0].tolist() == [True] * 4 + [False] * 5
+    state = Window(files, style="image").system.predictor.image_state("style", image)
+    assert np.isfinite(state["style_mean"]).all()
+    write_numbers(tmp_path / "e.tif", np.zeros((3, 9, 9), np.uint8))
+    with pytest.raises(UsageError, match="has no pixel of data"):
+        pixels(sgdm.STYLE_IMAGE, freeze(sgdm.STYLE_IMAGE, str(tmp_path / "e.tif")))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((), "--sr sgdm needs a vector map"),
+        (("--option", "map=none", "--condition", "map=MAP"), "--condition map: --sr sgdm takes no such map"),
+        (("--condition", "map=MAP", "--option", "scale=16"), "scale=16 with weights"),
+        (("--condition", "map=MAP", "--option", "radiometry=styled"), "radiometry=styled with style=none"),
+        (("--condition", "map=MAP", "--condition", "style=ORTHO"), "--condition style: --sr sgdm takes no such map"),
+        (("--condition", "map=MAP", "--option", "style=image"), "--sr sgdm needs an image with red, green and blue"),
+        (("--condition", "map=MAP", "--option", "prior=SR"), "are for 'sgdm'; expected sgdm-prior"),
+        (("--condition", "map=FAR"), "expected ground of region"),
+        (("--condition", "map=EMPTY"), "on the ground of region; its attributes: "),
+        (("--condition", "map=TEXT"), "is no vector file"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(more, said, area, files, town, ortho, tmp_path, capsys):
+    far = write_map(tmp_path / "far.gpkg", [shapely.box(10, 60, 10.1, 60.1)], ["building"], "EPSG:4326")
+    empty = write_map(tmp_path / "empty.gpkg", [HOUSE], ["castle"])
+    text = tmp_path / "map.txt"
+    text.write_text("houses")
+    named = {"MAP": town, "ORTHO": ortho, "SR": files["sr"], "FAR": far, "EMPTY": empty, "TEXT": text}
+    given = [word if (end := word.split("=")[-1]) not in named else word.replace(end, str(named[end])) for word in more]
+    words = [*area]
+    if any(word.startswith("prior=") for word in more):
+        at = words.index(f"prior={files['prior']}")
+        del words[at - 1 : at + 1]
+    assert main([*words, *given, "--out", str(tmp_path / "x.zarr")]) == 2
+    message = capsys.readouterr().err.strip()
+    assert said in message
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "x.zarr").exists()
