@@ -56,7 +56,10 @@ _GUIDANCE, _UNET = "guidance.", "unet."  # prefixes of the bundle's tensors
 
 
 class SGDM:
-    """Guidance, the prior with the attention that guidance has trained, and the distribution of styles, if any."""
+    """Guidance, the prior with what guidance has trained of its U-Net, and the distribution of styles, if any.
+
+    That is the attention, as published, or more.
+    """
 
     def __init__(self, guidance: Guidance, prior: Prior, bundle: Bundle, styles: StyleModel | None = None) -> None:
         self.guidance, self.prior, self.bundle, self.styles = guidance.eval(), prior.eval(), bundle, styles
@@ -77,8 +80,9 @@ class SGDM:
             )
         trained = {name: tensor for name, tensor in tensors.items() if name.startswith(_UNET)}
         of_prior = load_tensors(prior)
-        attention = {name: tensor for name, tensor in of_prior.items() if name.startswith(_UNET) and "attn" in name}
-        check_fit(trained, attention, f"attention of {bundle.path} does not fit the prior {prior.path}")
+        unet = {name: tensor for name, tensor in of_prior.items() if name.startswith(_UNET)}
+        needed = {name: tensor for name, tensor in unet.items() if "attn" in name or name in trained}
+        check_fit(trained, needed, f"the U-Net of {bundle.path} does not fit the prior {prior.path}")
         own = {name.removeprefix(_GUIDANCE): x for name, x in tensors.items() if name not in trained}
         with torch.device("meta"):
             guidance = Guidance(bundle.architecture["guidance"])
@@ -136,9 +140,7 @@ class SGDM:
 
         0 if the prior has a single context, or the weights take no map.
         """
-        if len(self.prior.contexts) == 1 or not self.guidance.map_channels:
-            return of_map.new_zeros(len(of_map), dtype=torch.long)
-        return case_of_rendering(of_map) if self.words == RENDERED else case_of_classes(of_map, self.words)
+        return contexts(self.prior, self.guidance, self.words, of_map)
 
     def as_trained(self, of_map: Tensor, names: Sequence[str]) -> Tensor:
         """Return a map of classes (B, K, H, W) by name as the weights take it: rendered, or in their classes' order.
@@ -184,6 +186,13 @@ class SGDM:
             epsilon, drawn(FIRST_NOISE), self.prior.alpha_bar, grid, lambda step: drawn(step + FIRST_NOISE + 1)
         )
         return (self.prior.decode(latent) + 1) / 2
+
+
+def contexts(prior: Prior, guidance: Guidance, words: str | Sequence[Sequence[int]], of_map: Tensor) -> Tensor:
+    """Return the numbers (B,) of the contexts of maps (B, K, H, W) from 0 to 1, as `SGDM.context`."""
+    if len(prior.contexts) == 1 or not guidance.map_channels:
+        return of_map.new_zeros(len(of_map), dtype=torch.long)
+    return case_of_rendering(of_map) if isinstance(words, str) else case_of_classes(of_map, words)
 
 
 def check_together(guidance: Guidance, prior: Prior, bundle: Bundle) -> None:

@@ -80,7 +80,14 @@ def _areas(image: NDArray[np.float32], gsd_m: float, bands: Sequence[str]) -> di
         vital = greenness > 0.02
     water = wet & (rough < 0.3)
     wood = ~water & vital & (bright < 0.085) & (rough > 0.14)
-    even = ~water & ~wood & (rough < 0.16) & (bright > 0.03) & (bright < 0.28) & ((greenness > -0.02) | (red > 1.25 * blue))
+    even = (
+        ~water
+        & ~wood
+        & (rough < 0.16)
+        & (bright > 0.03)
+        & (bright < 0.28)
+        & ((greenness > -0.02) | (red > 1.25 * blue))
+    )
     found = {}
     for name, mask in (("water", water), ("wood", wood), ("farmland", even)):
         least = LEAST_M2[name] / (size * gsd_m) ** 2
@@ -123,7 +130,8 @@ def _draw_rectangle(shown: Mask, at: NDArray[np.intp], gsd_m: float) -> None:
     reach = math.ceil(float(np.hypot(*sides)) / 2) + 1
     top, left = (max(0, int(c) - reach) for c in centre)
     part = shown[top : int(centre[0]) + reach + 1, left : int(centre[1]) + reach + 1]
-    grid = np.stack(np.meshgrid(*(np.arange(side) for side in part.shape), indexing="ij"), -1) + [top, left] - centre
+    rows, columns = np.indices(part.shape)
+    grid = np.stack([rows + top - centre[0], columns + left - centre[1]], -1)
     part |= (np.abs(grid @ axes) <= sides / 2).all(-1)
 
 

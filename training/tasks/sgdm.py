@@ -1,0 +1,265 @@
+"""Training task of map guidance (SGDM), on a prior that it begins from.
+
+It minimises the squared error of the noise in latents of sharp images (eq. 12), given a coarse image, a map, and the
+style of the sharp image itself. Of the prior's U-Net the attention learns, as published, or all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from pipeline.errors import UsageError
+from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.models.diffusion_prior import BANDS
+from pipeline.models.diffusion_prior import SYSTEM as PRIOR
+from pipeline.models.guidance import PUBLISHED as PUBLISHED_GUIDANCE
+from pipeline.models.guidance import PUBLISHED_SYNTHETIC, SYNTHETIC
+from pipeline.models.latent_sampler import forward
+from pipeline.models.lite import upsample
+from pipeline.models.sgdm import (
+    LATTICE,
+    PUBLISHED,
+    SGDM,
+    SMALL,
+    SMALL_LATTICE,
+    STEPS,
+    SYSTEM,
+    check_together,
+    contexts,
+    guidance_bundle,
+)
+from pipeline.models.tone import OURS
+from training import placement
+from training.loop.optimisers import OWN
+from training.loop.task import Measured, Objective
+from training.presets import Preset, Stage
+from training.quality.pairs import average, per_set_mean, score, watched_words
+from training.task_spec import TaskSpec
+from training.tasks.sgdm_batches import IMAGES, MapBatches
+from training.tasks.sgdm_networks import PRIORS, Learning, PriorBeside, new_guidance
+from training.tasks.sgdm_watched import Watched, few, others_maps, watched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from training.data.sources import TrainingData
+    from training.loop.batches import Draw
+
+SAMPLES, DRAWN = 4, 8  # held-out images shown, and of which one draw is scored
+QUICK_STEPS = 10  # of these draws
+TIMES = (100, 300, 500, 800)  # at which the error of the noise is watched
+ALL = "guidance"  # name of the stage
+RECIPE: dict[str, Any] = {
+    **IMAGES,
+    # Share of batches without a style, so that the weights also keep the colours of the coarse image.
+    "no_style": 0.3,
+    "networks": "small",  # of the prior
+    "whole_unet": True,  # or the attention alone, as published
+    "weight_decay": 0.01,
+    # File of the prior, where --init gives weights of guidance to go on from.
+    "prior": "",
+}
+RECIPE_PAPER = {**RECIPE, "no_style": 0.0, "networks": "published", "whole_unet": False, "small_px": 128}
+
+
+class MapGuidance:
+    """Task of guidance."""
+
+    def __init__(self, preset: Preset, data: TrainingData) -> None:
+        self.preset, self.data, self.bands, self.recipe = preset, data, preset.bands, preset.recipe
+        if preset.recipe["networks"] not in PRIORS:
+            raise UsageError(f"recipe networks={preset.recipe['networks']}", " or ".join(PRIORS))
+        self.companion = PriorBeside(PRIORS[preset.recipe["networks"]])
+        guidance = new_guidance(preset.architecture["guidance"])
+        self.network = Learning(guidance, self.companion.networks, bool(self.recipe["whole_unet"]))
+        check_together(guidance, self.companion.networks, self.bundle())
+        self.styled = bool(guidance.style_width)
+        if self.recipe["prior"]:
+            self.begin_from(load_bundle(Path(str(self.recipe["prior"]))))
+        self.batches = MapBatches(preset, data)
+        multiple_px = self.companion.networks.stride * 2 ** (len(preset.architecture["guidance"]["controls"]))
+        self.watched = watched(data, preset, multiple_px)
+
+    def begin_from(self, bundle: Bundle) -> None:
+        """Take the prior. Raises BundleError if it does not fit."""
+        self.companion.take(bundle)
+
+    def batch(self, draw: Draw) -> dict[str, Tensor]:
+        """Return `hr`, `lr` and `map`, as `MapBatches`."""
+        return self.batches(draw)
+
+    def begin(self, stage: Stage, draw: Draw) -> None:
+        """Raise UsageError if there is no prior."""
+        if not self.companion.digest:
+            raise UsageError(
+                f"{self.preset.name} without a prior", "the one that the weights go with", "--set prior=FILE"
+            )
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+    def optimisers(self, stage: Stage) -> dict[str, Optimizer]:
+        """Return AdamW over all that learns."""
+        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        decay = float(self.recipe["weight_decay"])
+        return {OWN: torch.optim.AdamW(learning, stage.learning_rate, self.preset.betas, weight_decay=decay)}
+
+    def turns(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Iterator[tuple[str, Objective]]:
+        """Yield the error of the noise."""
+        styled = self.styled and draw.rng.random() >= float(self.recipe["no_style"])
+        generator = draw.on(batch["hr"].device)
+        t = torch.randint(
+            len(self.companion.prior.alpha_bar), (len(batch["hr"]),), generator=generator, device=batch["hr"].device
+        )
+        loss = self.error(batch, t, generator, styled).mean()
+        yield OWN, Objective(loss, {"noise": loss})
+
+    def error(self, batch: Mapping[str, Tensor], t: Tensor, generator: torch.Generator, styled: bool) -> Tensor:
+        """Return the mean squared error of the noise (B,) at timesteps t (B,), by eq. 12."""
+        prior, guidance = self.companion.prior, self.network.guidance
+        image = 2 * OURS.to_image(batch["hr"]) - 1
+
+        def normal(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator, device=like.device)
+
+        with torch.no_grad():
+            size = (len(image), prior.latents, image.shape[-2] // prior.stride, image.shape[-1] // prior.stride)
+            truth = prior.encode(image, normal(image.new_empty(size)))
+        noise, alphas = normal(truth), torch.from_numpy(prior.alpha_bar).to(truth)
+        coarse = upsample(OURS.to_image(batch["lr"]), self.preset.scale).clamp(0, 1)
+        style = guidance.style_statistics(image) if styled else None
+        controls = guidance(2 * coarse - 1, 2 * batch["map"] - 1, style)
+        context = contexts(prior, guidance, self.preset.architecture["words"], batch["map"])
+        found = prior.noise(forward(truth, alphas[t][:, None, None, None], noise), t, context, controls)
+        return functional.mse_loss(found, noise, reduction="none").mean((1, 2, 3))
+
+    def system(self) -> SGDM:
+        """Return the system of the current weights, with its networks in eval mode."""
+        return SGDM(self.network.guidance, self.companion.prior, self.bundle())
+
+    def drawn(self, one: Watched, steps: int = QUICK_STEPS) -> Tensor:
+        """Return one draw (1, 3, H, W) in reflectance, with its own map and without a style."""
+        system, device = self.system(), placement.device_of(self.network)
+        generator = torch.Generator().manual_seed(one.pair.index)
+        size = (1, system.latents, one.pair.hr.shape[-2] // system.stride, one.pair.hr.shape[-1] // system.stride)
+        coarse = upsample(OURS.to_image(one.pair.lr), self.preset.scale).clamp(0, 1)
+
+        def draw(coarse: Tensor, of_map: Tensor) -> Tensor:
+            def noise(number: int) -> Tensor:
+                return torch.randn(size, generator=generator).to(device)
+
+            return system.sample(coarse, of_map, None, noise, steps)
+
+        return OURS.to_reflectance(placement.run(device, draw, coarse, one.shown))
+
+    @torch.no_grad()
+    def validate(self, stage: Stage) -> Measured:
+        """Return the error of the noise on held-out images, with their maps and others' maps, and PSNR of draws."""
+        pairs = [one.pair for one in self.watched]
+        with_right, with_others = (
+            average(per_set_mean(pairs, list(map(self._watched_error, self.watched, maps))))
+            for maps in ([one.shown for one in self.watched], others_maps(self.watched))
+        )
+        scores = [score(self.drawn(one), one.pair) for one in few(self.watched, DRAWN)]
+        psnr = sum(scores) / len(scores)
+        text = (
+            f"error of the noise {with_right:.4f}, with maps of other images {with_others:.4f}; "
+            f"one draw of {QUICK_STEPS} steps: PSNR {psnr:.2f} dB"
+        )
+        return Measured(text, {"noise": with_right, "noise, other maps": with_others, "psnr_draw": psnr})
+
+    def _watched_error(self, one: Watched, of_map: Tensor) -> float:
+        """Return the error of the noise in a held-out image, the same noise at every call."""
+        device = placement.device_of(self.network)
+        given = {"hr": one.pair.hr, "lr": one.pair.lr, "map": of_map}
+        batch = {name: image.to(device).expand(len(TIMES), -1, -1, -1) for name, image in given.items()}
+        generator = torch.Generator(device).manual_seed(one.pair.index)
+        return float(self.error(batch, torch.tensor(TIMES, device=device), generator, self.styled).mean())
+
+    @torch.no_grad()
+    def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
+        """Return input, bicubic, map, one draw, and truth of a few held-out places."""
+        return [one.side_by_side(self.drawn(one)) for one in few(self.watched, SAMPLES)]
+
+    @property
+    def compiled(self) -> list[torch.nn.Module]:
+        """What `--compile` compiles: the blocks of the U-Net are called one by one."""
+        return [self.network.guidance]
+
+    @property
+    def watching(self) -> str:
+        """Which images `validate` scores."""
+        return watched_words([one.pair for one in self.watched], self.data, self.bands)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the provenance of data and recipe."""
+        described = self.data.describe(TASK.use, self.bands)
+        return {**described, "tone": OURS.described, "degradation": repr(self.batches.range), "recipe": self.recipe}
+
+    def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
+        """Return the bundle of the current weights, which name their prior."""
+        architecture = {**self.preset.architecture, "scales": [self.preset.scale], "prior": self.companion.digest}
+        small = self.recipe["networks"] != "published"
+        lattice = SMALL_LATTICE if small else LATTICE
+        found = guidance_bundle(architecture, self.preset.scale, provenance, licence, lattice, OURS.described)
+        return replace(found, sampler=self.preset.sampler)
+
+
+_SMALL = {name: value for name, value in SMALL.items() if name != "prior"}
+_STYLED = Preset(
+    name="sgdm-plus",
+    task=SYSTEM,
+    architecture=_SMALL,
+    stages=(Stage(ALL, 1.0, (), 5e-4),),
+    minutes=60,
+    batch=8,
+    crop_px=128,
+    sampler={"name": "ancestral", "steps": STEPS},
+    recipe=RECIPE,
+    bands=BANDS,
+    scale=8,
+    scales=(8, 16),
+)
+# Batch, rate and steps of the paper, on two GPUs, without an average of the weights.
+_STYLED_PAPER = replace(
+    _STYLED,
+    name="sgdm-plus-paper",
+    architecture={"guidance": PUBLISHED_GUIDANCE, "words": PUBLISHED["words"]},
+    stages=(Stage(ALL, 1.0, (), 5e-5),),
+    images=2 * 16 * 150_000,
+    batch=16,
+    crop_px=256,
+    ema=0.0,
+    warmup_steps=0,
+    schedule="constant",
+    betas=(0.9, 0.999),
+    recipe=RECIPE_PAPER,
+    scale=16,
+)
+
+
+def _without_styles(preset: Preset, name: str, guidance: Mapping[str, Any]) -> Preset:
+    return replace(preset, name=name, architecture={**preset.architecture, "guidance": dict(guidance)})
+
+
+TASK = TaskSpec(
+    name=SYSTEM,
+    summary="guidance of a generative prior by maps and styles (SGDM)",
+    kind=SYSTEM,
+    presets=(
+        _without_styles(_STYLED, "sgdm", {**SMALL["guidance"], "variant": SYNTHETIC}),
+        _STYLED,
+        _without_styles(_STYLED_PAPER, "sgdm-paper", PUBLISHED_SYNTHETIC),
+        _STYLED_PAPER,
+    ),
+    build=MapGuidance,
+    follows=(PRIOR,),
+)

@@ -1,0 +1,65 @@
+"""Batches for map guidance: sharp images, what a sensor makes of them, and maps of the same ground."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import UsageError
+from pipeline.models.map_words import rendered
+from pipeline.models.sgdm import RENDERED
+from training.data.made_maps import CLASSES, made_maps
+from training.degradation.degrade import degrade_randomly
+from training.degradation.sensor import relative_widths
+from training.tasks.super_resolution import SENSOR, range_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from training.data.sources import TrainingData
+    from training.loop.batches import Draw
+    from training.presets import Preset
+
+IMAGES: dict[str, Any] = {
+    **SENSOR,
+    # Share of images whose map shows nothing, so that the weights also work without a map.
+    "no_map": 0.1,
+}
+
+
+class MapBatches:
+    """Sharp and coarse reflectance with maps as a preset's weights take them."""
+
+    def __init__(self, preset: Preset, data: TrainingData) -> None:
+        self.preset, self.no_map = preset, float(preset.recipe["no_map"])
+        if not 0 <= self.no_map <= 1:
+            raise UsageError(f"recipe no_map={self.no_map:g}", "a share from 0 to 1")
+        self.range = range_of(preset.recipe, preset.scale)
+        # Colours are never permuted: the classes of the maps are told from them.
+        self.sampler = data.hr_sampler("train", preset.crop_px, preset.least_px, preset.bands, recoloured=0.0)
+
+    def __call__(self, draw: Draw) -> dict[str, Tensor]:
+        """Return `hr` (B, 3, n, n), `lr` (B, 3, n/scale, n/scale) and `map` (B, K, n, n), 0 in all channels if none."""
+        patches = self.sampler.patches(draw.rng, self.preset.batch)
+        hr = torch.from_numpy(np.stack([patch.pixels for patch in patches]))
+        lr = degrade_randomly(hr, self.range, draw.torch, self.preset.scale, relative_widths(self.preset.bands))
+        for image, patch in zip(lr, patches, strict=True):
+            if patch.coarse is not None:
+                image.copy_(torch.from_numpy(patch.coarse))
+        of_map = shown_to(self.preset.architecture, made_of(hr, self.preset))
+        of_map[torch.from_numpy(draw.rng.random(len(hr)) < self.no_map)] = 0
+        return {"hr": hr, "lr": lr, "map": of_map}
+
+
+def made_of(hr: Tensor, preset: Preset) -> Tensor:
+    """Return made maps (B, classes, n, m) of sharp images (B, 3, n, m)."""
+    return torch.from_numpy(made_maps(hr.numpy(), preset.output_gsd_m, preset.bands)).float()
+
+
+def shown_to(architecture: dict[str, Any], of_map: Tensor) -> Tensor:
+    """Return a map of `CLASSES` (B, classes, n, m) as weights of an architecture take it: rendered, or its classes."""
+    if architecture["words"] == RENDERED:
+        return rendered(of_map, CLASSES)
+    return of_map[:, [CLASSES.index(name) for name in architecture["classes"]]]

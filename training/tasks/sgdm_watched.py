@@ -1,0 +1,80 @@
+"""Held-out images by which the training of map guidance is watched, with their maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.models.map_words import rendered
+from pipeline.models.tone import OURS
+from training.data.made_maps import CLASSES
+from training.quality.pairs import from_many_sets, side_by_side, watched_pairs
+from training.tasks.sgdm_batches import made_of, shown_to
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from training.data.sources import TrainingData
+    from training.presets import Preset
+    from training.quality.pairs import Pair
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A held-out image, its map of `CLASSES` (1, classes, H, W), and the map as the weights take it (1, K, H, W)."""
+
+    pair: Pair
+    of_map: Tensor
+    shown: Tensor
+
+    def side_by_side(self, estimate: Tensor) -> dict[str, Tensor]:
+        """Return labelled images (3, H, W) with an estimate (1, 3, H, W), for a sheet of samples."""
+        shown = side_by_side(self.pair, estimate)
+        picture = OURS.to_reflectance(rendered(self.of_map, CLASSES))[0]
+        return {"input": shown.pop("input"), "map": picture, **shown}
+
+
+def watched(data: TrainingData, preset: Preset, multiple_px: int) -> list[Watched]:
+    """Return the held-out images of `watched_pairs`, cut to the side of training crops or the next smaller multiple."""
+    found = []
+    for pair in watched_pairs(data, preset.bands, preset.scale):
+        cut = centre(pair, preset.crop_px, multiple_px)
+        if cut is not None:
+            of_map = made_of(cut.hr, preset)
+            found.append(Watched(cut, of_map, shown_to(preset.architecture, of_map)))
+    return found
+
+
+def centre(pair: Pair, most_px: int, multiple_px: int) -> Pair | None:
+    """Return the centre of a pair, whole coarse pixels, in sides of multiples of both; None if it is too small."""
+    sides = [min(most_px, side) // multiple_px * multiple_px for side in pair.hr.shape[-2:]]
+    if not all(sides):
+        return None
+    corner = [(side - cut) // 2 // pair.scale for side, cut in zip(pair.hr.shape[-2:], sides, strict=True)]
+    (top, left), (ny, nx) = corner, (side // pair.scale for side in sides)
+    lr = pair.lr[..., top : top + ny, left : left + nx]
+    s = pair.scale
+    return replace(pair, lr=lr, hr=pair.hr[..., s * top : s * (top + ny), s * left : s * (left + nx)])
+
+
+def others_maps(images: Sequence[Watched]) -> list[Tensor]:
+    """Return for each image the map of another of its size, as the weights take it; upside down if there is none."""
+    found = []
+    for one in images:
+        alike = [other for other in images if other.shown.shape == one.shown.shape]
+        place = next(k for k, other in enumerate(alike) if other is one)
+        if len(alike) > 1:
+            found.append(alike[(place + (len(alike) + 1) // 2) % len(alike)].shown)
+        else:
+            found.append(torch.flip(one.shown, (-2, -1)))
+    return found
+
+
+def few(images: Sequence[Watched], count: int) -> list[Watched]:
+    """Return at most `count` images from as many sets as possible."""
+    chosen = {id(pair) for pair in from_many_sets([one.pair for one in images], count)}
+    return [one for one in images if id(one.pair) in chosen]
