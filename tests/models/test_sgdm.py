@@ -125,7 +125,7 @@ def test_trained_attention_takes_the_place_of_the_priors(system, files):
 def test_a_prior_of_other_sizes_is_refused(files, tmp_path):
     wider = {**PRIOR["unet"], "cross_attention_dim": 12}
     path = write_prior(tmp_path, unet=wider, contexts=[1, 3, 12])
-    with pytest.raises(BundleError, match=r"attention of .*wrong shape \['unet.*attn2.to_k.weight \[8, 8\] instead of"):
+    with pytest.raises(BundleError, match=r"U-Net of .*wrong shape \['unet.*attn2.to_k.weight \[8, 8\] instead of"):
         system_of(files[0], path)
 
 
@@ -258,3 +258,18 @@ def test_the_small_lattice_holds_whole_pixels():
     assert lattice.window_px == lattice.stride_px + lattice.ramp_px + 2 * lattice.margin_px
     assert lattice.window_px % 32 == lattice.stride_px % 16 == (lattice.margin_px + lattice.ramp_px / 2) % 16 == 0
     assert ARCHITECTURE["guidance"]["controls"] == GUIDANCE["controls"]
+
+
+def test_more_of_the_unet_than_its_attention_may_be_trained(files, tmp_path):
+    guidance, prior, _ = files
+    bundle, of_prior = load_bundle(guidance), load_bundle(prior)
+    tensors, whole = load_tensors(bundle), load_tensors(of_prior)
+    name = "unet.conv_in.weight"
+    tensors[name] = whole[name] + 1
+    save_bundle(tmp_path / "more.safetensors", bundle, tensors)
+    system = SGDM.from_bundles(load_bundle(tmp_path / "more.safetensors"), of_prior)
+    assert torch.equal(system.prior.state_dict()[name], whole[name] + 1)
+    tensors["unet.unknown.weight"] = torch.zeros(1)
+    save_bundle(tmp_path / "unknown.safetensors", bundle, tensors)
+    with pytest.raises(BundleError, match=r"unknown \['unet.unknown.weight'\]"):
+        SGDM.from_bundles(load_bundle(tmp_path / "unknown.safetensors"), of_prior)

@@ -41,7 +41,7 @@ from training.presets import Preset, Stage
 from training.quality.pairs import average, per_set_mean, score, watched_words
 from training.task_spec import TaskSpec
 from training.tasks.sgdm_batches import IMAGES, MapBatches
-from training.tasks.sgdm_networks import PRIORS, Learning, PriorBeside, new_guidance
+from training.tasks.sgdm_networks import PRIORS, Learning, PriorBeside, keep_kernels, new_guidance
 from training.tasks.sgdm_watched import Watched, few, others_maps, watched
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class MapGuidance:
         if self.recipe["prior"]:
             self.begin_from(load_bundle(Path(str(self.recipe["prior"]))))
         self.batches = MapBatches(preset, data)
+        if (classes := preset.architecture.get("classes")) is not None:  # rendered maps have none
+            keep_kernels(guidance, [name in self.batches.classes for name in classes])
         multiple_px = self.companion.networks.stride * 2 ** (len(preset.architecture["guidance"]["controls"]))
         self.watched = watched(data, preset, multiple_px)
 

@@ -10,7 +10,7 @@ import torch
 from pipeline.errors import UsageError
 from pipeline.models.map_words import rendered
 from pipeline.models.sgdm import RENDERED
-from training.data.made_maps import CLASSES, made_maps
+from training.data.made_maps import CLASSES, MADE, made_maps
 from training.degradation.degrade import degrade_randomly
 from training.degradation.sensor import relative_widths
 from training.tasks.super_resolution import SENSOR, range_of
@@ -39,6 +39,11 @@ class MapBatches:
         self.range = range_of(preset.recipe, preset.scale)
         # Colours are never permuted: the classes of the maps are told from them.
         self.sampler = data.hr_sampler("train", preset.crop_px, preset.least_px, preset.bands, recoloured=0.0)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes that the maps may show."""
+        return MADE
 
     def __call__(self, draw: Draw) -> dict[str, Tensor]:
         """Return `hr` (B, 3, n, n), `lr` (B, 3, n/scale, n/scale) and `map` (B, K, n, n), 0 in all channels if none."""

@@ -9,10 +9,12 @@ from torch import nn
 
 from pipeline.models.bundle import BundleError, check_fit, load_tensors
 from pipeline.models.diffusion_prior import PUBLISHED_PRIOR, SMALL_PRIOR, SYSTEM, Prior
-from pipeline.models.guidance import NO_MAP, Guidance, MapContent
+from pipeline.models.guidance import Guidance, MapContent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import Tensor
 
     from pipeline.models.bundle import Bundle
 
@@ -84,13 +86,29 @@ def shared(network: nn.Module, names: Iterable[str]) -> nn.Module:
 
 
 def new_guidance(architecture: Mapping[str, Any]) -> Guidance:
-    """Return guidance with random weights, to which maps mean nothing yet.
-
-    The kernels of map classes begin at 0. Those of classes that no map of the training shows stay there, so that such a
-    class changes nothing in use.
-    """
+    """Return guidance with random weights, to which maps mean nothing yet: the kernels of their channels are 0."""
     guidance = Guidance(architecture)
-    if guidance.variant != NO_MAP:
-        assert isinstance(guidance.content, MapContent)
-        nn.init.zeros_(guidance.content.map_stem.weight)
+    nn.init.zeros_(kernels_of_map(guidance))
     return guidance
+
+
+def keep_kernels(guidance: Guidance, shown: Sequence[bool]) -> None:
+    """Keep the kernels of map channels that no map of the training shows, by channel, as they are.
+
+    Maps lie between -1 and 1, so that an empty channel would otherwise learn as a bias does, and its class would then
+    change the output in use in a way that no image has taught.
+    """
+    kernels = kernels_of_map(guidance)
+
+    def masked(gradient: Tensor) -> Tensor:
+        return gradient * gradient.new_tensor(shown, dtype=gradient.dtype)[:, None, None]
+
+    kernels.register_hook(masked)
+
+
+def kernels_of_map(guidance: Guidance) -> Tensor:
+    """Return the first kernels of the map (stem, channels, 3, 3). Raises ValueError for guidance without maps."""
+    if not isinstance(guidance.content, MapContent):
+        msg = f"guidance of variant {guidance.variant!r} takes no map"
+        raise ValueError(msg)
+    return guidance.content.map_stem.weight

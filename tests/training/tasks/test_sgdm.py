@@ -1,0 +1,210 @@
+"""Training of map guidance on a prior."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
+from pipeline.models.diffusion_prior import Prior
+from pipeline.models.map_words import RENDERED
+from pipeline.models.sgdm import SGDM
+from pipeline.models.tone import OURS
+from tests.models.sgdm_small import PRIOR
+from tests.training import sgdm_for_tests
+from tests.training.sgdm_for_tests import know, presets, tiny, trained, write_prior
+from training import train
+from training.data.made_maps import CLASSES
+from training.data.sources import load_training_file
+from training.loop.batches import Draw
+from training.tasks.sgdm import TASK, MapGuidance
+from training.tasks.sgdm_batches import shown_to
+from training.tasks.sgdm_watched import others_maps
+
+
+@pytest.fixture
+def prior(tmp_path, monkeypatch):
+    know(monkeypatch)
+    return load_bundle(write_prior(tmp_path))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return load_training_file(sgdm_for_tests.images(tmp_path), output_gsd_m=1.25, scale=8)
+
+
+def begun(preset, data, prior):
+    torch.manual_seed(0)
+    task = MapGuidance(preset, data)
+    task.begin_from(prior)
+    return task
+
+
+def stepped(task, steps=3):
+    """Losses of a few steps."""
+    (stage,) = task.preset.stages
+    task.network.requires_grad_(True).train()
+    (optimiser,) = task.optimisers(stage).values()
+    losses = []
+    for step in range(steps):
+        ((_, objective),) = task.turns(stage, task.batch(Draw.seeded(0, step)), Draw.seeded(1, step))
+        optimiser.zero_grad()
+        objective.total.backward()
+        optimiser.step()
+        losses.append(float(objective.total.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("name", ["sgdm", "sgdm-plus"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_only_what_is_bundled_learns(prior, data, name, whole):
+    before = load_tensors(prior)
+    task = begun(tiny(presets()[name], whole_unet=whole), data, prior)
+    own = {key: value.clone() for key, value in task.network.state_dict().items()}
+    stepped(task)
+    after = task.companion.networks.state_dict()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    listed = {key for key in own if key.startswith("unet.")}
+    assert listed == {key for key in before if key.startswith("unet.") and (whole or "attn" in key)}
+    assert moved <= listed
+    assert len(moved) > 0.9 * len(listed)
+    trained_state = task.network.state_dict()
+    assert all(torch.equal(trained_state[key], after[key]) for key in listed)
+    # classes that no map shows change nothing
+    kernel = trained_state["guidance.content.map_stem.weight"]
+    shown = task.batch(Draw.seeded(0, 0))["map"].amax((0, 2, 3)) > 0
+    assert not kernel[:, [CLASSES.index("road-major"), CLASSES.index("rail")]].any()
+    assert kernel[:, shown].any()
+
+
+def test_the_weights_run_with_the_prior_and_with_no_other(prior, data, tmp_path):
+    task = begun(presets()["sgdm-plus"], data, prior)
+    stepped(task, 1)
+    save_bundle(tmp_path / "g.safetensors", task.bundle(), task.network.state_dict())
+    bundle = load_bundle(tmp_path / "g.safetensors")
+    assert bundle.architecture["prior"] == prior.digest
+    assert (bundle.scale, bundle.architecture["scales"], bundle.normalisation) == (8, [8], OURS.described)
+    system = SGDM.from_bundles(bundle, prior)
+    one = task.watched[0]
+    own = task.drawn(one, steps=2)
+    generator = torch.Generator().manual_seed(one.pair.index)
+    size = (1, system.latents, *(side // system.stride for side in one.pair.hr.shape[-2:]))
+    coarse = torch.nn.functional.interpolate(
+        OURS.to_image(one.pair.lr), scale_factor=8, mode="bicubic", align_corners=False
+    )
+    found = system.sample(
+        coarse.clamp(0, 1), one.shown, None, lambda _: torch.randn(size, generator=generator), steps=2
+    )
+    assert torch.allclose(OURS.to_reflectance(found), own, atol=1e-5)
+    other = tmp_path / "other.safetensors"
+    save_bundle(other, replace(prior, provenance={"another": 1}), load_tensors(prior))
+    with pytest.raises(Exception, match="do not go with the prior"):
+        SGDM.from_bundles(bundle, load_bundle(other))
+
+
+def test_the_loss_is_that_of_the_noise_and_falls(prior, data):
+    task = begun(tiny(presets()["sgdm-plus"], no_style=0.0), data, prior)
+    losses = stepped(task, 12)
+    assert losses[0] == pytest.approx(1.1, abs=0.35)  # no noise is found at first
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+
+def test_the_style_of_the_image_is_used_unless_left_out(prior, data):
+    task = begun(presets()["sgdm-plus"], data, prior)
+    batch, t = task.batch(Draw.seeded(0, 0)), torch.tensor([300, 500])
+
+    def error(styled, batch=batch):
+        with torch.no_grad():
+            return task.error(batch, t, torch.Generator().manual_seed(0), styled)
+
+    assert not torch.equal(error(True), error(False))
+    asked = []
+    task.error = lambda batch, t, generator, styled: asked.append(styled) or torch.zeros(2)
+    for share in (0.0, 1.0):
+        task.recipe = {**task.recipe, "no_style": share}
+        list(task.turns(task.preset.stages[0], batch, Draw.seeded(0, 1)))
+    assert asked == [True, False]
+
+
+def test_maps_are_left_out_of_a_share_of_images(prior, data):
+    batch = begun(tiny(presets()["sgdm"], no_map=1.0), data, prior).batch(Draw.seeded(0, 0))
+    assert not batch["map"].any()
+    task = begun(tiny(presets()["sgdm"], no_map=0.0), data, prior)
+    batches = [task.batch(Draw.seeded(0, k)) for k in range(4)]
+    assert any(batch["map"].any() for batch in batches)
+    assert all(batch["map"].sum(1).max() <= 1 for batch in batches)
+    assert batches[0]["lr"].shape[-1] * 8 == batches[0]["hr"].shape[-1] == batches[0]["map"].shape[-1]
+    again = task.batch(Draw.seeded(0, 1))
+    assert all(torch.equal(again[name], batches[1][name]) for name in again)
+
+
+def test_rendered_maps_have_the_colours_of_the_released_weights():
+    of_map = torch.zeros(1, len(CLASSES), 2, 2)
+    of_map[0, CLASSES.index("water"), 0, 0] = 1
+    shown = shown_to({"words": "rendered"}, of_map)
+    assert (255 * shown[0, :, 0, 0]).round().tolist() == list(RENDERED[3][0])
+    some = shown_to({"words": [[0]], "classes": ["water", "building"]}, of_map)
+    assert some.shape == (1, 2, 2, 2)
+    assert some[0, :, 0, 0].tolist() == [1, 0]
+
+
+def test_the_watched_images_have_maps_of_their_own_and_of_others(prior, data):
+    task = begun(presets()["sgdm"], data, prior)
+    assert all(one.pair.hr.shape[-2:] == one.shown.shape[-2:] == (64, 64) for one in task.watched)
+    twice = [task.watched[0], replace(task.watched[0], shown=1 - task.watched[0].shown)]
+    assert torch.equal(others_maps(twice)[0], twice[1].shown)
+    assert torch.equal(others_maps(twice)[1], twice[0].shown)
+    measured = task.validate(task.preset.stages[0])
+    assert set(measured.values) == {"noise", "noise, other maps", "psnr_draw"}
+    assert measured.values == task.validate(task.preset.stages[0]).values  # the same noise every time
+    (sample, *_) = task.samples(task.preset.stages[0])
+    assert list(sample)[-1] == "truth"
+    assert "map" in sample
+
+
+def test_a_resumed_run_continues_bit_by_bit_without_the_prior(prior, tmp_path):
+    whole = trained(tmp_path / "a", "sgdm-plus", "--init", str(prior.path), count=16)
+    out = tmp_path / "stopped"
+    command = ["--preset", "sgdm-plus", "--data", str(tmp_path / "a" / "rgb.toml"), "--every", "1e9", "--images", "16"]
+    begin = train.parser("").parse_args([*command, "--out", str(out), "--init", str(prior.path)])
+    train.prepared(begin).run.train(say=lambda _: None, every_s=1e9, until_images=8)
+    assert train.main([*command, "--out", str(out), "--resume", str(out)]) == 0
+    resumed = load_bundle(next(out.glob("*.safetensors")))
+    assert resumed.architecture == whole.architecture
+    a, b = load_tensors(whole), load_tensors(resumed)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_trained_weights_can_be_trained_further_with_their_prior(prior, tmp_path, capsys):
+    first = trained(tmp_path, "sgdm", "--init", str(prior.path), count=4)
+    out = tmp_path / "further"
+    command = ["--preset", "sgdm", "--data", str(tmp_path / "rgb.toml"), "--every", "1e9", "--images", "4"]
+    assert train.main([*command, "--out", str(out), "--init", first.path]) != 0
+    assert "without a prior" in capsys.readouterr().err
+    more = ["--out", str(tmp_path / "on"), "--init", first.path, "--set", f"prior={prior.path}"]
+    assert train.main([*command, *more]) == 0
+    assert load_bundle(tmp_path / "on" / "sgdm.safetensors").architecture["prior"] == prior.digest
+
+
+def test_a_run_needs_a_prior_of_the_right_kind(prior, data, tmp_path, capsys):
+    assert train.main(["--preset", "sgdm", "--data", str(data.file.path), "--out", str(tmp_path / "x")]) != 0
+    assert "weights of sgdm-prior to begin from" in capsys.readouterr().err
+    task = MapGuidance(presets()["sgdm"], data)
+    tensors = Prior({**PRIOR, "contexts": [1, 3, 8]}).state_dict()
+    wrong = tmp_path / "wrong.safetensors"
+    save_bundle(wrong, replace(prior, architecture={**PRIOR, "contexts": [1, 3, 8]}), tensors)
+    with pytest.raises(Exception, match="does not fit the preset"):
+        task.begin_from(load_bundle(wrong))
+    with pytest.raises(Exception, match="small or published or tiny"):
+        MapGuidance(tiny(presets()["sgdm"], networks="large"), data)
+
+
+def test_the_presets_of_the_paper():
+    small, plus, paper, plus_paper = TASK.presets
+    assert (paper.batch, paper.images, paper.stages[0].learning_rate) == (16, 4_800_000, 5e-5)
+    assert not plus_paper.recipe["whole_unet"]
+    assert plus_paper.recipe["networks"] == "published"
+    variants = [preset.architecture["guidance"]["variant"] for preset in (small, plus, paper, plus_paper)]
+    assert variants == ["synthetic", "real", "synthetic", "real"]
+    assert all("prior" not in preset.architecture for preset in TASK.presets)  # that of the weights is not known yet
