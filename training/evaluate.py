@@ -174,7 +174,7 @@ def system_of(bundle: Bundle, device: str = "cpu") -> System:
 
 def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Section]:
     """Return all sections requested by the arguments. Raises PipelineError."""
-    from training import evaluate_cascade
+    from training import evaluate_cascade, evaluate_guided
     from training.data.sources import load_data, shipped_data
     from training.loop.distributed import device_of
     from training.quality.comparison import comparison
@@ -187,6 +187,8 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
         bundles = bundles_of([*targets, *shipped_files({bundle.system for bundle in bundles})])
     if args.cascade:
         return evaluate_cascade.sections(bundles, args, say)
+    if evaluate_guided.asked(bundles):
+        return evaluate_guided.sections(bundles, args, say)
     if args.steps and all(bundle.system in after for bundle in bundles):
         raise UsageError("--steps: a fusion has no sampling steps", "weights of a super-resolver")
     device = str(device_of(args.device))

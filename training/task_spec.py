@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from training.loop.task import Trainable
     from training.presets import Preset, Use
     from training.quality.cascade import Cascades
+    from training.quality.map_guidance import Guided
     from training.quality.wald import Judge
 
 
@@ -23,7 +24,8 @@ class TaskSpec:
     kind: name of its bundles (`Bundle.system`). use: trains on images, or on tiles at all native resolutions. switches:
     values of `--as-published`; whose: owner of that code. follows: other kinds of bundle, one of which a run must start
     from, passed to `begin_from`. judge: evaluation of weights that no system takes first; others are evaluated as their
-    system. cascades: evaluation of weights that a cascade repeats. convert: conversion of third-party checkpoints.
+    system. cascades: evaluation of weights that a cascade repeats. guided: evaluation of weights that a map guides, in
+    place of others. convert: conversion of third-party checkpoints.
     of_bands: settings, NAME=VALUE, that `--bands N` makes beside the bands, by N.
     """
 
@@ -38,6 +40,7 @@ class TaskSpec:
     follows: tuple[str, ...] = ()
     judge: Judge | None = None
     cascades: Cascades | None = None
+    guided: Guided | None = None
     convert: Conversion | None = None
     of_bands: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 

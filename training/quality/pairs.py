@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -128,6 +128,18 @@ def watched_pairs(data: TrainingData, bands: tuple[str, ...] = RGB, scale: int =
             'split = "held-out"',
         )
     return pairs
+
+
+def centre(pair: Pair, most_px: int, multiple_px: int) -> Pair | None:
+    """Return the centre of a pair, whole coarse pixels, in sides of multiples of both; None if it is too small."""
+    sides = [min(most_px, side) // multiple_px * multiple_px for side in pair.hr.shape[-2:]]
+    if not all(sides):
+        return None
+    corner = [(side - cut) // 2 // pair.scale for side, cut in zip(pair.hr.shape[-2:], sides, strict=True)]
+    (top, left), (ny, nx) = corner, (side // pair.scale for side in sides)
+    lr = pair.lr[..., top : top + ny, left : left + nx]
+    s = pair.scale
+    return replace(pair, lr=lr, hr=pair.hr[..., s * top : s * (top + ny), s * left : s * (left + nx)])
 
 
 def watched_words(pairs: Sequence[Pair], data: TrainingData, bands: tuple[str, ...] = RGB) -> str:

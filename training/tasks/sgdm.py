@@ -41,6 +41,7 @@ from training.presets import Preset, Stage
 from training.quality.pairs import average, per_set_mean, score, watched_words
 from training.task_spec import TaskSpec
 from training.tasks.sgdm_batches import IMAGES, MapBatches
+from training.tasks.sgdm_judge import GUIDED
 from training.tasks.sgdm_networks import PRIORS, Learning, PriorBeside, keep_kernels, new_guidance
 from training.tasks.sgdm_watched import Watched, few, others_maps, watched
 
@@ -264,4 +265,5 @@ TASK = TaskSpec(
     ),
     build=MapGuidance,
     follows=(PRIOR,),
+    guided=GUIDED,
 )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import torch
 
 from pipeline.models.map_words import rendered
 from pipeline.models.tone import OURS
 from training.data.made_maps import CLASSES
-from training.quality.pairs import from_many_sets, side_by_side, watched_pairs
+from training.quality.map_guidance import another
+from training.quality.pairs import centre, from_many_sets, side_by_side, watched_pairs
 from training.tasks.sgdm_batches import made_of, shown_to
 
 if TYPE_CHECKING:
@@ -49,29 +48,10 @@ def watched(data: TrainingData, preset: Preset, multiple_px: int) -> list[Watche
     return found
 
 
-def centre(pair: Pair, most_px: int, multiple_px: int) -> Pair | None:
-    """Return the centre of a pair, whole coarse pixels, in sides of multiples of both; None if it is too small."""
-    sides = [min(most_px, side) // multiple_px * multiple_px for side in pair.hr.shape[-2:]]
-    if not all(sides):
-        return None
-    corner = [(side - cut) // 2 // pair.scale for side, cut in zip(pair.hr.shape[-2:], sides, strict=True)]
-    (top, left), (ny, nx) = corner, (side // pair.scale for side in sides)
-    lr = pair.lr[..., top : top + ny, left : left + nx]
-    s = pair.scale
-    return replace(pair, lr=lr, hr=pair.hr[..., s * top : s * (top + ny), s * left : s * (left + nx)])
-
-
 def others_maps(images: Sequence[Watched]) -> list[Tensor]:
-    """Return for each image the map of another of its size, as the weights take it; upside down if there is none."""
-    found = []
-    for one in images:
-        alike = [other for other in images if other.shown.shape == one.shown.shape]
-        place = next(k for k, other in enumerate(alike) if other is one)
-        if len(alike) > 1:
-            found.append(alike[(place + (len(alike) + 1) // 2) % len(alike)].shown)
-        else:
-            found.append(torch.flip(one.shown, (-2, -1)))
-    return found
+    """Return for each image the map of another of its size, as the weights take it."""
+    maps = [one.shown for one in images]
+    return [another(maps, place) for place in range(len(maps))]
 
 
 def few(images: Sequence[Watched], count: int) -> list[Watched]:
