@@ -17,6 +17,7 @@ from training.data.images import files_of, header_images
 from training.data.patches import FLAT_PATCH, WHOLE_BYTES, chunk_shape, contrast, read_chunk
 from training.data.sources import TrainingData, images_of_source
 from training.data.training_file import OUTPUT_GSD_M, read_training_file
+from training.data.triplets import triplet_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,8 +65,8 @@ def check(path: Path, say: Callable[[str], None], output_gsd_m: float = OUTPUT_G
 
 
 def _of_role(data: TrainingData, source: Source, say: Callable[[str], None]) -> Checked:
-    if source.role == "hr":
-        return _images_checked(source, say)
+    if source.role in ("hr", "triplets"):
+        return _images_checked(data, source, say)
     return _pairs_checked(data, source, say) if source.role == "pair" else _tiles_checked(data, source, say)
 
 
@@ -89,9 +90,9 @@ def _pairs_checked(data: TrainingData, source: Source, say: Callable[[str], None
     return found
 
 
-def _images_checked(source: Source, say: Callable[[str], None]) -> Checked:
+def _images_checked(data: TrainingData, source: Source, say: Callable[[str], None]) -> Checked:
     found = Checked()
-    for label, list_images in _listed(source, say):
+    for label, list_images in _listed(data, source, say):
         found.files += 1
         started = time.perf_counter()
         try:
@@ -105,8 +106,13 @@ def _images_checked(source: Source, say: Callable[[str], None]) -> Checked:
     return found
 
 
-def _listed(source: Source, say: Callable[[str], None]) -> Iterator[tuple[str, Callable[[], list[Image]]]]:
+def _listed(
+    data: TrainingData, source: Source, say: Callable[[str], None]
+) -> Iterator[tuple[str, Callable[[], list[Image]]]]:
     """(name, what lists its images) of every file of a source; of the whole source where it has no files here."""
+    if source.role == "triplets":
+        yield source.where, partial(triplet_images, source, data.scale)
+        return
     if source.catalog or source.zarr:
         yield source.where, partial(images_of_source, source)
         return

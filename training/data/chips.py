@@ -45,10 +45,10 @@ def chips_of(image: Image, split: Split) -> list[Chip]:
             chunk = _judged(image, (top, left, ny, nx), limits, ratios)
         if chunk is None:
             continue
-        pixels, coarse = parted(image, image.values.averaged(chunk.stored, *ratios))
+        pixels, coarse, of_map = parted(image, image.values.averaged(chunk.stored, *ratios))
         image.check(pixels)
         values = image.values.encoded, image.weight, image.bands
-        chips.append(Chip(image.source, place, image.evaluate_gsd_m, pixels, *values, coarse))
+        chips.append(Chip(image.source, place, image.evaluate_gsd_m, pixels, *values, coarse, of_map))
     return chips
 
 

@@ -32,7 +32,7 @@ CELL_M = 5.0  # of the grid on which areas are outlined
 LOCAL_M, WIDE_M = 15.0, 80.0  # sides of averages: of colours and texture, and of the ground around buildings
 LEAST_M2 = {"water": 400.0, "wood": 400.0, "farmland": 4000.0}
 BUILDING_M2 = (40.0, 6000.0)
-COMPACT = 0.6  # least share of a building in its rectangle
+COMPACT, LONGEST = 0.6, 4.0  # least share of a building in its rectangle, and most ratio of the sides
 SOUND = 1e-4  # reflectance, against division by 0
 
 
@@ -124,7 +124,7 @@ def _draw_rectangle(shown: Mask, at: NDArray[np.intp], gsd_m: float) -> None:
     moments = np.cov(at.T) + np.eye(2) / 12
     spread, axes = np.linalg.eigh(moments)
     sides = np.sqrt(12 * spread)
-    if area / (sides[0] * sides[1]) < COMPACT or sides[1] > 6 * sides[0]:
+    if area / (sides[0] * sides[1]) < COMPACT or sides[1] > LONGEST * sides[0]:
         return
     sides = sides * math.sqrt(area / (sides[0] * sides[1]))
     reach = math.ceil(float(np.hypot(*sides)) / 2) + 1

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from training.data.places import Split
     from training.data.rasters import Stored
 
+    Parts = tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.uint8] | None]
+
 T = TypeVar("T", bound=np.generic)
 
 CACHE_BYTES = 1_000_000_000  # of stored values, per process
@@ -56,7 +58,8 @@ class Address:
 class Patch:
     """Reflectance (bands, n, n) of a patch, its address, and the rotation and flip applied after reading.
 
-    `coarse` (bands, n / scale, n / scale) is the coarse image of a pair, None where there is none.
+    `coarse` (bands, n / scale, n / scale) is the coarse image of a pair, and `of_map` (n, n) the numbers of a map's
+    classes, 0 for other ground; None where there is none.
     `turns`: quarter turns as in `np.rot90` over (y, x). `mirrored`: flipped left to right after the rotation.
     """
 
@@ -65,6 +68,7 @@ class Patch:
     turns: int
     mirrored: bool
     coarse: NDArray[np.float32] | None = None
+    of_map: NDArray[np.uint8] | None = None
 
     def turned(self, raster: NDArray[np.generic]) -> NDArray[np.generic]:
         """Apply the rotation and flip of the patch to another raster (c, n, n) of the same ground."""
@@ -272,8 +276,8 @@ class PatchSampler:
                 or rng.random() < FLAT_KEPT
             ):
                 turns, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
-                sharp, coarse = parted(self.images[index], _turned(crop, turns, mirrored))
-                return Patch(sharp, address, turns, mirrored, coarse)
+                sharp, coarse, of_map = parted(self.images[index], _turned(crop, turns, mirrored))
+                return Patch(sharp, address, turns, mirrored, coarse, of_map)
         return None
 
     def _odds_of(self, pool: Sequence[int]) -> NDArray[np.float64]:
@@ -288,13 +292,16 @@ class PatchSampler:
         return odds
 
 
-def parted(image: Image, pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Return the sharp and the coarse bands of what an image's reader gives; None for the coarse ones without a pair.
+def parted(image: Image, pixels: NDArray[np.float32]) -> Parts:
+    """Return the sharp and the coarse bands and the map of what an image's reader gives; None where there is none.
 
     `pixels` must begin at a coarse pixel, on either side of both axes.
     """
     count, step = len(image.bands), image.coarse_px
-    return (pixels[:count], np.ascontiguousarray(pixels[count:, ::step, ::step])) if step else (pixels, None)
+    if not step:
+        return pixels, None, None
+    coarse = np.ascontiguousarray(pixels[count : 2 * count, ::step, ::step])
+    return pixels[:count], coarse, pixels[2 * count].astype(np.uint8) if len(pixels) > 2 * count else None
 
 
 def _ordered(patch: Patch, order: NDArray[np.intp], gamma: NDArray[np.float64] | None) -> Patch:

@@ -51,7 +51,8 @@ def default_data() -> Path:
 class Chip:
     """One image (bands, H, W) float32: 8-bit values / 255 if `encoded`, else reflectance.
 
-    `coarse` (bands, H / scale, W / scale) is the coarse image of a pair.
+    `coarse` (bands, H / scale, W / scale) is the coarse image of a pair, `of_map` (H, W) has the numbers of a map's
+    classes, 0 for other ground.
     """
 
     source: str
@@ -62,6 +63,7 @@ class Chip:
     weight: float = 1.0
     bands: tuple[str, ...] = RGB
     coarse: NDArray[np.float32] | None = None
+    of_map: NDArray[np.uint8] | None = None
 
 
 @contextmanager

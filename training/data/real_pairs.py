@@ -122,7 +122,9 @@ def _image(source: Source, label: str, sharp: Path, reader: PairReader, dates: i
     gsd_m = max(ground_gsd_m(header))
     placed = header if place.crs != LOCAL_CRS else replace(header, crs="")
     weight = source.weight / dates
-    stated = replace(source, target_gsd_m=(gsd_m, gsd_m), evaluate_gsd_m=gsd_m, gsd_m=gsd_m, weight=weight)
+    stated = replace(
+        source, target_gsd_m=(gsd_m, gsd_m), evaluate_gsd_m=gsd_m, gsd_m=gsd_m, weight=weight, values="reflectance"
+    )  # as the reader gives it
     image = make_image(stated, label, sharp, placed, reader)
     return replace(image, values=Values(encoded=False), coarse_px=scale)
 

@@ -20,6 +20,7 @@ from training.data.real_pairs import RealPairs, real_pairs_of
 from training.data.sentinel2 import images_of, is_dsen2, scene_grounds, tiles_of
 from training.data.tiles import GSD_M, MIN_SIDE_PX
 from training.data.training_file import OUTPUT_GSD_M, Source, TrainingFile, read_training_file
+from training.data.triplets import credits_of, triplet_images
 from training.presets import SMALL_PX
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class TrainingData:
 
     @property
     def licence(self) -> str:
-        """Credits of all sources, as stated in the file."""
-        return self.file.licence
+        """Credits of all sources, as stated in the file and in stores of triplets."""
+        return "; ".join(filter(None, [self.file.licence, *map(credits_of, self.of_role("triplets"))]))
 
     @property
     def is_shipped(self) -> bool:
@@ -73,6 +74,7 @@ class TrainingData:
     def offered(self) -> tuple[Image, ...]:
         """High-resolution images of all splits with all bands, pairs last. Reads headers, and the pixels of pairs."""
         sharp = [image for source in self.of_role("hr") for image in images_of_source(source)]
+        sharp += [image for source in self.of_role("triplets") for image in triplet_images(source, self.scale)]
         return (*sharp, *(image for pairs in self.pairs.values() for image in pairs.images))
 
     @cached_property
@@ -263,7 +265,7 @@ class TrainingData:
             "sources": self.counts(use, bands),
             "split_rule": SPLIT_RULE,
             "held_out_places": self.held_out_places(use, bands)[:PLACES_LISTED],
-            "licence_of_data": self.file.licence,
+            "licence_of_data": self.licence,
             "learned": self._learned(use, bands),
         }
 

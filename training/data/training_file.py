@@ -27,9 +27,9 @@ OUTPUT_GSD_M = 2.5  # of most networks
 TARGET_RANGE = (0.76, 1.28)  # of the default `target_gsd_m`, relative to the GSD of the network's output
 SENTINEL2_GSD_M = 10.0
 MAX_TOML_BYTES = 1_000_000
-Role = Literal["hr", "sentinel2", "pair"]
+Role = Literal["hr", "sentinel2", "pair", "triplets"]
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "role": ("hr", "sentinel2", "pair"),
+    "role": ("hr", "sentinel2", "pair", "triplets"),
     "values": ("8-bit", "reflectance"),
     "split": ("by-place", "train", "held-out"),
 }
@@ -54,8 +54,8 @@ class Source:
     """One set of images: location, value encoding and use. Field names are the TOML keys."""
 
     name: str
-    # "hr": sharp images as SR targets; "pair": sharp images and coarse ones of the same ground; "sentinel2": L2A
-    # scenes, for fusion and as 10 m images for SR
+    # "hr": sharp images as SR targets; "pair": sharp images and coarse ones of the same ground; "triplets": these with
+    # maps, a store of training.triplets; "sentinel2": L2A scenes, for fusion and as 10 m images for SR
     role: Role
     path: str = ""  # folder, file or glob; absolute after parsing
     zarr: str = ""  # a Zarr store
@@ -258,7 +258,10 @@ def _check_where(label: str, values: dict[str, Any]) -> None:
             raise UsageError(f"{label}: {key} without {_ONLY_WITH[key]}", f"{key} only beside {_ONLY_WITH[key]}")
     if given == ["catalog"] and "aoi" not in values:
         raise UsageError(f"{label}: catalog without aoi", 'aoi = "area.geojson"')
-    if given == ["zarr"] and "variable" not in values:
+    triplets = values["role"] == "triplets"
+    if triplets and given != ["zarr"]:
+        raise UsageError(f"{label}: role triplets with {given[0]}", 'zarr = "triplets.zarr"')
+    if given == ["zarr"] and "variable" not in values and not triplets:
         raise UsageError(f"{label}: zarr without variable", 'variable = "reflectance", or what the store calls it')
     _check_pairs(label, values)
     if values["role"] in ("hr", "pair") and values.get("values", "8-bit") == "8-bit":

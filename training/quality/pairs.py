@@ -46,7 +46,10 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Pair:
-    """One held-out image (1, bands, H, W) in reflectance and its degraded form (1, bands, H/scale, W/scale)."""
+    """One held-out image (1, bands, H, W) in reflectance and its degraded form (1, bands, H/scale, W/scale).
+
+    `of_map` (H, W): numbers of a map's classes, 0 for other ground, where the image comes with a map.
+    """
 
     source: str
     index: int
@@ -54,6 +57,7 @@ class Pair:
     lr: Tensor
     place: str = ""
     bands: tuple[str, ...] = RGB
+    of_map: NDArray[np.uint8] | None = None
 
     @property
     def scale(self) -> int:
@@ -103,7 +107,8 @@ def held_out_pairs(
         else:
             rows, cols = (slice(at // step, (at + size) // step) for at, size in ((top, height), (left, width)))
             lr = torch.from_numpy(chip.coarse[:, rows, cols].copy())[None]
-        pairs.append(Pair(chip.source, index, hr, lr, chip.place, chip.bands))
+        of_map = None if chip.of_map is None else chip.of_map[top : top + height, left : left + width]
+        pairs.append(Pair(chip.source, index, hr, lr, chip.place, chip.bands, of_map))
     return pairs
 
 
@@ -138,8 +143,9 @@ def centre(pair: Pair, most_px: int, multiple_px: int) -> Pair | None:
     corner = [(side - cut) // 2 // pair.scale for side, cut in zip(pair.hr.shape[-2:], sides, strict=True)]
     (top, left), (ny, nx) = corner, (side // pair.scale for side in sides)
     lr = pair.lr[..., top : top + ny, left : left + nx]
-    s = pair.scale
-    return replace(pair, lr=lr, hr=pair.hr[..., s * top : s * (top + ny), s * left : s * (left + nx)])
+    rows, cols = (slice(pair.scale * at, pair.scale * (at + count)) for at, count in ((top, ny), (left, nx)))
+    of_map = None if pair.of_map is None else pair.of_map[rows, cols]
+    return replace(pair, lr=lr, hr=pair.hr[..., rows, cols], of_map=of_map)
 
 
 def watched_words(pairs: Sequence[Pair], data: TrainingData, bands: tuple[str, ...] = RGB) -> str:

@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.models.map_words import rendered
 from pipeline.models.sgdm import RENDERED
 from training.data.made_maps import CLASSES, MADE, made_maps
+from training.data.triplets import one_hot, shown_classes
 from training.degradation.degrade import degrade_randomly
 from training.degradation.sensor import relative_widths
 from training.tasks.super_resolution import SENSOR, range_of
@@ -33,7 +34,7 @@ class MapBatches:
     """Sharp and coarse reflectance with maps as a preset's weights take them."""
 
     def __init__(self, preset: Preset, data: TrainingData) -> None:
-        self.preset, self.no_map = preset, float(preset.recipe["no_map"])
+        self.preset, self.data, self.no_map = preset, data, float(preset.recipe["no_map"])
         if not 0 <= self.no_map <= 1:
             raise UsageError(f"recipe no_map={self.no_map:g}", "a share from 0 to 1")
         self.range = range_of(preset.recipe, preset.scale)
@@ -42,8 +43,11 @@ class MapBatches:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Classes that the maps may show."""
-        return MADE
+        """Classes that the maps may show: those that are told from images, and those of stores of triplets."""
+        sources = self.data.of_role("triplets")
+        given = {name for source in sources for name in shown_classes(source)}
+        made = MADE if len(sources) < len(self.data.sources) else ()
+        return tuple(name for name in CLASSES if name in given or name in made)
 
     def __call__(self, draw: Draw) -> dict[str, Tensor]:
         """Return `hr` (B, 3, n, n), `lr` (B, 3, n/scale, n/scale) and `map` (B, K, n, n), 0 in all channels if none."""
@@ -53,7 +57,11 @@ class MapBatches:
         for image, patch in zip(lr, patches, strict=True):
             if patch.coarse is not None:
                 image.copy_(torch.from_numpy(patch.coarse))
-        of_map = shown_to(self.preset.architecture, made_of(hr, self.preset))
+        maps = [
+            made if patch.of_map is None else torch.from_numpy(one_hot(patch.of_map)).float()
+            for made, patch in zip(made_of(hr, self.preset), patches, strict=True)
+        ]
+        of_map = shown_to(self.preset.architecture, torch.stack(maps))
         of_map[torch.from_numpy(draw.rng.random(len(hr)) < self.no_map)] = 0
         return {"hr": hr, "lr": lr, "map": of_map}
 

@@ -16,6 +16,7 @@ from pipeline.models.tone import Tone
 from pipeline.superres.weights import SHIPPED
 from training import placement
 from training.data.made_maps import CLASSES, made_maps
+from training.data.triplets import one_hot
 from training.quality.map_guidance import Guided
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ class JudgedGuidance:
         return self.system.styles is not None
 
     def map_of(self, pair: Pair) -> Tensor:
-        """Return the map of `CLASSES` that is made of a held-out image."""
+        """Return the map of `CLASSES` of a held-out image: its own, or one made of it."""
+        if pair.of_map is not None:
+            return torch.from_numpy(one_hot(pair.of_map))[None].float()
         gsd_m = 10 / self.scale
         return torch.from_numpy(made_maps(pair.hr.numpy(), gsd_m, pair.bands)).float()
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from pipeline.models.map_words import rendered
 from pipeline.models.tone import OURS
 from training.data.made_maps import CLASSES
+from training.data.triplets import one_hot
 from training.quality.map_guidance import another
 from training.quality.pairs import centre, from_many_sets, side_by_side, watched_pairs
 from training.tasks.sgdm_batches import made_of, shown_to
@@ -43,7 +46,9 @@ def watched(data: TrainingData, preset: Preset, multiple_px: int) -> list[Watche
     for pair in watched_pairs(data, preset.bands, preset.scale):
         cut = centre(pair, preset.crop_px, multiple_px)
         if cut is not None:
-            of_map = made_of(cut.hr, preset)
+            of_map = (
+                made_of(cut.hr, preset) if cut.of_map is None else torch.from_numpy(one_hot(cut.of_map))[None].float()
+            )
             found.append(Watched(cut, of_map, shown_to(preset.architecture, of_map)))
     return found
 
