@@ -24,7 +24,7 @@ def read(path) -> Source:
 
 def test_the_example_shows_every_key_and_parses(tmp_path):
     """Where its folders exist, it is a training file; and no key is missing from it."""
-    for name in ("orthos", "sen2naip", "sen2naip_pairs", "drone.zarr", "products"):
+    for name in ("orthos", "sen2naip", "sen2naip_pairs", "triplets.zarr", "drone.zarr", "products"):
         (tmp_path / name).mkdir()
     for name in ("orthos/a_2020.tif", "sen2naip/a/hr.tif", "sen2naip_pairs/a/hr.tif", "area.geojson", "stack.tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -32,7 +32,7 @@ def test_the_example_shows_every_key_and_parses(tmp_path):
     file = tmp_path / "example.toml"
     file.write_text(EXAMPLE.read_text())
     read_file = read_training_file(file)
-    assert [source.role for source in read_file.sources] == ["hr", "hr", "pair", "hr", "hr"] + ["sentinel2"] * 3
+    assert [source.role for source in read_file.sources] == ["hr", "hr", "pair", "triplets", "hr", "hr"] + ["sentinel2"] * 3
     assert read_file.licence == "Orthophotos: city of Example, CC BY 4.0"
     keys = {name for name, field in Source.__dataclass_fields__.items() if not field.metadata.get("internal")}
     assert {key for key in keys if f"\n{key} = " not in EXAMPLE.read_text()} == set()
@@ -74,10 +74,10 @@ KEYS = (
     ("keys", "says"),
     [
         ({"wieght": "1.0"}, f"unknown key 'wieght'; expected one of {KEYS}; cure: did you mean 'weight'?"),
-        ({"role": '"HR"'}, "role = 'HR'; expected one of hr, sentinel2, pair"),
+        ({"role": '"HR"'}, "role = 'HR'; expected one of hr, sentinel2, pair, triplets"),
         (
             {"role": '"sentinel-2"'},
-            "role = 'sentinel-2'; expected one of hr, sentinel2, pair; cure: did you mean 'sentinel2'?",
+            "role = 'sentinel-2'; expected one of hr, sentinel2, pair, triplets; cure: did you mean 'sentinel2'?",
         ),
         ({"gsd_m": '"0.6"'}, "gsd_m = '0.6'; expected a number above 0"),
         ({"gsd_m": "nan"}, "gsd_m = nan; expected a number above 0"),
