@@ -40,7 +40,7 @@ from training.loop.task import Measured, Objective
 from training.presets import Preset, Stage
 from training.quality.pairs import average, per_set_mean, score, watched_words
 from training.task_spec import TaskSpec
-from training.tasks.sgdm_batches import IMAGES, MapBatches
+from training.tasks.sgdm_batches import IMAGES, MapBatches, other_colours
 from training.tasks.sgdm_judge import GUIDED
 from training.tasks.sgdm_networks import PRIORS, Learning, PriorBeside, keep_kernels, new_guidance
 from training.tasks.sgdm_watched import Watched, few, others_maps, watched
@@ -62,13 +62,16 @@ RECIPE: dict[str, Any] = {
     **IMAGES,
     # Share of batches without a style, so that the weights also keep the colours of the coarse image.
     "no_style": 0.3,
+    # Share of the images with a style whose coarse image has other colours than the sharp one. Where both agree, as
+    # when one is made of the other, a style tells nothing new and is not learned. Without a style, both agree always.
+    "gap": 0.7,
     "networks": "small",  # of the prior
     "whole_unet": True,  # or the attention alone, as published
     "weight_decay": 0.01,
     # File of the prior, where --init gives weights of guidance to go on from.
     "prior": "",
 }
-RECIPE_PAPER = {**RECIPE, "no_style": 0.0, "networks": "published", "whole_unet": False, "small_px": 128}
+RECIPE_PAPER = {**RECIPE, "no_style": 0.0, "gap": 0.0, "networks": "published", "whole_unet": False, "small_px": 128}
 
 
 class MapGuidance:
@@ -118,6 +121,8 @@ class MapGuidance:
     def turns(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Iterator[tuple[str, Objective]]:
         """Yield the error of the noise."""
         styled = self.styled and draw.rng.random() >= float(self.recipe["no_style"])
+        if styled:
+            batch = {**batch, "lr": other_colours(batch["lr"], draw.rng, float(self.recipe["gap"]))}
         generator = draw.on(batch["hr"].device)
         t = torch.randint(
             len(self.companion.prior.alpha_bar), (len(batch["hr"]),), generator=generator, device=batch["hr"].device

@@ -10,6 +10,7 @@ import torch
 from pipeline.errors import UsageError
 from pipeline.models.map_words import rendered
 from pipeline.models.sgdm import RENDERED
+from pipeline.models.tone import OURS
 from training.data.made_maps import CLASSES, MADE, made_maps
 from training.data.triplets import one_hot, shown_classes
 from training.degradation.degrade import degrade_randomly
@@ -28,6 +29,7 @@ IMAGES: dict[str, Any] = {
     # Share of images whose map shows nothing, so that the weights also work without a map.
     "no_map": 0.1,
 }
+COMMON, OWN = 0.2, 0.15  # deviations of the logarithms of gammas and gains
 
 
 class MapBatches:
@@ -64,6 +66,20 @@ class MapBatches:
         of_map = shown_to(self.preset.architecture, torch.stack(maps))
         of_map[torch.from_numpy(draw.rng.random(len(hr)) < self.no_map)] = 0
         return {"hr": hr, "lr": lr, "map": of_map}
+
+
+def other_colours(lr: Tensor, rng: np.random.Generator, share: float) -> Tensor:
+    """Return coarse images (B, bands, h, w), a share of them with a random gamma and gain of each band.
+
+    So do images of two sensors, seasons or processors differ. Gamma and gain are common to the bands in one part, their
+    own in another, each log-normal.
+    """
+    shape = (len(lr), lr.shape[1], 1, 1)
+    drawn = [COMMON * rng.standard_normal((len(lr), 1, 1, 1)) + OWN * rng.standard_normal(shape) for _ in range(2)]
+    chosen = rng.random((len(lr), 1, 1, 1)) < share
+    gamma, gain = (torch.from_numpy(np.where(chosen, np.exp(one), 1.0)).to(lr) for one in drawn)
+    bright = lr.clamp_min(0) / OURS.white
+    return torch.where(torch.from_numpy(chosen).to(lr.device), OURS.white * gain * bright**gamma, lr)
 
 
 def made_of(hr: Tensor, preset: Preset) -> Tensor:

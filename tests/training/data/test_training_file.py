@@ -32,7 +32,9 @@ def test_the_example_shows_every_key_and_parses(tmp_path):
     file = tmp_path / "example.toml"
     file.write_text(EXAMPLE.read_text())
     read_file = read_training_file(file)
-    assert [source.role for source in read_file.sources] == ["hr", "hr", "pair", "triplets", "hr", "hr"] + ["sentinel2"] * 3
+    assert [source.role for source in read_file.sources] == ["hr", "hr", "pair", "triplets", "hr", "hr"] + [
+        "sentinel2"
+    ] * 3
     assert read_file.licence == "Orthophotos: city of Example, CC BY 4.0"
     keys = {name for name, field in Source.__dataclass_fields__.items() if not field.metadata.get("internal")}
     assert {key for key in keys if f"\n{key} = " not in EXAMPLE.read_text()} == set()

@@ -19,7 +19,7 @@ from training.data.made_maps import CLASSES
 from training.data.sources import load_training_file
 from training.loop.batches import Draw
 from training.tasks.sgdm import TASK, MapGuidance
-from training.tasks.sgdm_batches import shown_to
+from training.tasks.sgdm_batches import other_colours, shown_to
 from training.tasks.sgdm_watched import others_maps
 
 
@@ -125,6 +125,27 @@ def test_the_style_of_the_image_is_used_unless_left_out(prior, data):
         task.recipe = {**task.recipe, "no_style": share}
         list(task.turns(task.preset.stages[0], batch, Draw.seeded(0, 1)))
     assert asked == [True, False]
+
+
+def test_with_a_style_coarse_images_have_other_colours(prior, data):
+    lr = 0.05 + 0.2 * torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(other_colours(lr, np.random.default_rng(0), 0.0), lr)
+    found = other_colours(lr, np.random.default_rng(0), 0.5)
+    same = (found == lr).flatten(1).all(1)
+    assert 0.4 < same.float().mean() < 0.6
+    changed = found[~same].mean((2, 3)) / lr[~same].mean((2, 3))
+    assert changed.log().std() > 0.2
+    assert (changed[:, 0] / changed[:, 2]).log().std() > 0.1  # not brightness alone
+    order, other = lr[~same].flatten(2).argsort(-1), found[~same].flatten(2).argsort(-1)
+    assert torch.equal(order, other)  # each band stays in order
+    task = begun(presets()["sgdm-plus"], data, prior)
+    batch, seen = task.batch(Draw.seeded(0, 0)), []
+    task.error = lambda batch, t, generator, styled: seen.append(batch["lr"]) or torch.zeros(2)
+    for no_style in (1.0, 0.0):
+        task.recipe = {**task.recipe, "no_style": no_style, "gap": 1.0}
+        list(task.turns(task.preset.stages[0], batch, Draw.seeded(0, 1)))
+    assert torch.equal(seen[0], batch["lr"])
+    assert not torch.equal(seen[1], batch["lr"])
 
 
 def test_maps_are_left_out_of_a_share_of_images(prior, data):
