@@ -76,20 +76,15 @@ def _areas(image: NDArray[np.float32], gsd_m: float, bands: Sequence[str]) -> di
         wet = (green - infrared) / (green + infrared) > 0.05
         vital = (infrared - red) / (infrared + red) > 0.35
     else:
-        wet = (bright < 0.08) & (red < np.maximum(green, blue)) & (greenness < 0.06) & (rough < 0.1)
+        smooth = ((greenness < 0.06) & (rough < 0.1)) | ((bright < 0.04) & (rough < 0.05))
+        wet = (bright < 0.08) & (red < np.maximum(green, blue)) & smooth
         vital = greenness > 0.02
     water = wet & (rough < 0.3)
     wood = ~water & vital & (bright < 0.085) & (rough > 0.14)
-    even = (
-        ~water
-        & ~wood
-        & (rough < 0.16)
-        & (bright > 0.03)
-        & (bright < 0.28)
-        & ((greenness > -0.02) | (red > 1.25 * blue))
-    )
+    tilled = (rough < 0.16) & ((greenness > -0.02) | (red > 1.25 * blue))
+    field = ~water & ~wood & tilled & (bright > 0.03) & (bright < 0.28)
     found = {}
-    for name, mask in (("water", water), ("wood", wood), ("farmland", even)):
+    for name, mask in (("water", water), ("wood", wood), ("farmland", field)):
         least = LEAST_M2[name] / (size * gsd_m) ** 2
         voted = ndimage.uniform_filter(mask.astype(np.float32), 3, mode="nearest") > 0.5
         kept = _large(voted, least)
