@@ -124,9 +124,8 @@ class MapGuidance:
         if styled:
             batch = {**batch, "lr": other_colours(batch["lr"], draw.rng, float(self.recipe["gap"]))}
         generator = draw.on(batch["hr"].device)
-        t = torch.randint(
-            len(self.companion.prior.alpha_bar), (len(batch["hr"]),), generator=generator, device=batch["hr"].device
-        )
+        steps, device = len(self.companion.networks.alpha_bar), batch["hr"].device
+        t = torch.randint(steps, (len(batch["hr"]),), generator=generator, device=device)
         loss = self.error(batch, t, generator, styled).mean()
         yield OWN, Objective(loss, {"noise": loss})
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
-from pipeline.models.diffusion_prior import Prior
+from pipeline.models.diffusion_prior import PUBLISHED_PRIOR, Prior
+from pipeline.models.guidance import PUBLISHED as PUBLISHED_GUIDANCE
+from pipeline.models.guidance import Guidance
 from pipeline.models.map_words import RENDERED
 from pipeline.models.sgdm import SGDM
 from pipeline.models.tone import OURS
@@ -20,6 +22,7 @@ from training.data.sources import load_training_file
 from training.loop.batches import Draw
 from training.tasks.sgdm import TASK, MapGuidance
 from training.tasks.sgdm_batches import other_colours, shown_to
+from training.tasks.sgdm_networks import Learning
 from training.tasks.sgdm_watched import others_maps
 
 
@@ -229,3 +232,19 @@ def test_the_presets_of_the_paper():
     variants = [preset.architecture["guidance"]["variant"] for preset in (small, plus, paper, plus_paper)]
     assert variants == ["synthetic", "real", "synthetic", "real"]
     assert all("prior" not in preset.architecture for preset in TASK.presets)  # that of the weights is not known yet
+
+
+def test_the_published_networks_learn_148_million_numbers():
+    with torch.device("meta"):
+        prior = Prior(PUBLISHED_PRIOR)
+        learning = Learning(Guidance(PUBLISHED_GUIDANCE), prior, whole_unet=False)
+    assert sum(p.numel() for p in learning.parameters()) == pytest.approx(148.13e6, abs=0.01e6)
+
+
+def test_what_learns_and_the_prior_stay_one_network_when_moved(prior, data):
+    task = begun(tiny(presets()["sgdm"], whole_unet=False), data, prior)
+    task.network.to(torch.float64)  # as to another device
+    dtypes = {name: value.dtype for name, value in task.companion.networks.named_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float64} == set(
+        task.companion.networks.attention_names()
+    )
