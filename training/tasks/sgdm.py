@@ -18,7 +18,7 @@ from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.diffusion_prior import BANDS
 from pipeline.models.diffusion_prior import SYSTEM as PRIOR
 from pipeline.models.guidance import PUBLISHED as PUBLISHED_GUIDANCE
-from pipeline.models.guidance import PUBLISHED_SYNTHETIC, SYNTHETIC
+from pipeline.models.guidance import PUBLISHED_SYNTHETIC, SYNTHETIC, Guidance
 from pipeline.models.latent_sampler import forward
 from pipeline.models.lite import upsample
 from pipeline.models.sgdm import (
@@ -42,7 +42,7 @@ from training.quality.pairs import average, per_set_mean, score, watched_words
 from training.task_spec import TaskSpec
 from training.tasks.sgdm_batches import IMAGES, MapBatches, other_colours
 from training.tasks.sgdm_judge import GUIDED
-from training.tasks.sgdm_networks import PRIORS, Learning, PriorBeside, keep_kernels, new_guidance
+from training.tasks.sgdm_networks import PRIORS, Learning, PriorBeside, leave_out
 from training.tasks.sgdm_watched import Watched, few, others_maps, watched
 
 if TYPE_CHECKING:
@@ -67,11 +67,20 @@ RECIPE: dict[str, Any] = {
     "gap": 0.7,
     "networks": "small",  # of the prior
     "whole_unet": True,  # or the attention alone, as published
+    "unet_rate": 0.5,  # of the learning rate, for the U-Net, which has learned already
     "weight_decay": 0.01,
     # File of the prior, where --init gives weights of guidance to go on from.
     "prior": "",
 }
-RECIPE_PAPER = {**RECIPE, "no_style": 0.0, "gap": 0.0, "networks": "published", "whole_unet": False, "small_px": 128}
+RECIPE_PAPER = {
+    **RECIPE,
+    "no_style": 0.0,
+    "gap": 0.0,
+    "unet_rate": 1.0,
+    "networks": "published",
+    "whole_unet": False,
+    "small_px": 128,
+}
 
 
 class MapGuidance:
@@ -82,7 +91,7 @@ class MapGuidance:
         if preset.recipe["networks"] not in PRIORS:
             raise UsageError(f"recipe networks={preset.recipe['networks']}", " or ".join(PRIORS))
         self.companion = PriorBeside(PRIORS[preset.recipe["networks"]])
-        guidance = new_guidance(preset.architecture["guidance"])
+        guidance = Guidance(preset.architecture["guidance"])
         self.network = Learning(guidance, self.companion.networks, bool(self.recipe["whole_unet"]))
         check_together(guidance, self.companion.networks, self.bundle())
         self.styled = bool(guidance.style_width)
@@ -90,7 +99,7 @@ class MapGuidance:
             self.begin_from(load_bundle(Path(str(self.recipe["prior"]))))
         self.batches = MapBatches(preset, data)
         if (classes := preset.architecture.get("classes")) is not None:  # rendered maps have none
-            keep_kernels(guidance, [name in self.batches.classes for name in classes])
+            leave_out(guidance, [name in self.batches.classes for name in classes])
         multiple_px = self.companion.networks.stride * 2 ** (len(preset.architecture["guidance"]["controls"]))
         self.watched = watched(data, preset, multiple_px)
 
@@ -114,9 +123,13 @@ class MapGuidance:
 
     def optimisers(self, stage: Stage) -> dict[str, Optimizer]:
         """Return AdamW over all that learns."""
-        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        rates = {"guidance": stage.learning_rate, "unet": stage.learning_rate * float(self.recipe["unet_rate"])}
+        groups = [
+            {"params": [p for p in self.network.get_submodule(name).parameters() if p.requires_grad], "lr": rate}
+            for name, rate in rates.items()
+        ]
         decay = float(self.recipe["weight_decay"])
-        return {OWN: torch.optim.AdamW(learning, stage.learning_rate, self.preset.betas, weight_decay=decay)}
+        return {OWN: torch.optim.AdamW(groups, stage.learning_rate, self.preset.betas, weight_decay=decay)}
 
     def turns(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Iterator[tuple[str, Objective]]:
         """Yield the error of the noise."""
@@ -225,7 +238,7 @@ _STYLED = Preset(
     name="sgdm-plus",
     task=SYSTEM,
     architecture=_SMALL,
-    stages=(Stage(ALL, 1.0, (), 5e-4),),
+    stages=(Stage(ALL, 1.0, (), 1e-3),),
     minutes=60,
     batch=8,
     crop_px=128,

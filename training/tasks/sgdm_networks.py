@@ -85,23 +85,19 @@ def shared(network: nn.Module, names: Iterable[str]) -> nn.Module:
     return found
 
 
-def new_guidance(architecture: Mapping[str, Any]) -> Guidance:
-    """Return guidance with random weights, to which maps mean nothing yet: the kernels of their channels are 0."""
-    guidance = Guidance(architecture)
-    nn.init.zeros_(kernels_of_map(guidance))
-    return guidance
-
-
-def keep_kernels(guidance: Guidance, shown: Sequence[bool]) -> None:
-    """Keep the kernels of map channels that no map of the training shows, by channel, as they are.
+def leave_out(guidance: Guidance, shown: Sequence[bool]) -> None:
+    """Set the kernels of map channels that no map of the training shows to 0, by channel, and let them not learn.
 
     Maps lie between -1 and 1, so that an empty channel would otherwise learn as a bias does, and its class would then
     change the output in use in a way that no image has taught.
     """
     kernels = kernels_of_map(guidance)
 
-    def masked(gradient: Tensor) -> Tensor:
-        return gradient * gradient.new_tensor(shown, dtype=gradient.dtype)[:, None, None]
+    def masked(weights: Tensor) -> Tensor:
+        return weights * weights.new_tensor(shown, dtype=weights.dtype)[:, None, None]
+
+    with torch.no_grad():
+        kernels.copy_(masked(kernels))
 
     kernels.register_hook(masked)
 
