@@ -106,6 +106,12 @@ def test_the_weights_run_with_the_prior_and_with_no_other(prior, data, tmp_path)
         SGDM.from_bundles(bundle, load_bundle(other))
 
 
+def test_the_unet_learns_at_a_rate_of_its_own(prior, data):
+    task = begun(tiny(presets()["sgdm"], unet_rate=0.1), data, prior)
+    (optimiser,) = task.optimisers(replace(task.preset.stages[0], learning_rate=1e-3)).values()
+    assert [group["lr"] for group in optimiser.param_groups] == [1e-3, pytest.approx(1e-4)]
+
+
 def test_the_loss_is_that_of_the_noise_and_falls(prior, data):
     task = begun(tiny(presets()["sgdm-plus"], no_style=0.0), data, prior)
     losses = stepped(task, 12)
