@@ -50,6 +50,7 @@ class Preset:
     scale: int = 4  # pixels of the output per pixel of the input, along one axis
     scales: tuple[int, ...] = ()  # that its network can have; with any, `--set` changes bands and scale
     levels: int = 1  # of a cascade of the network, after which images are judged
+    half: bool = False  # whether weights are stored in 16 bits
 
     @property
     def output_gsd_m(self) -> float:

@@ -283,7 +283,8 @@ def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:
     if unfinished:
         provenance["untrained"] = list(run.untrained)
     path = args.out / f"{run.preset.name}{unfinished}.safetensors"
-    digest = save_bundle(path, task.bundle(provenance, licence_of(args.licence, task.data)), task.network.state_dict())
+    bundle = task.bundle(provenance, licence_of(args.licence, task.data))
+    digest = save_bundle(path, bundle, task.network.state_dict(), half=run.preset.half)
     said = [f"held out: {provenance['held_out']}", f"wrote {path} sha256 {digest}"]
     if not unfinished:
         (args.out / f"{run.preset.name}{UNFINISHED}.safetensors").unlink(missing_ok=True)

@@ -62,8 +62,12 @@ class Bundle:
     path: str = ""  # set on load; not part of the file
 
 
-def save_bundle(path: Path, bundle: Bundle, tensors: Mapping[str, Tensor]) -> str:
-    """Write `bundle` and `tensors` to `path` (replaced atomically) and return the file's sha256."""
+def save_bundle(path: Path, bundle: Bundle, tensors: Mapping[str, Tensor], *, half: bool = False) -> str:
+    """Write `bundle` and `tensors` to `path` (replaced atomically) and return the file's sha256.
+
+    With `half`, float32 tensors are rounded to float16, for a file of half the size.
+    """
+    import torch
     from safetensors.torch import save_file
 
     described = {k: v for k, v in asdict(bundle).items() if k not in ("digest", "path")}
@@ -73,7 +77,10 @@ def save_bundle(path: Path, bundle: Bundle, tensors: Mapping[str, Tensor]) -> st
     try:
         partial.touch()
         mode = partial.stat().st_mode  # honours the user's umask; safetensors makes files that others cannot read
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
+        kept = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        if half:
+            kept = {name: x.half() if x.dtype == torch.float32 else x for name, x in kept.items()}
+        save_file(kept, partial, metadata)
         partial.chmod(mode)
         digest = _sha256(partial)
         partial.replace(path)
@@ -139,7 +146,10 @@ def _parse(described: dict[str, Any], digest: str, path: Path) -> Bundle:
 
 
 def load_tensors(bundle: Bundle) -> dict[str, Tensor]:
-    """Return all tensors of the bundle's file, on the CPU. Raises BundleError if one holds NaN or infinity."""
+    """Return all tensors of the bundle's file, on the CPU, those of 16 bits as float32.
+
+    Raises BundleError if one holds NaN or infinity.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -148,7 +158,8 @@ def load_tensors(bundle: Bundle) -> dict[str, Tensor]:
     if broken:
         msg = f"weights {bundle.path} hold NaN or infinity in {', '.join(broken[:5])}"
         raise BundleError(msg)
-    return tensors
+    short = (torch.float16, torch.bfloat16)
+    return {name: tensor.float() if tensor.dtype in short else tensor for name, tensor in tensors.items()}
 
 
 def load_into(network: nn.Module, bundle: Bundle, prefix: str = "") -> None:

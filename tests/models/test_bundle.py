@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import UsageError
@@ -56,6 +56,16 @@ def test_round_trip(tmp_path):
         assert tensors[name].dtype == tensor.dtype
         assert torch.equal(tensors[name], tensor)
     assert [file.name for file in path.parent.iterdir()] == ["net.safetensors"]
+
+
+def test_weights_may_be_stored_in_16_bits_and_are_used_in_32(tmp_path):
+    tensors = {"weight": torch.tensor([1.0, 1.0 + 2**-11]), "steps": torch.tensor([3])}
+    save_bundle(tmp_path / "w.safetensors", BUNDLE, tensors, half=True)
+    assert load_file(tmp_path / "w.safetensors")["weight"].dtype == torch.float16
+    found = load_tensors(load_bundle(tmp_path / "w.safetensors"))
+    assert found["weight"].dtype == torch.float32
+    assert found["weight"].tolist() == [1.0, 1.0]
+    assert found["steps"].tolist() == [3]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -247,6 +247,7 @@ _STYLED = Preset(
     bands=BANDS,
     scale=8,
     scales=(8, 16),
+    half=True,
 )
 # Batch, rate and steps of the paper, on two GPUs, without an average of the weights.
 _STYLED_PAPER = replace(
@@ -263,6 +264,7 @@ _STYLED_PAPER = replace(
     betas=(0.9, 0.999),
     recipe=RECIPE_PAPER,
     scale=16,
+    half=False,
 )
 
 

@@ -183,6 +183,7 @@ TASK = TaskSpec(
             crop_px=128,
             scale=8,
             scales=(8, 16),
+            half=True,
         ),
     ),
     build=SmallPrior,
