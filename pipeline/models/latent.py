@@ -59,11 +59,11 @@ class Autoencoder(Protocol):
         """Return the distribution of the latent."""
         ...
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Return the image of a latent."""
+    def decode(self, latent: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """Return the image of a latent. Networks that see it need the coarse image (B, C, h, w) beside it."""
         ...
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, coarse: Tensor | None = None) -> Tensor:
         """Return the image of the latent's mean."""
         ...
 
@@ -77,7 +77,7 @@ class Denoiser(nn.Module, ABC):
     regresses = False
 
     def prepare(self, condition: Tensor) -> Tensor:
-        """Return what all timesteps need of a condition (B, L, h, w), computed once."""
+        """Return what all timesteps need of a condition (`LatentNetwork.condition`), computed once."""
         return condition
 
     def centre(self, prepared: Tensor) -> Tensor:
@@ -101,11 +101,14 @@ class LatentNetwork(nn.Module):
     """Autoencoder and denoiser with their schedule.
 
     Buffers: `betas` (T,) of the schedule, and `latent_spread` (L,), by which latents are divided before noise is added.
-    Published weights divide by 1.
+    Published weights divide by 1. `sees_coarse`: decoder and denoiser are given the coarse image as it is, too.
     """
 
-    def __init__(self, autoencoder: nn.Module, unet: Denoiser, latents: int, timesteps: int = 1000) -> None:
+    def __init__(
+        self, autoencoder: nn.Module, unet: Denoiser, latents: int, timesteps: int = 1000, *, sees_coarse: bool = False
+    ) -> None:
         super().__init__()
+        self.sees_coarse = sees_coarse
         self.autoencoder: Any = autoencoder
         self.unet = unet
         self.register_buffer("betas", torch.zeros(timesteps))
@@ -124,9 +127,17 @@ class LatentNetwork(nn.Module):
         scaled: Tensor = latent / self._spread()
         return scaled
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Return the image, in network range, of a scaled latent."""
-        image: Tensor = self.autoencoder.decode(latent * self._spread())
+    def condition(self, image: Tensor, coarse: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return what the denoiser is given of a coarse image (B, C, h, w), interpolated as `image` (B, C, 4h, 4w).
+
+        It is the scaled latent of the interpolated image, with the coarse image behind it where networks see that.
+        """
+        latent = self.encode(image, noise)
+        return torch.cat([latent, coarse], dim=1) if self.sees_coarse else latent
+
+    def decode(self, latent: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """Return the image, in network range, of a scaled latent; networks that see it need the coarse one."""
+        image: Tensor = self.autoencoder.decode(latent * self._spread(), coarse)
         return image
 
     def noise(self, prepared: Tensor) -> Callable[[Tensor, int], Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.models.latent import STRIDE, Denoiser, LatentNetwork, Moments
+from pipeline.models.latent import STRIDE, Denoiser, LatentNetwork, Moments, interpolated
 from pipeline.models.latent_sampler import alpha_bar, betas
 from pipeline.models.lite import LevelEmbedding, ResidualBlock
 
@@ -26,8 +26,9 @@ FIRST_SPREAD = 0.3  # of latents around their mean, in units of their spread
 LOG_SPREAD_RANGE = (-5.0, 1.0)
 SMALL: dict[str, Any] = {
     "networks": NETWORKS,
-    "latents": 4,
+    "latents": 8,
     "latent_unit": 5.0,
+    "sees_coarse": True,
     "width": 64,
     "encoder_blocks": 3,
     "decoder_blocks": 8,
@@ -64,16 +65,25 @@ class SmallAutoencoder(nn.Module):
     """Autoencoder of images (B, bands, 4h, 4w) by latents (B, latents, h, w).
 
     The decoder reads latents divided by `unit`. That of their spread keeps its residual blocks well conditioned: blocks
-    without normalisation multiply what they are given.
+    without normalisation multiply what they are given. With `sees_coarse` it also reads the coarse image, so that
+    latents need to tell only what that does not.
     """
 
     def __init__(
-        self, bands: int, latents: int, width: int, encoder_blocks: int, decoder_blocks: int, unit: float = 1.0
+        self,
+        bands: int,
+        latents: int,
+        width: int,
+        encoder_blocks: int,
+        decoder_blocks: int,
+        unit: float = 1.0,
+        *,
+        sees_coarse: bool = False,
     ) -> None:
         super().__init__()
-        folded, self.unit = bands * STRIDE**2, unit
+        folded, self.latents, self.unit, self.sees_coarse = bands * STRIDE**2, latents, unit, sees_coarse
         self.encoder = _Path(folded, 2 * latents, width, encoder_blocks)
-        self.decoder = _Path(latents, folded, width, decoder_blocks)
+        self.decoder = _Path(latents + bands * sees_coarse, folded, width, decoder_blocks)
         with torch.no_grad():
             linear = self.encoder.linear
             linear.weight[latents:] = 0.0
@@ -94,46 +104,72 @@ class SmallAutoencoder(nn.Module):
         mean, raw = self.encoder(functional.pixel_unshuffle(image, STRIDE)).chunk(2, dim=1)
         return Moments(mean, LEAST_LOG_VARIANCE * torch.sigmoid(raw))
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Return the image (B, bands, 4h, 4w) of a latent (B, L, h, w)."""
-        return functional.pixel_shuffle(self.decoder(latent / self.unit), STRIDE)
+    def decode(self, latent: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """Return the image (B, bands, 4h, 4w) of a latent (B, L, h, w), given a coarse one (B, bands, h, w).
 
-    def forward(self, image: Tensor) -> Tensor:
+        Raises ValueError if it sees the coarse image and is given none.
+        """
+        given = latent / self.unit
+        if self.sees_coarse:
+            if coarse is None:
+                msg = "no coarse image; expected one, which this decoder sees"
+                raise ValueError(msg)
+            given = torch.cat([given, coarse], dim=1)
+        return functional.pixel_shuffle(self.decoder(given), STRIDE)
+
+    def forward(self, image: Tensor, coarse: Tensor | None = None) -> Tensor:
         """Return the image of the latent's mean."""
-        return self.decode(self.encode(image).mean)
+        return self.decode(self.encode(image).mean, coarse)
 
     @torch.no_grad()
-    def start_from_components(self, image: Tensor, spread: float) -> None:
+    def start_from_components(self, image: Tensor, coarse: Tensor, spread: float) -> None:
         """Set the linear paths to the principal components of folded pixels of images (B, bands, 4h, 4w).
 
+        They are those of the difference from interpolated coarse images (B, bands, h, w) where the decoder sees these.
         Latents then have the standard deviation `spread` on average, and the decoder inverts the encoder as well as a
         linear map of single latent pixels can.
         """
-        folded = functional.pixel_unshuffle(image, STRIDE).transpose(0, 1).flatten(1).double()
+        known = interpolated(coarse) if self.sees_coarse else torch.zeros_like(image)
+        folded = functional.pixel_unshuffle(image - known, STRIDE).transpose(0, 1).flatten(1).double()
         centre = folded.mean(1)
-        cov = torch.cov(folded)
-        variances, vectors = torch.linalg.eigh(cov)
-        count = self.decoder.linear.in_channels
+        vectors = torch.linalg.eigh(torch.cov(folded)).eigenvectors
+        count = self.latents
         basis = vectors.flip(1)[:, :count].T  # (L, folded), largest variance first
-        gain = spread / float(variances.flip(0)[:count].mean().sqrt())
-        _set_centre(self.encoder.linear, gain * basis, -gain * basis @ centre, count)
-        _set_centre(self.decoder.linear, basis.T * self.unit / gain, centre, len(centre))
+        whole = basis @ functional.pixel_unshuffle(image, STRIDE).transpose(0, 1).flatten(1).double()
+        gain = spread / float(whole.var(1).mean().sqrt())
+        encoder, decoder = self.encoder.linear, self.decoder.linear
+        encoder.weight[:count] = 0.0
+        encoder.weight[:count, :, 1, 1] = (gain * basis).to(encoder.weight)
+        encoder.get_parameter("bias")[:count] = (-gain * basis @ centre).to(encoder.weight)
+        decoder.weight.zero_()
+        decoder.weight[:, :count, 1, 1] = (basis.T * self.unit / gain).to(decoder.weight)
+        decoder.get_parameter("bias").copy_(centre)
+        if (
+            self.sees_coarse
+        ):  # the latents hold components of the whole image, so those of the interpolated are taken off
+            unknown = torch.eye(len(centre)) - (basis.T @ basis).float()
+            bands = coarse.shape[1]
+            decoder.weight[:, count:] = torch.einsum("of,fbyx->obyx", unknown, interpolation_weights(bands))
 
 
-def _set_centre(linear: nn.Conv2d, weight: Tensor, bias: Tensor, rows: int) -> None:
-    """Set the first output channels of a 3x3 convolution to a map of single pixels."""
-    linear.weight[:rows] = 0.0
-    linear.weight[:rows, :, 1, 1] = weight.to(linear.weight)
-    linear.get_parameter("bias")[:rows] = bias.to(linear.weight)
+def interpolation_weights(bands: int) -> Tensor:
+    """Return `interpolated` as a 3x3 convolution to folded pixels, weights (bands * 16, bands, 3, 3)."""
+    deltas = torch.eye(9).reshape(9, 1, 3, 3)
+    blocks = interpolated(functional.pad(deltas, (1, 1, 1, 1)))[:, :, 2 * STRIDE : 3 * STRIDE, 2 * STRIDE : 3 * STRIDE]
+    one = blocks.reshape(3, 3, STRIDE**2).permute(2, 0, 1)  # (16, 3, 3)
+    found = torch.zeros(bands, STRIDE**2, bands, 3, 3)
+    for band in range(bands):
+        found[band, :, band] = one
+    return found.reshape(bands * STRIDE**2, bands, 3, 3)
 
 
 class SmallDenoiser(Denoiser):
     """Noise in a latent z_t, given its condition c, from an estimate of the residual r = (z - mean) / spread.
 
-    Features of c give the mean, c plus a correction, and the spread of z around it, as in CorrDiff (arXiv 2309.15214).
-    With a = sqrt(alpha_bar) and b = sqrt(1 - alpha_bar), z_t - a mean = a spread (r + noise of sd b / (a spread)). The
-    estimate of r is the best linear one for unit variance plus a bounded correction, which starts at zero
-    (preconditioning of Karras et al., arXiv 2206.00364).
+    Features of c give the mean, its latent plus a correction, and the spread of z around it, as in CorrDiff (arXiv
+    2309.15214). With a = sqrt(alpha_bar) and b = sqrt(1 - alpha_bar), z_t - a mean = a spread (r + noise of sd
+    b / (a spread)). The estimate of r is the best linear one for unit variance plus a bounded correction, which starts
+    at zero (preconditioning of Karras et al., arXiv 2206.00364).
     """
 
     regresses = True
@@ -146,11 +182,12 @@ class SmallDenoiser(Denoiser):
         denoiser_width: int,
         denoiser_blocks: int,
         schedule: tuple[float, float],
+        coarse_bands: int = 0,
     ) -> None:
         super().__init__()
         self.latents = latents
         self.register_buffer("levels", torch.from_numpy(alpha_bar(betas(*schedule))).float(), persistent=False)
-        self.entry = nn.Conv2d(latents, condition_width, 3, padding=1)
+        self.entry = nn.Conv2d(latents + coarse_bands, condition_width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(condition_width) for _ in range(condition_blocks))
         self.mean_head = nn.Conv2d(condition_width, latents, 3, padding=1)
         self.spread_head = nn.Conv2d(condition_width, latents, 3, padding=1)
@@ -170,7 +207,8 @@ class SmallDenoiser(Denoiser):
         for block in self.blocks:
             h = block(h)
         log_spread = self.spread_head(h.detach()).float().clamp(*LOG_SPREAD_RANGE)
-        return torch.cat([condition + self.mean_head(h).float(), log_spread.exp(), h], dim=1)
+        mean = condition[:, : self.latents] + self.mean_head(h).float()
+        return torch.cat([mean, log_spread.exp(), h], dim=1)
 
     def centre(self, prepared: Tensor) -> Tensor:
         """Return the mean (B, L, h, w)."""
@@ -208,8 +246,15 @@ def small_network(architecture: Mapping[str, Any], bands: int) -> LatentNetwork:
     """Return both networks with random weights and the schedule of `architecture` (see `SMALL`)."""
     of, latents = architecture, int(architecture["latents"])
     first, last = (float(value) for value in of["betas"])
+    sees_coarse = bool(of.get("sees_coarse", False))
     autoencoder = SmallAutoencoder(
-        bands, latents, of["width"], of["encoder_blocks"], of["decoder_blocks"], float(of["latent_unit"])
+        bands,
+        latents,
+        of["width"],
+        of["encoder_blocks"],
+        of["decoder_blocks"],
+        float(of["latent_unit"]),
+        sees_coarse=sees_coarse,
     )
     denoiser = SmallDenoiser(
         latents,
@@ -218,7 +263,8 @@ def small_network(architecture: Mapping[str, Any], bands: int) -> LatentNetwork:
         of["denoiser_width"],
         of["denoiser_blocks"],
         (first, last),
+        bands * sees_coarse,
     )
-    network = LatentNetwork(autoencoder, denoiser, latents)
+    network = LatentNetwork(autoencoder, denoiser, latents, sees_coarse=sees_coarse)
     network.get_buffer("betas").copy_(torch.from_numpy(betas(first, last)))
     return network

@@ -90,13 +90,14 @@ class LDSR:
         return len(self.network.get_buffer("latent_spread"))
 
     def condition(self, lr: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return the latent (B, L, h, w) of a coarse image (B, C, h, w): its mean, or a sample with `noise`."""
-        return self.network.encode(self.normalisation.condition(interpolated(lr)), noise)
+        """Return the condition of a coarse image (B, C, h, w), by the mean of its latent, or a sample with `noise`."""
+        of = self.normalisation
+        return self.network.condition(of.condition(interpolated(lr)), of.condition(lr), noise)
 
     def mean(self, lr: Tensor) -> Tensor:
         """Return the estimate without diffusion, (B, C, h, w) -> (B, C, 4h, 4w), of networks that have one."""
         unet = self.network.unet
-        return self._settled(self.decoded(unet.centre(unet.prepare(self.condition(lr)))), lr)
+        return self._settled(self.decoded(unet.centre(unet.prepare(self.condition(lr))), lr), lr)
 
     def sample(self, lr: Tensor, drawn: Drawn, sampling: Sampling | None = None) -> Tensor:
         """Draw one sample of reflectance (B, C, 4h, 4w) from (B, C, h, w).
@@ -115,11 +116,11 @@ class LDSR:
         later = (lambda step: drawn(step + 2)) if how.eta else None
         last = 1.0 if unet.regresses else None
         z = ddim(self.network.noise(prepared), x, self.alpha_bar, grid, how.eta, later, how.temperature, last)
-        return self._settled(self.decoded(z), lr)
+        return self._settled(self.decoded(z, lr), lr)
 
-    def decoded(self, latent: Tensor) -> Tensor:
-        """Return the reflectance (B, C, 4h, 4w) of a scaled latent."""
-        return self.normalisation.to_reflectance(self.network.decode(latent))
+    def decoded(self, latent: Tensor, lr: Tensor) -> Tensor:
+        """Return the reflectance (B, C, 4h, 4w) of a scaled latent, given the coarse image (B, C, h, w)."""
+        return self.normalisation.to_reflectance(self.network.decode(latent, self.normalisation.condition(lr)))
 
     def _settled(self, image: Tensor, lr: Tensor) -> Tensor:
         """Remove the pattern of folded pixels of small networks."""

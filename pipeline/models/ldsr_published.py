@@ -63,14 +63,14 @@ class PublishedAutoencoder(nn.Module):
         """Return the distribution (B, L, h, w) of the latent of an image (B, C, 4h, 4w)."""
         return Moments.of(self.net.encode(image).latent_dist.parameters)
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, coarse: Tensor | None = None) -> Tensor:
         """Return the image (B, C, 4h, 4w) of a latent (B, L, h, w)."""
         image: Tensor = self.net.decode(latent).sample
         return image
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, coarse: Tensor | None = None) -> Tensor:
         """Return the image of the latent's mean."""
-        return self.decode(self.encode(image).mean)
+        return self.decode(self.encode(image).mean, coarse)
 
 
 class PublishedDenoiser(Denoiser):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.nn.functional import avg_pool2d
 
 from pipeline.bands import bands_at
 from pipeline.models import span_fusion
@@ -15,6 +16,7 @@ TINY = {
     "networks": "small",
     "latents": 4,
     "latent_unit": 5.0,
+    "sees_coarse": True,
     "width": 8,
     "encoder_blocks": 1,
     "decoder_blocks": 1,
@@ -47,7 +49,7 @@ def write_latent(path: Path, bands=BANDS) -> Path:
     torch.manual_seed(0)
     network = small_network(TINY, len(bands))
     image = 0.3 * torch.randn(4, len(bands), 32, 32)
-    network.autoencoder.start_from_components(image, 5.0)
+    network.autoencoder.start_from_components(image, avg_pool2d(image, 4), 5.0)
     network.get_buffer("latent_spread").fill_(5.0)
     save_bundle(path, latent_bundle(bands), moved(network).state_dict())
     return path

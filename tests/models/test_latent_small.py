@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.models.bundle import BundleError, load_bundle
-from pipeline.models.latent import Moments
+from pipeline.models.latent import Moments, interpolated
 from pipeline.models.latent_small import LEAST_LOG_VARIANCE, small_network
 from pipeline.models.ldsr import BANDS, LDSR, Root, Sampling, normalisation_of
 from tests.models.ldsr_small import TINY, latent_bundle, moved, write_latent
@@ -23,19 +23,29 @@ def network():
     return small_network(TINY, 4)
 
 
-def test_the_autoencoder_starts_as_principal_components(network):
-    autoencoder, given = network.autoencoder, image(8)
+@pytest.mark.parametrize("sees_coarse", [False, True])
+def test_the_autoencoder_starts_as_principal_components(sees_coarse):
+    autoencoder = small_network({**TINY, "sees_coarse": sees_coarse}, 4).autoencoder
+    given, coarse = image(8), image(8, seed=1)[..., ::4, ::4]  # any coarse image: components are of the difference
     assert autoencoder.untrained
-    autoencoder.start_from_components(given, 5.0)
-    folded = functional.pixel_unshuffle(given, 4).transpose(0, 1).flatten(1)
+    autoencoder.start_from_components(given, coarse, 5.0)
+    known = interpolated(coarse) if sees_coarse else torch.zeros_like(given)
+    folded = functional.pixel_unshuffle(given - known, 4).transpose(0, 1).flatten(1)
     centred = folded - folded.mean(1, keepdim=True)
-    values = torch.linalg.svdvals(centred)
-    lost = values[4:].square().sum() / folded.numel()  # the least that four latents can lose
+    basis = torch.linalg.svd(centred, full_matrices=False).U[:, :4]
+    lost = (centred - basis @ (basis.T @ centred)).reshape(64, 8, 12, 12).transpose(0, 1)  # all that four latents lose
     with torch.no_grad():
-        error = (autoencoder(given) - given).square().mean()
+        error = given - autoencoder(given, coarse)
         latent = autoencoder.encode(given).mean
-    assert float(error) == pytest.approx(float(lost), rel=1e-3)
+    inner = (..., slice(4, -4), slice(4, -4))  # the convolution pads with zeros where interpolation repeats the edge
+    torch.testing.assert_close(error[inner], functional.pixel_shuffle(lost, 4)[inner], atol=2e-5, rtol=0)
     assert float(latent.transpose(0, 1).flatten(1).var(1).mean().sqrt()) == pytest.approx(5.0, rel=1e-3)
+
+
+def test_a_decoder_that_sees_the_coarse_image_has_to_be_given_it():
+    autoencoder = small_network({**TINY, "sees_coarse": True}, 4).autoencoder
+    with pytest.raises(ValueError, match="no coarse image"):
+        autoencoder(image())
 
 
 def test_the_noise_of_latents_is_bounded(network):
@@ -57,14 +67,15 @@ def test_moments_sample_around_their_mean():
 def test_an_untrained_denoiser_knows_unit_noise_around_the_condition(network):
     """Its estimate is the best linear one: for a residual of its spread, the noise that is expected."""
     unet, alpha = network.unet, network.alpha_bar()
-    condition = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    condition = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))  # latents, then the coarse image
+    latent = condition[:, :4]
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         prepared = unet.prepare(condition)
         spread = unet.spread(prepared)
         for t in (0, 500, 999):
             a, b = alpha[t] ** 0.5, (1 - alpha[t]) ** 0.5
-            found = unet(a * condition + b * noise, prepared, torch.tensor([t]))
+            found = unet(a * latent + b * noise, prepared, torch.tensor([t]))
             share = b**2 / (a**2 * spread**2 + b**2)
             torch.testing.assert_close(found, (share * noise).float(), rtol=1e-4, atol=1e-4)
 

@@ -18,7 +18,7 @@ class Averaging(nn.Module):
         mean = functional.avg_pool2d(image, 4)
         return Moments(mean, torch.full_like(mean, -30.0))
 
-    def decode(self, latent):
+    def decode(self, latent, coarse=None):
         return functional.interpolate(latent, scale_factor=4)
 
 

@@ -16,6 +16,7 @@ from pipeline.models.ldsr import AUTOENCODER, BANDS, SCALE, SQRT, network_of, no
 from pipeline.models.lite import LATTICE
 from training.loop.task import Measured, Objective
 from training.presets import Preset, Stage
+from training.quality.metrics import gradient_ratio
 from training.quality.pairs import (
     average,
     from_many_sets,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline.models.latent import Moments
     from training.data.sources import TrainingData
     from training.loop.batches import Draw
+    from training.quality.pairs import Pair
 
 SAMPLES = 4
 RECONSTRUCT, ADVERSARIAL = "reconstruct", "adversarial"
@@ -86,22 +88,24 @@ class LatentAutoencoder:
         self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
-        """Return sharp images, some of them interpolated from coarse ones, `image` (B, bands, n, n) reflectance."""
+        """Return `image` (B, bands, n, n), some of them interpolated, and `lr` (B, bands, n/4, n/4) reflectance."""
         found = self.batches(draw)
         image = found["hr"]
         blurred = torch.rand(len(image), generator=draw.torch) < self.recipe["blurred"]
         image[blurred] = interpolated(found["lr"][blurred])
-        return {"image": image}
+        return {"image": image, "lr": found["lr"]}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
         """Start small networks from principal components of the first batches."""
         autoencoder = self.network.autoencoder
         if isinstance(autoencoder, SmallAutoencoder) and autoencoder.untrained:
-            first = [self.batch(draw)["image"] for _ in range(BATCHES_AT_FIRST)]
-            side = min(image.shape[-1] for image in first)
-            images = torch.cat([image[..., :side, :side] for image in first])
+            first = [self.batch(draw) for _ in range(BATCHES_AT_FIRST)]
+            side = min(batch["lr"].shape[-1] for batch in first)
+            images = torch.cat([batch["image"][..., : SCALE * side, : SCALE * side] for batch in first])
+            coarse = torch.cat([batch["lr"][..., :side, :side] for batch in first])
             spread = float(self.recipe["latent_spread"]) or 1.0
-            autoencoder.start_from_components(self.normalisation.to_network(images), spread)
+            of = self.normalisation
+            autoencoder.start_from_components(of.to_network(images), of.condition(coarse), spread)
 
     def finish(self) -> None:
         """Do nothing."""
@@ -123,7 +127,7 @@ class LatentAutoencoder:
         adversarial = stage.name == ADVERSARIAL
         moments = self.network.autoencoder.encode(image)
         noise = torch.randn(moments.mean.shape, generator=generator, device=image.device)
-        made = self.network.autoencoder.decode(moments.sample(noise))
+        made = self.network.autoencoder.decode(moments.sample(noise), self.normalisation.condition(batch["lr"]))
         chosen = three_of(len(self.bands), draw.torch) if self.perceptual.network else ()
         yield "autoencoder", self._reconstruction(image, made, moments, chosen, adversarial)
         self.companion.divergence.follow(moments.mean.std())
@@ -158,25 +162,25 @@ class LatentAutoencoder:
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> Measured:
-        """Return the PSNR of decoded latents of held-out images, beside IBP from coarse ones, and their spread."""
-        scores, spreads = [], []
+        """Return the PSNR and gradient of decoded latents of held-out images, beside IBP's PSNR, and their spread."""
+        named: dict[str, list[float]] = {"psnr": [], "gradient": [], "spread": []}
         for pair in self.pairs:
-            latent = self.network.autoencoder.encode(self.normalisation.to_network(pair.hr)).mean
-            scores.append(score(self._decoded(latent), pair))
-            spreads.append(float(latent.std()))
-        found = average(per_set_mean(self.pairs, scores))
-        spread = average(per_set_mean(self.pairs, spreads))
-        text = f"PSNR of decoded latents {found:.2f} dB (IBP from x{SCALE} {self.baseline:.2f}), spread {spread:.2f}"
-        return Measured(text, {"psnr_decoded": found, "psnr_ibp": self.baseline, "latent_spread": spread})
+            latent, decoded = self._passed(pair)
+            named["psnr"].append(score(decoded, pair))
+            named["gradient"].append(gradient_ratio(decoded, pair.hr))
+            named["spread"].append(float(latent.std()))
+        psnr, gradient, spread = (average(per_set_mean(self.pairs, values)) for values in named.values())
+        text = (
+            f"PSNR of decoded latents {psnr:.2f} dB (IBP from x{SCALE} {self.baseline:.2f}), gradient "
+            f"{gradient:.2f} of the truth's, spread {spread:.2f}"
+        )
+        numbers = {"psnr_decoded": psnr, "psnr_ibp": self.baseline, "gradient": gradient, "latent_spread": spread}
+        return Measured(text, numbers)
 
     @torch.no_grad()
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
         """Return input, bicubic, the decoded latent of the truth, and the truth of a few held-out places."""
-        rows = []
-        for pair in from_many_sets(self.pairs, SAMPLES):
-            latent = self.network.autoencoder.encode(self.normalisation.to_network(pair.hr)).mean
-            rows.append(side_by_side(pair, self._decoded(latent)))
-        return rows
+        return [side_by_side(pair, self._passed(pair)[1]) for pair in from_many_sets(self.pairs, SAMPLES)]
 
     @property
     def watching(self) -> str:
@@ -220,8 +224,11 @@ class LatentAutoencoder:
             licence=licence,
         )
 
-    def _decoded(self, latent: Tensor) -> Tensor:
-        return self.normalisation.to_reflectance(self.network.autoencoder.decode(latent))
+    def _passed(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Return the latent of a held-out image, and the reflectance decoded from it."""
+        of, autoencoder = self.normalisation, self.network.autoencoder
+        latent = autoencoder.encode(of.to_network(pair.hr)).mean
+        return latent, of.to_reflectance(autoencoder.decode(latent, of.condition(pair.lr)))
 
 
 def normalisation(architecture: Mapping[str, Any]) -> dict[str, Any]:

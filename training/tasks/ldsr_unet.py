@@ -104,13 +104,15 @@ class LatentDenoiser:
             return torch.randn(shape, generator=generator, device=device)
 
         with torch.no_grad():
-            condition = self.network.encode(self.normalisation.condition(interpolated(batch["lr"])), noise())
+            coarse = self.normalisation.condition(batch["lr"])
+            fine = self.normalisation.condition(interpolated(batch["lr"]))
+            condition = self.network.condition(fine, coarse, noise())
             truth = self.network.encode(self.normalisation.to_network(batch["hr"]), noise())
         if stage.name == MEAN:
-            return self._mean_loss(condition, truth, batch)
+            return self._mean_loss(condition, coarse, truth, batch)
         return self._noise_loss(condition, truth, generator)
 
-    def _mean_loss(self, condition: Tensor, truth: Tensor, batch: dict[str, Tensor]) -> Objective:
+    def _mean_loss(self, condition: Tensor, coarse: Tensor, truth: Tensor, batch: dict[str, Tensor]) -> Objective:
         """Return the squared error of the decoded mean, relative to the coarse image's activity, and the spread's loss.
 
         The weights of images depend on the coarse ones alone, so the minimiser is the conditional mean.
@@ -119,7 +121,7 @@ class LatentDenoiser:
         assert isinstance(unet, SmallDenoiser)
         prepared = unet.prepare(condition)
         mean, spread = unet.centre(prepared), unet.spread(prepared)
-        made = self.normalisation.to_reflectance(self.network.decode(mean))
+        made = self.normalisation.to_reflectance(self.network.decode(mean, coarse))
         squared = ((made - batch["hr"]).square().mean((1, 2, 3)) / activity(batch["lr"])).mean()
         surprise = (spread.log() + 0.5 * ((truth - mean.detach()) / spread).square()).mean()
         return Objective(squared + SPREAD_WEIGHT * surprise, {"squared": squared, "spread": surprise})

@@ -58,7 +58,9 @@ def task_of(file, preset=AUTOENCODER, **recipe):
 
 
 def first_turn(task, image, seed=0, stage=0):
-    turns = task.turns(task.preset.stages[stage], {"image": image}, Draw.seeded(seed))
+    turns = task.turns(
+        task.preset.stages[stage], {"image": image, "lr": nn.functional.avg_pool2d(image, 4)}, Draw.seeded(seed)
+    )
     return next(turns)[1], turns
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from pipeline.models.bundle import load_bundle
-from pipeline.models.latent import interpolated
 from pipeline.models.latent_sampler import forward
 from pipeline.models.ldsr import BANDS, LDSR
 from pipeline.superres.weights import SHIPPED
@@ -33,7 +32,7 @@ def test_another_places_condition_raises_the_loss(pairs):
     system = LDSR.from_bundle(load_bundle(SHIPPED / "ldsr.safetensors"))
     network, generator = system.network, torch.Generator().manual_seed(0)
     truth = network.encode(system.normalisation.to_network(hr))
-    condition = network.encode(system.normalisation.condition(interpolated(lr)))
+    condition = system.condition(lr)
     schedule = (1 - network.get_buffer("betas")).cumprod(0)
     t = torch.randint(len(schedule), (len(hr),), generator=generator)
     alpha = schedule[t][:, None, None, None]
