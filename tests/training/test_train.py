@@ -453,7 +453,7 @@ def test_every_preset_knows_what_its_bundles_call_themselves(imagery):
     for preset in registry.presets().values():
         assert registry.task_of(preset).kind in {
             "lite-sr", "lite-fusion", "difffusr-sr", "difffusr-fusion", "wavediffur-sr", "ldsr-autoencoder", "ldsr",
-            "fusion-x2", "fusion-x4",
+            "fusion-x2", "fusion-x4", "sgdm-prior", "sgdm", "sgdm-style",
         }  # fmt: skip
         assert ("fusion" in registry.task_of(preset).kind) == (registry.task_of(preset).use == "fusion")
 

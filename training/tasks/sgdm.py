@@ -221,7 +221,7 @@ class MapGuidance:
 
     def describe(self) -> dict[str, Any]:
         """Return the provenance of data and recipe."""
-        described = self.data.describe(TASK.use, self.bands)
+        described = self.data.describe(TASK.use, self.bands) | {"map_classes_shown": list(self.batches.classes)}
         return {**described, "tone": OURS.described, "degradation": repr(self.batches.range), "recipe": self.recipe}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:

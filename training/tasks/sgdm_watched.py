@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.models.map_words import rendered
-from pipeline.models.tone import OURS
 from training.data.made_maps import CLASSES
 from training.data.triplets import one_hot
 from training.quality.map_guidance import another
@@ -36,7 +35,7 @@ class Watched:
     def side_by_side(self, estimate: Tensor) -> dict[str, Tensor]:
         """Return labelled images (3, H, W) with an estimate (1, 3, H, W), for a sheet of samples."""
         shown = side_by_side(self.pair, estimate)
-        picture = OURS.to_reflectance(rendered(self.of_map, CLASSES))[0]
+        picture = rendered(self.of_map, CLASSES)[0].square() * self.pair.hr.quantile(0.98)  # as bright as the image
         return {"input": shown.pop("input"), "map": picture, **shown}
 
 
