@@ -119,7 +119,7 @@ def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> 
         remarks.append(f"{asked} has no effect with --sr {system.name}, which draws nothing")
     elif drawn > 1 and not config.members:
         remarks.append(
-            f"--sr {system.name} has no regression: its best estimate is the mean of {drawn} draws, at {drawn} times "
+            f"--sr {system.name} has no regression: what is stored is the mean of {drawn} draws, at {drawn} times "
             "the cost of one (--members N for another number, --estimate sample for one draw)"
         )
     absent = [band for band, why in absent_bands(config.band_names, scenes).items() if "scene" in why]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bands import BAND_NAMES, MADE, RADIOMETRY, STYLED
+from pipeline.bands import BAND_NAMES, MADE, RADIOMETRY, STYLED, SYNTHETIC, SYNTHETIC_COMMENT
 from pipeline.planning.plan import WEIGHTS_BY_ROLE
 from pipeline.store.template import Template
 from pipeline.superres.masks import QUALITY_MEANINGS
@@ -88,7 +88,7 @@ def _finer(plan: Plan) -> dict[str, Any]:
 
 def _imagined(plan: Plan) -> dict[str, Any]:
     """Say so where the detail is no estimate of the ground, and where the colours are not those measured."""
-    said: dict[str, Any] = {"synthetic": 1, "synthetic_comment": plan.system.synthetic} if plan.system.synthetic else {}
+    said: dict[str, Any] = {SYNTHETIC: 1, SYNTHETIC_COMMENT: plan.system.synthetic} if plan.system.synthetic else {}
     return said | ({RADIOMETRY: STYLED} if plan.system.restyled else {})
 
 

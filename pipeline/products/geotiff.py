@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD, finer_detail
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, LABELS, NODATA_DN, NODATA_SPREAD, finer_detail
 from pipeline.store.gdal_names import COLOURS, band_title
 from pipeline.store.selection import CLASSES
 
@@ -114,6 +114,7 @@ def _tags(slab: Slab, bands: tuple[str, ...]) -> dict[str, str]:
         "gsd_m": f"{slab.gsd_m:g}",
         "generated_bands": ", ".join(generated) if bands else "",
         "comment": str(stated.get("comment", "")),
+        **{name: str(stated.get(name, "")) for name in LABELS},
     }
     return {key: value for key, value in tags.items() if value}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN, NODATA_SPREAD
+from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, LABELS, NODATA_DN, NODATA_SPREAD, RADIOMETRY, STYLED
 from pipeline.store import gdal_names, levels, uncertainty
 from pipeline.store.layout import STATUS_INCOMPLETE
 from pipeline.store.place import place_of
@@ -189,6 +189,8 @@ def _fill_all(root: zarr.Group, template: Template) -> None:
         root.create_group(folder)
         for level in inside:
             stated = _georeference(level.raster) | ({"comment": _FINER} if folder == levels.FINER else {})
+            if folder != levels.MEASURED:
+                stated |= {name: template.attributes[name] for name in LABELS if name in template.attributes}
             _fill(root.create_group(level.path, attributes=stated), level, template)
 
 
@@ -275,10 +277,12 @@ def _array_attributes(name: str, level: Level, template: Template) -> dict[str, 
     georeference = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
     coarse = {"cell_methods": "area: mean"} if level.path.startswith(levels.OVERVIEWS) else {}
     if name == "reflectance":
-        what = "bottom-of-atmosphere reflectance"
+        measured = level.path.startswith(levels.MEASURED)
+        styled = not measured and template.attributes.get(RADIOMETRY) == STYLED
+        what = "colours of a style, on the scale of reflectance" if styled else "bottom-of-atmosphere reflectance"
         return {
-            "standard_name": "surface_bidirectional_reflectance",
-            "long_name": f"{what} as measured, the input" if level.path.startswith(levels.MEASURED) else what,
+            **({} if styled else {"standard_name": "surface_bidirectional_reflectance"}),
+            "long_name": f"{what} as measured, the input" if measured else what,
             "units": "1",
             "scale_factor": DN_SCALE,
             "add_offset": DN_OFFSET,

@@ -6,7 +6,7 @@ import re
 from html import escape
 from typing import TYPE_CHECKING
 
-from pipeline.bands import GSDS_M, bands_at
+from pipeline.bands import GSDS_M, RADIOMETRY, STYLED, SYNTHETIC, SYNTHETIC_COMMENT, bands_at
 
 if TYPE_CHECKING:
     from pipeline.products.page.source import Part, Zone
@@ -57,6 +57,12 @@ def _detail(zone: Zone, system: str) -> tuple[str, str]:
             f"This store was made by {system}: the output is interpolated between measured pixels. It looks smoother, "
             "and it knows nothing that the input does not.",
         )
+    if SYNTHETIC in zone.attributes:
+        return (
+            "Imagined",
+            f"is all detail finer than those pixels. A network ({system}) drew it: "
+            f"{zone.attributes[SYNTHETIC_COMMENT]}. Nothing in it may be taken for what is there.",
+        )
     some = "" if set(zone.generated) >= set(zone.bands) else f" ({', '.join(zone.generated)})"
     if zone.estimate != "mean":
         return (
@@ -98,6 +104,12 @@ def _guarantee(zone: Zone, part: Part) -> tuple[str, str]:
             "What is guaranteed",
             "is the total under a kernel wider than a pixel (consistency “tent”): plain means over native pixels come "
             "close to the measured numbers but are not equal to them.",
+        )
+    if zone.attributes.get(RADIOMETRY) == STYLED:
+        return (
+            "Nothing is guaranteed:",
+            "the colours of this store follow a style and not the measurement. They are no reflectance, and no index "
+            "can be computed from them.",
         )
     return (
         "Nothing is guaranteed:",
