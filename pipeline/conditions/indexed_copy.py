@@ -113,11 +113,16 @@ def release() -> None:
 
 def _made(folder: Path, box: Box) -> tuple[Layer, ...] | None:
     """Return the layers of an existing copy that holds the box."""
-    for about in sorted(folder.glob(f"*/{_ABOUT}")):
+    for about in _finished(folder):
         there, layers = _read(about)
         if _holds(there, box):
             return layers
     return None
+
+
+def _finished(folder: Path) -> list[Path]:
+    """Return the descriptions of whole copies, which have numbers for names."""
+    return sorted(folder.glob(f"[0-9]*/{_ABOUT}"))
 
 
 @lru_cache(maxsize=64)
@@ -131,7 +136,7 @@ def _read(about: Path) -> tuple[Box, tuple[Layer, ...]]:
 def _make(folder: Path, layers: tuple[Layer, ...], box: Box) -> tuple[Layer, ...]:
     """Copy the features that touch `box`. The copy appears whole or not at all."""
     working = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder))
-    final = folder / f"{len(list(folder.glob(f'*/{_ABOUT}')))}"
+    final = folder / f"{len(_finished(folder))}"
     made = []
     for at, layer in enumerate(layers):
         file = f"{at}.fgb"

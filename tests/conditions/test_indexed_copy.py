@@ -62,6 +62,17 @@ def test_one_copy_serves_all_boxes_of_the_area(town, temporary, monkeypatch):
     assert not list(temporary.iterdir())
 
 
+def test_what_a_killed_process_left_of_a_copy_is_no_copy(town, temporary):
+    assert read(town, AREA, AREA) == [1]
+    left = next(temporary.glob("*/0")).with_name("unfinished-x")
+    left.mkdir()
+    (left / "copy.json").write_text('{"box":')
+    west, south, east, north = AREA
+    assert read(town, (west - 2, south, east, north), AREA) == [1]
+    assert read(town, (west - 2, south, east, north), AREA) == [1]
+    assert copies(temporary) == ["0", "1", "unfinished-x"]
+
+
 def test_files_with_an_index_are_not_copied(temporary, tmp_path):
     frozen = freeze(CLASSES, str(vector(tmp_path / "town.gpkg", [(HOUSE, {"class": "building"})])))
     assert read(frozen, AREA, AREA) == [1]
