@@ -194,6 +194,21 @@ def test_a_plan_of_the_older_format_keeps_digest_and_form():
     assert Plan.from_json(written) == plan
 
 
+def test_a_plan_from_before_styles_and_credits_keeps_its_digest():
+    """Written by the last version whose systems could not change colours, and whose maps had no credit."""
+    content = sealed.load((Path(__file__).parent / "plans" / "format_4.json").read_bytes())
+    plan = Plan.from_json(content)
+    assert plan.digest == content["plan_digest"]
+    assert sealed.load(plan_file(plan))["conditions"] == content["conditions"]
+    said = replace(plan, system=replace(plan.system, synthetic="imagined"), conditions=credited(plan.conditions))
+    assert said.digest == plan.digest
+    assert replace(plan, system=replace(plan.system, restyled=True)).digest != plan.digest
+
+
+def credited(conditions):
+    return tuple(replace(one, credit="its makers") for one in conditions)
+
+
 def by_hand(corners, chunk_px, unit_chunks, workers, *, shard=False, periods=1):
     """A plan over one polygon (metres), without a search."""
     config = RunConfig(chunk_px=chunk_px, unit_chunks=unit_chunks, shard=shard, sr="bicubic", composite="none")
