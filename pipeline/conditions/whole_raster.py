@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.conditions.frozen import Frozen
     from pipeline.superres.declared import Condition
 
-MOST_PX = 2048  # along a side; larger files are averaged to it
+MOST_PX = 1024  # along a side; larger files are averaged to it, to bound memory
 _STRETCH_PCT = (2.0, 98.0)  # of all bands together, to black and white
 
 

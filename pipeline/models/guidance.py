@@ -176,10 +176,15 @@ class Guidance(nn.Module):
 
     def style_statistics(self, image: Tensor) -> Style:
         """Return the style of an image (B, 3, H, W). Raises ValueError if the variant has none."""
+        return statistics(self.style_features(image))
+
+    def style_features(self, image: Tensor) -> Tensor:
+        """Return the features (B, width, h, w) of which a style is the statistics. Raises as `style_statistics`."""
         if self.style is None:
             msg = f"guidance of variant {self.variant!r} has no styles"
             raise ValueError(msg)
-        return statistics(self.style(image))
+        found: Tensor = self.style(image)
+        return found
 
     def content_statistics(self, image: Tensor, of_map: Tensor) -> Style:
         """Return the statistics of the image's content features, which AdaIN replaces by a style."""

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.models import guidance as guide
 from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, check_fit, load_tensors
 from pipeline.models.diffusion_prior import BANDS, SMALL_PRIOR, Prior
 from pipeline.models.diffusion_prior import SYSTEM as PRIOR
 from pipeline.models.guidance import Guidance
+from pipeline.models.guidance_parts import Style, pooled, statistics
 from pipeline.models.map_words import case_of_classes, case_of_rendering, rendered
 from pipeline.models.spaced_sampler import ancestral, spread_timesteps
 from pipeline.models.style_model import StyleModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from pipeline.models.guidance_parts import Style
 
     Drawn = Callable[[int], Tensor]  # standard normal noise (B, L, h, w) of a step, by its number
 
@@ -118,6 +118,33 @@ class SGDM:
     def style_statistics(self, image: Tensor) -> Style:
         """Return the style of an image (B, 3, H, W) from 0 to 1. Raises ValueError if the guidance has none."""
         return self.guidance.style_statistics(_ranged(image))
+
+    def style_of_picture(self, image: Tensor) -> Style:
+        """Return the style (1, C) of a picture (1, 3, H, W) from 0 to 1, NaN where it has no pixel.
+
+        Sides of less than a feature, and features that see a pixel without data, are left out. Raises ValueError if
+        nothing is left.
+        """
+        stride = self.guidance.stride
+        height, width = (side // stride * stride for side in image.shape[-2:])
+        image = image[..., :height, :width]
+        lacking = image.isnan().any(1, keepdim=True)
+        known = functional.max_pool2d(lacking.float(), stride)[0, 0] == 0 if height and width else lacking[0, 0]
+        if not bool(known.any()):
+            msg = f"a picture without {stride} x {stride} px of data; expected a larger one"
+            raise ValueError(msg)
+        means = image.nanmean((2, 3), keepdim=True)
+        features = self.guidance.style_features(_ranged(torch.where(image.isnan(), means, image)))
+        return statistics(features[..., known][..., None])
+
+    def content_of_scene(self, windows: Sequence[Tensor]) -> Style:
+        """Return the statistics (1, C) of content features over windows (1, 3, H, W) of one size, without a map."""
+        found = []
+        for window in windows:
+            empty = window.new_zeros(1, self.guidance.map_channels, *window.shape[2:])
+            found.append(self.content_statistics(window, empty))
+        pixels = windows[0].shape[-2] * windows[0].shape[-1] // self.guidance.stride**2
+        return pooled(Style(torch.cat([one.mean for one in found]), torch.cat([one.std for one in found])), pixels)
 
     def content_statistics(self, coarse: Tensor, of_map: Tensor | None) -> Style:
         """Return the statistics of content features, for `sample`, of images and maps as it takes them."""

@@ -152,6 +152,10 @@ def check_chain(stages: Sequence[Stage], conditions: Sequence[Condition] = ()) -
             raise ValueError(msg)
         for given in stage.reads:
             _check_input(stage, given, before, conditions)
+        taken = {one.name for one in conditions if one.whole}
+        if unknown := sorted({*stage.whole} - taken):
+            msg = f"stage {stage.name} takes {unknown[0]} whole; expected one of {', '.join(sorted(taken)) or 'none'}"
+            raise ValueError(msg)
         before[stage.name] = stage
     _check_passes(stages)
     stored = {band for stage in stages if stage.gsd_m <= TARGET_GSD_M for band in stage.gives}

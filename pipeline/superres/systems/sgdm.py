@@ -7,9 +7,10 @@ What it makes is imagination guided by a map. `radiometry=keep` ties it to the m
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.bands import RGB
+from pipeline.bands import BRIGHT_REFLECTANCE, RGB
 from pipeline.errors import UsageError
 from pipeline.superres.declared import Condition, Option
 from pipeline.superres.map_classes import map_classes
@@ -31,17 +32,18 @@ COARSE = "coarse"
 MEASURED_GSD_M = 10
 TINY = "tiny"
 SYNTHETIC = "its detail is imagined by a generative prior under the guidance of a map and is no estimate of the ground"
-_MEAN, _DEVIATION = "style_mean", "style_deviation"  # of the state that a style image gives
+_OF_STYLE, _OF_CONTENT = "style", "content"  # of the state: statistics of a style image, and of the scene
+_SCENE_WINDOWS = 16  # from which statistics of the scene are taken
 
 SCALE = Option("scale", 0, "how many times finer than 10 m: 8 is 1.25 m, 16 is 0.625 m; 0 for that of the weights")
-STEPS = Option("steps", 0, "sampling steps; 0 for the number of the weights", 0, 1000)
+STEPS = Option("steps", 0, "sampling steps, 2 to 1000; 0 for the number of the weights", 0, 1000)
 STYLE = Option(
     "style",
     "none",
     "none for the colours of the scene, image for those of --condition style=FILE, sample for one that is drawn",
     choices=("none", "image", "sample"),
 )
-SEED = Option("style_seed", 0, "which style is drawn", 0, 2**31 - 1)
+SEED = Option("style_seed", 0, "which style is drawn with style=sample", 0, 2**31 - 1)
 RADIOMETRY = Option(
     "radiometry",
     "keep",
@@ -66,13 +68,19 @@ STYLE_IMAGE = Condition(
 _SR_WEIGHTS = Weights(SR, ("sgdm",), "sgdm.safetensors")
 _PRIOR_WEIGHTS = Weights(PRIOR, ("sgdm-prior",), "sgdm-prior.safetensors")
 _STYLE_WEIGHTS = Weights(STYLES, ("sgdm-style",), "sgdm-style.safetensors")
-# Of the published networks: 1.3 thousand million parameters.
+# The published networks have 1.0 thousand million parameters. Attention that guidance replaces is held twice.
 _SMALL, _PUBLISHED = Memory(weights_mib=40.0, floats_per_px=400.0), Memory(weights_mib=4400.0, floats_per_px=1500.0)
 
 
 def weights_of(options: Settings) -> tuple[Weights, ...]:
     """Return the weights: guidance, fusion, prior, and the distribution of styles where one is drawn."""
     named = str(options[PRIOR_FILE.name])
+    if Path(named).is_dir():
+        raise UsageError(
+            f"--option {PRIOR_FILE.name}={named} is a folder",
+            "a file of weights",
+            f"python -m training.convert --from stable-diffusion {named} --out prior.safetensors",
+        )
     prior = _PRIOR_WEIGHTS if named == TINY else replace(_PRIOR_WEIGHTS, named=named)
     drawn = (_STYLE_WEIGHTS,) if options[STYLE.name] == "sample" else ()
     return _SR_WEIGHTS, EITHER, prior, *drawn
@@ -93,14 +101,7 @@ def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
     """Return the guided stage and the fusion. Raises UsageError for a scale or style that the weights do not have."""
     guidance = bundles[SR]
     scale = _scale(guidance, int(options[SCALE.name]))
-    if options[STYLE.name] == "none" and options[RADIOMETRY.name] == "styled":
-        raise UsageError(
-            f"--option {RADIOMETRY.name}=styled with {STYLE.name}=none", f"{STYLE.name}=image or {STYLE.name}=sample"
-        )
-    if options[STYLE.name] != "none" and guidance.architecture["guidance"].get("variant") != "real":
-        raise UsageError(
-            f"--option {STYLE.name}={options[STYLE.name]} with weights {guidance.path}", "weights with styles"
-        )
+    _check(guidance, options)
     gsd_m = MEASURED_GSD_M / scale
     reads = [Input(COARSE, RGB, MEASURED_GSD_M)]
     if options[GUIDED.name] != "none":
@@ -112,9 +113,11 @@ def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
         gsd_m=gsd_m,
         lattice=lattice_of(guidance),
         stochastic=True,
+        scene_state=options[STYLE.name] != "none",
         whole=(STYLE_IMAGE.name,) if options[STYLE.name] == "image" else (),
         weights=SR,
         multiple_px=8 * _stride(bundles[PRIOR]),  # the U-Net halves latents three times
+        bright_reflectance=float(guidance.normalisation.get("white", BRIGHT_REFLECTANCE)),
     )
     return guided, fusion_stage(bundles[FUSION], guided)
 
@@ -151,16 +154,28 @@ class MapGuided(Predictor):
         self.guided, self.fuser = self.guided.to(device), self.fuser.to(device)
         return self
 
-    def image_state(self, condition: str, image: Tensor) -> SceneState:
-        """Return the style of an image: mean and deviation of its features, by channel."""
+    def scene_state(self, stage: Stage, windows: Tensor) -> SceneState:
+        """Return the statistics of the scene's features, which a style replaces: the same for all of its windows.
+
+        They are taken without a map, which the planning does not read over the scene.
+        """
         import torch
 
-        del condition
-        if bool(torch.isnan(image).any()):
-            image = image.nan_to_num(float(image.nanmean()))
         with torch.inference_mode():
-            style = self.guided.style_statistics(_whole(image, self.guided.guidance.stride))
-        return {_MEAN: style.mean[0].tolist(), _DEVIATION: style.std[0].tolist()}
+            coarse = [self._coarse(stage, window[None]) for window in windows[:_SCENE_WINDOWS]]
+            found = self.guided.content_of_scene(coarse)
+        return _numbers(_OF_CONTENT, found)
+
+    def image_state(self, condition: str, image: Tensor) -> SceneState:
+        """Return the style of an image: mean and deviation of its features, by channel, where it has pixels."""
+        import torch
+
+        try:
+            with torch.inference_mode():
+                return _numbers(_OF_STYLE, self.guided.style_of_picture(image))
+        except ValueError as error:
+            found, _, expected = str(error).partition("; expected ")
+            raise UsageError(f"--condition {condition}: {found}", expected) from None
 
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
         """Return the reflectance of a batch of windows. Raises ValueError without noise."""
@@ -170,17 +185,21 @@ class MapGuided(Predictor):
         if noise is None:
             msg = "no noise given; expected some, since the system has no regression"
             raise ValueError(msg)
-        from pipeline.models.lite import upsample
-
-        coarse = upsample(self.tone.to_image(given.images[COARSE]), round(MEASURED_GSD_M / stage.gsd_m)).clamp(0, 1)
         image = self.guided.sample(
-            coarse,
+            self._coarse(stage, given.images[COARSE]),
             self._map(given),
             self._style(given),
             lambda number: noise(step=number, channels=self.guided.latents, coarser=self.guided.stride),
             int(given.options[STEPS.name]),
+            content=_statistics(_OF_CONTENT, given),
         )
         return self.tone.to_reflectance(image)
+
+    def _coarse(self, stage: Stage, reflectance: Tensor) -> Tensor:
+        """Return the coarse image (b, 3, T, T), 0 to 1, on the grid of the output."""
+        from pipeline.models.lite import upsample
+
+        return upsample(self.tone.to_image(reflectance), round(MEASURED_GSD_M / stage.gsd_m)).clamp(0, 1)
 
     def _map(self, given: StageInput) -> Tensor | None:
         """Return the map as the weights take it, None without one."""
@@ -188,16 +207,14 @@ class MapGuided(Predictor):
         return None if found is None else self.guided.as_trained(found, MAP.channels)
 
     def _style(self, given: StageInput) -> Style | None:
-        """Return the style drawn, or that of the given image."""
-        from pipeline.models.guidance_parts import Style
-
-        device = given.images[COARSE].device
+        """Return the style drawn, or that of the given image; None if none is wanted. Raises ValueError without it."""
         if self.style is not None:
-            return Style(self.style.mean.to(device), self.style.std.to(device))
-        if not given.state:
-            return None
-        mean, deviation = (given.images[COARSE].new_tensor(given.state[name])[None] for name in (_MEAN, _DEVIATION))
-        return Style(mean, deviation)
+            return self.style.to(given.images[COARSE].device)
+        found = _statistics(_OF_STYLE, given)
+        if found is None and given.options[STYLE.name] == "image":
+            msg = "no style given; expected that of an image"
+            raise ValueError(msg)
+        return found
 
     def _drawn(self, seed: int) -> Style:
         """Return the style of a seed, the same in every process."""
@@ -208,10 +225,38 @@ class MapGuided(Predictor):
             return self.guided.draw_style(noise)
 
 
-def _whole(image: Tensor, multiple: int) -> Tensor:
-    """Return an image cut to whole features."""
-    height, width = (max(multiple, side // multiple * multiple) for side in image.shape[-2:])
-    return image[..., :height, :width]
+def _check(guidance: Bundle, options: Settings) -> None:
+    """Raise UsageError for options that do not go together, or not with the weights."""
+    style, seed, steps = options[STYLE.name], options[SEED.name], options[STEPS.name]
+    variant = guidance.architecture["guidance"].get("variant", "real")
+    if steps == 1:
+        raise UsageError(f"--option {STEPS.name}=1", "2 to 1000, or 0")
+    if style == "none" and options[RADIOMETRY.name] == "styled":
+        raise UsageError(
+            f"--option {RADIOMETRY.name}=styled with {STYLE.name}=none", f"{STYLE.name}=image or {STYLE.name}=sample"
+        )
+    if style != "sample" and seed != SEED.default:
+        raise UsageError(f"--option {SEED.name}={seed} with {STYLE.name}={style}", f"{STYLE.name}=sample")
+    if style != "none" and variant != "real":
+        raise UsageError(f"--option {STYLE.name}={style} with weights {guidance.path}", "weights with styles")
+    if variant == "no-map" and options[GUIDED.name] != "none":
+        raise UsageError(
+            f"weights {guidance.path}, which take no map", f"--option {GUIDED.name}=none, or weights with maps"
+        )
+
+
+def _numbers(name: str, style: Style) -> SceneState:
+    return {f"{name}_mean": style.mean[0].tolist(), f"{name}_deviation": style.std[0].tolist()}
+
+
+def _statistics(name: str, given: StageInput) -> Style | None:
+    """Return statistics from the state, (1, C); None if it has none of this name."""
+    from pipeline.models.guidance_parts import Style
+
+    if not given.state or f"{name}_mean" not in given.state:
+        return None
+    like = given.images[COARSE]
+    return Style(*(like.new_tensor(given.state[f"{name}_{of}"])[None] for of in ("mean", "deviation")))
 
 
 SYSTEM = SystemSpec(
