@@ -19,6 +19,7 @@ from pipeline.models.diffusion_prior import BANDS, SMALL_PRIOR, Prior
 from pipeline.models.diffusion_prior import SYSTEM as PRIOR
 from pipeline.models.guidance import Guidance
 from pipeline.models.guidance_parts import Style, pooled, statistics
+from pipeline.models.latent_sampler import forward
 from pipeline.models.map_words import case_of_classes, case_of_rendering, rendered
 from pipeline.models.spaced_sampler import ancestral, spread_timesteps
 from pipeline.models.style_model import StyleModel
@@ -191,6 +192,7 @@ class SGDM:
         steps: int = 0,
         context: Tensor | None = None,
         content: Style | None = None,
+        start: float = 0.0,
     ) -> Tensor:
         """Draw an image (B, 3, H, W), about 0 to 1 and not clipped.
 
@@ -198,7 +200,9 @@ class SGDM:
         (B, K, H, W) from 0 to 1, or None for one that shows nothing, 0 in all channels. style: mean and deviation
         (B, C) or (1, C), or None to keep the coarse image's. drawn(k): noise (B, latents, H / stride, W / stride), 0 at
         the start and k + 1 in step k. steps: 0 for those of the weights. context: numbers (B,) of text contexts, by
-        default as `context` tells. content: statistics of content features over more than this window.
+        default as `context` tells. content: statistics of content features over more than this window. start: share of
+        the schedule at which sampling starts from the noisy coarse image, as SDEdit does (arXiv 2108.01073); 1 for
+        noise alone, as published, 0 for that of the weights.
         """
         of_map = self._shown(of_map, coarse)
         numbers = (self.context(of_map) if context is None else context).to(coarse.device)
@@ -209,9 +213,11 @@ class SGDM:
             return self.prior.noise(noisy, at, numbers, controls)
 
         grid = spread_timesteps(steps or int(self.bundle.sampler["steps"]), len(self.prior.alpha_bar))
-        latent = ancestral(
-            epsilon, drawn(FIRST_NOISE), self.prior.alpha_bar, grid, lambda step: drawn(step + FIRST_NOISE + 1)
-        )
+        x, share = drawn(FIRST_NOISE), start or float(self.bundle.sampler.get("start", 1.0))
+        if share < 1:
+            grid = grid[: max(2, round(share * len(grid)))]
+            x = forward(self.prior.encode(_ranged(coarse)), float(self.prior.alpha_bar[grid[-1]]), x)
+        latent = ancestral(epsilon, x, self.prior.alpha_bar, grid, lambda step: drawn(step + FIRST_NOISE + 1))
         return (self.prior.decode(latent) + 1) / 2
 
 

@@ -273,3 +273,20 @@ def test_more_of_the_unet_than_its_attention_may_be_trained(files, tmp_path):
     save_bundle(tmp_path / "unknown.safetensors", bundle, tensors)
     with pytest.raises(BundleError, match=r"unknown \['unet.unknown.weight'\]"):
         SGDM.from_bundles(load_bundle(tmp_path / "unknown.safetensors"), of_prior)
+
+
+def test_sampling_may_start_from_the_coarse_image(system):
+    asked = []
+
+    def drawn(number):
+        asked.append(number)
+        return torch.zeros(1, system.latents, 24, 24)
+
+    coarse = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = system.sample(coarse, None, None, drawn, steps=10)
+        assert asked == list(range(10))
+        asked.clear()
+        late = system.sample(coarse, None, None, drawn, steps=10, start=0.2)
+    assert asked == [0, 1]
+    assert float((whole - late).abs().max()) > 1e-3

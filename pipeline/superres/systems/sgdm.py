@@ -30,13 +30,19 @@ if TYPE_CHECKING:
 SR, PRIOR, STYLES = "sr", "prior", "style"  # roles of weights
 COARSE = "coarse"
 MEASURED_GSD_M = 10
-TINY = "tiny"
 SYNTHETIC = "its detail is imagined by a generative prior under the guidance of a map and is no estimate of the ground"
 _OF_STYLE, _OF_CONTENT = "style", "content"  # of the state: statistics of a style image, and of the scene
 _SCENE_WINDOWS = 16  # from which statistics of the scene are taken
 
 SCALE = Option("scale", 0, "how many times finer than 10 m: 8 is 1.25 m, 16 is 0.625 m; 0 for that of the weights")
 STEPS = Option("steps", 0, "sampling steps, 2 to 1000; 0 for the number of the weights", 0, 1000)
+START = Option(
+    "start",
+    0.0,
+    "share of the schedule at which sampling starts from the coarse image; 1 for noise, 0 for that of the weights",
+    0,
+    1,
+)
 STYLE = Option(
     "style",
     "none",
@@ -50,7 +56,7 @@ RADIOMETRY = Option(
     "keep to give the measured values back, styled for the colours of the style, which are no reflectance",
     choices=("keep", "styled"),
 )
-PRIOR_FILE = Option("prior", TINY, "tiny for the one that ships, or a file of training.convert --from stable-diffusion")
+PRIOR_FILE = Option("prior", "", "file of the prior: trained, or of training.convert --from stable-diffusion")
 GUIDED = Option("map", "required", "none to go without a map", choices=("required", "none"))
 MAP = Condition(
     "map",
@@ -65,9 +71,9 @@ STYLE_IMAGE = Condition(
     bands=RGB,
     whole=True,
 )
-_SR_WEIGHTS = Weights(SR, ("sgdm",), "sgdm.safetensors")
-_PRIOR_WEIGHTS = Weights(PRIOR, ("sgdm-prior",), "sgdm-prior.safetensors")
-_STYLE_WEIGHTS = Weights(STYLES, ("sgdm-style",), "sgdm-style.safetensors")
+_SR_WEIGHTS = Weights(SR, ("sgdm",))
+_PRIOR_WEIGHTS = Weights(PRIOR, ("sgdm-prior",))
+_STYLE_WEIGHTS = Weights(STYLES, ("sgdm-style",))
 # The published networks have 1.0 thousand million parameters. Attention that guidance replaces is held twice.
 _SMALL, _PUBLISHED = Memory(weights_mib=40.0, floats_per_px=400.0), Memory(weights_mib=4400.0, floats_per_px=1500.0)
 
@@ -75,13 +81,13 @@ _SMALL, _PUBLISHED = Memory(weights_mib=40.0, floats_per_px=400.0), Memory(weigh
 def weights_of(options: Settings) -> tuple[Weights, ...]:
     """Return the weights: guidance, fusion, prior, and the distribution of styles where one is drawn."""
     named = str(options[PRIOR_FILE.name])
-    if Path(named).is_dir():
+    if named and Path(named).is_dir():
         raise UsageError(
             f"--option {PRIOR_FILE.name}={named} is a folder",
             "a file of weights",
             f"python -m training.convert --from stable-diffusion {named} --out prior.safetensors",
         )
-    prior = _PRIOR_WEIGHTS if named == TINY else replace(_PRIOR_WEIGHTS, named=named)
+    prior = replace(_PRIOR_WEIGHTS, named=named)
     drawn = (_STYLE_WEIGHTS,) if options[STYLE.name] == "sample" else ()
     return _SR_WEIGHTS, EITHER, prior, *drawn
 
@@ -192,6 +198,7 @@ class MapGuided(Predictor):
             lambda number: noise(step=number, channels=self.guided.latents, coarser=self.guided.stride),
             int(given.options[STEPS.name]),
             content=_statistics(_OF_CONTENT, given),
+            start=float(given.options[START.name]),
         )
         return self.tone.to_reflectance(image)
 
@@ -268,7 +275,7 @@ SYSTEM = SystemSpec(
     weights_of=weights_of,
     memory=_SMALL,
     memory_of=memory_of,
-    options=(SCALE, STEPS, STYLE, SEED, RADIOMETRY, PRIOR_FILE, GUIDED),
+    options=(SCALE, STEPS, START, STYLE, SEED, RADIOMETRY, PRIOR_FILE, GUIDED),
     conditions=(MAP, STYLE_IMAGE),
     conditions_of=conditions_of,
     synthetic=SYNTHETIC,
