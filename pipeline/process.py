@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def prepare_process(threads: int = 1) -> None:
@@ -13,6 +18,19 @@ def prepare_process(threads: int = 1) -> None:
 
     restrict_drivers()
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one torch thread, as units do: other numbers change the last bits of what networks compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_name() -> str:

@@ -23,6 +23,7 @@ from pipeline.planning.plan import Plan, consistency_of
 from pipeline.planning.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
 from pipeline.planning.store_template import absent_bands
 from pipeline.planning.zoning import layouts_of, zones_of
+from pipeline.process import one_thread
 from pipeline.superres import chain
 from pipeline.superres.options import Options
 from pipeline.superres.passes import passes_of
@@ -91,6 +92,8 @@ def make_plan(
     used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
     kept = {scene.id: scene for scene in scenes if scene.id in used}
     say("reading scene states")
+    with one_thread():
+        states = _states(system, kept, found.access, maps)
     return Plan(
         config=config,
         aoi_name=aoi.name,
@@ -99,7 +102,7 @@ def make_plan(
         zones=zones,
         system=system,
         access=found.access,
-        states=_states(system, kept, found.access, maps),
+        states=states,
         passes=layouts,
         conditions=maps,
         notes=(*aoi.warnings, *found.notes, *notes, *zone_notes, *_remarks(config, system, kept), *map_remarks),

@@ -1,7 +1,6 @@
 """Runs of map guidance with small scrambled weights: maps, styles, radiometry, and refusals."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pipeline.conditions.frozen import freeze
 from pipeline.conditions.whole_raster import pixels
 from pipeline.errors import UsageError
 from pipeline.models.bundle import LatticeSpec, load_bundle, load_tensors, save_bundle
+from pipeline.planning.plan import load_plan
 from pipeline.run import main
 from pipeline.superres.spec import StageInput
 from pipeline.superres.system import load
@@ -143,13 +143,23 @@ def test_chunks_do_not_show(words, finished, tmp_path):
     assert chunk_digests(other) == chunk_digests(finished)
 
 
+def test_plans_do_not_depend_on_the_threads_of_the_driver(words, finished, tmp_path):
+    """The states of scenes and styles are computed while planning."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert main([*words, "--plan-only", "--out", str(tmp_path / "planned.zarr")]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert load_plan(tmp_path / "planned.zarr").states == load_plan(finished).states
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(words, finished, tmp_path):
     store = tmp_path / "killed.zarr"
     command = [sys.executable, "-m", "pipeline.run", *words, "--out", str(store)]
-    # Matrix products of another number of threads differ in their last bits, which attention takes up.
-    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=threads) as child:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
         while child.poll() is None and not list(store.glob("_run/receipts/*.json")):
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
