@@ -63,7 +63,8 @@ def features(
             shapes = shapely.from_wkb(found, on_invalid="ignore")
             left, bottom, right, top = shapely.bounds(shapes).T
             touches = (left <= box[2]) & (right >= box[0]) & (bottom <= box[3]) & (top >= box[1])
-            kept = np.flatnonzero(touches | (shapely.is_missing(shapes) & (found != None)))  # noqa: E711
+            given = np.array([one is not None for one in found], bool)
+            kept = np.flatnonzero(touches | (shapely.is_missing(shapes) & given))
             wkb.append(found[kept])
             rows.append(first + kept)
             parts.append([np.array(table.column(name).to_pylist(), dtype=object)[kept] for name in names[1:]])

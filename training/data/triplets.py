@@ -74,15 +74,10 @@ class Writer:
         place = {"epsg": chip.grid.epsg, "left_m": chip.grid.left_m, "top_m": chip.grid.top_m}
         images = {"sharp": _stored(chip.sharp), "coarse": _stored(chip.coarse), "map": chip.of_map}
         for name, values in {**images, **place}.items():
-            array = self._array(name)
+            array = array_of(self.group, name)
             array.append(np.asarray(values, array.dtype)[None])
         self.shown += np.bincount(chip.of_map.ravel(), minlength=len(self.shown))
         self.count += 1
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        found = self.group[name]
-        assert not hasattr(found, "create_array")
-        return found
 
     def finish(self) -> None:
         """Write which classes the maps show, as shares of their pixels."""
@@ -114,9 +109,9 @@ class TripletReader:
         top, left, bottom, right = y // s, x // s, -(-(y + ny) // s), -(-(x + nx) // s)
         with reading(self.store):
             group = opened(self.store)
-            sharp = np.asarray(group["sharp"][self.chip, :, y : y + ny, x : x + nx])[list(self.bands)]  # type: ignore[index]
-            coarse = np.asarray(group["coarse"][self.chip, :, top:bottom, left:right])[list(self.bands)]  # type: ignore[index]
-            of_map = np.asarray(group["map"][self.chip, y : y + ny, x : x + nx])  # type: ignore[index]
+            sharp = np.asarray(array_of(group, "sharp")[self.chip, :, y : y + ny, x : x + nx])[list(self.bands)]
+            coarse = np.asarray(array_of(group, "coarse")[self.chip, :, top:bottom, left:right])[list(self.bands)]
+            of_map = np.asarray(array_of(group, "map")[self.chip, y : y + ny, x : x + nx])
         fine = coarse.repeat(s, axis=1).repeat(s, axis=2)[:, y - s * top :, x - s * left :][:, :ny, :nx]
         classes = np.array(self.numbers, np.float32)[of_map][None]
         return np.concatenate([sharp / np.float32(UNITS), fine / np.float32(UNITS), classes])
@@ -128,6 +123,17 @@ class TripletReader:
     def selecting(self, places: Sequence[int]) -> TripletReader:
         """As `Reader.selecting`."""
         return replace(self, bands=tuple(self.bands[place] for place in places))
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """Return an array of a store of triplets. Raises TypeError if it holds a group of that name."""
+    import zarr
+
+    found = group[name]
+    if not isinstance(found, zarr.Array):
+        msg = f"{name} is a group; expected an array"
+        raise TypeError(msg)
+    return found
 
 
 def opened(store: str) -> zarr.Group:
@@ -178,8 +184,8 @@ def triplet_images(source: Source, scale: int) -> list[Image]:
     numbers = (0, *(CLASSES.index(name) + 1 for name in found["classes"]))
     bands, gsd_m = tuple(found["bands"]), float(found["gsd_m"])
     group = opened(source.zarr)
-    side = int(group["sharp"].shape[-1])  # type: ignore[union-attr]
-    places = [np.asarray(group[name][:]).tolist() for name in _PLACE]  # type: ignore[index]
+    side = int(array_of(group, "sharp").shape[-1])
+    places = [np.asarray(array_of(group, name)[:]).tolist() for name in _PLACE]
     weight = source.weight / max(len(places[0]), 1) ** 0.5  # together as one image of their area
     stated = replace(
         source, target_gsd_m=(gsd_m, gsd_m), evaluate_gsd_m=gsd_m, gsd_m=gsd_m, weight=weight, values="reflectance"
