@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import bbox
 from pipeline.aoi.aoi import MAX_AREA_KM2
-from pipeline.config import COMPOSITES, CONSISTENCIES, ESTIMATES, FUSION_ROLE, RunConfig
+from pipeline.config import CHUNK_BANDS, COMPOSITES, CONSISTENCIES, ESTIMATES, FUSION_ROLE, RunConfig
 from pipeline.errors import UsageError
 from pipeline.planning.output_size import MAX_OUTPUT_GB
 from pipeline.store.receipts import VERIFY_LEVELS
@@ -99,6 +99,9 @@ def _add_output(out: argparse._ArgumentGroup) -> None:
     out.add_argument("--clip", action="store_true", default=None, help="mask pixels outside the polygon")
     out.add_argument("--shard", action="store_true", default=None, help="one Zarr shard per unit")
     out.add_argument("--chunk-px", type=int, help="side of a chunk, a multiple of 24 (480)")
+    out.add_argument(
+        "--chunk-bands", choices=CHUNK_BANDS, help="bands in a chunk; 1 reads one band faster, 12 x files (all)"
+    )
     out.add_argument("--unit-chunks", type=int, help="maximum number of chunks per unit and axis (4)")
     out.add_argument("--overwrite", action="store_true", help="delete an existing store first")
     out.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how finished units are checked")

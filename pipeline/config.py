@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COMPOSITES = ("mosaic", "median", "none", "monthly")
 CONSISTENCIES = ("sensor", "box", "tent", "none")
 ESTIMATES = ("mean", "sample")
+CHUNK_BANDS = ("all", "1")
 FUSION_ROLE = "fusion"  # role of the weights given with --fusion-weights
 MTF_RANGE = (0.05, 0.6)  # 2 / pi would be the MTF of averaging over a pixel alone
 _MAX_TOML_BYTES = 1_000_000
@@ -29,6 +30,7 @@ _EXAMPLES = {  # for settings whose default does not show the format
     "options": 'a list such as ["steps=50"]',
     "conditions": 'a list such as ["map=roads.gpkg"]',
     "offset": "0 or -1000",
+    "chunk_bands": '"all" or "1"',
 }
 
 
@@ -57,9 +59,11 @@ class RunConfig:
     chunk_px: int = 480  # 1.2 km; a multiple of 24
     unit_chunks: int = 4  # maximum number of chunks per unit along one axis
     shard: bool = False  # one Zarr shard per unit: fewer files, but GDAL needs version 3.13 to read them
+    chunk_bands: str = "all"  # bands in a chunk: "all", or "1" so that one band is read without the others
 
     def __post_init__(self) -> None:
-        known_words = (("composite", COMPOSITES), ("consistency", CONSISTENCIES), ("estimate", ESTIMATES))
+        known_words = (("composite", COMPOSITES), ("consistency", CONSISTENCIES), ("estimate", ESTIMATES),
+                       ("chunk_bands", CHUNK_BANDS))  # fmt: skip
         for name, known in known_words:
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} = {getattr(self, name)!r}", f"one of {', '.join(known)}")

@@ -156,7 +156,7 @@ def test_flags_win_over_toml_and_toml_over_defaults(tmp_path):
 def test_differences_name_every_knob():
     other = RunConfig(
         "x", "a", "b", 1.0, "none", ("B02",), "bicubic", ("w",), ("eta=1",), ("map=m.gpkg",), "sample", 1, 1, "tent",
-        ("0.3",), ("s",), 0, True, 24, 1, True,
+        ("0.3",), ("s",), 0, True, 24, 1, True, "1",
     )  # fmt: skip
     assert [line.split(":")[0] for line in differences(RunConfig(), other)] == [f.name for f in fields(RunConfig)]
     assert differences(other, other) == []

@@ -246,6 +246,7 @@ FLAGS = {  # RunConfig field: (arguments, value)
     "chunk_px": (["--chunk-px", "240"], 240),
     "unit_chunks": (["--unit-chunks", "2"], 2),
     "shard": (["--shard"], True),
+    "chunk_bands": (["--chunk-bands", "1"], "1"),
 }
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 ALL_BANDS_READ = 2  # first format whose pixels do not depend on the selection of stored bands
 NAMES_ESTIMATE = 3  # first format that records the estimate and the MTF
 WEIGHTS_BY_ROLE = 4  # first format whose systems take any number of weights files
+CHUNKS_BY_BAND = 5  # first format whose chunks may hold one band
 _KNOWN_FORMATS = range(1, FORMAT_VERSION + 1)
 
 
@@ -227,6 +228,8 @@ class Plan:
             "scenes": {name: scene.to_json() for name, scene in self.scenes.items()},
         }
         content["conditions"] = [one.to_json() for one in self.conditions]
+        if self.format_version < CHUNKS_BY_BAND:
+            content["config"].pop("chunk_bands")
         if self.format_version < WEIGHTS_BY_ROLE:
             content["system"] = to_older(self.system)
             content["config"] |= _older_weights(self.config)

@@ -6,7 +6,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipeline.bands import NODATA_SPREAD
 from pipeline.errors import IntegrityError, PipelineError
 from pipeline.grid.grid import Window
 from pipeline.store import uncertainty
+from pipeline.store.layout import band_parts
 from pipeline.store.receipts import Ledger
 
 if TYPE_CHECKING:
@@ -104,20 +105,25 @@ class Stored:
         fill = array.fill_value
         step = (array.shards or array.chunks)[-1]
         lead = f"{slab.group}/" if slab.group else ""
-        middle = "0/" if array.ndim == 4 else ""
-        for row in range(rows.start // step, -(-rows.stop // step)):
-            for col in range(cols.start // step, -(-cols.stop // step)):
-                y, x = max(0, row * step - rows.start), max(0, col * step - cols.start)
-                part = values[..., y : (row + 1) * step - rows.start, x : (col + 1) * step - cols.start]
-                key = f"{lead}{slab.variable}/c/{slab.time_index}/{middle}{row}/{col}"
-                stored = bool((part != fill).any())
-                if not stored and key in self._chunks and self.place.size(key) is None:
-                    raise self._damaged(slab, rows, cols, f"are lost: {key} is missing")
-                if stored and self._chunks and key not in self._chunks:
-                    if self._complete:
-                        raise self._damaged(slab, rows, cols, f"are not the run's: no receipt names {key}")
-                    part[...] = fill
-                    self.hidden.add(key)
+        middles = band_parts(array)
+        chunks = product(
+            range(rows.start // step, -(-rows.stop // step)),
+            range(cols.start // step, -(-cols.stop // step)),
+            enumerate(middles),
+        )
+        for row, col, (band, middle) in chunks:
+            y, x = max(0, row * step - rows.start), max(0, col * step - cols.start)
+            shown = values[band] if len(middles) > 1 else values
+            part = shown[..., y : (row + 1) * step - rows.start, x : (col + 1) * step - cols.start]
+            key = f"{lead}{slab.variable}/c/{slab.time_index}/{middle}{row}/{col}"
+            stored = bool((part != fill).any())
+            if not stored and key in self._chunks and self.place.size(key) is None:
+                raise self._damaged(slab, rows, cols, f"are lost: {key} is missing")
+            if stored and self._chunks and key not in self._chunks:
+                if self._complete:
+                    raise self._damaged(slab, rows, cols, f"are not the run's: no receipt names {key}")
+                part[...] = fill
+                self.hidden.add(key)
 
     def _damaged(self, slab: Slab, rows: slice, cols: slice, what: str) -> IntegrityError:
         return IntegrityError(

@@ -125,7 +125,11 @@ def chunks_of(plan: Plan, name: str) -> set[str]:
             step, side = level.step_px, size // level.factor
             rows, cols = (range(numbers[axis] * side // step, -(-(numbers[axis] + 1) * side // step)) for axis in "rc")
         keys |= {
-            level.chunk_key(array, numbers["t"], row, col) for array in level.arrays for row in rows for col in cols
+            key
+            for array in level.arrays
+            for row in rows
+            for col in cols
+            for key in level.chunk_keys(array, numbers["t"], row, col)
         }
     group = plan.group(zone.epsg)
     return {f"{group}/{key}" if group else key for key in keys}

@@ -55,10 +55,11 @@ def chunks_of(plan: Plan, unit: Unit) -> set[str]:
         step = shape.base.step_px
         places = {((chunk.row - grid.window.row) // step, (chunk.col - grid.window.col) // step) for chunk in chunks}
         keys |= {
-            level.chunk_key(name, unit.period, row, col)
+            key
             for level in shape.measured
             for name in level.arrays
             for row, col in places
+            for key in level.chunk_keys(name, unit.period, row, col)
         }
     return {_below(group, key) for key in keys}
 
@@ -76,7 +77,8 @@ def _keys(level: Level, period: int, parts: Iterable[Window], whole: Window) -> 
     for part in parts:
         rows = range((part.row - whole.row) // step, -(-(part.row_end - whole.row) // step))
         cols = range((part.col - whole.col) // step, -(-(part.col_end - whole.col) // step))
-        keys |= {level.chunk_key(name, period, row, col) for name in level.arrays for row in rows for col in cols}
+        places = [(row, col) for row in rows for col in cols]
+        keys |= {key for name in level.arrays for at in places for key in level.chunk_keys(name, period, *at)}
     return keys
 
 

@@ -35,6 +35,16 @@ def group_name(epsg: int, zones: int) -> str:
     return "" if zones == 1 else f"utm{epsg % 100:02d}{'n' if epsg // 100 == 326 else 's'}"
 
 
+def band_parts(array: zarr.Array[Any]) -> list[str]:
+    """Return the part of a chunk's key that numbers the chunks along `band`: ["0/"] if a chunk holds all bands.
+
+    [""] for an array without bands.
+    """
+    if array.ndim < 4:
+        return [""]
+    return [f"{part}/" for part in range(-(-array.shape[1] // (array.shards or array.chunks)[1]))]
+
+
 class RegionWriter:
     """Write whole chunks of one time step of one group; refuse regions that would cut a chunk.
 
@@ -66,7 +76,7 @@ class RegionWriter:
             stated = uncertainty.encoded(values, int(array.fill_value)) if name == "uncertainty" else values
             with self._place.writing():
                 array[(*lead, rows, cols)] = stated
-            keys = self._keys(array, rows, cols, values.ndim)
+            keys = self._keys(array, rows, cols)
             stored.update(_chunk_facts(self._place, self._prefix, self._level + name, keys))
         return stored
 
@@ -77,11 +87,11 @@ class RegionWriter:
                 msg = f"region {rows}, {cols} cuts chunks of {step} px in two; a neighbour's pixels would be lost"
                 raise ValueError(msg)
 
-    def _keys(self, array: zarr.Array[Any], rows: slice, cols: slice, ndim: int) -> list[str]:
+    def _keys(self, array: zarr.Array[Any], rows: slice, cols: slice) -> list[str]:
         step = (array.shards or array.chunks)[-1]
-        lead = f"c/{self._time}/" + ("0/" if ndim == 3 else "")
         return [
-            f"{lead}{row}/{col}"
+            f"c/{self._time}/{middle}{row}/{col}"
+            for middle in band_parts(array)
             for row in range(rows.start // step, -(-rows.stop // step))
             for col in range(cols.start // step, -(-cols.stop // step))
         ]

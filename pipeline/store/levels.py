@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid.grid import Grid
 
-BANDED = ("reflectance", "uncertainty")  # arrays (time, band, y, x), whose chunks hold all bands; others lack `band`
+BANDED = ("reflectance", "uncertainty")  # arrays (time, band, y, x); others lack `band`
 OVERVIEWS, MEASURED, FINER = "overviews", "measured", "finer"
 BLOCK_CHUNKS = 4  # chunks of 2.5 m along one side of a block; if sharded, a block is one shard
 _LEAST_CHUNK_PX = 48  # smaller chunks would make many tiny files
@@ -60,6 +60,7 @@ class Level:
     bands: tuple[str, ...]
     arrays: tuple[str, ...]
     shard_px: int = 0  # 0: unsharded
+    by_band: bool = False  # one chunk per band; else a chunk holds all bands. A shard always holds all bands
     late: bool = False  # an overview computed at the end, from the previous level
     parts: int = 1
 
@@ -68,15 +69,16 @@ class Level:
         """Side of one stored object: a shard, or a chunk."""
         return self.shard_px or self.chunk_px
 
-    def chunk_key(self, array: str, time_index: int, row: int, col: int) -> str:
-        """Return the key of a stored object, relative to the zone's group; `row` and `col` count objects.
+    def chunk_keys(self, array: str, time_index: int, row: int, col: int) -> list[str]:
+        """Return the keys of the stored objects at one place, relative to the zone's group; `row`, `col` count objects.
 
-        >>> Level("overviews/5m", 2, None, 240, ("B02",), ("quality",)).chunk_key("quality", 0, 1, 2)
-        'overviews/5m/quality/c/0/1/2'
+        >>> Level("overviews/5m", 2, None, 240, ("B02",), ("quality",)).chunk_keys("quality", 0, 1, 2)
+        ['overviews/5m/quality/c/0/1/2']
         """
-        lead = f"{self.path}/" if self.path else ""
-        bands = "0/" if array in BANDED else ""
-        return f"{lead}{array}/c/{time_index}/{bands}{row}/{col}"
+        lead = f"{self.path}/{array}" if self.path else array
+        parts = len(self.bands) if self.by_band and not self.shard_px else 1
+        middles = [f"{part}/" for part in range(parts)] if array in BANDED else [""]
+        return [f"{lead}/c/{time_index}/{middle}{row}/{col}" for middle in middles]
 
 
 def gsd_name(gsd_m: float) -> str:
@@ -96,7 +98,13 @@ def coarser(grid: Grid, factor: int) -> Raster:
 
 
 def overviews(
-    grid: Grid, bands: tuple[str, ...], arrays: tuple[str, ...], chunk_px: int, shard_px: int = 0
+    grid: Grid,
+    bands: tuple[str, ...],
+    arrays: tuple[str, ...],
+    chunk_px: int,
+    shard_px: int = 0,
+    *,
+    by_band: bool = False,
 ) -> tuple[Level, ...]:
     """Return levels of 5, 10, 20 ... m, finest first, until the larger side is at most 256 px; at least 5 and 10 m."""
     found: list[Level] = []
@@ -107,12 +115,19 @@ def overviews(
         late = late or bool(block % factor) or side < _LEAST_CHUNK_PX
         chunk = chunk_px if late or side % chunk_px == 0 else side
         raster = coarser(grid, factor)
-        found.append(Level(f"{OVERVIEWS}/{gsd_name(raster.gsd_m)}", factor, raster, chunk, bands, arrays, late=late))
+        path = f"{OVERVIEWS}/{gsd_name(raster.gsd_m)}"
+        found.append(Level(path, factor, raster, chunk, bands, arrays, by_band=by_band, late=late))
     return tuple(found)
 
 
 def finer(
-    grid: Grid, outputs: Sequence[tuple[float, tuple[str, ...]]], arrays: tuple[str, ...], chunk_px: int, shard_px: int
+    grid: Grid,
+    outputs: Sequence[tuple[float, tuple[str, ...]]],
+    arrays: tuple[str, ...],
+    chunk_px: int,
+    shard_px: int,
+    *,
+    by_band: bool = False,
 ) -> tuple[Level, ...]:
     """Return the levels of `outputs` (GSD, bands) below 2.5 m, coarsest first. Chunks have as many px as at 2.5 m."""
     found = []
@@ -120,16 +135,19 @@ def finer(
         fine = grid.at_gsd(gsd_m)
         raster, parts = coarser(fine, 1), round(grid.gsd_m / gsd_m)
         path = f"{FINER}/{gsd_name(gsd_m)}"
-        found.append(Level(path, 1, raster, chunk_px, bands, arrays, shard_px, parts=parts))
+        found.append(Level(path, 1, raster, chunk_px, bands, arrays, shard_px, by_band, parts=parts))
     return tuple(found)
 
 
-def measured(grid: Grid, bands: tuple[str, ...], chunk_px: int, shard_px: int = 0) -> tuple[Level, ...]:
+def measured(
+    grid: Grid, bands: tuple[str, ...], chunk_px: int, shard_px: int = 0, *, by_band: bool = False
+) -> tuple[Level, ...]:
     """Return the levels of 10, 20 and 60 m that hold the input of the bands measured at that GSD."""
     found = []
     for gsd_m in GSDS_M:
         if native := bands_at(gsd_m, bands):
             raster = coarser(grid, factor := round(gsd_m / grid.gsd_m))
             chunk = (shard_px or chunk_px) // factor
-            found.append(Level(f"{MEASURED}/{gsd_name(gsd_m)}", factor, raster, chunk, native, ("reflectance",)))
+            path = f"{MEASURED}/{gsd_name(gsd_m)}"
+            found.append(Level(path, factor, raster, chunk, native, ("reflectance",), by_band=by_band))
     return tuple(found)

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from pipeline.store.levels import Level, Raster
     from pipeline.store.place import Where
 
-FORMAT_VERSION = 4  # of new stores and plans; older ones are read, finished and repaired in their own format
+FORMAT_VERSION = 5  # of new stores and plans; older ones are read, finished and repaired in their own format
 GDAL_HAS_NAMES = 2  # first format with sidecars that name bands and classes
 SPREAD_HAS_NODATA = 2  # first format whose `uncertainty` has a nodata value of its own
+AXES_DIFFER = 5  # first format whose x and y have different long names, without which holoviews takes them for one
 _ZSTD_LEVEL = 1
 _DIMS = {
     "reflectance": ("time", "band", "y", "x"),
@@ -62,6 +63,7 @@ class Template:
     with_scl: bool = False
     with_uncertainty: bool = False
     shard_px: int = 0  # 0: unsharded
+    by_band: bool = False  # one chunk per band; else a chunk holds all bands
     quality_meanings: str = ""
     mtf: dict[str, float] = field(default_factory=dict)  # by band if the consistency is "sensor", else empty
     finer_bands: tuple[tuple[float, tuple[str, ...]], ...] = ()  # stored below 2.5 m: (GSD, bands), coarsest first
@@ -88,13 +90,14 @@ class Template:
     def base(self) -> Level:
         """The 2.5 m arrays."""
         raster = levels.coarser(self.grid, 1)
-        return levels.Level("", 1, raster, self.chunk_px, self.bands, self.arrays, self.shard_px)
+        return levels.Level("", 1, raster, self.chunk_px, self.bands, self.arrays, self.shard_px, self.by_band)
 
     @property
     def finer(self) -> tuple[Level, ...]:
         """Levels below 2.5 m, coarsest first."""
         arrays = tuple(name for name in self.arrays if name != "scl")
-        return levels.finer(self.grid, self.finer_bands, arrays, self.chunk_px, self.shard_px)
+        size = (self.chunk_px, self.shard_px)
+        return levels.finer(self.grid, self.finer_bands, arrays, *size, by_band=self.by_band)
 
     def level(self, gsd_m: float) -> Level:
         """Return the level of that GSD, 2.5 m or finer. Raises KeyError if there is none."""
@@ -106,12 +109,13 @@ class Template:
     @property
     def overviews(self) -> tuple[Level, ...]:
         """Overview levels, finest first."""
-        return levels.overviews(self.grid, self.bands, self.arrays, self.chunk_px, self.shard_px)
+        size = (self.chunk_px, self.shard_px)
+        return levels.overviews(self.grid, self.bands, self.arrays, *size, by_band=self.by_band)
 
     @property
     def measured(self) -> tuple[Level, ...]:
         """Levels of the input on its native grids."""
-        return levels.measured(self.grid, self.bands, self.chunk_px, self.shard_px)
+        return levels.measured(self.grid, self.bands, self.chunk_px, self.shard_px, by_band=self.by_band)
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -258,8 +262,10 @@ def _data_array(group: zarr.Group, name: str, level: Level, template: Template) 
     lengths = {"time": len(template.times_utc), "band": len(level.bands)}
     shape = tuple(lengths.get(dim, 0) for dim in _DIMS[name][:-2]) + level.raster.shape
     whole = {"time": 1, "band": len(level.bands)}
-    lead = tuple(whole[dim] for dim in _DIMS[name][:-2])
-    shards = (*lead, level.shard_px, level.shard_px) if level.shard_px else None
+    inner = {"time": 1, "band": 1} if level.by_band else whole
+    lead = tuple(inner[dim] for dim in _DIMS[name][:-2])
+    side = level.shard_px
+    shards = (*(whole[dim] for dim in _DIMS[name][:-2]), side, side) if side else None
     group.create_array(
         name,
         shape=shape,
@@ -313,11 +319,14 @@ def _array_attributes(name: str, level: Level, template: Template) -> dict[str, 
 def _coordinates(group: zarr.Group, level: Level, template: Template) -> None:
     raster = level.raster
     ny, nx = raster.shape
-    axis = {"units": "m", "long_name": "pixel centre"}
+    axis = {"units": "m"}
+    names = {"x": "pixel centre", "y": "pixel centre"}
+    if template.format_version >= AXES_DIFFER:
+        names = {"x": "easting of the pixel centre", "y": "northing of the pixel centre"}
     x = raster.left_m + (np.arange(nx) + 0.5) * raster.gsd_m
     y = raster.top_m - (np.arange(ny) + 0.5) * raster.gsd_m
-    _vector(group, "x", x, {**axis, "standard_name": "projection_x_coordinate", "axis": "X"})
-    _vector(group, "y", y, {**axis, "standard_name": "projection_y_coordinate", "axis": "Y"})
+    _vector(group, "x", x, {**axis, "long_name": names["x"], "standard_name": "projection_x_coordinate", "axis": "X"})
+    _vector(group, "y", y, {**axis, "long_name": names["y"], "standard_name": "projection_y_coordinate", "axis": "Y"})
     seconds = np.array([np.datetime64(t.removesuffix("Z"), "s").astype(np.int64) for t in template.times_utc])
     calendar = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}
     _vector(group, "time", seconds, {"standard_name": "time", "axis": "T", **calendar})

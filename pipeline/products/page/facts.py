@@ -14,8 +14,7 @@ from pipeline.bands import GSDS_M
 from pipeline.errors import IntegrityError
 from pipeline.products.page.source import factor_of, subgroup
 from pipeline.store.keys import RUN_FOLDER
-from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE, plan_content, verify_chunks
-from pipeline.store.levels import BANDED
+from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE, band_parts, plan_content, verify_chunks
 from pipeline.store.nodes import array_at
 from pipeline.store.overview_records import read_all
 from pipeline.store.receipts import Ledger, Receipt
@@ -201,11 +200,12 @@ def _unnamed(
     """Return the keys of existing chunks within the windows that no receipt names."""
     found = set()
     for path, step in steps.items():
-        window, name = within[path], path.rpartition("/")[2]
-        lead = f"{path}/c/{zone.time}/" + ("0/" if name in BANDED else "")
+        window, middles = within[path], band_parts(array_at(zone.group, path))
         rows = range(window.row // step, -(-window.row_end // step))
         cols = range(window.col // step, -(-window.col_end // step))
-        keys = [f"{lead}{row}/{col}" for row in rows for col in cols if f"{lead}{row}/{col}" not in named]
+        lead = f"{path}/c/{zone.time}"
+        keys = [f"{lead}/{middle}{row}/{col}" for middle in middles for row in rows for col in cols]
+        keys = [key for key in keys if key not in named]
         lead = f"{zone.name}/" if zone.name else ""
         with ThreadPoolExecutor(zone.place.hands) as pool:
             sizes = pool.map(zone.place.size, [lead + key for key in keys])

@@ -16,6 +16,7 @@ from pipeline.bands import BY_NAME, GSDS_M, NODATA_DN, TARGET_GSD_M, bands_at
 from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.grid.grid import Window
 from pipeline.store.identity import group_attributes, groups_of, root_attributes
+from pipeline.store.layout import band_parts
 from pipeline.store.nodes import array_at, values_at
 from pipeline.store.place import place_of
 from pipeline.store.selection import labels, require_stored_dn, time_indices
@@ -223,13 +224,14 @@ def _read(
         selected: tuple[int | slice, ...] = (zone.time, *where)
         values: NDArray[np.uint16] = np.array(array[selected])
     step, (rows, cols) = (array.shards or array.chunks)[-1], where[-2:]
+    many = len(band_parts(array)) > 1
     for key in hidden:
         if key.startswith(f"{path or name}/c/"):
-            row, col = (int(part) * step for part in key.split("/")[-2:])
-            top, left = max(0, row - rows.start), max(0, col - cols.start)
-            values[..., top : max(0, row + step - rows.start), left : max(0, col + step - cols.start)] = (
-                array.fill_value
-            )
+            band, row, col = (int(part) for part in key.split("/")[-3:])
+            top, left = max(0, row * step - rows.start), max(0, col * step - cols.start)
+            below, right = max(0, (row + 1) * step - rows.start), max(0, (col + 1) * step - cols.start)
+            shown = values[band] if many else values
+            shown[..., top:below, left:right] = array.fill_value
     return values
 
 
