@@ -16,27 +16,38 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import load_plan, open_cube
     from pipeline.products.color import false_color, true_color
     from pipeline.products.indices import indices
-    from pipeline.products.reobserve import reobserve
+    from pipeline.products.mosaic import mosaic
+    from pipeline.products.reobserve import difference, reobserve
+    from pipeline.products.split_bands import split_bands
     from pipeline.store.reader import open_measured, open_store
+    from pipeline.store.tree import open_tree
 
 __version__ = VERSION
 __all__ = [
     "__version__",
+    "difference",
     "false_color",
     "indices",
     "load_plan",
+    "mosaic",
     "open_cube",
     "open_measured",
     "open_store",
+    "open_tree",
     "reobserve",
+    "split_bands",
     "true_color",
 ]
 
 _HOMES = {
     "open_store": "pipeline.store.reader",
     "open_measured": "pipeline.store.reader",
+    "open_tree": "pipeline.store.tree",
     "indices": "pipeline.products.indices",
+    "split_bands": "pipeline.products.split_bands",
+    "mosaic": "pipeline.products.mosaic",
     "reobserve": "pipeline.products.reobserve",
+    "difference": "pipeline.products.reobserve",
     "true_color": "pipeline.products.color",
     "false_color": "pipeline.products.color",
     "load_plan": "pipeline.planning.plan",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from pipeline.errors import UsageError
-from pipeline.products.indices import bands_of, in_zones
+from pipeline.products.indices import bands_of, in_zones, without_bands
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,8 +38,10 @@ def true_color(
     gamma: float = TRUE_COLOR_GAMMA,
     alpha: bool = False,
 ) -> xr.DataArray | xr.DataTree:
-    """Return B04 B03 B02 as a picture: lazy uint8 (time, y, x, rgb), or (y, x, rgb) for one date, for `plot.imshow`.
+    """Return B04 B03 B02 as a picture: lazy uint8 (time, y, x, rgb), or (y, x, rgb) of a single date.
 
+    A picture of one date goes to `plot.imshow()` and `hvplot.rgb` as it is, and to a GeoTIFF as
+    `picture.to_dataset("rgb").rio.to_raster(file)`.
     Reflectance `low` becomes 1 and `high` (one number, or one per band) 255 for all dates and places, so that pictures
     are comparable. Values beyond are clipped, and `gamma` above 1 lightens dark areas. Pixels with nodata in any of the
     3 bands are 0 0 0, and no others. `alpha` adds a fourth channel, 0 for nodata and 255 elsewhere. Raises UsageError
@@ -83,10 +85,19 @@ def _color(
         raise UsageError(f"stretch from {low} to {high}, gamma {gamma}", "low < high, one or one per band, gamma > 0")
 
     def of(zone: xr.Dataset) -> xr.Dataset:
-        return zone.drop_vars(zone.data_vars).assign({name: _picture(zone, bands, name, stretch, alpha=alpha)})
+        if zone.sizes.get("time") == 1:
+            zone = zone.isel(time=0)
+        return without_bands(zone).assign({name: _picture(zone, bands, name, stretch, alpha=alpha)})
 
     made = in_zones(ds, of)
-    return made[name] if isinstance(made, xr.Dataset) else made
+    if isinstance(made, xr.DataTree):
+        return made
+    picture = made[name]
+    # `hvplot.rgb()` takes the first three coordinates for channels, rows and columns.
+    first = [axis for axis in ("rgb", "y", "x") if axis in picture.coords]
+    others = [axis for axis in picture.coords if axis not in first]
+    ordered = {axis: picture.coords[axis] for axis in (*first, *others)}
+    return xr.DataArray(picture.variable, ordered, name=name)
 
 
 def _picture(
@@ -107,5 +118,6 @@ def _picture(
         shown = xr.concat([shown, opaque.expand_dims("rgb", -1)], "rgb").transpose(..., "rgb")
         channels.append("alpha")
     attributes = {"long_name": name.replace("_", " "), "bands": " ".join(bands), "low": low, "high": high}
-    shown.attrs = {**attributes, "gamma": gamma, "nodata": 0}  # without the attributes of the bands
+    mapping = {"grid_mapping": "spatial_ref"} if "spatial_ref" in zone.coords else {}
+    shown.attrs = {**attributes, "gamma": gamma, "nodata": 0, **mapping}  # without the attributes of the bands
     return shown.assign_coords(rgb=channels).rename(name)

@@ -118,7 +118,7 @@ def indices(
     import xarray as xr
 
     def of(zone: xr.Dataset) -> xr.Dataset:
-        return zone.drop_vars(zone.data_vars).assign({name: _index(zone, name) for name in wanted})
+        return without_bands(zone).assign({name: _index(zone, name) for name in wanted})
 
     made = in_zones(ds, of)
     return made[names.lower()] if isinstance(names, str) and isinstance(made, xr.Dataset) else made
@@ -133,6 +133,11 @@ def in_zones(ds: xr.Dataset | xr.DataTree, of: Callable[[xr.Dataset], xr.Dataset
     if isinstance(ds, xr.DataTree):
         return xr.DataTree.from_dict({node.path: of(node.to_dataset()) for node in ds.leaves})
     return of(ds)
+
+
+def without_bands(zone: xr.Dataset) -> xr.Dataset:
+    """Return the coordinates of a zone that do not run along `band`, for variables without that dimension."""
+    return zone.drop_vars([*zone.data_vars, *(name for name, value in zone.coords.items() if "band" in value.dims)])
 
 
 def bands_of(zone: xr.Dataset, names: Sequence[str], purpose: str) -> list[DataArray]:
@@ -180,4 +185,5 @@ def _index(zone: xr.Dataset, name: str) -> DataArray:
     }
     mapping = {"grid_mapping": "spatial_ref"} if "spatial_ref" in zone.coords else {}
     values.attrs = {**attributes, **mapping}  # without the attributes of the bands, which arithmetic may keep
+    values.encoding = {"_FillValue": np.float32(np.nan)}  # nodata of `.rio`
     return values.rename(name)

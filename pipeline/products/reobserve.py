@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.grid.sensor import Sensor
 
 _CHUNK_PX = 1920  # of processing; a multiple of 24
+_ON_GRID_PX = 1e-3  # tolerance of positions
 
 
 def reobserve(reflectance: xr.DataArray, mtf: Mapping[str, float] | None = None) -> dict[int, xr.DataArray]:
@@ -59,10 +60,15 @@ def _seen(fine: xr.DataArray, sensors: list[Sensor], factor: int) -> xr.DataArra
     planes = da.asarray(fine.data).rechunk({-1: _CHUNK_PX, -2: _CHUNK_PX, -3: 1})
     bands = [_plane(planes[..., i, :, :], one) for i, one in enumerate(sensors)]
     y, x = (fine[axis].values.reshape(-1, factor).mean(1) for axis in ("y", "x"))
-    kept = {name: value for name, value in fine.coords.items() if not {"y", "x"} & set(value.dims)}
-    return xr.DataArray(
-        da.stack(bands, axis=-3), dims=fine.dims, coords={**kept, "y": y, "x": x}, name=fine.name, attrs=fine.attrs
+    kept = {name: value.copy() for name, value in fine.coords.items() if not {"y", "x"} & set(value.dims)}
+    if "spatial_ref" in kept:  # it may state the transform of the finer grid
+        kept["spatial_ref"].attrs.pop("GeoTransform", None)
+    axes = {name: (name, values, fine[name].attrs) for name, values in (("y", y), ("x", x))}
+    seen = xr.DataArray(
+        da.stack(bands, axis=-3), dims=fine.dims, coords={**kept, **axes}, name=fine.name, attrs=fine.attrs
     )
+    seen.encoding = {"_FillValue": np.float32(np.nan)}  # nodata of `.rio`
+    return seen
 
 
 def _plane(image: da.Array, of: Sensor) -> da.Array:
@@ -81,3 +87,51 @@ def _plane(image: da.Array, of: Sensor) -> da.Array:
 
     planes: da.Array = around.map_blocks(seen, chunks=chunks, dtype=np.float32)
     return planes
+
+
+def difference(ds: xr.Dataset, measured: Mapping[int, xr.Dataset]) -> dict[int, xr.DataArray]:
+    """Return what the sensor would measure of `ds` minus what it measured: {10: (time, band, y, x), 20: ..., 60: ...}.
+
+    `ds - measured[10]` is empty, because xarray subtracts where coordinates are equal, which the centres of 2.5 m and
+    10 m pixels never are. This compares both on the native grids (`reobserve`). `ds` is what `pipeline.open_store` gave
+    at 2.5 m, whole or cut along multiples of 60 m, and `measured` what `pipeline.open_measured` gave. Values are lazy
+    float32 reflectance, NaN at edges and beside nodata. Raises UsageError if the two share no ground, or if `ds` was
+    cut elsewhere.
+    """
+    if not hasattr(measured, "items") or not all(isinstance(gsd, int) for gsd in measured):
+        raise UsageError(
+            f"a {type(measured).__name__} as measured", "what pipeline.open_measured gave", "the whole of it"
+        )
+    seen = reobserve(ds.reflectance)
+    found = {gsd: _minus(seen[gsd], one.reflectance, gsd) for gsd, one in measured.items() if gsd in seen}
+    if not found:
+        raise UsageError(f"none of the bands {', '.join(map(str, np.atleast_1d(ds.band.values)))} in measured", "some")
+    return found
+
+
+def _minus(seen: xr.DataArray, measured: xr.DataArray, gsd: int) -> xr.DataArray:
+    """Subtract where both are. Raises UsageError if the grids do not coincide or do not touch."""
+    for axis in ("y", "x"):
+        ours, theirs = seen[axis].values, measured[axis].values
+        shift = abs((ours[0] - theirs[0]) / gsd)
+        if abs(shift - round(shift)) > _ON_GRID_PX:
+            raise UsageError(
+                f"{axis} begins {abs(ours[0] - theirs[0]):g} m from the measured {gsd} m pixels",
+                "pixels that coincide",
+                "cut ds along multiples of 60 m of the store, or not at all",
+            )
+        near = np.clip(np.rint((ours - theirs[0]) / (theirs[1] - theirs[0])).astype(int), 0, len(theirs) - 1)
+        same = np.isclose(theirs[near], ours, rtol=0, atol=gsd * _ON_GRID_PX)
+        if not same.any():
+            raise UsageError(
+                f"{axis} from {ours.min():g} to {ours.max():g}, measured from {theirs.min():g} to {theirs.max():g}",
+                "the measured input of the same store",
+            )
+        seen = seen.isel({axis: same}).assign_coords({axis: (axis, theirs[near[same]], measured[axis].attrs)})
+    off = seen - measured.sel(y=seen.y, x=seen.x)
+    if 0 in off.shape:
+        empty = ", ".join(str(dim) for dim, size in off.sizes.items() if not size)
+        raise UsageError(f"no {empty} is in both", "a store and its own measured input")
+    mapping = {"grid_mapping": "spatial_ref"} if "spatial_ref" in off.coords else {}
+    off.attrs = {"long_name": "re-observed minus measured reflectance", "units": "1", **mapping}
+    return off.rename("difference")

@@ -1,8 +1,8 @@
 """Open a finished store as a lazy, decoded xarray Dataset (one UTM zone) or DataTree (several).
 
 With xarray alone, use `xr.open_zarr(store)` for the 2.5 m arrays of one zone, `xr.open_groups(store, engine="zarr")`
-for all levels, or `xr.open_datatree(store, engine="zarr", group="overviews")`, and "measured". The whole store is not a
-DataTree, because a group must share the coordinates of its parent and levels differ in x and y.
+for all levels, or `xr.open_datatree(store, engine="zarr", group="overviews")`, and "measured". The whole store is a
+DataTree by `pipeline.store.tree`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
 from pipeline.store.levels import FINER, MEASURED, OVERVIEWS, gsd_name
 from pipeline.store.nodes import dimensions, group_at
 from pipeline.store.place import place_of
-from pipeline.store.selection import VARIABLES, require_stored_dn
+from pipeline.store.selection import CLASSES, VARIABLES, require_stored_dn
+from pipeline.store.template import AXIS_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,6 +92,23 @@ def open_measured(path: Where, zone: str = "") -> dict[int, xr.Dataset]:
     return {gsd: _decoded(location, group, f"{MEASURED}/{gsd}m") for gsd in gsds}
 
 
+def levels_of(path: Where) -> dict[str, dict[str, xr.Dataset]]:
+    """Open all levels of all zones, decoded: {zone, "" if there is one: {"2.5m": ..., "5m": ..., "measured/10m": ...}}.
+
+    Raises and warns as `open_store`.
+    """
+    location, root, attributes = _root(path)
+    _warn_if_unfinished(location, attributes)
+    found: dict[str, dict[str, xr.Dataset]] = {}
+    for zone in groups_of(location, attributes):
+        shown = {f"{gsd}m": f"{FINER}/{gsd}m" for gsd in _gsds(root, zone, FINER)}
+        shown |= {gsd_name(TARGET_GSD_M): ""}
+        shown |= {f"{gsd}m": f"{OVERVIEWS}/{gsd}m" for gsd in _gsds(root, zone, OVERVIEWS)}
+        shown |= {f"{MEASURED}/{gsd}m": f"{MEASURED}/{gsd}m" for gsd in _gsds(root, zone, MEASURED)}
+        found[zone] = {name: _decoded(location, zone, level) for name, level in shown.items()}
+    return found
+
+
 def _root(path: Where) -> tuple[Place, zarr.Group, dict[str, Any]]:
     """Return a store's place, root group and attributes. Raises UsageError if it is not a store of this pipeline."""
     import zarr
@@ -147,6 +165,8 @@ def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
         if not level:
             raw.attrs = group_attributes(location, group, opened)
     raw["time"].attrs = {**_TIME, **raw["time"].attrs}
+    for axis, name in AXIS_NAMES.items():  # up to format 4 they had one name, and holoviews takes such axes for one
+        raw[axis].attrs["long_name"] = name
     raw = xr.decode_cf(raw, mask_and_scale=False)
     dn = raw["reflectance"]
     # float32 holds 16-bit DN without loss and takes half the memory of xarray's float64.
@@ -159,8 +179,13 @@ def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
         if spread.attrs.get("_FillValue", 0) != NODATA_SPREAD:  # in format 1, 0 also stands for nodata
             valid &= dn != NODATA_DN
         raw["uncertainty"] = _unpacked((spread * np.float32(DN_SCALE)).where(valid), spread)
+    for name in CLASSES:
+        if name in raw:  # not `_FillValue`, with which xarray would turn classes into float32
+            raw[name].attrs["nodata"] = NODATA_DN
     small = [name for name in _SMALL if name in raw.variables]
     decoded: xr.Dataset = raw.set_coords(small).assign_coords({name: raw[name].load() for name in small})
+    # It would outlive a change of the GSD, as by `coarsen`, and rioxarray prefers it to x and y.
+    decoded["spatial_ref"].attrs.pop("GeoTransform", None)
     decoded = _with_foreign(location, path, decoded, list(arrays), nameless)
     decoded.attrs = flat({name: value for name, value in decoded.attrs.items() if name not in _OF_THE_STORE})
     return decoded
@@ -212,5 +237,5 @@ def _with_foreign(location: Place, path: str, ours: xr.Dataset, names: list[str]
 def _unpacked(values: xr.DataArray, packed: xr.DataArray) -> xr.DataArray:
     """Return `values` with the attributes of `packed` except the packing, so that a copy is not decoded twice."""
     values.attrs = {name: value for name, value in packed.attrs.items() if name not in _PACKING}
-    values.encoding = {}
+    values.encoding = {"_FillValue": np.float32(np.nan)}  # nodata of `.rio`, in GeoTIFFs and where it reprojects
     return values

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 5  # of new stores and plans; older ones are read, finished and repaired in their own format
 GDAL_HAS_NAMES = 2  # first format with sidecars that name bands and classes
 SPREAD_HAS_NODATA = 2  # first format whose `uncertainty` has a nodata value of its own
+AXIS_NAMES = {"x": "easting of the pixel centre", "y": "northing of the pixel centre"}
 AXES_DIFFER = 5  # first format whose x and y have different long names, without which holoviews takes them for one
 _ZSTD_LEVEL = 1
 _DIMS = {
@@ -320,9 +321,7 @@ def _coordinates(group: zarr.Group, level: Level, template: Template) -> None:
     raster = level.raster
     ny, nx = raster.shape
     axis = {"units": "m"}
-    names = {"x": "pixel centre", "y": "pixel centre"}
-    if template.format_version >= AXES_DIFFER:
-        names = {"x": "easting of the pixel centre", "y": "northing of the pixel centre"}
+    names = AXIS_NAMES if template.format_version >= AXES_DIFFER else dict.fromkeys("xy", "pixel centre")
     x = raster.left_m + (np.arange(nx) + 0.5) * raster.gsd_m
     y = raster.top_m - (np.arange(ny) + 0.5) * raster.gsd_m
     _vector(group, "x", x, {**axis, "long_name": names["x"], "standard_name": "projection_x_coordinate", "axis": "X"})

@@ -3,7 +3,8 @@
 Cases: importing; opening a large store; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a
 cluster; one model window; seams; the embedded sample from command to verified store; 25 km2 of real tiles repeated into
 one scene (synthetic land where the real imagery is absent); memory over growing areas; what a country and the world's
-land would cost; 25 km2 as a SLURM array with one task killed; what the sensor would measure of real scenes' output.
+land would cost; 25 km2 as a SLURM array with one task killed; what the sensor would measure of real scenes' output;
+chunks of all bands or of one.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
@@ -303,6 +304,13 @@ def sensor(folder: Path, _workers: int) -> list[Row]:
     return rows(folder)
 
 
+def chunk_bands(folder: Path, _workers: int) -> list[Row]:
+    """Store one area with chunks of all bands and with chunks of one, and read some of the bands of each."""
+    from tests.benchmarks.chunk_bands import rows
+
+    return [("chunks of all bands or of one", *row) for row in rows(folder)]
+
+
 CASES = {
     "importing": importing,
     "opening": opening,
@@ -316,6 +324,7 @@ CASES = {
     "scale": scale,
     "slurm": slurm,
     "sensor": sensor,
+    "chunk_bands": chunk_bands,
 }
 
 if __name__ == "__main__":
