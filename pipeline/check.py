@@ -25,6 +25,7 @@ from pipeline.errors import (
 )
 from pipeline.plain import plain
 from pipeline.report import show_report
+from pipeline.store.gdal_names import GDAL_READS, GDAL_READS_SHARDS, dataset_name
 from pipeline.store.place import place_of
 from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.terminal import refuse
@@ -48,6 +49,8 @@ class StoreReport:
     store: str
     found: Findings
     verify: str
+    gdal: tuple[str, ...] = ()  # names of the zones' reflectance for GDAL and QGIS
+    gdal_version: str = ""  # the first that reads them
 
     @property
     def exit_code(self) -> int:
@@ -65,7 +68,7 @@ class StoreReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return all findings."""
-        return {"store": self.store, **asdict(self.found), "verify": self.verify}
+        return {"store": self.store, **asdict(self.found), "verify": self.verify, "gdal": list(self.gdal)}
 
     def text(self) -> str:
         """Return the first findings of each kind, and how to repair them."""
@@ -89,6 +92,8 @@ class StoreReport:
         lines += [f"  note     {note}" for note in found.notes[:_SHOWN]]
         if found.missing or found.damaged or found.quarantined:
             lines.append(f"  python -m pipeline.check {self.store} --verify {self.verify} --repair computes them")
+        elif found.status in FINISHED:
+            lines += [f"  QGIS     {name}  (with GDAL {self.gdal_version} or later)" for name in self.gdal[:_SHOWN]]
         return "\n".join(lines)
 
 
@@ -97,7 +102,10 @@ def examine(store: Where, verify: str) -> StoreReport:
     from pipeline.running import examine as examination
 
     place = place_of(store)
-    return StoreReport(str(store), examination.examine(_plan(place), place, verify), verify)
+    plan = _plan(place)
+    names = tuple(dataset_name(str(place.absolute()), plan.group(zone.epsg)) for zone in plan.zones)
+    version = GDAL_READS_SHARDS if plan.config.shard else GDAL_READS
+    return StoreReport(str(store), examination.examine(plan, place, verify), verify, names, version)
 
 
 def _plan(place: Place) -> Plan:

@@ -650,7 +650,8 @@ class TestCheck:
         before = listing(store)
         code, out, err = call(store, "--verify", verify, program=check)
         assert (code, err) == (0, "")
-        assert re.match(rf"{store}: complete; 4 of 4 units sound \(.*, \d+ chunks\)\n$", out)
+        assert re.match(rf"{store}: complete; 4 of 4 units sound \(.*, \d+ chunks\)\n  QGIS     ", out)
+        assert f'ZARR:"{store}":/reflectance  (with GDAL 3.12 or later)' in out
         assert listing(store) == before
 
     def test_a_receipt_lost_from_a_complete_store(self, call, store):

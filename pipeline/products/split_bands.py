@@ -30,12 +30,14 @@ def _split(zone: xr.Dataset) -> xr.Dataset:
     names = [str(name) for name in np.atleast_1d(zone.band.values)] if "band" in zone.coords else []
     single = {}
     for name, values in zip(names, bands_of(zone, names, "split_bands"), strict=True):
-        about = {key: zone[key].sel(band=name).item() for key in ("native_gsd_m", "generated") if key in zone.coords}
+        about = {
+            key: int(zone[key].sel(band=name).values) for key in ("native_gsd_m", "generated") if key in zone.coords
+        }
         values.attrs = {
             "long_name": f"{name} {BY_NAME[name].wavelength_nm:g} nm",
             "units": "1",
             "wavelength_nm": BY_NAME[name].wavelength_nm,
-            **{key: int(value) for key, value in about.items()},
+            **about,
             **mapping,
         }
         values.encoding = {"_FillValue": np.float32(np.nan)}  # nodata of `.rio`

@@ -14,6 +14,7 @@ from pipeline.bands import BY_NAME
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+GDAL_READS, GDAL_READS_SHARDS = "3.12", "3.13"  # first versions that read stores, and stores with --shard
 SIDECAR = "zarr.json.aux.xml"  # within an array's folder
 SCL_MEANINGS = (
     "no_data saturated_or_defective dark_area cloud_shadow vegetation not_vegetated water unclassified "
@@ -27,6 +28,23 @@ COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
 }  # fmt: skip
 # Columns of a raster attribute table: name, type (0 integer, 2 text), usage (GDALRATFieldUsage).
 _COLUMNS = (("value", 0, 5), ("class", 2, 2), ("red", 0, 6), ("green", 0, 7), ("blue", 0, 8))
+
+
+_FILE_SYSTEMS = {"s3": "/vsis3/", "s3a": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}  # of GDAL
+
+
+def dataset_name(store: str, group: str = "", array: str = "reflectance") -> str:
+    """Return what GDAL (from 3.12) and QGIS take as the name of an array's raster. `store` is an absolute path or URL.
+
+    >>> dataset_name("/data/lyon.zarr", array="overviews/10m/reflectance")
+    'ZARR:"/data/lyon.zarr":/overviews/10m/reflectance'
+    >>> dataset_name("s3://bucket/lyon.zarr", "utm31n")
+    'ZARR:"/vsis3/bucket/lyon.zarr":/utm31n/reflectance'
+    """
+    scheme, found, rest = store.partition("://")
+    if found:
+        store = f"{_FILE_SYSTEMS[scheme]}{rest}" if scheme in _FILE_SYSTEMS else f"/vsicurl/{store}"
+    return f'ZARR:"{store}":/{group}{"/" if group else ""}{array}'
 
 
 def band_title(name: str, variable: str = "reflectance") -> str:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 5  # of new stores and plans; older ones are read, finished and repaired in their own format
 GDAL_HAS_NAMES = 2  # first format with sidecars that name bands and classes
 SPREAD_HAS_NODATA = 2  # first format whose `uncertainty` has a nodata value of its own
-AXIS_NAMES = {"x": "easting of the pixel centre", "y": "northing of the pixel centre"}
+AXIS_NAMES = {"x": "easting of pixel centre", "y": "northing of pixel centre"}
 AXES_DIFFER = 5  # first format whose x and y have different long names, without which holoviews takes them for one
 _ZSTD_LEVEL = 1
 _DIMS = {

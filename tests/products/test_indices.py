@@ -146,28 +146,28 @@ def colors(bands=BAND_NAMES):
 
 def test_true_color_by_hand():
     picture = pipeline.true_color(colors())
-    assert picture.dims == ("time", "y", "x", "rgb")
+    assert picture.dims == ("y", "x", "rgb")
     assert picture.dtype == np.uint8
     assert picture.chunks is not None
     # 0 to 0.3, gamma 1.5: 0.5 ** (1 / 1.5) = 0.62996; 1 + 254 * 0.62996 = 161.01; all that is measured is at least 1
-    assert picture.values[0, 0].tolist() == [[1, 1, 1], [161, 161, 161], [255, 255, 255], [1, 1, 1], [0, 0, 0]]
+    assert picture.values[0].tolist() == [[1, 1, 1], [161, 161, 161], [255, 255, 255], [1, 1, 1], [0, 0, 0]]
     assert picture.rgb.values.tolist() == ["red", "green", "blue"]
 
 
 def test_false_color_by_hand_and_order_of_bands():
     picture = pipeline.false_color(colors())
     # B08 0 to 0.6: 1 + 254 * 0.25 / 0.6 = 106.8; B04 and B03 0 to 0.3: 0.15 is the middle of 1 to 255
-    assert picture.values[0, 0, 1].tolist() == [107, 128, 128]
+    assert picture.values[0, 1].tolist() == [107, 128, 128]
     ds = colors()
     ds["reflectance"] = ds.reflectance.where(ds.band != "B04", 0.3)
-    assert pipeline.true_color(ds).values[0, 0, 0].tolist() == [255, 1, 1]
+    assert pipeline.true_color(ds).values[0, 0].tolist() == [255, 1, 1]
 
 
 def test_stretch_gamma_and_alpha():
     picture = pipeline.true_color(colors(), low=0.05, high=0.25, gamma=2.0, alpha=True)
     # (0.15 - 0.05) / 0.2 = 0.5; 0.5 ** (1 / 2) = 0.7071; 1 + 254 * 0.7071 = 180.6
-    assert picture.values[0, 0, 1].tolist() == [181, 181, 181, 255]
-    assert picture.values[0, 0, 4].tolist() == [0, 0, 0, 0]
+    assert picture.values[0, 1].tolist() == [181, 181, 181, 255]
+    assert picture.values[0, 4].tolist() == [0, 0, 0, 0]
     assert picture.dtype == np.uint8
     assert picture.attrs["gamma"] == 2.0
     for wrong in ({"low": 0.3}, {"gamma": 0}, {"high": (0.3, 0.3)}, {"high": (0.3, 0.3, -0.1)}):
@@ -175,7 +175,26 @@ def test_stretch_gamma_and_alpha():
             pipeline.true_color(colors(), **wrong)
 
 
-def test_one_date_gives_an_image_that_matplotlib_takes():
-    picture = pipeline.true_color(colors().isel(time=0))
-    assert picture.dims == ("y", "x", "rgb")
-    assert picture.shape == (1, 5, 3)
+def test_one_date_gives_an_image_and_several_give_several():
+    assert pipeline.true_color(colors().isel(time=0)).shape == (1, 5, 3)
+    one = colors()
+    several = xr.concat([one, one.assign_coords(time=one.time + 1)], "time")
+    assert pipeline.true_color(several).dims == ("time", "y", "x", "rgb")
+    assert pipeline.true_color(several).sizes["time"] == 2
+
+
+def test_neither_pictures_nor_indices_keep_coordinates_of_bands():
+    ds = colors().assign_coords(generated=("band", np.ones(len(BAND_NAMES), bool)))
+    for made in (pipeline.true_color(ds), pipeline.indices(ds, ["ndvi", "evi"]), pipeline.split_bands(ds)):
+        assert not {"band", "generated"} & set(made.coords)
+
+
+def test_bands_become_variables_with_what_is_known_of_them():
+    known = {"generated": ("band", np.arange(len(BAND_NAMES)) % 2 == 0)}
+    split = pipeline.split_bands(colors().assign_coords(known))
+    assert list(split.data_vars) == list(BAND_NAMES)
+    assert split.B03.values[0].tolist() == pytest.approx([0, 0.15, 0.9, -0.05, np.nan], nan_ok=True)
+    assert split.B02.attrs["long_name"] == "B02 492.4 nm"
+    assert (split.B01.attrs["generated"], split.B02.attrs["generated"]) == (1, 0)
+    with pytest.raises(UsageError, match="split_bands of a dataset without reflectance"):
+        pipeline.split_bands(colors().drop_vars("reflectance"))

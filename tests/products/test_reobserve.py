@@ -63,3 +63,61 @@ def test_other_grids_are_refused():
         pipeline.reobserve(reflectance().coarsen(y=2, x=2).mean())
     with pytest.raises(UsageError, match=r"477 x 480 px.*multiples of 4 px"):
         pipeline.reobserve(reflectance(bands=("B02",))[:, :, 3:])
+
+
+def measured_of(fine, gsd):
+    """The input of a store whose output is `fine`: what the sensor sees, and 0.01 less."""
+    seen = pipeline.reobserve(fine)[gsd]
+    return xr.Dataset({"reflectance": seen - 0.01})
+
+
+def test_difference_is_taken_on_the_native_grids():
+    fine = reflectance()
+    measured = {gsd: measured_of(fine, gsd) for gsd in (10, 20, 60)}
+    off = pipeline.difference(fine.to_dataset(), measured)
+    assert set(off) == {10, 20, 60}
+    for gsd, one in off.items():
+        assert one.shape == measured[gsd].reflectance.shape
+        np.testing.assert_allclose(one.values[..., 1:-1, 1:-1], 0.01, atol=1e-6)
+    assert (fine - measured[10].reflectance).size == 0
+
+
+def test_difference_of_a_cut_and_of_a_dataset_whose_positions_are_rounded():
+    fine = reflectance()
+    measured = {20: measured_of(fine, 20)}
+    cut = fine.isel(x=slice(48, 240), y=slice(24, 480))
+    moved = cut.assign_coords(x=cut.x + 1e-6)
+    off = pipeline.difference(moved.to_dataset(), measured)[20]
+    assert off.shape == (1, 1, 57, 24)
+    assert np.array_equal(off.x, measured[20].x[6:30])
+    np.testing.assert_allclose(off.values[..., 1:-1, 1:-1], 0.01, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        ({"x": slice(4, 244)}, "x begins 10 m from the measured 20 m pixels; expected pixels that coincide"),
+        ({"y": slice(0, 100)}, "sides that are multiples of 8 px"),
+    ],
+)
+def test_difference_says_where_a_cut_does_not_fit(cut, words):
+    fine = reflectance()
+    with pytest.raises(UsageError, match=words):
+        pipeline.difference(fine.isel(cut).to_dataset(), {20: measured_of(fine, 20)})
+
+
+def test_difference_refuses_what_cannot_be_compared():
+    fine = reflectance()
+    measured = {20: measured_of(fine, 20)}
+    elsewhere = fine.assign_coords(x=fine.x + 6000)
+    june, july = ([np.datetime64(day, "ns")] for day in ("2024-06-17", "2024-07-17"))
+    dated, earlier = fine.assign_coords(time=july), {20: measured[20].assign_coords(time=june)}
+    cases = [
+        (elsewhere.to_dataset(), measured, "expected the measured input of the same store"),
+        (dated.to_dataset(), earlier, "no time is in both"),
+        (fine.to_dataset(), measured[20], "a Dataset as measured; expected what pipeline.open_measured gave"),
+        (fine.sel(band=["B02"]).to_dataset(), measured, "none of the bands B02 in measured"),
+    ]
+    for ds, other, words in cases:
+        with pytest.raises(UsageError, match=words):
+            pipeline.difference(ds, other)
