@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_ground(where: argparse._ArgumentGroup) -> None:
     where.add_argument("--aoi", metavar="FILE", help="GeoJSON polygon(s) in EPSG:4326; - reads stdin")
     where.add_argument(bbox.FLAG, metavar=bbox.FORMS, help="degrees, or W S E N, instead of --aoi")
+    where.add_argument("--whole-archive", action="store_true", help="without --aoi: all of a local archive, unasked")
     where.add_argument("--repair", action="store_true", help="repair self-crossing polygons")
     where.add_argument("--max-area-km2", type=float, default=MAX_AREA_KM2, help="refuse larger AOIs (%(default)g)")
     where.add_argument("--catalog", help="name, STAC API URL, static catalogue or index file (earth-search)")
@@ -154,10 +156,22 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
     return replace(config, **given)
 
 
+def whole_archive_of(arguments: argparse.Namespace) -> Aoi:
+    """Return the area of a local archive where none is given. Raises UsageError for others, or if nobody wants it."""
+    from pipeline.whole_archive import whole_archive
+
+    quiet = getattr(arguments, "dry_run", False)
+    ask = sys.stdin.isatty() and sys.stderr.isatty() and not getattr(arguments, "json", False)
+    allowed = arguments.whole_archive or quiet
+    return whole_archive(config_of(arguments), allowed=allowed, ask=ask, max_area_km2=arguments.max_area_km2)
+
+
 def aoi_of(arguments: argparse.Namespace) -> Aoi:
     """Return the AOI from --aoi or --bbox. Raises UsageError unless exactly one is given."""
     from pipeline.aoi.aoi import aoi_from_bbox, read_aoi
 
+    if arguments.aoi is None and arguments.bbox is None:
+        return whole_archive_of(arguments)
     if (arguments.aoi is None) == (arguments.bbox is None):
         found = "no area" if arguments.aoi is None else "two areas"
         raise UsageError(f"{found} given", "either --aoi FILE or --bbox W,S,E,N")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pipeline.bands import BAND_NAMES
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.report import show_report
 from pipeline.store.place import place_of
-from pipeline.temporary import require_parent
+from pipeline.temporary import require_ours, require_parent
 from pipeline.terminal import counted, refuse, show, tell
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.running.stac_publish import Listed
 
 _ARCHIVE = Path("archive.json")
+_OUTWARD = (math.floor, math.floor, math.ceil, math.ceil)
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,23 @@ class ScenesReport:
     out: Path
     notes: Sequence[str]
     stores: StoresReport | None = None
+    bbox: tuple[float, ...] = ()  # west, south, east, north of all scenes, degrees
+    footprint: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return all scenes and stores."""
-        said = {"index": str(self.out), "scenes": [_scene(s) for s in self.scenes], "notes": list(self.notes)}
+        said: dict[str, Any] = {"index": str(self.out), "scenes": [_scene(s) for s in self.scenes]}
+        said |= {"notes": list(self.notes), "bbox": list(self.bbox), "footprint": str(self.footprint)}
         return {**said, "stores": self.stores.to_json()} if self.stores else said
 
     def text(self) -> str:
         """Return one line per scene and store. Notes go to stderr."""
-        next_step = f"python -m pipeline.run --catalog {self.out} --aoi region.geojson"
+        next_step = f"python -m pipeline.run --catalog {self.out} --aoi {self.footprint}"
         listed = f"{counted(len(self.scenes), 'scene')} in {self.out}; next: {next_step}"
-        return "\n".join([*map(_line, self.scenes), listed, *([self.stores.text()] if self.stores else [])])
+        # rounded outward, so that the box holds all scenes
+        sides = [f"{turn(degrees * 1e4) / 1e4:.4f}" for turn, degrees in zip(_OUTWARD, self.bbox, strict=True)]
+        where = f"bounds --bbox={','.join(sides)}, footprint in {self.footprint}"
+        return "\n".join([*map(_line, self.scenes), where, listed, *([self.stores.text()] if self.stores else [])])
 
 
 @dataclass(frozen=True)
@@ -169,11 +177,24 @@ def _of_scenes(folder: Path, arguments: argparse.Namespace) -> int:
     write_index(scenes, out, relative=arguments.relative)
     beside = out.with_name(f"{out.stem}_stores{out.suffix}")
     listed, more = _listed_beside(stores, beside, arguments) if stores else (None, ())
-    found = ScenesReport(scenes, out, (*notes, *more), StoresReport(listed, beside) if listed else None)
+    bbox, ground = _footprint(scenes, out)
+    found = ScenesReport(scenes, out, (*notes, *more), StoresReport(listed, beside) if listed else None, bbox, ground)
     if not arguments.json:
         _tell(found.notes)
     show_report(found, as_json=arguments.json)
     return EXIT_OK
+
+
+def _footprint(scenes: Sequence[Scene], out: Path) -> tuple[tuple[float, ...], Path]:
+    """Write the footprint of all scenes beside the index. Return its bounds and its file."""
+    from pipeline import whole_archive
+    from pipeline.store.files import write_atomic
+
+    path = out.with_name(f"{out.stem}_footprint.geojson")
+    require_ours(path)
+    shape = whole_archive.footprint(scenes)
+    write_atomic(path, whole_archive.geojson(shape, out.stem, len(scenes)))
+    return whole_archive.bounds(shape), path
 
 
 def _listed_beside(

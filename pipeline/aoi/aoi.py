@@ -95,6 +95,14 @@ def aoi_from_bbox(west: float, south: float, east: float, north: float, *, max_a
     return _finish(reading, shapes, name, max_area_km2)
 
 
+def aoi_from_shapes(shapes: list[Geometry], name: str, *, max_area_km2: float = MAX_AREA_KM2) -> Aoi:
+    """AOI from valid shapely polygons in degrees, split at the antimeridian. UsageError when it is too large."""
+    import shapely
+
+    parts = [part for shape in shapes for part in shapely.get_parts(shape)]
+    return _finish(Reading(name), parts, re.sub(r"[^\w.-]+", "_", name), max_area_km2)
+
+
 def utm_parts(aoi: Aoi) -> dict[int, Geometry]:
     """The AOI cut by UTM zone and hemisphere: {EPSG code 326zz or 327zz: shapely geometry in EPSG:4326}, sorted."""
     return cut_by_zone(aoi.shape)
