@@ -315,7 +315,7 @@ class TestRefusals:
         assert listing(empty_folder) == before
 
     def test_neither_or_both_areas(self, call, archive, aoi):
-        assert "no area given" in refused(call("--catalog", archive))
+        assert "no area given" in refused(call("--catalog", "earth-search"))
         both = refused(call("--aoi", aoi, "--bbox", 1, 2, 3, 4, "--catalog", archive))
         assert "two areas given; expected either --aoi FILE or --bbox W,S,E,N" in both
 

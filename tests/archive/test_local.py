@@ -452,7 +452,8 @@ def test_command_writes_an_index_and_says_what_it_found(tmp_path, capsys):
     patch(tmp_path, scl=True)
     out = tmp_path / "archive.json"
     assert main([str(tmp_path), "--out", str(out)]) == 0
-    line, summary = capsys.readouterr().out.strip().splitlines()
+    line, where, summary = capsys.readouterr().out.strip().splitlines()
+    assert where.startswith("bounds --bbox=")
     for word in (NAME, "2017-06-17T11:33:21Z", "EPSG:32632", "all 12 bands, with SCL", "offset 0", "audit agrees"):
         assert word in line
     assert summary.startswith("1 scene in ")
