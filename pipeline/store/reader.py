@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _OF_THE_STORE = ("groups", "multiscales", "zarr_conventions")  # do not apply to one level or to a copy of it
+_COMPARED = "The input on its native grid. pipeline.difference compares the output with it; subtraction would be empty."
 _PACKING = ("scale_factor", "add_offset", "_FillValue")
 _TIME = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian"}  # as a run writes it
 _SMALL = ("spatial_ref", "wavelength_nm", "native_gsd_m", "generated", "mtf")
@@ -187,6 +188,8 @@ def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
     # It would outlive a change of the GSD, as by `coarsen`, and rioxarray prefers it to x and y.
     decoded["spatial_ref"].attrs.pop("GeoTransform", None)
     decoded = _with_foreign(location, path, decoded, list(arrays), nameless)
+    if level.startswith(MEASURED):
+        decoded.attrs.setdefault("comment", _COMPARED)
     decoded.attrs = flat({name: value for name, value in decoded.attrs.items() if name not in _OF_THE_STORE})
     return decoded
 
