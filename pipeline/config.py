@@ -13,6 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.superres.systems import DEFAULT
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
 COMPOSITES = ("mosaic", "median", "none", "monthly")
@@ -133,9 +134,7 @@ class RunConfig:
         """
         known = {field.name for field in fields(cls)}
         values = _with_weights(values, source)
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise UsageError(f"{source} names {', '.join(unknown)}", f"only {', '.join(sorted(known))}")
+        require_known(values, known, source)
         default = cls()
         for name, value in values.items():
             _check_type(name, value, getattr(default, name), source)
@@ -144,16 +143,30 @@ class RunConfig:
 
     @classmethod
     def from_toml(cls, path: Path) -> RunConfig:
-        """Read the settings from a TOML file. Raises UsageError."""
-        try:
-            if path.stat().st_size > _MAX_TOML_BYTES:
-                raise UsageError(f"{path} is larger than 1 MB", "a short TOML file")
-            values = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}", "a TOML file") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is not TOML ({error})", 'lines such as composite = "mosaic"') from error
-        return cls.from_mapping(values, str(path))
+        """Read the settings from a TOML file that holds no others. Raises UsageError."""
+        return cls.from_mapping(read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file. Raises UsageError if it cannot be read or is large."""
+    try:
+        if path.stat().st_size > _MAX_TOML_BYTES:
+            raise UsageError(f"{path} is larger than 1 MB", "a short TOML file")
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML ({error})", 'lines such as composite = "mosaic"') from error
+
+
+def require_known(names: Iterable[str], known: Collection[str], source: str) -> None:
+    """Raise UsageError for names that are not `known`, with the nearest known one."""
+    unknown = sorted(set(names) - set(known))
+    if not unknown:
+        return
+    near = [found[0] for name in unknown if (found := difflib.get_close_matches(name, sorted(known), 1))]
+    cure = f"did you mean {', '.join(near)}?" if near else ""
+    raise UsageError(f"{source} names {', '.join(unknown)}", f"only {', '.join(sorted(known))}", cure)
 
 
 def _by_name(flag: str, given: tuple[str, ...]) -> dict[str, str]:

@@ -23,5 +23,14 @@ def plain(text: str, *, lines: bool = False) -> str:
     )
 
 
+def counted(number: int, thing: str) -> str:
+    """Format a number with its noun.
+
+    >>> counted(1, "unit"), counted(2500, "unit")
+    ('1 unit', '2,500 units')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")

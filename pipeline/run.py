@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from typing import TYPE_CHECKING
 
+from pipeline import run_file
 from pipeline.arguments import aoi_of, config_of, parser
 from pipeline.bbox import joined
 from pipeline.config import RunConfig
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, LeaseLost, PipelineError, StorageError, UsageError
+from pipeline.logs import spoken
 from pipeline.redaction import redact_logs
 from pipeline.report import FrozenPlan, PartReport, PlanPreview, RunReport, show_report
 from pipeline.store.place import place_of
-from pipeline.terminal import Progress, refuse, tell
+from pipeline.terminal import refuse, tell
 
 if TYPE_CHECKING:
     import argparse
@@ -23,22 +26,29 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan
     from pipeline.store.lease import Lease
     from pipeline.store.place import Place
+    from pipeline.terminal import Progress
+
+_log = logging.getLogger("pipeline.run")  # __name__ is "__main__" in a command
 
 
 def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
     """Return the quicklook, drawn if `anew` or missing. Failures only give warnings, since the store is finished."""
     from pipeline.products.quicklook import is_quicklook
-    from pipeline.running.quicklook import write_quicklook
+    from pipeline.running.quicklook import PICTURE_NEEDS, write_quicklook
 
     path = store.picture
     if not anew and is_quicklook(path):
         return path
+    _log.info("drawing the quicklook", extra={"facts": {"stage": "quicklook"}})
     try:
-        return write_quicklook(plan, store)
+        drawn = write_quicklook(plan, store)
+        if drawn is None:
+            tell(f"no quicklook: {PICTURE_NEEDS}")
+        return drawn
     except LeaseLost:
         raise
     except StorageError as error:
-        print(f"warning: the store is complete, but it has no picture: {error}", file=sys.stderr)
+        tell(f"warning: the store is complete, but it has no picture: {error}")
         return None
     except Exception as error:
         cure = f"if bytes are damaged, python -m pipeline.check {store} --verify full finds them"
@@ -59,7 +69,7 @@ def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
     return "local" if min(units, workers) > 1 else "inline"
 
 
-def execute(arguments: argparse.Namespace) -> int:
+def execute(arguments: argparse.Namespace, progress: Progress) -> int:
     """Plan and run, and print the report. Raises PipelineError."""
     if arguments.shard_of or arguments.finalise:
         raise UsageError("--shard-of or --finalise without --plan", "--plan STORE, after a run with --plan-only")
@@ -72,7 +82,6 @@ def execute(arguments: argparse.Namespace) -> int:
     from pipeline.store.lease import lease
 
     restrict_drivers()  # before GDAL is first used
-    progress = Progress(quiet=arguments.quiet or arguments.json)
     config, aoi = config_of(arguments), aoi_of(arguments)
     for warning in aoi.warnings:
         tell(f"warning: {warning}")
@@ -101,7 +110,7 @@ def _frozen(plan: Plan, shown: Place, arguments: argparse.Namespace, progress: P
     return EXIT_OK
 
 
-def resume(arguments: argparse.Namespace) -> int:
+def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     """Compute a store's frozen plan or one part of it, or publish it. Raises PipelineError."""
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
@@ -129,7 +138,6 @@ def resume(arguments: argparse.Namespace) -> int:
         wanted if arguments.finalise else _affordable(arguments, wanted, estimate(plan, wanted, timed=False).worker_mib)
     )
     shard = Part.parse(arguments.shard_of).label if arguments.shard_of else ""
-    progress = Progress(quiet=arguments.quiet or arguments.json)
     with lease(store, shard, progress.say) as held:
         return compute(plan, held, shown, arguments, workers, progress)
 
@@ -176,13 +184,12 @@ def compute(
                 mixed=arguments.mixed_software,
             )
         if shard is None:
-            progress.say("drawing the quicklook")
             anew = summary.computed > 0 or arguments.finalise
             picture = _picture(plan, store, anew=anew) and shown.picture
     finally:
         progress.clear()
     if found := software.mixed_words(plan, store):
-        print(f"warning: {shown} was computed by {' and by '.join(found)}", file=sys.stderr)
+        tell(f"warning: {shown} was computed by {' and by '.join(found)}")
     if shard is not None:
         show_report(PartReport(shard, summary, shown), as_json=arguments.json)
         return EXIT_OK
@@ -192,15 +199,24 @@ def compute(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    arguments = parser().parse_args(joined(sys.argv[1:] if argv is None else argv))
+    words = joined(sys.argv[1:] if argv is None else argv)
     redact_logs()
     try:
-        return resume(arguments) if arguments.plan else execute(arguments)
+        arguments = run_file.parse(parser(), words)
     except PipelineError as error:
-        return refuse(error, as_json=arguments.json)
-    except KeyboardInterrupt:
-        print("stopped at once; run the same command again to continue", file=sys.stderr)
-        return 130
+        return refuse(error, as_json="--json" in words)
+    if arguments.price_per_hour is not None and not 0 <= arguments.price_per_hour < math.inf:
+        return refuse(UsageError(f"--price-per-hour {arguments.price_per_hour}", "a number of at least 0"))
+    with spoken(arguments.log_format, quiet=arguments.quiet, bar=not arguments.json) as progress:
+        try:
+            return resume(arguments, progress) if arguments.plan else execute(arguments, progress)
+        except PipelineError as error:
+            progress.clear()
+            return refuse(error, as_json=arguments.json)
+        except KeyboardInterrupt:
+            progress.clear()
+            tell("stopped at once; run the same command again to continue")
+            return 130
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import arguments as run_arguments
-from pipeline import bbox
+from pipeline import bbox, run_file
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.jobs.resources import MEMORY_SHARE, Resources, limit_s, memory_mib
 from pipeline.redaction import redact_logs
@@ -95,7 +95,16 @@ def plan_flags(words: Sequence[str]) -> tuple[str, ...]:
     """Return the flags that only planning takes. AOI, TOML file and store are handled separately."""
     p = _OneLine(add_help=False, allow_abbrev=False)
     _own_flags(p)
-    for flag in ("--aoi", "--config", "--out", "--plan", "--verify", "--max-outage"):
+    for flag in (
+        "--aoi",
+        "--config",
+        "--out",
+        "--plan",
+        "--verify",
+        "--max-outage",
+        "--log-format",
+        "--price-per-hour",
+    ):
         p.add_argument(flag)
     for flag in ("--dry-run", "--json", "--quiet"):
         p.add_argument(flag, action="store_true")
@@ -313,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = _joined(bbox.joined(sys.argv[1:] if argv is None else argv))
     redact_logs()
     try:
-        arguments = parser().parse_args(words)
+        arguments = run_file.parse(parser(), words)
         for word in words:
             if (flag := word.split("=")[0]) in _REFUSED:
                 raise UsageError(f"{flag} given to submit", _REFUSED[flag])

@@ -71,6 +71,15 @@ def read_aoi(source: str, *, max_area_km2: float = MAX_AREA_KM2, repair: bool = 
     return _finish(reading, shapes, re.sub(r"[^\w.-]+", "_", stem), max_area_km2)
 
 
+def aoi_from_geometry(
+    geometry: dict[str, Any], name: str, *, max_area_km2: float = MAX_AREA_KM2, repair: bool = False
+) -> Aoi:
+    """AOI from a GeoJSON object in EPSG:4326. UsageError as for a file."""
+    reading = read_rings(name, json.dumps(geometry).encode())
+    shapes = [shape for polygon in reading.polygons for shape in _shapes(reading, polygon, repair)]
+    return _finish(reading, shapes, name, max_area_km2)
+
+
 def aoi_from_bbox(west: float, south: float, east: float, north: float, *, max_area_km2: float = MAX_AREA_KM2) -> Aoi:
     """AOI from degrees; `west` > `east` crosses the antimeridian. UsageError when it is empty, swapped or outside."""
     numbers = (west, south, east, north)
@@ -83,6 +92,13 @@ def aoi_from_bbox(west: float, south: float, east: float, north: float, *, max_a
         reading.fail("$", f"longitudes {west} and {east}", "-180..180", "give degrees, not metres")
     if south >= north:
         reading.fail("$", f"south {south} is not below north {north}", "west south east north")
+    if west > east and 360 + east - west > 180:
+        reading.fail(
+            "$",
+            f"west {west:g} lies east of east {east:g}: {360 + east - west:g} degrees around the world",
+            "west south east north",
+            "swap west and east; only a box across the antimeridian has west > east",
+        )
     if west >= 180:
         west, east = west - 360.0, east - 360.0
     if west > east:
@@ -190,7 +206,9 @@ def _repaired(reading: Reading, path: str, shape: Geometry, repair: bool) -> Geo
 
     reason = shapely.is_valid_reason(shape)
     if not repair:
-        reading.fail(path, f"invalid polygon: {reason} (lon lat)", "rings that do not cross", "repair it, or --repair")
+        reading.fail(
+            path, f"invalid polygon: {reason} (lon lat)", "rings that do not cross", "repair it, or --repair-aoi"
+        )
     made = shapely.make_valid(shape)
     polygons = [part for part in shapely.get_parts(made) if part.geom_type in ("Polygon", "MultiPolygon")]
     if not polygons:

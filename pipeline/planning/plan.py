@@ -61,6 +61,7 @@ class Plan:
     passes: tuple[PassLayout, ...] = (PassLayout(),)
     conditions: tuple[Frozen, ...] = ()  # maps that condition the system
     notes: tuple[str, ...] = ()
+    aoi_geometry: dict[str, Any] = field(default_factory=dict)  # GeoJSON in EPSG:4326; empty in older plans
     licence: str = ""
     credit: str = ""
     created_utc: str = ""
@@ -73,6 +74,7 @@ class Plan:
         content = self.to_json()
         for name in ("notes", "created_utc", "access"):
             content.pop(name)
+        content.pop("aoi_geometry", None)  # `aoi_digest` stands for it
         for name in ("licence", "credits", "notes", "synthetic"):
             content["system"].pop(name, None)
         if not content["system"].get("restyled"):  # plans made before there was any
@@ -230,6 +232,8 @@ class Plan:
         content["conditions"] = [one.to_json() for one in self.conditions]
         if self.format_version < CHUNKS_BY_BAND:
             content["config"].pop("chunk_bands")
+        if not self.aoi_geometry:
+            content.pop("aoi_geometry")
         if self.format_version < WEIGHTS_BY_ROLE:
             content["system"] = to_older(self.system)
             content["config"] |= _older_weights(self.config)

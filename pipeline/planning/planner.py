@@ -5,7 +5,9 @@ This runs on the driver before any work. It writes nothing.
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +19,7 @@ from pipeline.bands import BAND_NAMES
 from pipeline.conditions.settle import settle
 from pipeline.conditions.whole_raster import pixels
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
+from pipeline.plain import counted
 from pipeline.planning.map_ground import require_ground
 from pipeline.planning.output_size import MAX_OUTPUT_GB, require_output
 from pipeline.planning.plan import Plan, consistency_of
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from pipeline.superres.spec import SceneState
     from pipeline.superres.weights import Choice
 
+_log = logging.getLogger(__name__)
 _DEFAULT_DAYS = 90
 _AUDIT_THREADS = 8
 _LACKING = re.compile(r"bands (.+) are missing")  # the search's rejection reason for an item that lacks bands
@@ -72,6 +76,7 @@ def make_plan(
     Raises UsageError if something does not fit or more than `max_output_gb` would be stored, and NoDataError if there
     are no scenes.
     """
+    began_s = time.perf_counter()
     system = choose(config.sr, config.weights, config.option_values)
     stages = stages_of(system)
     declared = spec_of(config.sr).conditions_for(dict(system.options))
@@ -83,9 +88,11 @@ def make_plan(
     layouts = layouts_of(passes, config, options)
     load(system, "cpu")  # detect unsuitable weights before any request to the archive
     say("searching")
+    _stage("search", f"searching {config.catalog} for scenes over {aoi.name}", catalog=config.catalog)
     reach_px = passes[0].reach_px(options)
     around = grown_aoi(aoi, layouts[0].rim_m + reach_m(config, chain.reach_m(passes[0].groups), reach_px))
     found = _search(config, aoi, around, chain.bands_required(stages, config.band_names))
+    _stage("search", f"found {counted(len(found.scenes), 'scene')}; looking at their pixels", scenes=len(found.scenes))
     scenes, notes = _audited(found, config, say)
     zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m)
     require_output(aoi.area_km2, max(len(zone.periods) for zone in zones), passes, max_output_gb)
@@ -94,10 +101,11 @@ def make_plan(
     say("reading scene states")
     with one_thread():
         states = _states(system, kept, found.access, maps)
-    return Plan(
+    plan = Plan(
         config=config,
         aoi_name=aoi.name,
         aoi_digest=aoi.digest,
+        aoi_geometry=aoi.geometry,
         scenes=kept,
         zones=zones,
         system=system,
@@ -111,6 +119,15 @@ def make_plan(
         created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         version=VERSION,
     )
+    units, seconds = sum(1 for _ in plan.units()), time.perf_counter() - began_s
+    text = f"planned {counted(units, 'unit')} from {counted(len(kept), 'scene')} in {seconds:.1f} s"
+    _stage("plan", text, units=units, scenes=len(kept), plan_digest=plan.digest, seconds=round(seconds, 3))
+    return plan
+
+
+def _stage(stage: str, text: str, **facts: object) -> None:
+    """Log that a stage of planning begins or has ended."""
+    _log.info("%s", text, extra={"facts": {"stage": stage, **facts}})
 
 
 def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> list[str]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipeline.errors import Interrupted, UsageError
+from pipeline.errors import Interrupted, PipelineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from distributed import Client
 
+    from pipeline.planning.units import Unit
     from pipeline.running.stop import Stop
 
+_log = logging.getLogger(__name__)
 INSECURE_VARIABLE = "SEN2FINE_INSECURE_SCHEDULER"  # 1 allows unencrypted schedulers on other machines
 _CONNECT_TIMEOUT = "30s"
 _STEP_S = 1.0
@@ -88,3 +92,25 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def tell_dashboard(client: Client, *, started: bool) -> None:
+    """Log the address of the dashboard, if there is one. A cluster `started` here has one only if bokeh is installed.
+
+    An existing scheduler gives an address, whatever it is installed with.
+    """
+    address = client.dashboard_link if find_spec("bokeh") or not started else ""
+    if address:
+        _log.info("dashboard of the workers: %s", address, extra={"facts": {"dashboard": address, "keep": True}})
+
+
+def explained(error: BaseException, unit: Unit) -> BaseException:
+    """Explain the death of a worker; return other errors unchanged."""
+    from distributed import KilledWorker
+
+    if not isinstance(error, KilledWorker):
+        return error
+    return PipelineError(
+        f"unit {unit.id}: its worker process died",
+        cure="if memory ran out, use fewer --workers or a smaller --unit-chunks; --dry-run shows the need",
+    )

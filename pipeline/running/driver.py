@@ -6,12 +6,14 @@ waits for those. A run leaves a store that is complete or can be continued.
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from pipeline.errors import Interrupted, NoDataError, UpstreamError
+from pipeline.plain import counted
 from pipeline.planning.plan import plan_file
 from pipeline.running import build_overviews, integrity, software
 from pipeline.running.begin import continue_store, settle
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from pipeline.store.lease import Lease
     from pipeline.store.place import Place, Where
 
+_log = logging.getLogger(__name__)
 _SHOWN = 10
 
 
@@ -109,6 +112,7 @@ def run_plan(
         if shard is None:  # other shards may be writing
             Ledger(place, plan.digest).sweep()
         todo, summary = survey(plan, place, verify, shard)
+        _begin(place, summary, len(todo), workers, cluster, shard)
         if todo:
             software.require_same(plan, place, done=summary.resumed, mixed=mixed)
             require_local_access(plan)
@@ -123,10 +127,23 @@ def run_plan(
                         _require_before(plan, place, number, verify)
                     work.run(part)
                 work.raise_unless_whole()
+            _stage("units", f"computed {counted(summary.computed, 'unit')} in {time.perf_counter() - started:.1f} s")
         if shard is None:
             _publish(plan, mine, summary, verify, changed=bool(todo), mixed=mixed)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def _begin(place: Place, summary: Summary, todo: int, workers: int, cluster: str, shard: Part | None) -> None:
+    which = f"part {shard.number} of {shard.of}: " if shard else ""
+    how = f", {min(workers, todo)} workers" if cluster in ("local", "slurm") else ""
+    text = f"{which}{todo} of {counted(summary.units, 'unit')} of {place} to compute ({cluster}{how})"
+    _stage("units", text, units=summary.units, done=summary.resumed, cluster=cluster, workers=workers)
+
+
+def _stage(stage: str, text: str, **facts: object) -> None:
+    """Log that a stage of the run begins or has ended."""
+    _log.info("%s", text, extra={"facts": {"stage": stage, **facts}})
 
 
 def _require_before(plan: Plan, place: Place, number: int, verify: str) -> None:
@@ -211,10 +228,16 @@ def _complete(plan: Plan, place: Place, summary: Summary, verify: str, *, change
             f"fix the cause, then python -m pipeline.check {place} --repair",
         )
     _discard_unfinished(plan, place, summary.quarantined)
-    if build_overviews.missing_blocks(plan, place, summary.quarantined):
+    if missing := build_overviews.missing_blocks(plan, place, summary.quarantined):
         software.require_same_code(plan, place, mixed=mixed)
+    _stage(
+        "overviews",
+        f"building overviews: {counted(len(missing), 'block')} that no unit has built, and the coarsest levels",
+    )
     build_overviews.complete(plan, place, summary.quarantined)
+    _stage("publish", f"publishing {place}")
     integrity.publish(plan, place, facts, status)
+    _stage("publish", f"{place} is {status}", status=status)
 
 
 def facts_of(plan: Plan, place: Place, summary: Summary) -> dict[str, object]:

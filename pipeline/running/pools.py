@@ -6,6 +6,7 @@ Pools return receipts or errors in the order in which units finish.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
-from pipeline.running.dask_scheduler import existing_scheduler
+from pipeline.running.dask_scheduler import existing_scheduler, explained, tell_dashboard
 from pipeline.running.scaling import Demand
 from pipeline.running.software import this_software
 from pipeline.running.stop import Stop
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.planning.units import Unit
     from pipeline.store.receipts import Receipt
 
+_log = logging.getLogger(__name__)
 Outcome = tuple["Unit", "int", "Receipt | BaseException"]
 _WORKERS_TIMEOUT_S = 120
 _MEMORY_SHARE = 0.7
@@ -156,7 +158,7 @@ class DaskPool:
             raise _gone()
         with _interrupted_where_gone():  # the scheduler may be gone since the task ended
             error = future.exception() if future.status == "error" else None
-            outcome: Receipt | BaseException = future.result() if error is None else _explained(error, unit)
+            outcome: Receipt | BaseException = future.result() if error is None else explained(error, unit)
         future.release()
         return unit, attempt, outcome
 
@@ -233,18 +235,6 @@ def _run_on_worker(processes: int, unit: Unit, store: str, digest: str, attempt:
     raise failure  # outside the except block, so without context
 
 
-def _explained(error: BaseException, unit: Unit) -> BaseException:
-    """Explain the death of a worker; return other errors unchanged."""
-    from distributed import KilledWorker
-
-    if not isinstance(error, KilledWorker):
-        return error
-    return PipelineError(
-        f"unit {unit.id}: its worker process died",
-        cure="if memory ran out, use fewer --workers or a smaller --unit-chunks; --dry-run shows the need",
-    )
-
-
 @contextmanager
 def open_pool(cluster: str, workers: int, store: str, digest: str, stop: Stop | None = None) -> Iterator[Pool]:
     """Open a pool for `cluster`: "inline", "local", "cuda", "slurm", or the address of a Dask scheduler.
@@ -260,7 +250,9 @@ def open_pool(cluster: str, workers: int, store: str, digest: str, stop: Stop | 
             found, "a folder that all nodes see, for keys and logs", "--plan-only, then --shard-of in jobs"
         )
     demand = Demand(workers)
+    _log.info("starting workers", extra={"facts": {"stage": "units"}})
     with _client(cluster, workers, Path(store), demand, stop or Stop()) as client:
+        tell_dashboard(client, started=cluster in _STARTED)
         if cluster not in _STARTED:  # workers started here run the same software as this process
             require_able(client, store, digest)
         # SLURM may queue workers for hours. Elsewhere, workers that stay away will not come.

@@ -34,7 +34,7 @@ TRUE_COLOUR, FALSE_COLOUR = ("B04", "B03", "B02"), ("B08", "B04", "B03")
 
 
 def write_quicklook(plan: Plan, store: Where) -> Path | None:
-    """Draw the picture of the first zone and time step. Return None if nothing was measured or bands are missing."""
+    """Draw the picture of the first zone and time step. Return None if it lacks what `PICTURE_NEEDS` says."""
     from pipeline.products.quicklook import Overview, Panel, quicklook
 
     bands = plan.config.band_names
@@ -106,6 +106,9 @@ def _interpolated(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 
 _ROWS = (("true colour", TRUE_COLOUR), ("false colour", FALSE_COLOUR))
+PICTURE_NEEDS = "it needs a measured pixel, and the bands " + " or ".join(
+    ", ".join(sorted(names)) for names in (TRUE_COLOUR, FALSE_COLOUR)
+)
 
 
 def _array(plan: Plan, store: Place, zone: Zone, name: str) -> zarr.Array[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from pipeline.planning.units import Unit
     from pipeline.store.place import Place
     from pipeline.superres.layers import Layer
+
+
+_log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=4)
@@ -72,9 +76,11 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
     if not job.scenes:
         return _record(store, job, _empty(job, attempt), stages)
 
+    _doing(unit, "reading")
     rasters = _read_finished(job, plan, store) if job.source_gsd_m else _read(job)
     stages.lap("read")
 
+    _doing(unit, "super-resolving")
     result = superres.super_resolve(
         rasters,
         job.window,
@@ -88,9 +94,15 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
     )
     stages.lap("superres", within=result.seconds)
 
+    _doing(unit, "writing")
     receipt = _write(job, store, rasters, result)
     stages.lap("write")
     return _record(store, job, replace(receipt, attempts=attempt), stages)
+
+
+def _doing(unit: Unit, what: str) -> None:
+    """Log what is done. Only a progress line in this process shows it."""
+    _log.debug("%s %s", what, unit.id, extra={"facts": {"doing": what, "unit": unit.id}})
 
 
 def _read(job: UnitJob) -> NativeRasters:

@@ -5,6 +5,7 @@ It holds unit addresses and receipts, never arrays.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.redaction import redact
+from pipeline.running.pace import Pace
 from pipeline.running.quarantine import Quarantine, allowed, isolated, worth_isolating
 from pipeline.store.receipts import Ledger, Receipt
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     Report = Callable[["Summary", int], None]
 
+_log = logging.getLogger(__name__)
 ATTEMPTS = 3
 _TICK_S = 1.0  # longest wait of the driver between checks
 _STRAGGLER_TIMES = 3.0  # a unit that takes this many times the median is also given to an idle worker
@@ -196,6 +199,7 @@ class UnitQueue:
         self._seconds: list[float] = []  # from submission to receipt
         self._breaker = Breaker(patience or Patience())
         self._failed: dict[Unit, BaseException] = {}
+        self._pace = Pace()
 
     def run(self, todo: list[Unit]) -> None:
         """Keep the pool busy until all of these units have ended or a stop is requested.
@@ -203,6 +207,7 @@ class UnitQueue:
         Raises PipelineError if too many units fail for good.
         """
         self._queue, self._ended = [(unit, 1) for unit in reversed(todo)], set()
+        self._look()
         self._report(self._summary, 0)
         while self._left(todo):
             if self._held is not None and self._held.lost:
@@ -235,6 +240,7 @@ class UnitQueue:
 
     def _start(self, unit: Unit, attempt: int) -> None:
         self._running[unit, attempt] = time.monotonic()
+        self._stop.running = len(self._running)
         self._pool.submit(unit, attempt)
 
     def _reissue(self) -> None:
@@ -250,6 +256,7 @@ class UnitQueue:
 
     def _take(self, unit: Unit, attempt: int, outcome: Receipt | BaseException) -> None:
         since = self._running.pop((unit, attempt))
+        self._stop.running = len(self._running)
         if unit in self._ended:  # its duplicate was faster
             return
         if isinstance(outcome, Receipt):
@@ -261,11 +268,13 @@ class UnitQueue:
             return
         elif isinstance(outcome, Unreachable | StoreUnreachable):  # outages do not count as attempts
             self._queue.insert(0, (unit, attempt))
+            self._failing(unit, outcome, "it is tried again when that has passed")
             if self._breaker.unanswered(self._pool.capacity):
                 who = "archive" if isinstance(outcome, Unreachable) else "object store"
                 self._stop.asked, self._stop.outage = True, f"the {who} does not answer ({outcome.found})"
         elif attempt < ATTEMPTS:
             self._queue.append((unit, attempt + 1))
+            self._failing(unit, outcome, f"try {attempt + 1} of {ATTEMPTS} follows")
         else:
             self._give_up(unit, outcome)
 
@@ -274,6 +283,26 @@ class UnitQueue:
         self._summary.computed += 1
         self._summary.add(receipt)
         self._breaker.answered()
+        summary, pace = self._summary, self._look()
+        done, spent = summary.computed + summary.resumed, sum(receipt.seconds.values())
+        told = f", {pace[0]:.0f} km2/h, {pace[1]:.0f} s left" if pace else ""
+        facts = {"stage": "units", "unit": unit.id, "status": receipt.status, "done": done, "units": summary.units,
+                 "seconds": round(spent, 3), "stage_seconds": receipt.seconds}  # fmt: skip
+        if pace:
+            facts |= {"km2_per_h": round(pace[0], 1), "left_s": round(pace[1], 1)}
+        text = "unit %s %s in %.1f s: %d of %d%s"
+        _log.info(text, unit.id, receipt.status, spent, done, summary.units, told, extra={"facts": facts})
+
+    def _look(self) -> tuple[float, float] | None:
+        """Return (km2 per hour, seconds left), if known."""
+        summary = self._summary
+        return self._pace.look(summary.computed + summary.resumed, summary.left, summary.pixels)
+
+    @staticmethod
+    def _failing(unit: Unit, error: BaseException, then: str) -> None:
+        """Log a failure that need not be the last word."""
+        text = redact(str(error)) or type(error).__name__
+        _log.info("unit %s failed, %s: %s", unit.id, then, text, extra={"facts": {"unit": unit.id, "error": text}})
 
     def _give_up(self, unit: Unit, error: BaseException) -> None:
         """Try once more in a separate process if that may help, then mark the unit as failed."""
@@ -297,6 +326,8 @@ class UnitQueue:
             raise _failure(self._failed, summary)
         for unit, error in self._failed.items():
             self._quarantine.add(unit, error, ATTEMPTS)
+            text = redact(str(error))
+            _log.warning("set aside: %s", text, extra={"facts": {"unit": unit.id, "error": text}})
         summary.quarantined = tuple(sorted({*summary.quarantined, *(unit.id for unit in self._failed)}))
 
     def raise_unless_whole(self) -> None:
