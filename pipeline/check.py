@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import (
     EXIT_INTEGRITY,
+    EXIT_INTERRUPTED,
     EXIT_NO_DATA,
     EXIT_OK,
     EXIT_QUARANTINE,
@@ -23,12 +24,13 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
+from pipeline.help_text import Help, example, exit_codes
 from pipeline.plain import plain
 from pipeline.report import show_report
 from pipeline.store.gdal_names import GDAL_READS, GDAL_READS_SHARDS, dataset_name
 from pipeline.store.place import place_of
 from pipeline.store.receipts import VERIFY_LEVELS
-from pipeline.terminal import refuse
+from pipeline.terminal import refuse, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place, Where
 
 _SHOWN = 10
+_EVERY_S = 5.0
+_EXITS = (0, 2, 3, 4, 6, 7, 75, 130)
 _HOW = {"none": "receipts", "size": "receipts and sizes", "full": "every byte, read back and decoded"}
 FINISHED = ("complete", "complete_with_quarantine")
 
@@ -139,16 +143,90 @@ def repair(store: Where, verify: str, workers: int) -> None:
     )
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    p = argparse.ArgumentParser(
+        "python -m pipeline.check",
+        description="Check a store that pipeline.run wrote, mend it, or watch it being written.",
+        epilog=exit_codes(*_EXITS),
+        formatter_class=Help,
+    )
+    p.add_argument("store", help="folder or URL")
+    p.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
+    look = p.add_argument_group("verify and mend", example("run.zarr --verify full --repair --workers 8"))
+    look.add_argument(
+        "--verify",
+        choices=VERIFY_LEVELS,
+        default="size",
+        help="how closely finished units are checked; full reads every byte back (default: %(default)s)",
+    )
+    look.add_argument("--repair", action="store_true", help="compute damaged, missing and quarantined units again")
+    look.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="local worker processes for --repair (default: %(default)s)"
+    )
+    shown = p.add_argument_group("watch a run, from any machine", example("s3://bucket/run.zarr --watch --every 30"))
+    shown.add_argument(
+        "--watch",
+        action="store_true",
+        help="show units done, speed, time left, and the state of each part of an array, until the store is complete",
+    )
+    shown.add_argument("--once", action="store_true", help="with --watch: show this once (75 while it is not complete)")
+    shown.add_argument(
+        "--every",
+        type=float,
+        default=_EVERY_S,
+        metavar="S",
+        help="with --watch: seconds between looks; each lists the receipts (default: %(default)g)",
+    )
+    shown.add_argument(
+        "--parts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --watch: parts of the array (default: as those begun say)",
+    )
+    made = p.add_argument_group("its settings", example("run.zarr --as-config > run.toml"))
+    made.add_argument("--as-config", action="store_true", help="print the settings of its plan as a file for --config")
+    return p
+
+
+def _shown(arguments: argparse.Namespace) -> int | None:
+    """Print what is asked of a store without checking it. Return the exit code, or None if it is to be checked."""
+    if arguments.as_config:
+        from pipeline.run_file import as_toml
+
+        show(as_toml(_plan(place_of(arguments.store))))
+        return EXIT_OK
+    if not (arguments.watch or arguments.once):
+        return None
+    if arguments.repair:
+        raise UsageError("--watch with --repair", "one of them", "watch from another terminal")
+    if not arguments.every > 0 or arguments.parts < 0:
+        raise UsageError(
+            f"--every {arguments.every:g} --parts {arguments.parts}", "seconds above 0, and 0 or more parts"
+        )
+    from pipeline.watch import watch
+
+    place = place_of(arguments.store)
+    try:
+        return watch(
+            _plan(place),
+            place,
+            every_s=arguments.every,
+            once=arguments.once,
+            parts=arguments.parts,
+            as_json=arguments.json,
+        )
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    p = argparse.ArgumentParser("python -m pipeline.check", description="Check a store that pipeline.run wrote.")
-    p.add_argument("store", help="folder or URL")
-    p.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how closely (%(default)s)")
-    p.add_argument("--repair", action="store_true", help="compute damaged, missing and quarantined units again")
-    p.add_argument("--workers", type=int, default=1, help="local worker processes for --repair (%(default)s)")
-    p.add_argument("--json", action="store_true", help="one JSON object instead of words")
-    arguments = p.parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
+        if (code := _shown(arguments)) is not None:
+            return code
         if arguments.repair:
             repair(place_of(arguments.store).absolute(), arguments.verify, arguments.workers)
         report = examine(arguments.store, arguments.verify)

@@ -14,6 +14,7 @@ EXIT_QUARANTINE = 4  # complete except for quarantined units
 EXIT_UPSTREAM = 5
 EXIT_STORAGE = 6
 EXIT_INTEGRITY = 7
+EXIT_INTERRUPTED = 130  # by a second Ctrl-C, as shells say of SIGINT
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h; Slurm's RequeueExit uses the same number
 
 

@@ -79,7 +79,7 @@ class _Terminal(logging.Handler):
             self._progress.line(text)
         elif "doing" in facts:
             self._progress.doing(text)
-        elif "stage" in facts:
+        elif "stage" in facts and "unit" not in facts:
             self._progress.say(text)
 
 

@@ -40,6 +40,7 @@ class Progress:
         self._pace = Pace()
         self._words: list[str] = []  # most important first
         self._doing = ""
+        self._counting = False  # units are counted, not one activity shown
         self._began_s = self._since_s = time.monotonic()
         self._width = 0  # of what is on the screen
         self._lock = threading.RLock()
@@ -48,7 +49,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Show the current activity."""
-        self._show([plain(text)])
+        self._show([plain(text)], anew=True)
+        self._counting = False
 
     def doing(self, text: str) -> None:
         """Say what is done within the current unit, in this process."""
@@ -64,7 +66,10 @@ class Progress:
             words.append(self._doing if running == 1 and self._doing else f"{running} at work")
         elif done < summary.units:
             words.append("starting workers")
-        self._show(words)
+        elif not summary.left:
+            words.append("finishing")
+        self._show(words, anew=not self._counting)
+        self._counting = True
 
     def line(self, text: str) -> None:
         """Print a line of its own above the progress line."""
@@ -85,12 +90,13 @@ class Progress:
             self._thread.join()
         self._thread = None
 
-    def _show(self, words: list[str]) -> None:
+    def _show(self, words: list[str], *, anew: bool) -> None:
         if not self._shown:
             return
         with self._lock:
             if words != self._words:
-                self._words, self._since_s = words, time.monotonic()
+                self._words = words
+                self._since_s = time.monotonic() if anew else self._since_s
                 self._draw()
             if self._thread is None:
                 _active.append(self)
@@ -104,7 +110,7 @@ class Progress:
                 self._draw()
 
     def _draw(self) -> None:
-        """Write the line, with the time that its activity has taken if that is worth telling."""
+        """Write the line, with the time that the activity, or all units, have taken so far."""
         if not self._words:
             return
         now = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ from pipeline.planning.plan import plan_file
 from pipeline.running import build_overviews, integrity, software
 from pipeline.running.begin import continue_store, settle
 from pipeline.running.expected import write_template
+from pipeline.running.part_records import recorded
 from pipeline.running.pools import open_pool
 from pipeline.running.quarantine import Quarantine, allowed
 from pipeline.running.stop import stop_on_signals
@@ -105,9 +106,10 @@ def run_plan(
     units fail than may be quarantined.
     """
     started = time.perf_counter()
-    with _under(held, store, shard) as mine:
+    with _under(held, store, shard) as mine, ExitStack() as under:
         place = continue_store(plan, mine, part=shard is not None)
         first(place)
+        under.enter_context(recorded(place, plan.digest, shard))
         layout.status(place)  # report unreadable metadata once, not for every unit
         if shard is None:  # other shards may be writing
             Ledger(place, plan.digest).sweep()

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LeaseLost, PipelineError, StoreHeld, StoreUnreachable, UsageError
@@ -171,6 +172,34 @@ def lease(store: Where, shard: str = "", say: Say = lambda _: None) -> Iterator[
         done_with(mine)
         if not away:
             place.tidy(whole=not existed)
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A lease as an onlooker sees it: `shard` is "J-of-N", or "" for a whole run."""
+
+    shard: str
+    holder: Holder
+    seen: float  # when it was last renewed, in seconds since 1970 by the storage's clock
+
+    def lives(self, now: float) -> bool:
+        """Return whether the holder is at work, as far as can be seen `now` (seconds since 1970)."""
+        return not self.holder.has_ended and now - self.seen < self.holder.lapse_s
+
+
+def sightings(place: Place) -> list[Sighting]:
+    """Return the leases on a store. Writes nothing, so that any reader of the store may watch."""
+    dates = place.dates(LEASES.rpartition("/")[0])
+    found = []
+    for key in dates:
+        if key != _WHOLE and not (key.startswith(f"{LEASES}-") and key.endswith(".json")):
+            continue
+        content = place.read(key)
+        if content is not None:
+            holder = read_holder(content, _OLD_LAPSE_S)
+            seen = max(dates[key], dates.get(_beat(holder), 0.0))
+            found.append(Sighting(key.removeprefix(LEASES).removeprefix("-").removesuffix(".json"), holder, seen))
+    return found
 
 
 def _lapse_s() -> float:

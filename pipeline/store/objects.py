@@ -144,6 +144,14 @@ class ObjectPlace:
         with self.reading():
             return sorted(meta["path"] for meta in obstore.list_with_delimiter(self._client, folder)["objects"])
 
+    def dates(self, folder: str) -> dict[str, float]:
+        """Return the modification times of the objects directly under a prefix, from one listing."""
+        import obstore
+
+        with self.reading():
+            listed = obstore.list_with_delimiter(self._client, folder)["objects"]
+        return {meta["path"]: meta["last_modified"].timestamp() for meta in listed}
+
     def write(self, key: str, content: bytes) -> None:
         """Write one object by one PUT."""
         import obstore

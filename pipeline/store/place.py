@@ -89,6 +89,10 @@ class Place(Protocol):
         """Return the sorted keys of the files directly in a folder; empty if there is no folder."""
         ...
 
+    def dates(self, folder: str) -> dict[str, float]:
+        """Return when each file directly in a folder was written, in seconds since 1970 by the storage's clock."""
+        ...
+
     def write(self, key: str, content: bytes) -> None:
         """Write a file atomically."""
         ...
@@ -239,6 +243,14 @@ class LocalPlace:
         """Return the files of a folder without temporary ones."""
         found = (self.path / folder).glob("*")
         return sorted(f"{folder}/{path.name}" for path in found if path.suffix != ".partial" and path.is_file())
+
+    def dates(self, folder: str) -> dict[str, float]:
+        """Return the modification times of the files of a folder. Files that vanish meanwhile are left out."""
+        found: dict[str, float] = {}
+        for key in self.names(folder):
+            with suppress(FileNotFoundError):
+                found[key] = (self.path / key).stat().st_mtime
+        return found
 
     def write(self, key: str, content: bytes) -> None:
         """Write a temporary file, fsync it and rename it."""

@@ -120,6 +120,12 @@ class Ledger:
         with ThreadPoolExecutor(self._place.hands) as pool:
             yield from pool.map(self._look, units, repeat(verify))
 
+    def dates(self) -> dict[str, float]:
+        """Return {unit: seconds since 1970} of all receipts. They are not read, so some may be of other plans."""
+        return {
+            PurePosixPath(key).stem: when for key, when in self._place.dates(_FOLDER).items() if key.endswith(".json")
+        }
+
     def sweep(self) -> int:
         """Remove temporary files of killed processes and return how many. Call it only while no run is active."""
         return self._place.sweep()
