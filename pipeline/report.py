@@ -6,13 +6,16 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.bands import BY_NAME, GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.plain import plain
 from pipeline.terminal import counted, duration, show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from pipeline.planning.estimate import Estimate
+    from pipeline.planning.expenses import Reads
     from pipeline.planning.parts import Part
     from pipeline.planning.plan import Plan
     from pipeline.planning.units import Zone
@@ -56,10 +59,13 @@ class PlanPreview:
     cost: Estimate
     store: Place
     area: str  # description of the AOI
+    price: float | None = None  # of an hour of a core, or of a GPU
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as it would be stored, and the estimate."""
-        return {"plan": self.plan.to_json(), "estimate": self.cost.to_json()}
+        cost = self.cost
+        money = {} if self.price is None else {"cost": cost.hours * self.price}
+        return {"plan": self.plan.to_json(), "estimate": cost.to_json() | money}
 
     def text(self) -> str:
         """Return scenes with dates and offsets, zones, units and cost."""
@@ -92,9 +98,12 @@ class PlanPreview:
             *finer,
             f"  work     {counted(cost.units, 'unit')}, {counted(cost.windows, 'model window')}, "
             f"{cost.overlap:g} times the area by overlap",
-            f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored",
+            f"  reads    about {cost.read_requests:,} requests for {cost.read_mib:,.0f} MiB, of COGs in blocks of 1024 px",
+            f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored "
+            f"in {counted(cost.objects, 'object')} of data",
             f"  memory   about {cost.worker_mib:.0f} MiB per worker, {counted(cost.workers, 'worker')}",
             f"  time     about {duration(cost.seconds)} of computing{per_window}",
+            f"  cost     about {_spent(cost.hours, cost.device, self.price)}",
         ]
 
 
@@ -164,10 +173,25 @@ class RunReport:
     summary: Summary
     store: Place
     picture: Path | None
+    device: str = "cpu"  # that units were computed on: "cpu" or "cuda"
+    price: float | None = None  # of an hour of a core, or of a GPU
+
+    @property
+    def reads(self) -> Reads:
+        """Estimated reads from the archive."""
+        from pipeline.planning.expenses import reads_of
+
+        return reads_of(self.plan)
+
+    @property
+    def hours(self) -> float:
+        """Hours of all workers together, each of which has one core or one GPU."""
+        return sum(self.summary.stage_seconds.values()) / 3600
 
     def to_json(self) -> dict[str, Any]:
         """Return counts, seconds, sizes and shares."""
         summary = self.summary
+        reads = self.reads
         clear = summary.clear_pixels / summary.pixels if summary.clear_pixels and summary.pixels else None
         return {
             "status": "complete_with_quarantine" if summary.quarantined else "complete",
@@ -183,10 +207,17 @@ class RunReport:
             "clear_fraction": clear,
             "seconds": round(summary.seconds, 3),
             "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
+            "device": self.device,
+            "hours": round(self.hours, 6),
+            "cost": None if self.price is None else self.hours * self.price,
+            "reads_estimated": {"requests": reads.requests, "mib": reads.mib},
             "stored_bytes": summary.stored_bytes,
+            "objects": summary.objects,
             "peak_worker_mib": summary.peak_worker_mib,
             "holes": summary.holes,
             "detail": summary.detail_shares,
+            "generated_bands": list(_generated(self.plan)),
+            "measured_values_share": round(measured_share(self.plan.config.band_names), 6),
             "notes": list(self.plan.notes),
         }
 
@@ -214,18 +245,22 @@ class RunReport:
             *([f"            and {more} more"] if more > 0 else []),
             f"  measured  {_percent(summary.valid_fraction)} of pixels; clear {clear}",
             *([f"  detail    {_detail(summary)}"] if plan.system.generated_bands and summary.detail_shares else []),
+            f"  origin    {_origin(plan)}",
             *(f"  note      {plain(note)}" for note in plan.notes),
             *([f"  note      {_holes(summary)}"] if summary.holes else []),
         ]
 
     def _work(self) -> list[str]:
         summary = self.summary
-        spent = summary.stage_seconds
+        spent, reads = summary.stage_seconds, self.reads
         stages = ", ".join(f"{words} {spent[name]:.1f}" for name, words in _STAGE_NAMES.items() if name in spent)
         return [
             f"  units     {summary.computed} computed, {summary.resumed} found done",
             f"  time      {summary.seconds:.1f} s in all; worker seconds: {stages}",
-            f"  size      {summary.stored_bytes / 2**20:.1f} MiB; largest worker {summary.peak_worker_mib:.0f} MiB",
+            f"  cost      {_spent(self.hours, self.device, self.price)}; about {reads.requests:,} requests "
+            f"to the archive for {reads.mib:,.0f} MiB",
+            f"  size      {summary.stored_bytes / 2**20:.1f} MiB in {counted(summary.objects, 'object')} of data; "
+            f"largest worker {summary.peak_worker_mib:.0f} MiB",
         ]
 
     def _next(self) -> list[str]:
@@ -248,6 +283,41 @@ def _detail(summary: Summary) -> str:
     causes = sorted(summary.withheld, key=lambda cause: -summary.withheld[cause])
     why = [f"{_CAUSES.get(cause, cause)} ({_percent(shares[f'withheld_{cause}'])})" for cause in causes]
     return f"{words}; withheld at or near {', '.join(why)}" if why else words
+
+
+def _generated(plan: Plan) -> tuple[str, ...]:
+    """Return the stored bands whose detail a network makes."""
+    return tuple(name for name in plan.config.band_names if name in plan.system.generated_bands)
+
+
+def measured_share(bands: Sequence[str]) -> float:
+    """Return how many values of `bands` were measured for each that is stored at 2.5 m.
+
+    >>> measured_share(["B04"])  # 10 m
+    0.0625
+    """
+    return sum((TARGET_GSD_M / BY_NAME[name].gsd_m) ** 2 for name in bands) / len(bands)
+
+
+def _origin(plan: Plan) -> str:
+    """Say how many of the stored values were measured, and what the others are."""
+    bands = plan.config.band_names
+    steps = {gsd: round((gsd / TARGET_GSD_M) ** 2) for gsd in GSDS_M if bands_at(gsd, bands)}
+    became = ", ".join(f"{gsd} m became {count}" for gsd, count in steps.items())
+    made = f"a network made the detail of {len(_generated(plan))} of {len(bands)} bands"
+    share = f"{100 * measured_share(bands):.1f} values were measured for 100 stored"
+    return f"{share} (a value of {became}); {made if _generated(plan) else 'the others are interpolated'}"
+
+
+def _spent(hours: float, device: str, price: float | None) -> str:
+    """Return hours of cores or GPUs, and what they cost.
+
+    >>> _spent(2.5, "cpu", 0.04)
+    '2.5 core-hours: 0.1 at 0.04 per core-hour'
+    """
+    of = "GPU" if device == "cuda" else "core"
+    told = f"{hours:.3g} {of}-hours"
+    return told if price is None else f"{told}: {hours * price:.3g} at {price:g} per {of}-hour"
 
 
 def _percent(share: float) -> str:

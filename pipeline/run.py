@@ -97,7 +97,7 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
     cost = estimate(plan, workers, timed=arguments.dry_run)
     if arguments.dry_run:
         progress.clear()
-        show_report(PlanPreview(plan, cost, shown, aoi.describe()), as_json=arguments.json)
+        show_report(PlanPreview(plan, cost, shown, aoi.describe(), arguments.price_per_hour), as_json=arguments.json)
         return EXIT_OK
     workers = _affordable(arguments, workers, cost.worker_mib)
     with lease(request.store, say=progress.say) as held:
@@ -159,6 +159,7 @@ def compute(
 ) -> int:
     """Run a plan under its lease, print the report and return the exit code."""
     from pipeline.planning.parts import Part
+    from pipeline.process import device_name
     from pipeline.running import software
     from pipeline.running.driver import finalise, run_plan
     from pipeline.running.unit_queue import Patience
@@ -167,6 +168,7 @@ def compute(
     units = len(shard.units(plan)) if shard else sum(1 for _ in plan.units())
     cluster = _cluster_of(arguments, units, workers)
     picture, store = None, held.place
+    device = "cuda" if cluster == "cuda" else device_name()
     try:
         if arguments.finalise:
             summary = finalise(plan, store, arguments.verify, held)
@@ -193,7 +195,7 @@ def compute(
     if shard is not None:
         show_report(PartReport(shard, summary, shown), as_json=arguments.json)
         return EXIT_OK
-    show_report(RunReport(plan, summary, shown, picture), as_json=arguments.json)
+    show_report(RunReport(plan, summary, shown, picture, device, arguments.price_per_hour), as_json=arguments.json)
     return EXIT_QUARANTINE if summary.quarantined else EXIT_OK
 
 

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES, GSDS_M, TARGET_GSD_M, bands_at
+from pipeline.planning.expenses import objects_of, reads_of
 from pipeline.planning.store_template import template_of
+from pipeline.process import device_name
 from pipeline.superres.system import load
 from pipeline.superres.weights import memory_of
 
@@ -28,6 +30,7 @@ _GDAL_CACHE_MIB = 256.0
 # Compression ratios of zstd level 1 on 2.5 m values of real scenes by `lite`: 1.25 for 25 km2, 1.28 for the sample, and
 # 2.13 for the uncertainty of 4 members. Quality and classification take less than a thousandth.
 _COMPRESSION = {"reflectance": 1.25, "uncertainty": 2.1}
+_AROUND = 1.15  # worker seconds over those of the networks: reading, blending, writing, and the start of workers
 _LEVELS = 1.35  # all stored bytes over those at 2.5 m: overviews add 0.32, the measured input 0.03; same scenes
 
 
@@ -50,6 +53,11 @@ class Estimate:
     seconds_per_window: float  # measured with one thread
     seconds: float  # expected, with `workers`
     workers: int
+    device: str  # that the time is of: "cpu" or "cuda"
+    hours: float  # of all cores, or of all GPUs, together; 0 if not timed
+    read_requests: int  # to the archive
+    read_mib: float
+    objects: int  # with data, chunks or shards, that the store will hold
 
     def to_json(self) -> dict[str, Any]:
         """Return the estimate as a dictionary."""
@@ -68,6 +76,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
     # A mosaic holds one scene and the result at a time. A median holds all scenes over a place, rarely more than ten.
     medians = [len(p.scene_ids) for zone in plan.zones for p in zone.periods if p.composite == "median"]
     scenes = max(2, min(10, max(medians, default=0)))
+    reads = reads_of(plan)
     pixels, memory = parts[0].pixels, memory_of(plan.system)
     return Estimate(
         scenes=len(plan.scenes),
@@ -85,6 +94,11 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
         seconds_per_window=round(spent / windows / (plan.draws or 1) if windows else 0.0, 3),
         seconds=round(spent / max(1, min(workers, units)), 1),
         workers=workers,
+        device=device_name(),
+        hours=round(spent * _AROUND / 3600, 5),
+        read_requests=reads.requests,
+        read_mib=reads.mib,
+        objects=objects_of(plan),
     )
 
 
@@ -167,7 +181,7 @@ def seconds_per_window(plan: Plan, number: int = 0) -> float:
     The input is random DN.
     """
     from pipeline.grid.grid import Window
-    from pipeline.process import device_name, prepare_process
+    from pipeline.process import prepare_process
     from pipeline.superres import superres
 
     prepare_process()

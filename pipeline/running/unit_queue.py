@@ -62,6 +62,7 @@ class Summary:
     valid: dict[str, int] = field(default_factory=dict)
     scenes: tuple[str, ...] = ()
     stored_bytes: int = 0  # of all chunks
+    objects: int = 0  # that hold data: chunks or shards
     peak_worker_mib: float = 0.0
     quarantined: tuple[str, ...] = ()
     holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 although SCL says clear
@@ -96,6 +97,7 @@ class Summary:
         for stage, seconds in receipt.seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
         self.stored_bytes += sum(size for size, _ in receipt.chunks.values())
+        self.objects += len(receipt.chunks)
         self.peak_worker_mib = max(self.peak_worker_mib, receipt.peak_rss_mib)
         if receipt.number:
             return
@@ -116,7 +118,7 @@ class Summary:
         """Replace the counts of this run by those of the store's ledger."""
         computed = min(self.computed, found.resumed)
         for name in ("units", "stage_seconds", "pixels", "clear_pixels", "valid", "scenes", "stored_bytes",
-                     "peak_worker_mib", "quarantined", "holes", "detail", "withheld"):  # fmt: skip
+                     "objects", "peak_worker_mib", "quarantined", "holes", "detail", "withheld"):  # fmt: skip
             setattr(self, name, getattr(found, name))
         self.computed, self.resumed = computed, found.resumed - computed
 
@@ -124,6 +126,7 @@ class Summary:
         """Add the overviews of one record."""
         self.stage_seconds["overviews"] = self.stage_seconds.get("overviews", 0.0) + record.seconds
         self.stored_bytes += sum(size for size, _ in record.chunks.values())
+        self.objects += len(record.chunks)
 
 
 def _add(total: dict[str, int], counts: Mapping[str, int]) -> None:
