@@ -98,7 +98,7 @@ class PlanPreview:
             *finer,
             f"  work     {counted(cost.units, 'unit')}, {counted(cost.windows, 'model window')}, "
             f"{cost.overlap:g} times the area by overlap",
-            f"  reads    about {cost.read_requests:,} requests for {cost.read_mib:,.0f} MiB, of COGs in blocks of 1024 px",
+            f"  reads    about {cost.read_requests:,} requests for {cost.read_mib:,.0f} MiB (COGs, blocks of 1024 px)",
             f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored "
             f"in {counted(cost.objects, 'object')} of data",
             f"  memory   about {cost.worker_mib:.0f} MiB per worker, {counted(cost.workers, 'worker')}",

@@ -39,7 +39,7 @@ class Progress:
         self._shown = not quiet and self._stream.isatty()
         self._pace = Pace()
         self._words: list[str] = []  # most important first
-        self._doing = ""
+        self._running, self._doing = 0, ""
         self._counting = False  # units are counted, not one activity shown
         self._began_s = self._since_s = time.monotonic()
         self._width = 0  # of what is on the screen
@@ -49,6 +49,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Show the current activity."""
+        self._running = 0
         self._show([plain(text)], anew=True)
         self._counting = False
 
@@ -62,8 +63,9 @@ class Progress:
         words = [f"units {done}/{summary.units}"]
         if (pace := self._pace.look(done, summary.left, summary.pixels)) is not None:
             words += [f"{pace[0]:.0f} km2/h", f"{duration(pace[1])} left"]
+        self._running = running
         if running:
-            words.append(self._doing if running == 1 and self._doing else f"{running} at work")
+            words.append(f"{running} at work")
         elif done < summary.units:
             words.append("starting workers")
         elif not summary.left:
@@ -116,7 +118,8 @@ class Progress:
         now = time.monotonic()
         turn = _SPINNER[int((now - self._began_s) / _TICK_S) % len(_SPINNER)]
         waited = [duration(now - self._since_s)] if now - self._since_s >= 1 else []
-        text = fitted([*self._words, *waited], self._columns() - 3)  # spinner, space, and the last column
+        words = [*self._words[:-1], self._doing] if self._running == 1 and self._doing else self._words
+        text = fitted([*words, *waited], self._columns() - 3)  # spinner, space, and the last column
         self._write(f"{turn} {text}")
 
     def _write(self, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SEN2FINE_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ [A-Z]+ pipeline[\w.]*: .*\n", re.MULTILINE)
+
+
+def without_log(err):
+    """What a command prints on stderr besides the log lines of a run outside a terminal."""
+    return LOG_LINE.sub("", err)
 
 
 settings.register_profile("shared machines", deadline=None)  # seconds say nothing there; counts and values do
