@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import bbox
 from pipeline.bands import BAND_NAMES, TARGET_GSD_M
 from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError
+from pipeline.help_text import Help, example, exit_codes
 from pipeline.report import show_report
 from pipeline.terminal import Progress, counted, refuse, tell
 
@@ -26,31 +27,47 @@ _SHOWN = 12
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    p = argparse.ArgumentParser("python -m pipeline.export", description="Export a finished store as GeoTIFFs.")
+    p = argparse.ArgumentParser(
+        "python -m pipeline.export",
+        description="Export a finished store as GeoTIFFs.",
+        epilog=exit_codes(0, 2, 3, 5, 6, 7, 130),
+        formatter_class=Help,
+    )
     p.add_argument("store", help="folder or URL")
-    p.add_argument("--to", choices=("cog",), default="cog", help="cloud-optimised GeoTIFF (%(default)s)")
-    p.add_argument("--out", metavar="FOLDER", help="where to (the store's name + _tifs)")
-    p.add_argument("--bands", metavar="B04,B08", help="in this order (all of the store)")
-    p.add_argument(bbox.FLAG, metavar=bbox.FORMS, help="degrees, or W S E N: only this box (all)")
-    p.add_argument("--time", default="all", help="2024-06-17, 2024-06, an index from 0, or all (%(default)s)")
-    p.add_argument("--variable", default="reflectance", metavar="NAMES", help=f"of {_VARIABLES} (%(default)s)")
-    p.add_argument(
+    what = p.add_argument_group("what", example("lyon.zarr --bands B04,B08 --bbox 4.8,45.7,4.9,45.8 --time 2024-06"))
+    what.add_argument("--bands", help="comma-separated, in this order (default: all of the store)")
+    what.add_argument(bbox.FLAG, metavar=bbox.FORMS, help="degrees, or W S E N: only this box (default: all)")
+    what.add_argument(
+        "--time", default="all", help="time steps: 2024-06-17, 2024-06, an index from 0 (default: %(default)s)"
+    )
+    what.add_argument(
+        "--variable", default="reflectance", metavar="NAMES", help=f"of {_VARIABLES} (default: %(default)s)"
+    )
+    what.add_argument(
         "--gsd",
         type=float,
         default=TARGET_GSD_M,
         metavar="M",
-        help="2.5, or below where the store has it (%(default)g)",
+        help="2.5, or below where the store has it, at 4 times the size for each half (default: %(default)g)",
     )
-    how = p.add_mutually_exclusive_group()
+    what.add_argument("--allow-incomplete", action="store_true", help="export what an unfinished store holds")
+    files = p.add_argument_group("files", example("lyon.zarr --out lyon_tifs --single-file --compress zstd"))
+    files.add_argument("--to", choices=("cog",), default="cog", help="cloud-optimised GeoTIFF (default: %(default)s)")
+    files.add_argument("--out", metavar="FOLDER", help="where to (default: the store's name + _tifs)")
+    how = files.add_mutually_exclusive_group()
     how.add_argument(
         "--per-band", dest="single_file", action="store_false", default=False, help="a file per band (default)"
     )
     how.add_argument("--single-file", action="store_true", help="all bands of a time step in one file")
-    p.add_argument("--compress", choices=("deflate", "zstd"), default="deflate", help="(%(default)s)")
-    p.add_argument("--overwrite", action="store_true", help="replace files of the same names")
-    p.add_argument("--allow-incomplete", action="store_true", help="export what an unfinished store holds")
+    files.add_argument(
+        "--compress",
+        choices=("deflate", "zstd"),
+        default="deflate",
+        help="zstd is smaller and faster, and older programs do not read it (default: %(default)s)",
+    )
+    files.add_argument("--overwrite", action="store_true", help="replace what is there: files of the same names")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
-    p.add_argument("--quiet", action="store_true", help="no progress line")
+    p.add_argument("--quiet", action="store_true", help="no progress line; warnings only")
     return p
 
 

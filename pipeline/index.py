@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
+from pipeline.help_text import Help, example, exit_codes
 from pipeline.report import show_report
 from pipeline.store.place import place_of
 from pipeline.temporary import require_ours, require_parent
@@ -122,15 +123,27 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         "python -m pipeline.index",
         description="List the Sentinel-2 L2A scenes of a folder, or finished stores, in an index file.",
+        epilog=exit_codes(0, 2, 3, 5, 6, 7),
+        formatter_class=Help,
     )
     p.add_argument("what", nargs="+", metavar="FOLDER|STORE", help="a folder of Sen2Cor products or files per band, "
                    "at any depth; or finished stores, or a folder of them")  # fmt: skip
-    p.add_argument("--out", type=Path, metavar="FILE", help=f"index ({_ARCHIVE}; for stores only where it is given)")
-    p.add_argument("--datetime", metavar="UTC", help="sensing time of scenes whose names and files do not tell it")
-    p.add_argument("--offset", type=int, choices=(0, -1000), help="BOA offset of all scenes, over files and audit")
-    p.add_argument("--collection", metavar="ID", help="of stores: their items name it, and it is written beside --out")
-    p.add_argument("--relative", action="store_true", help="paths relative to the index, so that both can move")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
+    both = p.add_argument_group("the index", example("~/s2_archive --out archive.json"))
+    both.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"index (default: {_ARCHIVE}; for stores only where it is given)"
+    )
+    both.add_argument("--relative", action="store_true", help="paths relative to the index, so that both can move")
+    scenes = p.add_argument_group("scenes of a folder", example("tifs --datetime 2024-06-17T10:20:31Z --offset -1000"))
+    scenes.add_argument("--datetime", metavar="UTC", help="sensing time of scenes whose names and files do not tell it")
+    scenes.add_argument(
+        "--offset",
+        type=int,
+        choices=(0, -1000),
+        help="BOA offset of all scenes in DN (default: as files and their pixels tell)",
+    )
+    stores = p.add_argument_group("finished stores", example("*.zarr --out stores.json --collection lyon-2024"))
+    stores.add_argument("--collection", metavar="ID", help="their items name it, and it is written beside --out")
     return p
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pipeline import arguments as run_arguments
 from pipeline import bbox, run_file
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
+from pipeline.help_text import Help, example, exit_codes
 from pipeline.jobs.resources import MEMORY_SHARE, Resources, limit_s, memory_mib
 from pipeline.redaction import redact_logs
 from pipeline.report import show_report
@@ -51,30 +52,37 @@ class _OneLine(argparse.ArgumentParser):
 
 def _own_flags(p: argparse.ArgumentParser) -> None:
     """Add the flags that pipeline.run does not have."""
-    jobs = p.add_argument_group("jobs")
+    jobs = p.add_argument_group("jobs", example("--target slurm --array 64 --cpus 4 --time-limit 04:00:00"))
     jobs.add_argument("--target", choices=("slurm", "kubernetes"), required=True, help="scheduler that runs the jobs")
     jobs.add_argument(
-        "--array", type=int, default=_PARTS, metavar="N", help="parts, at most one per unit (%(default)s)"
+        "--array", type=int, default=_PARTS, metavar="N", help="parts, at most one per unit (default: %(default)s)"
     )
-    jobs.add_argument("--parallel", type=int, default=0, metavar="K", help="maximum number of parts at a time (all)")
-    jobs.add_argument("--gpus", type=int, default=0, help="GPUs per part (%(default)s)")
-    jobs.add_argument("--cpus", type=int, default=1, help="processors per part, one worker each (%(default)s)")
-    jobs.add_argument("--memory", metavar="SIZE", help="main memory per part, such as 8G (what the plan needs)")
     jobs.add_argument(
-        "--time",
-        metavar="[D-]HH:MM:SS",
-        help="wall time per part; unfinished parts continue on resubmission (no limit)",
+        "--parallel", type=int, default=0, metavar="K", help="maximum number of parts at a time (default: all)"
     )
-    slurm = p.add_argument_group("SLURM")
+    jobs.add_argument("--gpus", type=int, default=0, help="GPUs per part (default: %(default)s)")
+    jobs.add_argument("--cpus", type=int, default=1, help="processors per part, one worker each (default: %(default)s)")
+    jobs.add_argument(
+        "--memory", metavar="SIZE", help="main memory per part, such as 8G (default: what the plan needs)"
+    )
+    jobs.add_argument(
+        "--time-limit",
+        metavar="[D-]HH:MM:SS",
+        help="wall time per part; unfinished parts continue on resubmission (default: no limit)",
+    )
+    jobs.add_argument("--time", dest="time_limit", help=argparse.SUPPRESS)  # its name in earlier versions
+    slurm = p.add_argument_group("SLURM", example('--sbatch "--partition=cpu --account=eo"'))
     slurm.add_argument(
         "--sbatch", metavar="OPTIONS", default="", help='further ones, such as "--partition=gpu --qos=low"'
     )
-    kubernetes = p.add_argument_group("Kubernetes")
+    kubernetes = p.add_argument_group("Kubernetes", example("--target kubernetes --manifest manifests --apply"))
     kubernetes.add_argument("--manifest", metavar="DIR", help="write the manifests into this folder")
     kubernetes.add_argument("--apply", action="store_true", help="also apply them with kubectl")
-    kubernetes.add_argument("--image", help="image of deploy/docker (sen2fine:cpu, with --gpus sen2fine:cuda)")
-    kubernetes.add_argument("--claim", default="sen2fine", help="persistent volume claim, /data in pods (%(default)s)")
-    kubernetes.add_argument("--namespace", default="", help="namespace (kubectl's default)")
+    kubernetes.add_argument("--image", help="image of deploy/docker (default: sen2fine:cpu, with --gpus sen2fine:cuda)")
+    kubernetes.add_argument(
+        "--claim", default="sen2fine", help="persistent volume claim, /data in pods (default: %(default)s)"
+    )
+    kubernetes.add_argument("--namespace", default="", help="namespace (default: kubectl's)")
     kubernetes.add_argument("--secret", default="", help="secret with archive keys as environment variables")
 
 
@@ -82,7 +90,10 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser with all flags, including those of pipeline.run."""
     p = _OneLine(
         "python -m pipeline.submit",
-        description="A run as a job array; takes all flags of pipeline.run as well.",
+        description="A run as a job array; takes all flags of pipeline.run as well. --workers and --cluster of a file "
+        "given with --config are for runs on one machine and have no effect here.",
+        epilog=exit_codes(0, 1, 2, 3, 5, 6, 75, 130),
+        formatter_class=Help,
         parents=[run_arguments.parser()],
         conflict_handler="resolve",
         allow_abbrev=False,
@@ -130,7 +141,9 @@ def resources_of(arguments: argparse.Namespace) -> Resources:
     if arguments.array > _MAX_PARTS:
         raise UsageError(f"--array {arguments.array}", f"at most {_MAX_PARTS}")
     memory = memory_mib(arguments.memory) if arguments.memory else 0
-    return Resources(arguments.cpus, arguments.gpus, memory, limit_s(arguments.time) if arguments.time else 0)
+    return Resources(
+        arguments.cpus, arguments.gpus, memory, limit_s(arguments.time_limit) if arguments.time_limit else 0
+    )
 
 
 def _with_memory(resources: Resources, worker_mib: float) -> Resources:

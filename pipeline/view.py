@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
+from pipeline.help_text import Help, example, exit_codes
 from pipeline.terminal import refuse, show
 
 if TYPE_CHECKING:
@@ -20,16 +21,23 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
     p = argparse.ArgumentParser(
-        "python -m pipeline.view", description="Make a report page of a store: one HTML file that needs no network."
+        "python -m pipeline.view",
+        description="Make a report page of a store: one HTML file that needs no network.",
+        epilog=exit_codes(0, 2, 3, 6, 7),
+        formatter_class=Help,
     )
     p.add_argument("store", help="folder or URL")
-    p.add_argument("--out", metavar="FILE", help="page to write (the store's name + .html, beside it)")
-    p.add_argument("--time", metavar="DATE", help="time step to show: 2024-06-17, 2024-06, or an index (the first)")
-    p.add_argument("--zone", help="UTM zone to show, e.g. utm31n, of a store with several (the first)")
-    p.add_argument("--at", nargs=2, type=float, metavar=("LON", "LAT"),
-                   help="place to show at 2.5 m of a large store (where contrast is largest)")  # fmt: skip
-    p.add_argument("--open", action="store_true", help="open it in the browser")
-    p.add_argument("--overwrite", action="store_true", help="replace a file that is no report page")
+    shown = p.add_argument_group("what it shows", example("lyon.zarr --time 2024-06-17 --at 4.85 45.75"))
+    shown.add_argument(
+        "--time", metavar="DATE", help="time step: 2024-06-17, 2024-06, an index from 0 (default: the first)"
+    )
+    shown.add_argument("--zone", help="UTM zone, e.g. utm31n, of a store with several (default: the first)")
+    shown.add_argument("--at", nargs=2, type=float, metavar=("LON", "LAT"),
+                       help="place at 2.5 m of a large store (default: where contrast is largest)")  # fmt: skip
+    page = p.add_argument_group("the page", example("lyon.zarr --out lyon.html --open"))
+    page.add_argument("--out", metavar="FILE", help="page to write (default: the store's name + .html, beside it)")
+    page.add_argument("--open", action="store_true", help="open it in the browser")
+    page.add_argument("--overwrite", action="store_true", help="replace what is there: a file that is no report page")
     return p
 
 

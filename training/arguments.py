@@ -93,7 +93,8 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         "--data",
         type=Path,
         default=default_data(),
-        help="training file (TOML), or the root of the imagery of the shipped weights (default: %(default)s)",
+        help="training file (TOML), or the root of the imagery of the shipped weights (default: the folder that "
+        "SEN2FINE_DATA names)",
     )
     p.add_argument("--out", type=Path, help="folder for checkpoint, log and weights (default: that of --resume)")
     _add_start(p)
@@ -177,7 +178,11 @@ def _add_changes(p: argparse.ArgumentParser) -> None:
     )
     listed = "; ".join(f"{count}: {','.join(bands)}" for count, bands in BAND_SETS.items())
     p.add_argument(
-        "--bands",
+        "--bands", type=int, choices=sorted(BAND_SETS), help=argparse.SUPPRESS
+    )  # its name in earlier versions
+    p.add_argument(
+        "--band-set",
+        dest="bands",
         type=int,
         choices=sorted(BAND_SETS),
         help=f"short for --set bands=... and the settings that suit them ({listed})",

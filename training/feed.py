@@ -84,7 +84,12 @@ def speed_of(
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser of `python -m training.feed`."""
     p = argparse.ArgumentParser(prog="python -m training.feed", description=__doc__)
-    p.add_argument("--data", type=Path, default=default_data(), help="as of training.train (default: %(default)s)")
+    p.add_argument(
+        "--data",
+        type=Path,
+        default=default_data(),
+        help="as of training.train (default: the folder that SEN2FINE_DATA names)",
+    )
     p.add_argument(
         "--preset", action="append", choices=sorted(registry.presets()), help="may be repeated (default: all)"
     )

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("data", type=Path, help="training file with pairs")
     p.add_argument("--out", type=Path, required=True, help="JSON file to write")
     p.add_argument("--gamma", choices=GAMMAS, default="power", help="map of reflectance (default: %(default)s)")
-    p.add_argument("--bands", default="B04,B03,B02,B08", help="separated by commas (default: %(default)s)")
+    p.add_argument("--bands", default="B04,B03,B02,B08", help="comma-separated (default: %(default)s)")
     p.add_argument("--scale", type=int, default=4, help="of the pairs (default: %(default)s)")
     return p
 

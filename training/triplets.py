@@ -57,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", choices=(DEGRADE, SENTINEL2), default=DEGRADE, help="coarse images (default: %(default)s)")
     p.add_argument("--coarse", default="", metavar="GLOB", help="of the Sentinel-2 images beside each sharp one")
     p.add_argument("--coarse-offset", type=float, default=0.0, help="their reflectance = 1e-4 * DN + this")
-    p.add_argument("--bands", default=",".join(RGB), help="of the files, in their order (default: %(default)s)")
+    p.add_argument(
+        "--bands", default=",".join(RGB), help="comma-separated, of the files, in their order (default: %(default)s)"
+    )
     p.add_argument("--reflectance", type=float, metavar="SCALE", help="files hold reflectance / SCALE, not brightness")
     p.add_argument("--scale", type=int, default=8, help="sharp pixels per coarse pixel (default: %(default)s)")
     p.add_argument("--side", type=int, default=256, help="of a chip, in sharp pixels (default: %(default)s)")

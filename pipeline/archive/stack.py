@@ -172,24 +172,38 @@ def _write_band(stack: Stack, dataset: DatasetReader, band: str, dn: NDArray[np.
         target.write(cells, 1)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser."""
     p = argparse.ArgumentParser(
-        "python -m pipeline.archive.stack", description="Split a file of dates by bands into scenes of native pixels."
+        "python -m pipeline.archive.stack",
+        description="Split a file of dates by bands into scenes of native pixels.",
+        epilog="example: python -m pipeline.archive.stack series.tif --bands B02,B03,B04,B08 "
+        "--dates 2018-04-29,2018-05-13 --out scenes",
     )
     p.add_argument(
         "file", type=Path, help="raster on the 10 m grid: all bands of the first date, then of the second ..."
     )
-    p.add_argument("--bands", required=True, help="of one date, in their order: B02,B03,B04,B08,B05 ...")
-    p.add_argument("--dates", required=True, help="in their order: 2018-04-29,2018-05-13 ...")
-    p.add_argument("--scale", type=float, default=DN_SCALE, help="reflectance per unit of the file (%(default)g)")
-    p.add_argument("--offset", type=float, default=0.0, help="reflectance at 0 of the file (%(default)g)")
-    p.add_argument("--nodata", type=float, help="value without data (as the file says)")
+    p.add_argument(
+        "--bands", required=True, help="comma-separated, of one date, in their order: B02,B03,B04,B08,B05 ..."
+    )
+    p.add_argument("--dates", required=True, help="comma-separated, in their order: 2018-04-29,2018-05-13 ...")
+    p.add_argument(
+        "--scale-factor", type=float, default=DN_SCALE, help="reflectance per unit of the file (default: %(default)g)"
+    )
+    p.add_argument("--add-offset", type=float, default=0.0, help="reflectance at 0 of the file (default: %(default)g)")
+    p.add_argument("--nodata", type=float, help="value without data (default: as the file says)")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder")
-    given = p.parse_args(argv)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    given = parser().parse_args(argv)
     bands, dates = (tuple(part.strip() for part in text.split(",")) for text in (given.bands, given.dates))
     try:
-        ids = split_stack(Stack(given.file, bands, dates, given.scale, given.offset, given.nodata), given.out)
+        ids = split_stack(
+            Stack(given.file, bands, dates, given.scale_factor, given.add_offset, given.nodata), given.out
+        )
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -49,11 +49,11 @@ def limit_s(text: str) -> int:
     """Parse "[D-]HH:MM:SS" to seconds. Raises UsageError otherwise, or below ten minutes, too short for a unit."""
     found = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,4}):([0-5]\d):([0-5]\d)", text)
     if not found:
-        raise UsageError(f"--time {text}", "[D-]HH:MM:SS such as 04:00:00 or 1-12:00:00")
+        raise UsageError(f"--time-limit {text}", "[D-]HH:MM:SS such as 04:00:00 or 1-12:00:00")
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     if total < _SHORTEST_S:
-        raise UsageError(f"--time {text}", f"at least {_SHORTEST_S // 60} minutes")
+        raise UsageError(f"--time-limit {text}", f"at least {_SHORTEST_S // 60} minutes")
     return total
 
 
