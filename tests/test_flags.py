@@ -1,4 +1,4 @@
-"""The flags of all commands: one meaning each, help that tells defaults, examples, costs and exit codes, on any machine."""
+"""The flags of all commands: one meaning each, and help with defaults, examples, costs and exit codes."""
 
 import argparse
 import importlib
@@ -101,9 +101,8 @@ def test_help_is_in_groups_with_examples_defaults_and_exit_codes(command):
         assert re.match(r"example: ", group.description or ""), group.title
         words = re.findall(r"(?<!\S)--[a-z][\w-]*", group.description)
         assert words, group.title
-        assert set(words) <= flags_of(command).keys() | {"--partition", "--account"}, (
-            "examples use flags that there are"
-        )
+        there = {*flags_of(command), "--partition", "--account"}
+        assert set(words) <= there, "examples use flags that there are"
     assert p.epilog.startswith("exit codes:\n  0 ")
     assert exit_codes().startswith("exit codes:\n  0 ")
     for flag, action in flags_of(command).items():

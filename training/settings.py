@@ -68,7 +68,7 @@ def changed(preset: Preset, texts: Sequence[str]) -> Preset:
 def of_bands(preset: Preset, count: int, also: Sequence[str] = ()) -> Preset:
     """Return the preset with one of `BAND_SETS` and the settings `also`. Raises UsageError if its bands are fixed."""
     if not preset.scales:
-        raise UsageError(f"--bands {count}: {preset.name} has its own bands", "a preset whose bands can be set")
+        raise UsageError(f"--band-set {count}: {preset.name} has its own bands", "a preset whose bands can be set")
     return changed(preset, [f"bands={','.join(BAND_SETS[count])}", *also])
 
 

@@ -252,9 +252,6 @@ def _finish(reading: Reading, shapes: list[Geometry], name: str, max_area_km2: f
         reading.fail("$", found, f"at most {max_area_km2:,.0f} km2", "raise the limit if this is meant")
     if area_km2 * 1e6 < BLOCK_M2:
         reading.warn(f"the area is {area_km2 * 1e6:,.1f} m2, less than one 60 m block; whole blocks are delivered")
-    zones = sorted(cut_by_zone(union))
-    if len(zones) > 1:
-        reading.warn(f"the area lies in UTM zones {', '.join(map(str, zones))}: one group of the store for each")
     text = json.dumps(shapely.geometry.mapping(union), separators=(",", ":"), sort_keys=True)
     geometry: dict[str, Any] = json.loads(text)
     return Aoi(geometry, name, hashlib.sha256(text.encode()).hexdigest(), tuple(reading.warnings))

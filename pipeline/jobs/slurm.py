@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _PROGRAMS = ("sbatch", "squeue", "scancel")
 _FINALISE_MIB = 4096
 _TIMEOUT_S = 120.0
+# What SLURM says without a controller, or without a configuration that names one.
+_NO_CONTROLLER = re.compile(r"contact slurm controller|establish a configuration source|resolve_ctls", re.IGNORECASE)
 # Options that submit sets itself. In --sbatch they would break the link between array, logs and publication.
 _OURS = ("--array", "--cpus-per-task", "--dependency", "--export", "--help", "--job-name", "--mem", "--output",
          "--parsable", "--test-only", "--time", "--usage", "--version", "--wait", "--wrap")  # fmt: skip
@@ -198,6 +200,12 @@ def _said(command: list[str], environment: dict[str, str] | None = None) -> str:
         raise PipelineError(f"{command[0]} has not answered for {_TIMEOUT_S:.0f} s", cure="submit again") from error
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        if _NO_CONTROLLER.search(done.stderr):
+            raise PipelineError(
+                f"SLURM's controller (slurmctld) does not answer: {words[-1]}",
+                "a login node of a cluster that is up",
+                "scontrol ping tells whether it is; then submit again",
+            )
         raise UsageError(
             f"SLURM refuses: {words[-1]}", cure="pass the options that your cluster requires with --sbatch"
         )

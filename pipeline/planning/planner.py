@@ -144,7 +144,7 @@ def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> 
         )
     absent = [band for band, why in absent_bands(config.band_names, scenes).items() if "scene" in why]
     if absent:
-        remarks.append(f"the store is without {', '.join(absent)}: no scene has them")
+        remarks.append(f"not in the store: {', '.join(absent)}, which --bands leaves out and no scene has")
     return remarks
 
 

@@ -68,6 +68,9 @@ def zones_of(
         zone, note = _zone(config, epsg, to_utm(part, epsg), mine, steps, workers, rim_m)
         zones.append(zone)
         notes += note
+    if len(zones) > 1:
+        names = ", ".join(f"EPSG:{zone.epsg}" for zone in zones)
+        notes.append(f"the area lies in {len(zones)} UTM zones ({names}): one group of the store for each")
     if not zones:
         raise NoDataError(f"the scenes found do not reach into {aoi.name}", cure="look at the AOI's coordinates")
     return tuple(zones), notes
@@ -100,11 +103,22 @@ def assign(parts: dict[int, Geometry], scenes: tuple[Scene, ...]) -> tuple[dict[
             assigned.setdefault(home, []).append(mine)
             left = left.difference(mine)
         if left.area > sliver_deg2:
-            share = 100 * left.area / part.area
-            notes.append(f"no scene covers {share:.3g} % of the AOI's part in EPSG:{epsg}")
+            notes.append(_uncovered(epsg, left.area / part.area, stored=epsg in assigned))
             if epsg in assigned:
                 assigned[epsg].append(left)
     return {epsg: _polygons(shapely.union_all(pieces)) for epsg, pieces in sorted(assigned.items())}, notes
+
+
+def _uncovered(epsg: int, share: float, *, stored: bool) -> str:
+    """Say which share of the AOI's part in a zone has no scene, and what becomes of it.
+
+    >>> _uncovered(32631, 1.0, stored=False)
+    "no scene covers the AOI's part in EPSG:32631, so it is not in the store"
+    """
+    percent = 100 * share
+    which = "" if percent > 99.95 else f"{percent:.3g} % of "
+    fate = "it is nodata" if stored else "it is not in the store"
+    return f"no scene covers {which}the AOI's part in EPSG:{epsg}, so {fate}"
 
 
 def _polygons(geometry: Geometry) -> Geometry:

@@ -100,5 +100,5 @@ def test_time_series_runs_on_the_seven_real_dates(shared_data, tmp_path, monkeyp
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "time_series.ipynb").read_text()
     assert "2018_3A_Theia_Bouconne_2018-11-15" in text
-    assert "the store is without B01, B09: no scene has them" in text
+    assert "not in the store: B01, B09, which --bands leaves out and no scene has" in text
     assert len(figures(nbformat.read(tmp_path / "time_series.ipynb", 4))) == 2

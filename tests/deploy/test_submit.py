@@ -24,6 +24,7 @@ from tests.running.conftest import config_for, run
 STANDIN = """#!/bin/bash
 name=$(basename "$0")
 printf '%s\\n' "$name $*" >>"$CALLS"
+[ "$name" = "$AWAY" ] && { echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1; }
 [ "$name" = "$FAILING" ] && { echo "something" >&2; echo "$name: error: Invalid account" >&2; exit 1; }
 [ "$name" = sbatch ] && env | grep ^SEN2FINE_ >"$CALLS.env"
 [ "$name" = sbatch ] && echo $((100 + $(grep -c ^sbatch "$CALLS")))";cluster"
@@ -39,7 +40,7 @@ def cluster(tmp_path_factory, tmp_path, monkeypatch):
     for name in ("sbatch", "squeue", "scancel", "kubectl"):
         (folder / name).write_text(STANDIN)
         (folder / name).chmod(0o755)
-    for name, value in (("CALLS", str(folder / "calls")), ("FAILING", ""), ("QUEUED", "")):
+    for name, value in (("CALLS", str(folder / "calls")), ("FAILING", ""), ("AWAY", ""), ("QUEUED", "")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
@@ -187,6 +188,17 @@ def test_a_refusal_by_slurm_is_told_in_its_words(frozen, monkeypatch, capsys, fa
     code, _, err = go(capsys, "--plan", frozen, "--target", "slurm")
     assert code == 2
     assert "Invalid account" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("away", ["sbatch", "squeue"])
+def test_without_a_controller_the_flags_are_not_blamed(frozen, monkeypatch, capsys, away):
+    monkeypatch.setenv("AWAY", away)
+    code, _, err = go(capsys, "--plan", frozen, "--target", "slurm")
+    assert code == 1
+    assert "SLURM's controller (slurmctld) does not answer: " in err
+    assert "scontrol ping" in err
+    assert "--sbatch" not in err
     assert len(err.strip().splitlines()) == 1
 
 

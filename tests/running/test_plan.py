@@ -345,6 +345,8 @@ class TestZones:
         plan = planned(tmp_path, [self.over(32632), self.over(32633)], aoi_from_bbox(*self.CORNERS))
         assert [zone.epsg for zone in plan.zones] == [32632, 32633]
         assert [plan.group(zone.epsg) for zone in plan.zones] == ["utm32n", "utm33n"]
+        named = "the area lies in 2 UTM zones (EPSG:32632, EPSG:32633): one group of the store for each"
+        assert named in plan.notes
         for zone in plan.zones:
             assert zone.periods[0].scene_ids == (f"S2A_{zone.epsg}",)
         assert not any("processed in" in note for note in plan.notes)
@@ -363,7 +365,8 @@ class TestZones:
     def test_a_part_that_no_scene_reaches_is_left_out_and_said_so(self, tmp_path):
         plan = planned(tmp_path, [self.over(32632, lon=11.9, size_m=9000)], aoi_from_bbox(*self.CORNERS))
         assert [zone.epsg for zone in plan.zones] == [32632]
-        assert any("no scene covers 100 % of the AOI's part in EPSG:32633" in note for note in plan.notes)
+        assert "no scene covers the AOI's part in EPSG:32633, so it is not in the store" in plan.notes
+        assert not any("UTM zones" in note for note in plan.notes), "one zone is used"
 
     def test_no_scene_at_all(self, tmp_path):
         with pytest.raises(NoDataError, match="outside the area"):

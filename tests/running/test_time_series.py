@@ -62,7 +62,7 @@ def test_seven_dates_make_seven_steps_of_ten_bands(series):
     assert tuple(ds.band.values) == TEN
     assert ds.native_gsd_m.values.tolist() == [10, 10, 10, 20, 20, 20, 10, 20, 20, 20]
     assert bool(ds.reflectance.notnull().all()), "bands that there are not are absent, and no band is empty"
-    assert "the store is without B01, B09: no scene has them" in json.loads(ds.attrs["notes"])
+    assert "not in the store: B01, B09, which --bands leaves out and no scene has" in json.loads(ds.attrs["notes"])
     with pytest.raises(KeyError):
         ds.reflectance.sel(band="B01")
     with pytest.raises(UsageError, match="no such index: b01"):

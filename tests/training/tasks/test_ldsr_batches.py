@@ -85,7 +85,7 @@ def test_the_flag_bands_is_short_for_settings(name):
 
 
 def test_the_flag_bands_needs_bands_that_can_be_set():
-    with pytest.raises(UsageError, match="--bands 6: lite-fusion has its own bands; expected a preset whose bands"):
+    with pytest.raises(UsageError, match="--band-set 6: lite-fusion has its own bands; expected a preset whose bands"):
         settled("lite-fusion", "--bands", "6")
     assert settled("lite-sr", "--bands", "4").bands == BAND_SETS[4]
 
