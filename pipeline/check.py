@@ -25,6 +25,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.help_text import Help, example, exit_codes
+from pipeline.logs import FORMATS, spoken
 from pipeline.plain import plain
 from pipeline.report import show_report
 from pipeline.store.gdal_names import GDAL_READS, GDAL_READS_SHARDS, dataset_name
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from pipeline.planning.plan import Plan
     from pipeline.running.examine import Findings
+    from pipeline.running.unit_queue import Report
     from pipeline.store.place import Place, Where
 
 _SHOWN = 10
@@ -129,7 +131,7 @@ def _plan(place: Place) -> Plan:
     )
 
 
-def repair(store: Where, verify: str, workers: int) -> None:
+def repair(store: Where, verify: str, workers: int, report: Report = lambda _summary, _running: None) -> None:
     """Recompute exactly the units that fail `verify` or are quarantined, and publish. Raises the errors of a run."""
     from pipeline.running.driver import run_plan
     from pipeline.running.examine import repair
@@ -139,7 +141,13 @@ def repair(store: Where, verify: str, workers: int) -> None:
     cluster = "inline" if workers == 1 else "local"
     # Repairs start only under the lease, since a run may be active.
     run_plan(
-        plan, place, cluster=cluster, workers=workers, verify=verify, first=lambda held: repair(plan, held, verify)
+        plan,
+        place,
+        cluster=cluster,
+        workers=workers,
+        verify=verify,
+        report=report,
+        first=lambda held: repair(plan, held, verify),
     )
 
 
@@ -163,6 +171,14 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--repair", action="store_true", help="compute damaged, missing and quarantined units again")
     look.add_argument(
         "--workers", type=int, default=1, metavar="N", help="local worker processes for --repair (default: %(default)s)"
+    )
+    look.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        help="log lines on stderr instead of a progress line (default: text where stderr is no terminal)",
+    )
+    look.add_argument(
+        "--quiet", action="store_true", help="with --repair: no progress line or log lines; warnings only"
     )
     shown = p.add_argument_group("watch a run, from any machine", example("s3://bucket/run.zarr --watch --every 30"))
     shown.add_argument(
@@ -228,7 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (code := _shown(arguments)) is not None:
             return code
         if arguments.repair:
-            repair(place_of(arguments.store).absolute(), arguments.verify, arguments.workers)
+            with spoken(arguments.log_format, quiet=arguments.quiet, bar=not arguments.json) as progress:
+                repair(place_of(arguments.store).absolute(), arguments.verify, arguments.workers, progress.units)
         report = examine(arguments.store, arguments.verify)
     except PipelineError as error:
         return refuse(error)

@@ -24,7 +24,7 @@ from tests.running.conftest import config_for, run
 STANDIN = """#!/bin/bash
 name=$(basename "$0")
 printf '%s\\n' "$name $*" >>"$CALLS"
-[ "$name" = "$AWAY" ] && { echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1; }
+[ "$name" = "$AWAY" ] && { echo "$name: error: Unable to contact slurm controller (connect failure)" >&2; exit 1; }
 [ "$name" = "$FAILING" ] && { echo "something" >&2; echo "$name: error: Invalid account" >&2; exit 1; }
 [ "$name" = sbatch ] && env | grep ^SEN2FINE_ >"$CALLS.env"
 [ "$name" = sbatch ] && echo $((100 + $(grep -c ^sbatch "$CALLS")))";cluster"
