@@ -31,8 +31,8 @@ def parser() -> argparse.ArgumentParser:
     """
     p = argparse.ArgumentParser(
         "python -m pipeline.run",
-        description="Sentinel-2 L2A at 2.5 m, from an area of interest to a Zarr store. The same command continues a "
-        "store that is not complete.",
+        description="Sentinel-2 L2A at 2.5 m, from an area of interest to a Zarr store.\n"
+        "The same command continues a store that is not complete.",
         epilog=exit_codes(),
         formatter_class=Help,
     )
@@ -119,7 +119,7 @@ def _add_method(how: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="N",
         help="number of draws to average; N draws take N times as long as one; more than 1 stores uncertainty, which "
-        "about doubles the size (default: 0, the system's choice)",
+        "adds about 60 per cent to the size (default: 0, the system's choice)",
     )
     how.add_argument("--seed", type=int, metavar="N", help="seed of the generated detail (default: 0)")
     how.add_argument(

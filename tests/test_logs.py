@@ -114,6 +114,14 @@ class TestLines:
         assert json.loads(err)["pixels"] == 3
 
 
+@pytest.mark.slow
+def test_the_address_of_the_dashboard_is_told(words, capsys):
+    pytest.importorskip("bokeh", reason="without it there is no dashboard")
+    local = [{"inline": "local", "1": "2"}.get(word, word) for word in words[:-2]]
+    assert command.main([*local, *words[-2:], "--out", "run.zarr"]) == 0
+    assert re.search(r"dashboard of the workers: http://127\.0\.0\.1:\d+/status\n", capsys.readouterr().err)
+
+
 class TestFitting:
     @pytest.mark.parametrize("columns", [20, 40, 79, 200])
     def test_words_are_dropped_from_the_end(self, columns):

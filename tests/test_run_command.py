@@ -137,6 +137,43 @@ class TestDryRun:
         assert said == pytest.approx(there, rel=0.01), "all but coordinates"
         assert foretold == pytest.approx(there / 2**20, rel=0.15)
 
+    def test_hours_reads_objects_and_money(self, call, archive, aoi):
+        wanted = ("--aoi", aoi, "--catalog", archive, *QUICK, "--chunk-px", "144", "--unit-chunks", "1", "--json")
+        foretold = json.loads(call(*wanted, "--dry-run", "--price-per-hour", "3600")[1])["estimate"]
+        said = json.loads(call(*wanted, "--price-per-hour", "3600")[1])
+        assert foretold["objects"] == said["objects"]
+        there = [path for path in Path("lake_shore.zarr").rglob("c/**/*") if path.is_file()]
+        data = [
+            path for path in there if path.parts[-5:-4] != ("x",) and {"reflectance", "quality", "scl"} & {*path.parts}
+        ]
+        assert said["objects"] == len(data)
+        assert said["device"] == foretold["device"]
+        assert said["cost"] == pytest.approx(sum(said["stage_seconds"].values()), abs=0.01), (
+            "a unit of money per second"
+        )
+        assert foretold["cost"] == pytest.approx(3600 * foretold["hours"])
+        assert 0 < foretold["hours"] < 0.1
+        # Four units of 144 px with a halo lie in 1 to 4 blocks of each of 12 bands and SCL; each file has a header.
+        assert 4 * 13 * 2 <= foretold["read_requests"] <= 4 * 13 * 5
+        assert said["reads_estimated"]["requests"] == foretold["read_requests"]
+
+    def test_what_was_measured_and_what_a_network_made(self, call, archive, aoi):
+        wanted = ("--aoi", aoi, "--catalog", archive, *QUICK, "--out", "s.zarr", "--price-per-hour", "0.04")
+        _, said, _ = call(*wanted, "--bands", "B04,B08,B11")
+        assert (
+            "4.7 values were measured for 100 stored (a value of 10 m became 16, 20 m became 64); the others are "
+            in said
+        )
+        assert re.search(r"cost +\S+ core-hours: \S+ at 0\.04 per core-hour; about \d+ requests to the archive", said)
+        _, said, _ = call(*wanted, "--dry-run")
+        assert re.search(r"reads +about \d+ requests for [\d,]+ MiB", said)
+        assert re.search(r"cost +about \S+ core-hours: \S+ at 0\.04 per core-hour", said)
+
+    @pytest.mark.parametrize("price", ["-1", "nan", "inf"])
+    def test_a_price_that_is_none(self, call, archive, aoi, price):
+        line = refused(call("--aoi", aoi, "--catalog", archive, f"--price-per-hour={price}", "--dry-run"))
+        assert "--price-per-hour" in line
+
     def test_stdin(self, call, archive, aoi, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(aoi).read_bytes())))
         code, out, _ = call("--aoi", "-", "--catalog", archive, *QUICK, "--dry-run")

@@ -15,7 +15,7 @@ from uuid import uuid4
 from pipeline.errors import Interrupted, NoDataError, UpstreamError
 from pipeline.plain import counted
 from pipeline.planning.plan import plan_file
-from pipeline.running import build_overviews, integrity, software
+from pipeline.running import build_overviews, integrity, part_records, software
 from pipeline.running.begin import continue_store, settle
 from pipeline.running.expected import write_template
 from pipeline.running.part_records import recorded
@@ -238,6 +238,7 @@ def _complete(plan: Plan, place: Place, summary: Summary, verify: str, *, change
     )
     build_overviews.complete(plan, place, summary.quarantined)
     _stage("publish", f"publishing {place}")
+    part_records.forget(place)
     integrity.publish(plan, place, facts, status)
     _stage("publish", f"{place} is {status}", status=status)
 

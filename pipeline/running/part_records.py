@@ -70,6 +70,12 @@ def read_records(place: Place, plan_digest: str) -> list[PartRecord]:
     return [record for record in found if record is not None]
 
 
+def forget(place: Place) -> None:
+    """Delete all records, once their parts are published: a store is then the same however it was computed."""
+    for key in place.names(_FOLDER):
+        place.delete(key)
+
+
 def _since(started: float) -> float:
     return round(time.perf_counter() - started, 3)
 

@@ -96,6 +96,22 @@ def assert_like(found, sound):
 
 
 @pytest.mark.slow
+def test_a_run_in_parts_is_watched_from_elsewhere(archive, aoi, url, call):
+    assert call(*words(archive, aoi, url, "--plan-only"))[0] == 0
+    for number in (1, 3):
+        assert call("--plan", url, "--shard-of", f"{number}/4", "--cluster", "inline")[0] == 0
+    code, said, _ = call(url, "--watch", "--once", "--json", program=check.main)
+    found = json.loads(said)
+    assert code == 75
+    assert [part["state"] for part in found["parts"]] == ["done", "waiting", "done", "waiting"]
+    assert found["done"] == sum(part["done"] for part in found["parts"])
+    code, said, err = call(url, "--once", program=check.main)
+    assert (code, err) == (75, "")
+    assert f"{url}: incomplete" in said
+    assert "2 done, 2 waiting of 4" in said
+
+
+@pytest.mark.slow
 def test_a_run_is_that_into_a_folder_chunk_by_chunk(archive, aoi, url, server, sound, call, tmp_path):
     code, said, err = call(*words(archive, aoi, url))
     assert code == 0, err

@@ -88,7 +88,9 @@ def test_an_array_of_16_parts_with_one_failing(begun, monkeypatch, capsys):
         compute(plan, store, number)
     code, said = looked(capsys, store, "--once")
     assert (code, "16 done of 16" in said, "the store is to be published" in said) == (75, True, True)
+    assert len(part_records.read_records(place_of(store), plan.digest)) == PARTS
     driver.finalise(plan, store)
+    assert part_records.read_records(place_of(store), plan.digest) == []
     code, said = looked(capsys, store, "--watch")
     assert code == 0
     assert "complete" in said
