@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place
 
 _SHOWN = 8  # parts at work, and failures
-_RECORDED_ERRORS = ("failed", "stopped")
 
 
 def watch(plan: Plan, place: Place, *, every_s: float, once: bool, parts: int, as_json: bool) -> int:
@@ -73,8 +72,11 @@ def _text(state: State) -> list[str]:
     """Return the state in lines."""
     share = 100 * state.done / state.units if state.units else 100.0
     aside = f", {len(state.set_aside)} set aside" if state.set_aside else ""
-    lines = [f"{plain(state.store)}: {state.status}, {state.done} of {state.units} units done ({share:.0f} %){aside}"]
-    lines.append(f"  speed     {_speed(state)}")
+    lines = [
+        f"{plain(state.store)}: {state.status}",
+        f"  units     {state.done} of {state.units} done ({share:.0f} %){aside}",
+        f"  speed     {_speed(state)}",
+    ]
     if state.run:
         lines.append(f"  run       {plain(state.run)}")
     lines += _parts(state.parts)
@@ -101,11 +103,14 @@ def _parts(parts: tuple[PartState, ...]) -> list[str]:
         return []
     of = {state: [part for part in parts if part.state == state] for state in STATES}
     lines = [f"  parts     {', '.join(f'{len(some)} {state}' for state, some in of.items() if some)} of {len(parts)}"]
-    lines += [f"  {state:<9} {spans([part.number for part in some])}" for state, some in of.items() if some]
-    working = [f"            {p.number}: {p.done} of {p.units} units, {plain(p.holder)}" for p in of[WORKING]]
-    failed = [
-        f"  {p.state:<9} {p.number}: {plain(p.error)}" for state in _RECORDED_ERRORS for p in of[state] if p.error
-    ]
-    for some in (working, failed):
-        lines += some[:_SHOWN] + ([f"            and {len(some) - _SHOWN} more"] if len(some) > _SHOWN else [])
+    for state, some in of.items():
+        if some:
+            lines.append(f"  {state:<9} {spans([part.number for part in some])}")
+            told = [f"            {part.number}: {text}" for part in some if (text := _told(part))]
+            lines += told[:_SHOWN] + ([f"            and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else [])
     return lines
+
+
+def _told(part: PartState) -> str:
+    """Return what else is known of a part: who works on it, or its error."""
+    return f"{part.done} of {part.units} units, {plain(part.holder)}" if part.state == WORKING else plain(part.error)

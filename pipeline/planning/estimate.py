@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES, GSDS_M, TARGET_GSD_M, bands_at
-from pipeline.planning.expenses import objects_of, reads_of
+from pipeline.planning.expenses import Reads, objects_of, reads_of
 from pipeline.planning.store_template import template_of
 from pipeline.process import device_name
 from pipeline.superres.system import load
@@ -65,7 +65,11 @@ class Estimate:
 
 
 def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
-    """Estimate the cost of a plan. If `timed`, run one window of each pass on this machine to estimate the time."""
+    """Estimate the cost of a plan. If `timed`, run one window of each pass on this machine to estimate the time.
+
+    Reads and objects are counted only then too: it takes 3 s for 10,000 units, and every part of an array asks for the
+    memory of its workers.
+    """
     parts = [_Part.of(plan, one) for one in plan.model_passes()]
     units, windows = sum(part.units for part in parts), sum(sum(part.cells) for part in parts)
     seconds = [seconds_per_window(plan, part.of_pass.number) if timed else 0.0 for part in parts]
@@ -76,7 +80,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
     # A mosaic holds one scene and the result at a time. A median holds all scenes over a place, rarely more than ten.
     medians = [len(p.scene_ids) for zone in plan.zones for p in zone.periods if p.composite == "median"]
     scenes = max(2, min(10, max(medians, default=0)))
-    reads = reads_of(plan)
+    reads = reads_of(plan) if timed else Reads(0, 0.0)
     pixels, memory = parts[0].pixels, memory_of(plan.system)
     return Estimate(
         scenes=len(plan.scenes),
@@ -98,7 +102,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
         hours=round(spent * _AROUND / 3600, 5),
         read_requests=reads.requests,
         read_mib=reads.mib,
-        objects=objects_of(plan),
+        objects=objects_of(plan) if timed else 0,
     )
 
 

@@ -77,7 +77,7 @@ def test_an_array_of_16_parts_with_one_failing(begun, monkeypatch, capsys):
     assert code == 75
     assert "3 done, 1 working, 11 waiting, 1 failed of 16" in said
     assert re.search(r"done +1-3\n", said)
-    assert re.search(rf"failed +5: .*unit {first}: B04.tif is damaged", said)
+    assert re.search(rf"failed +5\n +5: .*unit {first}: B04.tif is damaged", said)
     assert re.search(r" 7: 0 of \d units, process \d+ on ", said)
     assert re.search(r"speed +\d+ km2/h, \d+ units/h; about .* left", said)
     states = [part["state"] for part in found["parts"]]
