@@ -66,10 +66,13 @@ class Progress:
         self._running = running
         if running:
             words.append(f"{running} at work")
-        elif done < summary.units:
-            words.append("starting workers")
-        elif not summary.left:
-            words.append("finishing")
+            self._doing = self._doing if running == 1 else ""
+        else:
+            self._doing = ""  # what the next unit does is not known yet
+            if not summary.left:
+                words.append("finishing")
+            elif pace is None:
+                words.append("starting workers")
         self._show(words, anew=not self._counting)
         self._counting = True
 
