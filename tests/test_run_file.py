@@ -24,6 +24,7 @@ ACTS = {"config", "plan", "plan_only", "shard_of", "of_pass", "finalise", "dry_r
 SETTINGS = {
     "bbox": ([4.8, 45.7, 4.9, 45.8], ["--bbox", "4.8,45.7,4.9,45.8"]),
     "repair_aoi": (True, ["--repair-aoi"]),
+    "whole_archive": (True, ["--whole-archive"]),
     "max_area_km2": (5, ["--max-area-km2", "5"]),
     "catalog": ("planetary-computer", ["--catalog", "planetary-computer"]),
     "start": ("2024-06-01", ["--start", "2024-06-01"]),
@@ -49,6 +50,7 @@ SETTINGS = {
     "shard": (True, ["--shard"]),
     "chunk_px": (240, ["--chunk-px", "240"]),
     "unit_chunks": (2, ["--unit-chunks", "2"]),
+    "chunk_bands": ("1", ["--chunk-bands", "1"]),
     "verify": ("full", ["--verify", "full"]),
     "mixed_software": (True, ["--mixed-software"]),
     "cluster": ("local", ["--cluster", "local"]),
@@ -58,6 +60,9 @@ SETTINGS = {
     "log_format": ("json", ["--log-format", "json"]),
     "quiet": (True, ["--quiet"]),
 }
+
+
+FLAGS_ALONE = ("repair_aoi", "clip", "shard", "quiet", "whole_archive")  # which no file may say no to
 
 
 def toml(values):
@@ -89,10 +94,11 @@ def test_the_file_takes_every_setting_as_flags_do(here):
     assert dests == {run_file._SPELLED.get(name, name) for name in SETTINGS}
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("repair_aoi", "clip", "shard", "quiet")])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in FLAGS_ALONE])
 def test_a_flag_wins_over_the_file(name):
     value, flags = SETTINGS[name]
     others = {"composite": "none", "estimate": "mean", "consistency": "tent", "verify": "none", "log_format": "text"}
+    others["chunk_bands"] = "all"
     other = {str: others.get(name, "B03" if name == "bands" else "x"), list: value, int: 24, float: 1.5, bool: False}
     Path("run.toml").write_text(toml({name: 0 if name == "offset" else other[type(value)]}))
     config, rest = settled(parsed("--config", "run.toml", *flags))
