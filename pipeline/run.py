@@ -75,6 +75,8 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
         raise UsageError("--shard-of or --finalise without --plan", "--plan STORE, after a run with --plan-only")
     if arguments.of_pass is not None:
         raise UsageError("--pass without --plan", "--plan STORE --shard-of J/N, after a run with --plan-only")
+    if arguments.wait_for_plan:
+        raise UsageError("--wait-for-plan without --plan", "--plan STORE, whose plan another process makes")
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
     from pipeline.running.pools import processors
@@ -117,7 +119,7 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     from pipeline.planning.parts import Part
     from pipeline.planning.plan import load_plan
     from pipeline.running.pools import processors
-    from pipeline.running.stored_plan import writable
+    from pipeline.running.stored_plan import wait_for_plan, writable
     from pipeline.store.lease import lease
 
     restrict_drivers()
@@ -131,6 +133,7 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     if arguments.of_pass is not None and not arguments.shard_of:
         raise UsageError("--pass without --shard-of", "--shard-of J/N, whose part of that pass is meant")
     shown = place_of(arguments.plan)
+    wait_for_plan(shown, arguments.wait_for_plan, progress.say)  # which may make the store's folder
     store = writable(shown)
     plan = load_plan(store)
     wanted = arguments.workers or processors()

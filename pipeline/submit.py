@@ -20,7 +20,7 @@ from pipeline.help_text import Help, example, exit_codes
 from pipeline.jobs.resources import MEMORY_SHARE, Resources, limit_s, memory_mib
 from pipeline.redaction import redact_logs
 from pipeline.report import show_report
-from pipeline.store.place import place_of
+from pipeline.store.place import LocalPlace, place_of
 from pipeline.terminal import counted, refuse, show, tell
 
 if TYPE_CHECKING:
@@ -80,10 +80,17 @@ def _own_flags(p: argparse.ArgumentParser) -> None:
     kubernetes.add_argument("--apply", action="store_true", help="also apply them with kubectl")
     kubernetes.add_argument("--image", help="image of deploy/docker (default: sen2fine:cpu, with --gpus sen2fine:cuda)")
     kubernetes.add_argument(
-        "--claim", default="sen2fine", help="persistent volume claim, /data in pods (default: %(default)s)"
+        "--claim", default="", help="persistent volume claim, /data in pods (default: sen2fine; none for a bucket)"
     )
     kubernetes.add_argument("--namespace", default="", help="namespace (default: kubectl's)")
-    kubernetes.add_argument("--secret", default="", help="secret with archive keys as environment variables")
+    kubernetes.add_argument("--secret", default="", help="secret with keys as environment variables")
+    kubernetes.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment variable of the pods, no secret (default: none)",
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -176,7 +183,7 @@ def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], resources: R
         named = {"--aoi": arguments.aoi, "--config": arguments.config, "--out": arguments.out}
         if words := [flag for flag, value in named.items() if value is not None] + list(flags):
             raise UsageError(f"--plan given with {words[0]}", "the frozen plan as it is", "leave one out")
-        return load_job(Path(arguments.plan), arguments.array)
+        return load_job(arguments.plan, arguments.array)
     restrict_drivers()  # before GDAL is first used
     config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
     for warning in area.warnings:
@@ -190,9 +197,11 @@ def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], resources: R
 def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
     """Plan locally, then submit the arrays and the publication. Raises PipelineError."""
     from pipeline.jobs import slurm
-    from pipeline.planning.plan import load_plan, plan_path
+    from pipeline.planning.plan import load_plan
+    from pipeline.store.keys import PLAN_KEY
 
-    wrong = [f"--{name}" for name in ("manifest", "apply", "image", "namespace", "secret") if getattr(arguments, name)]
+    kubernetes = ("manifest", "apply", "image", "claim", "namespace", "secret", "env")
+    wrong = [f"--{name}" for name in kubernetes if getattr(arguments, name)]
     if wrong:
         raise UsageError(f"{', '.join(wrong)} given with --target slurm", "--target kubernetes")
     if arguments.overwrite and not arguments.out:
@@ -200,7 +209,7 @@ def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
     extra, resources = slurm.sbatch_options(arguments.sbatch), resources_of(arguments)
     if not arguments.dry_run:
         slurm.require_slurm()
-        if arguments.overwrite and plan_path(Path(arguments.out)).is_file():
+        if arguments.overwrite and place_of(arguments.out).read(PLAN_KEY) is not None:
             slurm.require_idle(load_plan(arguments.out).digest, arguments.out)
     plan = job_plan(arguments, flags, resources)
     array = slurm.Array(
@@ -285,7 +294,7 @@ def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
         return EXIT_OK
     files = kubernetes.write(filled, folder)
     if arguments.apply:
-        kubernetes.apply(filled, files)
+        kubernetes.apply(filled, files, tell)
     if arguments.json:
         status = "submitted" if arguments.apply else "written"
         show(json.dumps({"status": status, "store": filled.store, "name": filled.name, "parts": filled.parts,
@@ -300,7 +309,7 @@ def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifests:
     """Return the manifests of the run, checked as far as possible without the cluster."""
-    from pipeline.jobs.kubernetes import MOUNT, Manifests
+    from pipeline.jobs.kubernetes import CLAIM, MOUNT, Manifests, environment_of
 
     config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
     files = [("catalog", config.catalog), *(("weights", text.rpartition("=")[2]) for text in config.weights)]
@@ -308,9 +317,12 @@ def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifes
         if value and not value.startswith(f"{MOUNT}/") and Path(value).exists():
             raise UsageError(f"--{name} {value} is a file here", f"one that pods see, below {MOUNT}", "copy it there")
     out = str(arguments.out or f"{area.name}.zarr")
-    store = out if out.startswith("/") else f"{MOUNT}/{out}"
-    if not store.startswith(f"{MOUNT}/") or ".." in store.split("/"):
-        raise UsageError(f"--out {out}", f"a path below {MOUNT}, where pods see the claim")
+    remote = not isinstance(place_of(out), LocalPlace)
+    if out.startswith(("http://", "https://")):
+        raise UsageError(f"--out {out} can only be read", f"a path below {MOUNT}, s3://..., gs://... or az://...")
+    store = out if remote or out.startswith("/") else f"{MOUNT}/{out}"
+    if not remote and (not store.startswith(f"{MOUNT}/") or ".." in store.split("/")):
+        raise UsageError(f"--out {out}", f"a path below {MOUNT}, where pods see the claim, or s3://...")
     for warning in area.warnings:
         tell(f"warning: {warning}")
     return Manifests(
@@ -323,9 +335,10 @@ def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifes
         parts=arguments.array,
         parallel=arguments.parallel,
         image=arguments.image or f"sen2fine:{'cuda' if arguments.gpus else 'cpu'}",
-        claim=arguments.claim,
+        claim=arguments.claim or ("" if remote else CLAIM),
         namespace=arguments.namespace,
         secret=arguments.secret,
+        environment=environment_of(arguments.env),
         options=_part_options(arguments),
     )
 
@@ -339,10 +352,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for word in words:
             if (flag := word.split("=")[0]) in _REFUSED:
                 raise UsageError(f"{flag} given to submit", _REFUSED[flag])
-        for flag, where in (("--out", arguments.out), ("--plan", arguments.plan)):
-            if where and "://" in where:
-                cure = "pipeline.run --plan-only there, and --plan with --shard-of in jobs of your own"
-                raise UsageError(f"{flag} {where} is an address", "a path that all jobs see", cure)
         act = to_slurm if arguments.target == "slurm" else to_kubernetes
         return act(arguments, plan_flags(words))
     except PipelineError as error:

@@ -19,7 +19,19 @@ from pipeline.run_file import as_toml
 from tests.archive.synthetic import make_archive, make_scene
 from tests.running.conftest import LEFT, TOP, box, write_aoi
 
-ACTS = {"config", "plan", "plan_only", "shard_of", "of_pass", "finalise", "dry_run", "overwrite", "json", "help"}
+ACTS = {
+    "config",
+    "plan",
+    "plan_only",
+    "wait_for_plan",
+    "shard_of",
+    "of_pass",
+    "finalise",
+    "dry_run",
+    "overwrite",
+    "json",
+    "help",
+}
 # A value of every setting that is not its default, as in the file and as flags.
 SETTINGS = {
     "bbox": ([4.8, 45.7, 4.9, 45.8], ["--bbox", "4.8,45.7,4.9,45.8"]),

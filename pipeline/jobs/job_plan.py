@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.planning.estimate import estimate
 from pipeline.planning.parts import Part
-from pipeline.planning.plan import load_plan, plan_path
+from pipeline.planning.plan import load_plan
 from pipeline.running.driver import pending
 from pipeline.running.quarantine import Quarantine
 from pipeline.running.stored_plan import draft, freeze
 from pipeline.store import layout
-from pipeline.store.place import LocalPlace
+from pipeline.store.keys import PLAN_KEY
+from pipeline.store.place import LocalPlace, place_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.planning.plan import Plan
     from pipeline.running.stored_plan import RunRequest
+    from pipeline.store.place import Place, Where
 
 _FINISHED = (layout.STATUS_COMPLETE, layout.STATUS_QUARANTINE)
 
@@ -27,13 +28,20 @@ _FINISHED = (layout.STATUS_COMPLETE, layout.STATUS_QUARANTINE)
 class JobPlan:
     """A plan cut into `parts`, at most one per unit. `todo` holds, by pass, the parts (from 1) with units to do."""
 
-    store: Path
+    store: Place
     digest: str
     units: int
     worker_mib: float
     parts: int
     todo: tuple[tuple[int, ...], ...]
     finished: bool = False  # published already
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the jobs' logs: beside the store, or for an object store in the working folder."""
+        if isinstance(self.store, LocalPlace):
+            return self.store.path.with_name(f"{self.store.path.name}.slurm")
+        return Path(f"{self.store.picture.stem}.zarr.slurm").absolute()
 
     @property
     def parts_to_do(self) -> tuple[int, ...]:
@@ -44,24 +52,24 @@ class JobPlan:
 def freeze_job(request: RunRequest, parts: int, workers: int) -> JobPlan:
     """Freeze the plan of `request` into its store, or use its existing plan. `workers` counts those of all parts."""
     freeze(request, workers, _silent)
-    return load_job(_folder(request), parts)
+    return load_job(request.store, parts)
 
 
 def preview_job(request: RunRequest, parts: int, workers: int) -> JobPlan:
     """Return the job plan of `request` without writing anything."""
-    store = _folder(request)
-    if plan_path(store).is_file():
+    store = request.store
+    if store.read(PLAN_KEY) is not None:
         return load_job(store, parts)
     plan = draft(request, workers, _silent)
     cost = estimate(plan, workers, timed=False)
     parts = min(parts, cost.units)
     todo = (tuple(range(1, parts + 1)),) * len(plan.passes)
-    return JobPlan(store, plan.digest, cost.units, cost.worker_mib, parts, todo)
+    return JobPlan(store.absolute(), plan.digest, cost.units, cost.worker_mib, parts, todo)
 
 
-def load_job(store: Path, parts: int) -> JobPlan:
+def load_job(where: Where, parts: int) -> JobPlan:
     """Return the job plan of a store. Raises UsageError if the store has no plan."""
-    plan, store = load_plan(store), store.resolve()
+    plan, store = load_plan(where), place_of(where).absolute()
     cost = estimate(plan, 1, timed=False)
     parts = min(parts, cost.units)
     todo = _to_do(plan, store, parts)
@@ -69,7 +77,7 @@ def load_job(store: Path, parts: int) -> JobPlan:
     return JobPlan(store, plan.digest, cost.units, cost.worker_mib, parts, todo, finished)
 
 
-def _to_do(plan: Plan, store: Path, of: int) -> tuple[tuple[int, ...], ...]:
+def _to_do(plan: Plan, store: Place, of: int) -> tuple[tuple[int, ...], ...]:
     """Return, by pass, the parts with units that have no valid receipt and are not quarantined."""
     aside = Quarantine(store, plan.digest).read()
     todo = {unit for unit in pending(plan, store)[0] if unit.id not in aside}
@@ -78,12 +86,6 @@ def _to_do(plan: Plan, store: Path, of: int) -> tuple[tuple[int, ...], ...]:
         tuple(number for number in range(1, of + 1) if not todo.isdisjoint(Part(number, of).cut(units)))
         for units in passes
     )
-
-
-def _folder(request: RunRequest) -> Path:
-    """Return the folder of the store. `submit` requires a local one, on a file system that all jobs share."""
-    assert isinstance(request.store, LocalPlace)
-    return request.store.path.resolve()
 
 
 def _silent(_text: str) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.jobs.job_plan import JobPlan
+    from pipeline.store.place import Where
 
 _PROGRAMS = ("sbatch", "squeue", "scancel")
 _FINALISE_MIB = 4096
@@ -51,8 +52,8 @@ class Array:
 
     @property
     def logs(self) -> Path:
-        """Folder of the jobs' logs, beside the store."""
-        return self.plan.store.with_name(f"{self.plan.store.name}.slurm")
+        """Folder of the jobs' logs."""
+        return self.plan.logs
 
     @property
     def passes(self) -> list[int]:
@@ -151,7 +152,7 @@ def require_slurm() -> None:
         )
 
 
-def require_idle(digest: str, store: Path | str) -> None:
+def require_idle(digest: str, store: Where) -> None:
     """Raise UsageError while jobs of an earlier submission of the same plan are in the queue."""
     ids = sorted(set(_said(["squeue", "--me", "--noheader", "--format=%F", f"--name={job_name(digest)}"]).split()))
     if ids:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import differences
-from pipeline.errors import UsageError
+from pipeline.errors import Interrupted, UsageError
 from pipeline.planning.output_size import MAX_OUTPUT_GB
 from pipeline.planning.plan import load_plan
 from pipeline.planning.planner import make_plan
 from pipeline.running.begin import clear_store
 from pipeline.running.driver import prepare
-from pipeline.store.keys import BEGINNING_KEY
+from pipeline.store.keys import BEGINNING_KEY, PLAN_KEY
 from pipeline.store.lease import lease
 from pipeline.store.ownership import Standing, standing
 from pipeline.store.place import LocalPlace
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place
 
     Say = Callable[[str], None]
+
+_POLL_S = 5.0  # between looks for a plan
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,23 @@ def existing_plan(request: RunRequest) -> Plan | None:
             "choose another --out, or start anew with --overwrite",
         )
     return plan
+
+
+def wait_for_plan(store: Place, seconds: float, say: Say) -> None:
+    """Return once there is a frozen plan in a store. Raises Interrupted if there is none after `seconds`.
+
+    Does nothing if `seconds` is 0.
+    """
+    end = time.monotonic() + seconds
+    while seconds > 0 and store.read(PLAN_KEY) is None:
+        if (left := end - time.monotonic()) <= 0:
+            raise Interrupted(
+                f"no plan in {store} after {seconds:.0f} s",
+                "one that another process makes",
+                "see what that process says, then run the same command again",
+            )
+        say(f"waiting for the plan of {store}")
+        time.sleep(min(_POLL_S, left))
 
 
 def draft(request: RunRequest, workers: int, say: Say) -> Plan:

@@ -254,6 +254,65 @@ def test_apply_ends_old_jobs_first_and_tells_refusals(aoi, tmp_path, monkeypatch
 
 
 @pytest.fixture
+def kubectl(tmp_path, monkeypatch):
+    """A kubectl that writes down its calls and answers `get` with the next line of a file. Returns the two files."""
+    (tmp_path / "kubectl").write_text(
+        '#!/bin/sh\necho "$@" >>"$CALLS"\ncase "$*" in *get*) head -n 1 "$STATES"; sed -i 1d "$STATES" ;; esac\n'
+    )
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("calls", "states"):
+        (tmp_path / name).write_text("")
+        monkeypatch.setenv(name.upper(), str(tmp_path / name))
+    monkeypatch.setattr("pipeline.jobs.kubernetes._PLAN_POLL_S", 0.0)
+    return tmp_path / "calls", tmp_path / "states"
+
+
+def test_parts_with_gpus_are_applied_when_the_plan_is_made(aoi, tmp_path, kubectl, capsys):
+    calls, states = kubectl
+    states.write_text("\n\nSuccessCriteriaMet Complete\n")
+    words = ["--target", "kubernetes", "--manifest", str(tmp_path / "out"), "--aoi", str(aoi), "--gpus", "1"]
+    assert submit.main([*words, "--apply"]) == 0
+    said = calls.read_text().splitlines()
+    assert [line.split()[0] for line in said] == ["delete", "apply", "get", "get", "get", "apply"]
+    first, last = (re.findall(r"(\w+)\.yaml", line) for line in (said[1], said[-1]))
+    assert first == ["config", "network", "plan"]
+    assert last == ["array", "finalise"]
+    assert "job sen2fine-country-plan " in said[2]
+    capsys.readouterr()
+    assert submit.main(words) == 0  # by hand: the same, with kubectl's own wait
+    assert "kubectl wait --for=condition=complete --timeout=3600s job/sen2fine-country-plan" in capsys.readouterr().out
+
+
+def test_no_gpu_is_asked_for_when_the_plan_fails(aoi, tmp_path, kubectl, capsys):
+    calls, states = kubectl
+    states.write_text("FailureTarget Failed\n")
+    words = ["--target", "kubernetes", "--manifest", str(tmp_path / "out"), "--aoi", str(aoi), "--gpus", "1", "--apply"]
+    assert submit.main(words) == 1
+    assert "the job sen2fine-country-plan has failed; expected a plan" in capsys.readouterr().err
+    assert "array.yaml" not in calls.read_text()
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("AWS_REGION", "NAME=VALUE"),
+        ("1X=2", "NAME=VALUE"),
+        ("AWS_SECRET_ACCESS_KEY=x", "--secret"),
+        ("PROXY=http://me:pass@host:80", "--secret"),
+        ("SEN2FINE_STORE=/x", "does not set itself"),
+    ],
+)
+def test_environment_that_is_refused(aoi, tmp_path, monkeypatch, capsys, word, found):
+    monkeypatch.chdir(tmp_path)
+    assert submit.main(["--target", "kubernetes", "--manifest", "out", "--aoi", str(aoi), "--env", word]) == 2
+    said = capsys.readouterr().err
+    assert found in said
+    assert "pass@" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
 def pod_shell(tmp_path, monkeypatch):
     """Return a function that runs a container's shell line locally, with stub `python` and `sleep`."""
     for name, text in (
@@ -287,11 +346,13 @@ def test_index_0_is_part_1_and_takes_over_its_own_lease_alone(pod_shell, tmp_pat
         lease.write_text("{}")
     code, seen, _ = pod_shell(part, "75\n")
     assert code == 75
-    flags = f"--plan {tmp_path}/run.zarr --shard-of 1/16 --workers 1 --quiet --verify full --max-outage 60"
-    assert seen == [f"-m pipeline.run {flags}"]
+    flags = "--shard-of 1/16 --wait-for-plan 3600 --workers 1 --quiet --verify full --max-outage 60"
+    assert seen == [f"-m pipeline.run --plan {tmp_path}/run.zarr {flags}"]
     assert [lease.exists() for lease in leases] == [False, True, True]
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "15")
     assert "--shard-of 16/16" in pod_shell(part, "0\n")[1][0]
+    monkeypatch.setenv("SEN2FINE_STORE", "s3://bucket/run.zarr")
+    assert "--plan s3://bucket/run.zarr --shard-of" in pod_shell(part, "0\n")[1][0]
 
 
 @pytest.mark.parametrize("filled", [False, True])
@@ -306,34 +367,20 @@ def test_the_plan_makes_the_folder_of_its_store_on_the_claim(pod_shell, written,
     assert seen[0].startswith("-m pipeline.run --aoi=/etc/sen2fine/")
     assert store.parent.is_dir()
     assert not store.exists()
-
-
-def test_parts_wait_for_the_plan_and_not_for_ever(pod_shell, tmp_path, monkeypatch):
-    (wait,) = pod_of(named(documents(*BASE), "-array"))["initContainers"]
-    code, seen, said = pod_shell(wait)
-    assert code == 75
-    assert len(seen) * 5 < 3600 + 5
-    assert "no plan in" in said
-    monkeypatch.setenv("THEN", f"touch {tmp_path}/run.zarr/_run/plan.json")
-    assert pod_shell(wait)[:2] == (0, ["sleep 5"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEN2FINE_STORE", "s3://bucket/team/run.zarr")
+    assert pod_shell(plan, "0\n")[0] == 0
+    assert not (tmp_path / "s3:").exists()
 
 
 @pytest.mark.parametrize(("last", "code"), [("0", 0), ("4", 4), ("7", 7), ("1", 1)])
-def test_the_publication_asks_again_while_units_are_missing(pod_shell, tmp_path, monkeypatch, last, code):
+def test_the_publication_asks_again_while_units_are_missing(pod_shell, last, code):
+    """Exit code 75: no plan yet, another run holds the store, or units are missing."""
     (finalise,) = pod_of(named(documents(*BASE), "-finalise"))["containers"]
-    monkeypatch.setenv("THEN", f"touch {tmp_path}/run.zarr/_run/plan.json")
-    assert pod_shell(finalise, f"75\n75\n{last}\n")[0] == code
-    _, seen, _ = pod_shell(finalise, f"75\n{last}\n")
-    assert [line.split()[0] for line in seen] == ["-m", "sleep", "-m"]
-
-
-def test_publication_waits_for_working_parts_only(pod_shell, tmp_path):
-    """Exit code 75 means either that another run holds the store or that units are missing."""
-    (finalise,) = pod_of(named(documents(*BASE), "-finalise"))["containers"]
-    (tmp_path / "run.zarr" / "_run" / "plan.json").touch()
-    (tmp_path / "run.zarr" / "_run" / "lease-3-of-16.json").touch()
-    assert pod_shell(finalise, "2\n0\n")[0] == 2
-    assert pod_shell(finalise, "75\n0\n")[0] == 0
+    found, seen, _ = pod_shell(finalise, f"75\n75\n{last}\n")
+    assert found == code
+    assert [line.split()[0] for line in seen] == ["-m", "sleep", "-m", "sleep", "-m"]
+    assert all("--wait-for-plan 3600 --finalise" in line for line in seen[::2])
 
 
 def test_shell_lines_pass_shellcheck(tmp_path):
@@ -341,7 +388,7 @@ def test_shell_lines_pass_shellcheck(tmp_path):
         pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
     found = documents(*BASE, FOLDER / "dask" / "run.yaml")
     lines = [c["args"][2] for pod in pods(found) for c in containers(pod) if c["args"][0] == "/bin/sh"]
-    assert len(lines) == 5
+    assert len(lines) == 4
     for number, text in enumerate(lines):
         path = tmp_path / f"{number}.sh"
         path.write_text(f"#!/bin/sh\n{text}")

@@ -18,6 +18,7 @@ from pipeline.planning.plan import load_plan
 from pipeline.planning.planner import make_plan
 from pipeline.running.driver import prepare
 from pipeline.store import layout
+from pipeline.store.place import place_of
 from tests.running.conftest import config_for, run
 
 # Stub of sbatch, squeue, scancel and kubectl: records each call. sbatch returns job ids from 101 on, squeue $QUEUED.
@@ -69,7 +70,7 @@ def complete(archive, aoi, tmp_path_factory):
 
 
 def test_each_pass_has_an_array_that_follows_the_one_before(cluster, tmp_path):
-    plan = JobPlan(tmp_path / "run.zarr", "ab" * 32, 9, 700.0, 3, ((1, 2, 3), (), (2, 3)))
+    plan = JobPlan(place_of(tmp_path / "run.zarr"), "ab" * 32, 9, 700.0, 3, ((1, 2, 3), (), (2, 3)))
     array = slurm.Array(plan, Resources(cpus=1, memory_mib=2000), options="--verify full")
     first, second, publish = array.commands()
     assert "--array=1-3" in first
