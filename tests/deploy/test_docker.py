@@ -8,6 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [ROOT / "deploy" / "docker" / name for name in ("Dockerfile", "Dockerfile.cuda")]
@@ -52,10 +54,50 @@ def test_images_run_unprivileged_under_tini_from_a_pinned_base(path):
     assert not re.search(r"(?i)(secret|token|password|access_key)", "\n".join(lines))
 
 
-def test_both_images_differ_in_torch_and_the_driver_alone():
-    cpu, cuda = (instructions(path) for path in FILES)
-    differing = [(one, other) for one, other in zip(cpu, cuda, strict=True) if one != other]
-    assert [one.split("=")[0] for one, _ in differing] == ["ARG TORCH_INDEX", "ARG EXTRAS", "ENV PATH"]
+def test_both_images_differ_in_packages_and_the_driver_alone():
+    cpu, cuda = (
+        [line.replace("requirements.cuda", "requirements.cpu") for line in instructions(path)] for path in FILES
+    )
+    differing = [line for line in cpu if line not in cuda] + [line for line in cuda if line not in cpu]
+    assert [line.split("=")[0].split('"')[0] for line in differing] == [
+        "ARG TORCH_INDEX", "RUN pip install --index-url ", "ENV PATH",
+        "ARG TORCH_INDEX", "RUN if [ -n ", "ENV PATH",
+    ]  # fmt: skip
+
+
+def locked(name):
+    """{package: version} of a lock file, each with hashes."""
+    found = {}
+    for entry in re.split(r"\n(?=\S)", (ROOT / "deploy" / "docker" / name).read_text()):
+        if not entry.startswith("#"):
+            package, version = re.match(r"([a-z0-9-]+)==(\S+)", entry).groups()
+            assert "--hash=sha256:" in entry, package
+            found[package] = version
+    return found
+
+
+@pytest.mark.parametrize(("name", "extras"), [("requirements.cpu.txt", ""), ("requirements.cuda.txt", "cuda")])
+def test_lock_files_hold_what_the_package_wants(name, extras):
+    """Every requirement of the package and of the images' extras is locked in a version that it allows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = locked(name)
+    torch = re.search(r"ARG TORCH=([\d.]+)", FILES[0].read_text())[1]
+    if extras:
+        assert found["torch"] == torch
+    else:
+        assert not [package for package in found if package.startswith(("nvidia", "cuda", "triton", "torch"))]
+        found["torch"] = torch
+    wanted = list(project["dependencies"])
+    for extra in ("hub", "s3", "maps", "diffusers", *extras.split()):
+        wanted += project["optional-dependencies"][extra]
+    for line in wanted:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(found[canonicalize_name(requirement.name)]), line
+
+
+def test_the_wheel_is_built_by_what_is_locked():
+    (wanted,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert Requirement(wanted).specifier.contains(locked("requirements.build.txt")["hatchling"])
 
 
 def test_torch_is_one_that_the_package_takes():
@@ -74,7 +116,7 @@ def test_the_build_context_is_the_package_alone():
     content = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = content["tool"]["hatch"]["build"]["targets"]["wheel"]
     wanted = [*wheel["packages"], *wheel["force-include"], "pyproject.toml", content["project"]["readme"],
-              *content["project"]["license-files"]]  # fmt: skip
+              *content["project"]["license-files"], "deploy/docker/requirements.*.txt"]  # fmt: skip
     assert sorted(kept) == sorted(wanted)
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
-    assert all((ROOT / name).exists() for name in kept)
+    assert all(list(ROOT.glob(name)) for name in kept)

@@ -54,7 +54,8 @@ def start(manifests, tmp_path):
     """Return a function that starts a job's container as Kubernetes would: arguments, environment and secret."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "python").symlink_to(sys.executable)
+    (folder / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (folder / "python").chmod(0o755)
     processes = []
 
     def start(end, index=0):
