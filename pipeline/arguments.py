@@ -15,12 +15,15 @@ from pipeline.config import CHUNK_BANDS, COMPOSITES, CONSISTENCIES, ESTIMATES, F
 from pipeline.errors import UsageError
 from pipeline.help_text import Help, example, exit_codes
 from pipeline.logs import FORMATS
+from pipeline.parsers import CommandParser
 from pipeline.planning.output_size import MAX_OUTPUT_GB
 from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.superres.registry import known
 from pipeline.superres.systems import DEFAULT, PLAIN
 
 if TYPE_CHECKING:
+    import argparse
+
     from pipeline.aoi.aoi import Aoi
 
 
@@ -29,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
     Arguments must have passed through `bbox.joined`; `run_file.parse` also takes in the file that --config names.
     """
-    p = argparse.ArgumentParser(
+    p = CommandParser(
         "python -m pipeline.run",
         description="Sentinel-2 L2A at 2.5 m, from an area of interest to a Zarr store.\n"
         "The same command continues a store that is not complete.",

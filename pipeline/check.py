@@ -7,7 +7,6 @@ quarantined are computed again, and small files are rewritten from the plan.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from pipeline.errors import (
 )
 from pipeline.help_text import Help, example, exit_codes
 from pipeline.logs import FORMATS, spoken
+from pipeline.parsers import CommandParser
 from pipeline.plain import plain
 from pipeline.report import show_report
 from pipeline.store.gdal_names import GDAL_READS, GDAL_READS_SHARDS, dataset_name
@@ -34,6 +34,7 @@ from pipeline.store.receipts import VERIFY_LEVELS
 from pipeline.terminal import refuse, show
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from pipeline.planning.plan import Plan
@@ -48,15 +49,23 @@ _HOW = {"none": "receipts", "size": "receipts and sizes", "full": "every byte, r
 FINISHED = ("complete", "complete_with_quarantine")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoreReport:
-    """Findings of the check of a store at the level `verify`."""
+    """Findings of the check of a store at the level `verify`. Its `repr` is the text for people."""
 
     store: str
     found: Findings
     verify: str
     gdal: tuple[str, ...] = ()  # names of the zones' reflectance for GDAL and QGIS
     gdal_version: str = ""  # the first that reads them
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    @property
+    def ok(self) -> bool:
+        """True if the store is complete and sound."""
+        return self.exit_code == EXIT_OK
 
     @property
     def exit_code(self) -> int:
@@ -153,7 +162,7 @@ def repair(store: Where, verify: str, workers: int, report: Report = lambda _sum
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    p = argparse.ArgumentParser(
+    p = CommandParser(
         "python -m pipeline.check",
         description="Check a store that pipeline.run wrote, mend it, or watch it being written.",
         epilog=exit_codes(*_EXITS),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,12 @@ from pipeline import bbox
 from pipeline.bands import BAND_NAMES, TARGET_GSD_M
 from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError
 from pipeline.help_text import Help, example, exit_codes
+from pipeline.parsers import CommandParser
 from pipeline.report import show_report
 from pipeline.terminal import Progress, counted, refuse, tell
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from pipeline.products.cog import Export
@@ -27,7 +28,7 @@ _SHOWN = 12
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    p = argparse.ArgumentParser(
+    p = CommandParser(
         "python -m pipeline.export",
         description="Export a finished store as GeoTIFFs.",
         epilog=exit_codes(0, 2, 3, 5, 6, 7, 130),

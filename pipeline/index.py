@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.help_text import Help, example, exit_codes
+from pipeline.parsers import CommandParser
 from pipeline.report import show_report
 from pipeline.store.place import place_of
 from pipeline.temporary import require_ours, require_parent
 from pipeline.terminal import counted, refuse, show, tell
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from pipeline.archive.scene import Scene
@@ -120,7 +122,7 @@ def _line(scene: Scene) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    p = argparse.ArgumentParser(
+    p = CommandParser(
         "python -m pipeline.index",
         description="List the Sentinel-2 L2A scenes of a folder, or finished stores, in an index file.",
         epilog=exit_codes(0, 2, 3, 5, 6, 7),

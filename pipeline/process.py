@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -31,6 +32,28 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def guest() -> Iterator[None]:
+    """Leave a process of the user as it was: torch's number of threads, and GDAL's drivers for files of the user.
+
+    GDAL registers drivers once, and those that `restrict_drivers` leaves out would stay absent. Here they are
+    registered first. Files of archives are opened by name of the driver in any case (`pipeline.archive.read.gdal`).
+    """
+    import rasterio
+    import torch
+
+    with rasterio.Env():
+        pass
+    threads, skipped = torch.get_num_threads(), os.environ.get("GDAL_SKIP")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop("GDAL_SKIP", None)
+        if skipped is not None:
+            os.environ["GDAL_SKIP"] = skipped
 
 
 def device_name() -> str:

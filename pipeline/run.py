@@ -56,19 +56,6 @@ def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
         return None
 
 
-def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
-    """Resolve "auto": one worker per GPU if there are several, or a local cluster if several workers can be busy."""
-    if arguments.cluster != "auto":
-        return str(arguments.cluster)
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
-        return "cuda"
-    if torch.cuda.is_available():
-        return "inline"
-    return "local" if min(units, workers) > 1 else "inline"
-
-
 def execute(arguments: argparse.Namespace, progress: Progress) -> int:
     """Plan and run, and print the report. Raises PipelineError."""
     if arguments.shard_of or arguments.finalise:
@@ -79,6 +66,7 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
         raise UsageError("--wait-for-plan without --plan", "--plan STORE, whose plan another process makes")
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
+    from pipeline.running.choices import affordable
     from pipeline.running.pools import processors
     from pipeline.running.stored_plan import RunRequest, begin_or_continue, draft, freeze, proposed, writable
     from pipeline.store.lease import lease
@@ -101,7 +89,7 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
         progress.clear()
         show_report(PlanPreview(plan, cost, shown, aoi.describe(), arguments.price_per_hour), as_json=arguments.json)
         return EXIT_OK
-    workers = _affordable(arguments, workers, cost.worker_mib)
+    workers = affordable(arguments.cluster, arguments.workers, workers, cost.worker_mib)
     with lease(request.store, say=progress.say) as held:
         return compute(begin_or_continue(plan, held, request), held, shown, arguments, workers, progress)
 
@@ -118,6 +106,7 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     from pipeline.planning.estimate import estimate
     from pipeline.planning.parts import Part
     from pipeline.planning.plan import load_plan
+    from pipeline.running.choices import affordable
     from pipeline.running.pools import processors
     from pipeline.running.stored_plan import wait_for_plan, writable
     from pipeline.store.lease import lease
@@ -136,25 +125,13 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     wait_for_plan(shown, arguments.wait_for_plan, progress.say)  # which may make the store's folder
     store = writable(shown)
     plan = load_plan(store)
-    wanted = arguments.workers or processors()
-    workers = (
-        wanted if arguments.finalise else _affordable(arguments, wanted, estimate(plan, wanted, timed=False).worker_mib)
-    )
+    workers = arguments.workers or processors()
+    if not arguments.finalise:
+        worker_mib = estimate(plan, workers, timed=False).worker_mib
+        workers = affordable(arguments.cluster, arguments.workers, workers, worker_mib)
     shard = Part.parse(arguments.shard_of).label if arguments.shard_of else ""
     with lease(store, shard, progress.say) as held:
         return compute(plan, held, shown, arguments, workers, progress)
-
-
-def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) -> int:
-    """Limit local workers to the memory; other clusters are not limited. Raises UsageError if --workers is too many."""
-    from pipeline.running.pools import fitting_workers, require_memory
-
-    if arguments.cluster not in ("auto", "inline", "local"):
-        return workers
-    if arguments.workers is None:
-        workers = fitting_workers(workers, worker_mib)
-    require_memory(1 if arguments.cluster == "inline" else workers, worker_mib)
-    return workers
 
 
 def compute(
@@ -164,12 +141,13 @@ def compute(
     from pipeline.planning.parts import Part
     from pipeline.process import device_name
     from pipeline.running import software
+    from pipeline.running.choices import cluster_of
     from pipeline.running.driver import finalise, run_plan
     from pipeline.running.unit_queue import Patience
 
     shard = Part.parse(arguments.shard_of, arguments.of_pass) if arguments.shard_of else None
     units = len(shard.units(plan)) if shard else sum(1 for _ in plan.units())
-    cluster = _cluster_of(arguments, units, workers)
+    cluster = cluster_of(arguments.cluster, units, workers)
     picture, store = None, held.place
     device = "cuda" if cluster == "cuda" else device_name()
     try:

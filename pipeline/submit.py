@@ -18,6 +18,7 @@ from pipeline import bbox, run_file
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.help_text import Help, example, exit_codes
 from pipeline.jobs.resources import MEMORY_SHARE, Resources, limit_s, memory_mib
+from pipeline.parsers import CommandParser
 from pipeline.redaction import redact_logs
 from pipeline.report import show_report
 from pipeline.store.place import LocalPlace, place_of
@@ -42,7 +43,7 @@ _REFUSED = {
 }
 
 
-class _OneLine(argparse.ArgumentParser):
+class _OneLine(CommandParser):
     """Parser whose errors are one line, like the pipeline's."""
 
     def error(self, message: str) -> NoReturn:
@@ -103,7 +104,6 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=Help,
         parents=[run_arguments.parser()],
         conflict_handler="resolve",
-        allow_abbrev=False,
     )
     _own_flags(p)
     return p
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_flags(words: Sequence[str]) -> tuple[str, ...]:
     """Return the flags that only planning takes. AOI, TOML file and store are handled separately."""
-    p = _OneLine(add_help=False, allow_abbrev=False)
+    p = _OneLine(add_help=False)
     _own_flags(p)
     for flag in (
         "--aoi",

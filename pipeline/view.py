@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import webbrowser
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.help_text import Help, example, exit_codes
+from pipeline.parsers import CommandParser
 from pipeline.terminal import refuse, show
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from pipeline.products.page.document import Page
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    p = argparse.ArgumentParser(
+    p = CommandParser(
         "python -m pipeline.view",
         description="Make a report page of a store: one HTML file that needs no network.",
         epilog=exit_codes(0, 2, 3, 6, 7),
@@ -80,19 +81,25 @@ def described(page: Page, path: Path) -> str:
     return f"{path}: {page.label}, {what}, {len(page.content) / 1e6:.1f} MB, {how}; {page.check}"
 
 
+def written(arguments: argparse.Namespace) -> tuple[Page, Path]:
+    """Write the page asked for. Return it and its path. Raises UsageError."""
+    at = place_asked(arguments.at)
+    path = page_file(arguments)
+    from pipeline.products.page.document import make_page
+    from pipeline.store.current import unchanged
+    from pipeline.store.place import write_atomic
+
+    with unchanged(arguments.store):
+        page = make_page(arguments.store, arguments.zone, arguments.time, at)
+    write_atomic(path, page.content)
+    return page, path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
     arguments = parser().parse_args(argv)
     try:
-        at = place_asked(arguments.at)
-        path = page_file(arguments)
-        from pipeline.products.page.document import make_page
-        from pipeline.store.current import unchanged
-        from pipeline.store.place import write_atomic
-
-        with unchanged(arguments.store):
-            page = make_page(arguments.store, arguments.zone, arguments.time, at)
-        write_atomic(path, page.content)
+        page, path = written(arguments)
     except PipelineError as error:
         return refuse(error)
     show(described(page, path))

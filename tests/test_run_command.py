@@ -25,6 +25,7 @@ from pipeline.errors import StorageError
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
 from pipeline.planning.plan import Plan
 from pipeline.running import driver
+from pipeline.running.choices import cluster_of
 from pipeline.running.unit_queue import Summary
 from pipeline.store.place import place_of
 from pipeline.store.receipts import write_atomic
@@ -327,8 +328,7 @@ class TestArguments:
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        arguments = command.parser().parse_args(["--cluster", cluster])
-        assert command._cluster_of(arguments, units, workers) == chosen
+        assert cluster_of(cluster, units, workers) == chosen
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.errors import UsageError
+from pipeline.parsers import CommandParser
 from pipeline.terminal import show
 from training import registry
 from training.data.rasters import default_data
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from training.presets import Preset
 
 
-class RankZeroParser(argparse.ArgumentParser):
+class RankZeroParser(CommandParser):
     """Argument parser of which only rank 0 prints, since under torchrun all processes parse the same command line."""
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:

@@ -6,18 +6,19 @@ and shape against the networks before anything is written; code in the file is n
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_OK, PipelineError, StorageError, UsageError
+from pipeline.parsers import CommandParser
 from pipeline.version import VERSION
 from training import registry
 from training.checkpoint import CheckpointError, read_checkpoint
 from training.conversion import Choices
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
@@ -33,7 +34,7 @@ _NAMED = 3  # tensors listed per fault in a message
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser of `python -m training.convert`."""
     found = registry.conversions()
-    p = argparse.ArgumentParser(prog="python -m training.convert", description=__doc__)
+    p = CommandParser(prog="python -m training.convert", description=__doc__)
     p.add_argument(
         "checkpoint", type=Path, help="Lightning checkpoint, state dict saved by torch, safetensors, or a folder"
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import SCALE_10M
 from pipeline.errors import PipelineError, UsageError
+from pipeline.parsers import CommandParser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -34,7 +35,7 @@ PARTS = ("images", "wald", "scenes")
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser of `python -m training.evaluate`."""
-    p = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    p = CommandParser(prog="python -m training.evaluate", description=__doc__)
     p.add_argument(
         "targets", nargs="*", type=Path, metavar="RUN_OR_BUNDLE", help=f"folder of a run, or a {SUFFIX} file"
     )

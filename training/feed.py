@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
+from pipeline.parsers import CommandParser
 from pipeline.terminal import show
 from training import registry
 from training.arguments import duration, interval, natural
@@ -83,7 +84,7 @@ def speed_of(
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser of `python -m training.feed`."""
-    p = argparse.ArgumentParser(prog="python -m training.feed", description=__doc__)
+    p = CommandParser(prog="python -m training.feed", description=__doc__)
     p.add_argument(
         "--data",
         type=Path,

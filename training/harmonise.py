@@ -6,7 +6,6 @@ sharp ones that have none: `training.train ... --recipe harmoniser=harmoniser.js
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import replace
@@ -15,9 +14,11 @@ from typing import TYPE_CHECKING, get_args
 
 from pipeline.bands import BAND_NAMES, BY_NAME
 from pipeline.errors import PipelineError, UsageError
+from pipeline.parsers import CommandParser
 from pipeline.terminal import show
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Sequence
 
     import numpy as np
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m training.harmonise`."""
     from training.degradation.harmonise import GAMMAS
 
-    p = argparse.ArgumentParser(prog="python -m training.harmonise", description=__doc__)
+    p = CommandParser(prog="python -m training.harmonise", description=__doc__)
     p.add_argument("data", type=Path, help="training file with pairs")
     p.add_argument("--out", type=Path, required=True, help="JSON file to write")
     p.add_argument("--gamma", choices=GAMMAS, default="power", help="map of reflectance (default: %(default)s)")

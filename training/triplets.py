@@ -7,7 +7,6 @@ registered as real pairs are. A training file takes the store as a source: role 
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from pipeline.conditions.frozen import freeze
 from pipeline.conditions.vector_map import channels
 from pipeline.errors import PipelineError, UsageError
 from pipeline.grid.grid import Grid, Phase, Window
+from pipeline.parsers import CommandParser
 from pipeline.superres.declared import Condition
 from pipeline.superres.map_classes import map_classes
 from pipeline.terminal import show
@@ -37,6 +37,7 @@ from training.degradation.degrade import Degradation, degrade
 from training.degradation.sensor import relative_widths
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Sequence
 
     from pipeline.conditions.frozen import Frozen
@@ -50,7 +51,7 @@ DEGRADE, SENTINEL2 = "degrade", "s2"
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m training.triplets`."""
-    p = argparse.ArgumentParser(prog="python -m training.triplets", description=__doc__)
+    p = CommandParser(prog="python -m training.triplets", description=__doc__)
     p.add_argument("--hr", nargs="+", required=True, metavar="PATH", help="folders, files or globs of sharp images")
     p.add_argument("--map", type=Path, required=True, help="vector file: GeoPackage, GeoJSON, OSM PBF ...")
     p.add_argument("--out", type=Path, required=True, help="Zarr store to write")

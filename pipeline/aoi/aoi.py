@@ -22,7 +22,7 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from shapely import Geometry
 
-__all__ = ["Aoi", "aoi_from_bbox", "parse_period", "read_aoi", "to_utm", "utm_parts"]
+__all__ = ["Aoi", "aoi_from_bbox", "aoi_from_geojson", "parse_period", "read_aoi", "to_utm", "utm_parts"]
 
 MAX_AREA_KM2 = 200_000.0  # about the size of Great Britain; larger runs need --max-area-km2
 BLOCK_M2 = 3600.0  # one 60 m pixel
@@ -63,12 +63,19 @@ class Aoi:
 
 def read_aoi(source: str, *, max_area_km2: float = MAX_AREA_KM2, repair: bool = False) -> Aoi:
     """AOI from a GeoJSON file, or from stdin when `source` is "-". UsageError names file, JSON path and cure."""
-    raw = _read_bytes(source)
     label = "stdin" if source == "-" else source
-    reading = read_rings(label, raw)
-    shapes = [shape for polygon in reading.polygons for shape in _shapes(reading, polygon, repair)]
     stem = "stdin" if source == "-" else Path(source).stem
-    return _finish(reading, shapes, re.sub(r"[^\w.-]+", "_", stem), max_area_km2)
+    raw, name = _read_bytes(source), re.sub(r"[^\w.-]+", "_", stem)
+    return aoi_from_geojson(raw, name, label=label, max_area_km2=max_area_km2, repair=repair)
+
+
+def aoi_from_geojson(
+    raw: bytes, name: str, *, label: str = "", max_area_km2: float = MAX_AREA_KM2, repair: bool = False
+) -> Aoi:
+    """AOI called `name` from a GeoJSON document. UsageError names `label`, JSON path and cure."""
+    reading = read_rings(label or name, raw)
+    shapes = [shape for polygon in reading.polygons for shape in _shapes(reading, polygon, repair)]
+    return _finish(reading, shapes, name, max_area_km2)
 
 
 def aoi_from_geometry(

@@ -6,7 +6,6 @@ Level-3 syntheses and teaching material come as such stacks, in which each 20 m 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ from pipeline.archive.local.scan import footprint_of
 from pipeline.bands import BAND_NAMES, BY_NAME, DN_OFFSET, DN_SCALE, NODATA_DN
 from pipeline.errors import EXIT_OK, PipelineError, StorageError, UsageError
 from pipeline.grid.grid import Phase
+from pipeline.parsers import CommandParser
 from pipeline.temporary import require_parent, working_folder
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
@@ -174,7 +175,7 @@ def _write_band(stack: Stack, dataset: DatasetReader, band: str, dn: NDArray[np.
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    p = argparse.ArgumentParser(
+    p = CommandParser(
         "python -m pipeline.archive.stack",
         description="Split a file of dates by bands into scenes of native pixels.",
         epilog="example: python -m pipeline.archive.stack series.tif --bands B02,B03,B04,B08 "

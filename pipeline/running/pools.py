@@ -9,8 +9,6 @@ import asyncio
 import logging
 import math
 import os
-import signal
-import threading
 import time
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
 from pipeline.running.dask_scheduler import existing_scheduler, explained, tell_dashboard
+from pipeline.running.local_cluster import local_workers
 from pipeline.running.scaling import Demand
 from pipeline.running.software import this_software
 from pipeline.running.stop import Stop
@@ -288,32 +287,15 @@ def _cuda(workers: int, store: Path, demand: Demand) -> Iterator[object]:
     del workers, store, demand
     if not torch.cuda.is_available():
         raise UsageError("--cluster cuda, but torch sees no GPU", "a CUDA build of torch and a driver", "use local")
-    try:
-        from dask_cuda import LocalCUDACluster
-    except Exception as error:
-        raise UsageError(f"dask-cuda cannot be used ({error})", cure='pip install "sen2fine[cuda]"') from error
-    with _sigint_ignored():
-        gpus = LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, dashboard_address="127.0.0.1:0")
-    with gpus:
-        yield gpus
+    with local_workers("cuda", 0) as address:
+        yield address
 
 
 @contextmanager
 def _local(workers: int, store: Path, demand: Demand) -> Iterator[object]:
-    from distributed import LocalCluster
-
     del store, demand
-    with _sigint_ignored():
-        local = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            memory_limit=0,  # memory is checked before the run; Dask would pause or kill workers by its own estimate
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        )
-    with local:
-        yield local
+    with local_workers("local", workers) as address:
+        yield address
 
 
 @contextmanager
@@ -325,19 +307,6 @@ def _slurm(workers: int, store: Path, demand: Demand) -> Iterator[object]:
 
 
 _STARTED = {"local": _local, "cuda": _cuda, "slurm": _slurm}
-
-
-@contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    """Make child processes ignore SIGINT from their start (the disposition survives exec)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def processors() -> int:

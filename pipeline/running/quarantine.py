@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from pipeline import start
 from pipeline.errors import IntegrityError, PipelineError, ReadError, StorageError, Unreachable, UsageError
 from pipeline.redaction import redact
 from pipeline.store import sealed
@@ -44,7 +45,7 @@ def allowed(units: int) -> int:
 
 
 def command(unit: Unit, store: Where) -> list[str]:
-    """Return the command that computes one unit alone."""
+    """Return the command by which a user computes one unit alone."""
     return [sys.executable, "-m", "pipeline.running.single", str(store), unit.id]
 
 
@@ -57,7 +58,12 @@ def isolated(unit: Unit, store: Where) -> PipelineError | None:
     """Compute a unit in a separate process. Return None if it succeeds and has written its receipt, else the error."""
     try:
         done = subprocess.run(
-            command(unit, store), capture_output=True, text=True, timeout=_ISOLATION_TIMEOUT_S, check=False
+            start.command("pipeline.running.single", str(store), unit.id),
+            capture_output=True,
+            text=True,
+            timeout=_ISOLATION_TIMEOUT_S,
+            check=False,
+            env=start.environment(),
         )
     except subprocess.TimeoutExpired:
         return PipelineError(f"unit {unit.id}: still at work alone after {_ISOLATION_TIMEOUT_S:.0f} s")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING
 
 from pipeline.errors import EXIT_OK, PipelineError, UsageError
+from pipeline.parsers import CommandParser
 from pipeline.planning.plan import load_plan
 from pipeline.running.trust import require_local_access
 from pipeline.running.unit import process
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute one unit of a store and print its status; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m pipeline.running.single", description=__doc__)
+    parser = CommandParser("python -m pipeline.running.single", description=__doc__)
     parser.add_argument("store", help="folder or URL")
     parser.add_argument("unit", help="its id, such as z32631-r2-c0-t0")
     arguments = parser.parse_args(argv)

@@ -25,7 +25,6 @@ import os
 import re
 import secrets
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -33,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import StorageError
+from pipeline.start import command, environment
 
 if TYPE_CHECKING:
     from pipeline.archive.read.host_policy import HostPolicy
@@ -119,12 +119,11 @@ def _start() -> _Gateway:
     It has its own session, so that Ctrl-C does not kill it while reads are being finished.
     """
     _reach_loopback_directly()
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.archive.read.gateway_server"],
+        command("pipeline.archive.read.gateway_server"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": paths},
+        env=environment(),
         start_new_session=True,
     )
     assert process.stdout is not None

@@ -1,6 +1,6 @@
 """The process behind `gateway`: serves files of archives to GDAL on loopback, under the host policy.
 
-Started by `python -m pipeline.archive.read.gateway_server`. It prints its port and key on stdout, and exits when its
+Started by `pipeline.start`. It prints its port and key on stdout, and exits when its
 stdin closes, with the last process that uses it.
 """
 
@@ -24,7 +24,7 @@ from pipeline.archive.read.rate_limit import retry_after_s
 from pipeline.redaction import redact, redact_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from requests import Response, Session
 
@@ -271,15 +271,13 @@ class _Server(ThreadingHTTPServer):
         """Ignore: the reader closed the connection."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> int:
     """Serve until stdin ends."""
+    del arguments
     redact_logs()
     routes = Routes(secrets.token_urlsafe(24))
     server = _Server(("127.0.0.1", 0), type("Bound", (Handler,), {"routes": routes}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_address[1], routes.key, flush=True)
     sys.stdin.buffer.read()
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -1,0 +1,58 @@
+"""`plan`: what a run would do and cost, before anything is written."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.api.area import aoi_of
+from pipeline.api.progress import progress_of
+from pipeline.api.settings import settled
+from pipeline.process import guest
+from pipeline.redaction import redact_logs
+from pipeline.report import PlanPreview
+from pipeline.store.place import place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.api.area import Area
+
+
+@dataclass(frozen=True, repr=False)
+class Preview(PlanPreview):
+    """The plan and cost of a run: `plan` and `cost`, shown as `sen2fine run --dry-run` prints them."""
+
+    def __repr__(self) -> str:
+        return self.text()
+
+
+def plan(
+    aoi: Area | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    bbox: Sequence[float] | None = None,
+    **settings: object,
+) -> Preview:
+    """Return the scenes, units and cost of a run with the same arguments, and write nothing.
+
+    `preview.plan` can be given to `open_cube`, to look at what would go in. Raises PipelineError as `run` does.
+    """
+    from pipeline.archive.read.gdal import restrict_drivers
+    from pipeline.planning.estimate import estimate
+    from pipeline.planning.planner import make_plan
+    from pipeline.running.pools import processors
+
+    config, manner = settled(settings, "plan")
+    area = aoi_of(aoi, bbox, max_area_km2=manner.max_area_km2, repair=manner.repair)
+    for warning in area.warnings:
+        warnings.warn(warning, stacklevel=2)
+    redact_logs()
+    with guest(), progress_of(shown=manner.progress) as progress:
+        restrict_drivers()
+        workers = manner.workers or processors()
+        made = make_plan(config, area, workers=workers, say=progress.say, max_output_gb=float("inf"))
+        cost = estimate(made, workers)
+    return Preview(made, cost, place_of(f"{area.name}.zarr" if out is None else os.fspath(out)), area.describe())
