@@ -77,7 +77,7 @@ def settled(settings: Mapping[str, Any], call: str) -> tuple[RunConfig, Manner]:
 
 
 def _unknown(name: str, known: set[str], call: str) -> UsageError:
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, known, 1, 0.7)
     cure = f"did you mean {near[0]}?" if near else ""
     return UsageError(f"{call}({name}=...)", f"only {', '.join(sorted(known))}", cure)
 
