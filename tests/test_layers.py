@@ -20,8 +20,10 @@ BOTTOM = {
     "pipeline.decoding",
     "pipeline.discovery",
     "pipeline.errors",
+    "pipeline.parsers",
     "pipeline.plain",
     "pipeline.redaction",
+    "pipeline.start",
     "pipeline.temporary",
 }
 SCENES = {f"pipeline.archive.{name}" for name in ("scene", "radiometry", "passes")}  # records and rules of scenes
@@ -29,6 +31,16 @@ BELOW_PLANNING = {f"pipeline.{room}" for room in ("aoi", "archive", "grid", "sup
     "pipeline.config",
     "pipeline.process",
     "pipeline.version",
+}
+ABOVE_COMMANDS = {  # Python's doors to what the commands do
+    "pipeline.api",
+    "pipeline.running",
+    "pipeline.planning",
+    "pipeline.products",
+    "pipeline.check",
+    "pipeline.view",
+    "pipeline.report",
+    "pipeline.terminal",
 }
 TRAINING_BOTTOM = {"training.presets", "training.schedule", "training.placement", "pipeline"}
 TRAINING_DECLARATIONS = {"training.task_spec", "training.conversion", "training.checkpoint"}
@@ -62,6 +74,8 @@ ALLOWED = {
     "pipeline/planning": {"pipeline.planning", *BELOW_PLANNING, *BOTTOM},
     "pipeline/running": {"pipeline.running", "pipeline.planning", "pipeline.products", *BELOW_PLANNING, *BOTTOM},
     "pipeline/jobs": {"pipeline.jobs", "pipeline.running", "pipeline.planning", "pipeline.store", *BOTTOM},
+    "pipeline/api": {*ABOVE_COMMANDS, *BELOW_PLANNING, *BOTTOM},
+    "pipeline/public": {"pipeline.api", "pipeline.planning", "pipeline.products", "pipeline.store", "pipeline.errors"},
     "training": {"training", "pipeline"},
     "training/data": {"training.data", *TRAINING_BOTTOM},
     "training/degradation": {"training.degradation", *TRAINING_BOTTOM},
@@ -98,7 +112,16 @@ def test_pipeline_never_imports_training_nor_its_own_commands():
     for path in (ROOT / "pipeline").rglob("*.py"):
         for name in imported(path):
             assert not name.startswith("training"), f"{path} imports {name}"
-            assert name.split(".")[1:2] not in [[c] for c in COMMANDS], f"{path} imports the command {name}"
+            if ROOT / "pipeline" / "api" not in path.parents:
+                assert name.split(".")[1:2] not in [[c] for c in COMMANDS], f"{path} imports the command {name}"
+
+
+def test_nothing_but_the_package_of_users_imports_the_api():
+    doors = {ROOT / "pipeline" / "api", ROOT / "pipeline" / "public"}
+    for path in (file for folder in ("pipeline", "training") for file in (ROOT / folder).rglob("*.py")):
+        if not doors & {*path.parents}:
+            assert not any(name.startswith("pipeline.api") for name in imported(path)), path
+            assert "import sen2fine" not in [line.strip() for line in path.read_text().splitlines()], path
 
 
 def test_no_command_starts_another_as_a_process():
@@ -106,6 +129,9 @@ def test_no_command_starts_another_as_a_process():
     started = {}
     for path in (ROOT / "pipeline").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("command", "start.command") and node.args:
+                first = node.args[0]
+                started[first.value if isinstance(first, ast.Constant) else None] = path.relative_to(ROOT).as_posix()
             if isinstance(node, ast.List | ast.Tuple):
                 words = [item.value if isinstance(item, ast.Constant) else None for item in node.elts]
                 for flag, module in itertools.pairwise(words):

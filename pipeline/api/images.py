@@ -184,7 +184,10 @@ def _origins(image: xr.DataArray, part: xr.Dataset | xr.DataArray) -> list[tuple
     if "transform" in attrs and len(tuple(attrs["transform"])) >= 6:
         a, _, c, *_ = tuple(attrs["transform"])
         found.append((float(c), float(a)))
-    for name in ("spatial_ref", str(image.attrs.get("grid_mapping", image.encoding.get("grid_mapping", "spatial_ref")))):
+    for name in (
+        "spatial_ref",
+        str(image.attrs.get("grid_mapping", image.encoding.get("grid_mapping", "spatial_ref"))),
+    ):
         words = str(image.coords[name].attrs.get("GeoTransform", "")).split() if name in image.coords else []
         if len(words) == 6:
             found.append((float(words[0]), float(words[1])))
@@ -199,7 +202,9 @@ def _corner(band: str, x: NDArray[np.generic], y: NDArray[np.generic], epsg: int
     gsd_m = next((gsd for gsd in GSDS_M if steps.size and np.abs(steps - gsd).max() < _NEAR_M), 0)
     if not gsd_m:
         size = f"{np.median(steps):g}" if steps.size else "unknown"
-        raise UsageError(f"{band} has pixels of {size} m", "an even grid of 10, 20 or 60 m", "load it at its native GSD")
+        raise UsageError(
+            f"{band} has pixels of {size} m", "an even grid of 10, 20 or 60 m", "load it at its native GSD"
+        )
     first_x, first_y = float(x[0]), float(y[0])
     if not convention:
         official = Phase.official(epsg)
