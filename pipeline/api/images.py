@@ -205,18 +205,18 @@ def _corner(band: str, x: NDArray[np.generic], y: NDArray[np.generic], epsg: int
         raise UsageError(
             f"{band} has pixels of {size} m", "an even grid of 10, 20 or 60 m", "load it at its native GSD"
         )
-    first_x, first_y = float(x[0]), float(y[0])
+    first_x, first_y, half = float(x[0]), float(y[0]), gsd_m / 2
     if not convention:
         official = Phase.official(epsg)
-        beside = ((first_x - official.x_m) % 10, (first_y - official.y_m) % 10)
-        if any(abs(rest - 5) > _NEAR_M for rest in beside):
+        beside = ((first_x - official.x_m) % gsd_m, (first_y - official.y_m) % gsd_m)
+        if any(abs(rest - half) > _NEAR_M for rest in beside):
             raise UsageError(
                 f"x and y of {band} start at {first_x:g}, {first_y:g}, which may be centres or corners of pixels",
                 "coordinates at the centres of official pixels",
                 'say which with xy_coords="center" or "topleft" (stackstac\'s and cubo\'s default)',
             )
         convention = "center"
-    half = gsd_m / 2 if convention == "center" else 0.0
+    half = half if convention == "center" else 0.0
     return Corner(first_x - half, first_y + half, gsd_m, (y.size, x.size))
 
 

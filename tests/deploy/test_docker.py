@@ -115,7 +115,7 @@ def test_the_build_context_is_the_package_alone():
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     content = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = content["tool"]["hatch"]["build"]["targets"]["wheel"]
-    wanted = [*wheel["packages"], *wheel["force-include"], "pyproject.toml", content["project"]["readme"],
+    wanted = [*wheel["only-include"], *wheel["force-include"], "pyproject.toml", content["project"]["readme"],
               *content["project"]["license-files"], "deploy/docker/requirements.*.txt"]  # fmt: skip
     assert sorted(kept) == sorted(wanted)
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"

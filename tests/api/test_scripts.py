@@ -1,0 +1,143 @@
+"""Runs with several workers from where users start them, in a folder that holds modules called as ours."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+
+from tests.api.conftest import python, user_environment
+
+SCRIPT = textwrap.dedent("""
+    print("started", flush=True)
+    import sen2fine
+    ds = sen2fine.run(
+        "region.geojson", "sample.zarr", catalog="sample", sr="bicubic", chunk_px=240, unit_chunks=1,
+        cluster="local", workers=2,
+    )
+    print(dict(ds.sizes)["x"], ds.attrs["units"], flush=True)
+""")
+SAID = "started\n480 4\n"
+
+
+@pytest.fixture
+def folder(region):
+    """The folder of a user with modules of their own, which must not be imported in any process."""
+    here = region.parent
+    mine = f"open({str(here / 'imported')!r}, 'a').write(__name__)\nraise SystemExit('a module of the user was imported')\n"
+    (here / "pipeline.py").write_text(mine)
+    (here / "training").mkdir()
+    (here / "training" / "__init__.py").write_text(mine)
+    (here / "script.py").write_text(SCRIPT)
+    yield here
+    assert not (here / "imported").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["a script", "python -c", "standard input", "python -m"])
+def test_a_run_without_a_guard_starts_once(folder, way):
+    words = {
+        "a script": ["script.py"],
+        "python -c": ["-c", SCRIPT],
+        "standard input": ["-"],
+        "python -m": ["-m", "script"],
+    }
+    stdin = SCRIPT if way == "standard input" else None
+    code, out, said = python("-W", "error::RuntimeWarning", *words[way], cwd=folder, stdin=stdin)
+    assert (code, out) == (0, SAID), said
+    assert said == ""
+
+
+@pytest.mark.slow
+def test_a_run_in_a_notebook_shows_one_line(folder, monkeypatch):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    for name, value in user_environment().items():
+        monkeypatch.setenv(name, value)
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SCRIPT)])
+    resources = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute()
+    outputs = book.cells[0].outputs
+    assert "".join(output.text for output in outputs if output.output_type == "stream") == SAID
+    lines = [output for output in outputs if output.output_type == "display_data"]
+    assert [line.data["text/plain"] for line in lines] == [""]  # one, updated and in the end cleared
+
+
+@pytest.mark.slow
+def test_units_that_failed_are_tried_alone_by_our_own_module(folder):
+    """The process that tries a unit alone, and the gateway, start beside the user's modules too."""
+    code = SCRIPT.replace('print("started", flush=True)', "").replace(
+        "import sen2fine",
+        textwrap.dedent("""
+        import sen2fine
+        from pipeline.running import quarantine, unit_queue
+        from pipeline.archive.read import gateway
+        alone = quarantine.isolated
+    """),
+    ) + textwrap.dedent("""
+        from pipeline.planning.plan import load_plan
+        print([quarantine.isolated(unit, "sample.zarr") for unit in load_plan("sample.zarr").units()])
+        print(gateway._start().process.poll())
+    """)
+    code, out, said = python("-c", code, cwd=folder)
+    assert (code, out) == (0, "480 4\n[None, None, None, None]\nNone\n"), said
+
+
+def children_of(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def until(true, seconds=60):
+    ends = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def cluster():
+    """A process that holds two local workers until it is told to end."""
+    code = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from pipeline.running.local_cluster import local_workers
+        with local_workers("local", 2) as address:
+            print(address, flush=True)
+            sys.stdin.read()
+    """)
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, env=user_environment(), stdin=-1, stdout=-1, text=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["stdin", "killed"])
+def test_workers_end_with_the_process_that_started_them(cluster, end):
+    address = cluster.stdout.readline()
+    assert address.startswith("tcp://127.0.0.1:")
+    started = children_of(cluster)
+    assert len([p for p in started if "spawn_main" in " ".join(p.cmdline())]) == 2
+    if end == "killed":
+        cluster.kill()
+    else:
+        cluster.stdin.close()
+    until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in started))
+
+
+@pytest.mark.slow
+def test_signals_are_left_to_the_driver(cluster):
+    """Ctrl-C in a terminal reaches all processes of the foreground group; units are to be finished."""
+    cluster.stdout.readline()
+    helper = next(p for p in children_of(cluster) if "local_cluster" in " ".join(p.cmdline()))
+    assert os.getpgid(helper.pid) != os.getpgid(cluster.pid)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        helper.send_signal(number)
+    time.sleep(1)
+    assert helper.is_running()
+    assert len([p for p in children_of(cluster) if "spawn_main" in " ".join(p.cmdline())]) == 2
