@@ -19,7 +19,7 @@ def user_environment(**more):
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline" / "public"), str(ROOT)]), **more}
 
 
-def python(*words, cwd, stdin=None, timeout=300):
+def python(*words, cwd, stdin=None, timeout=900):
     """Run Python in a folder of a user; returns (exit code, stdout, stderr)."""
     done = subprocess.run(
         [sys.executable, *words], cwd=cwd, env=user_environment(), input=stdin, capture_output=True, text=True,

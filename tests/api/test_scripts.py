@@ -1,5 +1,7 @@
 """Runs with several workers from where users start them, in a folder that holds modules called as ours."""
 
+import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +12,9 @@ import time
 import psutil
 import pytest
 
+from pipeline.errors import PipelineError, UsageError
+from pipeline.running import local_cluster
+from pipeline.running.local_cluster import local_workers
 from tests.api.conftest import python, user_environment
 
 SCRIPT = textwrap.dedent("""
@@ -28,7 +33,7 @@ SAID = "started\n480 4\n"
 def folder(region):
     """The folder of a user with modules of their own, which must not be imported in any process."""
     here = region.parent
-    mine = f"open({str(here / 'imported')!r}, 'a').write(__name__)\nraise SystemExit('a module of the user was imported')\n"
+    mine = f"open({str(here / 'imported')!r}, 'a').write(__name__)\nraise SystemExit('the user\\'s was imported')\n"
     (here / "pipeline.py").write_text(mine)
     (here / "training").mkdir()
     (here / "training" / "__init__.py").write_text(mine)
@@ -53,18 +58,21 @@ def test_a_run_without_a_guard_starts_once(folder, way):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_notebook_shows_one_line(folder, monkeypatch):
-    nbformat = pytest.importorskip("nbformat")
-    nbclient = pytest.importorskip("nbclient")
-    for name, value in user_environment().items():
-        monkeypatch.setenv(name, value)
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SCRIPT)])
-    resources = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute()
-    outputs = book.cells[0].outputs
-    assert "".join(output.text for output in outputs if output.output_type == "stream") == SAID
-    lines = [output for output in outputs if output.output_type == "display_data"]
-    assert [line.data["text/plain"] for line in lines] == [""]  # one, updated and in the end cleared
+def test_a_run_in_a_notebook_shows_one_line(folder):
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    client = """
+        import json, sys, nbclient, nbformat
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(sys.stdin.read())])
+        nbclient.NotebookClient(book, timeout=300, kernel_name="python3").execute()
+        print(json.dumps(book.cells[0].outputs))
+    """
+    code, out, said = python("-c", textwrap.dedent(client), cwd=folder, stdin=SCRIPT)
+    assert code == 0, said
+    outputs = json.loads(out)
+    assert "".join("".join(one["text"]) for one in outputs if one["output_type"] == "stream") == SAID
+    lines = [one["data"]["text/plain"] for one in outputs if one["output_type"] == "display_data"]
+    assert lines == [""]  # one line, updated and in the end cleared
 
 
 @pytest.mark.slow
@@ -128,6 +136,20 @@ def test_workers_end_with_the_process_that_started_them(cluster, end):
     else:
         cluster.stdin.close()
     until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in started))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("dask_cuda") is not None, reason="dask-cuda is there")
+def test_what_the_helper_refuses_is_the_drivers_error():
+    with pytest.raises(UsageError, match="dask-cuda cannot be used") as caught, local_workers("cuda", 0):
+        pass
+    assert caught.value.cure == 'pip install "sen2fine[cuda]"'
+
+
+def test_a_helper_that_does_not_start_is_one_line(monkeypatch):
+    monkeypatch.setattr(local_cluster, "command", lambda *words: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(PipelineError, match="the local Dask scheduler did not start"), local_workers("local", 1):
+        pass
 
 
 @pytest.mark.slow

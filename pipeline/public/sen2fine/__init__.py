@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.api.resolve import super_resolve
-
-    from pipeline.api.area import Area
     from pipeline.api.preview import Preview, plan
+    from pipeline.api.resolve import super_resolve
     from pipeline.api.runs import run
     from pipeline.api.stores import check, view
     from pipeline.errors import PipelineError
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from pipeline.store.reader import open_measured, open_store
 
 __all__ = [
-    "Area",
     "PipelineError",
     "Preview",
     "__version__",
@@ -50,7 +47,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Area": "pipeline.api.area",
     "PipelineError": "pipeline.errors",
     "Preview": "pipeline.api.preview",
     "check": "pipeline.api.stores",
