@@ -35,17 +35,30 @@ def spoken(log_format: str | None = None, *, quiet: bool = False, bar: bool = Tr
     lines = log_format is not None or not sys.stderr.isatty()
     progress = Progress(quiet=quiet or lines or not bar)
     handler: logging.Handler = _Lines(log_format or "text") if lines else _Terminal(progress)
-    level, propagate = _package.level, _package.propagate
+    with _handled(handler, logging.WARNING if quiet else logging.INFO if lines else logging.DEBUG, progress):
+        yield progress
+
+
+@contextmanager
+def through(progress: Progress) -> Iterator[Progress]:
+    """Show what the package logs in a progress line of the caller's while the block runs, and clear it at the end."""
+    with _handled(_Terminal(progress), logging.DEBUG, progress):
+        yield progress
+
+
+@contextmanager
+def _handled(handler: logging.Handler, level: int, progress: Progress) -> Iterator[None]:
+    before = _package.level, _package.propagate
     _package.addHandler(handler)
-    _package.setLevel(logging.WARNING if quiet else logging.INFO if lines else logging.DEBUG)
+    _package.setLevel(level)
     _package.propagate = False  # or handlers of the root, such as dask's, print it twice
     try:
-        yield progress
+        yield
     finally:
         progress.clear()
         _package.removeHandler(handler)
-        _package.setLevel(level)
-        _package.propagate = propagate
+        _package.setLevel(before[0])
+        _package.propagate = before[1]
 
 
 class _Lines(logging.Handler):

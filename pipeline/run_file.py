@@ -38,7 +38,7 @@ def parse(p: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespac
     if given.config is None:
         return given
     path = Path(given.config)
-    found = _read(path)
+    found = read(path)
     actions = {action.dest: action for action in p._actions}
     settings = {name: value for name, value in found.items() if name not in _DECIDING}
     require_known(settings, (_DECIDING | actions.keys() | {AOI_NAME}) - _ACTS, str(path))
@@ -53,12 +53,15 @@ def parse(p: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespac
 
 def decided(path: Path) -> RunConfig:
     """Return the settings of a file that decide the pixels. Raises UsageError."""
-    found = {name: value for name, value in _read(path).items() if name in _DECIDING}
+    found = {name: value for name, value in read(path).items() if name in _DECIDING}
     return RunConfig.from_mapping(found, str(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the settings of a file by their names in the program, with paths relative to the working folder."""
+def read(path: Path) -> dict[str, Any]:
+    """Return the settings of a file by their names in the program, with paths relative to the working folder.
+
+    Raises UsageError for what only a command line may hold.
+    """
     names = ((_SPELLED.get(name := key.replace("-", "_"), name), value) for key, value in read_toml(path).items())
     found: dict[str, Any] = dict(names)
     if acts := sorted(found.keys() & _ACTS):

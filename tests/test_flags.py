@@ -106,7 +106,7 @@ def test_help_is_in_groups_with_examples_defaults_and_exit_codes(command):
     assert p.epilog.startswith("exit codes:\n  0 ")
     assert exit_codes().startswith("exit codes:\n  0 ")
     for flag, action in flags_of(command).items():
-        told = action.default in (None, False, "", 0) or "default" in action.help
+        told = action.default in (None, False, "", 0, argparse.SUPPRESS) or "default" in action.help
         assert told, f"{flag} has the default {action.default}"
 
 

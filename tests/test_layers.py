@@ -39,7 +39,9 @@ ABOVE_COMMANDS = {  # Python's doors to what the commands do
     "pipeline.products",
     "pipeline.check",
     "pipeline.view",
+    "pipeline.logs",
     "pipeline.report",
+    "pipeline.run_file",
     "pipeline.terminal",
 }
 TRAINING_BOTTOM = {"training.presets", "training.schedule", "training.placement", "pipeline"}

@@ -31,6 +31,7 @@ ACTS = {
     "overwrite",
     "json",
     "help",
+    "version",
 }
 # A value of every setting that is not its default, as in the file and as flags.
 SETTINGS = {

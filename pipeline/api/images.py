@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.api.names import band_named
-from pipeline.api.progress import LOG
 from pipeline.bands import BAND_NAMES, BY_NAME, GSDS_M, SCL
 from pipeline.errors import UsageError
 from pipeline.grid.grid import Phase
@@ -19,6 +19,8 @@ from pipeline.grid.native_rasters import SCL_GSD_M
 if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
 
 _TIME, _BAND = "time", "band"
 CORNERS = ("center", "topleft")  # what x and y of a pixel may be; the words are stackstac's
@@ -121,7 +123,7 @@ def _split(part: xr.Dataset | xr.DataArray) -> list[tuple[str, xr.DataArray]]:
             named.append((array.name, array))
     passed_over = [str(name) for name, _ in named if not band_named(name)]
     if passed_over:
-        LOG.info("not among the bands: %s", ", ".join(passed_over))
+        _log.info("not among the bands: %s", ", ".join(passed_over))
     return [(band, array) for name, array in named if (band := band_named(name))]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.api.area import aoi_of
 from pipeline.api.progress import progress_of
-from pipeline.api.settings import settled
+from pipeline.api.settings import settled, with_file
 from pipeline.process import guest
 from pipeline.redaction import redact_logs
 from pipeline.report import PlanPreview
@@ -45,7 +45,9 @@ def plan(
     from pipeline.planning.planner import make_plan
     from pipeline.running.pools import processors
 
-    config, manner = settled(settings, "plan")
+    given = with_file({"aoi": aoi, "out": out, "bbox": bbox, **settings})
+    aoi, out, bbox = (given.pop(name, None) for name in ("aoi", "out", "bbox"))
+    config, manner = settled(given, "plan")
     area = aoi_of(aoi, bbox, max_area_km2=manner.max_area_km2, repair=manner.repair)
     for warning in area.warnings:
         warnings.warn(warning, stacklevel=2)

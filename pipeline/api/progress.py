@@ -1,19 +1,20 @@
-"""Progress of runs from Python: the command's line in a terminal, one updating line in Jupyter, else logging."""
+"""Progress of runs from Python: the command's line in a terminal, one updating line in Jupyter, else logging alone.
+
+All that a run says goes to the loggers of the package, below "pipeline", as it does in commands.
+"""
 
 from __future__ import annotations
 
-import logging
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipeline.logs import spoken, through
 from pipeline.plain import plain
 from pipeline.terminal import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-LOG = logging.getLogger("sen2fine")
 
 
 class NotebookProgress(Progress):
@@ -24,32 +25,26 @@ class NotebookProgress(Progress):
         self._display = display
         self._handle: Any = None
 
-    def say(self, text: str) -> None:
-        """Show the current activity."""
-        content = {"text/plain": plain(text)}
-        if self._handle is None:
-            self._handle = self._display(content, raw=True, display_id=True)
-        else:
-            self._handle.update(content, raw=True)
+    def line(self, text: str) -> None:
+        """Print a line of its own below the cell."""
+        print(plain(text))
 
     def clear(self) -> None:
         """Clear the line."""
         if self._handle is not None:
-            self.say("")
+            self._update("")
 
+    def _show(self, words: list[str], *, anew: bool) -> None:
+        if words != self._words:
+            self._words = words
+            self._update(", ".join(words))
 
-class LoggedProgress(Progress):
-    """Messages of the logger "sen2fine", at level INFO."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self._last = ""
-
-    def say(self, text: str) -> None:
-        """Log an activity that differs from the last one."""
-        if text != self._last:
-            LOG.info("%s", plain(text))
-        self._last = text
+    def _update(self, text: str) -> None:
+        content = {"text/plain": text}
+        if self._handle is None:
+            self._handle = self._display(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
 
 
 def in_notebook() -> bool:
@@ -62,16 +57,13 @@ def in_notebook() -> bool:
 @contextmanager
 def progress_of(*, shown: bool) -> Iterator[Progress]:
     """Yield the progress that fits the surroundings, and clear its line at the end. It is silent unless `shown`."""
-    progress = _fitting() if shown else Progress(quiet=True)
-    try:
-        yield progress
-    finally:
-        progress.clear()
-
-
-def _fitting() -> Progress:
-    if in_notebook():
+    if shown and in_notebook():
         from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
 
-        return NotebookProgress(display)
-    return Progress() if sys.stderr.isatty() else LoggedProgress()
+        with through(NotebookProgress(display)) as progress:
+            yield progress
+    elif shown and sys.stderr.isatty():
+        with spoken() as progress:
+            yield progress
+    else:
+        yield Progress(quiet=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from typing import TYPE_CHECKING
 
 from pipeline.api.area import aoi_of
-from pipeline.api.progress import LOG, progress_of
-from pipeline.api.settings import settled
+from pipeline.api.progress import progress_of
+from pipeline.api.settings import settled, with_file
 from pipeline.errors import LeaseLost
 from pipeline.process import guest
 from pipeline.redaction import redact_logs
 from pipeline.store.place import place_of
 from pipeline.store.reader import open_store
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +52,9 @@ def run(
     script needs no `if __name__ == "__main__"`. Raises PipelineError: UsageError for settings, NoDataError if no scene
     matches, Interrupted if it was stopped, to be continued by the same call.
     """
-    config, manner = settled(settings, "run")
+    given = with_file({"aoi": aoi, "out": out, "bbox": bbox, **settings})
+    aoi, out, bbox = (given.pop(name, None) for name in ("aoi", "out", "bbox"))
+    config, manner = settled(given, "run")
     area = aoi_of(aoi, bbox, max_area_km2=manner.max_area_km2, repair=manner.repair)
     for warning in area.warnings:
         warnings.warn(warning, stacklevel=2)
@@ -95,7 +100,7 @@ def _run(plan: Plan, held: Lease, manner: Manner, workers: int, progress: Progre
         held=held,
         mixed=manner.mixed_software,
     )
-    LOG.info("%s: %d units computed, %d found done", held.place, summary.computed, summary.resumed)
+    _log.info("%s: %d units computed, %d found done", held.place, summary.computed, summary.resumed)
     if summary.computed:
         progress.say("drawing the quicklook")
         _draw(plan, held.place)

@@ -14,8 +14,12 @@ from pipeline.aoi.aoi import MAX_AREA_KM2
 from pipeline.config import RunConfig
 from pipeline.errors import UsageError
 from pipeline.planning.output_size import MAX_OUTPUT_GB
+from pipeline.run_file import AOI_NAME, read
 from pipeline.store.receipts import VERIFY_LEVELS
 
+_OF_COMMANDS = ("quiet", "log_format", "price_per_hour", AOI_NAME)  # which say how a command speaks
+_OTHERWISE = {"repair_aoi": "repair"}  # names of flags that Python users know by others
+_PLACES = ("aoi", "bbox")
 _LISTS = ("bands", "weights", "options", "conditions", "mtf", "exclude")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "workers": ((int, type(None)), "a number of processes"),
@@ -63,17 +67,29 @@ def settled(settings: Mapping[str, Any], call: str) -> tuple[RunConfig, Manner]:
     `config` may be a TOML file, which the other settings override. `call` is the function that they were given to.
     Raises UsageError for unknown names and wrong values.
     """
-    given = dict(settings)
-    file = given.pop("config", None)
+    given = with_file(settings)
     of_manner = {field.name for field in fields(Manner)}
     of_pixels = {field.name for field in fields(RunConfig)} | {"fusion_weights"}
     for name in given:
         if name not in of_manner | of_pixels:
             raise _unknown(name, of_manner | of_pixels | {"config"}, call)
     manner = Manner(**{name: value for name, value in given.items() if name in of_manner})
-    base = {} if file is None else RunConfig.from_toml(Path(file)).to_json()
     own = {name: _plain(name, value) for name, value in given.items() if name in of_pixels and value is not None}
-    return RunConfig.from_mapping({**base, **own}, call), manner
+    return RunConfig.from_mapping(own, call), manner
+
+
+def with_file(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings together with those of the file `config`, if there is one, which they override.
+
+    A place given replaces that of the file. Raises UsageError.
+    """
+    given = dict(settings)
+    if (file := given.pop("config", None)) is None:
+        return given
+    found = {_OTHERWISE.get(name, name): value for name, value in read(Path(file)).items() if name not in _OF_COMMANDS}
+    if any(given.get(name) is not None for name in _PLACES):
+        found = {name: value for name, value in found.items() if name not in _PLACES}
+    return {**found, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _unknown(name: str, known: set[str], call: str) -> UsageError:

@@ -143,7 +143,7 @@ def test_rows_from_south_to_north_are_turned(scene):
 def test_other_variables_are_passed_over(scene, caplog):
     image = dataset_of(scene)
     image["visual"] = image.B04 * 0
-    with caplog.at_level("INFO", logger="sen2fine"):
+    with caplog.at_level("INFO", logger="pipeline"):
         assert "visual" not in only(image)
     assert "not among the bands: visual" in caplog.text
 

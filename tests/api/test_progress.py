@@ -5,7 +5,7 @@ import logging
 import sys
 import types
 
-from pipeline.api.progress import LoggedProgress, NotebookProgress, in_notebook, progress_of
+from pipeline.api.progress import NotebookProgress, in_notebook, progress_of
 from pipeline.running.unit_queue import Summary
 from pipeline.terminal import Progress
 
@@ -43,8 +43,9 @@ def test_in_a_notebook_one_line_is_updated(monkeypatch):
     with progress_of(shown=True) as progress:
         assert isinstance(progress, NotebookProgress)
         progress.say("searching")
+        logging.getLogger("pipeline.running.driver").info("publishing", extra={"facts": {"stage": "publish"}})
         progress.units(Summary(units=4, resumed=1), 2)
-    assert display.said == ["searching", "units 1/4 · 2 at work", ""]
+    assert display.said == ["searching", "publishing", "units 1/4, 2 at work", ""]
 
 
 def test_nothing_said_is_nothing_displayed():
@@ -53,14 +54,13 @@ def test_nothing_said_is_nothing_displayed():
     assert display.said == []
 
 
-def test_elsewhere_changes_are_logged(monkeypatch, caplog):
+def test_elsewhere_the_package_logs_and_the_user_decides(monkeypatch, caplog):
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with caplog.at_level(logging.INFO, logger="sen2fine"), progress_of(shown=True) as progress:
-        assert isinstance(progress, LoggedProgress)
-        for text in ("searching", "searching", "units 1/2"):
-            progress.say(text)
-    assert [record.getMessage() for record in caplog.records] == ["searching", "units 1/2"]
+    with caplog.at_level(logging.INFO, logger="pipeline"), progress_of(shown=True) as progress:
+        logging.getLogger("pipeline.running.driver").info("publishing", extra={"facts": {"stage": "publish"}})
+        progress.say("searching")
+    assert [record.getMessage() for record in caplog.records] == ["publishing"]
     assert sys.stderr.getvalue() == ""
 
 
@@ -79,7 +79,7 @@ def test_in_a_terminal_it_is_the_line_of_the_command(monkeypatch):
 
 def test_progress_may_be_silent(monkeypatch, caplog):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with caplog.at_level(logging.INFO, logger="sen2fine"), progress_of(shown=False) as progress:
+    with caplog.at_level(logging.INFO, logger="pipeline"), progress_of(shown=False) as progress:
         progress.say("searching")
     assert not caplog.records
     assert sys.stderr.getvalue() == ""

@@ -82,7 +82,7 @@ def test_check_and_view(store, tmp_path):
     assert repr(found) == found.text()
     assert "complete" in repr(found)
     page = sen2fine.view(store, tmp_path / "page.html", at=(10.3, 46.041))
-    assert page.read_bytes().startswith(b"<!doctype html>")
+    assert page.read_bytes().startswith(b"<!DOCTYPE html>")
     with pytest.raises(UsageError, match=r"--at 200 46"):
         sen2fine.view(store, at=(200, 46))
     with pytest.raises(UsageError, match="verify = 'closely'"):

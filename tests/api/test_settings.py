@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.api.settings import Manner, settled
+from pipeline.api.settings import Manner, settled, with_file
 from pipeline.config import RunConfig
 from pipeline.errors import UsageError
 
@@ -51,6 +51,24 @@ def test_a_file_is_overridden(tmp_path):
     (tmp_path / "a.toml").write_text('seed = 1\nsr = "bicubic"\n')
     found = config(config=tmp_path / "a.toml", seed=2)
     assert (found.seed, found.sr) == (2, "bicubic")
+
+
+def test_a_file_of_a_whole_run_is_taken(tmp_path):
+    (tmp_path / "a.toml").write_text(
+        'aoi = "region.geojson"\nout = "a.zarr"\nworkers = 3\nrepair-aoi = true\nquiet = true\noption = ["steps=5"]\n'
+    )
+    given = with_file({"config": tmp_path / "a.toml", "out": "b.zarr", "aoi": None})
+    assert given == {
+        "aoi": str(tmp_path / "region.geojson"), "out": "b.zarr", "workers": 3, "repair": True, "options": ["steps=5"],
+    }  # fmt: skip
+    assert "aoi" not in with_file({"config": tmp_path / "a.toml", "bbox": (1, 2, 3, 4)})
+    with pytest.raises(UsageError, match="plan_only"):
+        with_file({"config": write(tmp_path / "b.toml", "plan_only = true")})
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
 
 
 def test_unknown_names_are_refused_with_the_nearest():

@@ -24,23 +24,30 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import load_plan, open_cube
     from pipeline.products.color import false_color, true_color
     from pipeline.products.indices import indices
-    from pipeline.products.reobserve import reobserve
+    from pipeline.products.mosaic import mosaic
+    from pipeline.products.reobserve import difference, reobserve
+    from pipeline.products.split_bands import split_bands
     from pipeline.store.reader import open_measured, open_store
+    from pipeline.store.tree import open_tree
 
 __all__ = [
     "PipelineError",
     "Preview",
     "__version__",
     "check",
+    "difference",
     "false_color",
     "indices",
     "load_plan",
+    "mosaic",
     "open_cube",
     "open_measured",
     "open_store",
+    "open_tree",
     "plan",
     "reobserve",
     "run",
+    "split_bands",
     "super_resolve",
     "true_color",
     "view",
@@ -50,15 +57,19 @@ _HOMES = {
     "PipelineError": "pipeline.errors",
     "Preview": "pipeline.api.preview",
     "check": "pipeline.api.stores",
+    "difference": "pipeline.products.reobserve",
     "false_color": "pipeline.products.color",
     "indices": "pipeline.products.indices",
     "load_plan": "pipeline.planning.plan",
+    "mosaic": "pipeline.products.mosaic",
     "open_cube": "pipeline.planning.plan",
     "open_measured": "pipeline.store.reader",
     "open_store": "pipeline.store.reader",
+    "open_tree": "pipeline.store.tree",
     "plan": "pipeline.api.preview",
     "reobserve": "pipeline.products.reobserve",
     "run": "pipeline.api.runs",
+    "split_bands": "pipeline.products.split_bands",
     "super_resolve": "pipeline.api.resolve",
     "true_color": "pipeline.products.color",
     "view": "pipeline.api.stores",
