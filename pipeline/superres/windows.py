@@ -235,6 +235,15 @@ class WindowResult:
     spread: dict[float, NDArray[np.float32] | None]
     handed: list[NDArray[np.float32]]
 
+    def below(self, rows: int, gsd_m: float) -> WindowResult:
+        """Return a copy of the means and spreads without their first `rows` px of `gsd_m`."""
+        cut = {out_m: round(rows * gsd_m / out_m) for out_m in self.mean}
+        return WindowResult(
+            {out_m: image[:, cut[out_m] :].copy() for out_m, image in self.mean.items()},
+            {out_m: None if one is None else one[:, cut[out_m] :].copy() for out_m, one in self.spread.items()},
+            self.handed,
+        )
+
 
 def run_window(
     window: WindowInput,
