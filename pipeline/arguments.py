@@ -99,7 +99,7 @@ def _add_output(out: argparse._ArgumentGroup) -> None:
     out.add_argument("--clip", action="store_true", default=None, help="mask pixels outside the polygon")
     out.add_argument("--shard", action="store_true", default=None, help="one Zarr shard per unit")
     out.add_argument("--chunk-px", type=int, help="side of a chunk, a multiple of 24 (480)")
-    out.add_argument("--unit-chunks", type=int, help="maximum number of chunks per unit and axis (4)")
+    out.add_argument("--unit-chunks", type=int, help="maximum number of chunks per unit and axis (chosen by cost)")
     out.add_argument("--overwrite", action="store_true", help="delete an existing store first")
     out.add_argument("--verify", choices=VERIFY_LEVELS, default="size", help="how finished units are checked")
     out.add_argument(

@@ -33,6 +33,31 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_unit_threads = 1
+
+
+def set_unit_threads(threads: int) -> None:
+    """Set how many threads of this process compute the windows of a unit. Each uses one thread of torch."""
+    global _unit_threads
+    _unit_threads = threads
+
+
+@contextmanager
+def unit_threads(threads: int) -> Iterator[None]:
+    """Compute units in so many threads meanwhile."""
+    before = _unit_threads
+    set_unit_threads(threads)
+    try:
+        yield
+    finally:
+        set_unit_threads(before)
+
+
+def threads_of(device_type: str) -> int:
+    """Return how many threads compute a unit: those set for the CPU, one for any other device."""
+    return _unit_threads if device_type == "cpu" else 1
+
+
 def device_name() -> str:
     """Return the torch device of this process: the first visible CUDA device, else the CPU."""
     import torch

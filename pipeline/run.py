@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place
 
 
+_HERE = ("auto", "inline", "local")  # clusters whose workers are on this machine
+
+
 def _picture(plan: Plan, store: Place, *, anew: bool) -> Path | None:
     """Return the quicklook, drawn if `anew` or missing. Failures only give warnings, since the store is finished."""
     from pipeline.products.quicklook import is_quicklook
@@ -78,7 +81,8 @@ def execute(arguments: argparse.Namespace) -> int:
         tell(f"warning: {warning}")
     shown = place_of(arguments.out or f"{aoi.name}.zarr")
     limit_gb = math.inf if arguments.dry_run else arguments.max_output_gb
-    request = RunRequest(config, aoi, writable(shown), arguments.overwrite, limit_gb)
+    together = arguments.cluster in _HERE and not arguments.plan_only
+    request = RunRequest(config, aoi, writable(shown), arguments.overwrite, limit_gb, together)
     workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")
@@ -136,9 +140,9 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) -> int:
     """Limit local workers to the memory; other clusters are not limited. Raises UsageError if --workers is too many."""
-    from pipeline.running.pools import fitting_workers, require_memory
+    from pipeline.running.memory import fitting_workers, require_memory
 
-    if arguments.cluster not in ("auto", "inline", "local"):
+    if arguments.cluster not in _HERE:
         return workers
     if arguments.workers is None:
         workers = fitting_workers(workers, worker_mib)

@@ -112,9 +112,10 @@ def run_plan(
         if todo:
             software.require_same(plan, place, done=summary.resumed, mixed=mixed)
             require_local_access(plan)
+            count = 1 if cluster == "inline" else min(workers, len(todo))
             with (
                 stop_on_signals() as stop,
-                open_pool(cluster, min(workers, len(todo)), str(place), plan.digest, stop) as pool,
+                open_pool(cluster, count, str(place), plan.digest, stop, workers // count) as pool,
             ):
                 work = UnitQueue(pool, summary, report, stop, place, plan.digest, patience, mine)
                 for number in range(len(plan.passes)):

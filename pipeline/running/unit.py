@@ -16,7 +16,7 @@ from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import SCL_GSD_M, NativeRasters, factor_at
 from pipeline.planning.plan import Plan, load_plan
 from pipeline.planning.unit_job import job_of
-from pipeline.process import device_name, peak_rss_mib, prepare_process
+from pipeline.process import device_name, peak_rss_mib, prepare_process, threads_of
 from pipeline.running import build_overviews
 from pipeline.running.rolling_read import RollingRead
 from pipeline.running.tally import Tally
@@ -53,11 +53,8 @@ def _plan(store: str, digest: str) -> Plan:
     return plan
 
 
-def process(unit: Unit, store: str, digest: str, attempt: int = 1, threads: int = 1) -> Receipt:
-    """Compute and store one unit of the plan in `store`, its windows in `threads` threads. Return its receipt.
-
-    Errors name the unit.
-    """
+def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
+    """Compute and store one unit of the plan in `store`. Return its receipt. Errors name the unit."""
     stages = Stages()
     prepare_process()
     fence = Fence(place_of(store), digest)
@@ -65,7 +62,7 @@ def process(unit: Unit, store: str, digest: str, attempt: int = 1, threads: int 
     place = place_of(store).guarded(fence.require)
     stages.lap("start")
     try:
-        receipt = _process(unit, plan, place, attempt, stages, threads)
+        receipt = _process(unit, plan, place, attempt, stages)
         build_overviews.build_if_last(plan, place, unit, stages)
     except PipelineError as error:
         error.found = f"unit {unit.id}: {error.found}"
@@ -74,23 +71,23 @@ def process(unit: Unit, store: str, digest: str, attempt: int = 1, threads: int 
     return receipt
 
 
-def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages, threads: int) -> Receipt:
+def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages) -> Receipt:
     system = load(plan.system, device_name())
     job = job_of(plan, unit, system)
     stages.lap("load")
     if not job.scenes:
         return _record(store, job, _empty(job, attempt), stages)
 
-    receipt = _computed(job, plan, store, system, stages, threads)
+    receipt = _computed(job, plan, store, system, stages)
     return _record(store, job, replace(receipt, attempts=attempt), stages)
 
 
-def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: Stages, threads: int) -> Receipt:
+def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: Stages) -> Receipt:
     """Compute and write a unit strip by strip. Return the receipt of what was stored."""
     work = _Work(job, store)
     maps = ZoneMaps.of(plan.conditions, system.name, job.zone.grid)
     rolling = None if job.source_gsd_m else RollingRead(job)
-    with Sweep(threads) as sweep:
+    with Sweep(threads_of(system.device.type)) as sweep:
         for i, strip in enumerate(job.strips):
             rasters = _read_finished(job, plan, store) if rolling is None else rolling.over(strip.read)
             stages.lap("read")

@@ -282,7 +282,7 @@ def test_an_archive_that_stays_away_stops_the_run_with_75(archive, aoi, tmp_path
 
 
 def test_workers_are_as_many_as_fit_into_memory(monkeypatch):
-    from pipeline.running.pools import fitting_workers
+    from pipeline.running.memory import fitting_workers
 
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 8 * 2**30)
     assert fitting_workers(16, 1000.0) == 5
