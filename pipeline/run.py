@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pipeline.planning.estimate import Estimate
     from pipeline.planning.plan import Plan
     from pipeline.store.lease import Lease
     from pipeline.store.place import Place
@@ -62,6 +63,17 @@ def _cluster_of(arguments: argparse.Namespace, units: int, workers: int) -> str:
     return "local" if min(units, workers) > 1 else "inline"
 
 
+def _at_work(arguments: argparse.Namespace, wanted: int) -> int:
+    """Return how many workers will be at work: one per GPU where the run uses GPUs of this machine, else `wanted`."""
+    if arguments.cluster not in ("auto", "inline", "cuda"):
+        return wanted
+    import torch
+
+    if not torch.cuda.is_available():
+        return wanted
+    return 1 if arguments.cluster == "inline" else torch.cuda.device_count()
+
+
 def execute(arguments: argparse.Namespace) -> int:
     """Plan and run, and print the report. Raises PipelineError."""
     if arguments.shard_of or arguments.finalise:
@@ -81,20 +93,22 @@ def execute(arguments: argparse.Namespace) -> int:
         tell(f"warning: {warning}")
     shown = place_of(arguments.out or f"{aoi.name}.zarr")
     limit_gb = math.inf if arguments.dry_run else arguments.max_output_gb
-    together = arguments.cluster in _HERE and not arguments.plan_only
-    request = RunRequest(config, aoi, writable(shown), arguments.overwrite, limit_gb, together)
+    together = arguments.cluster in _HERE
+    near = together and not arguments.plan_only
+    request = RunRequest(config, aoi, writable(shown), arguments.overwrite, limit_gb, near)
     workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")
+    workers = _at_work(arguments, workers)
     if arguments.plan_only and not arguments.dry_run:
         return _frozen(freeze(request, workers, progress.say), shown, arguments, progress)
     plan = draft(request, workers, progress.say) if arguments.dry_run else proposed(request, workers, progress.say)
-    cost = estimate(plan, workers, timed=arguments.dry_run)
+    cost = estimate(plan, workers, timed=arguments.dry_run, together=together)
     if arguments.dry_run:
         progress.clear()
         show_report(PlanPreview(plan, cost, shown, aoi.describe()), as_json=arguments.json)
         return EXIT_OK
-    workers = _affordable(arguments, workers, cost.worker_mib)
+    workers = _affordable(arguments, workers, cost)
     with lease(request.store, say=progress.say) as held:
         return compute(begin_or_continue(plan, held, request), held, shown, arguments, workers, progress)
 
@@ -128,25 +142,32 @@ def resume(arguments: argparse.Namespace) -> int:
     shown = place_of(arguments.plan)
     store = writable(shown)
     plan = load_plan(store)
-    wanted = arguments.workers or processors()
-    workers = (
-        wanted if arguments.finalise else _affordable(arguments, wanted, estimate(plan, wanted, timed=False).worker_mib)
-    )
+    workers = _at_work(arguments, arguments.workers or processors())
+    if not arguments.finalise:
+        workers = _affordable(arguments, workers, estimate(plan, workers, timed=False))
     shard = Part.parse(arguments.shard_of).label if arguments.shard_of else ""
     progress = Progress(quiet=arguments.quiet or arguments.json)
     with lease(store, shard, progress.say) as held:
         return compute(plan, held, shown, arguments, workers, progress)
 
 
-def _affordable(arguments: argparse.Namespace, workers: int, worker_mib: float) -> int:
-    """Limit local workers to the memory; other clusters are not limited. Raises UsageError if --workers is too many."""
-    from pipeline.running.memory import fitting_workers, require_memory
+def _affordable(arguments: argparse.Namespace, workers: int, cost: Estimate) -> int:
+    """Limit the workers of this machine to its memory; other clusters are not limited.
 
-    if arguments.cluster not in _HERE:
+    Raises UsageError if --workers is too many.
+    """
+    from pipeline.process import device_name
+    from pipeline.running.memory import CUDA_MIB, fitting_workers, require_memory
+
+    if arguments.cluster not in (*_HERE, "cuda"):
         return workers
-    if arguments.workers is None:
-        workers = fitting_workers(workers, worker_mib)
-    require_memory(1 if arguments.cluster == "inline" else workers, worker_mib)
+    processes = 1 if arguments.cluster == "inline" else max(1, min(workers, cost.units))
+    threads, cuda_mib = max(1, workers // processes), CUDA_MIB if device_name() != "cpu" else 0
+    worker_mib = cost.worker_mib + cuda_mib + cost.thread_mib * (threads - 1)
+    if arguments.workers is None and arguments.cluster != "cuda":
+        fitting = fitting_workers(processes, worker_mib)
+        processes, workers = fitting, workers if fitting == processes else fitting * threads
+    require_memory(processes, worker_mib)
     return workers
 
 

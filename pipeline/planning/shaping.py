@@ -22,7 +22,7 @@ _WIDEST_PX = 4320  # of a unit: a row of windows over it is held in memory
 _MOST_WINDOWS = 320  # of a unit on one machine; about four minutes of one processor with small networks
 _MOST_WINDOWS_APART = 96  # where workers come and go, and their number is not known
 _LEAST_WINDOWS = 64  # that a unit may have, however many draws are averaged
-_THREAD_SHARE = 0.92  # of the work of a worker of its own that one more thread does
+THREAD_SHARE = 0.92  # of the work of a worker of its own that one more thread does
 _MORE_ROWS = 8  # further divisions that are compared, besides one for each worker
 
 Breaks = tuple[int, ...]
@@ -85,7 +85,7 @@ class Shaping:
         if len(units) >= workers or not self.together:
             return largest * -(-len(units) // workers), sum(units), largest
         threads = workers // len(units)
-        return largest / (1 + _THREAD_SHARE * (threads - 1)), sum(units), largest
+        return largest / (1 + THREAD_SHARE * (threads - 1)), sum(units), largest
 
 
 @dataclass(frozen=True)

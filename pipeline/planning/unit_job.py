@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.superres.system import System
 
 
-_STRIP_PX = 480  # least height of a strip: what several strips need is kept between them
+STRIP_PX = 480  # least height of a strip: what several strips need is kept between them
 _BLOCK_PX = 1920  # width of what is finished at once
 
 
@@ -157,7 +157,7 @@ def _strips(chunks: Sequence[Window], of: Pass, reach_px: int) -> tuple[Strip, .
         rows.setdefault(chunk.row, []).append(chunk)
     parts: list[list[Window]] = []
     for row in sorted(rows):
-        if parts and (of.source_gsd_m or row - parts[-1][0].row < _STRIP_PX):
+        if parts and (of.source_gsd_m or row - parts[-1][0].row < STRIP_PX):
             parts[-1] += rows[row]
         else:
             parts.append(rows[row])

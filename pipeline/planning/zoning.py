@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NoDataError, UsageError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.superres.passes import Pass
 
 _BOW_M = 0.05
+_FULL_SHARE = 0.4  # of chunks that touch the AOI; with fewer, large units would read much ground in vain
 _SLIVER_DEG2 = 1e-9  # about ten square metres
 _SLIVER_SHARE = 1e-3  # share of the AOI part, which keeps very small AOIs
 
@@ -142,8 +144,12 @@ def _zone(
     bounds_m = (left + bow_x - rim_m, bottom + bow_y - rim_m, right - bow_x + rim_m, top - bow_y + rim_m)
     grid = Grid.covering(epsg, bounds_m, phase)
     ny, nx = (-(-length // config.chunk_px) for length in grid.shape)
-    rows, cols = _breaks(ny, nx, config, workers) if shaping is None else shaping.breaks(grid, config.chunk_px)
-    return Zone(epsg, grid, _plain(mapping(area)), steps, rows, cols, resample), notes
+    rows, cols = _breaks(ny, nx, config, workers)
+    zone = Zone(epsg, grid, _plain(mapping(area)), steps, rows, cols, resample)
+    if shaping is not None and zone.cut(PassLayout(), config.chunk_px).active.mean() >= _FULL_SHARE:
+        rows, cols = shaping.breaks(grid, config.chunk_px)
+        zone = replace(zone, row_breaks=rows, col_breaks=cols)
+    return zone, notes
 
 
 def _plain(geometry: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.errors import UsageError
 
 _MEMORY_SHARE = 0.7
+CUDA_MIB = 8192  # main memory for CUDA and its libraries; a conservative guess
 
 
 def fitting_workers(wanted: int, worker_mib: float) -> int:

@@ -38,24 +38,21 @@ class RollingRead:
     def over(self, window: Window) -> NativeRasters:
         """Return rasters that hold `window`, in the width of the unit. The rows above it are dropped.
 
-        Windows have to follow each other from the top.
+        Windows have to follow each other from the top. Rows between two that none needs are not read, unless few.
         """
-        whole, held = self._job.read, self._held
+        held = None if self._held is None or self._held.window.row_end <= window.row else _from(self._held, window.row)
         end = window.row if held is None else held.window.row_end
-        if end < window.row_end or held is None:
-            until = min(whole.row_end, max(window.row_end, end + _ROWS_PX))
-            new = self._read(Window(end, whole.col, until - end, whole.nx))
-            held = new if held is None else _joined(_from(held, min(window.row, end)), new)
-        else:
-            held = _from(held, window.row)
+        if held is None or end < window.row_end:
+            new = self._read(end, min(self._job.read.row_end, max(window.row_end, end + _ROWS_PX)))
+            held = new if held is None else _joined(held, new)
         self._held = held
         return held
 
-    def _read(self, window: Window) -> NativeRasters:
+    def _read(self, first: int, end: int) -> NativeRasters:
         from pipeline.archive.read.cube import read_period
 
         job = self._job
-        grid = job.grid.of(window)
+        grid = job.grid.of(Window(first, job.read.col, end - first, job.read.nx))
         found = read_period(
             job.scenes, job.composite, grid, job.bands_read, job.access,
             resample=job.zone.resample, with_scl=job.with_scl,
