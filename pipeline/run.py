@@ -208,6 +208,9 @@ def compute(
         progress.clear()
     if found := software.mixed_words(plan, store):
         print(f"warning: {shown} was computed by {' and by '.join(found)}", file=sys.stderr)
+    if len(summary.arithmetics) > 1:
+        kinds = " and on ".join(summary.arithmetics)
+        print(f"warning: {shown} was computed on {kinds}, which round differently", file=sys.stderr)
     if shard is not None:
         show_report(PartReport(shard, summary, shown), as_json=arguments.json)
         return EXIT_OK

@@ -21,7 +21,7 @@ from pipeline import run as command
 from pipeline.bands import BAND_NAMES
 from pipeline.bbox import joined
 from pipeline.config import RunConfig
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
 from pipeline.planning.plan import Plan
 from pipeline.running import driver

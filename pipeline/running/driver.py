@@ -219,7 +219,7 @@ def _complete(plan: Plan, place: Place, summary: Summary, verify: str, *, change
 
 
 def facts_of(plan: Plan, place: Place, summary: Summary) -> dict[str, object]:
-    """Return what a published store states about its units, and about its software if more than one computed them."""
+    """Return what a published store states about its units, and of software and processors if they differ."""
     facts: dict[str, object] = {
         "valid_fraction": round(summary.valid_fraction, 6),
         "scenes_used": list(summary.scenes),
@@ -230,6 +230,8 @@ def facts_of(plan: Plan, place: Place, summary: Summary) -> dict[str, object]:
         facts["detail"] = shares
     if computed_with := software.mixed_words(plan, place):
         facts["computed_with"] = computed_with
+    if len(summary.arithmetics) > 1:
+        facts["computed_on"] = list(summary.arithmetics)
     return facts
 
 

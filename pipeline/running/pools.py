@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
-from pipeline.process import set_unit_threads, unit_threads
+from pipeline.process import device_lost, end_process, set_unit_threads, unit_threads, without_device
 from pipeline.running.dask_scheduler import existing_scheduler
 from pipeline.running.scaling import Demand
 from pipeline.running.software import this_software
@@ -48,6 +48,7 @@ _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "268435456",
     "MALLOC_ARENA_MAX": "1",
 }
+_PRELOAD = ["pipeline.running.worker_setup"]
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **_MALLOC}
 
 
@@ -92,6 +93,8 @@ class InlinePool:
         try:
             return unit, attempt, process(unit, self._store, self._digest, attempt)
         except Exception as error:
+            if device_lost(error):
+                raise without_device(error) from error
             return unit, attempt, error
 
     def set_demand(self, units: int) -> None:
@@ -220,7 +223,7 @@ def _run_on_worker(processes: int, unit: Unit, store: str, digest: str, attempt:
     would get a plain Exception and could not tell an outage from a damaged file.
     """
     from pipeline.archive.read.rate_limit import share
-    from pipeline.redaction import redact_logs
+    from pipeline.redaction import redact, redact_logs
 
     redact_logs()  # external workers have not run `worker_setup`
     share(processes)
@@ -230,6 +233,10 @@ def _run_on_worker(processes: int, unit: Unit, store: str, digest: str, attempt:
         return process(unit, store, digest, attempt)
     except PipelineError as error:
         failure = type(error)(error.found, error.expected, error.cure)
+    except Exception as error:
+        if device_lost(error):
+            end_process(redact(str(without_device(error))))
+        raise
     raise failure  # outside the except block, so without context
 
 
@@ -241,7 +248,8 @@ def _explained(error: BaseException, unit: Unit) -> BaseException:
         return error
     return PipelineError(
         f"unit {unit.id}: its worker process died",
-        cure="if memory ran out, use fewer --workers or a smaller --unit-chunks; --dry-run shows the need",
+        cure="if memory ran out, use fewer --workers or a smaller --unit-chunks; --dry-run shows the need. If a GPU "
+        "failed, the worker's log says so",
     )
 
 
@@ -281,7 +289,7 @@ def _client(cluster: str, workers: int, store: Path, demand: Demand, stop: Stop)
     settings = {
         "distributed.nanny.pre-spawn-environ": _ENVIRONMENT,
         "distributed.scheduler.allowed-failures": 0,  # the driver counts attempts
-        "distributed.worker.preload": ["pipeline.running.worker_setup"],
+        "distributed.worker.preload": _PRELOAD,
         "distributed.comm.timeouts.connect": "30s",
         "distributed.logging": {"distributed": "error", "distributed.nanny": "critical"},
     }
@@ -307,7 +315,13 @@ def _cuda(workers: int, store: Path, demand: Demand) -> Iterator[object]:
     except Exception as error:
         raise UsageError(f"dask-cuda cannot be used ({error})", cure='pip install "sen2fine[cuda]"') from error
     with _sigint_ignored():
-        gpus = LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, dashboard_address="127.0.0.1:0")
+        gpus = LocalCUDACluster(
+            threads_per_worker=1,
+            device_memory_limit=0,
+            memory_limit=0,  # as for local workers
+            preload=_PRELOAD,  # its own would replace the one that is configured
+            dashboard_address="127.0.0.1:0",
+        )
     with gpus:
         yield gpus
 

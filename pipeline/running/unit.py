@@ -16,7 +16,7 @@ from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import SCL_GSD_M, NativeRasters, factor_at
 from pipeline.planning.plan import Plan, load_plan
 from pipeline.planning.unit_job import job_of
-from pipeline.process import device_name, peak_rss_mib, prepare_process, threads_of
+from pipeline.process import arithmetic, device_name, peak_rss_mib, prepare_process, threads_of
 from pipeline.running import build_overviews
 from pipeline.running.rolling_read import RollingRead
 from pipeline.running.tally import Tally
@@ -223,6 +223,6 @@ def _empty(job: UnitJob, attempt: int) -> Receipt:
 
 def _record(store: Place, job: UnitJob, receipt: Receipt, stages: Stages) -> Receipt:
     """Write the receipt, with time and memory so far. Overviews come later and have their own records."""
-    receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib())
+    receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib(), arithmetic=arithmetic())
     Ledger(store, job.plan_digest).record(receipt)
     return receipt
