@@ -131,12 +131,14 @@ CASES = {
     "sgdm": ("sgdm", ("sr", "prior", "fusion"), {}, 2),
 }
 
+SLOW = {"ldsr, draws", "ldsr, ldm6", "wavediffur x2", "wavediffur x16", "sgdm"}
+
 
 def test_every_system_is_among_the_cases():
     assert {name for name, *_ in CASES.values()} == {*known()}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
 def test_windows_run_on_the_device_alone(case, files, monkeypatch):
     name, roles, options, members = CASES[case]
     given = [f"{role}={files[name][role]}" for role in roles]
@@ -151,7 +153,7 @@ def test_windows_run_on_the_device_alone(case, files, monkeypatch):
 
     monkeypatch.setattr(windows, "to_host", fetch)
     settings = Options(members=members, consistency="tent")
-    state = {"degradation": [0.1] * 512, **dict.fromkeys(("style_mean", "style_deviation"), [0.1] * 8)}
+    state = {"degradation": [0.1] * 16, **dict.fromkeys(("style_mean", "style_deviation"), [0.1] * 8)}
     for of in passes_of(system.stages, BAND_NAMES):
         area = AREA.snap_out(of.source_px)
         read = of.read_window(area.pad(of.reach_px(settings)))
