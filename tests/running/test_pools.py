@@ -294,7 +294,8 @@ def test_more_workers_than_memory_are_refused_with_the_numbers(archive, aoi, tmp
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 3 * 2**30)
     words = ["--aoi", str(aoi), "--catalog", str(archive), "--sr", "bicubic", "--max-cloud", "100"]
     store = tmp_path / "large.zarr"
-    assert main([*words, "--out", str(store), "--workers", "8"]) == 2
+    small = ["--chunk-px", "240", "--unit-chunks", "1"]  # as many units as workers; they would share one unit
+    assert main([*words, *small, "--out", str(store), "--workers", "8"]) == 2
     said = capsys.readouterr().err
     assert "8 workers" in said
     assert "limit of 3072 MiB" in said
