@@ -23,9 +23,7 @@ def require_memory(workers: int, worker_mib: float) -> None:
     if workers * worker_mib <= _MEMORY_SHARE * limit_mib:
         return
     fitting = int(_MEMORY_SHARE * limit_mib / worker_mib)
-    cure = (
-        f"--workers {fitting}" if fitting else "fewer --workers, a smaller --unit-chunks, or a machine with more memory"
-    )
+    cure = f"--workers {fitting}" if fitting else "fewer --workers, a smaller --unit-chunks, or more memory"
     raise UsageError(
         f"{workers} workers of about {worker_mib:.0f} MiB need {workers * worker_mib:.0f} MiB",
         f"at most {_MEMORY_SHARE:.0%} of this machine's limit of {limit_mib:.0f} MiB",
