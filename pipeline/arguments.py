@@ -179,7 +179,7 @@ def _add_output(out: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="N",
         help="maximum number of chunks per unit and axis; larger units compute less overlap and need more memory "
-        "(default: 4)",
+        "(default: chosen by cost; 4 with --shard)",
     )
     out.add_argument("--overwrite", action="store_true", help="replace what is there: delete an existing store first")
     out.add_argument(

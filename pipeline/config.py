@@ -23,6 +23,7 @@ CHUNK_BANDS = ("all", "1")
 FUSION_ROLE = "fusion"  # role of the weights given with --fusion-weights
 MTF_RANGE = (0.05, 0.6)  # 2 / pi would be the MTF of averaging over a pixel alone
 _MAX_TOML_BYTES = 1_000_000
+_BLOCK_CHUNKS = 4  # of shards, and of units of plans with several passes
 _EXAMPLES = {  # for settings whose default does not show the format
     **dict.fromkeys(("start", "end"), 'a date in quotes, such as "2024-06-01"'),
     "weights": 'a list of files such as ["sr.safetensors", "fusion=fusion.safetensors"]',
@@ -58,7 +59,7 @@ class RunConfig:
     offset: int | None = None  # BOA_ADD_OFFSET to add to the archive's DN, overriding rules and audit
     clip: bool = False  # mask pixels outside the polygon
     chunk_px: int = 480  # 1.2 km; a multiple of 24
-    unit_chunks: int = 4  # maximum number of chunks per unit along one axis
+    unit_chunks: int = 0  # maximum number of chunks per unit along one axis; 0: chosen by cost
     shard: bool = False  # one Zarr shard per unit: fewer files, but GDAL needs version 3.13 to read them
     chunk_bands: str = "all"  # bands in a chunk: "all", or "1" so that one band is read without the others
 
@@ -76,8 +77,8 @@ class RunConfig:
             raise UsageError(f"no such band: {', '.join(unknown)}", expected, hint)
         if self.chunk_px <= 0 or self.chunk_px % 24:
             raise UsageError(f"chunk_px = {self.chunk_px}", "a positive multiple of 24 (60 m)")
-        if self.unit_chunks < 1:
-            raise UsageError(f"unit_chunks = {self.unit_chunks}", "at least 1")
+        if self.unit_chunks < 0:
+            raise UsageError(f"unit_chunks = {self.unit_chunks}", "at least 1, or 0 to have it chosen")
         if not 0 <= self.members <= 1000:
             raise UsageError(f"members = {self.members}", "0 to 1000")
         if self.estimate == "sample" and self.members > 1:
@@ -95,6 +96,16 @@ class RunConfig:
         """Bands of the store, in instrument order."""
         chosen = self.bands or BAND_NAMES
         return tuple(name for name in BAND_NAMES if name in chosen)
+
+    @property
+    def block_chunks(self) -> int:
+        """Chunks of a square unit along one axis, where cost does not decide."""
+        return self.unit_chunks or _BLOCK_CHUNKS
+
+    @property
+    def shard_chunks(self) -> int:
+        """Chunks of a shard along one axis; 0 without shards."""
+        return self.block_chunks if self.shard else 0
 
     @property
     def option_values(self) -> dict[str, str]:

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from pipeline.errors import EXIT_RESUMABLE, Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 def prepare_process(threads: int = 1) -> None:
-    """Set the number of torch threads and disable GDAL's indirect drivers. Every worker process needs this once."""
+    """Set torch's threads and arithmetic, disable GDAL's indirect drivers. Every worker process needs this once."""
     import torch
 
     from pipeline.archive.read.gdal import restrict_drivers
 
     restrict_drivers()
     torch.set_num_threads(threads)
+    use_ieee_float32()
+
+
+def use_ieee_float32() -> None:
+    """Compute float32 as IEEE 754 has it, by algorithms that do not depend on what was timed.
+
+    torch uses TF32 in cuDNN's convolutions by default, which changes a third of the stored DN by up to 9. cuDNN's
+    benchmark chooses an algorithm, and so the last bits, by a race.
+    """
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
 
 
 @contextmanager
@@ -56,11 +73,87 @@ def guest() -> Iterator[None]:
             os.environ["GDAL_SKIP"] = skipped
 
 
+_unit_threads = 1
+
+
+def set_unit_threads(threads: int) -> None:
+    """Set how many threads of this process compute the windows of a unit. Each uses one thread of torch."""
+    global _unit_threads
+    _unit_threads = threads
+
+
+@contextmanager
+def unit_threads(threads: int) -> Iterator[None]:
+    """Compute units in so many threads meanwhile."""
+    before = _unit_threads
+    set_unit_threads(threads)
+    try:
+        yield
+    finally:
+        set_unit_threads(before)
+
+
+def threads_of(device_type: str) -> int:
+    """Return how many threads compute a unit: those set for the CPU, one for any other device."""
+    return _unit_threads if device_type == "cpu" else 1
+
+
 def device_name() -> str:
     """Return the torch device of this process: the first visible CUDA device, else the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def arithmetic() -> str:
+    """Return the processor and the number format that units of this process are computed with.
+
+    Of a CPU it names the instruction set, since libraries choose their algorithms by it.
+    """
+    import torch
+
+    if device_name() != "cpu":
+        return f"{torch.cuda.get_device_name(0)}, {_float32()}"
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, float32"
+
+
+def _float32() -> str:
+    import torch
+
+    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return "float32 as TF32" if tf32 else "float32"
+
+
+def device_lost(error: BaseException | None) -> bool:
+    """Return whether an error leaves this process without its GPU: every later call to CUDA fails as well.
+
+    Exhausted memory does not.
+    """
+    import torch
+
+    lost = getattr(torch, "AcceleratorError", ())  # since torch 2.8; earlier releases raise RuntimeError
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return False
+        if isinstance(error, lost) or (type(error) is RuntimeError and str(error).startswith("CUDA error")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def without_device(error: BaseException) -> Interrupted:
+    """Return the error of a run whose process has lost its GPU by `error`."""
+    return Interrupted(
+        f"the GPU of this process has failed ({str(error).splitlines()[0]})",
+        "a process that can use its GPU",
+        "run the same command again, it continues in a new process; if that fails too, look at the GPU (nvidia-smi)",
+    )
+
+
+def end_process(why: str) -> NoReturn:
+    """End this process at once with exit code 75, so that its nanny starts another; `why` goes to its log."""
+    print(why, file=sys.stderr, flush=True)
+    os._exit(EXIT_RESUMABLE)
 
 
 def peak_rss_mib() -> float:

@@ -97,7 +97,7 @@ class PlanPreview:
             f"  area     {cost.area_km2:g} km2 per time step, {cost.output_pixels:,} pixels per band in all",
             *finer,
             f"  work     {counted(cost.units, 'unit')}, {counted(cost.windows, 'model window')}, "
-            f"{cost.overlap:g} times the area by overlap",
+            f"{cost.overlap:g} px through the networks per px stored",
             f"  reads    about {cost.read_requests:,} requests for {cost.read_mib:,.0f} MiB (COGs, blocks of 1024 px)",
             f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored "
             f"in {counted(cost.objects, 'object')} of data",

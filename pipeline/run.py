@@ -66,7 +66,7 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
         raise UsageError("--wait-for-plan without --plan", "--plan STORE, whose plan another process makes")
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
-    from pipeline.running.choices import affordable
+    from pipeline.running.choices import HERE, affordable, at_work
     from pipeline.running.pools import processors
     from pipeline.running.stored_plan import RunRequest, begin_or_continue, draft, freeze, proposed, writable
     from pipeline.store.lease import lease
@@ -77,19 +77,22 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
         tell(f"warning: {warning}")
     shown = place_of(arguments.out or f"{aoi.name}.zarr")
     limit_gb = math.inf if arguments.dry_run else arguments.max_output_gb
-    request = RunRequest(config, aoi, writable(shown), arguments.overwrite, limit_gb)
+    together = arguments.cluster in HERE
+    near = together and not arguments.plan_only
+    request = RunRequest(config, aoi, writable(shown), arguments.overwrite, limit_gb, near)
     workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers {workers}", "at least 1")
+    workers = at_work(arguments.cluster, workers)
     if arguments.plan_only and not arguments.dry_run:
         return _frozen(freeze(request, workers, progress.say), shown, arguments, progress)
     plan = draft(request, workers, progress.say) if arguments.dry_run else proposed(request, workers, progress.say)
-    cost = estimate(plan, workers, timed=arguments.dry_run)
+    cost = estimate(plan, workers, timed=arguments.dry_run, together=together)
     if arguments.dry_run:
         progress.clear()
         show_report(PlanPreview(plan, cost, shown, aoi.describe(), arguments.price_per_hour), as_json=arguments.json)
         return EXIT_OK
-    workers = affordable(arguments.cluster, arguments.workers, workers, cost.worker_mib)
+    workers = affordable(arguments.cluster, arguments.workers, workers, cost)
     with lease(request.store, say=progress.say) as held:
         return compute(begin_or_continue(plan, held, request), held, shown, arguments, workers, progress)
 
@@ -106,7 +109,7 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     from pipeline.planning.estimate import estimate
     from pipeline.planning.parts import Part
     from pipeline.planning.plan import load_plan
-    from pipeline.running.choices import affordable
+    from pipeline.running.choices import affordable, at_work
     from pipeline.running.pools import processors
     from pipeline.running.stored_plan import wait_for_plan, writable
     from pipeline.store.lease import lease
@@ -125,10 +128,9 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     wait_for_plan(shown, arguments.wait_for_plan, progress.say)  # which may make the store's folder
     store = writable(shown)
     plan = load_plan(store)
-    workers = arguments.workers or processors()
+    workers = at_work(arguments.cluster, arguments.workers or processors())
     if not arguments.finalise:
-        worker_mib = estimate(plan, workers, timed=False).worker_mib
-        workers = affordable(arguments.cluster, arguments.workers, workers, worker_mib)
+        workers = affordable(arguments.cluster, arguments.workers, workers, estimate(plan, workers, timed=False))
     shard = Part.parse(arguments.shard_of).label if arguments.shard_of else ""
     with lease(store, shard, progress.say) as held:
         return compute(plan, held, shown, arguments, workers, progress)
@@ -173,6 +175,8 @@ def compute(
         progress.clear()
     if found := software.mixed_words(plan, store):
         tell(f"warning: {shown} was computed by {' and by '.join(found)}")
+    if len(summary.arithmetics) > 1:
+        tell(f"warning: {shown} was computed on {' and on '.join(summary.arithmetics)}, which round differently")
     if shard is not None:
         show_report(PartReport(shard, summary, shown), as_json=arguments.json)
         return EXIT_OK

@@ -31,7 +31,7 @@ configs = st.builds(
     offset=st.sampled_from([None, 0, -1000]),
     clip=st.booleans(),
     chunk_px=st.integers(1, 100).map(lambda n: 24 * n),
-    unit_chunks=st.integers(1, 50),
+    unit_chunks=st.integers(0, 50),
     shard=st.booleans(),
 )
 
@@ -97,7 +97,7 @@ def test_bands_come_in_the_order_of_the_instrument():
         ("chunk_px = 0", "multiple of 24"),
         ("chunk_px = 500", "multiple of 24"),
         ("chunk_px = -24", "multiple of 24"),
-        ("unit_chunks = 0", "unit_chunks = 0; expected at least 1"),
+        ("unit_chunks = -1", "unit_chunks = -1; expected at least 1, or 0 to have it chosen"),
         ("members = -1", "members = -1; expected 0 to 1000"),
         ('estimate = "sample"\nmembers = 2', "estimate = sample with members = 2; expected one draw"),
         ('mtf = ["B02=0.9"]', "mtf = 'B02=0.9'; expected a value from 0.05 to 0.6"),

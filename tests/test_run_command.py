@@ -21,7 +21,7 @@ from pipeline import run as command
 from pipeline.bands import BAND_NAMES
 from pipeline.bbox import joined
 from pipeline.config import RunConfig
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
 from pipeline.planning.plan import Plan
 from pipeline.running import driver
@@ -110,7 +110,7 @@ class TestDryRun:
             r"2024-06-17 +cloud 0\.0 % +offset +0 +S2A_ONE",
             r"area +0\.36 km2",
             r"57,600 pixels per band",
-            r"work +1 unit, [1-9] model windows?, [\d.]+ times the area",
+            r"work +1 unit, [1-9] model windows?, [\d.]+ px through the networks per px stored",
             r"storage +1\.4 MiB raw, about \d\.?\d* MiB stored",
             r"memory +about \d+ MiB per worker, 1 worker\n",
             r"time +about .* of computing",
@@ -331,6 +331,48 @@ class TestArguments:
         assert cluster_of(cluster, units, workers) == chosen
 
     @pytest.mark.parametrize(
+        ("cluster", "gpus", "at_work"),
+        [("auto", 0, 6), ("auto", 1, 1), ("auto", 4, 4), ("cuda", 4, 4), ("inline", 4, 1), ("local", 4, 6)],
+    )
+    def test_workers_are_counted_as_they_will_be(self, monkeypatch, cluster, gpus, at_work):
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        arguments = command.parser().parse_args(["--cluster", cluster])
+        assert command._at_work(arguments, 6) == at_work
+
+    @pytest.mark.parametrize(
+        ("cluster", "asked", "gpu", "units", "limit_mib", "found"),
+        [
+            ("auto", None, False, 8, 10_000, 6),  # six processes of 1000 MiB in 70 % of the memory
+            ("auto", None, False, 8, 5_000, 3),
+            ("auto", None, False, 2, 5_000, 6),  # two of 1200 MiB, three threads each
+            ("auto", None, False, 2, 2_000, 3),
+            ("auto", "6", False, 1, 2_200, 6),  # one of 1500 MiB
+            ("auto", "6", False, 8, 5_000, None),
+            ("inline", "6", False, 8, 2_200, 6),
+            ("inline", None, True, 8, 13_000, None),  # CUDA takes 8 GiB of main memory
+            ("tcp://there:8786", None, False, 8, 100, 6),
+        ],
+    )  # fmt: skip
+    def test_workers_that_memory_allows(self, monkeypatch, cluster, asked, gpu, units, limit_mib, found):
+        from types import SimpleNamespace
+
+        from distributed import system
+
+        monkeypatch.setattr(system, "MEMORY_LIMIT", limit_mib * 2**20)
+        monkeypatch.setattr("pipeline.process.device_name", lambda: "cuda" if gpu else "cpu")
+        words = ["--cluster", cluster, *(["--workers", asked] if asked else [])]
+        cost = SimpleNamespace(worker_mib=1000.0, thread_mib=100.0, units=units)
+        arguments = command.parser().parse_args(words)
+        if found is None:
+            with pytest.raises(UsageError, match="MiB need"):
+                command._affordable(arguments, 1 if gpu else 6, cost)
+        else:
+            assert command._affordable(arguments, 6, cost) == found
+
+    @pytest.mark.parametrize(
         ("arguments", "said"),
         [
             (["--bbox", "--clip"], "--bbox: expected one argument"),
@@ -441,7 +483,7 @@ class TestRefusals:
             (["--max-cloud", "101"], ["0 to 100"]),
             (["--max-cloud", "nan"], ["0 to 100"]),
             (["--chunk-px", "100"], ["multiple of 24"]),
-            (["--unit-chunks", "0"], ["at least 1"]),
+            (["--unit-chunks", "-1"], ["at least 1"]),
             (["--members", "1001"], ["0 to 1000"]),
             (["--seed", "-1"], ["2**64"]),
             (["--workers", "0"], ["--workers 0", "at least 1"]),

@@ -43,6 +43,7 @@ def plan(
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
     from pipeline.planning.planner import make_plan
+    from pipeline.running.choices import HERE, at_work
     from pipeline.running.pools import processors
 
     given = with_file({"aoi": aoi, "out": out, "bbox": bbox, **settings})
@@ -54,7 +55,7 @@ def plan(
     redact_logs()
     with guest(), progress_of(shown=manner.progress) as progress:
         restrict_drivers()
-        workers = manner.workers or processors()
-        made = make_plan(config, area, workers=workers, say=progress.say, max_output_gb=float("inf"))
-        cost = estimate(made, workers)
+        workers, together = at_work(manner.cluster, manner.workers or processors()), manner.cluster in HERE
+        made = make_plan(config, area, workers=workers, together=together, say=progress.say, max_output_gb=float("inf"))
+        cost = estimate(made, workers, together=together)
     return Preview(made, cost, place_of(f"{area.name}.zarr" if out is None else os.fspath(out)), area.describe())

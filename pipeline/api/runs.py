@@ -69,17 +69,18 @@ def compute(config: RunConfig, aoi: Aoi, out: Place, manner: Manner, progress: P
     """Plan and compute a store, or continue it. Raises PipelineError."""
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
-    from pipeline.running.choices import affordable
+    from pipeline.running.choices import HERE, affordable, at_work
     from pipeline.running.pools import processors
     from pipeline.running.stored_plan import RunRequest, begin_or_continue, proposed, writable
     from pipeline.store.lease import lease
 
     restrict_drivers()  # for the workers
-    request = RunRequest(config, aoi, writable(out), manner.overwrite, manner.max_output_gb)
-    workers = manner.workers or processors()
+    together = manner.cluster in HERE
+    request = RunRequest(config, aoi, writable(out), manner.overwrite, manner.max_output_gb, together)
+    workers = at_work(manner.cluster, manner.workers or processors())
     plan = proposed(request, workers, progress.say)
-    worker_mib = estimate(plan, workers, timed=False).worker_mib
-    workers = affordable(manner.cluster, manner.workers, workers, worker_mib)
+    cost = estimate(plan, workers, timed=False, together=together)
+    workers = affordable(manner.cluster, manner.workers, workers, cost)
     with lease(request.store, say=progress.say) as held:
         _run(begin_or_continue(plan, held, request), held, manner, workers, progress)
 

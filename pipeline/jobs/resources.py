@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UsageError
+from pipeline.running.memory import CUDA_MIB
 
 MEMORY_SHARE = 0.7  # share of the memory limit that a run plans to use; see running/pools.py
 _DRIVER_MIB = 600  # a driver process with local workers
-_CUDA_MIB = 8192  # main memory for CUDA and its libraries; a conservative guess
 _SHORTEST_S = 600  # start-up, the grace period before the limit, and some work in between
 _UNITS = {"": 1.0, "M": 1.0, "Mi": 1.0, "G": 1024.0, "Gi": 1024.0, "T": 1024.0**2, "Ti": 1024.0**2}
 
@@ -32,7 +32,7 @@ class Resources:
     def needed_mib(self, worker_mib: float) -> int:
         """Return the MiB for workers of `worker_mib` each, with the reserve that a run requires, rounded up to GiB."""
         driver = _DRIVER_MIB if self.workers > 1 else 0
-        total = (self.workers * worker_mib + driver) / MEMORY_SHARE + _CUDA_MIB * self.gpus
+        total = (self.workers * worker_mib + driver) / MEMORY_SHARE + CUDA_MIB * self.gpus
         return -(-int(total) // 1024) * 1024
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES, GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.planning.expenses import Reads, objects_of, reads_of
+from pipeline.planning.shaping import THREAD_SHARE
 from pipeline.planning.store_template import template_of
+from pipeline.planning.unit_job import STRIP_PX
 from pipeline.process import device_name
 from pipeline.superres.system import load
 from pipeline.superres.weights import memory_of
@@ -58,17 +60,18 @@ class Estimate:
     read_requests: int  # to the archive
     read_mib: float
     objects: int  # with data, chunks or shards, that the store will hold
+    thread_mib: float = 0.0  # more for each further thread of a worker
 
     def to_json(self) -> dict[str, Any]:
         """Return the estimate as a dictionary."""
         return asdict(self)
 
 
-def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
+def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = False) -> Estimate:
     """Estimate the cost of a plan. If `timed`, run one window of each pass on this machine to estimate the time.
 
     Reads and objects are counted only then too: it takes 3 s for 10,000 units, and every part of an array asks for the
-    memory of its workers.
+    memory of its workers. `together`: the workers are on one machine, where several may share a unit.
     """
     parts = [_Part.of(plan, one) for one in plan.model_passes()]
     units, windows = sum(part.units for part in parts), sum(sum(part.cells) for part in parts)
@@ -94,15 +97,16 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True) -> Estimate:
         output_mib=round(sum(part.bytes * len(arrays) + part.stored_pixels for part in parts) / 2**20, 1),
         stored_mib=round(sum(part.bytes for part in parts) * compressed * _LEVELS / 2**20, 1),
         overlap=round(_base_px(parts[0].of_pass.groups, parts[0].cells) / max(1, pixels), 2),
-        worker_mib=round(max(worker_mib(memory, p.largest_px, p.of_pass, plan.draws, scenes) for p in parts)),
+        worker_mib=round(max(worker_mib(memory, p.held_px, p.of_pass, plan.draws, scenes) for p in parts)),
         seconds_per_window=round(spent / windows / (plan.draws or 1) if windows else 0.0, 3),
-        seconds=round(spent / max(1, min(workers, units)), 1),
+        seconds=round(spent / at_work(workers, units, together=together), 1),
         workers=workers,
         device=device_name(),
         hours=round(spent * _AROUND / 3600, 5),
         read_requests=reads.requests,
         read_mib=reads.mib,
         objects=objects_of(plan) if timed else 0,
+        thread_mib=round(max(_window_mib(memory, part.of_pass) for part in parts)),
     )
 
 
@@ -114,7 +118,7 @@ class _Part:
     units: int
     cells: list[int]  # windows by group
     pixels: int  # of the pass
-    largest_px: int  # of one unit
+    held_px: int  # the most that one unit holds at a time
 
     @classmethod
     def of(cls, plan: Plan, of_pass: Pass) -> _Part:
@@ -126,8 +130,8 @@ class _Part:
             for i, found in enumerate(of_pass.cells(wanted)):
                 cells[i] += len(found)
         pixels = sum(chunk.ny * chunk.nx for unit in units for chunk in plan.chunks(unit))
-        largest = max((_area(plan.window(unit)) for unit in units), default=0)
-        return cls(of_pass, len(units), cells, pixels, largest)
+        held = max((_held_px(of_pass, plan.window(unit), plan.config.chunk_px, reach) for unit in units), default=0)
+        return cls(of_pass, len(units), cells, pixels, held)
 
     @property
     def bytes(self) -> float:
@@ -144,8 +148,22 @@ class _Part:
         return self.pixels * (self.of_pass.gsd_m / output.gsd_m) ** 2
 
 
-def _area(window: Window) -> int:
-    return window.ny * window.nx
+def at_work(workers: int, units: int, *, together: bool) -> float:
+    """Return how many workers' work is done at a time. Workers on one machine may share units, in threads."""
+    processes = max(1, min(workers, units))
+    threads = workers // processes if together else 1
+    return processes * (1 + THREAD_SHARE * (threads - 1))
+
+
+def _held_px(of_pass: Pass, unit: Window, chunk_px: int, reach_px: int) -> int:
+    """Return the px that are held at a time while a unit is computed: a strip, and windows that the next needs too."""
+    wide = unit.nx + 2 * reach_px
+    strip = unit.ny if of_pass.source_gsd_m else min(unit.ny, max(chunk_px, STRIP_PX))
+    if strip == unit.ny:
+        return wide * (unit.ny + 2 * reach_px)
+    window = max(round(group.lattice.window_px * group.gsd_m / of_pass.gsd_m) for group in of_pass.groups)
+    stride = max(round(group.lattice.stride_px * group.gsd_m / of_pass.gsd_m) for group in of_pass.groups)
+    return round(wide * (strip + 2 * reach_px + (window + 2 * reach_px) * window / stride))
 
 
 def _base_px(groups: Sequence[Group], cells: Sequence[int]) -> float:
@@ -159,10 +177,15 @@ def _base_px(groups: Sequence[Group], cells: Sequence[int]) -> float:
     )
 
 
-def worker_mib(memory: Memory, unit_px: int, of_pass: Pass, members: int, scenes: int) -> float:
-    """Return the expected peak memory in MiB of one worker for a unit of `unit_px` pixels of a pass."""
-    gsd_m = of_pass.gsd_m
+def _window_mib(memory: Memory, of_pass: Pass) -> float:
+    """Return the memory in MiB that one window takes while it is computed."""
     window_px = max((group.lattice.window_px for group in of_pass.groups), default=0)
+    return window_px**2 * memory.floats_per_px * 4 / 2**20
+
+
+def worker_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes: int) -> float:
+    """Return the expected peak memory in MiB of one worker with one thread that holds `held_px` pixels of a pass."""
+    gsd_m = of_pass.gsd_m
     handed = sum(
         len(group.handed) * (gsd_m / group.gsd_m) ** 2 * (max(1, members) if group.varying else 1)
         for group in of_pass.groups
@@ -172,11 +195,10 @@ def worker_mib(memory: Memory, unit_px: int, of_pass: Pass, members: int, scenes
     else:
         read = sum(len(bands_at(gsd, BAND_NAMES)) * (gsd_m / gsd) ** 2 for gsd in GSDS_M) * 2 * scenes
     blended = sum(
-        (len(output.bands) * (4 + 2 + 4 * (members > 1)) + 8) * (gsd_m / output.gsd_m) ** 2
-        for output in of_pass.outputs
+        (len(output.bands) * (4 + 4 * (members > 1)) + 8) * (gsd_m / output.gsd_m) ** 2 for output in of_pass.outputs
     )
-    arrays = unit_px * (blended + read + 4 * handed) + window_px**2 * memory.floats_per_px * 4
-    return _BASE_MIB + _GDAL_CACHE_MIB + memory.weights_mib + arrays / 2**20
+    arrays = held_px * (blended + read + 4 * handed) / 2**20
+    return _BASE_MIB + _GDAL_CACHE_MIB + memory.weights_mib + arrays + _window_mib(memory, of_pass)
 
 
 def seconds_per_window(plan: Plan, number: int = 0) -> float:

@@ -138,7 +138,7 @@ class Plan:
 
     @cached_property
     def _cut(self) -> dict[tuple[int, int], Cut]:
-        size, shard = self.config.chunk_px, self.config.unit_chunks if self.config.shard else 0
+        size, shard = self.config.chunk_px, self.config.shard_chunks
         return {
             (zone.epsg, number): zone.cut(layout, size, shard)
             for zone in self.zones
@@ -196,7 +196,7 @@ class Plan:
         cut, size = self._cut[unit.epsg, unit.number], self.config.chunk_px
         grid = cut.grid.window
         if self.config.shard:
-            step = size * self.config.unit_chunks
+            step = size * self.config.shard_chunks
             return [Window(grid.row + unit.row * step, grid.col + unit.col * step, step, step).intersect(grid)]
         found = []
         for row in range(cut.rows[unit.row], cut.rows[unit.row + 1]):

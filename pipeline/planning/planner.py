@@ -24,6 +24,7 @@ from pipeline.planning.map_ground import require_ground
 from pipeline.planning.output_size import MAX_OUTPUT_GB, require_output
 from pipeline.planning.plan import Plan, consistency_of
 from pipeline.planning.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
+from pipeline.planning.shaping import Shaping
 from pipeline.planning.store_template import absent_bands
 from pipeline.planning.zoning import layouts_of, zones_of
 from pipeline.process import one_thread
@@ -68,10 +69,11 @@ def make_plan(
     aoi: Aoi,
     *,
     workers: int = 1,
+    together: bool = True,
     say: Callable[[str], None] = lambda _text: None,
     max_output_gb: float = MAX_OUTPUT_GB,
 ) -> Plan:
-    """Search the catalogue, decide offsets, and lay out zones and units.
+    """Search the catalogue, decide offsets, and lay out zones and units, for `workers`, on one machine if `together`.
 
     Raises UsageError if something does not fit or more than `max_output_gb` would be stored, and NoDataError if there
     are no scenes.
@@ -94,7 +96,11 @@ def make_plan(
     found = _search(config, aoi, around, chain.bands_required(stages, config.band_names))
     _stage("search", f"found {counted(len(found.scenes), 'scene')}; looking at their pixels", scenes=len(found.scenes))
     scenes, notes = _audited(found, config, say)
-    zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m)
+    shaping = None
+    if not (config.unit_chunks or config.shard or len(passes) > 1 or passes[0].finer):
+        drawn = system.draws(config.estimate, config.members)
+        shaping = Shaping(passes[0], reach_px, drawn, workers, together)
+    zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m, shaping)
     require_output(aoi.area_km2, max(len(zone.periods) for zone in zones), passes, max_output_gb)
     used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
     kept = {scene.id: scene for scene in scenes if scene.id in used}

@@ -30,7 +30,7 @@ def reach_m(config: RunConfig, windows_m: float, reach_px: int = 0) -> float:
     It adds the side of a stored chunk or shard, which may extend that far beyond the AOI, the halo `reach_px` predicted
     around a chunk, and the halo `windows_m` of model windows (`chain.reach_m`). All are squares, hence the diagonal.
     """
-    stored_px = config.chunk_px * (config.unit_chunks if config.shard else 1)
+    stored_px = config.chunk_px * (config.shard_chunks or 1)
     return math.sqrt(2) * ((stored_px + reach_px) * TARGET_GSD_M + windows_m)
 
 

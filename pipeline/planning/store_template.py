@@ -36,7 +36,7 @@ def template_of(plan: Plan, zone: Zone) -> Template:
         generated=plan.system.generated_bands,
         with_scl=plan_has_scl(plan),
         with_uncertainty=plan.draws > 1 and plan.system.stochastic,
-        shard_px=plan.config.chunk_px * plan.config.unit_chunks if plan.config.shard else 0,
+        shard_px=plan.config.chunk_px * plan.config.shard_chunks,
         by_band=plan.config.chunk_bands == "1",
         quality_meanings=QUALITY_MEANINGS,
         mtf=plan.mtf,

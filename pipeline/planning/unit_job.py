@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import PipelineError
+from pipeline.grid.grid import Window
 from pipeline.planning.noise_stream import noise_stream
 from pipeline.planning.store_template import plan_has_scl, template_of
 from pipeline.superres.chain import at_gsd, bands_read
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.archive.read.access import Access
     from pipeline.archive.scene import Scene
-    from pipeline.grid.grid import Grid, Window
+    from pipeline.grid.grid import Grid
     from pipeline.planning.plan import Plan
     from pipeline.planning.units import Unit, Zone
     from pipeline.store.template import Template
@@ -29,6 +31,27 @@ if TYPE_CHECKING:
     from pipeline.superres.passes import Pass
     from pipeline.superres.spec import SceneState
     from pipeline.superres.system import System
+
+
+STRIP_PX = 480  # least height of a strip: what several strips need is kept between them
+_BLOCK_PX = 1920  # width of what is finished at once
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some chunk rows of a unit, which are computed and written before the next. All windows count px of the pass."""
+
+    chunks: tuple[Window, ...]
+    window: Window  # smallest that holds the chunks
+    read: Window  # input window of `window`, with halo
+
+    @property
+    def blocks(self) -> list[tuple[Window, ...]]:
+        """The chunks in blocks that lie side by side."""
+        found: dict[int, list[Window]] = {}
+        for chunk in self.chunks:
+            found.setdefault((chunk.col - self.window.col) // max(_BLOCK_PX, chunk.nx), []).append(chunk)
+        return [tuple(found[place]) for place in sorted(found)]
 
 
 @dataclass(frozen=True)
@@ -48,6 +71,7 @@ class UnitJob:
     group: str
     template: Template
     read: Window  # input window of `window`, with halo
+    strips: tuple[Strip, ...]  # from the top
     scenes: tuple[Scene, ...]  # scenes that may intersect `read`, best first
     composite: str
     bands_read: tuple[str, ...]
@@ -80,14 +104,14 @@ class UnitJob:
             return None
         return {name: np.mean([one[name] for one in states], axis=0).tolist() for name in states[0]}
 
-    def inside(self, gsd_m: float) -> NDArray[np.bool_] | None:
+    def inside(self, gsd_m: float, window: Window) -> NDArray[np.bool_] | None:
         """Return a mask (ny, nx) at a GSD of the pixels of `window` whose centre is in the AOI; None without --clip."""
         if not self.clip:
             return None
         from affine import Affine
         from rasterio.features import geometry_mask
 
-        grid = self.zone.grid.at_gsd(gsd_m).of(at_gsd(self.window, self.gsd_m, gsd_m))
+        grid = self.zone.grid.at_gsd(gsd_m).of(at_gsd(window, self.gsd_m, gsd_m))
         mask: NDArray[np.bool_] = geometry_mask([self.zone.area], grid.shape, Affine(*grid.transform), invert=True)
         return mask
 
@@ -96,7 +120,8 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
     """Return the job of `unit`, for the loaded system of the plan."""
     zone, chunks, window = plan.zone(unit.epsg), tuple(plan.chunks(unit)), plan.window(unit)
     of = _pass_of(plan, unit, system)
-    read = of.read_window(window.pad(of.reach_px(plan.options())))
+    reach = of.reach_px(plan.options())
+    read = of.read_window(window.pad(reach))
     scenes = _reaching(plan.period_scenes(unit.epsg, unit.period), zone, at_gsd(read, of.gsd_m, TARGET_GSD_M))
     period = zone.periods[unit.period]
     dated = plan.config.composite == "none"  # composites of several passes have no date of their own
@@ -111,6 +136,7 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
         group=plan.group(unit.epsg),
         template=template_of(plan, zone),
         read=read,
+        strips=_strips(chunks, of, reach),
         scenes=scenes,
         composite=period.composite,
         bands_read=bands_to_read(plan, system, len(scenes)) if not of.source_gsd_m else of.natives,
@@ -122,6 +148,21 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
         states=plan.states,
         clip=plan.config.clip,
     )
+
+
+def _strips(chunks: Sequence[Window], of: Pass, reach_px: int) -> tuple[Strip, ...]:
+    """Return the chunks in strips of whole rows. What reads a finished group is one strip."""
+    rows: dict[int, list[Window]] = {}
+    for chunk in chunks:
+        rows.setdefault(chunk.row, []).append(chunk)
+    parts: list[list[Window]] = []
+    for row in sorted(rows):
+        if parts and (of.source_gsd_m or row - parts[-1][0].row < STRIP_PX):
+            parts[-1] += rows[row]
+        else:
+            parts.append(rows[row])
+    found = ((tuple(part), reduce(Window.union, part)) for part in parts)
+    return tuple(Strip(part, whole, of.read_window(whole.pad(reach_px))) for part, whole in found)
 
 
 def _pass_of(plan: Plan, unit: Unit, system: System) -> Pass:

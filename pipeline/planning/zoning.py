@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NoDataError, UsageError
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     from pipeline.aoi.aoi import Aoi
     from pipeline.archive.scene import Period, Scene
     from pipeline.config import RunConfig
+    from pipeline.planning.shaping import Shaping
     from pipeline.superres.options import Options
     from pipeline.superres.passes import Pass
 
 _BOW_M = 0.05
+_FULL_SHARE = 0.4  # of chunks that touch the AOI; with fewer, large units would read much ground in vain
 _SLIVER_DEG2 = 1e-9  # about ten square metres
 _SLIVER_SHARE = 1e-3  # share of the AOI part, which keeps very small AOIs
 
@@ -44,15 +47,21 @@ def layouts_of(passes: Sequence[Pass], config: RunConfig, options: Options) -> t
     for one in reversed(passes):
         finer = tuple((output.gsd_m, output.bands) for output in one.finer)
         layouts.insert(0, PassLayout(one.gsd_m, round(rim_m, 3), finer))
-        stored_m = config.chunk_px * (config.unit_chunks if config.shard else 1) * one.gsd_m
+        stored_m = config.chunk_px * (config.shard_chunks or 1) * one.gsd_m
         rim_m += math.sqrt(2) * (stored_m + one.reach_m(options))  # reaches are squares
     return tuple(layouts)
 
 
 def zones_of(
-    config: RunConfig, aoi: Aoi, around: Aoi, scenes: tuple[Scene, ...], workers: int, rim_m: float
+    config: RunConfig,
+    aoi: Aoi,
+    around: Aoi,
+    scenes: tuple[Scene, ...],
+    workers: int,
+    rim_m: float,
+    shaping: Shaping | None = None,
 ) -> tuple[tuple[Zone, ...], list[str]]:
-    """Return the zones of the AOI with their scenes, grown by `rim_m`, and notes.
+    """Return the zones of the AOI with their scenes, grown by `rim_m`, and notes. `shaping` decides the units, if any.
 
     Raises NoDataError if there are none.
     """
@@ -65,7 +74,7 @@ def zones_of(
         mine = [scene for scene in scenes if scene.epsg == epsg]
         inside = {scene.id for scene in over(part, mine)}
         steps = periods(over(around.shape, mine), config.composite, over_area=inside)
-        zone, note = _zone(config, epsg, to_utm(part, epsg), mine, steps, workers, rim_m)
+        zone, note = _zone(config, epsg, to_utm(part, epsg), mine, steps, workers, rim_m, shaping)
         zones.append(zone)
         notes += note
     if len(zones) > 1:
@@ -137,6 +146,7 @@ def _zone(
     steps: tuple[Period, ...],
     workers: int,
     rim_m: float,
+    shaping: Shaping | None = None,
 ) -> tuple[Zone, list[str]]:
     from shapely.geometry import mapping
 
@@ -149,7 +159,11 @@ def _zone(
     grid = Grid.covering(epsg, bounds_m, phase)
     ny, nx = (-(-length // config.chunk_px) for length in grid.shape)
     rows, cols = _breaks(ny, nx, config, workers)
-    return Zone(epsg, grid, _plain(mapping(area)), steps, rows, cols, resample), notes
+    zone = Zone(epsg, grid, _plain(mapping(area)), steps, rows, cols, resample)
+    if shaping is not None and zone.cut(PassLayout(), config.chunk_px).active.mean() >= _FULL_SHARE:
+        rows, cols = shaping.breaks(grid, config.chunk_px)
+        zone = replace(zone, row_breaks=rows, col_breaks=cols)
+    return zone, notes
 
 
 def _plain(geometry: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +199,7 @@ def _phase(epsg: int, scenes: list[Scene]) -> tuple[Phase, bool, list[str]]:
 
 def _breaks(ny: int, nx: int, config: RunConfig, workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the unit breaks in chunk rows and columns: even parts, at least one per worker where the area allows."""
-    limit = config.unit_chunks
+    limit = config.block_chunks
     if config.shard:  # shards have equal size, whatever the number of workers
         return _steps(ny, limit), _steps(nx, limit)
     rows, cols = -(-ny // limit), -(-nx // limit)

@@ -183,7 +183,7 @@ def _blocks(plan: Plan) -> Iterator[Block]:
 
 def _side(plan: Plan) -> int:
     """Return the number of chunks along one side of a block."""
-    return plan.config.unit_chunks if plan.config.shard else BLOCK_CHUNKS
+    return plan.config.shard_chunks or BLOCK_CHUNKS
 
 
 def _parts(breaks: tuple[int, ...], first: int, end: int) -> range:

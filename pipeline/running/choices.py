@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.running.pools import fitting_workers, require_memory
+from typing import TYPE_CHECKING
+
+from pipeline.process import device_name
+from pipeline.running.memory import CUDA_MIB, fitting_workers, require_memory
+
+if TYPE_CHECKING:
+    from pipeline.planning.estimate import Estimate
+
+HERE = ("auto", "inline", "local")  # clusters whose workers are on this machine
 
 
 def cluster_of(asked: str, units: int, workers: int) -> str:
@@ -18,14 +26,29 @@ def cluster_of(asked: str, units: int, workers: int) -> str:
     return "local" if min(units, workers) > 1 else "inline"
 
 
-def affordable(cluster: str, asked: int | None, workers: int, worker_mib: float) -> int:
-    """Limit local workers to the memory, unless their number was `asked` for; other clusters are not limited.
+def at_work(cluster: str, wanted: int) -> int:
+    """Return how many workers will be at work: one per GPU where the run uses GPUs of this machine, else `wanted`."""
+    if cluster not in ("auto", "inline", "cuda"):
+        return wanted
+    import torch
 
-    Raises UsageError if the number asked for is too many.
+    if not torch.cuda.is_available():
+        return wanted
+    return 1 if cluster == "inline" else torch.cuda.device_count()
+
+
+def affordable(cluster: str, asked: int | None, workers: int, cost: Estimate) -> int:
+    """Limit the workers of this machine to its memory, unless their number was `asked` for.
+
+    Workers of other clusters are not limited. Raises UsageError if the number asked for is too many.
     """
-    if cluster not in ("auto", "inline", "local"):
+    if cluster not in (*HERE, "cuda"):
         return workers
-    if asked is None:
-        workers = fitting_workers(workers, worker_mib)
-    require_memory(1 if cluster == "inline" else workers, worker_mib)
+    processes = 1 if cluster == "inline" else max(1, min(workers, cost.units))
+    threads, cuda_mib = max(1, workers // processes), CUDA_MIB if device_name() != "cpu" else 0
+    worker_mib = cost.worker_mib + cuda_mib + cost.thread_mib * (threads - 1)
+    if asked is None and cluster != "cuda":
+        fitting = fitting_workers(processes, worker_mib)
+        processes, workers = fitting, workers if fitting == processes else fitting * threads
+    require_memory(processes, worker_mib)
     return workers

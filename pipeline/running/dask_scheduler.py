@@ -112,5 +112,6 @@ def explained(error: BaseException, unit: Unit) -> BaseException:
         return error
     return PipelineError(
         f"unit {unit.id}: its worker process died",
-        cure="if memory ran out, use fewer --workers or a smaller --unit-chunks; --dry-run shows the need",
+        cure="if memory ran out, use fewer --workers or a smaller --unit-chunks; --dry-run shows the need. If a GPU "
+        "failed, the worker's log says so",
     )

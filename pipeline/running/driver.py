@@ -118,9 +118,10 @@ def run_plan(
         if todo:
             software.require_same(plan, place, done=summary.resumed, mixed=mixed)
             require_local_access(plan)
+            count = 1 if cluster == "inline" else min(workers, len(todo))
             with (
                 stop_on_signals() as stop,
-                open_pool(cluster, min(workers, len(todo)), str(place), plan.digest, stop) as pool,
+                open_pool(cluster, count, str(place), plan.digest, stop, workers // count) as pool,
             ):
                 work = UnitQueue(pool, summary, report, stop, place, plan.digest, patience, mine)
                 for number in range(len(plan.passes)):
@@ -244,7 +245,7 @@ def _complete(plan: Plan, place: Place, summary: Summary, verify: str, *, change
 
 
 def facts_of(plan: Plan, place: Place, summary: Summary) -> dict[str, object]:
-    """Return what a published store states about its units, and about its software if more than one computed them."""
+    """Return what a published store states about its units, and of software and processors if they differ."""
     facts: dict[str, object] = {
         "valid_fraction": round(summary.valid_fraction, 6),
         "scenes_used": list(summary.scenes),
@@ -255,6 +256,8 @@ def facts_of(plan: Plan, place: Place, summary: Summary) -> dict[str, object]:
         facts["detail"] = shares
     if computed_with := software.mixed_words(plan, place):
         facts["computed_with"] = computed_with
+    if len(summary.arithmetics) > 1:
+        facts["computed_on"] = list(summary.arithmetics)
     return facts
 
 

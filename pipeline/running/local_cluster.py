@@ -110,9 +110,17 @@ def _local(workers: int) -> LocalCluster:
 
 
 def _cuda() -> LocalCluster:
+    import dask
+
     try:
         from dask_cuda import LocalCUDACluster
     except Exception as error:
         raise UsageError(f"dask-cuda cannot be used ({error})", cure='pip install "sen2fine[cuda]"') from error
-    gpus: LocalCluster = LocalCUDACluster(threads_per_worker=1, device_memory_limit=0, dashboard_address="127.0.0.1:0")
+    gpus: LocalCluster = LocalCUDACluster(
+        threads_per_worker=1,
+        device_memory_limit=0,
+        memory_limit=0,  # as for local workers
+        preload=dask.config.get("distributed.worker.preload"),  # its own would replace the one that is configured
+        dashboard_address="127.0.0.1:0",
+    )
     return gpus

@@ -12,10 +12,12 @@ import os
 import time
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import Interrupted, PipelineError, UsageError
+from pipeline.process import device_lost, end_process, set_unit_threads, unit_threads, without_device
 from pipeline.running.dask_scheduler import existing_scheduler, explained, tell_dashboard
 from pipeline.running.local_cluster import local_workers
 from pipeline.running.scaling import Demand
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 Outcome = tuple["Unit", "int", "Receipt | BaseException"]
 _WORKERS_TIMEOUT_S = 120
-_MEMORY_SHARE = 0.7
 _POLL_S = (0.0005, 0.05)  # first and longest pause between polls of the cluster
 _ASK_EVERY_S = 5.0
 _SILENCE_S = 60.0  # a scheduler unreachable for this long counts as gone
@@ -48,6 +49,7 @@ _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "268435456",
     "MALLOC_ARENA_MAX": "1",
 }
+_PRELOAD = ["pipeline.running.worker_setup"]
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **_MALLOC}
 
 
@@ -92,6 +94,8 @@ class InlinePool:
         try:
             return unit, attempt, process(unit, self._store, self._digest, attempt)
         except Exception as error:
+            if device_lost(error):
+                raise without_device(error) from error
             return unit, attempt, error
 
     def set_demand(self, units: int) -> None:
@@ -113,7 +117,6 @@ class DaskPool:
         from distributed import as_completed
 
         self._stop = stop or Stop()
-
         self._demand = demand or Demand(0)
         self._workers = 1
         self._unmanned_s = unmanned_s  # longest time without any worker
@@ -221,7 +224,7 @@ def _run_on_worker(processes: int, unit: Unit, store: str, digest: str, attempt:
     would get a plain Exception and could not tell an outage from a damaged file.
     """
     from pipeline.archive.read.rate_limit import share
-    from pipeline.redaction import redact_logs
+    from pipeline.redaction import redact, redact_logs
 
     redact_logs()  # external workers have not run `worker_setup`
     share(processes)
@@ -231,17 +234,25 @@ def _run_on_worker(processes: int, unit: Unit, store: str, digest: str, attempt:
         return process(unit, store, digest, attempt)
     except PipelineError as error:
         failure = type(error)(error.found, error.expected, error.cure)
+    except Exception as error:
+        if device_lost(error):
+            end_process(redact(str(without_device(error))))
+        raise
     raise failure  # outside the except block, so without context
 
 
 @contextmanager
-def open_pool(cluster: str, workers: int, store: str, digest: str, stop: Stop | None = None) -> Iterator[Pool]:
+def open_pool(
+    cluster: str, workers: int, store: str, digest: str, stop: Stop | None = None, threads: int = 1
+) -> Iterator[Pool]:
     """Open a pool for `cluster`: "inline", "local", "cuda", "slurm", or the address of a Dask scheduler.
 
-    Raises Interrupted if `stop` is requested before an existing scheduler has a worker.
+    Workers of this machine compute a unit in `threads` threads. Raises Interrupted if `stop` is requested before an
+    existing scheduler has a worker.
     """
     if cluster == "inline":
-        yield InlinePool(store, digest)
+        with unit_threads(threads):
+            yield InlinePool(store, digest)
         return
     if cluster == "slurm" and "://" in store:
         found = f"--cluster slurm with the store {store}"
@@ -252,6 +263,8 @@ def open_pool(cluster: str, workers: int, store: str, digest: str, stop: Stop | 
     _log.info("starting workers", extra={"facts": {"stage": "units"}})
     with _client(cluster, workers, Path(store), demand, stop or Stop()) as client:
         tell_dashboard(client, started=cluster in _STARTED)
+        if cluster == "local" and threads > 1:
+            client.register_worker_callbacks(partial(set_unit_threads, threads))
         if cluster not in _STARTED:  # workers started here run the same software as this process
             require_able(client, store, digest)
         # SLURM may queue workers for hours. Elsewhere, workers that stay away will not come.
@@ -266,7 +279,7 @@ def _client(cluster: str, workers: int, store: Path, demand: Demand, stop: Stop)
     settings = {
         "distributed.nanny.pre-spawn-environ": _ENVIRONMENT,
         "distributed.scheduler.allowed-failures": 0,  # the driver counts attempts
-        "distributed.worker.preload": ["pipeline.running.worker_setup"],
+        "distributed.worker.preload": _PRELOAD,
         "distributed.comm.timeouts.connect": "30s",
         "distributed.logging": {"distributed": "error", "distributed.nanny": "critical"},
     }
@@ -315,26 +328,3 @@ def processors() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
-
-
-def fitting_workers(wanted: int, worker_mib: float) -> int:
-    """Return how many of `wanted` workers of `worker_mib` fit in 70 % of the memory limit (cgroups too), at least 1."""
-    from distributed.system import MEMORY_LIMIT
-
-    return max(1, min(wanted, int(_MEMORY_SHARE * MEMORY_LIMIT / 2**20 / max(1.0, worker_mib))))
-
-
-def require_memory(workers: int, worker_mib: float) -> None:
-    """Raise UsageError if `workers` of `worker_mib` need more than 70 % of the memory limit."""
-    from distributed.system import MEMORY_LIMIT
-
-    limit_mib = MEMORY_LIMIT / 2**20
-    if workers * worker_mib <= _MEMORY_SHARE * limit_mib:
-        return
-    fitting = int(_MEMORY_SHARE * limit_mib / worker_mib)
-    cure = f"--workers {fitting}" if fitting else "a smaller --unit-chunks, or a machine with more memory"
-    raise UsageError(
-        f"{workers} workers of about {worker_mib:.0f} MiB need {workers * worker_mib:.0f} MiB",
-        f"at most {_MEMORY_SHARE:.0%} of this machine's limit of {limit_mib:.0f} MiB",
-        cure,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.config import differences
@@ -37,7 +37,8 @@ _POLL_S = 5.0  # between looks for a plan
 class RunRequest:
     """The settings, the AOI and the store of a run. `overwrite` deletes an existing store.
 
-    A new plan that would store more than `max_output_gb`, uncompressed, is refused.
+    A new plan that would store more than `max_output_gb`, uncompressed, is refused. `together`: its workers are on one
+    machine.
     """
 
     config: RunConfig
@@ -45,6 +46,7 @@ class RunRequest:
     store: Place  # from `writable`
     overwrite: bool = False
     max_output_gb: float = MAX_OUTPUT_GB
+    together: bool = True
 
 
 def writable(out: Place) -> Place:
@@ -78,7 +80,8 @@ def existing_plan(request: RunRequest) -> Plan | None:
     if found is Standing.FOREIGN:
         raise UsageError(f"{store} exists and is not a store of this pipeline", "a new path", "choose another --out")
     plan, aoi = load_plan(store), request.aoi
-    differ = differences(plan.config, request.config)
+    chosen = request.config.unit_chunks or plan.config.unit_chunks  # units as they are, unless others are asked for
+    differ = differences(plan.config, replace(request.config, unit_chunks=chosen))
     if plan.aoi_digest != aoi.digest:
         differ.insert(0, f"AOI: {plan.aoi_name} ({plan.aoi_digest[:8]}) -> {aoi.name} ({aoi.digest[:8]})")
     if differ:
@@ -116,7 +119,14 @@ def draft(request: RunRequest, workers: int, say: Say) -> Plan:
         raise UsageError(
             f"{request.store} is not a store of this pipeline", "one of ours to overwrite", "choose another --out"
         )
-    return make_plan(request.config, request.aoi, workers=workers, say=say, max_output_gb=request.max_output_gb)
+    return make_plan(
+        request.config,
+        request.aoi,
+        workers=workers,
+        together=request.together,
+        say=say,
+        max_output_gb=request.max_output_gb,
+    )
 
 
 def proposed(request: RunRequest, workers: int, say: Say) -> Plan:

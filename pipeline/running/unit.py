@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from pipeline.bands import TARGET_GSD_M
 from pipeline.conditions.maps import ZoneMaps
 from pipeline.errors import IntegrityError, PipelineError
 from pipeline.grid.finished_rasters import FinishedRasters
+from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import SCL_GSD_M, NativeRasters, factor_at
 from pipeline.planning.plan import Plan, load_plan
 from pipeline.planning.unit_job import job_of
-from pipeline.process import device_name, peak_rss_mib, prepare_process
+from pipeline.process import arithmetic, device_name, peak_rss_mib, prepare_process, threads_of
 from pipeline.running import build_overviews
-from pipeline.running.tally import Tally, holes
+from pipeline.running.rolling_read import RollingRead
+from pipeline.running.tally import Tally
 from pipeline.running.timing import Stages
 from pipeline.store.current import Fence
 from pipeline.store.finished import read_level
@@ -27,15 +29,19 @@ from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.unit_writer import UnitWriter
 from pipeline.superres import superres
 from pipeline.superres.chain import at_gsd
+from pipeline.superres.sweep import Sweep
 from pipeline.superres.system import load
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from pipeline.planning.unit_job import UnitJob
+    from pipeline.planning.unit_job import Strip, UnitJob
     from pipeline.planning.units import Unit
     from pipeline.store.place import Place
     from pipeline.superres.layers import Layer
+    from pipeline.superres.system import System
 
 
 _log = logging.getLogger(__name__)
@@ -76,47 +82,57 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
     if not job.scenes:
         return _record(store, job, _empty(job, attempt), stages)
 
-    _doing(unit, "reading")
-    rasters = _read_finished(job, plan, store) if job.source_gsd_m else _read(job)
-    stages.lap("read")
-
-    _doing(unit, "super-resolving")
-    result = superres.super_resolve(
-        rasters,
-        job.window,
-        system,
-        job.order,
-        job.options,
-        job.state,
-        job.chunks,
-        job.unit.number,
-        ZoneMaps.of(plan.conditions, system.name, job.zone.grid),
-    )
-    stages.lap("superres", within=result.seconds)
-
-    _doing(unit, "writing")
-    receipt = _write(job, store, rasters, result)
-    stages.lap("write")
+    receipt = _computed(job, plan, store, system, stages)
     return _record(store, job, replace(receipt, attempts=attempt), stages)
 
 
-def _doing(unit: Unit, what: str) -> None:
+def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: Stages) -> Receipt:
+    """Compute and write a unit strip by strip. Return the receipt of what was stored."""
+    work = _Work(job, store)
+    maps = ZoneMaps.of(plan.conditions, system.name, job.zone.grid)
+    rolling = None if job.source_gsd_m else RollingRead(job)
+    with Sweep(threads_of(system.device.type)) as sweep:
+        for i, strip in enumerate(job.strips):
+            of = f", strip {i + 1} of {len(job.strips)}" if len(job.strips) > 1 else ""
+            _doing(job.unit, "reading", of)
+            rasters = _read_finished(job, plan, store) if rolling is None else rolling.over(strip.read)
+            stages.lap("read")
+            _doing(job.unit, "super-resolving", of)
+            sweep.then = [chunk for later in job.strips[i + 1 :] for chunk in later.chunks]
+            _strip(strip, job, rasters, system, maps, sweep, work, stages)
+    return work.receipt(rolling)
+
+
+def _doing(unit: Unit, what: str, of: str = "") -> None:
     """Log what is done. Only a progress line in this process shows it."""
-    _log.debug("%s %s", what, unit.id, extra={"facts": {"doing": what, "unit": unit.id}})
+    _log.debug("%s %s%s", what, unit.id, of, extra={"facts": {"doing": what, "unit": unit.id}})
 
 
-def _read(job: UnitJob) -> NativeRasters:
-    from pipeline.archive.read.cube import read_period
-
-    return read_period(
-        job.scenes,
-        job.composite,
-        job.grid.of(job.read),
-        job.bands_read,
-        job.access,
-        resample=job.zone.resample,
-        with_scl=job.with_scl,
+def _strip(
+    strip: Strip,
+    job: UnitJob,
+    rasters: NativeRasters | FinishedRasters,
+    system: System,
+    maps: ZoneMaps | None,
+    sweep: Sweep,
+    work: _Work,
+    stages: Stages,
+) -> None:
+    """Compute and write one strip."""
+    blended = superres.blend(
+        rasters, strip.window, system, job.order, job.options, job.state, strip.chunks, job.unit.number, maps, sweep
     )
+    work.windows += blended.windows
+    stages.lap("superres", within=blended.seconds)
+    for chunks, result in sweep.in_order(partial(_finished, blended), strip.blocks):
+        stages.lap("project")
+        _doing(job.unit, "writing")
+        work.write(chunks, result, rasters)
+        stages.lap("write")
+
+
+def _finished(blended: superres.Blended, chunks: Sequence[Window]) -> tuple[Sequence[Window], superres.Result]:
+    return chunks, blended.finish(reduce(Window.union, chunks))
 
 
 def _read_finished(job: UnitJob, plan: Plan, store: Place) -> FinishedRasters:
@@ -136,53 +152,64 @@ def _read_finished(job: UnitJob, plan: Plan, store: Place) -> FinishedRasters:
     return FinishedRasters(job.read, round(gsd_m / job.gsd_m), job.bands_read, dn, quality)
 
 
-def _write(job: UnitJob, store: Place, rasters: NativeRasters | FinishedRasters, result: superres.Result) -> Receipt:
-    """Write the active chunks at every GSD of the pass. Return the receipt of what was stored."""
-    writer = UnitWriter(store, job.group, job.unit.period, job.template)
-    tally = Tally(job.bands)
-    scenes: tuple[str, ...] = ()
-    gaps: dict[str, int] = {}
-    for gsd_m, layer in result.layers.items():
-        inside, arrays = job.inside(gsd_m), _arrays(job, rasters, layer, gsd_m)
-        for chunk in job.chunks:
-            here = at_gsd(chunk, job.gsd_m, gsd_m)
-            cut = here.slices(at_gsd(job.window, job.gsd_m, gsd_m))
-            part = {name: values[(..., *cut)] for name, values in arrays.items()}
-            part = writer.write(gsd_m, here, part, None if inside is None else inside[cut])
-            if gsd_m == job.gsd_m:
-                pixels_there = chunk.ny * chunk.nx if inside is None else int(np.count_nonzero(inside[cut]))
-                tally.add(part, pixels_there, None if result.causes is None else result.causes[cut])
-    if isinstance(rasters, NativeRasters):
-        writer.write_measured(job.chunks, rasters)
-        scenes, gaps = rasters.scenes, holes(rasters, job.bands)
-    return Receipt(
-        unit=job.unit.id,
-        plan_digest=job.plan_digest,
-        status="done" if any(tally.valid.values()) else "empty",
-        group=job.group,
-        chunks=writer.stored,
-        valid=tally.valid,
-        pixels=tally.pixels,
-        clear=tally.clear,
-        scenes=scenes,
-        windows=result.windows,
-        holes=gaps,
-        detail=tally.detail,
-        withheld=tally.withheld,
-        number=job.unit.number,
-    )
+class _Work:
+    """What a unit has written so far."""
+
+    def __init__(self, job: UnitJob, store: Place) -> None:
+        self._job = job
+        self._writer = UnitWriter(store, job.group, job.unit.period, job.template)
+        self._tally = Tally(job.bands)
+        self.windows = 0  # model windows computed
+
+    def write(
+        self, chunks: Sequence[Window], result: superres.Result, rasters: NativeRasters | FinishedRasters
+    ) -> None:
+        """Write these active chunks, which `result` covers, at every GSD of the pass."""
+        job, whole = self._job, reduce(Window.union, chunks)
+        for gsd_m, layer in result.layers.items():
+            inside, arrays = job.inside(gsd_m, whole), _arrays(job, rasters, layer, gsd_m, whole)
+            for chunk in chunks:
+                here = at_gsd(chunk, job.gsd_m, gsd_m)
+                cut = here.slices(at_gsd(whole, job.gsd_m, gsd_m))
+                part = {name: values[(..., *cut)] for name, values in arrays.items()}
+                part = self._writer.write(gsd_m, here, part, None if inside is None else inside[cut])
+                if gsd_m == job.gsd_m:
+                    pixels_there = chunk.ny * chunk.nx if inside is None else int(np.count_nonzero(inside[cut]))
+                    self._tally.add(part, pixels_there, None if result.causes is None else result.causes[cut])
+        if isinstance(rasters, NativeRasters):
+            self._writer.write_measured(chunks, rasters)
+
+    def receipt(self, read: RollingRead | None) -> Receipt:
+        """Return the receipt of what was stored."""
+        job, tally = self._job, self._tally
+        return Receipt(
+            unit=job.unit.id,
+            plan_digest=job.plan_digest,
+            status="done" if any(tally.valid.values()) else "empty",
+            group=job.group,
+            chunks=self._writer.stored,
+            valid=tally.valid,
+            pixels=tally.pixels,
+            clear=tally.clear,
+            scenes=() if read is None else read.scenes,
+            windows=self.windows,
+            holes={} if read is None else read.holes,
+            detail=tally.detail,
+            withheld=tally.withheld,
+            number=job.unit.number,
+        )
 
 
 def _arrays(
-    job: UnitJob, rasters: NativeRasters | FinishedRasters, layer: Layer, gsd_m: float
+    job: UnitJob, rasters: NativeRasters | FinishedRasters, layer: Layer, gsd_m: float, window: Window
 ) -> dict[str, NDArray[Any]]:
-    """Return {array name: values} to store over `job.window` at a GSD."""
+    """Return {array name: values} to store over `window` at a GSD."""
     arrays: dict[str, NDArray[Any]] = {"reflectance": layer.dn, "quality": layer.quality}
     if layer.spread is not None:
         arrays["uncertainty"] = layer.spread
     if not isinstance(rasters, NativeRasters) or not job.with_scl or gsd_m < TARGET_GSD_M:
         return arrays
-    if (classes := rasters.scl_over(job.window)) is not None:
+    if (classes := rasters.scl_over(window)) is not None:
         factor = factor_at(SCL_GSD_M)
         arrays["scl"] = classes.repeat(factor, 0).repeat(factor, 1)
     return arrays
@@ -209,6 +236,6 @@ def _empty(job: UnitJob, attempt: int) -> Receipt:
 
 def _record(store: Place, job: UnitJob, receipt: Receipt, stages: Stages) -> Receipt:
     """Write the receipt, with time and memory so far. Overviews come later and have their own records."""
-    receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib())
+    receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib(), arithmetic=arithmetic())
     Ledger(store, job.plan_digest).record(receipt)
     return receipt

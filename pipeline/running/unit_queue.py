@@ -69,6 +69,7 @@ class Summary:
     # Measured pixels by generated detail (None if a receipt lacks it), and those with partial or no detail by cause.
     detail: dict[str, int] | None = field(default_factory=dict)
     withheld: dict[str, int] = field(default_factory=dict)
+    arithmetics: tuple[str, ...] = ()  # processors and number formats that units were computed with
 
     @property
     def valid_fraction(self) -> float:
@@ -99,6 +100,8 @@ class Summary:
         self.stored_bytes += sum(size for size, _ in receipt.chunks.values())
         self.objects += len(receipt.chunks)
         self.peak_worker_mib = max(self.peak_worker_mib, receipt.peak_rss_mib)
+        if receipt.arithmetic and receipt.chunks:
+            self.arithmetics = tuple(sorted({*self.arithmetics, receipt.arithmetic}))
         if receipt.number:
             return
         for total, counts in (
@@ -118,7 +121,8 @@ class Summary:
         """Replace the counts of this run by those of the store's ledger."""
         computed = min(self.computed, found.resumed)
         for name in ("units", "stage_seconds", "pixels", "clear_pixels", "valid", "scenes", "stored_bytes",
-                     "objects", "peak_worker_mib", "quarantined", "holes", "detail", "withheld"):  # fmt: skip
+                     "objects", "peak_worker_mib", "quarantined", "holes", "detail", "withheld",
+                     "arithmetics"):  # fmt: skip
             setattr(self, name, getattr(found, name))
         self.computed, self.resumed = computed, found.resumed - computed
 

@@ -53,6 +53,7 @@ class Receipt:
     detail: dict[str, int] | None = None
     withheld: dict[str, int] = field(default_factory=dict)  # cause -> measured pixels with partial or no detail
     number: int = 0  # of its pass
+    arithmetic: str = ""  # processor and number format; empty in receipts of older versions
 
 
 def stored(chunks: object) -> dict[str, list[int]]:

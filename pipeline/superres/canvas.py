@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import reduce
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.bands import DN_OFFSET, DN_SCALE
 from pipeline.grid.grid import Window
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.masks import fill_nearest
@@ -64,9 +66,10 @@ class Handed:
 
 @dataclass
 class Canvas:
-    """Bands of one GSD over `area` (its px) in reflectance, the spread of draws, and the weight of generated detail.
+    """Bands of one GSD over `area` (its px), the spread of draws, and the weight of generated detail.
 
-    `void` lists the parts of the area in which nothing was measured and nothing is predicted.
+    The image is in reflectance until `Canvases.to_dn`. `void` lists the parts of the area in which nothing was measured
+    and nothing is predicted.
     """
 
     gsd_m: float
@@ -89,14 +92,15 @@ class Canvas:
         part = tile.support(self.gsd_m).intersect(self.area)
         return None if part.empty else part
 
-    def add(self, tile: Tile, bands: tuple[str, ...], found: WindowResult) -> None:
-        """Blend in the `bands` of a window."""
+    def add(self, tile: Tile, bands: tuple[str, ...], found: WindowResult, above: int = 0) -> None:
+        """Blend in the `bands` of a window, which `found` holds but for the `above` first rows of the group's px."""
         part = self.part(tile)
         if part is None:
             return
         mean, spread = found.mean[self.gsd_m], found.spread.get(self.gsd_m)
-        of = part.slices(tile.window(self.gsd_m))
-        share, into = tile.weight(self.gsd_m)[of], part.slices(self.area)
+        whole = tile.window(self.gsd_m)
+        of = part.slices(tile.below(above, self.gsd_m))
+        share, into = tile.weight(self.gsd_m)[part.slices(whole)], part.slices(self.area)
         for i, band in enumerate(bands):
             row = self.order.index(band)
             self.image[(row, *into)] += share * mean[(i, *of)]
@@ -131,6 +135,11 @@ class Tile:
         """Return the whole window in px of `gsd_m`."""
         return at_gsd(self.group.lattice.window(*self.cell), self.group.gsd_m, gsd_m)
 
+    def below(self, above: int, gsd_m: float) -> Window:
+        """Return the window without its first `above` rows of the group's px, in px of `gsd_m`."""
+        whole, rows = self.window(gsd_m), round(above * self.group.gsd_m / gsd_m)
+        return Window(whole.row + rows, whole.col, whole.ny - rows, whole.nx)
+
     def support(self, gsd_m: float) -> Window:
         """Return the part of the window whose weight is not zero, in px of `gsd_m`."""
         return at_gsd(self.group.lattice.support(*self.cell), self.group.gsd_m, gsd_m)
@@ -156,6 +165,18 @@ class Canvases:
         self.by_gsd = {canvas.gsd_m: canvas for canvas in outputs}
         self.handed: dict[str, Handed] = {}  # by stage
         self.windows = 0
+        self._counting = Lock()
+
+    def count(self) -> None:
+        """Count one window as computed. Threads may call it."""
+        with self._counting:
+            self.windows += 1
+
+    def to_dn(self) -> None:
+        """Turn the images from reflectance into DN, in place."""
+        for canvas in self.by_gsd.values():
+            canvas.image -= np.float32(DN_OFFSET)
+            canvas.image /= np.float32(DN_SCALE)
 
     def of(self, group: Group) -> list[tuple[Canvas, tuple[str, ...]]]:
         """Return the canvases that a group writes to, and which bands."""

@@ -83,16 +83,16 @@ def spread_dn(
 
 
 def nearest_cause(
-    native: Rasters, window: Window, classes: NDArray[np.uint8], groups: Sequence[Group]
+    native: Rasters, window: Window, classes: NDArray[np.uint8], groups: Sequence[Group], around: Window
 ) -> NDArray[np.uint8] | None:
     """Return the cause nearest to each pixel of `window` that withholds detail, as an index into `masks.CAUSES`.
 
-    The search covers all that was read. None if no detail is withheld, or none is generated at all.
+    The search covers what was read of `around`. None if no detail is withheld, or none is generated at all.
     """
     group = next((group for group in groups if group.required), None)
     if group is None or not np.isin(classes, (masks.QUALITY_MEASURED, masks.QUALITY_PARTIAL)).any():
         return None
-    seen = seen_by(cast("NativeRasters", native), native.window, group)
+    seen = seen_by(cast("NativeRasters", native), around.intersect(native.window), group)
     nearest = masks.nearest_cause(seen.dn, seen.scl, seen.bright, seen.colours)
-    rows, cols = window.coarsen(SCALE_10M).slices(native.window.coarsen(SCALE_10M))
+    rows, cols = window.coarsen(SCALE_10M).slices(seen.window.coarsen(SCALE_10M))
     return nearest[rows, cols].repeat(SCALE_10M, 0).repeat(SCALE_10M, 1)

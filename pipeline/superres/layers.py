@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from pipeline.bands import DN_OFFSET, DN_SCALE, NODATA_DN
+from pipeline.bands import NODATA_DN
 from pipeline.superres import classes
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.consistency import bicubic_up, block_mean
@@ -65,8 +65,6 @@ def finished(canvases: Canvases, native: Rasters, window: Window, options: Optio
     drawn = {band for group in of.groups if group.varying for band in group.bands}
     above = _source(native, window, of) if of.source_gsd_m else None
     for gsd_m, canvas in canvases.by_gsd.items():
-        canvas.image -= np.float32(DN_OFFSET)
-        canvas.image /= np.float32(DN_SCALE)
         part = at_gsd(window, of.gsd_m, gsd_m)
         if above is None:
             dn, above = _measured(canvas, native, window, options, of)

@@ -22,6 +22,7 @@ from pipeline.superres.chain import at_gsd
 from pipeline.superres.layers import Layer, finished
 from pipeline.superres.noise_source import noise_source
 from pipeline.superres.passes import passes_of
+from pipeline.superres.sweep import Computed, Sweep
 from pipeline.superres.windows import Draw, detail_of, run_window, window_input
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.superres.options import Options
     from pipeline.superres.passes import Pass
     from pipeline.superres.spec import NoiseSource, SceneState, Stage
+    from pipeline.superres.sweep import Cell
     from pipeline.superres.system import System
     from pipeline.superres.windows import Maps
 
@@ -94,20 +96,66 @@ def super_resolve(
     must hold `Pass.read_window`. `wanted` lists the parts of `window` that are needed, all of it if empty. Model
     windows that touch none of them are not computed, and pixels elsewhere are undefined.
     """
+    blended = blend(native, window, system, order, options, state_of, wanted, number, maps)
+    started = time.perf_counter()
+    result = blended.finish(window)
+    result.seconds["project"] += time.perf_counter() - started
+    return result
+
+
+@dataclass
+class Blended:
+    """Blended windows over an area, of which parts are finished one by one. Arguments as for `super_resolve`."""
+
+    native: Rasters
+    options: Options
+    of: Pass
+    canvases: Canvases
+    seconds: dict[str, float]
+
+    @property
+    def windows(self) -> int:
+        """Number of model windows computed."""
+        return self.canvases.windows
+
+    def finish(self, part: Window) -> Result:
+        """Return the output over a part of the area: made to agree with the measurement, and quantised."""
+        of, native, options = self.of, self.native, self.options
+        layers = finished(self.canvases, native, part, options, of)
+        causes = None
+        if not of.source_gsd_m:
+            around = of.read_window(part.pad(of.reach_px(options)))
+            causes = classes.nearest_cause(native, part, next(iter(layers.values())).quality, of.groups, around)
+        return Result(layers, causes, self.windows, defaultdict(float, self.seconds))
+
+
+def blend(
+    native: Rasters,
+    window: Window,
+    system: System,
+    order: tuple[str, ...],
+    options: Options,
+    state_of: StateOf = lambda _window: None,
+    wanted: Sequence[Window] = (),
+    number: int = 0,
+    maps: Maps | None = None,
+    sweep: Sweep | None = None,
+) -> Blended:
+    """Compute and blend the model windows that the output over `window` needs. Arguments as for `super_resolve`.
+
+    `sweep`: the walk over a larger area of which `window` is one strip.
+    """
     seconds: dict[str, float] = defaultdict(float)
     of = passes_of(system.stages, order)[number]
-    reach, groups = of.reach_px(options), of.groups
+    reach, walk = of.reach_px(options), sweep or Sweep()
     parts = [part.pad(reach) for part in wanted or [window]]
+    later = [part.pad(reach) for part in walk.then]
     canvases = _empty(of, window.pad(reach), options)
-    for group, cells in zip(groups, of.cells(parts), strict=True):
-        _GroupRun(group, of, native, system, options, state_of, maps, canvases, seconds).run(cells)
-    started = time.perf_counter()
-    layers = finished(canvases, native, window, options, of)
-    seconds["project"] += time.perf_counter() - started
-    causes = None
-    if not of.source_gsd_m:
-        causes = classes.nearest_cause(native, window, next(iter(layers.values())).quality, groups)
-    return Result(layers, causes, canvases.windows, seconds)
+    for i, (cells, kept) in enumerate(zip(of.cells(parts), of.cells(later), strict=True)):
+        run = _GroupRun(i, of, native, system, options, state_of, maps, canvases, seconds, walk)
+        run.run(cells, frozenset(kept), min((part.row for part in later), default=0))
+    canvases.to_dn()
+    return Blended(native, options, of, canvases, seconds)
 
 
 def _empty(of: Pass, area: Window, options: Options) -> Canvases:
@@ -126,7 +174,7 @@ def _empty(of: Pass, area: Window, options: Options) -> Canvases:
 class _GroupRun:
     """Run all windows of one group, and blend them into the canvases in ascending order."""
 
-    group: Group
+    number: int
     of: Pass
     native: Rasters
     system: System
@@ -135,15 +183,30 @@ class _GroupRun:
     maps: Maps | None
     canvases: Canvases
     seconds: dict[str, float]
+    sweep: Sweep
 
-    def run(self, cells: list[tuple[int, int]]) -> None:
-        """Compute and blend the windows of these cells."""
+    @property
+    def group(self) -> Group:
+        """The group whose windows are run."""
+        return self.of.groups[self.number]
+
+    def run(self, cells: list[Cell], later: frozenset[Cell], top_row: int) -> None:
+        """Compute and blend the windows of `cells`. Those of `later` are kept, from `top_row` (px of the pass) on."""
         group, canvases = self.group, self.canvases
         weights = Weights.of(group)
         details = {canvas.gsd_m: np.zeros(canvas.area.shape, np.float32) for canvas, _ in canvases.of(group)}
         handed = Handed(group, cells, self._count) if group.handed and cells else None
+        kept = {cell: found for cell in cells if (found := self.sweep.take(self.number, cell)) is not None}
+        fresh = self.sweep.in_order(self._compute, [cell for cell in cells if cell not in kept])
         for cell in cells:
-            self._window(Tile(group, cell, weights), details, handed)
+            started = time.perf_counter()
+            computed = kept.pop(cell, None) or next(fresh)
+            blending = time.perf_counter()
+            self._blend(Tile(group, cell, weights), computed, details, handed)
+            if cell in later:
+                self.sweep.keep(self.number, group, cell, computed, top_row, self.of.gsd_m)
+            self.seconds["superres"] += blending - started
+            self.seconds["blend"] += time.perf_counter() - blending
         if group.stages:
             for canvas, _ in canvases.of(group):
                 np.minimum(canvas.detail, details[canvas.gsd_m], out=canvas.detail)
@@ -156,30 +219,31 @@ class _GroupRun:
         """Number of draws per window."""
         return max(1, self.options.members) if self.group.varying else 1
 
-    def _window(self, tile: Tile, details: dict[float, NDArray[np.float32]], handed: Handed | None) -> None:
+    def _compute(self, cell: Cell) -> Computed:
         group, canvases = self.group, self.canvases
-        started = time.perf_counter()
-        window = group.lattice.window(*tile.cell)
+        window = group.lattice.window(*cell)
         given = window_input(self.native, window, group, self.of, self.system.device, self.maps)
         if given is None:
-            for canvas, _ in canvases.of(group):
-                if (part := canvas.part(tile)) is not None:
-                    canvas.void.append(part)
-            return
+            return Computed(None)
         earlier = partial(canvases.read_by, group, window, device=self.system.device)
         compute = partial(run_window, given, self.system, group, self._draws(window), earlier)
         found = _within_memory(compute, self.system, group)
-        self.seconds["superres"] += time.perf_counter() - started
-        started = time.perf_counter()
-        detail = detail_of(given, group.lattice.window_px) if group.stages else None
-        for canvas, bands in canvases.of(group):
-            canvas.add(tile, bands, found)
-            if detail is not None:
-                _add_detail(details[canvas.gsd_m], detail, canvas, tile)
-        if handed is not None:
-            handed.add(tile.cell, group.lattice.weight(), found.handed)
-        self.seconds["blend"] += time.perf_counter() - started
-        canvases.windows += 1
+        canvases.count()
+        return Computed(found, detail_of(given, group.lattice.window_px) if group.stages else None)
+
+    def _blend(
+        self, tile: Tile, computed: Computed, details: dict[float, NDArray[np.float32]], handed: Handed | None
+    ) -> None:
+        for canvas, bands in self.canvases.of(self.group):
+            if computed.found is None:
+                if (part := canvas.part(tile)) is not None:
+                    canvas.void.append(part)
+                continue
+            canvas.add(tile, bands, computed.found, computed.above)
+            if computed.detail is not None:
+                _add_detail(details[canvas.gsd_m], computed.detail, canvas, tile, computed.above)
+        if handed is not None and computed.found is not None:
+            handed.add(tile.cell, self.group.lattice.weight(), computed.found.handed)
 
     def _draws(self, window: Window) -> list[Draw]:
         """Return the draws of a window, each one run of the networks."""
@@ -194,14 +258,15 @@ class _GroupRun:
         return [Draw(partial(noise_of, i), state, self.options.consistency) for i in range(self._count)]
 
 
-def _add_detail(into: NDArray[np.float32], detail: NDArray[np.float32], canvas: Canvas, tile: Tile) -> None:
-    """Blend the weight of generated detail over a window (T, T) into that over a canvas."""
+def _add_detail(into: NDArray[np.float32], detail: NDArray[np.float32], canvas: Canvas, tile: Tile, above: int) -> None:
+    """Blend the weight of generated detail over a window, without its `above` first rows, into that over a canvas."""
     part = canvas.part(tile)
     if part is None:
         return
-    of = part.slices(tile.window(canvas.gsd_m))
+    share = tile.weight(canvas.gsd_m)[part.slices(tile.window(canvas.gsd_m))]
+    of = part.slices(tile.below(above, canvas.gsd_m))
     factor = round(canvas.gsd_m / tile.group.gsd_m)
-    into[part.slices(canvas.area)] += tile.weight(canvas.gsd_m)[of] * block_means(detail, factor)[of]
+    into[part.slices(canvas.area)] += share * block_means(detail, factor)[of]
 
 
 def _within_memory(compute: Callable[[], T], system: System, group: Group) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, UsageError
@@ -54,9 +55,20 @@ class System:
         return out
 
 
-@lru_cache(maxsize=2)
 def load(choice: Choice, device_name: str) -> System:
-    """Load `choice` once per process and cache it. Raises UsageError if the files are not those the plan recorded."""
+    """Load `choice` once per process and cache it, also for several threads.
+
+    Raises UsageError if the files are not those the plan recorded.
+    """
+    with _LOADING:
+        return _loaded(choice, device_name)
+
+
+_LOADING = Lock()  # lru_cache alone would load once for each thread that asks at the same time
+
+
+@lru_cache(maxsize=2)
+def _loaded(choice: Choice, device_name: str) -> System:
     import torch
 
     from pipeline.models.bundle import BundleError

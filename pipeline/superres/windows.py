@@ -235,6 +235,15 @@ class WindowResult:
     spread: dict[float, NDArray[np.float32] | None]
     handed: list[NDArray[np.float32]]
 
+    def below(self, rows: int, gsd_m: float) -> WindowResult:
+        """Return a copy of the means and spreads without their first `rows` px of `gsd_m`."""
+        cut = {out_m: round(rows * gsd_m / out_m) for out_m in self.mean}
+        return WindowResult(
+            {out_m: image[:, cut[out_m] :].copy() for out_m, image in self.mean.items()},
+            {out_m: None if one is None else one[:, cut[out_m] :].copy() for out_m, one in self.spread.items()},
+            self.handed,
+        )
+
 
 def run_window(
     window: WindowInput,
@@ -252,7 +261,7 @@ def run_window(
     with torch.inference_mode():
         if not group.stages:
             plain = interpolated(window, bands, consistency)
-            whole = torch.cat([plain[band] for band in bands], 1)[0].cpu().numpy()
+            whole = to_host(torch.cat([plain[band] for band in bands], 1)[0])
             return WindowResult({group.gsd_m: whole}, {}, [])
         weight = None if window.weight is None else detail_at(window.weight, window)
         plain = {} if weight is None else interpolated(window, bands, consistency)
@@ -270,13 +279,19 @@ def run_window(
                 factor = round(output.gsd_m / group.gsd_m)
                 ensembles[output.gsd_m].add((image if factor == 1 else block_mean(image, factor))[0])
             if group.handed:
-                handed.append(torch.cat([made[key] for key in group.handed], 1)[0].cpu().numpy())
+                handed.append(torch.cat([made[key] for key in group.handed], 1)[0])
         spreads = {gsd_m: ensemble.spread for gsd_m, ensemble in ensembles.items()}
         return WindowResult(
-            {gsd_m: ensemble.mean.cpu().numpy() for gsd_m, ensemble in ensembles.items()},
-            {gsd_m: None if spread is None else spread.cpu().numpy() for gsd_m, spread in spreads.items()},
-            handed,
+            {gsd_m: to_host(ensemble.mean) for gsd_m, ensemble in ensembles.items()},
+            {gsd_m: None if spread is None else to_host(spread) for gsd_m, spread in spreads.items()},
+            [to_host(one) for one in handed],
         )
+
+
+def to_host(image: Tensor) -> NDArray[np.float32]:
+    """Copy what a window gave to the host. Until then nothing of a window waits for the device."""
+    found: NDArray[np.float32] = image.cpu().numpy()
+    return found
 
 
 def detail_at(weight: NDArray[np.float32], window: WindowInput) -> Tensor:
@@ -295,5 +310,4 @@ def detail_of(window: WindowInput, side: int) -> NDArray[np.float32]:
 
     if window.weight is None:
         return np.ones((side, side), np.float32)
-    detail: NDArray[np.float32] = detail_at(window.weight, window)[0, 0].cpu().numpy()
-    return detail
+    return to_host(detail_at(window.weight, window)[0, 0])

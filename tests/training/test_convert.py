@@ -18,7 +18,7 @@ from pipeline.models import difffusr, difffusr_fusion
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
 from pipeline.models.difffusr import difffusr_bundle, to_reflectance
 from pipeline.models.difffusr_fusion import difffusr_fusion_bundle
-from pipeline.superres.system import load
+from pipeline.superres.system import _loaded, load
 from pipeline.superres.weights import choose
 from tests.models.test_difffusr import SMALL, SMALL_FUSION, Noise, assert_reproduced, ruled, run, shapes_of
 from training import convert
@@ -109,7 +109,7 @@ def test_a_released_checkpoint_runs_as_the_authors_did(shared_data, tmp_path):
         source.unlink()
 
     networks = load(choose("difffusr", (str(made["sr"]), f"fusion={made['fusion']}")), "cpu").predictor
-    load.cache_clear()  # 600 MB
+    _loaded.cache_clear()  # 600 MB
     for path in made.values():
         path.unlink()
     noise = Noise(torch.from_numpy(arrays["x_T"]))

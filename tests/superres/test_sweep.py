@@ -1,0 +1,156 @@
+"""An area in strips, by any number of threads, has the pixels of the whole, and computes no window twice."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.bands import BAND_NAMES, RGB
+from pipeline.grid.grid import Window
+from pipeline.grid.lattice import Lattice
+from pipeline.superres import superres
+from pipeline.superres.options import Options
+from pipeline.superres.passes import passes_of
+from pipeline.superres.spec import Input, Stage
+from pipeline.superres.superres import blend, super_resolve
+from pipeline.superres.sweep import Computed, Sweep
+from pipeline.superres.system import System
+from pipeline.superres.windows import WindowResult
+from tests.superres.fakes import CPU, FUSION_BUNDLE, Noisy, fake_system, fusion_stage
+from tests.superres.test_superres import SMALL, native_over
+
+AREA = Window(-79_992, 12_000, 288, 192)
+HOLE = (slice(None), slice(20, 60), slice(0, 30))  # at 10 m: whole windows without data
+
+
+def chunks_of(area, side, without=()):
+    found = [
+        Window(area.row + y, area.col + x, side, side) for y in range(0, area.ny, side) for x in range(0, area.nx, side)
+    ]
+    return [chunk for i, chunk in enumerate(found) if i not in without]
+
+
+def in_strips(area, system, options, native, chunks, threads=1, finish=True):
+    """Layers over the area, put together from strips of whole rows of chunks; the number of windows computed."""
+    rows, windows, parts = sorted({chunk.row for chunk in chunks}), 0, {}
+    with Sweep(threads) as sweep:
+        for row in rows:
+            own = [chunk for chunk in chunks if chunk.row == row]
+            sweep.then = [chunk for chunk in chunks if chunk.row > row]
+            whole = Window(row, own[0].col, own[0].ny, own[-1].col_end - own[0].col)
+            blended = blend(native, whole, system, BAND_NAMES, options, wanted=own, sweep=sweep)
+            windows += blended.windows
+            for chunk in own if finish else []:
+                parts[chunk] = blended.finish(chunk)
+    return parts, windows
+
+
+def windows_needed(system, options, chunks):
+    """Windows by the plan's own count."""
+    (of,) = passes_of(system.stages, BAND_NAMES)
+    return sum(len(cells) for cells in of.cells([chunk.pad(of.reach_px(options)) for chunk in chunks]))
+
+
+def two_lattices(couple=0.3):
+    """The super-resolver in small windows, whose output is blended before the fusion reads it in larger ones."""
+    resolve = Stage("sr", (Input("rgb", RGB, 10),), RGB, 2.5, Lattice(96, 72, 8, 8), stochastic=True)
+    fusion = fusion_stage(FUSION_BUNDLE, resolve, SMALL)
+    return System("two", (resolve, fusion), Noisy(couple=couple), {}, CPU)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("make", [lambda: fake_system(0.4, SMALL), two_lattices])
+def test_strips_equal_the_whole(make, threads):
+    system, options = make(), Options(seed=5, members=2)
+    native = native_over(AREA, system)
+    native.dn[10][HOLE] = 0
+    chunks = chunks_of(AREA, 48)
+    whole = super_resolve(native, AREA, system, BAND_NAMES, options)
+    parts, windows = in_strips(AREA, system, options, native, chunks, threads)
+    for chunk, part in parts.items():
+        cut = chunk.slices(AREA)
+        assert np.array_equal(part.dn, whole.dn[(slice(None), *cut)])
+        assert np.array_equal(part.spread, whole.spread[(slice(None), *cut)])
+        assert np.array_equal(part.quality, whole.quality[cut])
+    assert windows == whole.windows
+
+
+def test_no_window_is_computed_twice_where_chunks_are_left_out():
+    """Also those that a strip in between does not touch."""
+    system, options = fake_system(0.4, SMALL), Options(seed=5, members=1)
+    chunks = chunks_of(AREA, 24, without=[*range(8, 14), 30, 31, 60])
+    _, windows = in_strips(AREA, system, options, native_over(AREA, system), chunks, finish=False)
+    assert windows == windows_needed(system, options, chunks)
+
+
+def test_what_is_kept_does_not_grow_with_the_area():
+    """Nor does it hold more of a window than the rows that come."""
+    system, options = fake_system(0.0, SMALL), Options(seed=5, members=1)
+    held = []
+    for ny in (240, 720):
+        area, largest = Window(AREA.row, AREA.col, ny, 96), 0
+        native = native_over(area, system)
+        with Sweep() as sweep:
+            for row in range(area.row, area.row_end, 24):
+                sweep.then = [Window(r, area.col, 24, 96) for r in range(row + 24, area.row_end, 24)]
+                blend(native, Window(row, area.col, 24, 96), system, BAND_NAMES, options, sweep=sweep)
+                kept = [one.found.mean[2.5].nbytes for one in sweep._kept.values()]
+                largest = max(largest, sum(kept))
+        assert sweep._kept == {}
+        held.append(largest)
+    assert held[0] == held[1]
+
+
+def test_rows_are_cut_off_in_whole_pixels_of_every_output():
+    mean = {1.25: np.arange(12.0).reshape(1, 12, 1), 2.5: np.arange(6.0).reshape(1, 6, 1)}
+    found = WindowResult(mean, {1.25: None, 2.5: mean[2.5]}, [np.zeros((1, 12, 1))])
+    one = Stage("a", (Input("i", RGB, 10),), RGB, 1.25, Lattice(144, 96, 24, 12))
+    (of,) = passes_of((one,), RGB)
+    (group,) = of.groups
+    cut = Computed(found, np.arange(12.0)[:, None]).below(5, group)
+    assert (cut.above, cut.detail[0, 0]) == (4, 4.0)
+    assert (cut.found.mean[1.25][0, 0, 0], cut.found.mean[2.5][0, 0, 0]) == (4.0, 2.0)
+    assert (cut.found.spread[1.25], cut.found.spread[2.5][0, 0, 0]) == (None, 2.0)
+    assert cut.found.handed[0].shape == (1, 12, 1)
+    again = cut.below(8, group)
+    assert (again.above, again.detail[0, 0], again.found.mean[2.5][0, 0, 0]) == (8, 8.0, 4.0)
+    assert cut.below(3, group) is cut
+
+
+def test_threads_compute_at_once_and_hand_over_in_order():
+    gate = threading.Barrier(3, timeout=20)  # passes only if three are at work at once
+    with Sweep(3) as sweep:
+        assert list(sweep.in_order(lambda i: (gate.wait(), i)[1], range(9))) == list(range(9))
+
+
+def test_no_more_windows_are_under_way_than_threads_and_one():
+    begun, most = [], 0
+    with Sweep(2) as sweep:
+        for i, _ in enumerate(sweep.in_order(begun.append, range(50))):
+            most = max(most, len(begun) - i)
+    assert most <= 4  # two at work, one that waits, and one that has been handed over
+
+
+def test_an_error_of_a_thread_is_raised():
+    def broken(i):
+        if i == 2:
+            raise RuntimeError("no window 2")
+
+    with Sweep(2) as sweep, pytest.raises(RuntimeError, match="no window 2"):
+        list(sweep.in_order(broken, range(9)))
+
+
+def test_a_thread_uses_one_thread_of_torch(monkeypatch):
+    """Others change the last bits of what networks compute."""
+    found = []
+    monkeypatch.setattr(superres, "run_window", lambda *_: found.append(torch.get_num_threads()) or 1 / 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        system = fake_system(0.0, SMALL)
+        with Sweep(2) as sweep, pytest.raises(ZeroDivisionError):
+            blend(native_over(AREA, system), AREA, system, BAND_NAMES, Options(members=1), sweep=sweep)
+    finally:
+        torch.set_num_threads(before)
+    assert set(found) == {1}
