@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NETWORKS = "small"  # value of `architecture["networks"]`
 LEAST_LOG_VARIANCE = -12.0  # the largest is 0, so that no image makes the noise exceed the latents' spread
 FIRST_SPREAD = 0.3  # of latents around their mean, in units of their spread
+_NO_COARSE = "no coarse image; expected one, which this decoder sees"
 LOG_SPREAD_RANGE = (-5.0, 1.0)
 SMALL: dict[str, Any] = {
     "networks": NETWORKS,
@@ -112,8 +113,7 @@ class SmallAutoencoder(nn.Module):
         given = latent / self.unit
         if self.sees_coarse:
             if coarse is None:
-                msg = "no coarse image; expected one, which this decoder sees"
-                raise ValueError(msg)
+                raise ValueError(_NO_COARSE)
             given = torch.cat([given, coarse], dim=1)
         return functional.pixel_shuffle(self.decoder(given), STRIDE)
 
@@ -122,34 +122,37 @@ class SmallAutoencoder(nn.Module):
         return self.decode(self.encode(image).mean, coarse)
 
     @torch.no_grad()
-    def start_from_components(self, image: Tensor, coarse: Tensor, spread: float) -> None:
+    def start_from_components(self, image: Tensor, coarse: Tensor | None, spread: float, *, each: bool = False) -> None:
         """Set the linear paths to the principal components of folded pixels of images (B, bands, 4h, 4w).
 
         They are those of the difference from interpolated coarse images (B, bands, h, w) where the decoder sees these.
-        Latents then have the standard deviation `spread` on average, and the decoder inverts the encoder as well as a
-        linear map of single latent pixels can.
+        Latents then have the standard deviation `spread`, on average or with `each` in every channel, and the decoder
+        inverts the encoder as well as a linear map of single latent pixels can. Raises ValueError without a coarse
+        image that the decoder sees.
         """
-        known = interpolated(coarse) if self.sees_coarse else torch.zeros_like(image)
+        if self.sees_coarse and coarse is None:
+            raise ValueError(_NO_COARSE)
+        seen = coarse if self.sees_coarse else None
+        known = torch.zeros_like(image) if seen is None else interpolated(seen)
         folded = functional.pixel_unshuffle(image - known, STRIDE).transpose(0, 1).flatten(1).double()
         centre = folded.mean(1)
         vectors = torch.linalg.eigh(torch.cov(folded)).eigenvectors
         count = self.latents
         basis = vectors.flip(1)[:, :count].T  # (L, folded), largest variance first
         whole = basis @ functional.pixel_unshuffle(image, STRIDE).transpose(0, 1).flatten(1).double()
-        gain = spread / float(whole.var(1).mean().sqrt())
+        variance = whole.var(1, keepdim=True)
+        gain = spread / (variance if each else variance.mean().expand(count, 1)).sqrt()  # (L, 1)
         encoder, decoder = self.encoder.linear, self.decoder.linear
         encoder.weight[:count] = 0.0
         encoder.weight[:count, :, 1, 1] = (gain * basis).to(encoder.weight)
-        encoder.get_parameter("bias")[:count] = (-gain * basis @ centre).to(encoder.weight)
+        encoder.get_parameter("bias")[:count] = -(gain * basis @ centre).to(encoder.weight)
         decoder.weight.zero_()
-        decoder.weight[:, :count, 1, 1] = (basis.T * self.unit / gain).to(decoder.weight)
+        decoder.weight[:, :count, 1, 1] = ((basis * self.unit / gain).T).to(decoder.weight)
         decoder.get_parameter("bias").copy_(centre)
-        if (
-            self.sees_coarse
-        ):  # the latents hold components of the whole image, so those of the interpolated are taken off
+        if seen is not None:  # the latents hold components of the whole image: those of the interpolated are taken off
             unknown = torch.eye(len(centre)) - (basis.T @ basis).float()
-            bands = coarse.shape[1]
-            decoder.weight[:, count:] = torch.einsum("of,fbyx->obyx", unknown, interpolation_weights(bands))
+            inserted = interpolation_weights(seen.shape[1])
+            decoder.weight[:, count:] = torch.einsum("of,fbyx->obyx", unknown, inserted)
 
 
 def interpolation_weights(bands: int) -> Tensor:

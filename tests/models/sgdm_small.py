@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pipeline.models.bundle import LatticeSpec, save_bundle
-from pipeline.models.diffusion_prior import SMALL_PRIOR, Prior, prior_bundle
+from pipeline.models.diffusion_prior import PUBLISHED_PRIOR, SMALL_PRIOR, Prior, prior_bundle
 from pipeline.models.guidance import Guidance
 from pipeline.models.sgdm import SMALL, guidance_bundle, guidance_tensors
 from pipeline.models.style_model import StyleModel, style_bundle
@@ -14,17 +14,32 @@ from pipeline.models.tone import OURS
 
 LATTICE = LatticeSpec(window_px=96, stride_px=64, ramp_px=16, margin_px=8)
 STYLE = 8
+SIZES = {
+    "block_out_channels": [8, 16, 16, 16],
+    "attention_head_dim": [1, 2, 2, 2],
+    "cross_attention_dim": 8,
+    "norm_num_groups": 4,
+}
+# Of Stable Diffusion's shape
 PRIOR = {
-    **SMALL_PRIOR,
-    "unet": {
-        **SMALL_PRIOR["unet"],
-        "block_out_channels": [8, 16, 16, 16],
-        "attention_head_dim": [1, 2, 2, 2],
-        "cross_attention_dim": 8,
+    **PUBLISHED_PRIOR,
+    "unet": {**PUBLISHED_PRIOR["unet"], **SIZES, "layers_per_block": 1},
+    "vae": {
+        **PUBLISHED_PRIOR["vae"],
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "block_out_channels": [4, 8, 8],
+        "layers_per_block": 1,
         "norm_num_groups": 4,
     },
-    "vae": {**SMALL_PRIOR["vae"], "block_out_channels": [4, 8, 8], "layers_per_block": 1, "norm_num_groups": 4},
     "contexts": [16, 3, 8],
+}
+# Of our own
+OUR_PRIOR = {
+    **SMALL_PRIOR,
+    "unet": {**SMALL_PRIOR["unet"], **SIZES},
+    "vae": {**SMALL_PRIOR["vae"], "width": 8, "encoder_blocks": 1, "decoder_blocks": 1},
+    "contexts": [1, 3, 8],
 }
 GUIDANCE = {
     **SMALL["guidance"],

@@ -42,10 +42,24 @@ def test_the_autoencoder_starts_as_principal_components(sees_coarse):
     assert float(latent.transpose(0, 1).flatten(1).var(1).mean().sqrt()) == pytest.approx(5.0, rel=1e-3)
 
 
+def test_each_latent_may_start_with_unit_variance():
+    autoencoder = small_network({**TINY, "sees_coarse": False}, 4).autoencoder
+    given = image(8)
+    autoencoder.start_from_components(given, None, 2.0, each=True)
+    with torch.no_grad():
+        spreads = autoencoder.encode(given).mean.transpose(0, 1).flatten(1).std(1)
+        each = autoencoder(given)
+        autoencoder.start_from_components(given, None, 2.0)
+        torch.testing.assert_close(autoencoder(given), each, atol=1e-4, rtol=0)
+    torch.testing.assert_close(spreads, torch.full_like(spreads, 2.0), rtol=1e-3, atol=0)
+
+
 def test_a_decoder_that_sees_the_coarse_image_has_to_be_given_it():
     autoencoder = small_network({**TINY, "sees_coarse": True}, 4).autoencoder
     with pytest.raises(ValueError, match="no coarse image"):
         autoencoder(image())
+    with pytest.raises(ValueError, match="no coarse image"):
+        autoencoder.start_from_components(image(), None, 5.0)
 
 
 def test_the_noise_of_latents_is_bounded(network):

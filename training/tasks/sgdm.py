@@ -139,8 +139,9 @@ class MapGuidance:
         generator = draw.on(batch["hr"].device)
         steps, device = len(self.companion.networks.alpha_bar), batch["hr"].device
         t = torch.randint(steps, (len(batch["hr"]),), generator=generator, device=device)
-        loss = self.error(batch, t, generator, styled).mean()
-        yield OWN, Objective(loss, {"noise": loss})
+        errors = self.error(batch, t, generator, styled)
+        loss = (self.companion.prior.balance(t) * errors).mean()
+        yield OWN, Objective(loss, {"noise": errors.mean().detach()})
 
     def error(self, batch: Mapping[str, Tensor], t: Tensor, generator: torch.Generator, styled: bool) -> Tensor:
         """Return the mean squared error of the noise (B,) at timesteps t (B,), by eq. 12."""

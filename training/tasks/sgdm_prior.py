@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from pipeline.models.diffusion_prior import SMALL_PRIOR, SYSTEM, Prior, prior_bundle
-from pipeline.models.latent import Moments
 from pipeline.models.latent_sampler import forward
+from pipeline.models.latent_small import SmallAutoencoder
 from pipeline.models.sgdm import SMALL_LATTICE
 from pipeline.models.tone import OURS
 from training import placement
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 4
 AUTOENCODER, DENOISER = "autoencoder", "denoiser"
-BATCHES_AT_FIRST = 8  # from which the spread of latents is measured
+BATCHES_AT_FIRST = 8  # from which principal components, and then the spread of latents, are measured
 DIVERGENCE = 1e-6  # weight of the divergence per value of the image, beside the mean absolute error (Rombach et al.)
 MULTIPLE_PX = 32  # of the U-Net's input: latents of 1/4, halved three times
 
@@ -71,7 +70,13 @@ class SmallPrior:
         return {"hr": torch.from_numpy(np.stack([patch.pixels for patch in patches]))}
 
     def begin(self, stage: Stage, draw: Draw) -> None:
-        """Scale latents to unit variance before the denoiser learns."""
+        """Start our autoencoder from principal components; scale latents to unit variance for the denoiser."""
+        autoencoder = self.network.vae
+        if isinstance(autoencoder, SmallAutoencoder) and autoencoder.untrained:
+            batches = [self.batch(draw)["hr"] for _ in range(BATCHES_AT_FIRST)]
+            side = min(batch.shape[-1] for batch in batches)
+            first = torch.cat([batch[..., :side, :side] for batch in batches])
+            autoencoder.start_from_components(2 * OURS.to_image(first) - 1, None, 1.0, each=True)
         if stage.name == DENOISER:
             scaling = self.companion.get_buffer("scaling")
             with torch.no_grad():
@@ -89,23 +94,26 @@ class SmallPrior:
             return self._reconstruction(image, generator)
         with torch.no_grad():
             truth = self._latent(batch["hr"])
-        loss = self._noise_loss(truth, generator)
-        return Objective(loss, {"noise": loss})
+        loss, noise = self._denoising(truth, generator)
+        return Objective(loss, {"noise": noise})
 
     def _reconstruction(self, image: Tensor, generator: torch.Generator) -> Objective:
-        moments = Moments.of(self.network.vae.encode(image).latent_dist.parameters)
+        moments = self.network.moments(image)
         noise = torch.randn(moments.mean.shape, generator=generator, device=image.device)
-        made = self.network.vae.decode(moments.sample(noise)).sample
+        self.network.scaling = 1.0
+        made = self.network.decode(moments.sample(noise))
         absolute, divergence = (made - image).abs().mean(), moments.divergence().mean() / image[0].numel()
         return Objective(absolute + DIVERGENCE * divergence, {"l1": absolute, "divergence": divergence})
 
-    def _noise_loss(self, truth: Tensor, generator: torch.Generator) -> Tensor:
+    def _denoising(self, truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the mean squared error of what the U-Net estimates, and that of the noise."""
         alphas = torch.from_numpy(self.network.alpha_bar).to(truth)
         t = torch.randint(len(alphas), (len(truth),), generator=generator, device=truth.device)
         noise = torch.randn(truth.shape, generator=generator, device=truth.device)
         noisy = forward(truth, alphas[t][:, None, None, None], noise)
         found = self.network.noise(noisy, t, torch.zeros_like(t))
-        return functional.mse_loss(found, noise)
+        errors = (found - noise).square().mean((1, 2, 3))
+        return (self.network.balance(t) * errors).mean(), errors.mean().detach()
 
     def _latent(self, hr: Tensor) -> Tensor:
         self.network.scaling = float(self.companion.get_buffer("scaling"))
@@ -122,7 +130,7 @@ class SmallPrior:
         """Return PSNR and gradient of decoded held-out images; of the denoiser, the error of the noise there."""
         if stage.name == DENOISER:
             generator = torch.Generator().manual_seed(0)
-            losses = [float(self._noise_loss(self._latent(pair.hr).cpu(), generator)) for pair in self.pairs]
+            losses = [float(self._denoising(self._latent(pair.hr).cpu(), generator)[1]) for pair in self.pairs]
             found = average(per_set_mean(self.pairs, losses))
             return Measured(f"error of the noise in latents of held-out images {found:.4f}", {"noise": found})
         named: dict[str, list[float]] = {"psnr": [], "gradient": []}
@@ -175,8 +183,8 @@ TASK = TaskSpec(
             task=SYSTEM,
             architecture=SMALL_PRIOR,
             stages=(
-                Stage(AUTOENCODER, 0.35, ("vae.",), 1e-3),
-                Stage(DENOISER, 0.65, ("unet.", "contexts"), 5e-4),
+                Stage(AUTOENCODER, 0.2, ("vae.",), 1e-3),
+                Stage(DENOISER, 0.8, ("unet.", "contexts"), 8e-4),
             ),
             minutes=60,
             batch=8,

@@ -105,6 +105,8 @@ def memory_of(bundles: Bundles) -> Memory:
 
 def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
     """Return the guided stage and the fusion. Raises UsageError for a scale or style that the weights do not have."""
+    from pipeline.models.diffusion_prior import stride_of
+
     guidance = bundles[SR]
     scale = _scale(guidance, int(options[SCALE.name]))
     _check(guidance, options)
@@ -122,7 +124,7 @@ def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
         scene_state=options[STYLE.name] != "none",
         whole=(STYLE_IMAGE.name,) if options[STYLE.name] == "image" else (),
         weights=SR,
-        multiple_px=8 * _stride(bundles[PRIOR]),  # the U-Net halves latents three times
+        multiple_px=8 * stride_of(bundles[PRIOR].architecture),  # the U-Net halves latents three times
         bright_reflectance=float(guidance.normalisation.get("white", BRIGHT_REFLECTANCE)),
     )
     return guided, fusion_stage(bundles[FUSION], guided)
@@ -136,11 +138,6 @@ def _scale(guidance: Bundle, wanted: int) -> int:
             f"--option {SCALE.name}={wanted} with weights {guidance.path}", f"{' or '.join(map(str, known))}, or 0"
         )
     return wanted or int(guidance.scale)
-
-
-def _stride(prior: Bundle) -> int:
-    """Return the pixels of an image per pixel of its latent."""
-    return int(2 ** (len(prior.architecture["vae"]["block_out_channels"]) - 1))
 
 
 class MapGuided(Predictor):
