@@ -8,19 +8,17 @@ on the grid of the output.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.bundle import BundleError
-from pipeline.models.guidance_parts import SLOPE, Spade, Stage, Strided, Style, adain, conv, statistics
+from pipeline.models.guidance_parts import SLOPE, Normalisation, Spade, Stage, Strided, Style, adain, conv, statistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from pipeline.models.guidance_parts import Normalisation
 
 BANDS = 3
 GAIN = 0.18215  # of the controls
@@ -224,6 +222,6 @@ def _sizes(architecture: Mapping[str, Any] | None) -> dict[str, Any]:
     sizes = {**PUBLISHED, **(architecture or {})}
     if sizes["variant"] not in (REAL, SYNTHETIC, NO_MAP):
         raise BundleError(f"variant {sizes['variant']!r}", f"{REAL!r}, {SYNTHETIC!r} or {NO_MAP!r}")
-    if sizes["norm"] not in ("batch", "pixel"):
-        raise BundleError(f"norm {sizes['norm']!r}", "'batch' or 'pixel'")
+    if sizes["norm"] not in get_args(Normalisation):
+        raise BundleError(f"norm {sizes['norm']!r}", "'batch', 'pixel' or 'none'")
     return sizes

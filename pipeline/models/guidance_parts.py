@@ -16,7 +16,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Normalisation = Literal["batch", "pixel"]
+Normalisation = Literal["batch", "pixel", "none"]
 SLOPE = 0.1  # of LeakyReLU in the branches of image and map
 STYLE_SLOPE = 0.01  # in the style encoder, and in the image branch without a map
 STYLE_EPS = 1e-6  # added to standard deviations
@@ -78,12 +78,14 @@ class Spade(nn.Module):
     """Spatially adaptive denormalisation: norm(x) * (1 + gamma) + beta, both convolved from a condition.
 
     Equation 10 has gamma * norm(x); the released code adds 1, so that it begins as the norm alone (gamma and beta start
-    at 0). The published norm is BatchNorm, whose running statistics are used: call `eval` before inference.
+    at 0). The published norm is BatchNorm, whose running statistics are used: call `eval` before inference. Without a
+    norm, how bright the image is stays in its features, which a little training does not find again otherwise.
     """
 
     def __init__(self, width: int, condition: int, norm: Normalisation = "batch", hidden: int = 128) -> None:
         super().__init__()
-        self.norm: nn.Module = nn.BatchNorm2d(width) if norm == "batch" else PixelNorm(width)
+        norms = {"batch": nn.BatchNorm2d, "pixel": PixelNorm, "none": nn.Identity}
+        self.norm: nn.Module = norms[norm](width)
         self.shared = conv(condition, hidden)
         self.gamma = conv(hidden, width)
         self.beta = conv(hidden, width)

@@ -38,12 +38,12 @@ PUBLISHED: dict[str, Any] = {"guidance": guide.PUBLISHED, "words": RENDERED, "pr
 SMALL: dict[str, Any] = {
     "guidance": {
         "variant": guide.REAL,
-        "norm": "pixel",
+        "norm": "none",
         "map_channels": 7,
-        "stem": 32,
-        "widths": [32, 32],
-        "spade_width": 64,
-        "merged": 64,
+        "stem": 16,
+        "widths": [16, 32],
+        "spade_width": 32,
+        "merged": 48,
         "controls": SMALL_PRIOR["unet"]["block_out_channels"][:3],
     },
     "words": [[0], [1, 2], [5], [4]],

@@ -78,7 +78,7 @@ def test_the_small_prior_is_small():
 # --- SPADE -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["batch", "pixel"])
+@pytest.mark.parametrize("norm", ["batch", "pixel", "none"])
 def test_spade_begins_as_its_norm(norm):
     spade = Spade(8, 16, norm).eval()
     x = random(2, 8, 6, 5)

@@ -65,6 +65,7 @@ RECIPE: dict[str, Any] = {
     # Share of the images with a style whose coarse image has other colours than the sharp one. Where both agree, as
     # when one is made of the other, a style tells nothing new and is not learned. Without a style, both agree always.
     "gap": 0.7,
+    "visited": 0.8,  # share of the images with a timestep that the sampler visits, if it starts late
     "networks": "small",  # of the prior
     "whole_unet": True,  # or the attention alone, as published
     "unet_rate": 0.5,  # of the learning rate, for the U-Net, which has learned already
@@ -72,6 +73,7 @@ RECIPE: dict[str, Any] = {
     # File of the prior, where --init gives weights of guidance to go on from.
     "prior": "",
 }
+SHARES = ("no_style", "gap", "visited")
 RECIPE_PAPER = {
     **RECIPE,
     "no_style": 0.0,
@@ -90,6 +92,9 @@ class MapGuidance:
         self.preset, self.data, self.bands, self.recipe = preset, data, preset.bands, preset.recipe
         if preset.recipe["networks"] not in PRIORS:
             raise UsageError(f"recipe networks={preset.recipe['networks']}", " or ".join(PRIORS))
+        for name in SHARES:
+            if not 0 <= float(self.recipe[name]) <= 1:
+                raise UsageError(f"recipe {name}={self.recipe[name]:g}", "a share from 0 to 1")
         self.companion = PriorBeside(PRIORS[preset.recipe["networks"]])
         guidance = Guidance(preset.architecture["guidance"])
         self.network = Learning(guidance, self.companion.networks, bool(self.recipe["whole_unet"]))
@@ -137,11 +142,18 @@ class MapGuidance:
         if styled:
             batch = {**batch, "lr": other_colours(batch["lr"], draw.rng, float(self.recipe["gap"]))}
         generator = draw.on(batch["hr"].device)
-        steps, device = len(self.companion.networks.alpha_bar), batch["hr"].device
-        t = torch.randint(steps, (len(batch["hr"]),), generator=generator, device=device)
+        t = self.timesteps(len(batch["hr"]), generator)
         errors = self.error(batch, t, generator, styled)
         loss = (self.companion.prior.balance(t) * errors).mean()
         yield OWN, Objective(loss, {"noise": errors.mean().detach()})
+
+    def timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return random timesteps (count,), of which `visited` are among those that the sampler visits."""
+        steps, device = len(self.companion.networks.alpha_bar), generator.device
+        start = round(steps * float(self.preset.sampler.get("start", 1.0)))
+        visited = torch.rand(count, generator=generator, device=device) < float(self.recipe["visited"])
+        below = torch.where(visited, start, steps)
+        return (torch.rand(count, generator=generator, device=device) * below).long()
 
     def error(self, batch: Mapping[str, Tensor], t: Tensor, generator: torch.Generator, styled: bool) -> Tensor:
         """Return the mean squared error of the noise (B,) at timesteps t (B,), by eq. 12."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import UsageError
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
 from pipeline.models.diffusion_prior import PUBLISHED_PRIOR, Prior
 from pipeline.models.guidance import PUBLISHED as PUBLISHED_GUIDANCE
@@ -228,6 +229,21 @@ def test_a_run_needs_a_prior_of_the_right_kind(prior, data, tmp_path, capsys):
         task.begin_from(load_bundle(wrong))
     with pytest.raises(Exception, match="small or published or tiny"):
         MapGuidance(tiny(presets()["sgdm"], networks="large"), data)
+
+
+def test_timesteps_that_the_sampler_visits_are_learned_more(prior, data):
+    task = begun(tiny(presets()["sgdm-plus"], visited=0.8), data, prior)
+    assert task.preset.sampler["start"] == 0.5
+    t = task.timesteps(20_000, torch.Generator().manual_seed(0))
+    assert t.dtype == torch.long
+    assert (int(t.min()), int(t.max())) == (0, 999)
+    assert float((t < 500).float().mean()) == pytest.approx(0.8 + 0.2 / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["no_style", "gap", "visited"])
+def test_shares_beyond_one_are_refused(prior, data, name):
+    with pytest.raises(UsageError, match=f"recipe {name}=1.5"):
+        MapGuidance(tiny(presets()["sgdm-plus"], **{name: 1.5}), data)
 
 
 def test_the_presets_of_the_paper():
