@@ -13,14 +13,15 @@ from pipeline import run as run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / folder / "README.md" for folder in (".", "pipeline", "training", "deploy", "catalogs")]
 
 
-def blocks(language=""):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language="", page=ROOT / "README.md"):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def commands():
-    lines = [line for block in blocks() for line in block.splitlines()]
+def commands(page=ROOT / "README.md"):
+    lines = [line for block in blocks(page=page) for line in block.splitlines()]
     parts = [part.strip() for line in lines for part in line.split("&&")]
     return [part for part in parts if part.startswith("python -m") and " pip " not in part]
 
@@ -56,7 +57,7 @@ def test_quick_start_makes_a_sound_store_and_a_picture(sample_store):
 def test_python_blocks_run_on_the_sample(sample_store, monkeypatch):
     monkeypatch.chdir(sample_store.parent)
     names = {}
-    for block in blocks("python"):
+    for block in blocks("python") + blocks("python", ROOT / "pipeline" / "README.md"):
         exec(block, names)
     ds = names["ds"]
     assert ds.sizes["band"] == 12
@@ -66,23 +67,46 @@ def test_python_blocks_run_on_the_sample(sample_store, monkeypatch):
     assert abs(off).quantile(0.99) < 15
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "pipeline.run" in c])
+@pytest.mark.parametrize("command", [c for page in PAGES for c in commands(page) if "pipeline.run" in c])
 def test_run_commands_are_understood(command):
     arguments = run_command.parser().parse_args(shlex.split(command)[3:])
     if arguments.config is None:
         run_command.config_of(arguments)
 
 
-@pytest.mark.parametrize("module", sorted({c.split()[2] for c in commands() if "pytest" not in c}))
+@pytest.mark.parametrize(
+    "module", sorted({c.split()[2] for page in PAGES for c in commands(page) if "pytest" not in c})
+)
 def test_every_command_named_has_help(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0
     assert "usage" in done.stdout
 
 
-def test_linked_files_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_linked_files_and_sections_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall("(?m)^## (.+)$", text)
+    }
+    assert {name for name in re.findall(r"\]\(#([^)]+)\)", text)} <= headings
+
+
+def test_the_first_page_is_one_page():
+    assert len(README.splitlines()) < 150
+
+
+def test_the_citation_is_of_this_version():
+    import yaml
+
+    from pipeline.version import VERSION
+
+    cited = yaml.safe_load((ROOT / ".github" / "CITATION.cff").read_text())
+    assert (cited["version"], cited["license"], cited["cff-version"]) == (VERSION, "MIT", "1.2.0")
+    notes = {one["notes"] for one in cited["references"]}
+    assert notes == {f"--sr {name}" for name in ("difffusr", "ldsr", "wavediffur", "sgdm")}
 
 
 NOTEBOOKS = sorted(p for p in (ROOT / "deploy" / "notebooks").glob("*.py") if p.read_text().startswith("# %%"))

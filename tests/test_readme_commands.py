@@ -1,4 +1,4 @@
-"""Every command of the README is executed, word for word, where a user would stand.
+"""Every command of the README and of its pages is executed, word for word, where a user would stand.
 
 Known archives are stood in for by a STAC API and a file server on loopback; the ground is synthetic. Training commands
 run with presets of a few hundred parameters. The two lines of the quick start are CI's own.
@@ -26,7 +26,6 @@ from tests.training.test_convert import GROUPS, released, small_weights
 from training.quality import cost, phases, real
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
 IMAGES = ("--images", "8")  # of training; the README's words take an hour
 MORE = {  # what the README leaves to a user's data or patience
     "python -m training.train --preset lite-sr --data my_training.toml --out runs/a": IMAGES,
@@ -35,11 +34,12 @@ MORE = {  # what the README leaves to a user's data or patience
 }
 
 
-def commands(section):
-    part = README[README.index(f"\n## {section}\n") :]
-    part = part[: part.index("\n## ", 5)]
+def commands(section, page="README.md"):
+    text = (ROOT / page).read_text()
+    part = text[text.index(f"\n## {section}\n") :]
+    part = part[: part.find("\n## ", 5)]
     blocks = re.findall(r"^```\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+    return [line for block in blocks for line in block.splitlines() if line.startswith("python -m ")]
 
 
 def execute(command, capsys):
@@ -102,8 +102,9 @@ def test_recipes(stand, capsys):
 
 @pytest.mark.slow
 def test_parts(stand, capsys):
-    lines = commands("At scale")
+    lines = commands("The three steps", "deploy/README.md") + commands("Looking after a store", "deploy/README.md")
     assert [line.split()[-1] for line in lines[:3]] == ["--plan-only", "3/64", "--finalise"]
+    (stand / "region.geojson").rename(stand / "country.geojson")
     for line in lines:
         if "--finalise" in line:
             code, said = execute(line, capsys)
@@ -118,7 +119,7 @@ def test_parts(stand, capsys):
 def test_training(stand, capsys, monkeypatch):
     own_imagery(stand, monkeypatch).rename(stand / "my_training.toml")
     torch.save(released(small_weights(attention_strides=[])), stand / "last.ckpt")
-    lines = commands("Training")
+    lines = commands("In short", "training/README.md")
     for module, name, least in ((cost, "SIDE_60M_PX", 16), (phases, "SIDE_60M_PX", 16), (real, "PATCHES", 1)):
         monkeypatch.setattr(module, name, least)  # ground that tables of whole systems are made of
     monkeypatch.setattr(spec, "MEMBERS", 1)  # draws of a system without regression, which this takes minutes for

@@ -11,6 +11,7 @@ from pipeline import arguments, submit
 from pipeline.archive.read import rate_limit
 from pipeline.jobs.slurm import sbatch_options
 from pipeline.running import dask_scheduler
+from pipeline.store import lease, objects
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy"
 README = (FOLDER / "README.md").read_text()
@@ -46,7 +47,9 @@ def test_quoted_options_of_sbatch_are_understood():
 
 def test_parameters_are_those_of_the_scripts_or_of_the_pipeline():
     scripts = "".join(path.read_text() for path in (FOLDER / "slurm").glob("*.sbatch"))
-    code = {rate_limit.PROCESSES_VARIABLE, dask_scheduler.INSECURE_VARIABLE}
+    code = {
+        rate_limit.PROCESSES_VARIABLE, dask_scheduler.INSECURE_VARIABLE, lease.LAPSE_ENV, objects.PATIENCE_ENV,
+    }  # fmt: skip
     for name in set(re.findall(r"SEN2FINE_\w+", README)) - code:
         assert f"${{{name}:" in scripts, name
 
