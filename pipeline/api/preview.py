@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.api.area import aoi_of
+from pipeline.api.asked import asked
 from pipeline.api.progress import progress_of
-from pipeline.api.settings import settled, with_file
 from pipeline.process import guest
 from pipeline.redaction import redact_logs
 from pipeline.report import PlanPreview
-from pipeline.store.place import place_of
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from pipeline.api.area import Area
@@ -46,16 +43,13 @@ def plan(
     from pipeline.running.choices import HERE, at_work
     from pipeline.running.pools import processors
 
-    given = with_file({"aoi": aoi, "out": out, "bbox": bbox, **settings})
-    aoi, out, bbox = (given.pop(name, None) for name in ("aoi", "out", "bbox"))
-    config, manner = settled(given, "plan")
-    area = aoi_of(aoi, bbox, max_area_km2=manner.max_area_km2, repair=manner.repair)
-    for warning in area.warnings:
-        warnings.warn(warning, stacklevel=2)
+    of = asked("plan", {"aoi": aoi, "out": out, "bbox": bbox, **settings})
     redact_logs()
-    with guest(), progress_of(shown=manner.progress) as progress:
+    with guest(), progress_of(shown=of.manner.progress) as progress:
         restrict_drivers()
-        workers, together = at_work(manner.cluster, manner.workers or processors()), manner.cluster in HERE
-        made = make_plan(config, area, workers=workers, together=together, say=progress.say, max_output_gb=float("inf"))
+        workers, together = at_work(of.manner.cluster, of.manner.workers or processors()), of.manner.cluster in HERE
+        made = make_plan(
+            of.config, of.area, workers=workers, together=together, say=progress.say, max_output_gb=float("inf")
+        )
         cost = estimate(made, workers, together=together)
-    return Preview(made, cost, place_of(f"{area.name}.zarr" if out is None else os.fspath(out)), area.describe())
+    return Preview(made, cost, of.place, of.area.describe())

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from typing import TYPE_CHECKING
 
-from pipeline.api.area import aoi_of
+from pipeline.api.asked import asked
 from pipeline.api.progress import progress_of
-from pipeline.api.settings import settled, with_file
 from pipeline.errors import LeaseLost
 from pipeline.process import guest
 from pipeline.redaction import redact_logs
-from pipeline.store.place import place_of
 from pipeline.store.reader import open_store
 
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     import xarray as xr
@@ -52,17 +50,11 @@ def run(
     script needs no `if __name__ == "__main__"`. Raises PipelineError: UsageError for settings, NoDataError if no scene
     matches, Interrupted if it was stopped, to be continued by the same call.
     """
-    given = with_file({"aoi": aoi, "out": out, "bbox": bbox, **settings})
-    aoi, out, bbox = (given.pop(name, None) for name in ("aoi", "out", "bbox"))
-    config, manner = settled(given, "run")
-    area = aoi_of(aoi, bbox, max_area_km2=manner.max_area_km2, repair=manner.repair)
-    for warning in area.warnings:
-        warnings.warn(warning, stacklevel=2)
-    place = place_of(f"{area.name}.zarr" if out is None else os.fspath(out))
+    of = asked("run", {"aoi": aoi, "out": out, "bbox": bbox, **settings})
     redact_logs()
-    with guest(), progress_of(shown=manner.progress) as progress:
-        compute(config, area, place, manner, progress)
-    return open_store(place)
+    with guest(), progress_of(shown=of.manner.progress) as progress:
+        compute(of.config, of.area, of.place, of.manner, progress)
+    return open_store(of.place)
 
 
 def compute(config: RunConfig, aoi: Aoi, out: Place, manner: Manner, progress: Progress) -> None:
