@@ -258,7 +258,10 @@ def test_a_resumed_run_keeps_its_budget(imagery, tmp_path, capsys):
     assert load_bundle(tmp_path / "run" / "tiny-sr.safetensors").provenance["images"] == 24
 
 
-@pytest.mark.parametrize("spelled", ["training/shipped_weights.toml", "training/../training/shipped_weights.toml"])
+@pytest.mark.parametrize(
+    "spelled",
+    ["training/shipped_weights.toml", "training/../training/shipped_weights.toml", "training/shipped_sgdm.toml"],
+)
 def test_only_weights_of_our_own_data_have_our_licence(imagery, monkeypatch, spelled):
     monkeypatch.chdir(WEIGHTS.parents[2])
     ours = TrainingData(TrainingFile(Path(spelled), "shipped weights", "", "", ()))
@@ -511,9 +514,12 @@ def test_shipped_weights_beat_back_projection_on_held_out_places(shared_data):
 def test_shipped_weights_are_small():
     files = list(WEIGHTS.glob("*.safetensors"))
     fusions = {"lite-fusion", "fusion-x2", "fusion-x4"}
-    assert {path.stem for path in files} == {"lite-sr", "wavediffur-sr", "ldsr", *fusions}
-    assert sum(path.stat().st_size for path in files) < 30e6
+    guided = {"sgdm", "sgdm-prior", "sgdm-style"}
+    assert {path.stem for path in files} == {"lite-sr", "wavediffur-sr", "ldsr", *fusions, *guided}
+    assert sum(path.stat().st_size for path in files) < 48e6
+    assert sum(path.stat().st_size for path in files if path.stem in guided) < 20e6
     for path in files:
         bundle = load_bundle(path)
         assert bundle.licence
-        assert bundle.lattice.window_px in (480, 120 if bundle.system == "fusion-x2" else 512)
+        windows = {"fusion-x2": 120, "sgdm": 256, "sgdm-prior": 256, "sgdm-style": 256}
+        assert bundle.lattice.window_px in (480, windows.get(bundle.system, 512))

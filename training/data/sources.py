@@ -38,6 +38,7 @@ PLACES_LISTED = 1000  # maximum in provenance
 WATCHED = "watched"
 SHIPPED_FOLDERS = ("hr", "hr_more", "s2_l2a")  # below the imagery root
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped_weights.toml"
+SHIPPED_SGDM = SHIPPED.with_name("shipped_sgdm.toml")  # of 1.25 m
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class TrainingData:
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it is the training file of the shipped weights, however its path is given."""
-        return self.file.path.resolve() == SHIPPED
+        """Whether it is a training file of shipped weights, however its path is given."""
+        return self.file.path.resolve() in (SHIPPED, SHIPPED_SGDM)
 
     def of_role(self, role: str) -> list[Source]:
         """Return the sources of one role."""

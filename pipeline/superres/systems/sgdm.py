@@ -56,7 +56,10 @@ RADIOMETRY = Option(
     "keep to give the measured values back, styled for the colours of the style, which are no reflectance",
     choices=("keep", "styled"),
 )
-PRIOR_FILE = Option("prior", "", "file of the prior: trained, or of training.convert --from stable-diffusion")
+TINY = "tiny"
+PRIOR_FILE = Option(
+    "prior", TINY, "tiny for the prior that ships, or a file: trained, or of training.convert --from stable-diffusion"
+)
 GUIDED = Option("map", "required", "none to go without a map", choices=("required", "none"))
 MAP = Condition(
     "map",
@@ -71,16 +74,16 @@ STYLE_IMAGE = Condition(
     bands=RGB,
     whole=True,
 )
-_SR_WEIGHTS = Weights(SR, ("sgdm",))
-_PRIOR_WEIGHTS = Weights(PRIOR, ("sgdm-prior",))
-_STYLE_WEIGHTS = Weights(STYLES, ("sgdm-style",))
+_SR_WEIGHTS = Weights(SR, ("sgdm",), "sgdm.safetensors")
+_PRIOR_WEIGHTS = Weights(PRIOR, ("sgdm-prior",), "sgdm-prior.safetensors")
+_STYLE_WEIGHTS = Weights(STYLES, ("sgdm-style",), "sgdm-style.safetensors")
 # The published networks have 1.0 thousand million parameters. Attention that guidance replaces is held twice.
 _SMALL, _PUBLISHED = Memory(weights_mib=40.0, floats_per_px=400.0), Memory(weights_mib=4400.0, floats_per_px=1500.0)
 
 
 def weights_of(options: Settings) -> tuple[Weights, ...]:
     """Return the weights: guidance, fusion, prior, and the distribution of styles where one is drawn."""
-    named = str(options[PRIOR_FILE.name])
+    named = "" if options[PRIOR_FILE.name] == TINY else str(options[PRIOR_FILE.name])
     if named and Path(named).is_dir():
         raise UsageError(
             f"--option {PRIOR_FILE.name}={named} is a folder",
