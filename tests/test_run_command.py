@@ -24,7 +24,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import StorageError, UsageError
 from pipeline.models.bundle import load_bundle, load_tensors, save_bundle
 from pipeline.planning.plan import Plan
-from pipeline.running import driver
+from pipeline.running import choices, driver
 from pipeline.running.choices import cluster_of
 from pipeline.running.unit_queue import Summary
 from pipeline.store.place import place_of
@@ -339,8 +339,7 @@ class TestArguments:
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        arguments = command.parser().parse_args(["--cluster", cluster])
-        assert command._at_work(arguments, 6) == at_work
+        assert choices.at_work(cluster, 6) == at_work
 
     @pytest.mark.parametrize(
         ("cluster", "asked", "gpu", "units", "limit_mib", "found"),
@@ -349,9 +348,9 @@ class TestArguments:
             ("auto", None, False, 8, 5_000, 3),
             ("auto", None, False, 2, 5_000, 6),  # two of 1200 MiB, three threads each
             ("auto", None, False, 2, 2_000, 3),
-            ("auto", "6", False, 1, 2_200, 6),  # one of 1500 MiB
-            ("auto", "6", False, 8, 5_000, None),
-            ("inline", "6", False, 8, 2_200, 6),
+            ("auto", 6, False, 1, 2_200, 6),  # one of 1500 MiB
+            ("auto", 6, False, 8, 5_000, None),
+            ("inline", 6, False, 8, 2_200, 6),
             ("inline", None, True, 8, 13_000, None),  # CUDA takes 8 GiB of main memory
             ("tcp://there:8786", None, False, 8, 100, 6),
         ],
@@ -362,15 +361,13 @@ class TestArguments:
         from distributed import system
 
         monkeypatch.setattr(system, "MEMORY_LIMIT", limit_mib * 2**20)
-        monkeypatch.setattr("pipeline.process.device_name", lambda: "cuda" if gpu else "cpu")
-        words = ["--cluster", cluster, *(["--workers", asked] if asked else [])]
+        monkeypatch.setattr(choices, "device_name", lambda: "cuda" if gpu else "cpu")
         cost = SimpleNamespace(worker_mib=1000.0, thread_mib=100.0, units=units)
-        arguments = command.parser().parse_args(words)
         if found is None:
             with pytest.raises(UsageError, match="MiB need"):
-                command._affordable(arguments, 1 if gpu else 6, cost)
+                choices.affordable(cluster, asked, 1 if gpu else 6, cost)
         else:
-            assert command._affordable(arguments, 6, cost) == found
+            assert choices.affordable(cluster, asked, 6, cost) == found
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
@@ -460,8 +457,8 @@ class TestRefusals:
     def test_repair(self, call, archive, tmp_path):
         bow_tie = [(LEFT + 300, TOP - 300), (LEFT + 900, TOP - 900), (LEFT + 900, TOP - 300), (LEFT + 300, TOP - 900)]
         path = write_aoi(tmp_path / "bow.geojson", bow_tie)
-        assert "--repair" in refused(call("--aoi", path, "--catalog", archive, *QUICK))
-        code, _, err = call("--aoi", path, "--catalog", archive, *QUICK, "--repair", "--dry-run")
+        assert "--repair-aoi" in refused(call("--aoi", path, "--catalog", archive, *QUICK))
+        code, _, err = call("--aoi", path, "--catalog", archive, *QUICK, "--repair-aoi", "--dry-run")
         assert code == 0
         assert err.startswith("warning: ")
 

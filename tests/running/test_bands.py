@@ -68,11 +68,11 @@ def test_the_scene_taken_does_not_depend_on_stored_bands(two_scenes, small_aoi, 
 
 def test_rgb_of_one_scene_reads_no_other_band(one_scene, small_aoi, small_lite, tmp_path, monkeypatch):
     """Nothing of the others enters, so nobody pays for them."""
-    from pipeline.running import unit
+    from pipeline.archive.read import cube
 
     asked = []
-    real = unit._read
-    monkeypatch.setattr(unit, "_read", lambda *given: asked.append(given[0].bands_read) or real(*given))
+    real = cube.read_period
+    monkeypatch.setattr(cube, "read_period", lambda *given, **more: asked.append(given[3]) or real(*given, **more))
     few, _ = stored(one_scene, small_aoi, tmp_path / "rgb.zarr", bands=("B02", "B03", "B04"), **small_lite)
     assert set(asked) == {("B02", "B03", "B04")}
     assert set(few) == {"B02", "B03", "B04"}

@@ -16,7 +16,7 @@ from pipeline.errors import IntegrityError, PipelineError, StorageError, Unreach
 from pipeline.models.bundle import save_bundle
 from pipeline.models.difffusr import Networks, difffusr_bundle
 from pipeline.superres import hub
-from pipeline.superres.system import load
+from pipeline.superres.system import _loaded
 from pipeline.superres.weights import File, choose
 from tests.models.test_difffusr import SMALL, ruled, shapes_of
 from tests.superres.hub_server import COMMIT, LATER, SIGNATURE, connected, hub_server, point_at
@@ -309,7 +309,7 @@ def test_a_choice_records_commit_and_digest_and_loads_elsewhere(server, weights,
     assert str(tmp_path) not in json.dumps(asdict(choice))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     server.requests.clear()
-    assert load.__wrapped__(choice, "cpu").bundles["sr"].digest == digest
+    assert _loaded.__wrapped__(choice, "cpu").bundles["sr"].digest == digest
     assert [request[:2] for request in server.requests] == [("hub", "HEAD"), ("storage", "GET")]
 
 
@@ -319,7 +319,7 @@ def test_a_worker_refuses_other_bytes_than_the_plans(server, weights):
     blob = hub.located(PINNED).resolve()
     os.chmod(blob, 0o644)
     blob.write_bytes(weights[:-4] + b"\0\0\0\1")
-    refused(UsageError, 2, lambda: load.__wrapped__(choice, "cpu"), choice.of("sr").sha256, "fetched anew")
+    refused(UsageError, 2, lambda: _loaded.__wrapped__(choice, "cpu"), choice.of("sr").sha256, "fetched anew")
 
 
 def test_the_weights_must_still_fit_the_system(server, weights):
