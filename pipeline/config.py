@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
@@ -71,7 +72,8 @@ class RunConfig:
                 raise UsageError(f"{name} = {getattr(self, name)!r}", f"one of {', '.join(known)}")
         unknown = [str(band) for band in self.bands if band not in BAND_NAMES]
         if unknown:
-            near = difflib.get_close_matches(unknown[0].upper(), BAND_NAMES, 1)
+            asked = re.sub(r"^B(\d)(?=A?$)", r"B0\1", unknown[0].upper())  # B2 is B02, and not B12
+            near = [asked] if asked in BAND_NAMES else difflib.get_close_matches(asked, BAND_NAMES, 1)
             expected = f"some of {', '.join(BAND_NAMES)}"
             hint = f"did you mean {near[0]}?" if near else ""
             raise UsageError(f"no such band: {', '.join(unknown)}", expected, hint)

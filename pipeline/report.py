@@ -256,7 +256,7 @@ class RunReport:
         stages = ", ".join(f"{words} {spent[name]:.1f}" for name, words in _STAGE_NAMES.items() if name in spent)
         return [
             f"  units     {summary.computed} computed, {summary.resumed} found done",
-            f"  time      {summary.seconds:.1f} s in all; worker seconds: {stages}",
+            f"  time      {summary.seconds:.1f} s of computing; worker seconds: {stages}",
             f"  cost      {_spent(self.hours, self.device, self.price)}; about {reads.requests:,} requests "
             f"to the archive for {reads.mib:,.0f} MiB",
             f"  size      {summary.stored_bytes / 2**20:.1f} MiB in {counted(summary.objects, 'object')} of data; "
@@ -270,7 +270,7 @@ class RunReport:
             *([f"  set aside {aside}; python -m pipeline.check {store} tells why"] if aside else []),
             *([f"  picture   {self.picture}{where}"] if self.picture is not None else []),
             f"  look      python -m pipeline.view {store}",
-            f'  open      import pipeline; ds = pipeline.open_store("{store}")',
+            f'  open      import sen2fine; ds = sen2fine.open_store("{store}")',
         ]
 
 

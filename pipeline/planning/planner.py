@@ -187,7 +187,8 @@ def _search(config: RunConfig, aoi: Aoi, around: Aoi, needed: Collection[str]) -
             f"no usable scene of {catalog.name} over {aoi.name} from {start or 'the beginning'} to {end or 'now'} "
             f"with at most {config.max_cloud:g} % cloud ({reasons})",
             cure=_without(config, [] if result.scenes else [reason for _, reason in result.rejected], needed)
-            or "check the AOI's place, widen --start/--end or --max-cloud, or choose another --catalog",
+            or f"check the AOI's place ({aoi.describe()}; coordinates are longitude, latitude), widen --start/--end or "
+            "--max-cloud, or choose another --catalog",
         )
     return _Found(catalog, catalog.access(), scenes, tuple(notes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from functools import lru_cache
 
 from pipeline import discovery
@@ -35,8 +36,10 @@ def spec_of(name: str) -> SystemSpec:
     if name not in known():
         _installed()
     if name not in known():
+        near = difflib.get_close_matches(name, known(), 1)
+        cure = f"did you mean {near[0]}? Otherwise install" if near else "install"
         raise UsageError(
-            f"--sr {name} is not known", f"one of {', '.join(known())}", "install the package that brings it"
+            f"--sr {name} is not known", f"one of {', '.join(known())}", f"{cure} the package that brings it"
         )
     return known()[name]
 

@@ -213,7 +213,13 @@ def test_pixels_that_the_sensor_would_not_see_so_are_found(seen):
 @pytest.mark.parametrize(
     ("bias", "p99", "kind", "verdict"),
     [
-        (-0.4, 14.0, "good", "Holds in every band: bias at most 0.5 DN, 99 % of the pixels within 15 DN."),
+        (
+            -0.4,
+            14.0,
+            "good",
+            "Holds in every band: largest bias 0.40 DN (limit 0.5); 99 % of the pixels within 14.0 DN in B11, "
+            "which comes nearest to its limit (15).",
+        ),
         (0.1, 16.0, "bad", "No band is biased. More than 1 % of the pixels lie beyond 15 DN in B11 and B12."),
         (-0.6, 9.0, "bad", "There is a bias of more than 0.5 DN in B11 and B12."),
     ],

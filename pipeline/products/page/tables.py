@@ -119,7 +119,12 @@ def _verdict(found: Sequence[Residual], consistency: str) -> str:
     if consistency not in ("sensor", "box") or not compared:
         return ""
     if all(one.kept for one in compared):
-        more = f": bias at most {PROMISE_DN:g} DN, 99 % of the pixels within {_noise(compared)}"
+        worst = max(compared, key=lambda one: (one.p99_dn or 0.0) / one.noise_dn)
+        bias = max(abs(one.bias_dn or 0.0) for one in compared)
+        more = (
+            f": largest bias {bias:.2f} DN (limit {PROMISE_DN:g}); 99 % of the pixels within {worst.p99_dn or 0:.1f} "
+            f"DN in {worst.band}, which comes nearest to its limit ({worst.noise_dn:.0f})"
+        )
         return f' <strong class="good">Holds in every band{more if consistency == "sensor" else ""}.</strong>'
     text = "Does NOT hold in every band: see the table."
     if consistency == "sensor":
