@@ -70,7 +70,7 @@ def read(path: Path) -> dict[str, Any]:
     return {name: _located(name, value, path.parent) for name, value in found.items()}
 
 
-def _located(name: str, value: Any, folder: Path) -> Any:  # noqa: ANN401 - whatever TOML holds
+def _located(name: str, value: object, folder: Path) -> object:
     """Return a setting with its relative paths put below `folder`. Known names and addresses stay as they are."""
     if isinstance(value, list) and name in _PATHS:
         return [_located(name, one, folder) for one in value]
@@ -108,7 +108,7 @@ _PATHS: dict[str, Callable[[str, Path], str]] = {
 }
 
 
-def _checked(action: argparse.Action, value: Any, path: Path) -> Any:  # noqa: ANN401 - whatever TOML holds
+def _checked(action: argparse.Action, value: object, path: Path) -> object:
     """Return the value of a setting as the parser would give it. Raises UsageError for another type or choice."""
     name = action.dest
     if name == "aoi" and isinstance(value, dict):

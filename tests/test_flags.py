@@ -124,10 +124,10 @@ def test_costs_are_told_where_they_matter():
         assert said in flags[flag].help, flag
 
 
-def test_exit_codes_are_those_of_readme():
+def test_exit_codes_are_those_of_the_page_on_deploying():
     from tests.conftest import REPOSITORY
 
-    readme = (REPOSITORY / "README.md").read_text()
+    readme = (REPOSITORY / "deploy" / "README.md").read_text()
     rows = re.findall(r"^\| (\d+) \|", readme, re.MULTILINE)
     assert re.findall(r"^  (\d+)", exit_codes(), re.MULTILINE) == rows
 

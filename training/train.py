@@ -256,7 +256,7 @@ def train(ready: Ready) -> None:
 
 def licence_of(given: str, data: TrainingData) -> str:
     """The licence of weights: what the user gave; that of the project where its own data were used; else not stated."""
-    return given or (SHIPPED_LICENCE if data.is_shipped else "")
+    return given or (SHIPPED_LICENCE if data.is_ours else "")
 
 
 def write_bundle(run: Run, task: Trainable, args: argparse.Namespace) -> str:

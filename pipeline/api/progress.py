@@ -5,9 +5,10 @@ All that a run says goes to the loggers of the package, below "pipeline", as it 
 
 from __future__ import annotations
 
+import importlib
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.logs import spoken, through
 from pipeline.plain import plain
@@ -17,13 +18,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+class Handle(Protocol):
+    """What IPython's `display` returns, by which the output below a cell is replaced."""
+
+    def update(self, content: dict[str, str], *, raw: bool) -> object:
+        """Show something else in its place."""
+        ...
+
+
+class Display(Protocol):
+    """IPython's function `display`."""
+
+    def __call__(self, content: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
+        """Show content by its media types."""
+        ...
+
+
 class NotebookProgress(Progress):
     """One line of text below the cell, rewritten in place."""
 
-    def __init__(self, display: Any) -> None:  # noqa: ANN401 - IPython's function, which may be absent
+    def __init__(self, display: Display) -> None:
         super().__init__(quiet=True)
         self._display = display
-        self._handle: Any = None
+        self._handle: Handle | None = None
 
     def line(self, text: str) -> None:
         """Print a line of its own below the cell."""
@@ -58,8 +75,7 @@ def in_notebook() -> bool:
 def progress_of(*, shown: bool) -> Iterator[Progress]:
     """Yield the progress that fits the surroundings, and clear its line at the end. It is silent unless `shown`."""
     if shown and in_notebook():
-        from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
-
+        display: Display = importlib.import_module("IPython.display").display  # a kernel has it
         with through(NotebookProgress(display)) as progress:
             yield progress
     elif shown and sys.stderr.isatty():

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pipeline.archive.read.access import Access
     from pipeline.conditions.frozen import Frozen
     from pipeline.config import RunConfig
+    from pipeline.superres.passes import Pass
     from pipeline.superres.spec import SceneState
     from pipeline.superres.weights import Choice
 
@@ -96,10 +97,7 @@ def make_plan(
     found = _search(config, aoi, around, chain.bands_required(stages, config.band_names))
     _stage("search", f"found {counted(len(found.scenes), 'scene')}; looking at their pixels", scenes=len(found.scenes))
     scenes, notes = _audited(found, config, say)
-    shaping = None
-    if not (config.unit_chunks or config.shard or len(passes) > 1 or passes[0].finer):
-        drawn = system.draws(config.estimate, config.members)
-        shaping = Shaping(passes[0], reach_px, drawn, workers, together)
+    shaping = _shaping(config, system, passes, reach_px, workers, together=together)
     zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m, shaping)
     require_output(aoi.area_km2, max(len(zone.periods) for zone in zones), passes, max_output_gb)
     used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
@@ -125,10 +123,23 @@ def make_plan(
         created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         version=VERSION,
     )
-    units, seconds = sum(1 for _ in plan.units()), time.perf_counter() - began_s
-    text = f"planned {counted(units, 'unit')} from {counted(len(kept), 'scene')} in {seconds:.1f} s"
-    _stage("plan", text, units=units, scenes=len(kept), plan_digest=plan.digest, seconds=round(seconds, 3))
+    _tell_planned(plan, time.perf_counter() - began_s)
     return plan
+
+
+def _shaping(
+    config: RunConfig, system: Choice, passes: Sequence[Pass], reach_px: int, workers: int, *, together: bool
+) -> Shaping | None:
+    """Return what decides the shape of units; None where settings, shards, passes or finer outputs fix it."""
+    if config.unit_chunks or config.shard or len(passes) > 1 or passes[0].finer:
+        return None
+    return Shaping(passes[0], reach_px, system.draws(config.estimate, config.members), workers, together)
+
+
+def _tell_planned(plan: Plan, seconds: float) -> None:
+    units, scenes = sum(1 for _ in plan.units()), len(plan.scenes)
+    text = f"planned {counted(units, 'unit')} from {counted(scenes, 'scene')} in {seconds:.1f} s"
+    _stage("plan", text, units=units, scenes=scenes, plan_digest=plan.digest, seconds=round(seconds, 3))
 
 
 def _stage(stage: str, text: str, **facts: object) -> None:

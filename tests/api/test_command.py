@@ -40,7 +40,7 @@ def test_no_parser_takes_abbreviations(folder):
             assert not made, f"{path}:{node.lineno}"
             assert not based, f"{path}:{node.lineno}"
     with pytest.raises(SystemExit):
-        CommandParser("x", allow_abbrev=True).parse_args(["--versio"])
+        CommandParser("x").parse_args(["--versio"])
 
 
 @pytest.mark.parametrize("word", COMMANDS)

@@ -268,6 +268,8 @@ def test_only_weights_of_our_own_data_have_our_licence(imagery, monkeypatch, spe
     assert train.licence_of("", ours) == "MIT"
     assert train.licence_of("CC-BY-4.0", ours) == "CC-BY-4.0"
     assert train.licence_of("", load_training_file(imagery)) == ""
+    # which weights of before have provenance without places is known of the file of 2.5 m alone
+    assert ours.is_shipped == (Path(spelled).name == "shipped_weights.toml")
 
 
 def test_a_finished_run_is_extended_stage_by_stage(imagery, tmp_path, capsys):

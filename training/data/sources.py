@@ -38,7 +38,7 @@ PLACES_LISTED = 1000  # maximum in provenance
 WATCHED = "watched"
 SHIPPED_FOLDERS = ("hr", "hr_more", "s2_l2a")  # below the imagery root
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped_weights.toml"
-SHIPPED_SGDM = SHIPPED.with_name("shipped_sgdm.toml")  # of 1.25 m
+OURS = frozenset(SHIPPED.parent.glob("shipped_*.toml"))  # training files of all shipped weights
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,13 @@ class TrainingData:
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it is a training file of shipped weights, however its path is given."""
-        return self.file.path.resolve() in (SHIPPED, SHIPPED_SGDM)
+        """Whether it is the training file of the shipped weights of 2.5 m, however its path is given."""
+        return self.file.path.resolve() == SHIPPED
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a training file of any shipped weights, which have the project's licence."""
+        return self.file.path.resolve() in OURS
 
     def of_role(self, role: str) -> list[Source]:
         """Return the sources of one role."""

@@ -53,28 +53,6 @@ __all__ = [
     "view",
 ]
 
-_HOMES = {
-    "PipelineError": "pipeline.errors",
-    "Preview": "pipeline.api.preview",
-    "check": "pipeline.api.stores",
-    "difference": "pipeline.products.reobserve",
-    "false_color": "pipeline.products.color",
-    "indices": "pipeline.products.indices",
-    "load_plan": "pipeline.planning.plan",
-    "mosaic": "pipeline.products.mosaic",
-    "open_cube": "pipeline.planning.plan",
-    "open_measured": "pipeline.store.reader",
-    "open_store": "pipeline.store.reader",
-    "open_tree": "pipeline.store.tree",
-    "plan": "pipeline.api.preview",
-    "reobserve": "pipeline.products.reobserve",
-    "run": "pipeline.api.runs",
-    "split_bands": "pipeline.products.split_bands",
-    "super_resolve": "pipeline.api.resolve",
-    "true_color": "pipeline.products.color",
-    "view": "pipeline.api.stores",
-}
-
 
 def _claim(*names: str) -> None:
     """Make `names` mean the packages installed with this one, whatever the working folder holds.
@@ -94,7 +72,18 @@ def _claim(*names: str) -> None:
 
 
 _claim("pipeline")
-__version__: str = importlib.import_module("pipeline.version").VERSION
+_pipeline = importlib.import_module("pipeline")
+__version__: str = _pipeline.__version__
+_HOMES: dict[str, str] = {
+    **_pipeline._HOMES,
+    "PipelineError": "pipeline.errors",
+    "Preview": "pipeline.api.preview",
+    "check": "pipeline.api.stores",
+    "plan": "pipeline.api.preview",
+    "run": "pipeline.api.runs",
+    "super_resolve": "pipeline.api.resolve",
+    "view": "pipeline.api.stores",
+}
 
 
 def __getattr__(name: str) -> object:
