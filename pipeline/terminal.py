@@ -25,7 +25,7 @@ _COLUMNS = 80  # of a terminal that does not tell its width
 _TICK_S = 0.25  # between two positions of the spinner
 _SPINNER = "|/-\\"
 _package = logging.getLogger("pipeline")
-_active: list[Progress] = []  # the progress line that is on the screen
+_active: list[Progress] = []  # progress lines that are shown
 
 
 class Progress:
@@ -46,6 +46,10 @@ class Progress:
         self._lock = threading.RLock()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def writes_to(self, stream: TextIO) -> bool:
+        """Return whether the line is shown on that stream."""
+        return self._stream is stream
 
     def say(self, text: str) -> None:
         """Show the current activity."""
@@ -185,10 +189,15 @@ def tell(text: str) -> None:
     """Print a note or warning, which may quote external text, as one line on stderr, or as a record of a JSON log."""
     if structured():
         _package.warning(plain(text.removeprefix("warning: ")))
-    elif _active:
-        _active[-1].line(text)
+    elif (progress := _on_screen()) is not None:
+        progress.line(text)
     else:
         print(plain(text), file=sys.stderr)
+
+
+def _on_screen() -> Progress | None:
+    """Return the progress line that is shown on what is stderr now. A line elsewhere must not swallow what is told."""
+    return next((progress for progress in reversed(_active) if progress.writes_to(sys.stderr)), None)
 
 
 def refuse(error: PipelineError, *, as_json: bool = False) -> int:

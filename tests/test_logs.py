@@ -153,6 +153,19 @@ class TestFitting:
         assert max(map(len, shown)) <= 29
         assert "a line of its own" in [line.rstrip() for line in shown]
 
+    def test_a_progress_line_elsewhere_does_not_swallow_warnings(self, capsys):
+        class Screen(io.StringIO):
+            def isatty(self):
+                return True
+
+        screen = Screen()
+        progress = terminal.Progress(stream=screen)
+        progress.say("searching")
+        terminal.tell("warning: the area is small")
+        progress.clear()
+        assert capsys.readouterr().err == "warning: the area is small\n"
+        assert "small" not in screen.getvalue()
+
 
 def in_terminal(arguments, columns, *, interrupt_at=""):
     """Run a command in a terminal of that width; press Ctrl-C once when `interrupt_at` is shown.

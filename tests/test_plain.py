@@ -64,7 +64,9 @@ def test_the_line_of_progress_is_plain():
             return True
 
     screen = Screen()
-    terminal.Progress(stream=screen).say("reading \x1b[31mS2A\n\u202e")
+    progress = terminal.Progress(stream=screen)
+    progress.say("reading \x1b[31mS2A\n\u202e")
+    progress.clear()
     assert acts(screen.getvalue(), "\r") == []
 
 
