@@ -50,11 +50,16 @@ def wide_plan(folder: Path, side_m: float, config: RunConfig, workers: int = 1) 
 
 def repeated_scene(folder: Path, data: Path, side_m: int) -> tuple[Path, bool]:
     """Return the index of one scene of at least `side_m`, and True if it consists of real patches."""
+    scene, real = repeated_tiles(folder, data, side_m)
+    return make_archive(folder, [scene]), real
+
+
+def repeated_tiles(folder: Path, data: Path, side_m: int) -> tuple[Scene, bool]:
+    """Return the record of one scene of at least `side_m`, and True if it consists of real patches."""
     patches = sorted(path for path in (data / "s2_l2a" / "bigearthnet").glob("*") if path.is_dir())
     if not patches:
         size = -(-side_m // 60) * 60
-        scene = make_scene(folder, scene_id="S2A_LAND", left_m=LEFT_M, top_m=TOP_M, size_m=size, epsg=EPSG)
-        return make_archive(folder, [scene]), False
+        return make_scene(folder, scene_id="S2A_LAND", left_m=LEFT_M, top_m=TOP_M, size_m=size, epsg=EPSG), False
     count = -(-side_m // _PATCH_M)
     size = count * _PATCH_M
     rasters = tuple(Raster(gsd, LEFT_M, TOP_M, size // gsd, size // gsd) for gsd in (10, 20, 60))
@@ -75,7 +80,7 @@ def repeated_scene(folder: Path, data: Path, side_m: int) -> tuple[Path, bool]:
         offset=OffsetDecision(0, "products of baseline 02 carry no offset"),
         cloud_pct=0.0,
     )
-    return make_archive(folder, [scene]), True
+    return scene, True
 
 
 def real_or_synthetic(folder: Path, data: Path) -> Scene:
