@@ -16,6 +16,7 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from pipeline.archive.read.gateway import shared
 from pipeline.errors import PipelineError, UsageError
 from pipeline.start import command, environment
 
@@ -39,7 +40,7 @@ def local_workers(kind: str, workers: int) -> Iterator[str]:
         command(__name__, kind, str(workers)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=environment(DASK_INTERNAL_INHERIT_CONFIG=dask.config.serialize(dask.config.global_config)),
+        env=environment(DASK_INTERNAL_INHERIT_CONFIG=dask.config.serialize(dask.config.global_config), **shared()),
         start_new_session=True,  # Ctrl-C and signals to the group of a job are for the driver
     )
     assert helper.stdin is not None

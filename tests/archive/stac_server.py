@@ -11,6 +11,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from pyproj import Transformer
 
+from pipeline.archive.read import gateway
+
 COLLECTION = "sentinel-2-l2a"
 BANDS = {
     **dict.fromkeys(("B02", "B03", "B04", "B08"), 10),
@@ -331,6 +333,9 @@ def serving(handler_of):
     finally:
         http.shutdown()
         http.server_close()
+        for running in gateway._running:  # the next server may have this port and other files
+            with suppress(OSError):
+                running.ask("DELETE", "")
 
 
 @contextmanager

@@ -153,6 +153,7 @@ def test_redirects_among_listed_hosts_are_followed_once(content):
             access = Access(hosts=(host, store))
             np.testing.assert_array_equal(read(access, f"http://{host}/B02.tif"), values)
             assert len(asked) == 1, "the target was kept"
+            access.forget(f"http://{host}/B02.tif")
             signatures.append(1)  # what was given out has ended
             np.testing.assert_array_equal(read(access, f"http://{host}/B02.tif"), values)
             assert len(asked) == 2
@@ -418,3 +419,96 @@ def test_searches_are_under_the_same_policy(content, method):
         assert seen == []
     with archive(content[0], home) as (host, _):
         assert StacHttp(f"http://{host}", RetryPolicy(tries=1)).document(f"http://{host}/search", method=method) == {}
+
+
+@contextmanager
+def versions(content, marks):
+    """A server whose answers carry `marks` as ETag: the first the file's, the last for good."""
+    left = list(marks)
+
+    def answer(request, first, last):
+        request.send_response(206)
+        request.send_header("ETag", left.pop(0) if len(left) > 1 else left[0])
+        request.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        request.send_header("Content-Length", str(last + 1 - first))
+        request.end_headers()
+        request.wfile.write(content[first : last + 1])
+        return True
+
+    with archive(content, answer) as found:
+        yield found
+
+
+def test_what_was_read_is_not_fetched_again(content):
+    """Neither by the same process nor by one that shares the gateway."""
+    with archive(content[0]) as (host, asked):
+        access, href = Access(hosts=(host,)), f"http://{host}/B02.tif"
+        np.testing.assert_array_equal(read(access, href), content[1])
+        before = len(asked)
+        assert before > 1
+        np.testing.assert_array_equal(read(access, href), content[1])
+        code = f"from tests.archive.test_gateway import *; print(read(Access(hosts=({host!r},)), {href!r}).sum())"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=100,
+            env={**os.environ, **gateway.shared()},
+        )  # fmt: skip
+        assert done.stdout.strip() == str(content[1].sum()), done.stderr
+        assert len(asked) == before
+        access.forget(href)
+        np.testing.assert_array_equal(read(access, href), content[1])
+        assert len(asked) == 2 * before
+
+
+def test_a_window_beside_another_brings_only_what_is_new(content):
+    with archive(content[0]) as (host, asked):
+        access, href = Access(hosts=(host,)), f"http://{host}/B02.tif"
+
+        def window(cols):
+            def attempt():
+                with rasterio.Env(**gdal_options(access)), open_raster(access.href(href), sharing=False) as file:
+                    return file.read(1, window=((0, 256), cols))
+
+            return access.reading(href, attempt, what="B02")
+
+        window((0, 500))
+        with_two = len(asked)
+        np.testing.assert_array_equal(window((300, 700)), content[1][:256, 300:700])  # the second and third block
+        assert len(asked) == with_two + 1
+        window((0, 768))
+        assert len(asked) == with_two + 1
+
+
+def test_damaged_bytes_are_fetched_again(content):
+    """Bytes that made a read fail are not kept: a compressed file whose first answer is inverted."""
+    import io
+
+    with rasterio.MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", width=SIDE, height=SIDE, count=1, dtype="uint16", crs="EPSG:32632", tiled=True,
+            blockxsize=256, blockysize=256, compress="deflate", transform=rasterio.Affine(10, 0, 0, 0, -10, 0),
+        ) as file:  # fmt: skip
+            file.write(content[1][None])
+        packed = io.BytesIO(memory.read()).getvalue()
+    damaged = []
+
+    def once(request, first, last):
+        if first == 0 or damaged:
+            return False
+        damaged.append(first)
+        request.part(first, last, bytes(255 - byte for byte in packed[first : last + 1]), len(packed))
+        return True
+
+    with archive(packed, once) as (host, _):
+        np.testing.assert_array_equal(read(Access(hosts=(host,)), f"http://{host}/B02.tif"), content[1])
+    assert damaged
+
+
+def test_a_file_of_another_version_is_read_anew(content):
+    """Of the same size: only its ETag tells that blocks are not those of the header."""
+    data, values = content
+    with versions(data, ["a", "b"]) as (host, asked):
+        np.testing.assert_array_equal(read(Access(hosts=(host,)), f"http://{host}/B02.tif"), values)
+        assert sum(first == 0 for _, _, first in asked) == 2, "opened again"
+    with versions(data, ["a"]) as (host, asked):
+        read(Access(hosts=(host,)), f"http://{host}/B02.tif")
+        assert sum(first == 0 for _, _, first in asked) == 1

@@ -106,6 +106,12 @@ class Access:
         if kind == "https" and self.signing == "planetary-computer" and takes_token(parts):
             forget_token(parts, self.token_url)
 
+    def forget(self, href: str) -> None:
+        """Ask the archive for the file when it is next read, instead of using bytes that are kept of it."""
+        from pipeline.archive.read.gateway import forget
+
+        forget(self._identity(href))
+
     def reading(self, href: str, call: Callable[[], T], *, what: str) -> T:
         """Result of `call`, which reads the file at `href`: rate limited, retried, signed anew once if refused.
 
@@ -120,6 +126,7 @@ class Access:
                 raise
             except Exception as error:
                 explained = self._explained(href, place)
+                self.forget(href)
                 if explained is None:
                     raise
                 raise explained from error

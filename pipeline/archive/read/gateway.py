@@ -8,13 +8,14 @@ or addresses of archives.
 
 It is a process because rasterio holds the GIL in many calls into GDAL (`overviews`, `tags`), so that a thread could not
 answer them. rasterio's `opener=` would not need one, but an exception in its callbacks kills the process (rasterio
-1.4.4), and a failed read of several ranges cannot be reported. Every reading process has its own gateway of about
-30 MB; forked processes share their parent's. It answers only paths that contain its random key.
+1.4.4), and a failed read of several ranges cannot be reported. A gateway takes about 30 MB and what it keeps. Forked
+processes share their parent's. It answers only paths that contain its random key.
 
 Cost: opening a file and reading 1024 x 1024 px of it (4 MB in 3 ranges) took, directly and through the gateway on two
 busy cores, 100 and 160 ms without latency, 375 and 305 ms with 40 ms of latency (5.9 and 3.9 requests): the file size
-is answered from its first bytes, which are read next. /vsis3/ stays with GDAL: buckets are listed one by one, and the
-endpoint is a setting of the user, not of a catalogue.
+is answered from its first bytes, which are read next. What was fetched is kept for a while, within bounded memory
+(`gateway_server`), so processes of one machine share a gateway (`shared`). /vsis3/ stays with GDAL: buckets are listed
+one by one, and the endpoint is a setting of the user, not of a catalogue.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import re
 import secrets
 import subprocess
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Any
@@ -39,14 +41,15 @@ if TYPE_CHECKING:
 
 # Ends every path of this process, so that GDAL can be restricted to them; it cannot be guessed.
 SUFFIX = f".{secrets.token_hex(8)}"
+_SHARED = "SEN2FINE_GATEWAY"  # environment variable: port and key of a gateway of the process that started this one
 _TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class _Gateway:
-    """A running gateway."""
+    """A running gateway. `process` is None for one that belongs to another process."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
     port: int
     key: str
 
@@ -71,7 +74,7 @@ def gdal_path(identity: str, address: str, policy: HostPolicy, connections: int)
     """
     name = re.sub(r"[^A-Za-z0-9._-]", "_", urlsplit(address).path.rsplit("/", 1)[-1])[:80] or "file"
     number = _number(identity)
-    body = json.dumps({"address": address, "hosts": policy.hosts, "connections": connections})
+    body = json.dumps({"address": address, "hosts": policy.hosts, "connections": connections, "reader": os.getpid()})
     for _ in range(2):
         gateway = _gateway()
         try:
@@ -94,6 +97,19 @@ def last_failure(identity: str) -> dict[str, Any]:
     return {}
 
 
+def forget(identity: str) -> None:
+    """Ask the archive anew for a file, of which the gateway keeps what it fetched."""
+    for gateway in _running:
+        with suppress(OSError, HTTPException):
+            gateway.ask("DELETE", _number(identity))
+
+
+def shared() -> dict[str, str]:
+    """Environment by which processes that this one starts use its gateway; empty if it has none."""
+    running = next(iter(_running), None)
+    return {} if running is None else {_SHARED: f"{running.port} {running.key}"}
+
+
 def _number(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
@@ -101,7 +117,7 @@ def _number(identity: str) -> str:
 def _gateway() -> _Gateway:
     with _starting:
         if not _running:
-            _running.append(_start())
+            _running.append(_inherited() or _start())
         return _running[0]
 
 
@@ -109,8 +125,18 @@ def _stop(gateway: _Gateway) -> None:
     with _starting:
         if gateway in _running:
             _running.remove(gateway)
-            with gateway.process as process:  # waits, and closes the pipes
-                process.kill()
+            if gateway.process is not None:
+                with gateway.process as process:  # waits, and closes the pipes
+                    process.kill()
+
+
+def _inherited() -> _Gateway | None:
+    """The gateway named in the environment, once: after a failure this process starts its own."""
+    port, _, key = os.environ.pop(_SHARED, "").partition(" ")
+    if not key:
+        return None
+    _reach_loopback_directly()
+    return _Gateway(None, int(port), key)
 
 
 def _start() -> _Gateway:

@@ -1,109 +1,48 @@
 """The process behind `gateway`: serves files of archives to GDAL on loopback, under the host policy.
 
-Started by `pipeline.start`. It prints its port and key on stdout, and exits when its
-stdin closes, with the last process that uses it.
+Started by `pipeline.start`. It prints its port and key on stdout, and exits when its stdin closes, with the last of the
+process that started it and those forked from that.
+
+What it fetched is kept in memory, up to `KEPT_BYTES` for each process that reads: units and strips touch the same
+blocks, and GDAL keeps nothing of a file that it has closed. A file is asked for again when it is opened after
+`_FRESH_S`, or when a read has failed, so that damaged bytes are not read twice.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import socket
 import struct
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.archive.read.guarded_http import guarded, open_url
-from pipeline.archive.read.host_policy import HostPolicy, Refused
+from pipeline.archive.read.gateway_files import CONTENT_RANGE, KEPT_BYTES, RANGE, Route, Routes, contradiction
+from pipeline.archive.read.host_policy import Refused
 from pipeline.archive.read.rate_limit import retry_after_s
 from pipeline.redaction import redact, redact_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from requests import Response, Session
+    from requests import Response
 
 _CHUNK_BYTES = 1 << 18
 _START_BYTES = 32768  # what GDAL reads first (GDAL_INGESTED_BYTES_AT_OPEN)
-_START_S = 5.0
+_FRESH_S = 600.0
 _BUSY = (429, 503)
 _PASSED_ON = ("Content-Type", "Accept-Ranges", "Last-Modified", "ETag")
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-
-
-@dataclass
-class Route:
-    """One file: its signed address, and the last failure if there was one."""
-
-    address: str
-    policy: HostPolicy
-    connections: int
-    refused: tuple[str, str, str] | None = None  # found, expected, cure
-    trouble: str = ""
-    wait_s: float = 0.0
-    size: int | None = None
-    start: bytes = b""  # first bytes of the file, from the question for its size to the read that follows
-    start_until: float = 0.0  # on the monotonic clock; after that it is requested again
-    moved: dict[str, str] = field(default_factory=dict)  # address -> where its redirects ended
-
-    def answer(self, session: Session, headers: dict[str, str]) -> Response:
-        """The file's response. A redirect target is cached until it gives an error, as its signature expires too."""
-        address = self.address
-        known = self.moved.get(address)
-        if known:
-            answer = open_url(session, known, headers)
-            if answer.status_code < 400:
-                return answer
-            answer.close()
-            self.moved = {}
-        answer = open_url(session, address, headers)
-        if answer.status_code < 400 and str(answer.url) != address:
-            self.moved = {address: str(answer.url)}
-        return answer
-
-    def state(self) -> dict[str, Any]:
-        """The failure as the reader is told."""
-        return {"refused": self.refused, "trouble": self.trouble, "wait_s": self.wait_s}
-
-
-class Routes:
-    """Registered files by number, and the sessions that they share."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self._routes: dict[str, Route] = {}
-        self._sessions: dict[tuple[HostPolicy, int], Session] = {}
-        self._lock = threading.Lock()
-
-    def register(self, number: str, address: str, hosts: list[str], connections: int) -> None:
-        """Register a file, or update the signed address of a known one."""
-        with self._lock:
-            route = self._routes.setdefault(number, Route(address, HostPolicy(tuple(hosts)), connections))
-            route.address = address
-
-    def get(self, number: str) -> Route | None:
-        """The file of that number."""
-        return self._routes.get(number)
-
-    def session(self, route: Route) -> Session:
-        """Guarded session with kept connections, shared by files of the same policy."""
-        from requests import Session as Plain
-
-        with self._lock:
-            key = route.policy, route.connections
-            if key not in self._sessions:
-                self._sessions[key] = guarded(Plain(), *key)
-            return self._sessions[key]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Paths /KEY/NUMBER/NAME: GET and HEAD read the file, POST registers it; /KEY/NUMBER: its last failure."""
+    """Paths /KEY/NUMBER/NAME: GET and HEAD read the file, POST registers it.
+
+    /KEY/NUMBER: GET gives its last failure, DELETE forgets its bytes; /KEY: DELETE forgets those of all files.
+    """
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -119,15 +58,23 @@ class Handler(BaseHTTPRequestHandler):
             self.routes.register(number, **json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self._status(204 if key else 404)
 
+    def do_DELETE(self) -> None:
+        """Forget what is known of a file."""
+        key, number, _ = self._parts()
+        if key:
+            self.routes.forget(number)
+        self._status(204 if key else 404)
+
     def do_HEAD(self) -> None:
         """The size of a file, from its first bytes, which are kept for the read that follows."""
         route = self._route()
         if route is None:
             return
-        if route.start and time.monotonic() < route.start_until:  # GDAL asks twice
-            self._answer(200, {"Accept-Ranges": "bytes"}, str(route.size))
-        else:
-            self._ask(route, f"bytes=0-{_START_BYTES - 1}", self._size)
+        with route.under_way.alone(0, _START_BYTES - 1):
+            if route.size is not None and time.monotonic() < route.fresh_until:
+                self._answer(200, {"Accept-Ranges": "bytes"}, str(route.size))
+            else:
+                self._ask(route, f"bytes=0-{_START_BYTES - 1}", self._size)
 
     def do_GET(self) -> None:
         """A range of a file."""
@@ -140,14 +87,55 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
             return
         asked = self.headers.get("Range", "")
-        start, route.start = route.start, b""
-        wanted = _RANGE.fullmatch(asked)
-        last = int(wanted[2] or -1) if wanted and wanted[1] == "0" else -1
-        if 0 <= last < len(start) and time.monotonic() < route.start_until:
-            self._answer(206, {"Content-Range": f"bytes 0-{last}/{route.size}"}, str(last + 1))
-            self.wfile.write(start[: last + 1])
+        wanted = RANGE.fullmatch(asked)
+        if wanted is None or not wanted[2] or int(wanted[2]) - int(wanted[1]) >= KEPT_BYTES // 4:
+            self._ask(route, asked, self._relay)
             return
-        self._ask(route, asked, self._relay)
+        first, last = int(wanted[1]), int(wanted[2])
+        if route.size is not None:
+            last = min(last, max(first, route.size - 1))
+        with route.under_way.alone(first, last):
+            self._give(route, first, last)
+
+    def _give(self, route: Route, first: int, last: int) -> None:
+        """A range, of which only what is missing is requested."""
+        number = self._parts()[1]
+        head, tail = self.routes.kept.known(number, first, last)
+        if len(head) > last - first:
+            self._part(route, first, head)
+            return
+
+        def complete(route: Route, answer: Response) -> None:
+            if answer.status_code != 206 or route.size is None:
+                self._relay(route, answer)
+            elif (body := self._body(route, answer)) is not None:
+                begin = first + len(head)
+                self.routes.kept.put(number, begin, body)
+                rest = self.routes.kept.known(number, begin + len(body), last)[0] if tail else b""
+                self._part(route, first, head + body + (tail if rest == tail else b""))
+
+        self._ask(route, f"bytes={first + len(head)}-{last - len(tail)}", complete)
+
+    def _part(self, route: Route, first: int, body: bytes) -> None:
+        """Answer with bytes of the file from `first` on."""
+        route.trouble = ""
+        self._answer(206, {"Content-Range": f"bytes {first}-{first + len(body) - 1}/{route.size}"}, str(len(body)))
+        with suppress(ConnectionError):  # GDAL closed the connection
+            self.wfile.write(body)
+
+    def _body(self, route: Route, answer: Response) -> bytes | None:
+        """The whole body of a part; None, and the connection broken off, where it is short."""
+        got = CONTENT_RANGE.fullmatch(answer.headers["Content-Range"])
+        assert got is not None, "what contradicts the question is not used"
+        length = int(got[2]) + 1 - int(got[1])
+        try:
+            body = b"".join(answer.raw.stream(_CHUNK_BYTES, decode_content=False))
+            if len(body) != length:
+                raise ConnectionError(f"the server sent {len(body)} of {length} bytes")
+        except Exception as error:
+            self._break_off(route, error)
+            return None
+        return body
 
     def _parts(self) -> tuple[str, str, str]:
         """(key, number, name) of the path; ("", "", "") where the key is not ours."""
@@ -173,27 +161,34 @@ class Handler(BaseHTTPRequestHandler):
             self._break_off(route, error)
             return
         with answer:
-            status = answer.status_code
-            fault = _contradiction(route, asked, answer) if status < 300 else ""
+            status, before = answer.status_code, (route.size, route.version)
+            fault = contradiction(route, asked, answer) if status < 300 else ""
             if status >= 300:
                 route.wait_s = retry_after_s(answer.headers) if status in _BUSY else 0.0
                 route.trouble = ""
                 self._status(status if status >= 400 else 502)
             elif fault:
+                self.routes.forget(self._parts()[1])
                 self._break_off(route, ConnectionError(fault))
             else:
+                if before != (route.size, route.version):
+                    self.routes.kept.forget(self._parts()[1])
                 use(route, answer)
 
     def _size(self, route: Route, answer: Response) -> None:
-        start = b""
+        ranges = {}
         if answer.status_code == 206 and route.size is not None:
-            try:
-                start = answer.raw.read(_START_BYTES, decode_content=False)
-            except Exception as error:
-                self._break_off(route, error)
+            start = self._body(route, answer)
+            if start is None:
                 return
-        ranges = {"Accept-Ranges": "bytes"} if answer.status_code == 206 else {}
-        route.start, route.start_until, route.trouble = start, time.monotonic() + _START_S, ""
+            number = self._parts()[1]
+            if start != self.routes.kept.known(number, 0, len(start) - 1)[0]:
+                self.routes.kept.forget(number)  # another file by now
+                self.routes.kept.put(number, 0, start)
+            route.fresh_until = time.monotonic() + _FRESH_S
+        if answer.status_code == 206:
+            ranges = {"Accept-Ranges": "bytes"}
+        route.trouble = ""
         self._answer(200, _passed_on(answer) | ranges, "" if route.size is None else str(route.size))
 
     def _relay(self, route: Route, answer: Response) -> None:
@@ -231,31 +226,6 @@ class Handler(BaseHTTPRequestHandler):
         route.trouble = redact(str(error)) or type(error).__name__
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _contradiction(route: Route, asked: str, answer: Response) -> str:
-    """Why a response cannot be part of the requested file; "" when it can. GDAL does not check this.
-
-    A range must start where requested, and the file must keep its size while it is read; opening it again, which
-    starts with its first bytes, accepts a new size.
-    """
-    wanted, got = _RANGE.fullmatch(asked), _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    length = answer.headers.get("Content-Length", "")
-    if answer.status_code != 206 or wanted is None:
-        route.size = int(length) if length.isdigit() else None
-        return ""
-    if got is None:
-        return "the server answers a range without saying which"
-    if got[1] != wanted[1] or (wanted[2] and int(got[2]) > int(wanted[2])):
-        return f"the server answers bytes {got[1]}-{got[2]} where {wanted[1]}-{wanted[2]} were asked for"
-    if length.isdigit() and int(length) != int(got[2]) - int(got[1]) + 1:
-        return f"the server announces {length} bytes for bytes {got[1]}-{got[2]}"
-    total = None if got[3] == "*" else int(got[3])
-    if wanted[1] == "0":
-        route.size = total
-    elif total is not None and route.size not in (None, total):
-        return f"the file changed while it was read: it had {route.size} bytes and has {total}"
-    return ""
 
 
 def _passed_on(answer: Response) -> dict[str, str]:
