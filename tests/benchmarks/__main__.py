@@ -2,9 +2,10 @@
 
 Cases: importing; opening a large store; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a
 cluster; one model window; seams; the embedded sample from command to verified store; 25 km2 of real tiles repeated into
-one scene (synthetic land where the real imagery is absent); memory over growing areas; what a country and the world's
-land would cost; 25 km2 as a SLURM array with one task killed; what the sensor would measure of real scenes' output;
-chunks of all bands or of one.
+one scene (synthetic land where the real imagery is absent); requests and bytes against the least, through a server on
+loopback; networks of the shapes of others; memory over growing areas; what a country and the world's land would cost;
+25 km2 as a SLURM array with one task killed; what the sensor would measure of real scenes' output; chunks of all bands
+or of one.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.benchmarks.run_costs import around_s, factor, stages
 from tests.benchmarks.scene import area_geojson, repeated_scene, wide_plan
 from tests.conftest import DATA, REPOSITORY
 
@@ -179,23 +181,7 @@ def sample(folder: Path, workers: int) -> list[Row]:
         ("sample, 12 bands, lite", "wall seconds to verify every byte", f"{checked:.1f}"),
         ("sample, 12 bands, lite", "CPU seconds", f"{cpu:.1f}"),
         ("sample, 12 bands, lite", "largest worker, MiB", f"{report['peak_worker_mib']:.0f}"),
-        *_stages("sample, 12 bands, lite", report, cpu),
-    ]
-
-
-def _stages(case: str, report: dict, cpu: float) -> list[Row]:
-    total = sum(report["stage_seconds"].values())
-    shares = ", ".join(f"{name} {100 * value / total:.1f} %" for name, value in sorted(report["stage_seconds"].items()))
-    around = 100 * (total - report["stage_seconds"].get("superres", 0)) / total
-    outside = 100 * max(0.0, cpu - total) / cpu
-    return [
-        (case, "share of worker seconds by stage", shares),
-        (case, "share of worker seconds around the model", f"{around:.1f} %"),
-        (
-            case,
-            "share of CPU seconds outside the units (start-up, planning, scheduling, quicklook)",
-            f"{outside:.1f} %",
-        ),
+        *stages("sample, 12 bands, lite", report, cpu),
     ]
 
 
@@ -210,10 +196,13 @@ def area25(folder: Path, workers: int) -> list[Row]:
         (what, "wall seconds from command to finished store", f"{wall:.1f}"),
         (what, "km2 per hour", f"{25 / wall * 3600:.0f}"),
         (what, "CPU seconds", f"{cpu:.1f}"),
+        (what, "core-seconds per km2, of the whole command", f"{cpu / 25:.2f}"),
+        (what, "pixels through the networks per pixel stored", f"{factor(folder / 'a.zarr'):.2f}"),
+        (what, "worker seconds per km2 around the model", f"{around_s(report) / 25:.3f}"),
         (what, "units", str(report["units"])),
         (what, "MiB stored", f"{report['stored_bytes'] / 2**20:.0f}"),
         (what, "largest worker, MiB", f"{report['peak_worker_mib']:.0f}"),
-        *_stages(what, report, cpu),
+        *stages(what, report, cpu),
     ]
 
 
@@ -237,6 +226,20 @@ def memory(folder: Path, workers: int) -> list[Row]:
         peak = json.loads(out)["peak_worker_mib"]
         rows.append((f"{side_m**2 / 1e6:.0f} km2, bicubic", "largest worker, MiB", f"{peak:.0f}"))
     return rows
+
+
+def reading(folder: Path, workers: int) -> list[Row]:
+    """Count requests and bytes of 25 and 100 km2 by one worker and by `workers`."""
+    from tests.benchmarks.reading import rows
+
+    return rows(folder, sorted({1, workers}))
+
+
+def peers(_folder: Path, _workers: int) -> list[Row]:
+    """Time the networks alone, ours and of the shapes of others."""
+    from tests.benchmarks.peers import rows
+
+    return rows()
 
 
 def opening(folder: Path, _workers: int) -> list[Row]:
@@ -320,6 +323,8 @@ CASES = {
     "seams": seams,
     "sample": sample,
     "area25": area25,
+    "reading": reading,
+    "peers": peers,
     "memory": memory,
     "scale": scale,
     "slurm": slurm,

@@ -195,3 +195,23 @@ def reads(folder: Path, scene: Scene, side_m: int, workers: int) -> dict[str, fl
         "least_requests": requests,
         "least_bytes": size,
     }
+
+
+def rows(folder: Path, workers: list[int]) -> list[tuple[str, str, str]]:
+    """Return rows for squares of 25 and 100 km2, each read by so many workers in turn."""
+    found = []
+    for side_m in (5000, 10_000):
+        own = folder / str(side_m)
+        own.mkdir()
+        scene = tile(own, side_m + 2 * _AROUND_M)
+        for count in workers:
+            seen = reads(own, scene, side_m, count)
+            case = f"reading {seen['km2']:.0f} km2, {count} worker{'s' if count > 1 else ''}"
+            for name, unit, scale in (("requests", "", 1), ("bytes", " in MiB", 2**20)):
+                least_one, one, planned = seen[f"least_{name}"], seen[name], seen[f"planning_{name}"]
+                found += [
+                    (case, f"{name}{unit} per km2, the least, those of planning",
+                     ", ".join(f"{value / scale / seen['km2']:.3f}" for value in (one, least_one, planned))),
+                    (case, f"{name} over the least", f"{one / least_one:.2f}"),
+                ]  # fmt: skip
+    return found
