@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from pipeline.superres.passes import Pass
     from pipeline.superres.spec import Memory
 
-# Peak memory of a worker, measured by tests.benchmarks: the interpreter with torch, zarr and dask, and GDAL's block
-# cache, which fills up over many units. Each system declares the additional memory of its networks.
+# Peak memory of a worker, measured by tests.benchmarks: the interpreter with torch, zarr and dask, GDAL's block cache,
+# and what the gateway to remote files keeps for it. Each system declares the additional memory of its networks.
 _BASE_MIB = 400.0
-_GDAL_CACHE_MIB = 256.0
+_GDAL_CACHE_MIB = 64.0
+_KEPT_MIB = 64.0
 # Compression ratios of zstd level 1 on 2.5 m values of real scenes by `lite`: 1.25 for 25 km2, 1.28 for the sample, and
 # 2.13 for the uncertainty of 4 members. Quality and classification take less than a thousandth.
 _COMPRESSION = {"reflectance": 1.25, "uncertainty": 2.1}
@@ -198,7 +199,8 @@ def worker_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes
         (len(output.bands) * (4 + 4 * (members > 1)) + 8) * (gsd_m / output.gsd_m) ** 2 for output in of_pass.outputs
     )
     arrays = held_px * (blended + read + 4 * handed) / 2**20
-    return _BASE_MIB + _GDAL_CACHE_MIB + memory.weights_mib + arrays + _window_mib(memory, of_pass)
+    base = _BASE_MIB + _GDAL_CACHE_MIB + _KEPT_MIB + memory.weights_mib
+    return base + arrays + _window_mib(memory, of_pass)
 
 
 def seconds_per_window(plan: Plan, number: int = 0) -> float:

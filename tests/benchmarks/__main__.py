@@ -2,10 +2,10 @@
 
 Cases: importing; opening a large store; planning 10 000 and 100 000 units; 10 000 units that do nothing, through a
 cluster; one model window; seams; the embedded sample from command to verified store; 25 km2 of real tiles repeated into
-one scene (synthetic land where the real imagery is absent); requests and bytes against the least, through a server on
-loopback; networks of the shapes of others; memory over growing areas; what a country and the world's land would cost;
-25 km2 as a SLURM array with one task killed; what the sensor would measure of real scenes' output; chunks of all bands
-or of one.
+one scene (synthetic land where the real imagery is absent); pixels that go through the networks; requests and bytes
+against the least, through a server on loopback; networks of the shapes of others; memory over growing areas; what a
+country and the world's land would cost; 25 km2 as a SLURM array with one task killed; what the sensor would measure of
+real scenes' output; chunks of all bands or of one.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.benchmarks.run_costs import around_s, factor, stages
+from tests.benchmarks.run_costs import around_s, factor, planned_factors, stages
 from tests.benchmarks.scene import area_geojson, repeated_scene, wide_plan
 from tests.conftest import DATA, REPOSITORY
 
@@ -235,6 +235,11 @@ def reading(folder: Path, workers: int) -> list[Row]:
     return rows(folder, sorted({1, workers}))
 
 
+def factors(folder: Path, workers: int) -> list[Row]:
+    """Plan squares of 25 to 10 000 km2, and count the pixels that go through the networks."""
+    return planned_factors(folder, workers)
+
+
 def peers(_folder: Path, _workers: int) -> list[Row]:
     """Time the networks alone, ours and of the shapes of others."""
     from tests.benchmarks.peers import rows
@@ -323,6 +328,7 @@ CASES = {
     "seams": seams,
     "sample": sample,
     "area25": area25,
+    "factors": factors,
     "reading": reading,
     "peers": peers,
     "memory": memory,

@@ -158,7 +158,7 @@ def l1bsr() -> Peer:
 
 
 def rcan(bands: int, features: int, groups: int, blocks: int, reduction: int) -> nn.Module:
-    """Return a residual channel attention network of x2 (Zhang et al., ECCV 2018): skips in blocks, groups and whole."""
+    """Return a residual channel attention network of x2 (Zhang et al., ECCV 2018): skips in blocks, groups, whole."""
     import torch
     from torch import nn
 

@@ -36,3 +36,19 @@ def factor(store: Path) -> float:
     from pipeline.planning.plan import load_plan
 
     return estimate(load_plan(store), 1, timed=False).overlap
+
+
+def planned_factors(folder: Path, workers: int) -> list[tuple[str, str, str]]:
+    """Return a row per square of 25, 100, 400 and 10 000 km2, from plans for so many workers."""
+    from pipeline.config import RunConfig
+    from pipeline.planning.estimate import estimate
+    from tests.benchmarks.scene import wide_plan
+
+    rows = []
+    for side_m in (5000, 10_000, 20_000, 100_000):
+        own = folder / str(side_m)
+        own.mkdir()
+        counted = estimate(wide_plan(own, side_m, RunConfig(), workers), workers, timed=False)
+        case = f"{counted.area_km2:.0f} km2 for {workers} workers, {counted.units} units"
+        rows.append((case, "pixels through the networks per pixel stored", f"{counted.overlap:.2f}"))
+    return rows

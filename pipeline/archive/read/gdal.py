@@ -66,7 +66,9 @@ def gdal_env(signing: str, s3_endpoint: str, *, reads_s3: bool) -> dict[str, str
         "GDAL_HTTP_MULTIRANGE": "SERIAL",  # one read, one connection; YES opens one for each row of blocks
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing, no side-car files
         "GDAL_INGESTED_BYTES_AT_OPEN": "32768",  # the header of a COG in one request
-        "GDAL_CACHEMAX": "256",  # MB per process; the default is 5 % of RAM for every worker
+        # MB per process; the default is 5 % of RAM for every worker. A file is read and closed, which takes one row of
+        # blocks; what is read again comes from the gateway or from the system's cache of files.
+        "GDAL_CACHEMAX": "64",
         "GDAL_NUM_THREADS": "1",
         "GDAL_SKIP": skipped_drivers(),
         **fence(reads_s3=reads_s3),
