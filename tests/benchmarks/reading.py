@@ -44,6 +44,7 @@ _HEADER_BYTES = 32768
 _TILE_M = 109_800
 _SHIFT_M = 61_440 - 3_000  # from the tile's corner to the data's: a corner of blocks of all bands lies 3 km inside
 _AROUND_M = 960  # data around the area
+_SMALL_UNITS = 3  # chunks: 3.6 km
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 
@@ -176,14 +177,19 @@ def read_all(plan: Plan, store: Path, workers: int) -> None:
         pools.process = real
 
 
-def reads(folder: Path, scene: Scene, side_m: int, workers: int) -> dict[str, float]:
-    """Plan a square of `scene`, a `tile` in `folder`, and read its units. Return counts by name, and the least."""
+def reads(folder: Path, scene: Scene, side_m: int, workers: int, unit_chunks: int = 0) -> dict[str, float]:
+    """Plan a square of `scene`, a `tile` in `folder`, and read its units. Return counts by name, and the least.
+
+    `unit_chunks` is the largest side of units; 0 leaves it to the plan.
+    """
     aoi = area_geojson(folder / "aoi.geojson", EPSG, LEFT_M + _AROUND_M, TOP_M - _AROUND_M - side_m, side_m)
     with served(folder, scene) as (catalog, asked):
-        config = RunConfig(catalog=str(catalog), max_cloud=100.0, start="2018-05-01", end="2018-05-30")
+        config = RunConfig(
+            catalog=str(catalog), max_cloud=100.0, start="2018-05-01", end="2018-05-30", unit_chunks=unit_chunks
+        )
         plan = make_plan(config, read_aoi(str(aoi)), workers=workers)
         planning = asked.requests, asked.bytes
-        read_all(plan, folder / f"{side_m}-{workers}.zarr", workers)
+        read_all(plan, folder / f"{side_m}-{workers}-{unit_chunks}.zarr", workers)
     requests, size = least(plan, folder)
     return {
         "units": sum(1 for _ in plan.units()),
@@ -198,15 +204,15 @@ def reads(folder: Path, scene: Scene, side_m: int, workers: int) -> dict[str, fl
 
 
 def rows(folder: Path, workers: list[int]) -> list[tuple[str, str, str]]:
-    """Return rows for squares of 25 and 100 km2, each read by so many workers in turn."""
+    """Return rows for squares of 25 and 100 km2, read by so many workers in turn, the last in small units too."""
     found = []
     for side_m in (5000, 10_000):
         own = folder / str(side_m)
         own.mkdir()
         scene = tile(own, side_m + 2 * _AROUND_M)
-        for count in workers:
-            seen = reads(own, scene, side_m, count)
-            case = f"reading {seen['km2']:.0f} km2, {count} worker{'s' if count > 1 else ''}"
+        for count, unit_chunks in [*((one, 0) for one in workers), (max(workers), _SMALL_UNITS)]:
+            seen = reads(own, scene, side_m, count, unit_chunks)
+            case = f"reading {seen['km2']:.0f} km2, workers: {count}, units: {seen['units']:.0f}"
             for name, unit, scale in (("requests", "", 1), ("bytes", " in MiB", 2**20)):
                 least_one, one, planned = seen[f"least_{name}"], seen[name], seen[f"planning_{name}"]
                 found += [
