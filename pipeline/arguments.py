@@ -18,6 +18,7 @@ from pipeline.logs import FORMATS
 from pipeline.parsers import CommandParser
 from pipeline.planning.output_size import MAX_OUTPUT_GB
 from pipeline.store.receipts import VERIFY_LEVELS
+from pipeline.superres.precision import PRECISIONS
 from pipeline.superres.registry import known
 from pipeline.superres.systems import DEFAULT, PLAIN
 
@@ -135,6 +136,12 @@ def _add_method(how: argparse._ArgumentGroup) -> None:
         metavar="[BAND=]VALUE",
         action="append",
         help="MTF of the sensor at Nyquist (default: the published values)",
+    )
+    how.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="number format in which networks compute: the shorter ones are faster on GPUs, and change DN by a few "
+        "(default: float32)",
     )
     how.add_argument(
         "--clip", action="store_true", default=None, help="mask pixels outside the polygon (default: keep whole chunks)"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES
 from pipeline.errors import UsageError
+from pipeline.superres.precision import FLOAT32, PRECISIONS
 from pipeline.superres.systems import DEFAULT
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class RunConfig:
     members: int = 0  # number of draws to average, 0: chosen by the system; more than one adds `uncertainty`
     seed: int = 0
     consistency: str = "sensor"
+    precision: str = FLOAT32  # in which networks compute
     mtf: tuple[str, ...] = ()  # MTF at Nyquist instead of the default: "0.25", or by band "B02=0.25"
     exclude: tuple[str, ...] = ()  # scene ids to leave out
     offset: int | None = None  # BOA_ADD_OFFSET to add to the archive's DN, overriding rules and audit
@@ -66,7 +68,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         known_words = (("composite", COMPOSITES), ("consistency", CONSISTENCIES), ("estimate", ESTIMATES),
-                       ("chunk_bands", CHUNK_BANDS))  # fmt: skip
+                       ("chunk_bands", CHUNK_BANDS), ("precision", PRECISIONS))  # fmt: skip
         for name, known in known_words:
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} = {getattr(self, name)!r}", f"one of {', '.join(known)}")

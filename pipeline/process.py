@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.errors import EXIT_RESUMABLE, Interrupted
+from pipeline.superres.precision import FLOAT32, TF32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,23 +106,26 @@ def device_name() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def arithmetic() -> str:
-    """Return the processor and the number format that units of this process are computed with.
+def arithmetic(precision: str = FLOAT32) -> str:
+    """Return the processor and the number format that networks of this process compute with.
 
     Of a CPU it names the instruction set, since libraries choose their algorithms by it.
     """
     import torch
 
     if device_name() != "cpu":
-        return f"{torch.cuda.get_device_name(0)}, {_float32()}"
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, float32"
+        return f"{torch.cuda.get_device_name(0)}, {_format(precision)}"
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {_format(precision)}"
 
 
-def _float32() -> str:
+def _format(precision: str) -> str:
     import torch
 
-    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-    return "float32 as TF32" if tf32 else "float32"
+    if precision not in (FLOAT32, TF32):
+        return precision
+    allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    as_tf32 = precision == TF32 or (allowed and device_name() != "cpu")
+    return "float32 as TF32" if as_tf32 else "float32"
 
 
 def device_lost(error: BaseException | None) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.bands import BY_NAME, GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.plain import plain
+from pipeline.superres.precision import FLOAT32
 from pipeline.terminal import counted, duration, show
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class PlanPreview:
     def _cost(self) -> list[str]:
         cost = self.cost
         finer = [f"  finer    {pixels:,} pixels per band at {gsd} m" for gsd, pixels in cost.finer.items()]
-        per_window = f" ({cost.seconds_per_window:.2f} s per window, measured here)" if cost.seconds_per_window else ""
+        per_window = f" ({cost.seconds_per_window:.2f} s per window, measured here{self._in_precision()})"
+        per_window = per_window if cost.seconds_per_window else ""
         return [
             f"  area     {cost.area_km2:g} km2 per time step, {cost.output_pixels:,} pixels per band in all",
             *finer,
@@ -105,6 +107,10 @@ class PlanPreview:
             f"  time     about {duration(cost.seconds)} of computing{per_window}",
             f"  cost     about {_spent(cost.hours, cost.device, self.price)}",
         ]
+
+    def _in_precision(self) -> str:
+        """Say in which precision a window was timed, if the plan's is not the default."""
+        return f" in {self.cost.precision}" if self.plan.config.precision != FLOAT32 else ""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
         raise UsageError("--wait-for-plan without --plan", "--plan STORE, whose plan another process makes")
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
-    from pipeline.running.choices import HERE, affordable, at_work
+    from pipeline.running.choices import HERE, affordable, at_work, require_precision
     from pipeline.running.pools import processors
     from pipeline.running.stored_plan import RunRequest, begin_or_continue, draft, freeze, proposed, writable
     from pipeline.store.lease import lease
@@ -79,6 +79,8 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
     limit_gb = math.inf if arguments.dry_run else arguments.max_output_gb
     together = arguments.cluster in HERE
     near = together and not arguments.plan_only
+    if near and not arguments.dry_run:
+        require_precision(arguments.cluster, config.precision)
     request = RunRequest(config, aoi, writable(shown), arguments.overwrite, limit_gb, near)
     workers = processors() if arguments.workers is None else arguments.workers
     if workers < 1:
@@ -109,7 +111,7 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     from pipeline.planning.estimate import estimate
     from pipeline.planning.parts import Part
     from pipeline.planning.plan import load_plan
-    from pipeline.running.choices import affordable, at_work
+    from pipeline.running.choices import affordable, at_work, require_precision
     from pipeline.running.pools import processors
     from pipeline.running.stored_plan import wait_for_plan, writable
     from pipeline.store.lease import lease
@@ -130,6 +132,7 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     plan = load_plan(store)
     workers = at_work(arguments.cluster, arguments.workers or processors())
     if not arguments.finalise:
+        require_precision(arguments.cluster, plan.config.precision)
         workers = affordable(arguments.cluster, arguments.workers, workers, estimate(plan, workers, timed=False))
     shard = Part.parse(arguments.shard_of).label if arguments.shard_of else ""
     with lease(store, shard, progress.say) as held:

@@ -12,6 +12,7 @@ from pipeline.bands import BAND_NAMES
 from pipeline.config import COMPOSITES, CONSISTENCIES, RunConfig, differences
 from pipeline.errors import UsageError
 from pipeline.run import config_of, parser
+from pipeline.superres.precision import PRECISIONS
 
 words = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
 configs = st.builds(
@@ -28,6 +29,7 @@ configs = st.builds(
     mtf=st.lists(st.sampled_from(["0.3", "B02=0.25", "B11=0.05"]), unique=True).map(tuple),
     seed=st.integers(0, 2**64 - 1),
     consistency=st.sampled_from(CONSISTENCIES),
+    precision=st.sampled_from(PRECISIONS),
     offset=st.sampled_from([None, 0, -1000]),
     clip=st.booleans(),
     chunk_px=st.integers(1, 100).map(lambda n: 24 * n),
@@ -156,7 +158,7 @@ def test_flags_win_over_toml_and_toml_over_defaults(tmp_path):
 def test_differences_name_every_knob():
     other = RunConfig(
         "x", "a", "b", 1.0, "none", ("B02",), "bicubic", ("w",), ("eta=1",), ("map=m.gpkg",), "sample", 1, 1, "tent",
-        ("0.3",), ("s",), 0, True, 24, 1, True, "1",
+        "bfloat16", ("0.3",), ("s",), 0, True, 24, 1, True, "1",
     )  # fmt: skip
     assert [line.split(":")[0] for line in differences(RunConfig(), other)] == [f.name for f in fields(RunConfig)]
     assert differences(other, other) == []

@@ -281,6 +281,7 @@ FLAGS = {  # RunConfig field: (arguments, value)
     "seed": (["--seed", "18446744073709551615"], 2**64 - 1),
     "estimate": (["--estimate", "sample"], "sample"),
     "consistency": (["--consistency", "tent"], "tent"),
+    "precision": (["--precision", "bfloat16"], "bfloat16"),
     "mtf": (["--mtf", "B02=0.25"], ("B02=0.25",)),
     "offset": (["--offset", "-1000"], -1000),
     "clip": (["--clip"], True),

@@ -55,6 +55,7 @@ SETTINGS = {
     "members": (1, ["--members", "1"]),
     "seed": (7, ["--seed", "7"]),
     "consistency": ("box", ["--consistency", "box"]),
+    "precision": ("float16", ["--precision", "float16"]),
     "mtf": (["B02=0.25"], ["--mtf", "B02=0.25"]),
     "clip": (True, ["--clip"]),
     "out": ("/stores/run.zarr", ["--out", "/stores/run.zarr"]),
@@ -111,7 +112,7 @@ def test_the_file_takes_every_setting_as_flags_do(here):
 def test_a_flag_wins_over_the_file(name):
     value, flags = SETTINGS[name]
     others = {"composite": "none", "estimate": "mean", "consistency": "tent", "verify": "none", "log_format": "text"}
-    others["chunk_bands"] = "all"
+    others["chunk_bands"], others["precision"] = "all", "tf32"
     other = {str: others.get(name, "B03" if name == "bands" else "x"), list: value, int: 24, float: 1.5, bool: False}
     Path("run.toml").write_text(toml({name: 0 if name == "offset" else other[type(value)]}))
     config, rest = settled(parsed("--config", "run.toml", *flags))

@@ -12,6 +12,7 @@ from pipeline.planning.shaping import THREAD_SHARE
 from pipeline.planning.store_template import template_of
 from pipeline.planning.unit_job import STRIP_PX
 from pipeline.process import device_name
+from pipeline.superres.precision import FLOAT32, possible
 from pipeline.superres.system import load
 from pipeline.superres.weights import memory_of
 
@@ -57,6 +58,7 @@ class Estimate:
     seconds: float  # expected, with `workers`
     workers: int
     device: str  # that the time is of: "cpu" or "cuda"
+    precision: str  # likewise, of the networks
     hours: float  # of all cores, or of all GPUs, together; 0 if not timed
     read_requests: int  # to the archive
     read_mib: float
@@ -103,6 +105,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
         seconds=round(spent / at_work(workers, units, together=together), 1),
         workers=workers,
         device=device_name(),
+        precision=precision_timed(plan, device_name()),
         hours=round(spent * _AROUND / 3600, 5),
         read_requests=reads.requests,
         read_mib=reads.mib,
@@ -213,7 +216,8 @@ def seconds_per_window(plan: Plan, number: int = 0) -> float:
     from pipeline.superres import superres
 
     prepare_process()
-    system, one = load(plan.system, device_name()), plan.model_passes()[number]
+    device, one = device_name(), plan.model_passes()[number]
+    system = load(plan.system, device, precision_timed(plan, device))
     middle = round(one.groups[0].lattice.stride_px // 2 * one.groups[0].gsd_m / one.gsd_m)
     cell = Window(middle, middle, one.source_px, one.source_px).snap_out(one.source_px)
     options = replace(plan.options(), members=min(plan.draws, 1), consistency="none")
@@ -227,6 +231,12 @@ def seconds_per_window(plan: Plan, number: int = 0) -> float:
         )
         spent = time.perf_counter() - started
     return spent / max(1, found.windows)
+
+
+def precision_timed(plan: Plan, device: str) -> str:
+    """Return the precision in which a window is timed: the plan's, or float32 where only a GPU elsewhere has that."""
+    asked = plan.config.precision
+    return asked if possible(asked, device) else FLOAT32
 
 
 def _made_up(plan: Plan, of_pass: Pass, window: Window) -> Rasters:

@@ -29,6 +29,7 @@ from pipeline.store.place import place_of
 from pipeline.store.template import FORMAT_VERSION
 from pipeline.superres.options import Options
 from pipeline.superres.passes import passes_of
+from pipeline.superres.precision import FLOAT32
 from pipeline.superres.weights import Choice, from_older, stages_of, to_older
 
 if TYPE_CHECKING:
@@ -232,6 +233,8 @@ class Plan:
         content["conditions"] = [one.to_json() for one in self.conditions]
         if self.format_version < CHUNKS_BY_BAND:
             content["config"].pop("chunk_bands")
+        if self.config.precision == FLOAT32:  # plans made before there was another
+            content["config"].pop("precision")
         if not self.aoi_geometry:
             content.pop("aoi_geometry")
         if self.format_version < WEIGHTS_BY_ROLE:

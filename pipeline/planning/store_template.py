@@ -9,6 +9,7 @@ from pipeline.bands import BAND_NAMES, MADE, RADIOMETRY, STYLED, SYNTHETIC, SYNT
 from pipeline.planning.plan import WEIGHTS_BY_ROLE
 from pipeline.store.template import Template
 from pipeline.superres.masks import QUALITY_MEANINGS
+from pipeline.superres.precision import FLOAT32
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,6 +72,7 @@ def _provenance(plan: Plan, epsg: int) -> dict[str, Any]:
         "estimate": plan.config.estimate,
         "members": plan.draws,
         "consistency": how,
+        **_precision(plan),
         "license": plan.licence,
         "weights_license": plan.system.licence,
         "weights_credits": plan.system.credits,
@@ -85,6 +87,11 @@ def _finer(plan: Plan) -> dict[str, Any]:
     """Return the bands stored at GSDs below 2.5 m, all of them generated."""
     bands = {f"{gsd_m:g}": list(names) for gsd_m, names in plan.finer}
     return {"finer_generated_bands": bands} if bands else {}
+
+
+def _precision(plan: Plan) -> dict[str, Any]:
+    """Return the number format in which networks computed, if it is not float32."""
+    return {} if plan.config.precision == FLOAT32 else {"precision": plan.config.precision}
 
 
 def _imagined(plan: Plan) -> dict[str, Any]:

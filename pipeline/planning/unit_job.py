@@ -82,6 +82,7 @@ class UnitJob:
     options: Options
     states: Mapping[str, SceneState]  # by scene
     clip: bool
+    precision: str
 
     @property
     def grid(self) -> Grid:
@@ -147,6 +148,7 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
         options=plan.options(noise_stream(unit.epsg, period.datetime_utc if dated else "")),
         states=plan.states,
         clip=plan.config.clip,
+        precision=plan.config.precision,
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.process import device_name
 from pipeline.running.memory import CUDA_MIB, fitting_workers, require_memory
+from pipeline.superres.precision import require_possible
 
 if TYPE_CHECKING:
     from pipeline.planning.estimate import Estimate
@@ -35,6 +36,12 @@ def at_work(cluster: str, wanted: int) -> int:
     if not torch.cuda.is_available():
         return wanted
     return 1 if cluster == "inline" else torch.cuda.device_count()
+
+
+def require_precision(cluster: str, precision: str) -> None:
+    """Raise UsageError if the workers of this machine, where the cluster is here, do not compute in a precision."""
+    if cluster in HERE:
+        require_possible(precision, device_name())
 
 
 def affordable(cluster: str, asked: int | None, workers: int, cost: Estimate) -> int:

@@ -76,7 +76,7 @@ def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
 
 
 def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages) -> Receipt:
-    system = load(plan.system, device_name())
+    system = load(plan.system, device_name(), plan.config.precision)
     job = job_of(plan, unit, system)
     stages.lap("load")
     if not job.scenes:
@@ -236,6 +236,7 @@ def _empty(job: UnitJob, attempt: int) -> Receipt:
 
 def _record(store: Place, job: UnitJob, receipt: Receipt, stages: Stages) -> Receipt:
     """Write the receipt, with time and memory so far. Overviews come later and have their own records."""
-    receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib(), arithmetic=arithmetic())
+    on = arithmetic(job.precision)
+    receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib(), arithmetic=on)
     Ledger(store, job.plan_digest).record(receipt)
     return receipt

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.superres.passes import stages_of
+from pipeline.superres.precision import FLOAT32, computing, require_possible
 from pipeline.superres.registry import spec_of
 from pipeline.superres.weights import bundles_of
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class System:
     """A loaded system. `predictor` is None if it has no stages; `bundles` describe its weights by role.
 
-    `options` are the requested ones, and the defaults of the others.
+    `options` are the requested ones, and the defaults of the others. `precision` is that of `predict` alone.
     """
 
     name: str
@@ -34,6 +35,7 @@ class System:
     bundles: Bundles
     device: torch.device
     options: Settings = field(default_factory=dict)
+    precision: str = FLOAT32
 
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
         """Return reflectance (b, len(stage.gives), T, T). Raises PipelineError if a network breaks its declaration."""
@@ -43,7 +45,8 @@ class System:
             raise PipelineError(
                 f"stage {stage.name} of {self.name} gives no mean without draws", "members of 1 or more"
             )
-        out = self.predictor.predict(stage, given)
+        with computing(self.precision, self.device.type):
+            out = self.predictor.predict(stage, given).float()
         batch, side = len(next(iter(given.images.values()))), stage.lattice.window_px
         expected = (batch, len(stage.gives), side, side)
         if tuple(out.shape) != expected:
@@ -55,13 +58,15 @@ class System:
         return out
 
 
-def load(choice: Choice, device_name: str) -> System:
+def load(choice: Choice, device_name: str, precision: str = FLOAT32) -> System:
     """Load `choice` once per process and cache it, also for several threads.
 
-    Raises UsageError if the files are not those the plan recorded.
+    Raises UsageError if the files are not those the plan recorded, or if the device does not compute in `precision`.
     """
+    require_possible(precision, device_name.partition(":")[0])
     with _LOADING:
-        return _loaded(choice, device_name)
+        found = _loaded(choice, device_name)
+    return found if precision == found.precision else replace(found, precision=precision)
 
 
 _LOADING = Lock()  # lru_cache alone would load once for each thread that asks at the same time

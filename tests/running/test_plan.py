@@ -74,6 +74,14 @@ def plan(tmp_path, aoi):
 
 
 class TestJson:
+    def test_the_default_precision_adds_nothing(self, plan):
+        """Plans from before there was another keep their digest."""
+        content = json.loads(json.dumps(plan.to_json()))
+        assert "precision" not in content["config"]
+        assert Plan.from_json(content).config.precision == "float32"
+        half = replace(plan, config=replace(plan.config, precision="float16"))
+        assert Plan.from_json(json.loads(json.dumps(half.to_json()))) == half
+
     def test_round_trip_keeps_everything(self, plan):
         plan = replace(plan, states={"S2A_ONE": {"v": [0.1, -0.25]}})
         again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
@@ -159,6 +167,7 @@ class TestDigest:
         "change",
         [
             lambda p: replace(p, config=replace(p.config, seed=1)),
+            lambda p: replace(p, config=replace(p.config, precision="bfloat16")),
             lambda p: replace(p, config=replace(p.config, clip=False)),
             lambda p: replace(p, scenes={k: v for k, v in p.scenes.items() if k != "S2A_ONE"}),
             lambda p: replace(p, scenes={k: replace(v, hrefs={**v.hrefs, "B02": "x"}) for k, v in p.scenes.items()}),
