@@ -60,11 +60,46 @@ def local_slopes(bands: Tensor, guides: Tensor, window_px: int, ridge: float) ->
     mean_g, mean_t = box_filter(g, window_px), box_filter(t, window_px)
     gg = box_filter((g[:, :, None] * g[:, None]).flatten(1, 2), window_px).reshape(b, k, k, h, w)
     gt = box_filter((g[:, :, None] * t[:, None]).flatten(1, 2), window_px).reshape(b, k, c, h, w)
-    gg = (gg - mean_g[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 1, 2)
-    gt = (gt - mean_g[:, :, None] * mean_t[:, None]).permute(0, 3, 4, 1, 2)
-    factor = torch.linalg.cholesky(gg + ridge * torch.eye(k, dtype=g.dtype, device=g.device))
-    slopes = torch.cholesky_solve(gt, factor).to(guides.dtype).permute(0, 3, 4, 1, 2)
+    gg = gg - mean_g[:, :, None] * mean_g[:, None]
+    gt = gt - mean_g[:, :, None] * mean_t[:, None]
+    slopes = ridge_solved(gg, gt, ridge).to(guides.dtype)
     return box_filter(slopes.reshape(b, k * c, h, w), 3).reshape(b, k, c, h, w)
+
+
+def ridge_solved(gg: Tensor, gt: Tensor, ridge: float) -> Tensor:
+    """Solve (gg + ridge) x = gt at each pixel: gg (B, K, K, h, w) symmetric, gt (B, K, C, h, w) -> (B, K, C, h, w).
+
+    By L D L^T (Golub and Van Loan 2013, section 4.1.2), written out for the few guides, for all pixels at once. A batched
+    Cholesky solver would wait for a GPU to see whether it failed, and rounds as its library likes.
+    """
+    k = gg.shape[1]
+    pivots: list[Tensor] = []
+    lower: list[list[Tensor]] = []
+    for i in range(k):
+        row: list[Tensor] = []
+        scaled: list[Tensor] = []  # row of L D
+        for j in range(i):
+            rest = gg[:, i, j]
+            for m in range(j):
+                rest = rest - scaled[m] * lower[j][m]
+            scaled.append(rest)
+            row.append(rest / pivots[j])
+        pivot = gg[:, i, i] + ridge
+        for m in range(i):
+            pivot = pivot - scaled[m] * row[m]
+        pivots.append(pivot)
+        lower.append(row)
+    forward: list[Tensor] = []
+    for i in range(k):
+        rest = gt[:, i]
+        for m in range(i):
+            rest = rest - lower[i][m][:, None] * forward[m]
+        forward.append(rest)
+    found: list[Tensor] = [rest / pivot[:, None] for rest, pivot in zip(forward, pivots, strict=True)]
+    for i in reversed(range(k)):
+        for m in range(i + 1, k):
+            found[i] = found[i] - lower[m][i][:, None] * found[m]
+    return torch.stack(found, dim=1)
 
 
 def local_spread(bands: Tensor, window_px: int) -> Tensor:
