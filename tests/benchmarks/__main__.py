@@ -5,7 +5,7 @@ cluster; one model window; seams; the embedded sample from command to verified s
 one scene (synthetic land where the real imagery is absent); pixels that go through the networks; requests and bytes
 against the least, through a server on loopback; networks of the shapes of others; memory over growing areas; what a
 country and the world's land would cost; 25 km2 as a SLURM array with one task killed; what the sensor would measure of
-real scenes' output; chunks of all bands or of one.
+real scenes' output; chunks of all bands or of one; DN of shorter number formats against float32.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
@@ -319,6 +319,13 @@ def chunk_bands(folder: Path, _workers: int) -> list[Row]:
     return [("chunks of all bands or of one", *row) for row in rows(folder)]
 
 
+def precision(_folder: Path, _workers: int) -> list[Row]:
+    """Compute an area of 600 m with every shipped system in shorter number formats, and compare with float32."""
+    from tests.benchmarks.precision import rows
+
+    return rows(DATA)
+
+
 CASES = {
     "importing": importing,
     "opening": opening,
@@ -336,6 +343,7 @@ CASES = {
     "slurm": slurm,
     "sensor": sensor,
     "chunk_bands": chunk_bands,
+    "precision": precision,
 }
 
 if __name__ == "__main__":
