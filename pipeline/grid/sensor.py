@@ -14,7 +14,8 @@ regularisation, three times iterated). K has a small support, so that a pixel de
 The part of y - H x that deviates from its local mean by no more than the sensor noise is ignored, because the inverse
 would turn it into grain. The mean over a few native pixels is therefore met exactly, and each pixel within the noise.
 
-Every sum runs in a fixed order of taps, pixel by pixel, so that results do not depend on tiling.
+Every sum runs in a fixed order of taps, pixel by pixel, so that results do not depend on tiling, nor on whether arrays
+of NumPy or tensors on a device hold the image (`pipeline.grid.arrays`).
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.grid.arrays import copied, divided, namespace, zeros
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
+
+    from pipeline.grid.arrays import Array
 
 _DAMPING = {4: 0.02, 8: 0.02, 24: 0.01}
 # Within which a measured value is met; the instrument's noise is 5 to 15 DN over land. Meeting more of it gives flat
@@ -57,6 +64,37 @@ class Sensor:
     def cells(self) -> int:
         """Native pixels around an area whose measurement decides its correction."""
         return 1 + self.support + 2 * _LOCAL[self.factor]
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """Several bands of one factor, measured at once: for images (bands, ny, nx) on a device.
+
+    `taps` are tensors (bands, 1), which fit images whose first axis is the one that is summed over, and `inverse`
+    holds tensors (bands, 1, 1).
+    """
+
+    factor: int
+    taps: tuple[Array, ...]
+    inverse: tuple[tuple[Array, ...], ...]
+    of: tuple[Sensor, ...]
+
+    @property
+    def support(self) -> int:
+        """Native pixels on each side of the inverse."""
+        return self.of[0].support
+
+    @property
+    def cells(self) -> int:
+        """Native pixels around an area whose measurement decides its correction."""
+        return self.of[0].cells
+
+    @classmethod
+    def on(cls, of: Sequence[Sensor], place: Callable[[NDArray[np.float32]], Array]) -> Sensors:
+        """Several sensors of one factor; `place` moves an array to the device."""
+        taps = place(np.stack([one.taps for one in of], axis=-1)[..., None])
+        inverse = place(np.stack([one.inverse for one in of], axis=-1)[..., None, None])
+        return cls(of[0].factor, tuple(taps), tuple(tuple(row) for row in inverse), tuple(of))
 
 
 @lru_cache(maxsize=64)
@@ -121,16 +159,16 @@ def _inverse(taps: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
     return np.round(kernel, 6)  # so that it does not depend on a machine's linear algebra
 
 
-def observed(image: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
+def observed(image: Array, of: Sensor | Sensors) -> Array:
     """What the sensor measures of `image` (k*h, k*w) in native pixels with full support: (h - 2, w - 2)."""
-    return _observed(_observed(image, of, 0), of, 1)
+    return _observed(_observed(image, of, -2), of, -1)
 
 
-def _observed(image: NDArray[np.float32], of: Sensor, axis: int) -> NDArray[np.float32]:
-    taps, k = of.taps, of.factor
-    image = np.moveaxis(image, axis, 0)
+def _observed(image: Array, of: Sensor | Sensors, axis: int) -> Array:
+    xp, taps, k = namespace(image), of.taps, of.factor
+    image = xp.moveaxis(image, axis, 0)
     size = len(image) // k - 2
-    total = np.zeros((size, *image.shape[1:]), np.float32)
+    total = zeros((size, *image.shape[1:]), image)
     for t in range(len(taps) // 2):
         pair = image[t::k][:size] + image[len(taps) - 1 - t :: k][:size]
         pair *= taps[t]
@@ -138,25 +176,25 @@ def _observed(image: NDArray[np.float32], of: Sensor, axis: int) -> NDArray[np.f
     if len(taps) % 2:
         middle = len(taps) // 2
         total += image[middle::k][:size] * taps[middle]
-    return np.moveaxis(total, 0, axis)
+    return xp.moveaxis(total, 0, axis)
 
 
-def _spread(values: NDArray[np.float32], of: Sensor, axis: int) -> NDArray[np.float32]:
+def _spread(values: Array, of: Sensor | Sensors, axis: int) -> Array:
     """B along one axis, (h,) to (k * (h - 2),)."""
-    k = of.factor
-    values = np.moveaxis(values, axis, 0)
+    xp, k = namespace(values), of.factor
+    values = xp.moveaxis(values, axis, 0)
     size = len(values) - 2
-    out = np.empty((size * k, *values.shape[1:]), np.float32)
+    out = zeros((size * k, *values.shape[1:]), values)
     for phase in range(k):
-        total = np.zeros((size, *values.shape[1:]), np.float32)
+        total = zeros((size, *values.shape[1:]), values)
         for cell in (-1, 0, 1):
             weight = of.taps[phase - cell * k + k] * np.float32(k)
             total += values[1 + cell : 1 + cell + size] * weight
         out[phase::k] = total
-    return np.moveaxis(out, 0, axis)
+    return xp.moveaxis(out, 0, axis)
 
 
-def _beyond_noise(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
+def _beyond_noise(residual: Array, of: Sensor | Sensors) -> Array:
     """A residual in DN without the part explained by noise, smaller by twice the reach of the local mean.
 
     The removed part has a local mean of zero, which is enforced because it would not hold for a skewed residual.
@@ -164,45 +202,44 @@ def _beyond_noise(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float
     h = _LOCAL[of.factor]
     if not h:
         return residual
-    rest = residual[h:-h, h:-h] - _local_mean(residual, h)
-    noise = np.clip(rest, np.float32(-NOISE_DN), np.float32(NOISE_DN))
-    left_out = noise[h:-h, h:-h] - _local_mean(noise, h)
-    beyond: NDArray[np.float32] = residual[2 * h : -2 * h, 2 * h : -2 * h] - left_out
-    return beyond
+    rest = residual[..., h:-h, h:-h] - _local_mean(residual, h)
+    noise = rest.clip(-NOISE_DN, NOISE_DN)
+    left_out = noise[..., h:-h, h:-h] - _local_mean(noise, h)
+    return residual[..., 2 * h : -2 * h, 2 * h : -2 * h] - left_out
 
 
-def _local_mean(values: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
+def _local_mean(values: Array, reach: int) -> Array:
     """Means over `reach` neighbours on each side; the result is smaller by as many."""
     side = 2 * reach + 1
-    mean: NDArray[np.float32] = _summed(_summed(values, side, 0), side, 1) / np.float32(side**2)
-    return mean
+    return divided(_summed(_summed(values, side, -2), side, -1), side**2)
 
 
-def _summed(values: NDArray[np.float32], count: int, axis: int) -> NDArray[np.float32]:
+def _summed(values: Array, count: int, axis: int) -> Array:
     """Sums of `count` neighbours along an axis, always added in the same order."""
-    values = np.moveaxis(values, axis, 0)
+    xp = namespace(values)
+    values = xp.moveaxis(values, axis, 0)
     size = values.shape[0] - count + 1
-    total = values[:size].copy()
+    total = copied(values[:size])
     for start in range(1, count):
         total += values[start : start + size]
-    return np.moveaxis(total, 0, axis)
+    return xp.moveaxis(total, 0, axis)
 
 
-def _inverted(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
+def _inverted(residual: Array, of: Sensor | Sensors) -> Array:
     size = of.support
-    ny, nx = residual.shape[0] - 2 * size, residual.shape[1] - 2 * size
-    total = np.zeros((ny, nx), np.float32)
+    ny, nx = residual.shape[-2] - 2 * size, residual.shape[-1] - 2 * size
+    total = zeros((*residual.shape[:-2], ny, nx), residual)
     for row, line in enumerate(of.inverse):
         for col, value in enumerate(line):
-            total += value * residual[row : row + ny, col : col + nx]
+            total += residual[..., row : row + ny, col : col + nx] * value
     return total
 
 
-def correction(residual: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
+def correction(residual: Array, of: Sensor | Sensors) -> Array:
     """What to add for a residual (h, w) in DN on the native grid: (k * (h - 2 * cells), k * (w - 2 * cells)) in DN."""
     return spread(_inverted(_beyond_noise(residual, of), of), of)
 
 
-def spread(values: NDArray[np.float32], of: Sensor) -> NDArray[np.float32]:
+def spread(values: Array, of: Sensor | Sensors) -> Array:
     """B of values (h, w) on the native grid: (k * (h - 2), k * (w - 2)) at 2.5 m; flat fields are preserved."""
-    return _spread(_spread(values, of, 1), of, 0)
+    return _spread(_spread(values, of, -1), of, -2)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bands import DN_OFFSET, DN_SCALE
+from pipeline.grid.arrays import beside, blank, compact, divide, fetched, placed, tensor_of
 from pipeline.grid.grid import Window
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.masks import fill_nearest
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from numpy.typing import NDArray
 
+    from pipeline.grid.arrays import Array
     from pipeline.superres.chain import Group
     from pipeline.superres.windows import Made, WindowResult
 
@@ -29,19 +30,22 @@ _WHOLE = 1 - 1e-3  # sum of blend weights that counts as 1 despite rounding
 class Handed:
     """Blended images of a group for the groups that read them: (draws, bands, *region), in px of the group's GSD."""
 
-    def __init__(self, group: Group, cells: list[tuple[int, int]], draws: int) -> None:
+    def __init__(self, group: Group, cells: list[tuple[int, int]], draws: int, device: torch.device) -> None:
         self.group = group
         self.region = reduce(Window.union, (group.lattice.support(*cell) for cell in cells))
-        self.images = np.zeros((draws, len(group.handed), *self.region.shape), np.float32)
+        self.images = blank((draws, len(group.handed), *self.region.shape), device)
         self.total = np.zeros(self.region.shape, np.float32)  # of blend weights
+        self._weight = group.lattice.weight()
+        self._placed = beside(self._weight, device)
 
-    def add(self, cell: tuple[int, int], weight: NDArray[np.float32], images: list[NDArray[np.float32]]) -> None:
+    def add(self, cell: tuple[int, int], images: list[Array]) -> None:
         """Blend in one window: (handed bands, T, T) of every draw."""
         support = self.group.lattice.support(*cell)
         into, of = support.slices(self.region), support.slices(self.group.lattice.window(*cell))
         for blended, one in zip(self.images, images, strict=True):
-            blended[(slice(None), *into)] += weight * one[(slice(None), *of)]
-        self.total[into] += weight
+            there = blended[(slice(None), *into)]
+            there += self._placed * one[(slice(None), *of)]
+        self.total[into] += self._weight
 
     def close(self) -> None:
         """Fill what windows without data left open, from the nearest pixels."""
@@ -51,16 +55,14 @@ class Handed:
         scale = np.where(self.total < _WHOLE, np.maximum(self.total, np.float32(1e-6)), np.float32(1.0)).astype(
             np.float32
         )
-        for image in self.images.reshape(-1, *self.region.shape):
-            image[:] = fill_nearest(image / scale, known)
+        for image in self.images.reshape(-1, *self.region.shape):  # rare, and by distances that only the host computes
+            image[:] = placed(fill_nearest(fetched(image) / scale, known), image)
 
-    def over(self, window: Window, gsd_m: float, draw: int, device: torch.device) -> Made:
+    def over(self, window: Window, gsd_m: float, draw: int) -> Made:
         """Return what was blended over `window` (px of `gsd_m`), by stage and band, of one draw or of the only one."""
-        import torch
-
         where = at_gsd(window, gsd_m, self.group.gsd_m).slices(self.region)
         part = self.images[(min(draw, len(self.images) - 1), slice(None), *where)]
-        tensor = torch.from_numpy(np.ascontiguousarray(part)).to(device)
+        tensor = tensor_of(compact(part))
         return {key: tensor[i][None, None] for i, key in enumerate(self.group.handed)}
 
 
@@ -75,17 +77,19 @@ class Canvas:
     gsd_m: float
     area: Window
     order: tuple[str, ...]
-    image: NDArray[np.float32]
-    spread: NDArray[np.float32] | None
-    detail: NDArray[np.float32]
+    image: Array
+    spread: Array | None
+    detail: Array
     void: list[Window] = field(default_factory=list)
 
     @classmethod
-    def over(cls, gsd_m: float, area: Window, order: tuple[str, ...], *, spread: bool, generated: bool) -> Canvas:
-        """Return an empty canvas. `generated`: whether networks run at all."""
-        image = np.zeros((len(order), *area.shape), np.float32)
-        detail = np.full(area.shape, float(generated), np.float32)
-        return cls(gsd_m, area, order, image, np.zeros_like(image) if spread else None, detail)
+    def over(
+        cls, gsd_m: float, area: Window, order: tuple[str, ...], device: torch.device, *, spread: bool, generated: bool
+    ) -> Canvas:
+        """Return an empty canvas on a device. `generated`: whether networks run at all."""
+        shape = (len(order), *area.shape)
+        image, detail = blank(shape, device), blank(area.shape, device, float(generated))
+        return cls(gsd_m, area, order, image, blank(shape, device) if spread else None, detail)
 
     def part(self, tile: Tile) -> Window | None:
         """Return the part of the area that a window covers, in px of the canvas; None if it covers none of it."""
@@ -103,24 +107,26 @@ class Canvas:
         share, into = tile.weight(self.gsd_m)[part.slices(whole)], part.slices(self.area)
         for i, band in enumerate(bands):
             row = self.order.index(band)
-            self.image[(row, *into)] += share * mean[(i, *of)]
+            there = self.image[(row, *into)]
+            there += share * mean[(i, *of)]
             if self.spread is not None and spread is not None:
-                self.spread[(row, *into)] += share * spread[(i, *of)]
+                there = self.spread[(row, *into)]
+                there += share * spread[(i, *of)]
 
 
 @dataclass(frozen=True)
 class Weights:
     """Blend weights over whole windows of a group, 0 in the margin, by GSD of its outputs."""
 
-    by_gsd: dict[float, NDArray[np.float32]]
+    by_gsd: dict[float, Array]
 
     @classmethod
-    def of(cls, group: Group) -> Weights:
-        """Return the weights of a group. At coarser GSDs they are block means, which sum to one as well."""
+    def of(cls, group: Group, device: torch.device) -> Weights:
+        """Return the weights of a group on a device. At coarser GSDs they are block means, which sum to one as well."""
         margin = group.lattice.margin_px
         whole = np.pad(group.lattice.weight(), margin)
         factors = {output.gsd_m: round(output.gsd_m / group.gsd_m) for output in group.outputs}
-        return cls({gsd_m: block_means(whole, factor) for gsd_m, factor in factors.items()})
+        return cls({gsd_m: beside(block_means(whole, factor), device) for gsd_m, factor in factors.items()})
 
 
 @dataclass(frozen=True)
@@ -144,18 +150,17 @@ class Tile:
         """Return the part of the window whose weight is not zero, in px of `gsd_m`."""
         return at_gsd(self.group.lattice.support(*self.cell), self.group.gsd_m, gsd_m)
 
-    def weight(self, gsd_m: float) -> NDArray[np.float32]:
+    def weight(self, gsd_m: float) -> Array:
         """Return the blend weight over the whole window, (T, T) of that GSD."""
         return self.weights.by_gsd[gsd_m]
 
 
-def block_means(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+def block_means(image: Array, factor: int) -> Array:
     """Return means over factor x factor blocks of (..., y, x)."""
     if factor == 1:
         return image
     ny, nx = image.shape[-2] // factor, image.shape[-1] // factor
-    means: NDArray[np.float32] = image.reshape(*image.shape[:-2], ny, factor, nx, factor).mean((-3, -1))
-    return means
+    return image.reshape(*image.shape[:-2], ny, factor, nx, factor).mean((-3, -1))
 
 
 class Canvases:
@@ -176,16 +181,16 @@ class Canvases:
         """Turn the images from reflectance into DN, in place."""
         for canvas in self.by_gsd.values():
             canvas.image -= np.float32(DN_OFFSET)
-            canvas.image /= np.float32(DN_SCALE)
+            divide(canvas.image, DN_SCALE)
 
     def of(self, group: Group) -> list[tuple[Canvas, tuple[str, ...]]]:
         """Return the canvases that a group writes to, and which bands."""
         return [(self.by_gsd[output.gsd_m], output.bands) for output in group.outputs]
 
-    def read_by(self, group: Group, window: Window, draw: int, device: torch.device) -> Made:
+    def read_by(self, group: Group, window: Window, draw: int) -> Made:
         """Return what a group reads of earlier groups over one of its windows."""
         read = {name for stage in group.stages for name in stage.sources}
         made: Made = {}
         for handed in {id(one): one for name, one in self.handed.items() if name in read}.values():
-            made |= handed.over(window, group.gsd_m, draw, device)
+            made |= handed.over(window, group.gsd_m, draw)
         return made

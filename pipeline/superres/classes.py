@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import and_
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from pipeline.bands import DN_SCALE, NODATA_DN, NODATA_SPREAD, RGB, SCALE_10M
 from pipeline.errors import PipelineError
+from pipeline.grid.arrays import cast as of_kind
+from pipeline.grid.arrays import divided, is_numpy, namespace
 from pipeline.grid.native_rasters import factor_of
+from pipeline.grid.placed_rasters import at_hand
 from pipeline.superres import masks
 from pipeline.superres.consistency import project_to_dn, round_to_dn
 from pipeline.superres.systems import PLAIN
@@ -19,30 +24,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.grid.arrays import Array
     from pipeline.grid.finished_rasters import Rasters
     from pipeline.grid.grid import Window
     from pipeline.grid.native_rasters import NativeRasters
     from pipeline.superres.chain import Group
 
 
-def quantised(
-    image: NDArray[np.float32], native: Rasters, window: Window, order: tuple[str, ...], consistency: str
-) -> NDArray[np.uint16]:
-    """Return DN (bands, *window) of an image in DN, with exact native block means if the consistency is "box".
-
-    Raises PipelineError for values that are not finite.
-    """
-    require_finite(image, order)
+def quantised(image: Array, native: Rasters, window: Window, order: tuple[str, ...], consistency: str) -> Array:
+    """Return DN (bands, *window) of an image in DN, with exact native block means if the consistency is "box"."""
     to_dn = project_to_dn if consistency == "box" else round_to_dn
-    dn = np.empty(image.shape, np.uint16)
-    for i, name in enumerate(order):
-        dn[i] = to_dn(image[i], native.band(name, window), factor_of(name))
-    return dn
+    found = [to_dn(image[i], at_hand(native, name, window), factor_of(name)) for i, name in enumerate(order)]
+    return namespace(image).stack(found)
 
 
-def require_finite(image: NDArray[np.float32], order: tuple[str, ...]) -> None:
-    """Raise PipelineError for values of an image (bands, ny, nx) that are not finite."""
-    broken = [name for name, band in zip(order, image, strict=True) if not np.isfinite(band).all()]
+def finite(image: Array) -> Array:
+    """Return which bands (bands,) of an image (bands, ny, nx) are finite throughout."""
+    xp = namespace(image)
+    return xp.stack([xp.isfinite(band).all() for band in image])
+
+
+def require_finite(finite: NDArray[np.bool_], order: tuple[str, ...]) -> None:
+    """Raise PipelineError unless all bands are finite."""
+    broken = [name for name, whole in zip(order, finite, strict=True) if not whole]
     if broken:
         raise PipelineError(
             f"the networks gave NaN or infinity in {', '.join(broken)}",
@@ -51,34 +55,39 @@ def require_finite(image: NDArray[np.float32], order: tuple[str, ...]) -> None:
         )
 
 
-def of_blocks(image: NDArray[np.float32], above: NDArray[np.uint16]) -> NDArray[np.uint16]:
+def of_blocks(image: Array, above: Array) -> Array:
     """Return DN (bands, k*h, k*w) of an image in DN whose k x k blocks have the means `above` (bands, h, w) exactly."""
     factor = image.shape[-1] // above.shape[-1]
-    return np.stack([project_to_dn(one, coarse, factor) for one, coarse in zip(image, above, strict=True)])
+    return namespace(image).stack(
+        [project_to_dn(one, coarse, factor) for one, coarse in zip(image, above, strict=True)]
+    )
 
 
-def quality(dn: NDArray[np.uint16], order: tuple[str, ...], detail: NDArray[np.float32]) -> NDArray[np.uint8]:
+def quality(dn: Array, order: tuple[str, ...], detail: Array) -> Array:
     """Return quality classes (ny, nx): nodata where a colour is missing, or any band if no colour is stored."""
     rows = [i for i, name in enumerate(order) if name in RGB] or list(range(len(order)))
-    return masks.quality(detail, (dn[rows] != NODATA_DN).all(0))
+    return masks.quality(detail, reduce(and_, (dn[row] != NODATA_DN for row in rows)))
 
 
 def spread_dn(
-    spread: NDArray[np.float32],
-    dn: NDArray[np.uint16],
+    spread: Array,
+    dn: Array,
     order: tuple[str, ...],
-    classes: NDArray[np.uint8],
+    classes: Array,
     drawn: Collection[str],
-) -> NDArray[np.uint16]:
+) -> Array:
     """Return the spread of draws in DN (bands, ny, nx), 0 where no detail is generated.
 
     Bands that are not `drawn` are nodata.
     """
+    xp = namespace(spread)
     generated = (dn != NODATA_DN) & (classes != masks.QUALITY_MEASURED)
-    deviation = np.where(generated, np.rint(spread / np.float32(DN_SCALE)), 0)
-    found: NDArray[np.uint16] = np.minimum(deviation, NODATA_SPREAD - 1).astype(np.uint16)
+    deviation = xp.where(generated, xp.round(divided(spread, DN_SCALE)), 0.0)
+    found = of_kind(deviation.clip(None, NODATA_SPREAD - 1.0), "uint16" if is_numpy(spread) else "int32")
     found[dn == NODATA_DN] = NODATA_SPREAD
-    found[[i for i, name in enumerate(order) if name not in drawn]] = NODATA_SPREAD
+    for i, name in enumerate(order):
+        if name not in drawn:
+            found[i] = NODATA_SPREAD
     return found
 
 

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bands import CANONICAL_OFFSET_DN, NODATA_DN
+from pipeline.grid.arrays import cast, compact, divided, fetched, is_numpy, namespace, placed, zeros
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from pipeline.grid.arrays import Array
 
 _MAX_DN = 65535
 _NOISE_DN = 50  # reflectance 0.005: scatter of dark water and shadows in L2A
@@ -75,42 +78,45 @@ def approach(image: Tensor, native: Tensor, factor: int, consistency: str, sourc
     return back_project(image, native, factor, kernel=kernel, rounds=rounds)
 
 
-def _to_blocks(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    ny, nx = image.shape[0] // factor, image.shape[1] // factor
-    blocks = image.reshape(ny, factor, nx, factor).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(blocks).reshape(ny, nx, factor * factor)
+def _to_blocks(image: Array, factor: int) -> Array:
+    ny, nx = image.shape[-2] // factor, image.shape[-1] // factor
+    blocks = image.reshape(*image.shape[:-2], ny, factor, nx, factor).swapaxes(-3, -2)
+    return compact(blocks).reshape(*image.shape[:-2], ny, nx, factor * factor)
 
 
-def _from_blocks(blocks: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
-    ny, nx, _ = blocks.shape
-    return blocks.reshape(ny, nx, factor, factor).transpose(0, 2, 1, 3).reshape(ny * factor, nx * factor)
+def _from_blocks(blocks: Array, factor: int) -> Array:
+    *lead, ny, nx, _ = blocks.shape
+    fine = blocks.reshape(*lead, ny, nx, factor, factor).swapaxes(-3, -2)
+    return fine.reshape(*lead, ny * factor, nx * factor)
 
 
-def least_dn(native: NDArray[np.float32]) -> NDArray[np.float32]:
+def least_dn(native: Array) -> Array:
     """Return the lowest DN within a native pixel: reflectance 0, or the measured value if lower, less noise."""
-    least: NDArray[np.float32] = np.maximum(np.minimum(native, -CANONICAL_OFFSET_DN) - _NOISE_DN, 1)
-    return least
+    return (native.clip(None, float(-CANONICAL_OFFSET_DN)) - _NOISE_DN).clip(1.0, None)
 
 
-def _limit(deviation: NDArray[np.float32], native: NDArray[np.float32]) -> None:
-    """Shrink the contrast of blocks that would leave the physical range, in place; the mean stays.
+def _limited(deviation: Array, native: Array) -> Array:
+    """Shrink the contrast of blocks that would leave the physical range; the mean stays.
 
     The range is bounded by 65535 and by `least_dn`. Without this limit, detail beside a bright edge would undershoot
     and spoil every index that divides by it.
     """
-    low, high = deviation.min(-1), deviation.max(-1)
-    below = native - least_dn(native)
-    room = np.minimum(
-        np.where(low < -below, below / np.maximum(-low, 1e-6), 1.0),
-        np.where(high > _MAX_DN - native, (_MAX_DN - native) / np.maximum(high, 1e-6), 1.0),
+    xp = namespace(deviation)
+    low, high = xp.amin(deviation, -1), xp.amax(deviation, -1)
+    below, above = native - least_dn(native), _MAX_DN - native
+    room = xp.minimum(
+        xp.where(low < -below, below / (-low).clip(1e-6, None), 1.0),
+        xp.where(high > above, above / high.clip(1e-6, None), 1.0),
     )
     tight = room < 1
-    if tight.any():
-        # slightly less, so that float32 rounding cannot push the extreme pixel out of range
-        deviation[tight] *= (np.maximum(room[tight], 0.0) * (1 - 1e-5))[:, None].astype(np.float32)
+    if is_numpy(tight) and not tight.any():
+        return deviation
+    # slightly less, so that float32 rounding cannot push the extreme pixel out of range
+    factor = xp.where(tight, room.clip(0.0, None) * (1 - 1e-5), 1.0)
+    return deviation * cast(factor, "float32")[..., None]
 
 
-def _settled(blocks: NDArray[np.int32], native: NDArray[np.uint16]) -> NDArray[np.int32]:
+def _settled(blocks: NDArray[np.int32], native: NDArray[np.int32]) -> NDArray[np.int32]:
     """Change blocks (n, k*k) of valid DN by steps of 1 DN until each sums to k*k times its native DN.
 
     Rounding may carry a pixel one step beyond 1 or 65535, and clipping it changes the sum. The pixels furthest from
@@ -128,37 +134,49 @@ def _settled(blocks: NDArray[np.int32], native: NDArray[np.uint16]) -> NDArray[n
     return blocks
 
 
-def project_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
-    """Return DN (k*h, k*w) whose every k x k block sums to k*k times the native DN exactly; 0 where native is 0.
+def _stepped(carried: Array) -> Array:
+    """Return the differences between running sums (..., n) rounded to whole numbers, the first from 0."""
+    xp = namespace(carried)
+    return xp.diff(xp.round(carried), axis=-1, prepend=zeros((*carried.shape[:-1], 1), carried, "float64"))
 
-    `image` is float DN (k*h, k*w), `native` uint16 DN (h, w). Rounding errors are diffused along the pixels of each
-    block, so every pixel moves by less than 1 DN beyond the projection itself.
+
+def project_to_dn(image: Array, native: Array, factor: int) -> Array:
+    """Return DN (..., k*h, k*w) whose every k x k block sums to k*k times the native DN exactly; 0 where native is 0.
+
+    `image` is float DN (..., k*h, k*w), `native` DN (..., h, w): uint16, or int32 on a device, and so is the result.
+    Rounding errors are diffused along the pixels of each block, so every pixel moves by less than 1 DN beyond the
+    projection itself. On a device, a mean may be rounded differently, which turns a DN in 1e8.
     """
+    xp = namespace(image)
     deviation = _to_blocks(image, factor)
-    deviation -= deviation.mean(-1, keepdims=True, dtype=np.float64).astype(np.float32)
-    target = native.astype(np.float32)
-    _limit(deviation, target)
-    carried = np.cumsum(deviation, axis=-1, dtype=np.float64)
-    carried -= carried[..., -1:] * (np.arange(1, carried.shape[-1] + 1) / carried.shape[-1])
-    steps = np.diff(np.rint(carried), axis=-1, prepend=0.0)
-    wanted = (steps + native[..., None]).astype(np.int32)
-    clipped = np.clip(wanted, 1, _MAX_DN)
+    deviation = deviation - cast(divided(cast(deviation, "float64").sum(-1), factor**2), "float32")[..., None]
+    target = cast(native, "float32")
+    carried = xp.cumsum(_limited(deviation, target), axis=-1, dtype=xp.float64)
+    share = [(i + 1) / carried.shape[-1] for i in range(carried.shape[-1])]
+    carried = carried - carried[..., -1:] * placed(np.asarray(share), carried)
+    wanted = cast(_stepped(carried) + native[..., None], "int32")
+    clipped = wanted.clip(1, _MAX_DN)
     off = (clipped != wanted).any(-1) & (native != NODATA_DN)
-    if off.any():
-        clipped[off] = _settled(clipped[off], native[off])
-    dn = clipped.astype(np.uint16)
-    dn[native == NODATA_DN] = NODATA_DN
-    return _from_blocks(dn, factor)
+    if off.any():  # the only step here that waits for a device
+        settled = _settled(fetched(clipped[off]), fetched(native[off]).astype(np.int32))
+        clipped[off] = placed(settled, clipped)
+    return _from_blocks(_unless_nodata(clipped, native), factor)
 
 
-def round_to_dn(image: NDArray[np.float32], native: NDArray[np.uint16], factor: int) -> NDArray[np.uint16]:
-    """Return DN within the physical range, 0 where native is 0, without exact block means.
+def round_to_dn(image: Array, native: Array, factor: int) -> Array:
+    """Return DN within the physical range, 0 where native is 0, without exact block means; arrays as above.
 
     Rounding errors are diffused within each native pixel, so that its mean is rounded to 1/k^2 DN. Rounding each pixel
-    independently would shift a flat field by up to half a DN.
+    independently would shift a flat field by up to half a DN. Sums of DN are exact in float64, so their order is free.
     """
-    blocks = np.clip(_to_blocks(image, factor), least_dn(native.astype(np.float32))[..., None], np.float32(_MAX_DN))
-    carried = np.rint(np.cumsum(blocks, axis=-1, dtype=np.float64))
-    dn = np.clip(np.diff(carried, axis=-1, prepend=0.0), 1, _MAX_DN).astype(np.uint16)
-    dn[native == NODATA_DN] = NODATA_DN
-    return _from_blocks(dn, factor)
+    xp = namespace(image)
+    least = least_dn(cast(native, "float32"))[..., None]
+    blocks = xp.maximum(_to_blocks(image, factor), least).clip(None, float(_MAX_DN))
+    dn = _stepped(xp.cumsum(blocks, axis=-1, dtype=xp.float64)).clip(1, _MAX_DN)
+    return _from_blocks(_unless_nodata(cast(dn, "int32"), native), factor)
+
+
+def _unless_nodata(blocks: Array, native: Array) -> Array:
+    """Return DN of blocks (..., h, w, k*k) in the type of `native` (..., h, w), nodata where that is."""
+    dn = blocks * (native != NODATA_DN)[..., None]
+    return dn.astype(native.dtype) if is_numpy(dn) else dn

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pipeline.bands import NODATA_DN
+from pipeline.grid.arrays import cast, compact, fetched, fetched_uint16, namespace, settled, tensor_of
+from pipeline.grid.placed_rasters import at_hand
 from pipeline.superres import classes
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.consistency import bicubic_up, block_mean
@@ -18,13 +20,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.grid.arrays import Array
     from pipeline.grid.finished_rasters import Rasters
     from pipeline.grid.grid import Window
     from pipeline.superres.canvas import Canvas, Canvases
     from pipeline.superres.options import Options
     from pipeline.superres.passes import Pass
-
-T = TypeVar("T", bound=np.generic)
 
 
 @dataclass
@@ -51,8 +52,8 @@ class _Above:
     gsd_m: float
     bands: tuple[str, ...]
     area: Window
-    image: NDArray[np.float32]
-    dn: NDArray[np.uint16]
+    image: Array
+    dn: Array
 
 
 def finished(canvases: Canvases, native: Rasters, window: Window, options: Options, of: Pass) -> dict[float, Layer]:
@@ -61,7 +62,7 @@ def finished(canvases: Canvases, native: Rasters, window: Window, options: Optio
     At 2.5 m the image is made to agree with the measurement, each finer one with the one above it, whose DN are its
     block means. In a pass over a finished group, the first layer is made to agree with that group.
     """
-    found: dict[float, Layer] = {}
+    found: dict[float, _Made] = {}
     drawn = {band for group in of.groups if group.varying for band in group.bands}
     above = _source(native, window, of) if of.source_gsd_m else None
     for gsd_m, canvas in canvases.by_gsd.items():
@@ -70,19 +71,39 @@ def finished(canvases: Canvases, native: Rasters, window: Window, options: Optio
             dn, above = _measured(canvas, native, window, options, of)
         else:
             tied, area = _tied(canvas, above, at_gsd(window.pad(_left(of, len(found))), of.gsd_m, gsd_m))
-            classes.require_finite(tied, canvas.order)
             dn = classes.of_blocks(tied[(..., *part.slices(area))], _rows(above.dn, above.bands, canvas.order))
             above = _Above(gsd_m, canvas.order, area, tied, dn)
         inside = part.slices(canvas.area)
         quality = classes.quality(dn, canvas.order, canvas.detail[inside])
         spread = canvas.spread
-        found[gsd_m] = Layer(
+        found[gsd_m] = _Made(
             canvas.order,
             dn,
             quality,
             None if spread is None else classes.spread_dn(spread[(..., *inside)], dn, canvas.order, quality, drawn),
+            classes.finite(above.image[(..., *part.slices(above.area))]),
         )
-    return found
+    return {gsd_m: landed(made) for gsd_m, made in found.items()}
+
+
+class _Made(NamedTuple):
+    """A layer where it was computed, and which of its bands are finite."""
+
+    bands: tuple[str, ...]
+    dn: Array
+    quality: Array
+    spread: Array | None
+    finite: Array
+
+
+def landed(made: _Made) -> Layer:
+    """Return a layer as it is stored. Only here does the host wait for a device, which hands over 16 bits per DN.
+
+    Raises PipelineError for values that are not finite.
+    """
+    classes.require_finite(fetched(made.finite), made.bands)
+    spread = None if made.spread is None else fetched_uint16(made.spread)
+    return Layer(made.bands, fetched_uint16(made.dn), fetched(made.quality), spread)
 
 
 def _left(of: Pass, done: int) -> int:
@@ -91,14 +112,12 @@ def _left(of: Pass, done: int) -> int:
     return of.margin_px - ties * of.tie_px
 
 
-def _measured(
-    canvas: Canvas, native: Rasters, window: Window, options: Options, of: Pass
-) -> tuple[NDArray[np.uint16], _Above]:
+def _measured(canvas: Canvas, native: Rasters, window: Window, options: Options, of: Pass) -> tuple[Array, _Above]:
     """Return DN at 2.5 m that agree with the measurement, and the image that finer ones have to agree with."""
     order, area = canvas.order, window.pad(of.margin_px)
     sensors = [options.sensor(name) for name in order]
     images = agreeing(
-        canvas.image, canvas.area, area, sensors, lambda i, part: native.band(order[i], part), canvas.void
+        canvas.image, canvas.area, area, sensors, lambda i, part: at_hand(native, order[i], part), canvas.void
     )
     inside = images[(..., *window.slices(area))]
     dn = classes.quantised(inside, native, window, order, options.consistency)
@@ -108,14 +127,15 @@ def _measured(
 def _source(native: Rasters, window: Window, of: Pass) -> _Above:
     """Return the finished group that a pass reads, as the image that its first layer has to agree with."""
     area, bands = window.pad(of.margin_px), of.outputs[0].bands
-    dn = np.stack([native.band(name, area) for name in bands])
-    image = np.where(dn == NODATA_DN, np.float32(np.nan), dn.astype(np.float32))
+    given = [at_hand(native, name, area) for name in bands]
+    dn = namespace(given[0]).stack(given)
+    image = namespace(dn).where(dn == NODATA_DN, np.nan, cast(dn, "float32"))
     factor = of.source_px
     inside = window.coarsen(factor).slices(area.coarsen(factor))
     return _Above(of.source_gsd_m, bands, area.coarsen(factor), image, dn[(..., *inside)])
 
 
-def _tied(canvas: Canvas, above: _Above, area: Window) -> tuple[NDArray[np.float32], Window]:
+def _tied(canvas: Canvas, above: _Above, area: Window) -> tuple[Array, Window]:
     """Return the canvas over `area` (its px) plus the bicubic-upsampled residual of its block means, and `area`.
 
     Nothing is added where the image above is unknown.
@@ -124,14 +144,12 @@ def _tied(canvas: Canvas, above: _Above, area: Window) -> tuple[NDArray[np.float
 
     factor = round(above.gsd_m / canvas.gsd_m)
     around = above.area.refine(factor)
-    image = np.ascontiguousarray(canvas.image[(..., *around.slices(canvas.area))])
-    wanted = _rows(above.image, above.bands, canvas.order)
-    fine = torch.from_numpy(image)[None]
-    lacking = torch.from_numpy(wanted)[None] - block_mean(fine, factor)
-    lacking = torch.nan_to_num(lacking, nan=0.0) if np.isnan(wanted).any() else lacking
-    tied = (fine + bicubic_up(lacking, factor))[0].numpy()
-    return np.ascontiguousarray(tied[(..., *area.slices(around))]), area
+    fine = tensor_of(compact(canvas.image[(..., *around.slices(canvas.area))]))[None]
+    wanted = tensor_of(_rows(above.image, above.bands, canvas.order))[None]
+    lacking = torch.where(wanted.isnan(), 0.0, wanted - block_mean(fine, factor))
+    tied = settled((fine + bicubic_up(lacking, factor))[0])
+    return compact(tied[(..., *area.slices(around))]), area
 
 
-def _rows(image: NDArray[T], bands: Sequence[str], order: Sequence[str]) -> NDArray[T]:
-    return image[[bands.index(name) for name in order]]
+def _rows(image: Array, bands: Sequence[str], order: Sequence[str]) -> Array:
+    return namespace(image).stack([image[bands.index(name)] for name in order])

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bands import BRIGHT_REFLECTANCE, CANONICAL_OFFSET_DN, DN_SCALE, NODATA_DN
+from pipeline.grid.arrays import cast, zeros
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from pipeline.grid.arrays import Array
 
 # Scene classification (Sen2Cor ATBD, SCL): saturated or defective 1, cloud medium 8, cloud high 9, thin cirrus 10.
 _SCL_CAUSES: dict[str, tuple[int, ...]] = {"cloud": (8, 9, 10), "saturated": (1,)}
@@ -33,9 +36,9 @@ QUALITY_NODATA, QUALITY_MEASURED, QUALITY_PARTIAL, QUALITY_GENERATED = 0, 1, 2, 
 QUALITY_MEANINGS = "nodata no_generated_detail partly_generated_detail generated_detail"
 
 
-def reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
+def reflectance(dn: Array) -> Array:
     """Return surface reflectance (1) of canonical DN. Nodata gives -0.1 and must be filled or masked."""
-    return (dn.astype(np.float32) + np.float32(CANONICAL_OFFSET_DN)) * np.float32(DN_SCALE)
+    return (cast(dn, "float32") + np.float32(CANONICAL_OFFSET_DN)) * np.float32(DN_SCALE)
 
 
 def fill_nearest(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -169,9 +172,10 @@ def nearest_cause(
     return found
 
 
-def quality(weight: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def quality(weight: Array, valid: Array) -> Array:
     """Return quality classes at 2.5 m from the blended weight of generated detail and validity, both (ny, nx)."""
-    classes = np.full(weight.shape, QUALITY_PARTIAL, np.uint8)
+    classes = zeros(weight.shape, weight, "uint8")
+    classes[:] = QUALITY_PARTIAL
     classes[weight <= 1e-3] = QUALITY_MEASURED
     classes[weight >= 1 - 1e-3] = QUALITY_GENERATED
     classes[~valid] = QUALITY_NODATA

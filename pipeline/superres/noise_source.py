@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.grid import arrays
 from pipeline.grid.noise import normal_field
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ def noise_source(window: Window, ordinal: int, member: int, options: Options, de
     """
 
     def noise(step: int, channels: int, coarser: int = 1) -> Tensor:
-        import torch
-
         values = normal_field(
             window.coarsen(coarser),
             seed=_seed(options.seed, ordinal, coarser),
@@ -33,8 +32,9 @@ def noise_source(window: Window, ordinal: int, member: int, options: Options, de
             step=step,
             member=member,
             stream=options.stream,
+            device=None if arrays.takes_numpy(device) else device,
         )
-        return torch.from_numpy(values)[None].to(device)
+        return arrays.tensor_of(values)[None]
 
     return noise
 

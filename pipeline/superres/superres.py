@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import PipelineError
+from pipeline.grid.arrays import blank, namespace
+from pipeline.grid.placed_rasters import placed_on
 from pipeline.superres import classes
 from pipeline.superres.canvas import Canvas, Canvases, Handed, Tile, Weights, block_means
 from pipeline.superres.chain import at_gsd
@@ -28,8 +28,11 @@ from pipeline.superres.windows import Draw, detail_of, run_window, window_input
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+    import torch
     from numpy.typing import NDArray
 
+    from pipeline.grid.arrays import Array
     from pipeline.grid.finished_rasters import Rasters
     from pipeline.grid.grid import Window
     from pipeline.superres.chain import Group
@@ -150,7 +153,8 @@ def blend(
     reach, walk = of.reach_px(options), sweep or Sweep()
     parts = [part.pad(reach) for part in wanted or [window]]
     later = [part.pad(reach) for part in walk.then]
-    canvases = _empty(of, window.pad(reach), options)
+    native = placed_on(native, system.device)
+    canvases = _empty(of, window.pad(reach), options, system.device)
     for i, (cells, kept) in enumerate(zip(of.cells(parts), of.cells(later), strict=True)):
         run = _GroupRun(i, of, native, system, options, state_of, maps, canvases, seconds, walk)
         run.run(cells, frozenset(kept), min((part.row for part in later), default=0))
@@ -158,15 +162,15 @@ def blend(
     return Blended(native, options, of, canvases, seconds)
 
 
-def _empty(of: Pass, area: Window, options: Options) -> Canvases:
-    """Return empty canvases of a pass over `area`, in its px."""
+def _empty(of: Pass, area: Window, options: Options, device: torch.device) -> Canvases:
+    """Return empty canvases of a pass over `area`, in its px, on a device."""
     found = []
     for output in of.outputs:
         givers = [group for group in of.groups if any(one.gsd_m == output.gsd_m for one in group.outputs)]
         spread = options.members > 1 and any(group.varying for group in givers)
         generated = any(group.stages for group in givers)
         here = at_gsd(area, of.gsd_m, output.gsd_m)
-        found.append(Canvas.over(output.gsd_m, here, output.bands, spread=spread, generated=generated))
+        found.append(Canvas.over(output.gsd_m, here, output.bands, device, spread=spread, generated=generated))
     return Canvases(found)
 
 
@@ -192,10 +196,10 @@ class _GroupRun:
 
     def run(self, cells: list[Cell], later: frozenset[Cell], top_row: int) -> None:
         """Compute and blend the windows of `cells`. Those of `later` are kept, from `top_row` (px of the pass) on."""
-        group, canvases = self.group, self.canvases
-        weights = Weights.of(group)
-        details = {canvas.gsd_m: np.zeros(canvas.area.shape, np.float32) for canvas, _ in canvases.of(group)}
-        handed = Handed(group, cells, self._count) if group.handed and cells else None
+        group, canvases, device = self.group, self.canvases, self.system.device
+        weights = Weights.of(group, device)
+        details = {canvas.gsd_m: blank(canvas.area.shape, device) for canvas, _ in canvases.of(group)}
+        handed = Handed(group, cells, self._count, device) if group.handed and cells else None
         kept = {cell: found for cell in cells if (found := self.sweep.take(self.number, cell)) is not None}
         fresh = self.sweep.in_order(self._compute, [cell for cell in cells if cell not in kept])
         for cell in cells:
@@ -209,7 +213,7 @@ class _GroupRun:
             self.seconds["blend"] += time.perf_counter() - blending
         if group.stages:
             for canvas, _ in canvases.of(group):
-                np.minimum(canvas.detail, details[canvas.gsd_m], out=canvas.detail)
+                canvas.detail = namespace(canvas.detail).minimum(canvas.detail, details[canvas.gsd_m])
         if handed is not None:
             handed.close()
             canvases.handed |= dict.fromkeys((stage.name for stage in group.stages), handed)
@@ -225,15 +229,13 @@ class _GroupRun:
         given = window_input(self.native, window, group, self.of, self.system.device, self.maps)
         if given is None:
             return Computed(None)
-        earlier = partial(canvases.read_by, group, window, device=self.system.device)
+        earlier = partial(canvases.read_by, group, window)
         compute = partial(run_window, given, self.system, group, self._draws(window), earlier)
         found = _within_memory(compute, self.system, group)
         canvases.count()
         return Computed(found, detail_of(given, group.lattice.window_px) if group.stages else None)
 
-    def _blend(
-        self, tile: Tile, computed: Computed, details: dict[float, NDArray[np.float32]], handed: Handed | None
-    ) -> None:
+    def _blend(self, tile: Tile, computed: Computed, details: dict[float, Array], handed: Handed | None) -> None:
         for canvas, bands in self.canvases.of(self.group):
             if computed.found is None:
                 if (part := canvas.part(tile)) is not None:
@@ -243,7 +245,7 @@ class _GroupRun:
             if computed.detail is not None:
                 _add_detail(details[canvas.gsd_m], computed.detail, canvas, tile, computed.above)
         if handed is not None and computed.found is not None:
-            handed.add(tile.cell, self.group.lattice.weight(), computed.found.handed)
+            handed.add(tile.cell, computed.found.handed)
 
     def _draws(self, window: Window) -> list[Draw]:
         """Return the draws of a window, each one run of the networks."""
@@ -258,7 +260,7 @@ class _GroupRun:
         return [Draw(partial(noise_of, i), state, self.options.consistency) for i in range(self._count)]
 
 
-def _add_detail(into: NDArray[np.float32], detail: NDArray[np.float32], canvas: Canvas, tile: Tile, above: int) -> None:
+def _add_detail(into: Array, detail: Array, canvas: Canvas, tile: Tile, above: int) -> None:
     """Blend the weight of generated detail over a window, without its `above` first rows, into that over a canvas."""
     part = canvas.part(tile)
     if part is None:
@@ -266,7 +268,8 @@ def _add_detail(into: NDArray[np.float32], detail: NDArray[np.float32], canvas: 
     share = tile.weight(canvas.gsd_m)[part.slices(tile.window(canvas.gsd_m))]
     of = part.slices(tile.below(above, canvas.gsd_m))
     factor = round(canvas.gsd_m / tile.group.gsd_m)
-    into[part.slices(canvas.area)] += share * block_means(detail, factor)[of]
+    there = into[part.slices(canvas.area)]
+    there += share * block_means(detail, factor)[of]
 
 
 def _within_memory(compute: Callable[[], T], system: System, group: Group) -> T:

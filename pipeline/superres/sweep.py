@@ -11,15 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.grid.arrays import copied
 from pipeline.superres.chain import at_gsd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from pipeline.grid.arrays import Array
     from pipeline.grid.grid import Window
     from pipeline.superres.chain import Group
     from pipeline.superres.windows import WindowResult
@@ -38,7 +37,7 @@ class Computed:
     """
 
     found: WindowResult | None
-    detail: NDArray[np.float32] | None = None
+    detail: Array | None = None
     above: int = 0
 
     def below(self, rows: int, group: Group) -> Computed:
@@ -47,7 +46,7 @@ class Computed:
         rows = max(self.above, rows // step * step)
         if self.found is None or rows == self.above:
             return self
-        detail = None if self.detail is None else self.detail[rows - self.above :].copy()
+        detail = None if self.detail is None else copied(self.detail[rows - self.above :])
         return Computed(self.found.below(rows - self.above, group.gsd_m), detail, rows)
 
 

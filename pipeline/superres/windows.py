@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
-from pipeline.bands import BY_NAME, TARGET_GSD_M
+from pipeline.bands import BY_NAME, NODATA_DN, TARGET_GSD_M
+from pipeline.grid.arrays import blank, copied, on_device, settled
 from pipeline.grid.native_rasters import factor_at
+from pipeline.grid.placed_rasters import PlacedRasters
 from pipeline.superres import masks
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.consistency import approach, bicubic_up, block_mean
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from pipeline.grid.arrays import Array
     from pipeline.grid.finished_rasters import FinishedRasters, Rasters
     from pipeline.grid.grid import Window
     from pipeline.grid.native_rasters import NativeRasters
@@ -74,17 +77,14 @@ def window_input(
     native: Rasters, window: Window, group: Group, of: Pass, device: torch.device, maps: Maps | None = None
 ) -> WindowInput | None:
     """Return the filled rasters of one window (px of the group's GSD); None if nothing was measured in it."""
-    import torch
-
     ground = at_gsd(window, group.gsd_m, of.gsd_m)
     if not native.measured(ground):
         return None
     around = at_gsd(window.pad(group.context_px), group.gsd_m, of.gsd_m)
     held = [band for band in group.natives if native.holds(band)]
-    filled = {band: masks.filled_reflectance(native.band(band, around)[None]) for band in held}
     valid, weight = _detail(native, ground, group)
     return WindowInput(
-        natives={band: torch.from_numpy(raster)[None].to(device) for band, raster in filled.items()},
+        natives={band: _filled(native, band, around, device) for band in held},
         valid=valid,
         weight=weight,
         group=group,
@@ -94,16 +94,23 @@ def window_input(
     )
 
 
+def _filled(native: Rasters, band: str, around: Window, device: torch.device) -> Tensor:
+    """Return the filled reflectance (1, 1, h, w) of a band on a device. Gaps are filled before it goes there."""
+    dn = native.band(band, around)
+    if isinstance(native, PlacedRasters) and bool((dn != NODATA_DN).all()):
+        whole: Tensor = masks.reflectance(native.placed(band, around))[None, None]
+        return whole
+    return cast("Tensor", on_device(masks.filled_reflectance(dn[None]), device)[None])
+
+
 def _maps(maps: Maps, window: Window, group: Group, device: torch.device) -> dict[str, Tensor]:
     """Return the conditions over a window (px of the group), by input."""
-    import torch
-
     found = {}
     for given in (one for stage in group.stages for one in stage.reads if one.condition):
         here = at_gsd(window, group.gsd_m, given.gsd_m)
         values = maps.over(given.condition, given.bands, here, given.gsd_m)
         if values is not None:
-            found[given.name] = torch.from_numpy(values)[None].to(device)
+            found[given.name] = on_device(values, device)[None]
     return found
 
 
@@ -177,8 +184,6 @@ def generated(window: WindowInput, system: System, group: Group, draw: Draw, ear
     `earlier` are images of other groups' stages over this window. `kept` caches images of stages that do not depend on
     the draw: those in it are reused, new ones are added.
     """
-    import torch
-
     made: Made = dict(kept)
     for stage in group.stages:
         if (stage.name, stage.gives[0]) in kept:
@@ -186,7 +191,7 @@ def generated(window: WindowInput, system: System, group: Group, draw: Draw, ear
         given = StageInput(
             images={one.name: _image(one, window, stage, {**earlier, **made}) for one in stage.reads},
             present=frozenset((*window.natives, *window.maps)),
-            valid=torch.from_numpy(window.valid)[None, None].to(window.device),
+            valid=on_device(window.valid, window.device)[None, None],
             noise=draw.noise_of(stage) if stage.stochastic else None,
             state=draw.state if stage.scene_state or stage.whole else None,
             options=system.options,
@@ -231,16 +236,16 @@ class WindowResult:
     `handed[draw]` (handed bands, T, T) is what later groups read of every draw.
     """
 
-    mean: dict[float, NDArray[np.float32]]
-    spread: dict[float, NDArray[np.float32] | None]
-    handed: list[NDArray[np.float32]]
+    mean: dict[float, Array]
+    spread: dict[float, Array | None]
+    handed: list[Array]
 
     def below(self, rows: int, gsd_m: float) -> WindowResult:
         """Return a copy of the means and spreads without their first `rows` px of `gsd_m`."""
         cut = {out_m: round(rows * gsd_m / out_m) for out_m in self.mean}
         return WindowResult(
-            {out_m: image[:, cut[out_m] :].copy() for out_m, image in self.mean.items()},
-            {out_m: None if one is None else one[:, cut[out_m] :].copy() for out_m, one in self.spread.items()},
+            {out_m: copied(image[:, cut[out_m] :]) for out_m, image in self.mean.items()},
+            {out_m: None if one is None else copied(one[:, cut[out_m] :]) for out_m, one in self.spread.items()},
             self.handed,
         )
 
@@ -261,7 +266,7 @@ def run_window(
     with torch.inference_mode():
         if not group.stages:
             plain = interpolated(window, bands, consistency)
-            whole = to_host(torch.cat([plain[band] for band in bands], 1)[0])
+            whole = settled(torch.cat([plain[band] for band in bands], 1)[0])
             return WindowResult({group.gsd_m: whole}, {}, [])
         weight = None if window.weight is None else detail_at(window.weight, window)
         plain = {} if weight is None else interpolated(window, bands, consistency)
@@ -282,32 +287,23 @@ def run_window(
                 handed.append(torch.cat([made[key] for key in group.handed], 1)[0])
         spreads = {gsd_m: ensemble.spread for gsd_m, ensemble in ensembles.items()}
         return WindowResult(
-            {gsd_m: to_host(ensemble.mean) for gsd_m, ensemble in ensembles.items()},
-            {gsd_m: None if spread is None else to_host(spread) for gsd_m, spread in spreads.items()},
-            [to_host(one) for one in handed],
+            {gsd_m: settled(ensemble.mean) for gsd_m, ensemble in ensembles.items()},
+            {gsd_m: None if spread is None else settled(spread) for gsd_m, spread in spreads.items()},
+            [settled(one) for one in handed],
         )
-
-
-def to_host(image: Tensor) -> NDArray[np.float32]:
-    """Copy what a window gave to the host. Until then nothing of a window waits for the device."""
-    found: NDArray[np.float32] = image.cpu().numpy()
-    return found
 
 
 def detail_at(weight: NDArray[np.float32], window: WindowInput) -> Tensor:
     """Return the weight of generated detail (1, 1, T, T), interpolated from `mask_gsd_m`; 0 and 1 stay exact inside."""
-    import torch
     from torch.nn import functional
 
-    coarse = torch.from_numpy(weight)[None, None].to(window.device)
+    coarse = on_device(weight, window.device)[None, None]
     scale = window.mask_gsd_m / window.group.gsd_m
     return functional.interpolate(coarse, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
-def detail_of(window: WindowInput, side: int) -> NDArray[np.float32]:
+def detail_of(window: WindowInput, side: int) -> Array:
     """Return the weight of generated detail (T, T) of one window, `side` px a side."""
-    import numpy as np
-
     if window.weight is None:
-        return np.ones((side, side), np.float32)
-    return to_host(detail_at(window.weight, window)[0, 0])
+        return blank((side, side), window.device, 1.0)
+    return settled(detail_at(window.weight, window)[0, 0])
