@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, load_into
+from pipeline.models.constants import constant
 from pipeline.models.degradation import DegradationEncoder
 from pipeline.models.diffusion import SAMPLERS, cosine_alpha_bar, levels
 from pipeline.models.rrdb import SpatialEncoder
@@ -144,7 +145,7 @@ class DiffFuSR:
             raise ValueError(msg)
         n = to_network(lr)
         features: Tensor = self.networks.encoder(n)
-        vector = torch.tensor(state[STATE_KEY], dtype=n.dtype, device=n.device).expand(len(n), -1)
+        vector = constant(state[STATE_KEY], n).expand(len(n), -1)
 
         def denoise(x: Tensor, level: float) -> Tensor:
             x0: Tensor = self.networks.ema(x, x.new_full((len(x), 1), level), features, vector)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.bundle import Bundle, BundleError, load_into
+from pipeline.models.constants import constant
 from pipeline.models.difffusr import LATTICE, RGB_BANDS, SCALE
 from pipeline.models.rrdb import conv3x3, leaky, rrdb_stack
 
@@ -165,7 +166,7 @@ class DiffFuSRFusion:
         guide, seen, fused = self._z_scores(rgb_sr, RGB_BANDS), rgb_sr[:, :0], []
         for gsd, bands in INPUTS.items():
             native = self._z_scores(ms[gsd], bands)
-            native = native * native.new_tensor([band in present for band in bands])[:, None, None]
+            native = native * constant((band in present for band in bands), native)[:, None, None]
             grown = functional.interpolate(native, size=size, mode="bilinear", align_corners=False)
             seen = torch.cat((seen, grown), dim=1)
             keep = [i for i, band in enumerate(bands) if band in OUT_BANDS]
@@ -187,7 +188,7 @@ class DiffFuSRFusion:
     def _statistics(self, like: Tensor, bands: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of reflectance, each (bands, 1, 1)."""
         known = self.bundle.normalisation
-        mean, sd = (like.new_tensor([known[key][band] for band in bands])[:, None, None] for key in ("mean", "sd"))
+        mean, sd = (constant((known[key][band] for band in bands), like)[:, None, None] for key in ("mean", "sd"))
         return mean, sd
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.bundle import LatticeSpec, load_into
+from pipeline.models.constants import constant
 from pipeline.models.lite import ResidualBlock, upsample
 from pipeline.models.phase_pattern import without_phase_pattern
 
@@ -69,8 +70,8 @@ def local_slopes(bands: Tensor, guides: Tensor, window_px: int, ridge: float) ->
 def ridge_solved(gg: Tensor, gt: Tensor, ridge: float) -> Tensor:
     """Solve (gg + ridge) x = gt at each pixel: gg (B, K, K, h, w) symmetric, gt (B, K, C, h, w) -> (B, K, C, h, w).
 
-    By L D L^T (Golub and Van Loan 2013, section 4.1.2), written out for the few guides, for all pixels at once. A batched
-    Cholesky solver would wait for a GPU to see whether it failed, and rounds as its library likes.
+    By L D L^T (Golub and Van Loan 2013, section 4.1.2), written out for the few guides, for all pixels at once. A
+    batched Cholesky solver would wait for a GPU to see whether it failed, and rounds as its library likes.
     """
     k = gg.shape[1]
     pivots: list[Tensor] = []
@@ -253,7 +254,7 @@ class LiteFusion:
         """
         guides = ms[10]
         b, _, h, w = guides.shape
-        held = torch.tensor([name in present for name in OUT_BANDS], dtype=guides.dtype, device=guides.device)
+        held = constant((name in present for name in OUT_BANDS), guides)
         mask = held[None, :, None, None].expand(b, -1, 1, 1)
         ms20 = ms.get(20, guides.new_zeros(b, len(BANDS_20M), h // 2, w // 2))
         ms60 = ms.get(60, guides.new_zeros(b, len(BANDS_60M), h // 6, w // 6))

@@ -64,7 +64,8 @@ def by_smoothed_means(fine: Tensor, coarse: Tensor, scale: int) -> Tensor:
     pixels. Reaches 4 coarse pixels.
     """
     rest = coarse - functional.avg_pool2d(fine, scale)
-    bands, taps = rest.shape[1], torch.tensor([0.25, 0.5, 0.25], dtype=rest.dtype, device=rest.device)
+    bands, taps = rest.shape[1], rest.new_full((3,), 0.25)  # filled where it is: a copy would wait for a GPU
+    taps[1] = 0.5
     kernel = torch.outer(taps, taps).expand(bands, 1, 3, 3)
     smooth = functional.conv2d(functional.pad(rest, (1, 1, 1, 1), mode="replicate"), kernel, groups=bands)
     return fine + upsample(smooth, scale)

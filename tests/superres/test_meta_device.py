@@ -4,36 +4,21 @@ The meta device knows shapes alone. An operation that mixes it with the CPU, com
 fails here; on a GPU it would stop the queue of kernels, or fail there only.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.bands import BAND_NAMES, bands_at
-from pipeline.grid.finished_rasters import FinishedRasters
+from pipeline.bands import BAND_NAMES
 from pipeline.grid.grid import Window
-from pipeline.grid.native_rasters import NativeRasters
-from pipeline.models import difffusr, difffusr_fusion
-from pipeline.models.bundle import LatticeSpec, load_bundle, load_tensors, save_bundle
-from pipeline.models.wavediffur import wavediffur_bundle
-from pipeline.models.wavelet_network import WaveletNetwork
 from pipeline.superres import layers
 from pipeline.superres.layers import Layer
-from pipeline.superres.masks import QUALITY_GENERATED
 from pipeline.superres.options import Options
 from pipeline.superres.passes import passes_of
-from pipeline.superres.registry import known, spec_of
+from pipeline.superres.registry import known
 from pipeline.superres.superres import blend
-from pipeline.superres.system import built
-from pipeline.superres.weights import bundles_of, choose
-from tests.models.ldsr_small import write_all
-from tests.models.sgdm_small import write_guidance, write_prior, write_style
-from tests.models.small import write_lite
-from tests.models.test_difffusr import FOUR_STEPS, SMALL, SMALL_FUSION, ruled, shapes_of
-from tests.models.test_wavediffur import TINY
+from tests.superres.every_system import CASES, STATE, Ones, finished_rasters, rasters, system_of, write_every
 
 META = torch.device("meta")
 AREA = Window(-79_992, 12_000, 48, 48)
@@ -59,78 +44,10 @@ class OnDevice(TorchDispatchMode):
         return found
 
 
-def rasters(window, clouds=True):
-    """Random DN, half of the ground below a cloud, and one corner without data."""
-    rng = np.random.default_rng(0)
-    dn = {gsd: rng.integers(1500, 4000, (len(bands_at(gsd)), *window.coarsen(round(gsd / 2.5)).shape), np.uint16)
-          for gsd in (10, 20, 60)}  # fmt: skip
-    dn[10][:, :3, :3] = 0
-    scl = np.full(window.coarsen(8).shape, 4, np.uint8)
-    scl[:, : scl.shape[1] // 2] = 9 if clouds else 4
-    return NativeRasters(window, dn, {gsd: bands_at(gsd) for gsd in dn}, scl)
-
-
-def finished_rasters(window, factor, bands):
-    shape = window.coarsen(factor).shape
-    dn = np.random.default_rng(0).integers(1500, 4000, (len(bands), *shape), np.uint16)
-    return FinishedRasters(window, factor, bands, dn, np.full(shape, QUALITY_GENERATED, np.uint8))
-
-
-class Ones:
-    """A map that is there everywhere."""
-
-    def over(self, condition, channels, window, gsd_m):
-        return np.ones((len(channels), *window.shape), np.float32)
-
-
-def relaid(path, lattice):
-    bundle = load_bundle(path)
-    save_bundle(path, replace(bundle, lattice=lattice), load_tensors(bundle))
-    return path
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Small weights by role and name; everything runs in one or few windows."""
-    folder = tmp_path_factory.mktemp("weights")
-    sr, fusion = write_lite(folder)
-    degraded = replace(
-        difffusr.difffusr_bundle(SMALL, sampler=FOUR_STEPS, licence="test"), lattice=LatticeSpec(96, 48, 24, 12)
-    )
-    save_bundle(folder / "d.safetensors", degraded, ruled(shapes_of(difffusr.Networks(**degraded.architecture))))
-    own = difffusr_fusion.difffusr_fusion_bundle(SMALL_FUSION)
-    networks = difffusr_fusion.FusionNetworks(**own.architecture)
-    save_bundle(folder / "f.safetensors", own, ruled(shapes_of(networks)))
-    wavelets = replace(wavediffur_bundle(TINY), lattice=LatticeSpec(192, 128, 32, 16))
-    save_bundle(folder / "w.safetensors", wavelets, WaveletNetwork(**TINY, bands=len(wavelets.in_bands)).state_dict())
-    latent = write_all(folder)
-    guided = {
-        "sr": relaid(write_guidance(folder, steps=2), LatticeSpec(192, 160, 16, 8)),
-        "prior": write_prior(folder),
-        "style": write_style(folder),
-    }
-    return {
-        "lite": {"sr": sr, "fusion": fusion},
-        "difffusr": {"sr": folder / "d.safetensors", "fusion": folder / "f.safetensors"},
-        "wavediffur": {"sr": folder / "w.safetensors", "fusion": fusion},
-        "ldsr": {**latent, "fusion": fusion},
-        "sgdm": {**guided, "fusion": fusion},
-    }
+    return write_every(tmp_path_factory.mktemp("weights"))
 
-
-CASES = {
-    "bicubic": ("bicubic", (), {}, 0),
-    "lite, mean": ("lite", ("sr", "fusion"), {}, 0),
-    "lite, draws": ("lite", ("sr", "fusion"), {}, 3),
-    "difffusr": ("difffusr", ("sr", "fusion"), {}, 2),
-    "ldsr": ("ldsr", ("sr", "fusion", "x2", "x4"), {}, 0),
-    "ldsr, draws": ("ldsr", ("sr", "fusion", "x2", "x4"), {}, 2),
-    "ldsr, ldm6": ("ldsr", ("sr", "fusion", "sr6", "x2"), {"bands20": "ldm6"}, 2),
-    "ldsr, pipeline": ("ldsr", ("sr", "fusion"), {"bands20": "pipeline"}, 1),
-    "wavediffur x2": ("wavediffur", ("sr", "fusion"), {"scale": 2}, 2),
-    "wavediffur x16": ("wavediffur", ("sr", "fusion"), {"scale": 16}, 1),
-    "sgdm": ("sgdm", ("sr", "prior", "fusion"), {}, 2),
-}
 
 # Finer layers have exact block means, whose blocks at the ends of the range are settled on the host.
 WITHOUT_FINER = {"bicubic", "lite", "difffusr", "ldsr"}
@@ -144,10 +61,8 @@ def test_every_system_is_among_the_cases():
 @pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
 def test_windows_run_on_the_device_alone(case, files, monkeypatch):
     """Blending, and what is made of it up to what is stored: a layer is fetched once, at the end."""
-    name, roles, options, members = CASES[case]
-    given = [f"{role}={files[name][role]}" for role in roles]
-    choice = choose(name, given, {key: str(value) for key, value in options.items()})
-    system = built(spec_of(name), bundles_of(choice), META, dict(choice.options))
+    name, _, _, members = CASES[case]
+    system = system_of(case, files, META)
     fetched = []
 
     def fetch(made):
@@ -158,13 +73,12 @@ def test_windows_run_on_the_device_alone(case, files, monkeypatch):
 
     monkeypatch.setattr(layers, "landed", fetch)
     settings = Options(members=members, consistency="sensor" if name in WITHOUT_FINER else "tent")
-    state = {"degradation": [0.1] * 16, **dict.fromkeys(("style_mean", "style_deviation"), [0.1] * 8)}
     for of in passes_of(system.stages, BAND_NAMES):
         area = AREA.snap_out(of.source_px)
         read = of.read_window(area.pad(of.reach_px(settings)))
         native = finished_rasters(read, of.source_px, of.natives) if of.source_gsd_m else rasters(read)
         with OnDevice() as watched:
-            found = blend(native, area, system, BAND_NAMES, settings, lambda _: state, number=of.number, maps=Ones())
+            found = blend(native, area, system, BAND_NAMES, settings, lambda _: STATE, number=of.number, maps=Ones())
             if name in WITHOUT_FINER:
                 found.finish(area)
         assert found.windows

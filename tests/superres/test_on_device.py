@@ -19,8 +19,8 @@ from pipeline.superres.passes import passes_of
 from pipeline.superres.spec import Input, Predictor, Stage
 from pipeline.superres.superres import super_resolve
 from pipeline.superres.system import System
+from tests.superres.every_system import rasters
 from tests.superres.fakes import CPU, fake_system, plain_system
-from tests.superres.test_meta_device import rasters
 
 RNG = np.random.default_rng(0)
 AREA = Window(-79_992, 12_000, 96, 144)

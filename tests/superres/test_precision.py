@@ -19,7 +19,7 @@ from pipeline.superres.spec import StageInput
 from pipeline.superres.superres import super_resolve
 from pipeline.superres.weights import choose
 from tests.models.small import write_lite
-from tests.superres.test_meta_device import rasters
+from tests.superres.every_system import rasters
 
 AREA = Window(-79_992, 12_000, 96, 96)
 HALVES = ("float16", "bfloat16")

@@ -258,12 +258,13 @@ def _numbers(name: str, style: Style) -> SceneState:
 
 def _statistics(name: str, given: StageInput) -> Style | None:
     """Return statistics from the state, (1, C); None if it has none of this name."""
+    from pipeline.models.constants import constant
     from pipeline.models.guidance_parts import Style
 
     if not given.state or f"{name}_mean" not in given.state:
         return None
     like = given.images[COARSE]
-    return Style(*(like.new_tensor(given.state[f"{name}_{of}"])[None] for of in ("mean", "deviation")))
+    return Style(*(constant(given.state[f"{name}_{of}"], like)[None] for of in ("mean", "deviation")))
 
 
 SYSTEM = SystemSpec(
