@@ -26,12 +26,18 @@ settings.load_profile("shared machines")
 
 
 def pytest_collection_modifyitems(items):
-    if DATA.is_dir():
-        return
-    absent = pytest.mark.skip(reason=f"real imagery is not at {DATA}; set SEN2FINE_DATA")
+    absent = {}
+    if not DATA.is_dir():
+        absent["shared_data"] = f"real imagery is not at {DATA}; set SEN2FINE_DATA"
+    if any("cuda" in item.keywords for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            absent["cuda"] = "torch sees no GPU"
     for item in items:
-        if "shared_data" in item.keywords:
-            item.add_marker(absent)
+        for mark, reason in absent.items():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True, scope="session")

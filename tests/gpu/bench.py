@@ -44,7 +44,7 @@ class Row:
 
 @dataclass
 class Bench:
-    """A device and the systems that are run on it: small ones, or those that are shipped and the core model's shapes."""
+    """A device and the systems that are run on it: small ones, or what is shipped and the core model's shapes."""
 
     device: torch.device
     small: bool

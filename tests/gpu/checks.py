@@ -39,9 +39,8 @@ def verdict(*, holds: bool) -> str:
 def equality(bench: Bench) -> Iterator[Row]:
     """Every system in every precision against the CPU in float32, and against itself."""
     for case in bench.cases:
-        if case == "difffusr":  # minutes of a CPU; its parts are those of the small one
-            if not bench.small:
-                continue
+        if case == "difffusr" and not bench.small:  # minutes of a CPU; its parts are those of the small one
+            continue
         area = Area(bench, case)
         expected, _ = area.computed(bench.system(case, CPU))
         for precision in bench.precisions:
@@ -101,7 +100,7 @@ def _sensor(window: Window, factor: int, device: torch.device) -> Row:
 
 
 def batches(bench: Bench) -> Iterator[Row]:
-    """Whether the pixels of a window depend on its place in a batch, on its companions, and on the size of the batch."""
+    """Whether the pixels of a window depend on its place in a batch, on its companions and on the batch's size."""
     sizes = BATCHES[:3] if bench.small else BATCHES
     for case in bench.cases:
         system = bench.system(case, bench.device)

@@ -258,6 +258,7 @@ def settings_section(facts: Facts, zone: Zone) -> str:
         ("Members", _members(zone)),
         ("Seed", str(said.get("seed", "")) if zone.drawn and zone.generated else ""),
         ("Consistency", zone.consistency),
+        ("Precision", str(said.get("precision", ""))),
         ("MTF at Nyquist", _mtf(zone) if zone.consistency == "sensor" else ""),
         *_maps(said.get("conditions")),
         ("Catalogue", _catalogue(str(facts.config.get("catalog", "")))),
