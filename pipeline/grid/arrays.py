@@ -101,7 +101,8 @@ def on_device(values: NDArray[Any], device: torch.device) -> Array:
     import torch
 
     wide = values.dtype == np.uint16
-    tensor = torch.from_numpy(np.ascontiguousarray(values.view(np.int16) if wide else values))
+    held = np.ascontiguousarray(values.view(np.int16) if wide else values)
+    tensor = torch.from_numpy(held if held.flags.writeable else held.copy())  # torch has no tensors that are only read
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     tensor = tensor.to(device, non_blocking=device.type == "cuda")
@@ -128,7 +129,9 @@ def fetched(values: Array) -> NDArray[Any]:
 
 def fetched_uint16(values: Array) -> NDArray[np.uint16]:
     """Whole numbers of 0 to 65535 as an array of NumPy; a device hands over 16 bits of each."""
+    found: NDArray[np.uint16]
     if is_numpy(values):
-        return values.astype(np.uint16, copy=False)
-    found: NDArray[np.uint16] = cast(values, "int16").cpu().numpy().view(np.uint16)
+        found = values.astype(np.uint16, copy=False)
+    else:
+        found = cast(values, "int16").cpu().numpy().view(np.uint16)
     return found
