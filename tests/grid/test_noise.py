@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,29 @@ KNOWN = [
 def test_philox_known_answers(counter, key, expected):
     words = philox4x32(tuple(np.array([c], np.uint64) for c in counter), key[0] | (key[1] << 32))
     assert tuple(int(word[0]) for word in words) == expected
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_of_a_device(counter, key, expected):
+    """Tensors lack uint64: int64 has the same bits."""
+    words = philox4x32(tuple(torch.tensor([c]) for c in counter), key[0] | (key[1] << 32))
+    assert tuple(int(word[0]) for word in words) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"seed": 2**64 - 1, "channels": 3, "step": 7, "member": 3, "stream": 9},
+        {"seed": 9, "channels": 5, "step": 65535, "member": 65535, "stream": 2**24 - 1},
+        {"seed": 0, "channels": 1},
+    ],
+)
+def test_a_device_draws_the_same(words):
+    window = Window(-79_992, 12_000, 96, 120)
+    there = normal_field(window, **words, device=torch.device("cpu"))
+    assert there.dtype == torch.float32
+    assert np.array_equal(there.numpy(), normal_field(window, **words))
+    assert normal_field(window, **words, device=torch.device("meta")).shape == there.shape
 
 
 @settings(max_examples=25, deadline=None)
