@@ -133,5 +133,6 @@ def fetched_uint16(values: Array) -> NDArray[np.uint16]:
     if is_numpy(values):
         found = values.astype(np.uint16, copy=False)
     else:
-        found = cast(values, "int16").cpu().numpy().view(np.uint16)
+        signed = ((values + 32_768) & 0xFFFF) - 32_768  # of the same 16 bits
+        found = cast(signed, "int16").cpu().numpy().view(np.uint16)
     return found

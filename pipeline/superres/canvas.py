@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
+    from numpy.typing import NDArray
 
     from pipeline.grid.arrays import Array
     from pipeline.superres.chain import Group
@@ -52,11 +53,11 @@ class Handed:
         if (self.total >= _WHOLE).all():
             return
         known = self.total > 0
-        scale = np.where(self.total < _WHOLE, np.maximum(self.total, np.float32(1e-6)), np.float32(1.0)).astype(
-            np.float32
-        )
+        open_to: NDArray[np.float32] = np.maximum(self.total, np.float32(1e-6))
+        scale: NDArray[np.float32] = np.where(self.total < _WHOLE, open_to, np.float32(1.0)).astype(np.float32)
         for image in self.images.reshape(-1, *self.region.shape):  # rare, and by distances that only the host computes
-            image[:] = placed(fill_nearest(fetched(image) / scale, known), image)
+            left: NDArray[np.float32] = fetched(image)
+            image[:] = placed(fill_nearest(np.divide(left, scale, dtype=np.float32), known), image)
 
     def over(self, window: Window, gsd_m: float, draw: int) -> Made:
         """Return what was blended over `window` (px of `gsd_m`), by stage and band, of one draw or of the only one."""

@@ -56,7 +56,8 @@ def fill_nearest(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArr
 
 def filled_reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Return the reflectance of (band, y, x) DN, each band filled from its own nearest valid pixels."""
-    rho, valid = reflectance(dn), dn != NODATA_DN
+    rho: NDArray[np.float32] = reflectance(dn)
+    valid = dn != NODATA_DN
     if valid.all():
         return rho
     return np.stack([fill_nearest(band, ok) for band, ok in zip(rho, valid, strict=True)])
