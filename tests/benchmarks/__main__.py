@@ -320,7 +320,7 @@ def chunk_bands(folder: Path, _workers: int) -> list[Row]:
 
 
 def precision(_folder: Path, _workers: int) -> list[Row]:
-    """Compute an area of 600 m with every shipped system in shorter number formats, and compare with float32."""
+    """Compute an area of 240 m with every shipped system in shorter number formats, and compare with float32."""
     from tests.benchmarks.precision import rows
 
     return rows(DATA)
