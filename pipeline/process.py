@@ -94,9 +94,9 @@ def unit_threads(threads: int) -> Iterator[None]:
         set_unit_threads(before)
 
 
-def threads_of(device_type: str) -> int:
-    """Return how many threads compute a unit: those set for the CPU, one for any other device."""
-    return _unit_threads if device_type == "cpu" else 1
+def threads_of_unit() -> int:
+    """Return how many threads of this process compute the windows of a unit."""
+    return _unit_threads
 
 
 def device_name() -> str:

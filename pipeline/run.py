@@ -67,7 +67,6 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
     from pipeline.running.choices import HERE, affordable, at_work, require_precision
-    from pipeline.running.pools import processors
     from pipeline.running.stored_plan import RunRequest, begin_or_continue, draft, freeze, proposed, writable
     from pipeline.store.lease import lease
 
@@ -82,10 +81,9 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
     if near and not arguments.dry_run:
         require_precision(arguments.cluster, config.precision)
     request = RunRequest(config, aoi, writable(shown), arguments.overwrite, limit_gb, near)
-    workers = processors() if arguments.workers is None else arguments.workers
-    if workers < 1:
-        raise UsageError(f"--workers {workers}", "at least 1")
-    workers = at_work(arguments.cluster, workers)
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError(f"--workers {arguments.workers}", "at least 1")
+    workers = at_work(arguments.cluster, arguments.workers)
     if arguments.plan_only and not arguments.dry_run:
         return _frozen(freeze(request, workers, progress.say), shown, arguments, progress)
     plan = draft(request, workers, progress.say) if arguments.dry_run else proposed(request, workers, progress.say)
@@ -112,7 +110,6 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     from pipeline.planning.parts import Part
     from pipeline.planning.plan import load_plan
     from pipeline.running.choices import affordable, at_work, require_precision
-    from pipeline.running.pools import processors
     from pipeline.running.stored_plan import wait_for_plan, writable
     from pipeline.store.lease import lease
 
@@ -130,7 +127,7 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     wait_for_plan(shown, arguments.wait_for_plan, progress.say)  # which may make the store's folder
     store = writable(shown)
     plan = load_plan(store)
-    workers = at_work(arguments.cluster, arguments.workers or processors())
+    workers = at_work(arguments.cluster, arguments.workers)
     if not arguments.finalise:
         require_precision(arguments.cluster, plan.config.precision)
         workers = affordable(arguments.cluster, arguments.workers, workers, estimate(plan, workers, timed=False))

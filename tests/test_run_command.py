@@ -321,7 +321,8 @@ class TestArguments:
         ("cluster", "units", "workers", "gpus", "chosen"),
         [
             ("auto", 5, 2, 0, "local"), ("auto", 1, 2, 0, "inline"), ("auto", 5, 1, 0, "inline"),
-            ("auto", 5, 2, 1, "inline"), ("auto", 5, 2, 4, "cuda"), ("inline", 5, 2, 4, "inline"),
+            ("auto", 5, 3, 1, "inline"), ("auto", 3, 6, 1, "inline"), ("auto", 5, 6, 1, "local"),
+            ("auto", 5, 2, 4, "cuda"), ("inline", 5, 2, 4, "inline"),
         ],
     )  # fmt: skip
     def test_auto_cluster(self, monkeypatch, cluster, units, workers, gpus, chosen):
@@ -332,15 +333,42 @@ class TestArguments:
         assert cluster_of(cluster, units, workers) == chosen
 
     @pytest.mark.parametrize(
-        ("cluster", "gpus", "at_work"),
-        [("auto", 0, 6), ("auto", 1, 1), ("auto", 4, 4), ("cuda", 4, 4), ("inline", 4, 1), ("local", 4, 6)],
-    )
-    def test_workers_are_counted_as_they_will_be(self, monkeypatch, cluster, gpus, at_work):
+        ("cluster", "asked", "gpus", "at_work"),
+        [
+            ("auto", 6, 0, 6), ("auto", 2, 1, 6), ("auto", None, 1, 12), ("auto", 6, 4, 12), ("cuda", 6, 4, 12),
+            ("inline", 6, 4, 3), ("local", 6, 4, 18), ("tcp://there:8786", 6, 1, 6),
+        ],
+    )  # fmt: skip
+    def test_workers_are_counted_as_they_will_be(self, monkeypatch, cluster, asked, gpus, at_work):
+        """Where there are GPUs, each process computes three units at once."""
+        monkeypatch.setattr(choices, "gpus_here", lambda: gpus)
+        monkeypatch.setattr(choices, "processes_per_gpu", lambda: 4)
+        assert choices.at_work(cluster, asked) == at_work
+
+    @pytest.mark.parametrize(
+        ("processors", "gpu_gib", "mode", "processes"),
+        [
+            (16, 141, "Default", 4), (64, 141, "Default", 4), (8, 141, "Default", 2), (3, 141, "Default", 1),
+            (16, 16, "Default", 2), (16, 6, "Default", 1), (16, 141, "Exclusive_Process", 1), (16, 141, None, 4),
+        ],
+    )  # fmt: skip
+    def test_processes_at_a_gpu_by_processors_memory_and_its_mode(
+        self, monkeypatch, processors, gpu_gib, mode, processes
+    ):
+        from types import SimpleNamespace
+
         import torch
 
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        assert choices.at_work(cluster, 6) == at_work
+        def asked(*_given, **_named):
+            if mode is None:
+                raise FileNotFoundError("nvidia-smi")
+            return SimpleNamespace(stdout=f"{mode}\n")
+
+        monkeypatch.setattr(choices, "processors", lambda: processors)
+        monkeypatch.setattr(choices.subprocess, "run", asked)
+        gpu = SimpleNamespace(total_memory=gpu_gib * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: gpu)
+        assert choices.processes_per_gpu() == processes
 
     @pytest.mark.parametrize(
         ("cluster", "asked", "gpu", "units", "limit_mib", "found"),
@@ -353,6 +381,9 @@ class TestArguments:
             ("auto", 6, False, 8, 5_000, None),
             ("inline", 6, False, 8, 2_200, 6),
             ("inline", None, True, 8, 13_000, None),  # CUDA takes 8 GiB of main memory
+            ("local", None, True, 8, 30_000, 6),  # two processes of 9992 MiB with three units each
+            ("local", None, True, 8, 14_000, 2),  # one with two units
+            ("local", 2, True, 8, 14_000, None),
             ("tcp://there:8786", None, False, 8, 100, 6),
         ],
     )  # fmt: skip
@@ -363,10 +394,11 @@ class TestArguments:
 
         monkeypatch.setattr(system, "MEMORY_LIMIT", limit_mib * 2**20)
         monkeypatch.setattr(choices, "device_name", lambda: "cuda" if gpu else "cpu")
-        cost = SimpleNamespace(worker_mib=1000.0, thread_mib=100.0, units=units)
+        at_once = 3 if gpu else 1
+        cost = SimpleNamespace(worker_mib=1000.0, thread_mib=100.0, unit_mib=400.0, units=units, at_once=at_once)
         if found is None:
             with pytest.raises(UsageError, match="MiB need"):
-                choices.affordable(cluster, asked, 1 if gpu else 6, cost)
+                choices.affordable(cluster, asked, 6, cost)
         else:
             assert choices.affordable(cluster, asked, 6, cost) == found
 

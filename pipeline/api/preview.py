@@ -41,13 +41,12 @@ def plan(
     from pipeline.planning.estimate import estimate
     from pipeline.planning.planner import make_plan
     from pipeline.running.choices import HERE, at_work
-    from pipeline.running.pools import processors
 
     of = asked("plan", {"aoi": aoi, "out": out, "bbox": bbox, **settings})
     redact_logs()
     with guest(), progress_of(shown=of.manner.progress) as progress:
         restrict_drivers()
-        workers, together = at_work(of.manner.cluster, of.manner.workers or processors()), of.manner.cluster in HERE
+        workers, together = at_work(of.manner.cluster, of.manner.workers), of.manner.cluster in HERE
         made = make_plan(
             of.config, of.area, workers=workers, together=together, say=progress.say, max_output_gb=float("inf")
         )

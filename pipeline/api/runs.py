@@ -62,7 +62,6 @@ def compute(config: RunConfig, aoi: Aoi, out: Place, manner: Manner, progress: P
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
     from pipeline.running.choices import HERE, affordable, at_work, require_precision
-    from pipeline.running.pools import processors
     from pipeline.running.stored_plan import RunRequest, begin_or_continue, proposed, writable
     from pipeline.store.lease import lease
 
@@ -70,7 +69,7 @@ def compute(config: RunConfig, aoi: Aoi, out: Place, manner: Manner, progress: P
     require_precision(manner.cluster, config.precision)
     together = manner.cluster in HERE
     request = RunRequest(config, aoi, writable(out), manner.overwrite, manner.max_output_gb, together)
-    workers = at_work(manner.cluster, manner.workers or processors())
+    workers = at_work(manner.cluster, manner.workers)
     plan = proposed(request, workers, progress.say)
     cost = estimate(plan, workers, timed=False, together=together)
     workers = affordable(manner.cluster, manner.workers, workers, cost)

@@ -13,7 +13,8 @@ from pipeline.planning.store_template import template_of
 from pipeline.planning.unit_job import STRIP_PX
 from pipeline.process import device_name
 from pipeline.superres.precision import FLOAT32, possible
-from pipeline.superres.system import load
+from pipeline.superres.registry import spec_of
+from pipeline.superres.system import load, units_at_once
 from pipeline.superres.weights import memory_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class Estimate:
     read_requests: int  # to the archive
     read_mib: float
     objects: int  # with data, chunks or shards, that the store will hold
-    thread_mib: float = 0.0  # more for each further thread of a worker
+    thread_mib: float = 0.0  # more for each further thread of a unit
+    unit_mib: float = 0.0  # more for each further unit that a worker computes at once
+    at_once: int = 1  # units that a worker can compute at once
 
     def to_json(self) -> dict[str, Any]:
         """Return the estimate as a dictionary."""
@@ -88,6 +91,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
     scenes = max(2, min(10, max(medians, default=0)))
     reads = reads_of(plan) if timed else Reads(0, 0.0)
     pixels, memory = parts[0].pixels, memory_of(plan.system)
+    at_once = units_at_once(spec_of(plan.system.name), device_name())
     return Estimate(
         scenes=len(plan.scenes),
         zones=len(plan.zones),
@@ -102,7 +106,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
         overlap=round(_base_px(parts[0].of_pass.groups, parts[0].cells) / max(1, pixels), 2),
         worker_mib=round(max(worker_mib(memory, p.held_px, p.of_pass, plan.draws, scenes) for p in parts)),
         seconds_per_window=round(spent / windows / (plan.draws or 1) if windows else 0.0, 3),
-        seconds=round(spent / at_work(workers, units, together=together), 1),
+        seconds=round(spent / _speed(workers, units, at_once, together=together), 1),
         workers=workers,
         device=device_name(),
         precision=precision_timed(plan, device_name()),
@@ -111,7 +115,18 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
         read_mib=reads.mib,
         objects=objects_of(plan) if timed else 0,
         thread_mib=round(max(_window_mib(memory, part.of_pass) for part in parts)),
+        unit_mib=round(max(unit_mib(memory, p.held_px, p.of_pass, plan.draws, scenes) for p in parts)),
+        at_once=at_once,
     )
+
+
+def _speed(workers: int, units: int, at_once: int, *, together: bool) -> float:
+    """Return by how much a run is faster than windows one by one: by processors, or by GPUs whose work is counted."""
+    if at_once == 1:
+        return at_work(workers, units, together=together)
+    import torch
+
+    return max(1, min(units, workers // at_once, torch.cuda.device_count()))
 
 
 @dataclass(frozen=True)
@@ -188,7 +203,13 @@ def _window_mib(memory: Memory, of_pass: Pass) -> float:
 
 
 def worker_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes: int) -> float:
-    """Return the expected peak memory in MiB of one worker with one thread that holds `held_px` pixels of a pass."""
+    """Return the expected peak memory in MiB of one worker that computes one unit, in one thread."""
+    base = _BASE_MIB + _GDAL_CACHE_MIB + _KEPT_MIB + memory.weights_mib
+    return base + unit_mib(memory, held_px, of_pass, members, scenes)
+
+
+def unit_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes: int) -> float:
+    """Return the memory in MiB that a unit takes which holds `held_px` pixels of a pass."""
     gsd_m = of_pass.gsd_m
     handed = sum(
         len(group.handed) * (gsd_m / group.gsd_m) ** 2 * (max(1, members) if group.varying else 1)
@@ -201,9 +222,7 @@ def worker_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes
     blended = sum(
         (len(output.bands) * (4 + 4 * (members > 1)) + 8) * (gsd_m / output.gsd_m) ** 2 for output in of_pass.outputs
     )
-    arrays = held_px * (blended + read + 4 * handed) / 2**20
-    base = _BASE_MIB + _GDAL_CACHE_MIB + _KEPT_MIB + memory.weights_mib
-    return base + arrays + _window_mib(memory, of_pass)
+    return held_px * (blended + read + 4 * handed) / 2**20 + _window_mib(memory, of_pass)
 
 
 def seconds_per_window(plan: Plan, number: int = 0) -> float:

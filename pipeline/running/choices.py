@@ -2,40 +2,99 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.process import device_name
 from pipeline.running.memory import CUDA_MIB, fitting_workers, require_memory
+from pipeline.running.pools import processors
 from pipeline.superres.precision import require_possible
+from pipeline.superres.system import AT_ONCE
 
 if TYPE_CHECKING:
     from pipeline.planning.estimate import Estimate
 
 HERE = ("auto", "inline", "local")  # clusters whose workers are on this machine
+_MOST_PER_GPU = 4  # processes that share a GPU, unless more are asked for
+_PROCESSORS_EACH = 4  # a process at a GPU has three threads that read, blend and write, and one that starts kernels
+_GPU_MIB = 8192  # of a GPU's memory for each process: its context, weights and a batch of windows
+_ASK_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Processes of a run, the units that each computes at once, and the threads that compute the windows of a unit."""
+
+    processes: int
+    at_once: int = 1
+    threads: int = 1
+
+    @classmethod
+    def of(cls, cluster: str, workers: int, units: int, at_once: int) -> Crew:
+        """Divide `workers`, who could compute as many units at a time, over `units`; `at_once` of them share a process.
+
+        What the units do not take, their threads do.
+        """
+        most = 1 if cluster == "inline" else max(1, workers // at_once)
+        processes = max(1, min(most, units))
+        together = min(at_once, workers, -(-max(1, units) // processes))
+        return cls(processes, together, max(1, workers // (processes * together)))
+
+    @property
+    def workers(self) -> int:
+        """Threads in all."""
+        return self.processes * self.at_once * self.threads
 
 
 def cluster_of(asked: str, units: int, workers: int) -> str:
     """Resolve "auto": one worker per GPU if there are several, or a local cluster if several workers can be busy."""
     if asked != "auto":
         return asked
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
+    gpus = gpus_here()
+    if gpus > 1:
         return "cuda"
-    if torch.cuda.is_available():
-        return "inline"
-    return "local" if min(units, workers) > 1 else "inline"
+    return "local" if min(units, workers) > (AT_ONCE if gpus else 1) else "inline"
 
 
-def at_work(cluster: str, wanted: int) -> int:
-    """Return how many workers will be at work: one per GPU where the run uses GPUs of this machine, else `wanted`."""
-    if cluster not in ("auto", "inline", "cuda"):
-        return wanted
+def gpus_here() -> int:
+    """Return the number of GPUs that torch sees."""
     import torch
 
-    if not torch.cuda.is_available():
-        return wanted
-    return 1 if cluster == "inline" else torch.cuda.device_count()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def at_work(cluster: str, asked: int | None) -> int:
+    """Return how many units can be at work at a time; `asked` is the number of worker processes, if it was given.
+
+    Where the run uses GPUs of this machine, each process computes several. With "cuda", and with several GPUs, it has
+    one process per GPU.
+    """
+    gpus = gpus_here() if cluster in (*HERE, "cuda") else 0
+    if not gpus:
+        return asked or processors()
+    if cluster == "cuda" or (cluster == "auto" and gpus > 1):
+        return gpus * AT_ONCE
+    return (1 if cluster == "inline" else asked or processes_per_gpu()) * AT_ONCE
+
+
+def processes_per_gpu() -> int:
+    """Return how many processes share the GPU by default, by processors and by its memory. Some GPUs take only one."""
+    import torch
+
+    fitting = torch.cuda.get_device_properties(0).total_memory // (_GPU_MIB * 2**20)
+    most = max(1, min(_MOST_PER_GPU, processors() // _PROCESSORS_EACH, fitting))
+    return 1 if most == 1 or _exclusive() else most
+
+
+def _exclusive() -> bool:
+    """Return whether a GPU is set to serve one process only. Without the driver's own command it counts as shared."""
+    words = ["nvidia-smi", "--query-gpu=compute_mode", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_ASK_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "exclusive" in done.stdout.lower()
 
 
 def require_precision(cluster: str, precision: str) -> None:
@@ -51,11 +110,19 @@ def affordable(cluster: str, asked: int | None, workers: int, cost: Estimate) ->
     """
     if cluster not in (*HERE, "cuda"):
         return workers
-    processes = 1 if cluster == "inline" else max(1, min(workers, cost.units))
-    threads, cuda_mib = max(1, workers // processes), CUDA_MIB if device_name() != "cpu" else 0
-    worker_mib = cost.worker_mib + cuda_mib + cost.thread_mib * (threads - 1)
-    if asked is None and cluster != "cuda":
-        fitting = fitting_workers(processes, worker_mib)
-        processes, workers = fitting, workers if fitting == processes else fitting * threads
-    require_memory(processes, worker_mib)
+    crew = Crew.of(cluster, workers, cost.units, cost.at_once)
+    if asked is None:
+        processes = crew.processes if cluster == "cuda" else fitting_workers(crew.processes, _mib(crew, cost))
+        fitting = crew if processes == crew.processes else replace(crew, processes=processes)
+        while processes > fitting_workers(processes, _mib(fitting, cost)) and fitting.at_once > 1:
+            fitting = replace(fitting, at_once=fitting.at_once - 1)
+        crew, workers = fitting, workers if fitting == crew else fitting.workers
+    require_memory(crew.processes, _mib(crew, cost))
     return workers
+
+
+def _mib(crew: Crew, cost: Estimate) -> float:
+    """Return the memory in MiB of one process."""
+    cuda_mib = CUDA_MIB if device_name() != "cpu" else 0
+    units_mib = cost.unit_mib * (crew.at_once - 1) + cost.thread_mib * (crew.threads - 1) * crew.at_once
+    return cost.worker_mib + cuda_mib + units_mib

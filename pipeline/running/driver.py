@@ -15,8 +15,10 @@ from uuid import uuid4
 from pipeline.errors import Interrupted, NoDataError, UpstreamError
 from pipeline.plain import counted
 from pipeline.planning.plan import plan_file
+from pipeline.process import device_name
 from pipeline.running import build_overviews, integrity, part_records, software
 from pipeline.running.begin import continue_store, settle
+from pipeline.running.choices import Crew
 from pipeline.running.expected import write_template
 from pipeline.running.part_records import recorded
 from pipeline.running.pools import open_pool
@@ -32,6 +34,8 @@ from pipeline.store.lease import lease
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.stac_item import ITEM_KEY
+from pipeline.superres.registry import spec_of
+from pipeline.superres.system import units_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -118,10 +122,10 @@ def run_plan(
         if todo:
             software.require_same(plan, place, done=summary.resumed, mixed=mixed)
             require_local_access(plan)
-            count = 1 if cluster == "inline" else min(workers, len(todo))
+            crew = Crew.of(cluster, workers, len(todo), units_at_once(spec_of(plan.system.name), device_name()))
             with (
                 stop_on_signals() as stop,
-                open_pool(cluster, count, str(place), plan.digest, stop, workers // count) as pool,
+                open_pool(cluster, crew.processes, str(place), plan.digest, stop, crew.threads, crew.at_once) as pool,
             ):
                 work = UnitQueue(pool, summary, report, stop, place, plan.digest, patience, mine)
                 for number in range(len(plan.passes)):

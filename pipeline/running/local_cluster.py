@@ -29,15 +29,16 @@ _CLOSE_TIMEOUT_S = 30.0  # for workers to end after a run
 
 
 @contextmanager
-def local_workers(kind: str, workers: int) -> Iterator[str]:
+def local_workers(kind: str, workers: int, at_once: int = 1) -> Iterator[str]:
     """Yield the address of a scheduler with `workers` processes ("local") or with one per GPU ("cuda").
 
+    Each computes `at_once` units at a time, in threads.
     Raises UsageError if dask-cuda cannot be used, and PipelineError if the helper ends.
     """
     import dask
 
     helper = subprocess.Popen(
-        command(__name__, kind, str(workers)),
+        command(__name__, kind, str(workers), str(at_once)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment(DASK_INTERNAL_INHERIT_CONFIG=dask.config.serialize(dask.config.global_config), **shared()),
@@ -85,9 +86,9 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, lambda _number, _frame: None)
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what workers print is no answer
-    kind, workers = arguments
+    kind, workers, at_once = arguments
     try:
-        cluster = _cuda() if kind == "cuda" else _local(int(workers))
+        cluster = _cuda(int(at_once)) if kind == "cuda" else _local(int(workers), int(at_once))
     except UsageError as error:
         print(json.dumps({"found": error.found, "cure": error.cure}), file=channel, flush=True)
         return error.exit_code
@@ -97,12 +98,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _local(workers: int) -> LocalCluster:
+def _local(workers: int, at_once: int) -> LocalCluster:
     from distributed import LocalCluster
 
     return LocalCluster(
         n_workers=workers,
-        threads_per_worker=1,
+        threads_per_worker=at_once,
         memory_limit=0,  # memory is checked before the run; Dask would pause or kill workers by its own estimate
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
@@ -110,7 +111,7 @@ def _local(workers: int) -> LocalCluster:
     )
 
 
-def _cuda() -> LocalCluster:
+def _cuda(at_once: int) -> LocalCluster:
     import dask
 
     try:
@@ -118,7 +119,7 @@ def _cuda() -> LocalCluster:
     except Exception as error:
         raise UsageError(f"dask-cuda cannot be used ({error})", cure='pip install "sen2fine[cuda]"') from error
     gpus: LocalCluster = LocalCUDACluster(
-        threads_per_worker=1,
+        threads_per_worker=at_once,
         device_memory_limit=0,
         memory_limit=0,  # as for local workers
         preload=dask.config.get("distributed.worker.preload"),  # its own would replace the one that is configured

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline.errors import Interrupted, PipelineError, UsageError
 from pipeline.process import device_lost, end_process, set_unit_threads, unit_threads, without_device
 from pipeline.running.dask_scheduler import existing_scheduler, explained, tell_dashboard
+from pipeline.running.inline_pool import inline_pool
 from pipeline.running.local_cluster import local_workers
 from pipeline.running.scaling import Demand
 from pipeline.running.software import this_software
@@ -28,6 +29,7 @@ from pipeline.running.worker_check import require_able
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from distributed import Client, Future
 
@@ -50,6 +52,7 @@ _MALLOC = {
     "MALLOC_ARENA_MAX": "1",
 }
 _PRELOAD = ["pipeline.running.worker_setup"]
+_STARTED = ("local", "cuda", "slurm")
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **_MALLOC}
 
 
@@ -74,34 +77,6 @@ class Pool(Protocol):
         ...
 
 
-class InlinePool:
-    """Runs units in the calling process, one after another."""
-
-    capacity = 1
-
-    def __init__(self, store: str, digest: str) -> None:
-        self._store, self._digest = store, digest
-        self._waiting: list[tuple[Unit, int]] = []
-
-    def submit(self, unit: Unit, attempt: int) -> None:
-        """Queue a unit. It runs in `next`."""
-        self._waiting.append((unit, attempt))
-
-    def next(self, timeout_s: float) -> Outcome | None:
-        """Run the oldest queued unit, however long it takes."""
-        del timeout_s
-        unit, attempt = self._waiting.pop(0)
-        try:
-            return unit, attempt, process(unit, self._store, self._digest, attempt)
-        except Exception as error:
-            if device_lost(error):
-                raise without_device(error) from error
-            return unit, attempt, error
-
-    def set_demand(self, units: int) -> None:
-        """Do nothing."""
-
-
 class DaskPool:
     """Runs each unit as one Dask task. Tasks return receipts of a few hundred bytes, never arrays."""
 
@@ -118,7 +93,7 @@ class DaskPool:
 
         self._stop = stop or Stop()
         self._demand = demand or Demand(0)
-        self._workers = 1
+        self._processes = 1
         self._unmanned_s = unmanned_s  # longest time without any worker
         self._client, self._store, self._digest = client, store, digest
         self._done = as_completed(raise_errors=False)
@@ -128,11 +103,11 @@ class DaskPool:
 
     @property
     def capacity(self) -> int:
-        """Number of threads of all workers. The workers started here have one each."""
+        """Number of threads of all workers, each of which computes one unit at a time."""
         with _interrupted_where_gone():
             threads: dict[str, int] = self._client.nthreads()
-        self._workers = max(1, sum(threads.values()))
-        return self._workers
+        self._processes = max(1, len(threads))
+        return max(1, sum(threads.values()))
 
     def set_demand(self, units: int) -> None:
         """Pass the number of units left on to an adaptive cluster."""
@@ -142,7 +117,7 @@ class DaskPool:
         """Send a unit to the cluster."""
         key = f"{unit.id}#{attempt}"
         self._units[key] = (unit, attempt)
-        task = (self._workers, unit, self._store, self._digest, attempt, str(this_software()))
+        task = (self._processes, unit, self._store, self._digest, attempt, str(this_software()))
         with _interrupted_where_gone():
             self._done.add(self._client.submit(_run_on_worker, *task, key=key, pure=False, retries=0))
 
@@ -243,16 +218,26 @@ def _run_on_worker(processes: int, unit: Unit, store: str, digest: str, attempt:
 
 @contextmanager
 def open_pool(
-    cluster: str, workers: int, store: str, digest: str, stop: Stop | None = None, threads: int = 1
+    cluster: str,
+    workers: int,
+    store: str,
+    digest: str,
+    stop: Stop | None = None,
+    threads: int = 1,
+    at_once: int = 1,
 ) -> Iterator[Pool]:
     """Open a pool for `cluster`: "inline", "local", "cuda", "slurm", or the address of a Dask scheduler.
 
-    Workers of this machine compute a unit in `threads` threads. Raises Interrupted if `stop` is requested before an
-    existing scheduler has a worker.
+    Each worker of this machine computes `at_once` units at a time, and the windows of a unit in `threads` threads.
+    Raises Interrupted if `stop` is requested before an existing scheduler has a worker.
     """
     if cluster == "inline":
-        with unit_threads(threads):
-            yield InlinePool(store, digest)
+
+        def run(unit: Unit, attempt: int) -> Receipt:
+            return process(unit, store, digest, attempt)
+
+        with unit_threads(threads), inline_pool(run, at_once) as pool:
+            yield pool
         return
     if cluster == "slurm" and "://" in store:
         found = f"--cluster slurm with the store {store}"
@@ -261,9 +246,9 @@ def open_pool(
         )
     demand = Demand(workers)
     _log.info("starting workers", extra={"facts": {"stage": "units"}})
-    with _client(cluster, workers, Path(store), demand, stop or Stop()) as client:
+    with _client(cluster, workers, at_once, Path(store), demand, stop or Stop()) as client:
         tell_dashboard(client, started=cluster in _STARTED)
-        if cluster == "local" and threads > 1:
+        if cluster in _STARTED and threads > 1:
             client.register_worker_callbacks(partial(set_unit_threads, threads))
         if cluster not in _STARTED:  # workers started here run the same software as this process
             require_able(client, store, digest)
@@ -272,7 +257,7 @@ def open_pool(
 
 
 @contextmanager
-def _client(cluster: str, workers: int, store: Path, demand: Demand, stop: Stop) -> Iterator[Client]:
+def _client(cluster: str, workers: int, at_once: int, store: Path, demand: Demand, stop: Stop) -> Iterator[Client]:
     import dask
     from distributed import Client
 
@@ -285,41 +270,25 @@ def _client(cluster: str, workers: int, store: Path, demand: Demand, stop: Stop)
     }
     with dask.config.set(settings):
         if cluster in _STARTED:
-            with _STARTED[cluster](workers, store, demand) as started, Client(started) as client:
+            with _started(cluster, workers, at_once, store, demand) as started, Client(started) as client:
                 yield client
             return
         with existing_scheduler(cluster, _WORKERS_TIMEOUT_S, stop) as client:
             yield client
 
 
-@contextmanager
-def _cuda(workers: int, store: Path, demand: Demand) -> Iterator[object]:
-    """Start one worker per GPU, whatever the number of workers requested."""
-    import torch
+def _started(cluster: str, workers: int, at_once: int, store: Path, demand: Demand) -> AbstractContextManager[object]:
+    """Start workers: one per GPU for "cuda", whatever their number, else `workers`."""
+    if cluster == "slurm":
+        from pipeline.running.slurm_workers import slurm_workers
 
-    del workers, store, demand
-    if not torch.cuda.is_available():
-        raise UsageError("--cluster cuda, but torch sees no GPU", "a CUDA build of torch and a driver", "use local")
-    with local_workers("cuda", 0) as address:
-        yield address
+        return slurm_workers(workers, store, _ENVIRONMENT, demand)
+    if cluster == "cuda":
+        import torch
 
-
-@contextmanager
-def _local(workers: int, store: Path, demand: Demand) -> Iterator[object]:
-    del store, demand
-    with local_workers("local", workers) as address:
-        yield address
-
-
-@contextmanager
-def _slurm(workers: int, store: Path, demand: Demand) -> Iterator[object]:
-    from pipeline.running.slurm_workers import slurm_workers
-
-    with slurm_workers(workers, store, _ENVIRONMENT, demand) as jobs:
-        yield jobs
-
-
-_STARTED = {"local": _local, "cuda": _cuda, "slurm": _slurm}
+        if not torch.cuda.is_available():
+            raise UsageError("--cluster cuda, but torch sees no GPU", "a CUDA build of torch and a driver", "use local")
+    return local_workers(cluster, workers, at_once)
 
 
 def processors() -> int:

@@ -9,6 +9,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pipeline.errors import Interrupted
 from pipeline.plain import counted
 
 if TYPE_CHECKING:
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+_thread = threading.local()
+
+
+def end_with(abandoned: threading.Event) -> None:
+    """Make units that this thread computes end before their next window once the event is set."""
+    _thread.abandoned = abandoned
+
+
+def require_wanted() -> None:
+    """Raise Interrupted if nobody waits any more for the units of this thread."""
+    abandoned: threading.Event | None = getattr(_thread, "abandoned", None)
+    if abandoned is not None and abandoned.is_set():
+        raise Interrupted("stopped at once", cure="run the same command again to continue")
 
 
 class Stop:

@@ -17,9 +17,10 @@ from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import SCL_GSD_M, NativeRasters, factor_at
 from pipeline.planning.plan import Plan, load_plan
 from pipeline.planning.unit_job import job_of
-from pipeline.process import arithmetic, device_name, peak_rss_mib, prepare_process, threads_of
+from pipeline.process import arithmetic, device_name, peak_rss_mib, prepare_process, threads_of_unit
 from pipeline.running import build_overviews
 from pipeline.running.rolling_read import RollingRead
+from pipeline.running.stop import require_wanted
 from pipeline.running.tally import Tally
 from pipeline.running.timing import Stages
 from pipeline.store.current import Fence
@@ -91,7 +92,7 @@ def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: St
     work = _Work(job, store)
     maps = ZoneMaps.of(plan.conditions, system.name, job.zone.grid)
     rolling = None if job.source_gsd_m else RollingRead(job)
-    with Sweep(threads_of(system.device.type)) as sweep:
+    with Sweep(threads_of_unit(), require_wanted) as sweep:
         for i, strip in enumerate(job.strips):
             of = f", strip {i + 1} of {len(job.strips)}" if len(job.strips) > 1 else ""
             _doing(job.unit, "reading", of)
@@ -120,7 +121,16 @@ def _strip(
 ) -> None:
     """Compute and write one strip."""
     blended = superres.blend(
-        rasters, strip.window, system, job.order, job.options, job.state, strip.chunks, job.unit.number, maps, sweep
+        rasters,
+        strip.window,
+        system.queued(),
+        job.order,
+        job.options,
+        job.state,
+        strip.chunks,
+        job.unit.number,
+        maps,
+        sweep,
     )
     work.windows += blended.windows
     stages.lap("superres", within=blended.seconds)

@@ -278,6 +278,8 @@ class SystemSpec:
     `synthetic` says what its detail is, where it is not an estimate of the ground: stores carry it.
     `restyles` tells whether these options give other colours than those measured: nothing then ties the output to the
     measurement, and what needs reflectance refuses it.
+    `elsewhere`: `predict` waits for something other than the processors of its process, such as a service, even where
+    torch has no GPU. It is called by one thread at a time, while others read and write.
     """
 
     name: str
@@ -294,6 +296,7 @@ class SystemSpec:
     as_step: Settings = field(default_factory=dict)
     synthetic: str = ""
     restyles: Callable[[Settings], bool] = lambda _options: False
+    elsewhere: bool = False
 
     def weights_for(self, options: Settings) -> tuple[Weights, ...]:
         """Return the weights that it takes with these options. Raises UsageError as `weights_of`."""

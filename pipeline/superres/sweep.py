@@ -53,7 +53,9 @@ class Computed:
 class Sweep:
     """The state of a walk. `then` are the parts of the area that follow the strip at hand, in px of the pass."""
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, require: Callable[[], None] = lambda: None) -> None:
+        """Walk with so many threads. `require` is called before every window, and raises if the walk is to end."""
+        self._require = require
         self.then: Sequence[Window] = ()
         self._kept: dict[tuple[int, Cell], Computed] = {}
         self._threads = threads
@@ -82,10 +84,13 @@ class Sweep:
     def in_order(self, compute: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
         """Yield `compute` of each item, in the order of the items; several at once if the walk has threads."""
         if self._pool is None:
-            yield from map(compute, items)
+            for item in items:
+                self._require()
+                yield compute(item)
             return
         waiting: deque[Future[U]] = deque()
         for item in items:
+            self._require()
             waiting.append(self._pool.submit(compute, item))
             if len(waiting) > self._threads:
                 yield waiting.popleft().result()

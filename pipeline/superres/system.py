@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from threading import Lock
@@ -11,6 +12,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.superres.passes import stages_of
 from pipeline.superres.precision import FLOAT32, computing, require_possible
 from pipeline.superres.registry import spec_of
+from pipeline.superres.turns import Turns
 from pipeline.superres.weights import bundles_of
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 class System:
     """A loaded system. `predictor` is None if it has no stages; `bundles` describe its weights by role.
 
-    `options` are the requested ones, and the defaults of the others. `precision` is that of `predict` alone.
+    `options` are the requested ones, and the defaults of the others. `precision` is that of `predict` alone. `turns` are
+    those of threads at the device, None if each computes on its own; `number` is that of the strip at hand (`queued`).
     """
 
     name: str
@@ -36,6 +39,12 @@ class System:
     device: torch.device
     options: Settings = field(default_factory=dict)
     precision: str = FLOAT32
+    turns: Turns | None = None
+    number: int = 0
+
+    def queued(self) -> System:
+        """Return the system for the next strip, whose windows come after those of earlier ones."""
+        return self if self.turns is None else replace(self, number=self.turns.number())
 
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
         """Return reflectance (b, len(stage.gives), T, T). Raises PipelineError if a network breaks its declaration."""
@@ -45,7 +54,8 @@ class System:
             raise PipelineError(
                 f"stage {stage.name} of {self.name} gives no mean without draws", "members of 1 or more"
             )
-        with computing(self.precision, self.device.type):
+        turn = nullcontext() if self.turns is None else self.turns.taken(self.number)
+        with turn, computing(self.precision, self.device.type):
             out = self.predictor.predict(stage, given).float()
         batch, side = len(next(iter(given.images.values()))), stage.lattice.window_px
         expected = (batch, len(stage.gives), side, side)
@@ -92,4 +102,18 @@ def built(spec: SystemSpec, bundles: Bundles, device: torch.device, options: Set
     """Return the system with the networks of these bundles. Raises BundleError or UsageError if they do not fit."""
     settings = spec.defaults if options is None else options
     predictor = None if spec.build is None else spec.build(bundles, settings).to(device)
-    return System(spec.name, stages_of(spec, bundles, settings), predictor, bundles, device, settings)
+    turns = Turns() if shares_device(spec, device.type) else None
+    return System(spec.name, stages_of(spec, bundles, settings), predictor, bundles, device, settings, turns)
+
+
+AT_ONCE = 3  # units in one process around one device: two suffice on average, a third fills in where one takes longer
+
+
+def units_at_once(spec: SystemSpec, device_type: str) -> int:
+    """Return how many units one process computes at once, in threads: several where the networks leave it free."""
+    return AT_ONCE if shares_device(spec, device_type) else 1
+
+
+def shares_device(spec: SystemSpec, device_type: str) -> bool:
+    """Return whether the networks of a system leave this process's processors free, and serve one thread at a time."""
+    return device_type != "cpu" or spec.elsewhere

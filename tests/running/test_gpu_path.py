@@ -103,9 +103,9 @@ class TestCudaCluster:
 
     def test_workers_keep_our_set_up_and_are_not_paused_for_memory(self, asked):
         with dask.config.set({"distributed.worker.preload": pools._PRELOAD}):
-            local_cluster._cuda()
+            local_cluster._cuda(3)
         assert asked["preload"] == ["pipeline.running.worker_setup"]
-        assert (asked["memory_limit"], asked["device_memory_limit"], asked["threads_per_worker"]) == (0, 0, 1)
+        assert (asked["memory_limit"], asked["device_memory_limit"], asked["threads_per_worker"]) == (0, 0, 3)
 
     def test_what_is_preloaded_can_be(self):
         from distributed.preloading import Preload

@@ -16,7 +16,7 @@ from pipeline.planning.estimate import at_work, estimate
 from pipeline.planning.planner import make_plan
 from pipeline.planning.shaping import Shaping
 from pipeline.planning.unit_job import job_of
-from pipeline.process import device_name, set_unit_threads, threads_of, unit_threads
+from pipeline.process import set_unit_threads, threads_of_unit, unit_threads
 from pipeline.running import rolling_read
 from pipeline.running.rolling_read import RollingRead
 from pipeline.superres.options import Options
@@ -157,12 +157,12 @@ def test_threads_that_share_a_unit_do_not_show(archive, aoi, small_lite, tmp_pat
             assert np.array_equal(values(tmp_path / "one.zarr", name), values(tmp_path / other, name)), name
 
 
-def test_threads_are_of_this_process_and_of_the_cpu_alone():
+def test_threads_of_units_are_set_for_this_process():
     with unit_threads(3):
-        assert (threads_of("cpu"), threads_of("cuda")) == (3, 1)
+        assert threads_of_unit() == 3
         set_unit_threads(2)
-        assert threads_of(device_name()) in (1, 2)
-    assert threads_of("cpu") == 1
+        assert threads_of_unit() == 2
+    assert threads_of_unit() == 1
 
 
 class TestRollingRead:
