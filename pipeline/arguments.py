@@ -125,6 +125,13 @@ def _add_method(how: argparse._ArgumentGroup) -> None:
         help="number of draws to average; N draws take N times as long as one; more than 1 stores uncertainty, which "
         "adds about 60 per cent to the size (default: 0, the system's choice)",
     )
+    how.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="windows that the networks compute at once; another number changes the last bits of what they give "
+        "(default: 1 on a CPU, else as the GPU of this machine allows)",
+    )
     how.add_argument("--seed", type=int, metavar="N", help="seed of the generated detail (default: 0)")
     how.add_argument(
         "--consistency",

@@ -24,6 +24,7 @@ ESTIMATES = ("mean", "sample")
 CHUNK_BANDS = ("all", "1")
 FUSION_ROLE = "fusion"  # role of the weights given with --fusion-weights
 MTF_RANGE = (0.05, 0.6)  # 2 / pi would be the MTF of averaging over a pixel alone
+MOST_IN_BATCH = 64
 _MAX_TOML_BYTES = 1_000_000
 _BLOCK_CHUNKS = 4  # of shards, and of units of plans with several passes
 _EXAMPLES = {  # for settings whose default does not show the format
@@ -65,6 +66,7 @@ class RunConfig:
     unit_chunks: int = 0  # maximum number of chunks per unit along one axis; 0: chosen by cost
     shard: bool = False  # one Zarr shard per unit: fewer files, but GDAL needs version 3.13 to read them
     chunk_bands: str = "all"  # bands in a chunk: "all", or "1" so that one band is read without the others
+    batch: int = 0  # windows that networks compute at once, 0: chosen by the device that plans; changes the last bits
 
     def __post_init__(self) -> None:
         known_words = (("composite", COMPOSITES), ("consistency", CONSISTENCIES), ("estimate", ESTIMATES),
@@ -87,6 +89,8 @@ class RunConfig:
             raise UsageError(f"members = {self.members}", "0 to 1000")
         if self.estimate == "sample" and self.members > 1:
             raise UsageError(f"estimate = sample with members = {self.members}", "one draw", "leave out one of the two")
+        if not 0 <= self.batch <= MOST_IN_BATCH:
+            raise UsageError(f"batch = {self.batch}", f"1 to {MOST_IN_BATCH}, or 0 to have it chosen")
         _ = self.mtf_by_band, self.option_values, self.condition_files
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"seed = {self.seed}", "0 to 2**64 - 1")

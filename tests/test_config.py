@@ -26,6 +26,7 @@ configs = st.builds(
     sr=words,
     weights=st.lists(words.filter(bool), max_size=3).map(tuple),
     members=st.integers(0, 1000),
+    batch=st.integers(0, 64),
     mtf=st.lists(st.sampled_from(["0.3", "B02=0.25", "B11=0.05"]), unique=True).map(tuple),
     seed=st.integers(0, 2**64 - 1),
     consistency=st.sampled_from(CONSISTENCIES),
@@ -106,6 +107,7 @@ def test_bands_come_in_the_order_of_the_instrument():
         ('mtf = ["B2=0.2"]', "mtf = 'B2=0.2'"),
         ('mtf = ["x"]', "mtf = 'x'"),
         ("members = 1001", "members = 1001"),
+        ("batch = 65", "batch = 65; expected 1 to 64"),
         ("seed = -1", "seed = -1"),
         ("max_cloud = 100.1", "0 to 100 per cent"),
         ("max_cloud = -1", "0 to 100 per cent"),
@@ -158,7 +160,7 @@ def test_flags_win_over_toml_and_toml_over_defaults(tmp_path):
 def test_differences_name_every_knob():
     other = RunConfig(
         "x", "a", "b", 1.0, "none", ("B02",), "bicubic", ("w",), ("eta=1",), ("map=m.gpkg",), "sample", 1, 1, "tent",
-        "bfloat16", ("0.3",), ("s",), 0, True, 24, 1, True, "1",
+        "bfloat16", ("0.3",), ("s",), 0, True, 24, 1, True, "1", 4,
     )  # fmt: skip
     assert [line.split(":")[0] for line in differences(RunConfig(), other)] == [f.name for f in fields(RunConfig)]
     assert differences(other, other) == []

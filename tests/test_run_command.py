@@ -278,6 +278,7 @@ FLAGS = {  # RunConfig field: (arguments, value)
         ("w.safetensors", "fusion=f.safetensors"),
     ),
     "members": (["--members", "4"], 4),
+    "batch": (["--batch", "4"], 4),
     "seed": (["--seed", "18446744073709551615"], 2**64 - 1),
     "estimate": (["--estimate", "sample"], "sample"),
     "consistency": (["--consistency", "tent"], "tent"),
@@ -383,6 +384,7 @@ class TestArguments:
             ("inline", None, True, 8, 13_000, None),  # CUDA takes 8 GiB of main memory
             ("local", None, True, 8, 30_000, 6),  # two processes of 9992 MiB with three units each
             ("local", None, True, 8, 14_000, 2),  # one with two units
+            ("local", 2, True, 8, 28_000, 4),  # two processes were asked for, with two units each
             ("local", 2, True, 8, 14_000, None),
             ("tcp://there:8786", None, False, 8, 100, 6),
         ],

@@ -53,6 +53,7 @@ SETTINGS = {
     "condition": (["map=/maps/roads.gpkg"], ["--condition", "map=/maps/roads.gpkg"]),
     "estimate": ("sample", ["--estimate", "sample"]),
     "members": (1, ["--members", "1"]),
+    "batch": (2, ["--batch", "2"]),
     "seed": (7, ["--seed", "7"]),
     "consistency": ("box", ["--consistency", "box"]),
     "precision": ("float16", ["--precision", "float16"]),

@@ -32,7 +32,7 @@ class Resources:
     def needed_mib(self, worker_mib: float) -> int:
         """Return the MiB for workers of `worker_mib` each, with the reserve that a run requires, rounded up to GiB."""
         driver = _DRIVER_MIB if self.workers > 1 else 0
-        total = (self.workers * worker_mib + driver) / MEMORY_SHARE + CUDA_MIB * self.gpus
+        total = (self.workers * worker_mib + CUDA_MIB * self.gpus + driver) / MEMORY_SHARE
         return -(-int(total) // 1024) * 1024
 
 

@@ -108,7 +108,13 @@ class Plan:
 
     def options(self, stream: int = 0) -> Options:
         """Return the settings that shape the pixels besides scenes and weights. `stream` is the noise stream."""
-        return Options(self.config.seed, stream, self.draws, self.consistency, self.config.mtf_by_band)
+        chosen = self.config
+        return Options(chosen.seed, stream, self.draws, self.consistency, chosen.mtf_by_band, self.batch)
+
+    @property
+    def batch(self) -> int:
+        """Number of windows that networks compute at once."""
+        return self.config.batch or 1
 
     @property
     def consistency(self) -> str:
@@ -235,6 +241,8 @@ class Plan:
             content["config"].pop("chunk_bands")
         if self.config.precision == FLOAT32:  # plans made before there was another
             content["config"].pop("precision")
+        if self.batch == 1:  # as in plans from before there were batches
+            content["config"].pop("batch")
         if not self.aoi_geometry:
             content.pop("aoi_geometry")
         if self.format_version < WEIGHTS_BY_ROLE:

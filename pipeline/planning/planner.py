@@ -27,13 +27,14 @@ from pipeline.planning.scene_selection import grown_aoi, over, padded, reach_m, 
 from pipeline.planning.shaping import Shaping
 from pipeline.planning.store_template import absent_bands
 from pipeline.planning.zoning import layouts_of, zones_of
-from pipeline.process import one_thread
+from pipeline.process import device_name, one_thread
 from pipeline.superres import chain
+from pipeline.superres.batches import size_for
 from pipeline.superres.options import Options
 from pipeline.superres.passes import passes_of
 from pipeline.superres.registry import spec_of
 from pipeline.superres.system import load
-from pipeline.superres.weights import choose, stages_of
+from pipeline.superres.weights import choose, memory_of, stages_of
 from pipeline.version import VERSION
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def make_plan(
     require_output(aoi.area_km2, 1, passes, max_output_gb)
     options = Options(consistency=consistency_of(config, system), mtf=config.mtf_by_band)
     layouts = layouts_of(passes, config, options)
+    config = replace(config, batch=config.batch or _batch(system, passes))
     load(system, "cpu")  # detect unsuitable weights before any request to the archive
     say("searching")
     _stage("search", f"searching {config.catalog} for scenes over {aoi.name}", catalog=config.catalog)
@@ -134,6 +136,15 @@ def _shaping(
     if config.unit_chunks or config.shard or len(passes) > 1 or passes[0].finer:
         return None
     return Shaping(passes[0], reach_px, system.draws(config.estimate, config.members), workers, together)
+
+
+def _batch(system: Choice, passes: Sequence[Pass]) -> int:
+    """Return how many windows networks compute at once on the device of this process; 0, the default, for one."""
+    if not stages_of(system):
+        return 0
+    window_px = max(group.lattice.window_px for one in passes for group in one.groups if group.stages)
+    size = size_for(memory_of(system), window_px, device_name())
+    return size if size > 1 else 0
 
 
 def _tell_planned(plan: Plan, seconds: float) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.process import device_name
-from pipeline.running.memory import CUDA_MIB, fitting_workers, require_memory
+from pipeline.running.memory import CUDA_MIB, fits, fitting_workers, require_memory
 from pipeline.running.pools import processors
 from pipeline.superres.precision import require_possible
-from pipeline.superres.system import AT_ONCE
+from pipeline.superres.registry import spec_of
+from pipeline.superres.system import AT_ONCE, units_at_once
 
 if TYPE_CHECKING:
     from pipeline.planning.estimate import Estimate
@@ -45,6 +46,14 @@ class Crew:
     def workers(self) -> int:
         """Threads in all."""
         return self.processes * self.at_once * self.threads
+
+
+def crew_of(cluster: str, workers: int, units: int, system: str) -> Crew:
+    """Return how `workers` of a cluster are divided. Only those of this machine compute several units in a process."""
+    at_once = 1
+    if cluster in (*HERE, "cuda"):
+        at_once = units_at_once(spec_of(system), "cuda" if cluster == "cuda" else device_name())
+    return Crew.of(cluster, workers, units, at_once)
 
 
 def cluster_of(asked: str, units: int, workers: int) -> str:
@@ -104,21 +113,19 @@ def require_precision(cluster: str, precision: str) -> None:
 
 
 def affordable(cluster: str, asked: int | None, workers: int, cost: Estimate) -> int:
-    """Limit the workers of this machine to its memory, unless their number was `asked` for.
+    """Limit the workers of this machine to its memory: processes, unless their number was `asked` for, then units.
 
-    Workers of other clusters are not limited. Raises UsageError if the number asked for is too many.
+    Workers of other clusters are not limited. Raises UsageError if the processes are too many with one unit each.
     """
     if cluster not in (*HERE, "cuda"):
         return workers
-    crew = Crew.of(cluster, workers, cost.units, cost.at_once)
-    if asked is None:
-        processes = crew.processes if cluster == "cuda" else fitting_workers(crew.processes, _mib(crew, cost))
-        fitting = crew if processes == crew.processes else replace(crew, processes=processes)
-        while processes > fitting_workers(processes, _mib(fitting, cost)) and fitting.at_once > 1:
-            fitting = replace(fitting, at_once=fitting.at_once - 1)
-        crew, workers = fitting, workers if fitting == crew else fitting.workers
+    whole = crew = Crew.of(cluster, workers, cost.units, cost.at_once)
+    if asked is None and cluster != "cuda":
+        crew = replace(crew, processes=fitting_workers(crew.processes, _mib(crew, cost)))
+    while crew.at_once > 1 and not fits(crew.processes, _mib(crew, cost)):
+        crew = replace(crew, at_once=crew.at_once - 1)
     require_memory(crew.processes, _mib(crew, cost))
-    return workers
+    return workers if crew == whole else crew.workers
 
 
 def _mib(crew: Crew, cost: Estimate) -> float:

@@ -15,10 +15,9 @@ from uuid import uuid4
 from pipeline.errors import Interrupted, NoDataError, UpstreamError
 from pipeline.plain import counted
 from pipeline.planning.plan import plan_file
-from pipeline.process import device_name
 from pipeline.running import build_overviews, integrity, part_records, software
 from pipeline.running.begin import continue_store, settle
-from pipeline.running.choices import Crew
+from pipeline.running.choices import crew_of
 from pipeline.running.expected import write_template
 from pipeline.running.part_records import recorded
 from pipeline.running.pools import open_pool
@@ -34,8 +33,6 @@ from pipeline.store.lease import lease
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
 from pipeline.store.stac_item import ITEM_KEY
-from pipeline.superres.registry import spec_of
-from pipeline.superres.system import units_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -118,11 +115,11 @@ def run_plan(
         if shard is None:  # other shards may be writing
             Ledger(place, plan.digest).sweep()
         todo, summary = survey(plan, place, verify, shard)
-        _begin(place, summary, len(todo), workers, cluster, shard)
+        crew = crew_of(cluster, workers, len(todo), plan.system.name)
+        _begin(place, summary, len(todo), crew.processes if crew.at_once > 1 else workers, cluster, shard)
         if todo:
             software.require_same(plan, place, done=summary.resumed, mixed=mixed)
             require_local_access(plan)
-            crew = Crew.of(cluster, workers, len(todo), units_at_once(spec_of(plan.system.name), device_name()))
             with (
                 stop_on_signals() as stop,
                 open_pool(cluster, crew.processes, str(place), plan.digest, stop, crew.threads, crew.at_once) as pool,

@@ -15,13 +15,20 @@ def fitting_workers(wanted: int, worker_mib: float) -> int:
     return max(1, min(wanted, int(_MEMORY_SHARE * MEMORY_LIMIT / 2**20 / max(1.0, worker_mib))))
 
 
+def fits(workers: int, worker_mib: float) -> bool:
+    """Return whether `workers` of `worker_mib` take no more than 70 % of the memory limit."""
+    from distributed.system import MEMORY_LIMIT
+
+    return workers * worker_mib <= _MEMORY_SHARE * MEMORY_LIMIT / 2**20
+
+
 def require_memory(workers: int, worker_mib: float) -> None:
     """Raise UsageError if `workers` of `worker_mib` need more than 70 % of the memory limit."""
     from distributed.system import MEMORY_LIMIT
 
-    limit_mib = MEMORY_LIMIT / 2**20
-    if workers * worker_mib <= _MEMORY_SHARE * limit_mib:
+    if fits(workers, worker_mib):
         return
+    limit_mib = MEMORY_LIMIT / 2**20
     fitting = int(_MEMORY_SHARE * limit_mib / worker_mib)
     cure = f"--workers {fitting}" if fitting else "fewer --workers, a smaller --unit-chunks, or more memory"
     raise UsageError(

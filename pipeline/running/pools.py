@@ -248,7 +248,7 @@ def open_pool(
     _log.info("starting workers", extra={"facts": {"stage": "units"}})
     with _client(cluster, workers, at_once, Path(store), demand, stop or Stop()) as client:
         tell_dashboard(client, started=cluster in _STARTED)
-        if cluster in _STARTED and threads > 1:
+        if cluster in ("local", "cuda") and threads > 1:
             client.register_worker_callbacks(partial(set_unit_threads, threads))
         if cluster not in _STARTED:  # workers started here run the same software as this process
             require_able(client, store, digest)

@@ -80,8 +80,10 @@ def existing_plan(request: RunRequest) -> Plan | None:
     if found is Standing.FOREIGN:
         raise UsageError(f"{store} exists and is not a store of this pipeline", "a new path", "choose another --out")
     plan, aoi = load_plan(store), request.aoi
-    chosen = request.config.unit_chunks or plan.config.unit_chunks  # units as they are, unless others are asked for
-    differ = differences(plan.config, replace(request.config, unit_chunks=chosen))
+    # units and batches as they are, unless others are asked for
+    asked = request.config
+    chosen = {"unit_chunks": asked.unit_chunks or plan.config.unit_chunks, "batch": asked.batch or plan.batch}
+    differ = differences(replace(plan.config, batch=plan.batch), replace(asked, **chosen))
     if plan.aoi_digest != aoi.digest:
         differ.insert(0, f"AOI: {plan.aoi_name} ({plan.aoi_digest[:8]}) -> {aoi.name} ({aoi.digest[:8]})")
     if differ:

@@ -173,10 +173,10 @@ class Canvases:
         self.windows = 0
         self._counting = Lock()
 
-    def count(self) -> None:
-        """Count one window as computed. Threads may call it."""
+    def count(self, windows: int) -> None:
+        """Count windows as computed. Threads may call it."""
         with self._counting:
-            self.windows += 1
+            self.windows += windows
 
     def to_dn(self) -> None:
         """Turn the images from reflectance into DN, in place."""

@@ -20,6 +20,7 @@ class Options:
     members: int = 0  # draws to average; 0: the conditional mean of a regression
     consistency: str = "sensor"
     mtf: tuple[tuple[str, float], ...] = ()
+    batch: int = 1  # windows that the networks compute at once
 
     def sensor(self, name: str) -> Sensor | None:
         """Return the sensor of a band if the output has to agree with it, else None."""

@@ -10,13 +10,14 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import PipelineError
 from pipeline.grid.arrays import blank, namespace
 from pipeline.grid.placed_rasters import placed_on
-from pipeline.superres import classes
+from pipeline.superres import batches, classes
 from pipeline.superres.canvas import Canvas, Canvases, Handed, Tile, Weights, block_means
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.layers import Layer, finished
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
     from pipeline.grid.arrays import Array
     from pipeline.grid.finished_rasters import Rasters
     from pipeline.grid.grid import Window
+    from pipeline.superres.batches import Steps
     from pipeline.superres.chain import Group
     from pipeline.superres.options import Options
     from pipeline.superres.passes import Pass
     from pipeline.superres.spec import NoiseSource, SceneState, Stage
     from pipeline.superres.sweep import Cell
     from pipeline.superres.system import System
-    from pipeline.superres.windows import Maps
+    from pipeline.superres.windows import Maps, WindowInput, WindowResult
 
     StateOf = Callable[[Window], SceneState | None]
 
@@ -201,7 +203,9 @@ class _GroupRun:
         details = {canvas.gsd_m: blank(canvas.area.shape, device) for canvas, _ in canvases.of(group)}
         handed = Handed(group, cells, self._count, device) if group.handed and cells else None
         kept = {cell: found for cell in cells if (found := self.sweep.take(self.number, cell)) is not None}
-        fresh = self.sweep.in_order(self._compute, [cell for cell in cells if cell not in kept])
+        wanted, size = [cell for cell in cells if cell not in kept], self.options.batch
+        together = [wanted[i : i + size] for i in range(0, len(wanted), size)]
+        fresh = chain.from_iterable(self.sweep.in_order(self._compute, together))
         for cell in cells:
             started = time.perf_counter()
             computed = kept.pop(cell, None) or next(fresh)
@@ -223,17 +227,27 @@ class _GroupRun:
         """Number of draws per window."""
         return max(1, self.options.members) if self.group.varying else 1
 
-    def _compute(self, cell: Cell) -> Computed:
+    def _compute(self, cells: list[Cell]) -> list[Computed]:
+        """Compute one batch of windows. Those in which nothing was measured take no place in it."""
         group, canvases = self.group, self.canvases
-        window = group.lattice.window(*cell)
-        given = window_input(self.native, window, group, self.of, self.system.device, self.maps)
-        if given is None:
-            return Computed(None)
-        earlier = partial(canvases.read_by, group, window)
-        compute = partial(run_window, given, self.system, group, self._draws(window), earlier)
-        found = _within_memory(compute, self.system, group)
-        canvases.count()
-        return Computed(found, detail_of(given, group.lattice.window_px) if group.stages else None)
+        given = {
+            cell: one
+            for cell in cells
+            if (one := window_input(self.native, group.lattice.window(*cell), group, self.of, self.system.device,
+                                    self.maps)) is not None
+        }  # fmt: skip
+        runs = [partial(self._steps, cell, one) for cell, one in given.items()]
+        compute = partial(batches.run, runs, self.system, self.options.batch)
+        found = dict(zip(given, _within_memory(compute, self.system, group, self.options.batch), strict=True))
+        canvases.count(len(given))
+        side = group.lattice.window_px
+        details = {cell: detail_of(one, side) if group.stages else None for cell, one in given.items()}
+        return [Computed(found[cell], details[cell]) if cell in given else Computed(None) for cell in cells]
+
+    def _steps(self, cell: Cell, given: WindowInput) -> Steps[WindowResult]:
+        window = self.group.lattice.window(*cell)
+        earlier = partial(self.canvases.read_by, self.group, window)
+        return run_window(given, self.system, self.group, self._draws(window), earlier)
 
     def _blend(self, tile: Tile, computed: Computed, details: dict[float, Array], handed: Handed | None) -> None:
         for canvas, bands in self.canvases.of(self.group):
@@ -272,11 +286,10 @@ def _add_detail(into: Array, detail: Array, canvas: Canvas, tile: Tile, above: i
     there += share * block_means(detail, factor)[of]
 
 
-def _within_memory(compute: Callable[[], T], system: System, group: Group) -> T:
-    """Return the result of one window. If GPU memory runs out, empty torch's cache and try once more.
+def _within_memory(compute: Callable[[], T], system: System, group: Group, size: int) -> T:
+    """Return the result of one batch. If GPU memory runs out, empty torch's cache and try once more.
 
-    Windows run one by one, so there is no batch to reduce and pixels do not depend on what else is computed. Raises
-    PipelineError if one window does not fit.
+    The size of batches is fixed, since pixels would depend on another. Raises PipelineError if one does not fit.
     """
     import torch
 
@@ -289,9 +302,11 @@ def _within_memory(compute: Callable[[], T], system: System, group: Group) -> T:
         return compute()
     except torch.OutOfMemoryError as error:
         side = group.lattice.window_px
-        found = f"a window of {side} x {side} px of {system.name} does not fit into the memory of {system.device}"
+        windows = f"a window of {side} x {side} px" if size == 1 else f"a batch of {size} windows of {side} x {side} px"
+        found = f"{windows} of {system.name} does not fit into the memory of {system.device}"
+        smaller = "" if size == 1 else f"a new store with --batch {size // 2}, "
         raise PipelineError(
             f"{found} ({str(error).partition('. ')[0]})",
-            "free memory for one window",
-            "end other processes on that GPU, use one worker per GPU, or another --sr",
+            f"free memory for one {'window' if size == 1 else 'batch'}",
+            f"end other processes on that GPU, {smaller}use one worker per GPU, or another --sr",
         ) from None

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class System:
     """A loaded system. `predictor` is None if it has no stages; `bundles` describe its weights by role.
 
-    `options` are the requested ones, and the defaults of the others. `precision` is that of `predict` alone. `turns` are
-    those of threads at the device, None if each computes on its own; `number` is that of the strip at hand (`queued`).
+    `options` are the requested ones, and the defaults of the others. `precision` is that of `predict` alone. `turns`
+    are those of threads at the device, None if each computes on its own; `number` is that of the strip at hand.
     """
 
     name: str

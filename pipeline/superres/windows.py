@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.grid.finished_rasters import FinishedRasters, Rasters
     from pipeline.grid.grid import Window
     from pipeline.grid.native_rasters import NativeRasters
+    from pipeline.superres.batches import Steps
     from pipeline.superres.chain import Group
     from pipeline.superres.passes import Pass
     from pipeline.superres.spec import Input, NoiseSource, SceneState, Stage
@@ -178,8 +179,8 @@ class Draw:
     consistency: str
 
 
-def generated(window: WindowInput, system: System, group: Group, draw: Draw, earlier: Made, kept: Made) -> Made:
-    """Return the output of the group's stages, made consistent with the native rasters.
+def generated(window: WindowInput, system: System, group: Group, draw: Draw, earlier: Made, kept: Made) -> Steps[Made]:
+    """Return the output of the group's stages, made consistent with the native rasters; asks for their predictions.
 
     `earlier` are images of other groups' stages over this window. `kept` caches images of stages that do not depend on
     the draw: those in it are reused, new ones are added.
@@ -196,7 +197,7 @@ def generated(window: WindowInput, system: System, group: Group, draw: Draw, ear
             state=draw.state if stage.scene_state or stage.whole else None,
             options=system.options,
         )
-        images = _consistent(system.predict(stage, given), stage, window, draw.consistency)
+        images = _consistent((yield stage, given), stage, window, draw.consistency)
         made |= images
         if stage.name not in group.varying:
             kept |= images
@@ -256,41 +257,43 @@ def run_window(
     group: Group,
     draws: list[Draw],
     earlier_of: Callable[[int], Made],
-) -> WindowResult:
-    """Compute all draws of one window. `earlier_of(i)` are images of other groups' stages that draw i reads."""
+) -> Steps[WindowResult]:
+    """Compute all draws of one window; asks for predictions, to be run by `batches.run`.
+
+    `earlier_of(i)` are images of other groups' stages that draw i reads.
+    """
     import torch
 
     from pipeline.superres.members import Ensemble
 
     bands, consistency = group.bands, draws[0].consistency
-    with torch.inference_mode():
-        if not group.stages:
-            plain = interpolated(window, bands, consistency)
-            whole = settled(torch.cat([plain[band] for band in bands], 1)[0])
-            return WindowResult({group.gsd_m: whole}, {}, [])
-        weight = None if window.weight is None else detail_at(window.weight, window)
-        plain = {} if weight is None else interpolated(window, bands, consistency)
-        handed = []
-        ensembles = {output.gsd_m: Ensemble() for output in group.outputs}
-        last = {band: stage.name for stage in group.stages for band in stage.gives}
-        kept: Made = {}
-        for i, draw in enumerate(draws):
-            made = generated(window, system, group, draw, earlier_of(i), kept)
-            images = {band: made[last[band], band] for band in bands}
-            if weight is not None:
-                images = {band: plain[band] + weight * (images[band] - plain[band]) for band in bands}
-            for output in group.outputs:
-                image = torch.cat([images[band] for band in output.bands], 1)
-                factor = round(output.gsd_m / group.gsd_m)
-                ensembles[output.gsd_m].add((image if factor == 1 else block_mean(image, factor))[0])
-            if group.handed:
-                handed.append(torch.cat([made[key] for key in group.handed], 1)[0])
-        spreads = {gsd_m: ensemble.spread for gsd_m, ensemble in ensembles.items()}
-        return WindowResult(
-            {gsd_m: settled(ensemble.mean) for gsd_m, ensemble in ensembles.items()},
-            {gsd_m: None if spread is None else settled(spread) for gsd_m, spread in spreads.items()},
-            [settled(one) for one in handed],
-        )
+    if not group.stages:
+        plain = interpolated(window, bands, consistency)
+        whole = settled(torch.cat([plain[band] for band in bands], 1)[0])
+        return WindowResult({group.gsd_m: whole}, {}, [])
+    weight = None if window.weight is None else detail_at(window.weight, window)
+    plain = {} if weight is None else interpolated(window, bands, consistency)
+    handed = []
+    ensembles = {output.gsd_m: Ensemble() for output in group.outputs}
+    last = {band: stage.name for stage in group.stages for band in stage.gives}
+    kept: Made = {}
+    for i, draw in enumerate(draws):
+        made = yield from generated(window, system, group, draw, earlier_of(i), kept)
+        images = {band: made[last[band], band] for band in bands}
+        if weight is not None:
+            images = {band: plain[band] + weight * (images[band] - plain[band]) for band in bands}
+        for output in group.outputs:
+            image = torch.cat([images[band] for band in output.bands], 1)
+            factor = round(output.gsd_m / group.gsd_m)
+            ensembles[output.gsd_m].add((image if factor == 1 else block_mean(image, factor))[0])
+        if group.handed:
+            handed.append(torch.cat([made[key] for key in group.handed], 1)[0])
+    spreads = {gsd_m: ensemble.spread for gsd_m, ensemble in ensembles.items()}
+    return WindowResult(
+        {gsd_m: settled(ensemble.mean) for gsd_m, ensemble in ensembles.items()},
+        {gsd_m: None if spread is None else settled(spread) for gsd_m, spread in spreads.items()},
+        [settled(one) for one in handed],
+    )
 
 
 def detail_at(weight: NDArray[np.float32], window: WindowInput) -> Tensor:

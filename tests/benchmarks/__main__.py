@@ -5,7 +5,8 @@ cluster; one model window; seams; the embedded sample from command to verified s
 one scene (synthetic land where the real imagery is absent); pixels that go through the networks; requests and bytes
 against the least, through a server on loopback; networks of the shapes of others; memory over growing areas; what a
 country and the world's land would cost; 25 km2 as a SLURM array with one task killed; what the sensor would measure of
-real scenes' output; chunks of all bands or of one; DN of shorter number formats against float32.
+real scenes' output; chunks of all bands or of one; DN of shorter number formats against float32; networks that wait, as for a GPU,
+beside reading and writing; batches of windows; one, two and four workers.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
@@ -326,6 +327,27 @@ def precision(_folder: Path, _workers: int) -> list[Row]:
     return rows(DATA)
 
 
+def overlap(folder: Path, _workers: int) -> list[Row]:
+    """Run a system whose networks only wait, for 0.3, 1 and 3 times the rest."""
+    from tests.benchmarks.overlap import measure
+
+    return [("networks that wait", *row) for row in measure(folder)]
+
+
+def batches(_folder: Path, _workers: int) -> list[Row]:
+    """Time windows of `lite` in batches."""
+    from tests.benchmarks.batches import rows
+
+    return rows()
+
+
+def workers(folder: Path, _workers: int) -> list[Row]:
+    """Run 25 km2 with one, two and four workers."""
+    from tests.benchmarks.workers import rows
+
+    return rows(folder, _command)
+
+
 CASES = {
     "importing": importing,
     "opening": opening,
@@ -344,6 +366,9 @@ CASES = {
     "sensor": sensor,
     "chunk_bands": chunk_bands,
     "precision": precision,
+    "overlap": overlap,
+    "batches": batches,
+    "workers": workers,
 }
 
 if __name__ == "__main__":

@@ -358,12 +358,12 @@ def test_sizes_times_and_spans():
 @pytest.mark.parametrize(("cpus", "gpus"), [(1, 0), (8, 0), (4, 1)])
 @pytest.mark.parametrize("worker_mib", [700.0, 2500.0])
 def test_memory_asked_for_is_what_a_part_accepts(cpus, gpus, worker_mib, monkeypatch):
-    from pipeline.running.memory import require_memory
+    from pipeline.running.memory import CUDA_MIB, require_memory
 
     one = Resources(cpus, gpus)
     needed = one.needed_mib(worker_mib)
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", needed * 2**20)
-    require_memory(one.workers, worker_mib)
+    require_memory(one.workers, worker_mib + (CUDA_MIB if gpus else 0))
     assert needed % 1024 == 0
 
 

@@ -109,7 +109,7 @@ def test_networks_that_give_nan_fail_the_unit_and_write_nothing(scenes, aoi, tmp
     real = superres.run_window
 
     def broken(*given):
-        found = real(*given)
+        found = yield from real(*given)
         found.mean[2.5][2, 50:60] = np.nan
         return found
 

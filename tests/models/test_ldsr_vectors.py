@@ -19,6 +19,7 @@ from pipeline.models.ldsr_release import (
     super_resolve,
     uncertainty,
 )
+from pipeline.superres import batches
 from pipeline.superres.chain import groups_of
 from pipeline.superres.declared import settled
 from pipeline.superres.registry import spec_of
@@ -208,8 +209,7 @@ def test_a_window_of_a_run_is_the_released_call_where_the_contract_is_off(networ
     window = WindowInput(natives, np.ones((128, 128), bool), None, group, system.device)
     in_order = {0: 1, 1: 0}  # the release draws the condition first
     draw = Draw(lambda stage: lambda step, channels, coarser: noise(in_order.get(step, step)), None, consistency="none")
-    with torch.inference_mode():
-        made = generated(window, system, group, draw, {}, {})
+    (made,) = batches.run([lambda: generated(window, system, group, draw, {}, {})], system, 1)
     found = torch.cat([made["sr", band] for band in bundle.out_bands], 1)
     h, w = (4 * side for side in coarse.shape[-2:])
     cut = found[..., 4 * top : 4 * top + h, 4 * left : 4 * left + w]

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pipeline.aoi.aoi import read_aoi
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, StorageError
 from pipeline.planning.planner import make_plan
 from pipeline.running import pools
-from pipeline.running.choices import Crew
+from pipeline.running.choices import Crew, crew_of
 from pipeline.running.driver import pending, prepare, run_plan
 from pipeline.running.inline_pool import InlinePool, inline_pool
 from pipeline.running.rolling_read import RollingRead
@@ -37,9 +37,7 @@ def plan_in(store, archive, aoi, **changes):
     return plan
 
 
-def test_units_are_read_while_others_wait_and_no_network_runs_beside_another(
-    archive, aoi, tmp_path, toy, monkeypatch
-):
+def test_units_are_read_while_others_wait_and_no_network_runs_beside_another(archive, aoi, tmp_path, toy, monkeypatch):
     """The first window goes on only when three units have been read, which one after another would never be."""
     read, running, most, passed = set(), [], [], threading.Event()
     real_read, real_predict = RollingRead._read, waiting.Waiting.predict
@@ -82,13 +80,6 @@ def test_a_failure_leaves_the_other_units_whole_and_the_run_can_go_on(archive, a
     store = tmp_path / "a.zarr"
     plan = plan_in(store, archive, aoi)
     third, real = list(plan.units())[2], pools.process
-
-    def broken(unit, *given):
-        if unit == third:
-            raise Interrupted("stopped at once")
-        return real(unit, *given)
-
-    from pipeline.errors import StorageError
 
     def full(unit, *given):
         if unit == third:
@@ -141,9 +132,10 @@ class TestInlinePool:
         def run(unit, attempt):
             raise getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: unspecified launch failure")
 
-        with inline_pool(run, 2) as pool, pytest.raises(Interrupted, match="GPU of this process has failed"):
+        with inline_pool(run, 2) as pool:
             pool.submit("a", 1)
-            pool.next(GIVES_UP_S)
+            with pytest.raises(Interrupted, match="GPU of this process has failed"):
+                pool.next(GIVES_UP_S)
 
     def test_what_is_left_ends_before_its_next_window(self):
         """As after a second Ctrl-C: the run does not wait for whole units."""
@@ -154,10 +146,9 @@ class TestInlinePool:
                 for _ in sweep.in_order(windows.append, range(10**9)):
                     begun.set()
 
-        with pytest.raises(KeyboardInterrupt), inline_pool(run, 2) as pool:
+        with inline_pool(run, 2) as pool:
             pool.submit("a", 1)
             assert begun.wait(GIVES_UP_S)
-            raise KeyboardInterrupt
         assert 0 < len(windows) < 10**9
         with Sweep(require=require_wanted) as sweep:  # no other thread is told to end
             assert list(sweep.in_order(abs, [-1])) == [1]
@@ -174,6 +165,16 @@ class TestInlinePool:
 )  # fmt: skip
 def test_workers_are_divided_over_processes_units_and_threads(cluster, workers, units, at_once, crew):
     assert Crew.of(cluster, workers, units, at_once) == Crew(*crew)
+
+
+def test_only_workers_of_this_machine_share_a_process(toy):
+    """A job of a cluster, or a worker of a scheduler, has as many threads as whoever started it gave it."""
+    there = {cluster: crew_of(cluster, 6, 99, toy.name) for cluster in ("local", "cuda", "slurm", "tcp://there:8786")}
+    assert {cluster: crew.at_once for cluster, crew in there.items()} == {
+        "local": 3, "cuda": 3, "slurm": 1, "tcp://there:8786": 1
+    }  # fmt: skip
+    assert there["slurm"].processes == 6
+    assert crew_of("local", 6, 99, "bicubic") == Crew(6)
 
 
 def test_what_archives_grant_is_divided_by_processes_and_not_by_their_threads():

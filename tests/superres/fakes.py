@@ -52,7 +52,7 @@ class Noisy(Predictor):
     def resolve(self, given):
         lr = given.images["rgb"]
         detail = functional.avg_pool2d(given.noise(0, 3), 3, 1, 1) * self.amplitude
-        return smooth(lr) + detail + self.couple * (lr.mean() - 0.1)
+        return smooth(lr) + detail + self.couple * (lr.mean((1, 2, 3), keepdim=True) - 0.1)
 
 
 def fake_stages(lattice=INTERPOLATION):

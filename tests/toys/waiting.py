@@ -2,8 +2,6 @@
 
 import time
 
-import torch
-
 from pipeline.bands import BAND_NAMES, GSDS_M, bands_at
 from pipeline.grid.lattice import Lattice
 from pipeline.superres.declared import Option
