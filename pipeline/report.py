@@ -103,7 +103,7 @@ class PlanPreview:
             f"  reads    about {cost.read_requests:,} requests for {cost.read_mib:,.0f} MiB (COGs, blocks of 1024 px)",
             f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored "
             f"in {counted(cost.objects, 'object')} of data",
-            f"  memory   about {cost.worker_mib:.0f} MiB per worker, {counted(cost.workers, 'worker')}",
+            f"  memory   about {cost.process_mib:.0f} MiB per worker, {counted(cost.processes, 'worker')}",
             f"  time     about {duration(cost.seconds)} of computing{per_window}",
             f"  cost     about {_spent(cost.hours, cost.device, self.price)}",
         ]

@@ -54,10 +54,10 @@ class Estimate:
     output_mib: float  # uncompressed
     stored_mib: float  # expected on disk
     overlap: float  # model pixels computed per output pixel
-    worker_mib: float  # expected peak of one worker
+    worker_mib: float  # expected peak of one worker that computes one unit
     seconds_per_window: float  # measured with one thread
     seconds: float  # expected, with `workers`
-    workers: int
+    workers: int  # units that are computed at a time, if there are as many
     device: str  # that the time is of: "cpu" or "cuda"
     precision: str  # likewise, of the networks
     hours: float  # of all cores, or of all GPUs, together; 0 if not timed
@@ -67,6 +67,16 @@ class Estimate:
     thread_mib: float = 0.0  # more for each further thread of a unit
     unit_mib: float = 0.0  # more for each further unit that a worker computes at once
     at_once: int = 1  # units that a worker can compute at once
+
+    @property
+    def processes(self) -> int:
+        """Number of worker processes, each of which computes `at_once` units."""
+        return max(1, self.workers // self.at_once)
+
+    @property
+    def process_mib(self) -> float:
+        """Expected peak of one worker process, in MiB."""
+        return self.worker_mib + (self.at_once - 1) * self.unit_mib
 
     def to_json(self) -> dict[str, Any]:
         """Return the estimate as a dictionary."""

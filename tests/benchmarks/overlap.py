@@ -2,7 +2,7 @@
 
 The rest is what the same units take one by one if no window waits: reading, masks, blending, consistency, quantisation,
 writing, overviews and publication. The waits are chosen as shares of it. If the rest goes on while windows wait, a run
-takes as long as the longer of the two.
+takes as long as the longer of the two, but for its ends: reading before the first window, writing after the last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHARES = (0.3, 1.0, 3.0)
-SIDE_M = 10_000
+SIDE_M = 5000
+UNITS = {"chunk_px": 240, "unit_chunks": 4}  # nine units of up to 2.4 km: three times as many as are computed at once
 
 
 def measure(folder: Path, side_m: int = SIDE_M, shares: tuple[float, ...] = SHARES) -> list[tuple[str, str]]:
@@ -63,6 +64,7 @@ def _run(store: Path, index: Path, aoi: Path, milliseconds: float, at_once: int)
         sr=waiting.SYSTEM.name,
         max_cloud=100.0,
         options=(f"milliseconds={milliseconds}",),
+        **UNITS,
     )
     plan = make_plan(config, read_aoi(str(aoi)), workers=AT_ONCE, together=True)
     prepare(plan, store)
