@@ -255,11 +255,10 @@ def seconds_per_window(plan: Plan, number: int = 0) -> float:
     spent = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        found = superres.super_resolve(
-            rasters, cell, system, plan.config.band_names, options, lambda _w: state, number=number
-        )
+        superres.super_resolve(rasters, cell, system, plan.config.band_names, options, lambda _w: state, number=number)
         spent = time.perf_counter() - started
-    return spent / max(1, found.windows)
+    windows = (len(cells) for cells in one.cells([cell.pad(one.reach_px(options))]))
+    return spent / sum(-(-count // plan.batch) * plan.batch for count in windows)  # batches are filled up
 
 
 def precision_timed(plan: Plan, device: str) -> str:

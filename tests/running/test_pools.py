@@ -25,11 +25,14 @@ def logs_redacted():
 
 @pytest.mark.slow
 def test_an_existing_scheduler_gives_the_same_store(archive, aoi, tmp_path):
-    """Its workers, which ran no set-up of ours, share what archives grant and log no secret."""
+    """Its workers, which ran no set-up of ours, share what archives grant and log no secret.
+
+    Each computes two units at once. What archives grant is shared by processes.
+    """
     from distributed import Client, LocalCluster
 
     run(config_for(archive), aoi, tmp_path / "here.zarr")
-    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other:
+    with LocalCluster(n_workers=2, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other:
         run(config_for(archive), aoi, tmp_path / "there.zarr", cluster=other.scheduler_address)
         with Client(other) as client:
             assert set(client.run(connections_here, 8).values()) == {4}
