@@ -5,8 +5,8 @@ cluster; one model window; seams; the embedded sample from command to verified s
 one scene (synthetic land where the real imagery is absent); pixels that go through the networks; requests and bytes
 against the least, through a server on loopback; networks of the shapes of others; memory over growing areas; what a
 country and the world's land would cost; 25 km2 as a SLURM array with one task killed; what the sensor would measure of
-real scenes' output; chunks of all bands or of one; DN of shorter number formats against float32; networks that wait, as for a GPU,
-beside reading and writing; batches of windows; one, two and four workers.
+real scenes' output; chunks of all bands or of one; DN of shorter number formats against float32; networks that wait,
+as for a GPU, beside reading and writing; batches of windows; one, two and four workers.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
