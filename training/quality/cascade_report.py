@@ -14,11 +14,13 @@ from training.quality.cascade_scores import (
     IBP_TRUE,
     KINDS,
     LEAST_COARSE_PX,
+    METHODS,
     NIQE,
     ONE_STEP,
     Naturalness,
     Seen,
     judge,
+    stopped,
     truths,
 )
 from training.quality.leaks import leaks_text
@@ -65,6 +67,7 @@ WORDS: Mapping[Kind, str] = {
     "with noise. The first level may undo the blur.",
     "means": "The coarse image holds block means, without noise. Every level keeps them.",
 }
+LEVELS_WORDS = "What every finer level is worth: PSNR where a cascade stops after it, the remaining factor by IBP."
 ONE_STEP_WORDS = "`one step`: the network once, and the remaining factor by IBP with the box kernel."
 
 
@@ -128,7 +131,7 @@ def sections_of(weights: Cascaded, kind: Kind, how: Seen, found: ByScale, natura
     psnr = (
         f"{WORDS[kind]} PSNR in dB, data range 1 reflectance, {BORDER_PX} px border left out, averages over sets. "
         f"Images have at least {LEAST_COARSE_PX} coarse px a side. {ONE_STEP_WORDS}\n\n{psnr_table(found)}\n\n"
-        f"{shared}:\n\n{psnr_table(common)}"
+        f"{shared}:\n\n{psnr_table(common)}\n\n{LEVELS_WORDS}\n\n{levels_table(found)}"
     )
     units = (
         "Averages over sets. SAM in degrees; SRE dB higher and spectral RMSE (percent of reflectance) lower is better; "
@@ -196,11 +199,23 @@ def psnr_table(found: ByScale) -> str:
     return markdown(["scale", "images", "sets", *methods, f"{CASCADE} - {IBP}"], rows)
 
 
+def levels_table(found: ByScale) -> str:
+    """Return PSNR per scale by the number of levels that the network makes, all of them in the last cell of a row."""
+    deepest = max(found).bit_length() - 1
+    rows = []
+    for scale, records in found.items():
+        levels = scale.bit_length() - 1
+        before = [ONE_STEP, *map(stopped, range(2, levels))] if levels > 1 else []
+        cells = [number(over_sets(records, name, "PSNR")) for name in (*before, CASCADE)]
+        rows.append([f"x{scale}", *cells, *[""] * (deepest - levels)])
+    return markdown(["scale", "1 level", *map(stopped, range(2, deepest + 1))], rows)
+
+
 def decline_table(found: ByScale) -> str:
     """Return all metrics per scale and method. A metric that a method does not have is left empty."""
     rows = []
     for scale, records in found.items():
-        for method in methods_of(records):
+        for method in (name for name in methods_of(records) if name in METHODS):
             own = metrics_of(record for record in records if record.method == method)
             cells = [number(over_sets(records, method, m), n) if m in own else "" for m, n in DIGITS.items()]
             rows.append([f"x{scale}", method, *cells])

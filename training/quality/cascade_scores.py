@@ -40,6 +40,7 @@ PER_SOURCE = 32  # images of each source to which NIQE is fitted, so that none p
 NIQE = "NIQE"
 TRUTH, BICUBIC, IBP, IBP_TRUE = "truth", "bicubic", "IBP", "IBP, true kernel"
 ONE_STEP, CASCADE, DRAW = "one step", "cascade", "cascade, one draw"
+METHODS = (TRUTH, BICUBIC, IBP, IBP_TRUE, ONE_STEP, CASCADE, DRAW)
 OF_PAIR: Mapping[str, Callable[[Tensor, Tensor], float]] = {
     "SSIM": metrics.ssim,
     "SAM": metrics.sam,
@@ -137,20 +138,31 @@ def seen(pair: Pair, how: Seen) -> Pair:
 
 
 def estimates(cascade: Cascade, pair: Pair, how: Seen, seed: int = 0) -> dict[str, Tensor]:
-    """Return the estimates (1, bands, H, W) of all methods. One step: the network once, then back-projection."""
+    """Return the estimates (1, bands, H, W) of all methods.
+
+    One step and `stopped` are the mean after that many levels, with the remaining factor by back-projection.
+    """
     lr, scale = pair.lr, pair.scale
     means = cascade.every_level(pair, measured=how.measured)
     draw = cascade.every_level(pair, measured=how.measured, member=0, seed=seed)[-1]
-    left = scale // FIRST_SCALE
+    stops = [
+        mean if (left := scale >> level) == 1 else baselines.ibp(mean, left) for level, mean in enumerate(means, 1)
+    ]
     true = {IBP_TRUE: baselines.ibp(lr, scale, partial(how.coarse, pair=pair))} if how.measured else {}
     return {
         BICUBIC: baselines.bicubic(lr, scale),
         IBP: baselines.ibp(lr, scale),
         **true,
-        ONE_STEP: means[0] if left == 1 else baselines.ibp(means[0], left),
-        CASCADE: means[-1],
+        ONE_STEP: stops[0],
+        **{stopped(level): stop for level, stop in enumerate(stops, 1) if 1 < level < len(stops)},
+        CASCADE: stops[-1],
         DRAW: draw,
     }
+
+
+def stopped(level: int) -> str:
+    """Return the name of the estimate that a cascade gives after some of its levels, at least 2 and not all."""
+    return f"{level} levels"
 
 
 def scores(

@@ -142,6 +142,17 @@ def test_an_untrained_cascade_of_means_is_consistent_bicubic(untrained):
     assert not torch.allclose(found[DRAW], found[CASCADE])
 
 
+def test_a_cascade_that_stops_early_is_finished_by_back_projection(untrained):
+    how = Seen(MEANS, Degradation()).of_scale(8)
+    pair = seen(truths([chip("one", 64, 64)], (8,))[8][0], how)
+    found = estimates(untrained[1], pair, how)
+    first = consistent(twice(pair.lr), pair.lr)
+    second = consistent(twice(first), first)
+    torch.testing.assert_close(found[ONE_STEP], baselines.ibp(first, 4))
+    torch.testing.assert_close(found["2 levels"], baselines.ibp(second, 2))
+    assert "3 levels" not in found
+
+
 def test_at_x2_one_step_is_the_cascade(scrambled):
     how = Seen(SENSOR, Degradation()).of_scale(2)
     pair = seen(truths([chip("one", 64, 64)], (2,))[2][0], how)
@@ -185,11 +196,15 @@ def test_sections_have_a_row_per_scale_with_its_images(scrambled):
         "mine: decline with scale on held-out places, means",
     ]
     for psnr, decline in (sections[:2], sections[2:]):
-        every, common = rows(psnr.text)
+        every, common, levels = rows(psnr.text)
         assert [row[:3] for row in every] == [["x2", "3", "2"], ["x4", "3", "2"], ["x16", "1", "1"]]
         assert [row[:3] for row in common] == [["x2", "1", "1"], ["x4", "1", "1"], ["x16", "1", "1"]]
         assert every[2] == common[2]
         assert every[0] != common[0]
+        assert [[row[0], sum(cell != "" for cell in row[1:])] for row in levels] == [["x2", 1], ["x4", 2], ["x16", 4]]
+        for row, of in zip(levels, every, strict=True):
+            assert [cell for cell in row[1:] if cell][-1] == of[-2]
+            assert row[1] == of[-3]
         assert all(float(cell) for row in every for cell in row[3:])
         assert "The 1 image of 1 set" in psnr.text
         methods = [TRUTH, BICUBIC, IBP, *([IBP_TRUE] if psnr is sections[0] else []), ONE_STEP, CASCADE, DRAW]
@@ -239,7 +254,8 @@ def test_why_niqe_is_missing_is_said(scrambled):
 
 def test_a_scale_without_images_is_a_row_of_nulls(scrambled):
     (psnr, *_), _ = sections_of(scrambled, [chip("small", 64, 64)], (2, 16))
-    every, common = rows(psnr.text)
+    every, common, levels = rows(psnr.text)
+    assert levels[1] == ["x16", *["null"] * 4]
     assert every[1] == ["x16", "0", "0", *["null"] * 6]
     assert [row[0] for row in common] == ["x2"]
 
