@@ -11,6 +11,8 @@ from pipeline.superres.weights import SHIPPED
 from training import registry
 from training.data.sources import load_data, shipped_data
 from training.loop.distributed import device_of
+from training.quality.cascade_backbones import Named, backbone_sections
+from training.quality.cascade_reference import reference_sections
 from training.quality.cascade_report import Cascaded, cascade_sections
 from training.quality.names import listing, names_of
 from training.quality.sampler import NATIVE_GSD_M
@@ -37,16 +39,23 @@ def sections(bundles: Sequence[Bundle], args: argparse.Namespace, say: Callable[
     for option in ("steps", "picture", "only"):
         if getattr(args, option):
             raise UsageError(f"--cascade together with --{option}", "one of them")
+    if args.reference and args.backbones:
+        raise UsageError("--reference together with --backbones", "one of them")
     device, scales = device_of(args.device), sorted(args.cascade)
     cascades = [_cascades_of(bundle, scales).load(bundle, device) for bundle in bundles]
     kinds = [bundle.system for bundle in bundles]
     names = names_of(bundles, kinds)
     shape = NATIVE_GSD_M / SCALE_10M, SCALE_10M
     data = load_data(args.on, *shape) if args.on else shipped_data(None, *shape)
+    if args.backbones:
+        systems, declared = [Named.parsed(text) for text in args.backbones], _cascades_of(bundles[0], scales)
+        rest = args.decimator, args.per_set, device, args.seed, say
+        return backbone_sections(systems, declared, data, scales, *rest)
     found = [listing(names, kinds, bundles)]
     for name, bundle, cascade in zip(names, bundles, cascades, strict=True):
         weights = Cascaded(name, bundle, cascade, args.seed)
-        found += cascade_sections(weights, data, scales, args.decimator, args.per_set, say)
+        shared = weights, data, scales, args.decimator, args.per_set, say
+        found += reference_sections(*shared) if args.reference else cascade_sections(*shared, draws=bool(args.members))
     return found
 
 

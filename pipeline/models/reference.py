@@ -13,6 +13,8 @@ from torch.nn import functional
 from pipeline.models.wavelet import block_means, twice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 RADIUS_PX = 8  # of the squares, in px of the image, in which both are compared
@@ -21,6 +23,16 @@ RADIUS_PX = 8  # of the squares, in px of the image, in which both are compared
 AGREEMENT = (0.55, 0.75)
 _LEAST_SPREAD = 0.002  # relative to the local mean; a flat square says nothing about agreement
 _TINY = 1e-12
+
+
+def fitted_bands(reference: Tensor, image: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return a reference (B, len(rows), 2H, 2W) of some bands of an image (B, C, H, W) as `fitted`, (B, C, 2H, 2W).
+
+    `rows` are the places of its bands in the image. Bands without a reference are NaN.
+    """
+    whole = torch.full((*image.shape[:2], *reference.shape[-2:]), torch.nan, device=image.device)
+    whole[:, rows] = fitted(reference, image[:, rows])
+    return whole
 
 
 class _Local(NamedTuple):

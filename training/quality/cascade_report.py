@@ -101,10 +101,13 @@ def cascade_sections(
     decimator: Decimator,
     per_set: int | None,
     say: Callable[[str], None],
+    *,
+    draws: bool = True,
 ) -> list[Section]:
     """Return the sections of a cascade at ascending `scales`, two per way of making coarse images.
 
-    `per_set`: maximum number of images per set.
+    `per_set`: maximum number of images per set. `draws`: whether one draw of each image is scored too, which takes most
+    of the time.
     """
     images = truths(data.held_out_chips(weights.bands), scales, per_set)
     if not any(images.values()):
@@ -119,7 +122,9 @@ def cascade_sections(
         found: dict[int, list[Record]] = {}
         for scale in scales:
             say(f"{weights.name}: x{scale}, {kind}, {counted(len(images[scale]), 'image')}")
-            found[scale] = judge(weights.cascade, images[scale], how.of_scale(scale), weights.seed, natural)
+            found[scale] = judge(
+                weights.cascade, images[scale], how.of_scale(scale), weights.seed, natural, draws=draws
+            )
         sections += [with_remark(section, remark) for section in sections_of(weights, kind, how, found, natural)]
     return sections
 

@@ -137,14 +137,14 @@ def seen(pair: Pair, how: Seen) -> Pair:
     return replace(pair, lr=how.coarse(pair.hr, pair, torch.Generator().manual_seed(pair.index)))
 
 
-def estimates(cascade: Cascade, pair: Pair, how: Seen, seed: int = 0) -> dict[str, Tensor]:
-    """Return the estimates (1, bands, H, W) of all methods.
+def estimates(cascade: Cascade, pair: Pair, how: Seen, seed: int = 0, *, draws: bool = True) -> dict[str, Tensor]:
+    """Return the estimates (1, bands, H, W) of all methods, that of one draw only with `draws`.
 
     One step and `stopped` are the mean after that many levels, with the remaining factor by back-projection.
     """
     lr, scale = pair.lr, pair.scale
     means = cascade.every_level(pair, measured=how.measured)
-    draw = cascade.every_level(pair, measured=how.measured, member=0, seed=seed)[-1]
+    draw = {DRAW: cascade.every_level(pair, measured=how.measured, member=0, seed=seed)[-1]} if draws else {}
     stops = [
         mean if (left := scale >> level) == 1 else baselines.ibp(mean, left) for level, mean in enumerate(means, 1)
     ]
@@ -156,7 +156,7 @@ def estimates(cascade: Cascade, pair: Pair, how: Seen, seed: int = 0) -> dict[st
         ONE_STEP: stops[0],
         **{stopped(level): stop for level, stop in enumerate(stops, 1) if 1 < level < len(stops)},
         CASCADE: stops[-1],
-        DRAW: draw,
+        **draw,
     }
 
 
@@ -201,13 +201,15 @@ def judge(
     how: Seen,
     seed: int = 0,
     natural: Naturalness = WITHOUT,
+    *,
+    draws: bool = True,
 ) -> list[Record]:
     """Score all methods on all sharp images seen by `how`; the table is named after it."""
     records, table = [], table_of(how.kind, how.how.scale)
     for sharp in pairs:
         pair = seen(sharp, how)
         found = {TRUTH: scores_of_truth(pair, how, natural)}
-        for method, estimate in estimates(cascade, pair, how, seed).items():
+        for method, estimate in estimates(cascade, pair, how, seed, draws=draws).items():
             found[method] = scores(estimate, pair, how, natural)
         for method, (values, why) in found.items():
             records.append(Record(table, pair.source, pair.place, pair.index, method, values, why))

@@ -115,7 +115,7 @@ def of_system(system: System, scale: int = 4) -> Sampler:
             read = _read(system, stage)
             order = bands if number == 0 else chain[number - 1].gives
             image = found if order == read.bands else found[:, [order.index(band) for band in read.bands]]
-            keyed = None if noise is None else _keyed(noise, number, image, round(read.gsd_m / stage.gsd_m))
+            keyed = None if noise is None else keyed_noise(noise, number, image, round(read.gsd_m / stage.gsd_m))
             given = StageInput({read.name: image}, frozenset(bands), valid, keyed, state, system.options)
             found = predictor.predict(stage, given)
         last = chain[-1].gives
@@ -147,8 +147,11 @@ def _multiple_px(stage: Stage) -> int:
     return -(-stage.multiple_px // factor)
 
 
-def _keyed(noise: Tensor, number: int, image: Tensor, factor: int) -> NoiseSource:
-    """Return the noise of one stage, by number, that makes `factor` times the size of an image."""
+def keyed_noise(noise: Tensor, number: int, image: Tensor, factor: int) -> NoiseSource:
+    """Return the noise of one stage, by number, that makes `factor` times the size of an image (b, bands, h, w).
+
+    `noise` (b, ...) is standard normal noise, which determines all of it.
+    """
 
     def keyed(step: int, channels: int, coarser: int = 1) -> Tensor:
         shape = (len(noise), channels, *(side * factor // coarser for side in image.shape[-2:]))

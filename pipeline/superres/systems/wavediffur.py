@@ -207,16 +207,10 @@ class Cascade(Predictor):
         """Return the reference fitted to a level's input, NaN for bands and ground without; None if none was given."""
         if REFERENCE.name not in given.present:
             return None
-        import torch
+        from pipeline.models.reference import fitted_bands
 
-        from pipeline.models.reference import fitted
-
-        image, found = given.images[IMAGE], given.images[REFERENCE.name]
         bands = stage.input(IMAGE).bands
-        rows = [bands.index(band) for band in RGB]
-        whole = torch.full((*image.shape[:2], *found.shape[-2:]), torch.nan, device=image.device)
-        whole[:, rows] = fitted(found, image[:, rows])
-        return whole
+        return fitted_bands(given.images[REFERENCE.name], given.images[IMAGE], [bands.index(band) for band in RGB])
 
 
 def _left(stage: Stage) -> int:
