@@ -79,8 +79,9 @@ class Stage:
 
     stochastic: it draws from noise. regresses: it gives the conditional mean if it gets no noise. scene_state: it takes
     what `Predictor.scene_state` returned for the scene. whole: names of conditions taken whole whose state it takes.
-    weights: role of its bundle. multiple_px: the side of its output must be a multiple of this. Above
-    `bright_reflectance` of its required bands, no detail is generated. Raises ValueError for an impossible stage.
+    weights: role of its bundle. multiple_px: the side of its output must be a multiple of this. local: pixels depend
+    on the size of a window through its border alone (no statistics, no global attention). Above `bright_reflectance`
+    of its required bands, no detail is generated. Raises ValueError for an impossible stage.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Stage:
     whole: tuple[str, ...] = ()
     weights: str = ""
     multiple_px: int = 1
+    local: bool = False
     bright_reflectance: float = BRIGHT_REFLECTANCE
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """What a run stores of one image, with the pipeline's own windows, masks, blending, consistency and quantisation.
 
 The image is placed in the lattice of the system's windows where it touches the fewest, and padded by reflection on all
-sides.
+sides. Stages whose pixels do not depend on the size of a window get windows that fit the image (`fitted_windows`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pipeline.superres.chain import groups_of, read_window
 from pipeline.superres.options import Options
 from pipeline.superres.spec import draws, mean_draws, stochastic
 from pipeline.superres.superres import super_resolve
+from training.quality.fitted_windows import fitted
 from training.quality.pairs import state_windows
 
 if TYPE_CHECKING:
@@ -88,9 +89,11 @@ def store(
     `gsd_m` is that of the returned images.
     """
     ny, nx = (max(-(-raster.shape[axis] * gsd // 60) for gsd, raster in dn.items()) * BLOCK_60M for axis in (1, 2))
-    groups = groups_of(system.stages, order)
     reach = replace(options, consistency=DEFAULT.consistency).reach_px(order)  # the same place for every consistency
-    row, col = (first_of(groups[0].lattice, side, reach) for side in (ny, nx))
+    fit = fitted(system.stages, order, max(ny, nx), reach)
+    system = system if fit is None else replace(system, stages=fit[0])
+    groups = groups_of(system.stages, order)
+    row, col = (first_of(groups[0].lattice, side, reach) if fit is None else fit[1] for side in (ny, nx))
     window = Window(row, col, ny, nx)
     around = read_window(groups, window.pad(options.reach_px(order)))
     continued = {gsd: _continued(raster, gsd, window, around) for gsd, raster in dn.items()}

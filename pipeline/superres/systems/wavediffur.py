@@ -113,6 +113,7 @@ def _level(bands: tuple[str, ...], lattice: Lattice, number: int, scale: int, *,
         regresses=drawn,
         weights=SR if drawn else "",
         multiple_px=(8 if scale == 2 else 4) if drawn else 1,  # draws need an input of even sides
+        local=True,
     )
 
 
