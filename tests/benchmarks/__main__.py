@@ -6,7 +6,8 @@ one scene (synthetic land where the real imagery is absent); pixels that go thro
 against the least, through a server on loopback; networks of the shapes of others; memory over growing areas; what a
 country and the world's land would cost; 25 km2 as a SLURM array with one task killed; what the sensor would measure of
 real scenes' output; chunks of all bands or of one; DN of shorter number formats against float32; networks that wait,
-as for a GPU, beside reading and writing; batches of windows; one, two and four workers.
+as for a GPU, beside reading and writing; batches of windows; one, two and four workers. `--sr wavediffur --option
+scale=16 --side-m 1000` change the case area25.
 Wall seconds depend on the machine and on what else it does; shares, counts and memory hardly do.
 """
 
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,8 @@ from tests.benchmarks.scene import area_geojson, repeated_scene, wide_plan
 from tests.conftest import DATA, REPOSITORY
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.planning.plan import Plan
 
 PYTHON = sys.executable
@@ -40,13 +44,18 @@ def main() -> int:
     p.add_argument("--only", choices=tuple(CASES), nargs="*", help="some cases (all)")
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--out", type=Path, help="also write the table to this file")
+    p.add_argument("--sr", default="lite", help="system of the case area25 (lite)")
+    p.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="its options")
+    p.add_argument("--side-m", type=int, default=5000, help="its side (5000)")
     arguments = p.parse_args()
+    chosen = {"sr": arguments.sr, "options": tuple(arguments.option), "side_m": arguments.side_m}
+    cases: dict[str, Callable[[Path, int], list[Row]]] = {**CASES, "area25": partial(area25, **chosen)}
     lines = [f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", ""]
     lines += ["| case | figure | value |", "|---|---|---|"]
     print("\n".join(lines), flush=True)
     for name in arguments.only or CASES:
         with tempfile.TemporaryDirectory() as folder:
-            for row in CASES[name](Path(folder), arguments.workers):
+            for row in cases[name](Path(folder), arguments.workers):
                 lines.append(f"| {' | '.join(row)} |")
                 print(lines[-1], flush=True)
     if arguments.out:
@@ -186,20 +195,24 @@ def sample(folder: Path, workers: int) -> list[Row]:
     ]
 
 
-def area25(folder: Path, workers: int) -> list[Row]:
-    index, real = repeated_scene(folder, DATA, side_m=6000)
-    aoi = area_geojson(folder / "aoi.geojson", 32632, 600_480, 5_094_480, 5000)
-    what = f"25 km2 of {'real tiles repeated' if real else 'synthetic land'}, lite, {workers} workers"
+def area25(
+    folder: Path, workers: int, sr: str = "lite", options: tuple[str, ...] = (), side_m: int = 5000
+) -> list[Row]:
+    index, real = repeated_scene(folder, DATA, side_m=side_m + 1000)
+    aoi = area_geojson(folder / "aoi.geojson", 32632, 600_480, 5_100_000 - side_m - 520, side_m)
+    km2, given = side_m**2 / 1e6, [word for option in options for word in ("--option", option)]
+    system = " ".join((sr, *options))
+    what = f"{km2:g} km2 of {'real tiles repeated' if real else 'synthetic land'}, {system}, {workers} workers"
     wall, cpu, out = _command("-m", "pipeline.run", "--aoi", aoi, "--catalog", index, "--out", "a.zarr", "--max-cloud",
-                              100, "--workers", workers, "--json", folder=folder)  # fmt: skip
+                              100, "--workers", workers, "--sr", sr, *given, "--json", folder=folder)  # fmt: skip
     report = json.loads(out)
     return [
         (what, "wall seconds from command to finished store", f"{wall:.1f}"),
-        (what, "km2 per hour", f"{25 / wall * 3600:.0f}"),
+        (what, "km2 per hour", f"{km2 / wall * 3600:.0f}"),
         (what, "CPU seconds", f"{cpu:.1f}"),
-        (what, "core-seconds per km2, of the whole command", f"{cpu / 25:.2f}"),
+        (what, "core-seconds per km2, of the whole command", f"{cpu / km2:.2f}"),
         (what, "pixels through the networks per pixel stored", f"{factor(folder / 'a.zarr'):.2f}"),
-        (what, "worker seconds per km2 around the model", f"{around_s(report) / 25:.3f}"),
+        (what, "worker seconds per km2 around the model", f"{around_s(report) / km2:.3f}"),
         (what, "units", str(report["units"])),
         (what, "MiB stored", f"{report['stored_bytes'] / 2**20:.0f}"),
         (what, "largest worker, MiB", f"{report['peak_worker_mib']:.0f}"),
