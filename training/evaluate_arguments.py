@@ -76,8 +76,7 @@ def _add_cascade(p: argparse.ArgumentParser) -> None:
         "--backbones",
         type=_words,
         metavar="SYSTEMS",
-        help="with --cascade: only systems as its steps, beside themselves applied again, such as "
-        "bicubic,lite,other=FILE",
+        help="with --cascade: only systems as its steps, beside themselves applied again, such as bicubic,mine=FILE",
     )
 
 

@@ -167,6 +167,29 @@ def test_a_cascade_is_measured_by_scale(towns, cascade, tmp_path, capsys):
     rows = list(csv.DictReader(out.with_suffix(".csv").read_text().splitlines()))
     assert {row["table"] for row in rows} == {"sensor x2", "sensor x4", "means x2", "means x4"}
     assert {row["digest"] for row in rows} == {load_bundle(cascade).digest}
+    assert "cascade, one draw" in {row["method"] for row in rows}
+
+
+def test_a_cascade_without_draws_with_references_or_over_systems(towns, cascade, tmp_path, capsys):
+    out = tmp_path / "table.md"
+    command = [str(cascade), "--on", str(towns), "--out", str(out), "--cascade", "4"]
+
+    def written(*more):
+        assert evaluate.main([*command, *more]) == 0
+        rows = list(csv.DictReader(out.with_suffix(".csv").read_text().splitlines()))
+        return {row["table"] for row in rows}, {row["method"] for row in rows}
+
+    tables, methods = written("--members", "0")
+    assert tables == {"sensor x4", "means x4"}
+    assert "cascade" in methods
+    assert "cascade, one draw" not in methods
+    tables, methods = written("--reference")
+    assert tables == {"reference, sensor x4", "reference, means x4"}
+    assert {"no reference", "1 px", "1 px, off by 2 px"} <= methods
+    tables, methods = written("--backbones", "bicubic")
+    assert tables == {"backbone bicubic, sensor x4", "backbone bicubic, means x4"}
+    assert methods == {"cascade over it", "it again and again"}
+    capsys.readouterr()
 
 
 def test_difffusr_is_measured_through_predict(towns, tmp_path, capsys):
@@ -242,6 +265,10 @@ def test_without_arguments_the_shipped_weights_are_meant():
         (["{cascade}", "--cascade", "2", "--steps", "4"], "--cascade together with --steps; expected one of them"),
         (["{cascade}", "--cascade", "2", "--only", "images"], "--cascade together with --only"),
         (["{cascade}", "--cascade", "2", "--picture", "{empty}"], "--cascade together with --picture"),
+        (["{cascade}", "--reference"], "--reference or --backbones without --cascade"),
+        (["{cascade}", "--cascade", "4", "--reference", "--backbones", "bicubic"], "--reference together with --back"),
+        (["{cascade}", "--on", "{towns}", "--cascade", "8", "--backbones", "bicubic"], "--backbones at x8; expected"),
+        (["{cascade}", "--on", "{towns}", "--cascade", "4", "--backbones", "cubic"], "--sr cubic is not known"),
     ],
 )
 def test_failures_are_one_line_and_leave_nothing(command, said, towns, run, cascade, tmp_path, capsys):
