@@ -16,7 +16,7 @@ from training.data.rasters import area_average
 from training.degradation.degrade import Degradation
 from training.quality import baselines
 from training.quality.cascade import Finer
-from training.quality.cascade_scores import BICUBIC, IBP, KINDS, Seen, scores, seen, table_of, truths
+from training.quality.cascade_scores import BICUBIC, IBP, KINDS, LEAST_COARSE_PX, Seen, scores, seen, table_of, truths
 from training.quality.leaks import leaks_text
 from training.quality.pairs import BORDER_PX
 from training.quality.report import with_remark
@@ -25,6 +25,7 @@ from training.quality.tables import NULL, Record, Section, markdown, methods_of,
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from training.data.sources import TrainingData
@@ -73,12 +74,13 @@ def reference_of(truth: Tensor, kind: Kind, scale: int, seed: int) -> Finer:
     return Finer(torch.from_numpy(_eight_bit(coarse, seed))[None], kind.pixel_px)
 
 
-def _eight_bit(image: np.ndarray, seed: int) -> np.ndarray:
+def _eight_bit(image: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     """Return (C, h, w) as numbers from 0 to 255, each band with a gamma and a stretch of its own."""
     power = np.random.default_rng(seed).uniform(*GAMMAS, len(image))[:, None, None]
     bent = np.clip(image, 0, None) ** power
     most = bent.mean((1, 2), keepdims=True) + BRIGHTEST_SD * bent.std((1, 2), keepdims=True)
-    return np.rint(255 * bent / np.maximum(most, 1e-6)).clip(0, 255).astype(np.float32)
+    found: NDArray[np.float32] = np.rint(255 * bent / np.maximum(most, 1e-6)).clip(0, 255).astype(np.float32)
+    return found
 
 
 def covering(image: Tensor, like: Tensor) -> Tensor:
@@ -116,6 +118,9 @@ def reference_sections(
 ) -> list[Section]:
     """Return one section per way of making coarse images. `per_set`: maximum number of images per set."""
     images = truths(data.held_out_chips(weights.bands), scales, per_set)
+    if not any(images.values()):
+        text = f"{NULL}: no image of the data is held out at {min(scales) * LEAST_COARSE_PX} px or more a side."
+        return [Section(f"{weights.name}: what a reference is worth", text, name=weights.name)]
     sections = []
     for kind in KINDS:
         how, found = Seen(kind, Degradation(decimator=decimator)), dict[int, list[Record]]()

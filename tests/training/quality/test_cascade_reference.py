@@ -102,3 +102,11 @@ def test_a_table_has_a_row_per_reference_and_none_gains_nothing(scrambled):  # n
             float(by_name["1 px"][3]), abs=0.011
         )
     assert weights.bands == RGB
+
+
+def test_without_images_it_says_so(scrambled):  # noqa: F811
+    weights = cascade_report.Cascaded("mine", *scrambled)
+    (section,) = cascade_reference.reference_sections(
+        weights, data_of([chip("flat", 30, 30)]), (4,), "box", None, print
+    )
+    assert "null: no image of the data is held out at 32 px" in section.text
