@@ -39,7 +39,7 @@ from training.data.tiles import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from xarray import DataArray
@@ -164,16 +164,13 @@ def _grid(scene: Scene, aoi: Aoi | None) -> Grid | None:
 
 
 def images_of(source: Source, scenes: Sequence[SceneGround]) -> list[Image]:
-    """Return a source as images of its 10 m bands, and of its 20 m bands unless it is a stack on the 10 m grid.
+    """Return a source as images of its 10 m bands and of its 20 m bands. `scenes` are its `scene_grounds`.
 
-    `scenes` are its `scene_grounds`. Skips Level-1C data.
+    Of stacks, 10 m bands need RGB among them. Skips Level-1C data.
     """
     if is_stack(source):
-        stacked = replace(source, values="reflectance", gsd_m=float(BANDS_GSD_M))
         return [
-            make_image(stacked, str(path), path, header, ground.reader(bands), bands)
-            for path, ground, header in _stacks(source)
-            if set(RGB) <= set(bands := _at_10m(dict(ground.bands)))
+            image for stack in _stacks(source) for gsd_m in (10, 20) for image in _stack_images(source, stack, gsd_m)
         ]
     return [image for ground in scenes for gsd_m in (10, 20) for image in _scene_images(source, ground, gsd_m)]
 
@@ -189,9 +186,17 @@ def _scene_images(source: Source, ground: SceneGround, gsd_m: int) -> Iterator[I
         yield make_image(house, name, Path(name), header, reader, bands)
 
 
-def _at_10m(names: Collection[str]) -> tuple[str, ...]:
-    """Return the bands with a native GSD of 10 m."""
-    return tuple(band for band in BANDS[10] if band in names)
+def _stack_images(source: Source, stack: tuple[Path, StackGround, Header], gsd_m: int) -> Iterator[Image]:
+    """Yield one date of a stack as an image of its bands of one native GSD, if it has any; at 10 m with RGB only."""
+    path, ground, header = stack
+    names = dict(ground.bands)
+    bands = tuple(band for band in BANDS[gsd_m] if band in names)
+    if bands and (gsd_m > BANDS_GSD_M or set(RGB) <= set(bands)):
+        step, (a, b, c, d, e, f) = gsd_m // BANDS_GSD_M, header.affine
+        shape = header.shape[0] // step, header.shape[1] // step
+        own = replace(header, shape=shape, affine=(step * a, step * b, c, step * d, step * e, f))
+        stacked = replace(source, values="reflectance", gsd_m=float(gsd_m))
+        yield make_image(stacked, str(path), path, own, ground.reader(bands, gsd_m), bands)
 
 
 def tiles_of(source: Source, scenes: Sequence[SceneGround]) -> list[Tile]:

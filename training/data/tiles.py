@@ -126,13 +126,17 @@ class SceneGround:
 
 @dataclass(frozen=True, eq=False)
 class StackReader:
-    """Reader of bands (0-based) of a stack at 10 m, cropped to whole 60 m pixels."""
+    """Reader of bands (0-based) of a stack, cropped to whole 60 m pixels.
+
+    With `step` = 2 bands of 20 m, which are repeated on the 10 m grid, are read on their own grid, of `shape`.
+    """
 
     open: Callable[[], DataArray]
     bands: tuple[int, ...]
     shape: tuple[int, int]
     itemsize: int
     label: str
+    step: int = 1
 
     def mask(self, y: int, x: int, ny: int, nx: int) -> None:
         """Return None: a stack marks nodata by value."""
@@ -143,8 +147,10 @@ class StackReader:
 
     def read(self, y: int, x: int, ny: int, nx: int) -> Stored:
         """Return stored values (bands, ny, nx) of a window. Raises ReadError if the file or store is damaged."""
+        of = self.step
+        rows, cols = slice(of * y, of * (y + ny), of), slice(of * x, of * (x + nx), of)
         with reading(self.label):
-            lazy = self.open().isel(band=list(self.bands), y=slice(y, y + ny), x=slice(x, x + nx))
+            lazy = self.open().isel(band=list(self.bands), y=rows, x=cols)
             stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored
 
@@ -160,11 +166,11 @@ class StackGround:
     itemsize: int
     label: str  # file or store
 
-    def reader(self, names: tuple[str, ...]) -> StackReader:
-        """Return a reader of some bands at 10 m."""
-        indices = dict(self.bands)
-        shape = self.shape[0] * 6, self.shape[1] * 6
-        return StackReader(self.open, tuple(indices[name] for name in names), shape, self.itemsize, self.label)
+    def reader(self, names: tuple[str, ...], gsd_m: int = 10) -> StackReader:
+        """Return a reader of some bands at their native GSD of 10 or 20 m."""
+        indices = tuple(dict(self.bands)[name] for name in names)
+        shape = self.shape[0] * GSD_M // gsd_m, self.shape[1] * GSD_M // gsd_m
+        return StackReader(self.open, indices, shape, self.itemsize, self.label, gsd_m // 10)
 
     def load(self, window: Window) -> Nested:
         """Read a window as `Ground.load`."""

@@ -123,6 +123,12 @@ def test_stacks_on_the_10_m_grid_are_undone(tmp_path):
     assert [image.reader.read(0, 0, 1, 1).ravel().tolist() for image in data.bracket] == [
         [int(native[name][date, 0, 0]) for name in RGB] for date in range(2)
     ]
+    six = [image for image in data.native if image.bands == BANDS[20]]
+    assert [image.reader.shape for image in six] == [(96, 96)] * 2
+    assert [image.gsd_m for image in six] == [(20.0, 20.0)] * 2
+    for date, image in enumerate(six):
+        expected = np.stack([native[name][date, 3:7, 5:10] for name in BANDS[20]])
+        np.testing.assert_array_equal(image.reader.read(3, 5, 4, 5), expected)
 
 
 def test_a_stack_whose_scale_was_forgotten_is_refused(tmp_path):
