@@ -1,7 +1,7 @@
 """Perceptual distances between reflectance images (3, H, W), if their weights are available locally. No downloads.
 
 LPIPS (Zhang et al. 2018, AlexNet) and the L1 distance of CLIP-like embeddings (SigLIP ViT-B/16 at 256 px), both as in
-OpenSR-test 1.3. For training, LPIPS with VGG16, through which gradients flow.
+OpenSR-test 1.3. For training, LPIPS with VGG16 (`lpips_vgg`), through which gradients flow.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from training.quality import lpips_vgg
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     Distance = Callable[[Tensor, Tensor], float]
 
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's IMAGENET1K_V1
-VGG16 = "vgg16-397923af.pth"  # torchvision's IMAGENET1K_V1
 LPIPS_LEAST_PX = 64
 WHITE = 0.5  # reflectance that `displayed` shows as white; vegetation has up to 0.5 in near infrared
 _DARK = 0.01  # reflectance added before the root, so that its slope is finite at 0
@@ -58,13 +59,27 @@ def displayed(reflectance: Tensor) -> Tensor:
     return shown
 
 
-def lpips_loss() -> PerceptualLoss:
-    """Return LPIPS with VGG16, frozen and in eval mode, as a loss for training."""
-    reason = _lpips_lacks(VGG16)
-    if reason:
-        return PerceptualLoss(None, reason)
-    network: nn.Module = import_module("lpips").LPIPS(net="vgg", verbose=False)
-    return PerceptualLoss(network.eval().requires_grad_(False))
+def lpips_loss(vgg: str = "", heads: str = "") -> PerceptualLoss:
+    """Return LPIPS with VGG16, frozen and in eval mode, as a loss for training.
+
+    vgg: FILE or FILE@SHA256 of its convolutions; without a digest it must be torchvision's. heads: file of its linear
+    layers. Without these, torch's folder of checkpoints and the package lpips are looked into. Raises CheckpointError
+    or BundleError for files that do not fit.
+    """
+    named, _, digest = vgg.rpartition("@") if "@" in Path(vgg).name else (vgg, "", "")
+    convolutions = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / lpips_vgg.VGG16_FILE
+    linear = Path(heads) if heads else _packaged_heads()
+    if not named and not convolutions.is_file():
+        return PerceptualLoss(None, f"no VGG16 weights {lpips_vgg.VGG16_FILE} in torch's folder of checkpoints")
+    if linear is None:
+        return PerceptualLoss(None, "package lpips, which holds the linear layers, is not installed")
+    return PerceptualLoss(lpips_vgg.load(convolutions, linear, digest or lpips_vgg.VGG16_SHA256))
+
+
+def _packaged_heads() -> Path | None:
+    """Return the file of linear layers in the package lpips, if it is installed."""
+    found = find_spec("lpips")
+    return Path(found.origin).parent / "weights" / "v0.1" / "vgg.pth" if found and found.origin else None
 
 
 def distances() -> Mapping[str, Perceptual]:
@@ -77,20 +92,12 @@ def _absent(*packages: str) -> str:
     return f"package {missing[0]} is not installed" if missing else ""
 
 
-def _lpips_lacks(weights: str) -> str:
-    """Return why LPIPS on the network of these weights is not available, or ""."""
-    if reason := _absent("lpips", "torchvision"):
-        return reason
-    if (Path(torch.hub.get_dir()) / "checkpoints" / weights).is_file():
-        return ""
-    return f"no {'AlexNet' if weights == ALEXNET else 'VGG16'} weights {weights} in torch's folder of checkpoints"
-
-
 def lpips() -> Perceptual:
     """Return LPIPS with AlexNet. Images smaller than 64 px are interpolated to 64 px."""
-    reason = _lpips_lacks(ALEXNET)
-    if reason:
+    if reason := _absent("lpips", "torchvision"):
         return Perceptual(None, reason)
+    if not (Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET).is_file():
+        return Perceptual(None, f"no AlexNet weights {ALEXNET} in torch's folder of checkpoints")
     network = import_module("lpips").LPIPS(net="alex", verbose=False).eval()
 
     @torch.inference_mode()

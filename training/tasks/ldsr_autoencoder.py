@@ -54,6 +54,10 @@ WEIGHTS: dict[str, Any] = {
     "perceptual": 1.0,  # of LPIPS on three random bands, where its networks are available; else 0
     "blurred": 0.25,  # share of images that are interpolated coarse ones, which condition the denoiser
 }
+PERCEPTUAL: dict[str, Any] = {  # files of LPIPS; "" for torch's folder of checkpoints and the package lpips
+    "vgg": "",  # FILE or FILE@SHA256 of the convolutions, in the layout of torchvision's VGG16
+    "lpips": "",  # the linear layers, the package's weights/v0.1/vgg.pth
+}
 
 
 class AutoencoderOnly(nn.Module):
@@ -81,7 +85,9 @@ class LatentAutoencoder:
         _check(self.recipe)
         self.network = AutoencoderOnly(network_of(preset.architecture, len(self.bands), untrained=True).autoencoder)
         self.companion = Companion(len(self.bands), self.recipe)
-        self.perceptual = lpips_loss() if self.recipe["perceptual"] else PerceptualLoss(None)  # not in checkpoints
+        files = str(self.recipe["vgg"]), str(self.recipe["lpips"])
+        wanted = self.recipe["perceptual"]
+        self.perceptual = lpips_loss(*files) if wanted else PerceptualLoss(None)  # not in checkpoints
         self.normalisation = normalisation_of(self.bundle())
         self.batches = ImageBatches(preset, data)
         self.pairs = watched(preset, data)
@@ -262,7 +268,7 @@ TASK = TaskSpec(
             minutes=60,
             batch=8,
             crop_px=128,
-            recipe={**IMAGES, **WEIGHTS},
+            recipe={**IMAGES, **WEIGHTS, **PERCEPTUAL},
             bands=BANDS,
             scales=(SCALE,),
         ),
@@ -274,7 +280,7 @@ TASK = TaskSpec(
             minutes=15,
             batch=8,
             crop_px=128,
-            recipe={**IMAGES, **WEIGHTS, "blurred": 0.0, "discriminator": 24},
+            recipe={**IMAGES, **WEIGHTS, **PERCEPTUAL, "blurred": 0.0, "discriminator": 24},
             bands=BANDS,
             scales=(SCALE,),
         ),
@@ -293,7 +299,7 @@ TASK = TaskSpec(
             crop_px=256,
             schedule="constant",
             betas=(0.5, 0.9),
-            recipe={**IMAGES, **WEIGHTS},
+            recipe={**IMAGES, **WEIGHTS, **PERCEPTUAL},
             bands=BANDS,
             scales=(SCALE,),
         ),

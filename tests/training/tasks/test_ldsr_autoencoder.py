@@ -1,6 +1,5 @@
 """Training of latent diffusion's autoencoder: its perceptual and adversarial terms, and runs of the published one."""
 
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from training.data.sources import load_training_file
 from training.loop.batches import Draw
 from training.loop.run import Budget, Run
 from training.quality import perceptual
+from training.quality.lpips_vgg import VGG16_FILE
 from training.tasks.ldsr_autoencoder import ADVERSARIAL, RECONSTRUCT, TASK, AutoencoderOnly, LatentAutoencoder
 from training.tasks.ldsr_losses import PatchDiscriminator, adaptive_weight, hinge
 
@@ -37,13 +37,13 @@ class Pictures(nn.Module):
 
 @pytest.fixture
 def pictures(monkeypatch, tmp_path):
-    """The package lpips and weights of VGG16, as far as can be seen from outside."""
+    """A stand-in where LPIPS would be loaded."""
     network = Pictures()
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: name)
+    monkeypatch.setattr(perceptual.lpips_vgg, "load", lambda vgg, heads, sha256: network.requires_grad_(False))
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: SimpleNamespace(origin="lpips/__init__.py"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=lambda net, verbose: network))
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / perceptual.VGG16).touch()
+    (tmp_path / "checkpoints" / VGG16_FILE).touch()
     return network
 
 
@@ -88,7 +88,7 @@ def test_gradients_of_lpips_reach_the_autoencoder_alone(rgbn, pictures):
     objective, _ = first_turn(task, image)
     objective.parts["perceptual"].backward()
     assert task.network.autoencoder.encoder.linear.weight.grad.abs().sum() > 0
-    assert pictures.weight.grad is None
+    assert not any(parameter is pictures.weight for parameter in task.network.parameters())
     assert task.describe()["perceptual"] == "LPIPS (VGG16) of three random bands"
     assert task.remarks == []
     assert not any("lpips" in name.lower() or name == "weight" for name in task.companion.state_dict())
@@ -103,12 +103,11 @@ def test_pictures_have_black_at_0_and_white_at_half():
 
 
 def test_without_weights_of_vgg_the_run_says_so(rgbn, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "empty"))
     add_preset(monkeypatch, AUTOENCODER)
     command = ["--preset", "ldsr-autoencoder", "--data", str(rgbn), "--images", "4", "--every", "1e9"]
     assert train.main([*command, "--out", str(tmp_path / "run")]) == 0
-    reason = f"no VGG16 weights {perceptual.VGG16} in torch's folder of checkpoints"
+    reason = f"no VGG16 weights {VGG16_FILE} in torch's folder of checkpoints"
     assert capsys.readouterr().out.count(f"no perceptual loss: {reason}; its weight is 0\n") == 1
     bundle = load_bundle(tmp_path / "run" / "ldsr-autoencoder.safetensors")
     assert bundle.provenance["perceptual"] == f"none: {reason}"
