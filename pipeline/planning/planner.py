@@ -161,6 +161,10 @@ def _stage(stage: str, text: str, **facts: object) -> None:
 def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> list[str]:
     """Return remarks on settings without effect, on the cost of draws, and on absent bands."""
     remarks = [*system.notes, *_imagined(config, system)]
+    if idle := _idle(config, system):
+        remarks.append(
+            f"{idle} has no effect on what is stored, the mean without draws (--estimate sample or --members N draws)"
+        )
     drawn, asked = system.draws(config.estimate, config.members), f"--members {config.members}" * bool(config.members)
     asked = asked or "--estimate sample" * (config.estimate == "sample")
     if asked and not system.stochastic:
@@ -280,6 +284,15 @@ def _none_left(faults: list[str]) -> PipelineError:
             "say which is right with --offset 0 or --offset -1000",
         )
     return ReadError(text, "at least one scene whose files can be read", "use another catalogue or period")
+
+
+def _idle(config: RunConfig, system: Choice) -> str:
+    """Return the options of draws that differ from their defaults although nothing is drawn, as they are typed."""
+    if system.draws(config.estimate, config.members):
+        return ""
+    values = dict(system.options)
+    of_draws = (option for option in spec_of(system.name).options if option.of_draws)
+    return ", ".join(f"--option {one.name}={values[one.name]}" for one in of_draws if values[one.name] != one.default)
 
 
 def _imagined(config: RunConfig, system: Choice) -> list[str]:

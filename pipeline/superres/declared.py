@@ -23,7 +23,8 @@ _WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0"
 class Option:
     """A setting of a system, `--option NAME=VALUE`; values have the type of `default`.
 
-    Numbers must lie from `low` to `high` inclusive, where given; words must be one of `choices`, if there are any.
+    Numbers must lie from `low` to `high` inclusive, where given; words must be one of `choices`, if there are any. With
+    `of_draws` it shapes draws alone: the conditional mean of stages that regress does not depend on it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Option:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    of_draws: bool = False
 
     @property
     def expected(self) -> str:

@@ -112,6 +112,18 @@ def test_options_change_draws(area, files, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("drawn", "told"), [((), True), (("--estimate", "sample"), False), (("--members", "2"), False)]
+)
+def test_options_of_draws_say_that_the_mean_does_not_depend_on_them(drawn, told, area, files, capsys):
+    given = ("--option", "bands20=pipeline", "--option", "match=histogram", "--option", "steps=20")
+    assert main([*area, *weights(files, "pipeline"), *given, *drawn, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    remark = "--option steps=20, --option match=histogram has no effect on what is stored, the mean without draws"
+    assert (remark in said.out + said.err) == told
+    assert "--option bands20" not in said.out + said.err
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         (("steps=30",), "30 sampling steps do not divide 1000"),

@@ -30,17 +30,23 @@ COARSE, GUIDE, BANDS_20M = "coarse", "guide", bands_at(20)
 _SIX_GSD_M = 5  # after latent diffusion of the 20 m bands
 _AS_WEIGHTS = -1.0
 
-STEPS = Option("steps", 0, "DDIM steps, a divisor of 1000; 0 for the number of the weights", 0, 1000)
-ETA = Option("eta", _AS_WEIGHTS, "noise of the DDIM steps, 0 to 1; -1 for that of the weights", -1, 1)
-TEMPERATURE = Option("temperature", 1.0, "factor on the noise of the DDIM steps", 0, 2)
+STEPS = Option("steps", 0, "DDIM steps, a divisor of 1000; 0 for the number of the weights", 0, 1000, of_draws=True)
+ETA = Option("eta", _AS_WEIGHTS, "noise of the DDIM steps, 0 to 1; -1 for that of the weights", -1, 1, of_draws=True)
+TEMPERATURE = Option("temperature", 1.0, "factor on the noise of the DDIM steps", 0, 2, of_draws=True)
 START = Option(
-    "start_from_lr", 1.0, "share of the schedule at which sampling starts from the coarse image; 1 for noise", 0.01, 1
+    "start_from_lr",
+    1.0,
+    "share of the schedule at which sampling starts from the coarse image; 1 for noise",
+    0.01,
+    1,
+    of_draws=True,
 )
 MATCH = Option(
     "match",
     "none",
     "histogram to match each window's bands to the coarse ones, as released",
     choices=("none", "histogram"),
+    of_draws=True,
 )
 NORMALISATION = Option(
     "normalisation",
