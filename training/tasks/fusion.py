@@ -27,18 +27,8 @@ from training.presets import Preset, Stage
 from training.quality import picture_fusion, wald
 from training.task_spec import TaskSpec
 from training.tasks import lite_wald
-from training.tasks.fusion_tiles import (
-    SENSOR_SIGMA,
-    TileSampler,
-    coarser,
-    disturbed,
-    judged_places,
-    keep_best_share,
-    relative_loss,
-    tiles_to_train_on,
-    views,
-    watched_places,
-)
+from training.tasks.fusion_tiles import SENSOR_SIGMA, coarser, disturbed, keep_best_share, relative_loss
+from training.tasks.tile_task import TileTask
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,19 +41,11 @@ if TYPE_CHECKING:
 SHARPEN_FACTOR = 2  # 10 -> 20, 20 -> 40, 60 -> 120 m
 
 
-class Fusion:
+class Fusion(TileTask[FusionNetwork]):
     """Task of the lite fusion."""
 
     def __init__(self, preset: Preset, data: TrainingData) -> None:
-        self.preset, self.data = preset, data
-        self.network = FusionNetwork(**preset.architecture)
-        self.sampler = TileSampler(tiles_to_train_on(data))
-        self.watched = watched_places(data)
-        self.judged = {**self.watched, **judged_places(data)}
-        self.views = views(data.watched_tiles())
-
-    def begin(self, stage: Stage, draw: Draw) -> None:
-        """Do nothing."""
+        super().__init__(preset, data, FusionNetwork(**preset.architecture))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         """Return crops at native GSD (`native10` ...) and the inputs of each task (`sharpen10`, `guide20` ...)."""

@@ -19,31 +19,23 @@ from pipeline.models.latent_sampler import forward
 from pipeline.models.latent_small import SMALL, SmallDenoiser
 from pipeline.models.ldsr import AUTOENCODER, BANDS, LDSR, SCALE, SYSTEM, network_of, normalisation_of
 from training import placement
-from training.loop.task import Measured, Objective
+from training.loop.task import Objective
 from training.presets import Preset, Stage
-from training.quality.pairs import (
-    average,
-    from_many_sets,
-    ibp_scores,
-    members,
-    per_set_mean,
-    score,
-    side_by_side,
-    watched_words,
-)
+from training.quality.pairs import watched_words
 from training.quality.sampler import Sampler, further_noise
 from training.task_spec import TaskSpec
 from training.tasks import ldsr_convert
 from training.tasks.ldsr_autoencoder import AutoencoderOnly, lattice_of, normalisation
 from training.tasks.ldsr_batches import IMAGES, OF_BANDS, ImageBatches, image_bands, watched
+from training.tasks.watched_gains import WatchedGains
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from training.data.sources import TrainingData
     from training.loop.batches import Draw
+    from training.loop.task import Measured
 
-SAMPLES = 4
 MEAN, DETAIL = "mean", "detail"
 BATCHES_AT_FIRST = 8  # from which the spread of latents is measured
 SPREAD_WEIGHT = 0.05
@@ -61,8 +53,7 @@ class LatentDenoiser:
         self.described = normalisation(preset.architecture)
         self.normalisation = normalisation_of(self.bundle())
         self.batches = ImageBatches(preset, data)
-        self.pairs = watched(preset, data)
-        self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
+        self.watched = WatchedGains(watched(preset, data))
 
     def begin_from(self, bundle: Bundle) -> None:
         """Take the autoencoder of a bundle. Raises UsageError if it is of other bands, BundleError on a misfit."""
@@ -142,40 +133,21 @@ class LatentDenoiser:
         loss = (unet.balance(prepared, alpha) * error.square()).mean()
         return Objective(loss, {"noise": loss})
 
-    @torch.no_grad()
     def validate(self, stage: Stage) -> Measured:
         """Return the PSNR gain over IBP of the mean and, once noise is learned, of one draw and the mean of four."""
-        system, device = LDSR(self.network, self.bundle()), placement.device_of(self.network)
-        regresses, drawn = self.network.unet.regresses, stage.name == DETAIL
-        named: dict[str, list[float]] = {}
-        for pair in self.pairs:
-            if regresses:
-                named.setdefault("mean", []).append(score(placement.run(device, system.mean, pair.lr), pair))
-            if drawn:
-                samples = members(sampler(system), pair, 4, device=device)
-                named.setdefault("one", []).append(score(samples[:1], pair))
-                named.setdefault("of 4", []).append(score(samples.mean(0, keepdim=True), pair))
-        gains = {name: average(per_set_mean(self.pairs, values)) - self.baseline for name, values in named.items()}
-        text = f"PSNR over IBP {self.baseline:.2f} dB: " + "  ".join(f"{name} {g:+.2f}" for name, g in gains.items())
-        return Measured(text, {"psnr_ibp": self.baseline, **{f"gain {name}": gain for name, gain in gains.items()}})
+        return self.watched.measured(*self._drawn_by(), stage.name == DETAIL)
 
-    @torch.no_grad()
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
         """Return input, bicubic, ours (the mean, later one draw) and truth of a few held-out places."""
-        system, device = LDSR(self.network, self.bundle()), placement.device_of(self.network)
-        rows = []
-        for pair in from_many_sets(self.pairs, SAMPLES):
-            if stage.name == DETAIL:
-                ours = members(sampler(system), pair, 1, device=device)
-            else:
-                ours = placement.run(device, system.mean, pair.lr)
-            rows.append(side_by_side(pair, ours))
-        return rows
+        return self.watched.samples(*self._drawn_by(), stage.name == DETAIL)
+
+    def _drawn_by(self) -> tuple[Sampler, torch.device]:
+        return sampler(LDSR(self.network, self.bundle())), placement.device_of(self.network)
 
     @property
     def watching(self) -> str:
         """Which images `validate` scores."""
-        return watched_words(self.pairs, self.data, self.image_bands)
+        return watched_words(self.watched.pairs, self.data, self.image_bands)
 
     @property
     def image_bands(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from pipeline.models import low_pass
 from pipeline.models.lite import upsample
 from pipeline.models.lite_fusion import BANDS_20M, regression_detail
+from pipeline.models.span import Span
 from pipeline.models.span_fusion import (
     NORMALISATION,
     SCALES,
@@ -26,18 +27,8 @@ from pipeline.models.span_fusion import (
 from training.loop.task import Measured
 from training.quality import picture_fusion, wald
 from training.tasks import span_wald
-from training.tasks.fusion_tiles import (
-    SENSOR_SIGMA,
-    SHARES,
-    TileSampler,
-    coarser,
-    disturbed,
-    judged_places,
-    relative_loss,
-    tiles_to_train_on,
-    views,
-    watched_places,
-)
+from training.tasks.fusion_tiles import SENSOR_SIGMA, SHARES, coarser, disturbed, relative_loss
+from training.tasks.tile_task import TileTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,20 +50,12 @@ DISTURBED = 0.5  # share of X4's batches whose guide is not the measured one
 SIX = slice(1, 1 + len(BANDS_20M))  # of the bands in a crop's mask
 
 
-class SpanTask:
+class SpanTask(TileTask[Span]):
     """Task of one fusion, that of the preset's task name."""
 
     def __init__(self, preset: Preset, data: TrainingData) -> None:
-        self.preset, self.data = preset, data
+        super().__init__(preset, data, network(preset.architecture, NORMALISATION))
         self.kind, self.scale = preset.task, SCALES[preset.task]
-        self.network = network(preset.architecture, NORMALISATION)
-        self.sampler = TileSampler(tiles_to_train_on(data))
-        self.watched = watched_places(data)
-        self.judged = {**self.watched, **judged_places(data)}
-        self.views = views(data.watched_tiles())
-
-    def begin(self, stage: Stage, draw: Draw) -> None:
-        """Do nothing."""
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         """Return degraded bands `six` (B, 6, h, w), `guide` (B, 4, s*h, s*w), `truth` (B, 6, s*h, s*w) and `mask`."""

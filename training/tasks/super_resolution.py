@@ -15,22 +15,12 @@ from training import placement
 from training.data.patches import RECOLOURED
 from training.degradation.degrade import DegradationRange, degrade_randomly
 from training.degradation.sensor import relative_widths
-from training.loop.task import Measured
 from training.presets import Preset, Stage
-from training.quality.pairs import (
-    average,
-    from_many_sets,
-    ibp_scores,
-    members,
-    per_set_mean,
-    score,
-    side_by_side,
-    watched_pairs,
-    watched_words,
-)
+from training.quality.pairs import watched_pairs, watched_words
 from training.quality.sampler import Sampler
 from training.task_spec import TaskSpec
 from training.tasks import losses
+from training.tasks.watched_gains import WatchedGains
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,9 +29,9 @@ if TYPE_CHECKING:
 
     from training.data.sources import TrainingData
     from training.loop.run import Draw
+    from training.loop.task import Measured
 
 BLUR_SCALE = 4  # at which the recipe's blur counts output pixels
-SAMPLES = 4  # number of validation images in the sample sheet
 # Degradation of sharp images: ranges of blur in quarters of a coarse pixel (px of 2.5 m where that is 10 m) and of
 # noise in reflectance, share of images with anisotropic blur, and share of batches decimated by an antialiased cubic.
 SENSOR: dict[str, Any] = {
@@ -86,8 +76,7 @@ class SuperResolution:
         self.range = range_of(preset.recipe, preset.scale)
         colours = {name: preset.recipe[name] for name in COLOURS if name in preset.recipe}
         self.sampler = data.hr_sampler("train", preset.crop_px, bands=self.bands, **colours)
-        self.pairs = watched_pairs(data, self.bands, preset.scale)
-        self.baseline = average(per_set_mean(self.pairs, ibp_scores(self.pairs)))
+        self.watched = WatchedGains(watched_pairs(data, self.bands, preset.scale))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         """Return coarse `lr` (B, bands, n/scale, n/scale) and sharp `hr` (B, bands, n, n) reflectance.
@@ -114,41 +103,21 @@ class SuperResolution:
             return losses.regression_loss(self.network, batch["lr"], batch["hr"])
         return losses.denoising_loss(self.network, batch["lr"], batch["hr"], draw.on(batch["hr"].device))
 
-    @torch.no_grad()
     def validate(self, stage: Stage) -> Measured:
         """Return the PSNR gain over IBP of the mean head and, in the diffusion stage, of one and the mean of four."""
-        system, device = LiteSuperResolver(self.network, self.bundle()), placement.device_of(self.network)
-        means, singles, fours = [], [], []
-        for pair in self.pairs:
-            means.append(score(placement.run(device, system.mean, pair.lr), pair))
-            if stage.name == "detail":
-                samples = members(sampler(system), pair, 4, device=device)
-                singles.append(score(samples[:1], pair))
-                fours.append(score(samples.mean(0, keepdim=True), pair))
-        named = {"mean": means, "one": singles, "of 4": fours}
-        gains = {
-            name: average(per_set_mean(self.pairs, values)) - self.baseline for name, values in named.items() if values
-        }
-        text = f"PSNR over IBP {self.baseline:.2f} dB: " + "  ".join(f"{name} {g:+.2f}" for name, g in gains.items())
-        return Measured(text, {"psnr_ibp": self.baseline, **{f"gain {name}": gain for name, gain in gains.items()}})
+        return self.watched.measured(*self._drawn_by(), stage.name == "detail")
 
-    @torch.no_grad()
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
         """Return input, bicubic, ours (the mean head's estimate, later one member) and truth of a few pairs."""
-        system, device = LiteSuperResolver(self.network, self.bundle()), placement.device_of(self.network)
-        rows = []
-        for pair in from_many_sets(self.pairs, SAMPLES):
-            if stage.name == "detail":
-                ours = members(sampler(system), pair, 1, device=device)
-            else:
-                ours = placement.run(device, system.mean, pair.lr)
-            rows.append(side_by_side(pair, ours))
-        return rows
+        return self.watched.samples(*self._drawn_by(), stage.name == "detail")
+
+    def _drawn_by(self) -> tuple[Sampler, torch.device]:
+        return sampler(LiteSuperResolver(self.network, self.bundle())), placement.device_of(self.network)
 
     @property
     def watching(self) -> str:
         """Which images `validate` scores."""
-        return watched_words(self.pairs, self.data, self.bands)
+        return watched_words(self.watched.pairs, self.data, self.bands)
 
     def describe(self) -> dict[str, Any]:
         """Return the provenance of the data."""

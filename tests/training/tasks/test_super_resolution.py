@@ -15,7 +15,8 @@ from training.loop.batches import Draw
 from training.presets import Preset, Stage
 from training.quality import baselines
 from training.quality.pairs import members, watched_pairs
-from training.tasks.super_resolution import SAMPLES, SENSOR, SuperResolution, range_of, sampler
+from training.tasks.super_resolution import SENSOR, SuperResolution, range_of, sampler
+from training.tasks.watched_gains import SAMPLES
 
 MEAN, DETAIL = Stage("mean", 0.5, ()), Stage("detail", 0.5, ())
 TINY = Preset(
@@ -52,7 +53,7 @@ def task_of(*sources, recipe=SENSOR):
 
 def test_samples_show_input_bicubic_ours_and_truth():
     task = task_of("a")
-    pair = task.pairs[0]
+    pair = task.watched.pairs[0]
     resolver = LiteSuperResolver(task.network, task.bundle())
     ours = {MEAN: resolver.mean(pair.lr).detach(), DETAIL: members(sampler(resolver), pair, 1)}
     for stage, expected in ours.items():
@@ -70,7 +71,7 @@ def test_samples_come_from_as_many_sets_as_there_are():
     task = task_of("a", "a", "a", "b", "a", "b")
     truths = [row["truth"] for row in task.samples(MEAN)]
     assert len(truths) == SAMPLES
-    shown = [next(pair for pair in task.pairs if torch.equal(pair.hr[0], truth)) for truth in truths]
+    shown = [next(pair for pair in task.watched.pairs if torch.equal(pair.hr[0], truth)) for truth in truths]
     assert [pair.place for pair in shown] == ["a/0", "b/3", "a/1", "b/5"]
 
 
@@ -78,7 +79,7 @@ def test_a_network_on_another_device_is_validated_and_shown(far):
     task = task_of("a", "b")
     task.network.to(far)
     for stage in (MEAN, DETAIL):
-        assert task.validate(stage).text.startswith(f"PSNR over IBP {task.baseline:.2f} dB: mean ")
+        assert task.validate(stage).text.startswith(f"PSNR over IBP {task.watched.baseline:.2f} dB: mean ")
         for row in task.samples(stage):
             assert all(image.device == torch.device("cpu") for image in row.values())
 
