@@ -1,7 +1,7 @@
 """Perceptual distances between reflectance images (3, H, W), if their weights are available locally. No downloads.
 
 LPIPS (Zhang et al. 2018, AlexNet) and the L1 distance of CLIP-like embeddings (SigLIP ViT-B/16 at 256 px), both as in
-OpenSR-test 1.3. For training, LPIPS with VGG16 (`lpips_vgg`), through which gradients flow.
+OpenSR-test 1.3.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from training.quality import lpips_vgg
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     Distance = Callable[[Tensor, Tensor], float]
 
@@ -41,14 +39,6 @@ class Perceptual:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class PerceptualLoss:
-    """A network from two batches of images (B, 3, H, W) in [-1, 1] to distances, or the reason why there is none."""
-
-    network: nn.Module | None
-    reason: str = ""
-
-
 def displayed(reflectance: Tensor) -> Tensor:
     """Return reflectance in [-1, 1] as a picture shows it: gamma 2, black at 0 and white at `WHITE`.
 
@@ -57,29 +47,6 @@ def displayed(reflectance: Tensor) -> Tensor:
     low, high = _DARK**0.5, (WHITE + _DARK) ** 0.5
     shown: Tensor = 2 * ((reflectance.clamp(0, WHITE) + _DARK).sqrt() - low) / (high - low) - 1
     return shown
-
-
-def lpips_loss(vgg: str = "", heads: str = "") -> PerceptualLoss:
-    """Return LPIPS with VGG16, frozen and in eval mode, as a loss for training.
-
-    vgg: FILE or FILE@SHA256 of its convolutions; without a digest it must be torchvision's. heads: file of its linear
-    layers. Without these, torch's folder of checkpoints and the package lpips are looked into. Raises CheckpointError
-    or BundleError for files that do not fit.
-    """
-    named, _, digest = vgg.rpartition("@") if "@" in Path(vgg).name else (vgg, "", "")
-    convolutions = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / lpips_vgg.VGG16_FILE
-    linear = Path(heads) if heads else _packaged_heads()
-    if not named and not convolutions.is_file():
-        return PerceptualLoss(None, f"no VGG16 weights {lpips_vgg.VGG16_FILE} in torch's folder of checkpoints")
-    if linear is None:
-        return PerceptualLoss(None, "package lpips, which holds the linear layers, is not installed")
-    return PerceptualLoss(lpips_vgg.load(convolutions, linear, digest or lpips_vgg.VGG16_SHA256))
-
-
-def _packaged_heads() -> Path | None:
-    """Return the file of linear layers in the package lpips, if it is installed."""
-    found = find_spec("lpips")
-    return Path(found.origin).parent / "weights" / "v0.1" / "vgg.pth" if found and found.origin else None
 
 
 def distances() -> Mapping[str, Perceptual]:

@@ -26,10 +26,11 @@ from training.quality.pairs import (
     side_by_side,
     watched_words,
 )
-from training.quality.perceptual import PerceptualLoss, displayed, lpips_loss
+from training.quality.perceptual import displayed
 from training.task_spec import TaskSpec
 from training.tasks.ldsr_batches import IMAGES, OF_BANDS, ImageBatches, image_bands, watched
 from training.tasks.ldsr_losses import DivergenceWeight, PatchDiscriminator, adaptive_weight, hinge, three_of
+from training.tasks.lpips_vgg import PerceptualLoss, lpips_loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

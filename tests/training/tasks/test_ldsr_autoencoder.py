@@ -18,9 +18,10 @@ from training.data.sources import load_training_file
 from training.loop.batches import Draw
 from training.loop.run import Budget, Run
 from training.quality import perceptual
-from training.quality.lpips_vgg import VGG16_FILE
+from training.tasks import lpips_vgg
 from training.tasks.ldsr_autoencoder import ADVERSARIAL, RECONSTRUCT, TASK, AutoencoderOnly, LatentAutoencoder
 from training.tasks.ldsr_losses import PatchDiscriminator, adaptive_weight, hinge
+from training.tasks.lpips_vgg import VGG16_FILE
 
 
 class Pictures(nn.Module):
@@ -39,8 +40,8 @@ class Pictures(nn.Module):
 def pictures(monkeypatch, tmp_path):
     """A stand-in where LPIPS would be loaded."""
     network = Pictures()
-    monkeypatch.setattr(perceptual.lpips_vgg, "load", lambda vgg, heads, sha256: network.requires_grad_(False))
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: SimpleNamespace(origin="lpips/__init__.py"))
+    monkeypatch.setattr(lpips_vgg, "load", lambda vgg, heads, sha256: network.requires_grad_(False))
+    monkeypatch.setattr(lpips_vgg, "find_spec", lambda name: SimpleNamespace(origin="lpips/__init__.py"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / VGG16_FILE).touch()

@@ -9,11 +9,11 @@ from pipeline.models.ldsr import network_of
 from tests.training.latent_for_tests import write_images
 from training.data.sources import load_training_file
 from training.loop.batches import Draw
-from training.quality.lpips_vgg import LpipsVgg
 from training.tasks import ldsr_autoencoder, ldsr_unet
 from training.tasks.ldsr_autoencoder import ADVERSARIAL, LatentAutoencoder
 from training.tasks.ldsr_losses import PatchDiscriminator
 from training.tasks.ldsr_unet import LatentDenoiser
+from training.tasks.lpips_vgg import LpipsVgg
 
 AUTOENCODER = next(preset for preset in ldsr_autoencoder.TASK.presets if preset.name == "ldsr-autoencoder-paper")
 UNET = next(preset for preset in ldsr_unet.TASK.presets if preset.name == "ldsr-unet-paper")

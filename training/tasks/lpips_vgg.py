@@ -6,6 +6,9 @@ layers of the package `lpips`, version 0.1, in the names of its file. Neither pa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,13 +20,20 @@ from training.checkpoint import CheckpointError, read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 VGG16_FILE, VGG16_SHA256 = "vgg16-397923af.pth", "397923af"  # torchvision's IMAGENET1K_V1, whose name has its digest
 LEVELS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, and convolutions before the level is compared
 SHIFT, SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of inputs in [-1, 1], as in the package
 FEATURES, CLASSIFIER = "features.", "classifier."
 _LEAST_SQUARE = 1e-20  # added to squared lengths, whose root would have no slope at 0
+
+
+@dataclass(frozen=True)
+class PerceptualLoss:
+    """A network from two batches of images (B, 3, H, W) in [-1, 1] to distances, or the reason why there is none."""
+
+    network: nn.Module | None
+    reason: str = ""
 
 
 class LpipsVgg(nn.Module):
@@ -63,6 +73,29 @@ class LpipsVgg(nn.Module):
         for head, one, other in zip(self.heads, self.levels(a), self.levels(b), strict=True):
             total = total + (head * (one - other).square()).sum(1, keepdim=True).mean((2, 3), keepdim=True)
         return total
+
+
+def lpips_loss(vgg: str = "", heads: str = "") -> PerceptualLoss:
+    """Return LPIPS with VGG16, frozen and in eval mode, as a loss for training.
+
+    vgg: FILE or FILE@SHA256 of its convolutions; without a digest it must be torchvision's. heads: file of its linear
+    layers. Without these, torch's folder of checkpoints and the package lpips are looked into. Raises CheckpointError
+    or BundleError for files that do not fit.
+    """
+    named, _, digest = vgg.rpartition("@") if "@" in Path(vgg).name else (vgg, "", "")
+    convolutions = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE
+    linear = Path(heads) if heads else _packaged_heads()
+    if not named and not convolutions.is_file():
+        return PerceptualLoss(None, f"no VGG16 weights {VGG16_FILE} in torch's folder of checkpoints")
+    if linear is None:
+        return PerceptualLoss(None, "package lpips, which holds the linear layers, is not installed")
+    return PerceptualLoss(load(convolutions, linear, digest or VGG16_SHA256))
+
+
+def _packaged_heads() -> Path | None:
+    """Return the file of linear layers in the package lpips, if it is installed."""
+    found = find_spec("lpips")
+    return Path(found.origin).parent / "weights" / "v0.1" / "vgg.pth" if found and found.origin else None
 
 
 def load(vgg: Path, heads: Path, sha256: str = VGG16_SHA256) -> LpipsVgg:

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import PipelineError
-from training.quality import lpips_vgg, perceptual
+from training.tasks import lpips_vgg
 
 # torchvision's vgg16().state_dict(): index in `features`, (out, in); 3x3 kernels. Pooling is at 4, 9, 16, 23, 30.
 CONVOLUTIONS = {
@@ -91,28 +91,27 @@ def test_it_is_the_distance_of_the_paper_on_files_of_the_true_layout(files, conv
 
 
 def test_a_loss_is_made_of_files_named_with_their_digest(files):
-    assert perceptual.lpips_loss(f"{files.vgg}@{files.sha256}", str(files.heads)).network is not None
+    assert lpips_vgg.lpips_loss(f"{files.vgg}@{files.sha256}", str(files.heads)).network is not None
     with pytest.raises(PipelineError, match=f"sha256 {files.sha256}; expected one that begins with 397923af"):
-        perceptual.lpips_loss(str(files.vgg), str(files.heads))
+        lpips_vgg.lpips_loss(str(files.vgg), str(files.heads))
     with pytest.raises(PipelineError, match="no file at nowhere.pth"):
-        perceptual.lpips_loss("nowhere.pth", str(files.heads))
+        lpips_vgg.lpips_loss("nowhere.pth", str(files.heads))
 
 
 def test_files_are_found_where_torch_and_the_package_keep_them(files, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    monkeypatch.setattr(lpips_vgg, "find_spec", lambda name: None)
     (tmp_path / "checkpoints").mkdir()
-    assert "no VGG16 weights vgg16-397923af.pth" in perceptual.lpips_loss().reason
+    assert "no VGG16 weights vgg16-397923af.pth" in lpips_vgg.lpips_loss().reason
     (tmp_path / "checkpoints" / "vgg16-397923af.pth").symlink_to(files.vgg)
-    assert perceptual.lpips_loss().reason == "package lpips, which holds the linear layers, is not installed"
+    assert lpips_vgg.lpips_loss().reason == "package lpips, which holds the linear layers, is not installed"
     packaged = tmp_path / "lpips" / "weights" / "v0.1" / "vgg.pth"
     packaged.parent.mkdir(parents=True)
     packaged.symlink_to(files.heads)
-    monkeypatch.setattr(
-        perceptual, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / name / "__init__.py"))
-    )
+    package = SimpleNamespace(origin=str(tmp_path / "lpips" / "__init__.py"))
+    monkeypatch.setattr(lpips_vgg, "find_spec", lambda name: package)
     monkeypatch.setattr(lpips_vgg, "VGG16_SHA256", files.sha256)
-    assert perceptual.lpips_loss().network is not None
+    assert lpips_vgg.lpips_loss().network is not None
 
 
 @pytest.mark.parametrize(
