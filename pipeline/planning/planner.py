@@ -162,9 +162,7 @@ def _remarks(config: RunConfig, system: Choice, scenes: Mapping[str, Scene]) -> 
     """Return remarks on settings without effect, on the cost of draws, and on absent bands."""
     remarks = [*system.notes, *_imagined(config, system)]
     if idle := _idle(config, system):
-        remarks.append(
-            f"{idle} has no effect on what is stored, the mean without draws (--estimate sample or --members N draws)"
-        )
+        remarks.append(f"no effect on the mean, which is stored: {idle} (--estimate sample and --members N draw)")
     drawn, asked = system.draws(config.estimate, config.members), f"--members {config.members}" * bool(config.members)
     asked = asked or "--estimate sample" * (config.estimate == "sample")
     if asked and not system.stochastic:

@@ -118,7 +118,7 @@ def test_options_of_draws_say_that_the_mean_does_not_depend_on_them(drawn, told,
     given = ("--option", "bands20=pipeline", "--option", "match=histogram", "--option", "steps=20")
     assert main([*area, *weights(files, "pipeline"), *given, *drawn, "--dry-run"]) == 0
     said = capsys.readouterr()
-    remark = "--option steps=20, --option match=histogram has no effect on what is stored, the mean without draws"
+    remark = "no effect on the mean, which is stored: --option steps=20, --option match=histogram (--estimate sample"
     assert (remark in said.out + said.err) == told
     assert "--option bands20" not in said.out + said.err
 

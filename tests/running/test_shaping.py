@@ -1,6 +1,7 @@
 """Units by what they cost, and their reading row by row."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pipeline.archive.read import cube
 from pipeline.bands import BAND_NAMES
 from pipeline.config import RunConfig
 from pipeline.grid.grid import Grid, Window
+from pipeline.planning import estimate as estimates
 from pipeline.planning import zoning
 from pipeline.planning.estimate import at_work, estimate
 from pipeline.planning.planner import make_plan
@@ -19,6 +21,7 @@ from pipeline.planning.unit_job import job_of
 from pipeline.process import set_unit_threads, threads_of_unit, unit_threads
 from pipeline.running import rolling_read
 from pipeline.running.rolling_read import RollingRead
+from pipeline.superres import superres
 from pipeline.superres.options import Options
 from pipeline.superres.passes import passes_of
 from pipeline.superres.system import load
@@ -217,3 +220,14 @@ class TestRollingRead:
         rolling.over(Window(job.read.row, job.read.col, 48, job.read.nx))
         later = Window(job.read.row_end - 48, job.read.col, 48, job.read.nx)
         assert rolling.over(later).window == later
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(1.0, 2), (600.0, 1)])
+def test_a_window_that_takes_long_is_timed_once(archive, tmp_path, monkeypatch, seconds, runs):
+    aoi = write_aoi(tmp_path / "region.geojson", box(LEFT + 700, TOP - 1100, LEFT + 1000, TOP - 890))
+    plan = make_plan(config_for(archive), read_aoi(str(aoi)))
+    clock, counted = iter(seconds * number for number in range(2 * runs)), []
+    monkeypatch.setattr(estimates.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(superres, "super_resolve", lambda *_, **__: counted.append(1) or SimpleNamespace(windows=4))
+    assert estimates.seconds_per_window(plan) == seconds / 4
+    assert len(counted) == runs
