@@ -73,6 +73,22 @@ def test_chunks_do_not_show(words, finished, tmp_path):
     assert chunk_digests(other) == chunk_digests(finished)
 
 
+@pytest.mark.slow
+def test_a_smaller_area_is_cut_out_of_the_larger_one(words, finished, tmp_path):
+    """A draw, whose noise must not move with the area either."""
+    corners = box(LEFT + 800, TOP - 1000, LEFT + 850, TOP - 950)
+    small, drawn = write_aoi(tmp_path / "small.geojson", corners), ("--estimate", "sample", "--seed", "5")
+    inner, outer = tmp_path / "inner.zarr", tmp_path / "outer.zarr"
+    assert main([*words, *drawn, "--aoi", str(small), "--out", str(inner)]) == 0
+    assert main([*words, *drawn, "--out", str(outer)]) == 0
+    part, whole = (pipeline.open_store(store).reflectance for store in (inner, outer))
+    assert part.sizes["x"] < whole.sizes["x"]
+    assert part.sizes["y"] < whole.sizes["y"]
+    assert part.notnull().all()
+    np.testing.assert_array_equal(part.values, whole.sel(x=part.x, y=part.y).values)
+    assert np.abs(whole.values - pipeline.open_store(finished).reflectance.values).max() > 1e-3
+
+
 def test_draws_follow_the_seed_and_members_have_a_spread(words, route, tmp_path):
     drawn = []
     for seed in ("1", "2"):
