@@ -6,12 +6,12 @@ style of the sharp image itself. Of the prior's U-Net the attention learns, as p
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 
 from pipeline.errors import UsageError
 from pipeline.models.bundle import Bundle, load_bundle
@@ -40,9 +40,10 @@ from training.loop.task import Measured, Objective
 from training.presets import Preset, Stage
 from training.quality.pairs import average, per_set_mean, score, watched_words
 from training.task_spec import TaskSpec
+from training.tasks import sgdm_locality as locality
 from training.tasks.sgdm_batches import IMAGES, MapBatches, other_colours
 from training.tasks.sgdm_judge import GUIDED
-from training.tasks.sgdm_networks import PRIORS, Learning, PriorBeside, leave_out
+from training.tasks.sgdm_networks import PRIORS, Learning, Noisy, PriorBeside, leave_out
 from training.tasks.sgdm_watched import Watched, few, others_maps, watched
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ RECIPE: dict[str, Any] = {
     # Share of the images with a style whose coarse image has other colours than the sharp one. Where both agree, as
     # when one is made of the other, a style tells nothing new and is not learned. Without a style, both agree always.
     "gap": 0.7,
+    # Weight of how far a change of the map spreads, and share of the images of a batch on which that is measured.
+    "local": 0.1,
+    "exchanged": 0.5,
     "visited": 0.8,  # share of the images with a timestep that the sampler visits, if it starts late
     "networks": "small",  # of the prior
     "whole_unet": True,  # or the attention alone, as published
@@ -73,11 +77,12 @@ RECIPE: dict[str, Any] = {
     # File of the prior, where --init gives weights of guidance to go on from.
     "prior": "",
 }
-SHARES = ("no_style", "gap", "visited")
+SHARES = ("no_style", "gap", "visited", "exchanged")
 RECIPE_PAPER = {
     **RECIPE,
     "no_style": 0.0,
     "gap": 0.0,
+    "local": 0.0,
     "unet_rate": 1.0,
     "networks": "published",
     "whole_unet": False,
@@ -137,15 +142,22 @@ class MapGuidance:
         return {OWN: torch.optim.AdamW(groups, stage.learning_rate, self.preset.betas, weight_decay=decay)}
 
     def turns(self, stage: Stage, batch: dict[str, Tensor], draw: Draw) -> Iterator[tuple[str, Objective]]:
-        """Yield the error of the noise."""
+        """Yield the error of the noise, and with `local` how far a change of the map spreads."""
         styled = self.styled and draw.rng.random() >= float(self.recipe["no_style"])
         if styled:
             batch = {**batch, "lr": other_colours(batch["lr"], draw.rng, float(self.recipe["gap"]))}
         generator = draw.on(batch["hr"].device)
         t = self.timesteps(len(batch["hr"]), generator)
-        errors = self.error(batch, t, generator, styled)
+        noisy = self.noisy(batch, t, generator)
+        found = self.estimate(noisy, batch, batch["map"], styled)
+        errors = noisy.errors(found)
         loss = (self.companion.prior.balance(t) * errors).mean()
-        yield OWN, Objective(loss, {"noise": errors.mean().detach()})
+        parts = {"noise": errors.mean().detach()}
+        count = round(len(t) * float(self.recipe["exchanged"])) if float(self.recipe["local"]) else 0
+        if count and self.network.guidance.map_channels:
+            spreads = self._spread(noisy.first(count), {k: x[:count] for k, x in batch.items()}, found, draw, styled)
+            loss, parts["spread"] = loss + float(self.recipe["local"]) * spreads, spreads.detach()
+        yield OWN, Objective(loss, parts)
 
     def timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         """Return random timesteps (count,), of which `visited` are among those that the sampler visits."""
@@ -155,10 +167,9 @@ class MapGuidance:
         below = torch.where(visited, start, steps)
         return (torch.rand(count, generator=generator, device=device) * below).long()
 
-    def error(self, batch: Mapping[str, Tensor], t: Tensor, generator: torch.Generator, styled: bool) -> Tensor:
-        """Return the mean squared error of the noise (B,) at timesteps t (B,), by eq. 12."""
-        prior, guidance = self.companion.prior, self.network.guidance
-        image = 2 * OURS.to_image(batch["hr"]) - 1
+    def noisy(self, batch: Mapping[str, Tensor], t: Tensor, generator: torch.Generator) -> Noisy:
+        """Return noisy latents of the sharp images at timesteps t (B,)."""
+        prior, image = self.companion.prior, 2 * OURS.to_image(batch["hr"]) - 1
 
         def normal(like: Tensor) -> Tensor:
             return torch.randn(like.shape, generator=generator, device=like.device)
@@ -167,12 +178,23 @@ class MapGuidance:
             size = (len(image), prior.latents, image.shape[-2] // prior.stride, image.shape[-1] // prior.stride)
             truth = prior.encode(image, normal(image.new_empty(size)))
         noise, alphas = normal(truth), torch.from_numpy(prior.alpha_bar).to(truth)
+        return Noisy(forward(truth, alphas[t][:, None, None, None], noise), noise, t)
+
+    def estimate(self, noisy: Noisy, batch: Mapping[str, Tensor], of_map: Tensor, styled: bool) -> Tensor:
+        """Return the estimate of the noise (B, L, h, w), given the coarse images, maps and styles."""
+        prior, guidance = self.companion.prior, self.network.guidance
         coarse = upsample(OURS.to_image(batch["lr"]), self.preset.scale).clamp(0, 1)
-        style = guidance.style_statistics(image) if styled else None
-        controls = guidance(2 * coarse - 1, 2 * batch["map"] - 1, style)
-        context = contexts(prior, guidance, self.preset.architecture["words"], batch["map"])
-        found = prior.noise(forward(truth, alphas[t][:, None, None, None], noise), t, context, controls)
-        return functional.mse_loss(found, noise, reduction="none").mean((1, 2, 3))
+        style = guidance.style_statistics(2 * OURS.to_image(batch["hr"]) - 1) if styled else None
+        controls = guidance(2 * coarse - 1, 2 * of_map - 1, style)
+        context = contexts(prior, guidance, self.preset.architecture["words"], of_map)
+        return prior.noise(noisy.latents, noisy.t, context, controls)
+
+    def _spread(self, noisy: Noisy, batch: Mapping[str, Tensor], found: Tensor, draw: Draw, styled: bool) -> Tensor:
+        """Return how far the change spreads that exchanged maps make of the first estimates `found`."""
+        of_map = locality.exchanged(batch["map"], draw.rng)
+        other = self.estimate(noisy, batch, of_map, styled)
+        scale = self.companion.prior.balance(noisy.t).sqrt()[:, None, None, None]
+        return locality.spread(scale * found[: len(other)], scale * other, (of_map != batch["map"]).any(1))
 
     def system(self) -> SGDM:
         """Return the system of the current weights, with its networks in eval mode."""
@@ -195,27 +217,43 @@ class MapGuidance:
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> Measured:
-        """Return the error of the noise on held-out images, with their maps and others' maps, and PSNR of draws."""
+        """Return the error of the noise on held-out images, with their maps and others' maps, and PSNR of draws.
+
+        Also how much more the estimates change where the map of another image differs than elsewhere.
+        """
         pairs = [one.pair for one in self.watched]
+        found = [self._watched(one, other) for one, other in zip(self.watched, others_maps(self.watched), strict=True)]
         with_right, with_others = (
-            average(per_set_mean(pairs, list(map(self._watched_error, self.watched, maps))))
-            for maps in ([one.shown for one in self.watched], others_maps(self.watched))
+            average(per_set_mean(pairs, errors)) for errors in ([one[0] for one in found], [one[1] for one in found])
         )
+        changes = [one[2] for one in found if one[2] is not None]
+        inside, outside = (sum(one[k] for one in changes) for k in (0, 1)) if changes else (math.nan, math.nan)
+        ratio = math.sqrt(inside / outside) if changes and outside else math.nan
         scores = [score(self.drawn(one), one.pair) for one in few(self.watched, DRAWN)]
         psnr = sum(scores) / len(scores)
         text = (
-            f"error of the noise {with_right:.4f}, with maps of other images {with_others:.4f}; "
-            f"one draw of {QUICK_STEPS} steps: PSNR {psnr:.2f} dB"
+            f"error of the noise {with_right:.4f}, with maps of other images {with_others:.4f}, which change it "
+            f"{ratio:.2f} times as much where they differ; one draw of {QUICK_STEPS} steps: PSNR {psnr:.2f} dB"
         )
-        return Measured(text, {"noise": with_right, "noise, other maps": with_others, "psnr_draw": psnr})
+        values = {"noise": with_right, "noise, other maps": with_others, "inside over outside": ratio}
+        return Measured(text, {**values, "psnr_draw": psnr})
 
-    def _watched_error(self, one: Watched, of_map: Tensor) -> float:
-        """Return the error of the noise in a held-out image, the same noise at every call."""
+    def _watched(self, one: Watched, of_map: Tensor) -> tuple[float, float, tuple[float, float] | None]:
+        """Return the error of the noise in a held-out image with its map and another, the same noise at every call.
+
+        Then the mean squared change between both, inside and outside of where the maps differ; None if all or nothing
+        differs.
+        """
         device = placement.device_of(self.network)
-        given = {"hr": one.pair.hr, "lr": one.pair.lr, "map": of_map}
+        given = {"hr": one.pair.hr, "lr": one.pair.lr, "own": one.shown, "other": of_map}
         batch = {name: image.to(device).expand(len(TIMES), -1, -1, -1) for name, image in given.items()}
         generator = torch.Generator(device).manual_seed(one.pair.index)
-        return float(self.error(batch, torch.tensor(TIMES, device=device), generator, self.styled).mean())
+        noisy = self.noisy(batch, torch.tensor(TIMES, device=device), generator)
+        own, other = (self.estimate(noisy, batch, batch[name], self.styled) for name in ("own", "other"))
+        differs = (batch["own"] != batch["other"]).any(1)
+        inside, outside = locality.change(own, other, differs)
+        changes = (float(inside), float(outside)) if 0 < float(differs.float().mean()) < 1 else None
+        return float(noisy.errors(own).mean()), float(noisy.errors(other).mean()), changes
 
     @torch.no_grad()
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:

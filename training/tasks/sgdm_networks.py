@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pipeline.models.bundle import BundleError, check_fit, load_tensors
 from pipeline.models.diffusion_prior import PUBLISHED_PRIOR, SMALL_PRIOR, SYSTEM, Prior
@@ -20,6 +22,23 @@ if TYPE_CHECKING:
 
 PRIORS: dict[str, dict[str, Any]] = {"small": SMALL_PRIOR, "published": PUBLISHED_PRIOR}
 DIGEST_BYTES = 32  # of SHA-256
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Noisy latents (B, L, h, w), the noise in them, and their timesteps (B,)."""
+
+    latents: Tensor
+    noise: Tensor
+    t: Tensor
+
+    def first(self, count: int) -> Noisy:
+        """Return those of the first images."""
+        return Noisy(self.latents[:count], self.noise[:count], self.t[:count])
+
+    def errors(self, found: Tensor) -> Tensor:
+        """Return the mean squared errors (B,) of estimates of the noise."""
+        return functional.mse_loss(found, self.noise, reduction="none").mean((1, 2, 3))
 
 
 class PriorBeside(nn.Module):
