@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.products.cog import Export
     from pipeline.store.selection import Request
 
-_VARIABLES = "reflectance, quality, scl, uncertainty"
+_VARIABLES = "reflectance, quality, scl, uncertainty, map_class"
 _SHOWN = 12
 
 

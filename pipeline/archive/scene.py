@@ -76,3 +76,4 @@ class Period:
     datetime_utc: str  # ISO 8601 with Z, value of the time coordinate
     scene_ids: tuple[str, ...]
     composite: str  # "mosaic" or "median"
+    variant: int | None = None  # number of the image, where a system gives several of a time step

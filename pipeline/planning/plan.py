@@ -21,7 +21,7 @@ from pipeline.config import FUSION_ROLE, RunConfig
 from pipeline.decoding import decode
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Grid, Window
-from pipeline.planning.units import Cut, PassLayout, Unit, Zone
+from pipeline.planning.units import Cut, MapLayout, PassLayout, Unit, Zone
 from pipeline.store import sealed
 from pipeline.store.keys import PLAN_KEY
 from pipeline.store.layout import group_name, plan_content
@@ -61,6 +61,8 @@ class Plan:
     states: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # scene id -> scene state
     passes: tuple[PassLayout, ...] = (PassLayout(),)
     conditions: tuple[Frozen, ...] = ()  # maps that condition the system
+    variants: str = ""  # dimension of the images, where a system gives several of every time step
+    map_stored: MapLayout | None = None  # map whose raster is stored beside what it guided
     notes: tuple[str, ...] = ()
     aoi_geometry: dict[str, Any] = field(default_factory=dict)  # GeoJSON in EPSG:4326; empty in older plans
     licence: str = ""
@@ -106,10 +108,10 @@ class Plan:
         """Groups stored at GSDs below 2.5 m, as (GSD, bands), coarsest first."""
         return tuple(sorted((one for layout in self.passes for one in layout.finer), reverse=True))
 
-    def options(self, stream: int = 0) -> Options:
+    def options(self, stream: int = 0, variant: int = 0) -> Options:
         """Return the settings that shape the pixels besides scenes and weights. `stream` is the noise stream."""
         chosen = self.config
-        return Options(chosen.seed, stream, self.draws, self.consistency, chosen.mtf_by_band, self.batch)
+        return Options(chosen.seed, stream, self.draws, self.consistency, chosen.mtf_by_band, self.batch, variant)
 
     @property
     def batch(self) -> int:
@@ -243,8 +245,12 @@ class Plan:
             content["config"].pop("precision")
         if self.batch == 1:  # as in plans from before there were batches
             content["config"].pop("batch")
-        if not self.aoi_geometry:
-            content.pop("aoi_geometry")
+        for name in ("aoi_geometry", "variants", "map_stored"):  # as in plans made before there were any
+            if not content[name]:
+                content.pop(name)
+        for period in (period for zone in content["zones"] for period in zone["periods"]):
+            if period["variant"] is None:
+                period.pop("variant")
         if self.format_version < WEIGHTS_BY_ROLE:
             content["system"] = to_older(self.system)
             content["config"] |= _older_weights(self.config)

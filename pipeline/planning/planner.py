@@ -26,6 +26,7 @@ from pipeline.planning.plan import Plan, consistency_of
 from pipeline.planning.scene_selection import grown_aoi, over, padded, reach_m, whole_passes
 from pipeline.planning.shaping import Shaping
 from pipeline.planning.store_template import absent_bands
+from pipeline.planning.stored_inputs import in_variants, map_layout
 from pipeline.planning.zoning import layouts_of, zones_of
 from pipeline.process import device_name, one_thread
 from pipeline.superres import chain
@@ -101,6 +102,8 @@ def make_plan(
     scenes, notes = _audited(found, config, say)
     shaping = _shaping(config, system, passes, reach_px, workers, together=together)
     zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m, shaping)
+    variants = spec_of(config.sr).variants(dict(system.options))
+    zones = tuple(in_variants(zone, variants) for zone in zones)
     require_output(aoi.area_km2, max(len(zone.periods) for zone in zones), passes, max_output_gb)
     used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
     kept = {scene.id: scene for scene in scenes if scene.id in used}
@@ -119,6 +122,8 @@ def make_plan(
         states=states,
         passes=layouts,
         conditions=maps,
+        variants=variants.name,
+        map_stored=map_layout(declared, maps, passes),
         notes=(*aoi.warnings, *found.notes, *notes, *zone_notes, *_remarks(config, system, kept), *map_remarks),
         licence=found.catalog.licence,
         credit=found.catalog.credit,

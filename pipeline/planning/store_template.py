@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import BAND_NAMES, MADE, RADIOMETRY, STYLED, SYNTHETIC, SYNTHETIC_COMMENT
 from pipeline.planning.plan import WEIGHTS_BY_ROLE
+from pipeline.planning.stored_inputs import map_raster
 from pipeline.store.template import Template
 from pipeline.superres.masks import QUALITY_MEANINGS
 from pipeline.superres.precision import FLOAT32
@@ -43,6 +44,9 @@ def template_of(plan: Plan, zone: Zone) -> Template:
         mtf=plan.mtf,
         finer_bands=plan.finer,
         attributes=_provenance(plan, zone.epsg),
+        variant_name=plan.variants,
+        variants=tuple(period.variant or 0 for period in zone.periods) if plan.variants else (),
+        map_raster=map_raster(plan),
         format_version=plan.format_version,
     )
 

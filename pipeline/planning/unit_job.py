@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.archive.scene import Scene
     from pipeline.grid.grid import Grid
     from pipeline.planning.plan import Plan
-    from pipeline.planning.units import Unit, Zone
+    from pipeline.planning.units import MapLayout, Unit, Zone
     from pipeline.store.template import Template
     from pipeline.superres.options import Options
     from pipeline.superres.passes import Pass
@@ -83,6 +83,7 @@ class UnitJob:
     states: Mapping[str, SceneState]  # by scene
     clip: bool
     precision: str
+    map_stored: MapLayout | None = None
 
     @property
     def grid(self) -> Grid:
@@ -145,10 +146,12 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
         bands=of.outputs[0].bands,
         with_scl=plan_has_scl(plan) and not of.source_gsd_m,
         access=plan.access,
-        options=plan.options(noise_stream(unit.epsg, period.datetime_utc if dated else "")),
+        # Images of one time step have the same noise, so that they differ by what they vary alone.
+        options=plan.options(noise_stream(unit.epsg, period.datetime_utc if dated else ""), period.variant or 0),
         states=plan.states,
         clip=plan.config.clip,
         precision=plan.config.precision,
+        map_stored=plan.map_stored,
     )
 
 

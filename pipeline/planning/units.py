@@ -114,6 +114,14 @@ class PassLayout:
 
 
 @dataclass(frozen=True)
+class MapLayout:
+    """A map that is stored as a raster of classes in the group of a GSD."""
+
+    condition: str
+    gsd_m: float
+
+
+@dataclass(frozen=True)
 class Cut:
     """Division of a zone in one pass: grid, unit breaks in chunks, and mask (rows, cols) of active chunks."""
 

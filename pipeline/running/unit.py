@@ -24,6 +24,7 @@ from pipeline.running.stop import require_wanted
 from pipeline.running.tally import Tally
 from pipeline.running.timing import Stages
 from pipeline.store.current import Fence
+from pipeline.store.extras import MAP_CLASS, class_numbers
 from pipeline.store.finished import read_level
 from pipeline.store.place import place_of
 from pipeline.store.receipts import Ledger, Receipt
@@ -89,8 +90,8 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
 
 def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: Stages) -> Receipt:
     """Compute and write a unit strip by strip. Return the receipt of what was stored."""
-    work = _Work(job, store)
     maps = ZoneMaps.of(plan.conditions, system.name, job.zone.grid)
+    work = _Work(job, store, maps)
     rolling = None if job.source_gsd_m else RollingRead(job)
     with Sweep(threads_of_unit(), require_wanted) as sweep:
         for i, strip in enumerate(job.strips):
@@ -165,8 +166,8 @@ def _read_finished(job: UnitJob, plan: Plan, store: Place) -> FinishedRasters:
 class _Work:
     """What a unit has written so far."""
 
-    def __init__(self, job: UnitJob, store: Place) -> None:
-        self._job = job
+    def __init__(self, job: UnitJob, store: Place, maps: ZoneMaps | None) -> None:
+        self._job, self._maps = job, maps
         self._writer = UnitWriter(store, job.group, job.unit.period, job.template)
         self._tally = Tally(job.bands)
         self.windows = 0  # model windows computed
@@ -178,6 +179,7 @@ class _Work:
         job, whole = self._job, reduce(Window.union, chunks)
         for gsd_m, layer in result.layers.items():
             inside, arrays = job.inside(gsd_m, whole), _arrays(job, rasters, layer, gsd_m, whole)
+            arrays |= self._of_map(gsd_m, at_gsd(whole, job.gsd_m, gsd_m))
             for chunk in chunks:
                 here = at_gsd(chunk, job.gsd_m, gsd_m)
                 cut = here.slices(at_gsd(whole, job.gsd_m, gsd_m))
@@ -188,6 +190,14 @@ class _Work:
                     self._tally.add(part, pixels_there, None if result.causes is None else result.causes[cut])
         if isinstance(rasters, NativeRasters):
             self._writer.write_measured(chunks, rasters)
+
+    def _of_map(self, gsd_m: float, window: Window) -> dict[str, NDArray[np.uint8]]:
+        """Return the classes of the map over `window` (px of `gsd_m`), if they are stored at this GSD."""
+        layout, raster = self._job.map_stored, self._job.template.map_raster
+        if layout is None or raster is None or self._maps is None or gsd_m != layout.gsd_m:
+            return {}
+        channels = self._maps.over(layout.condition, raster.classes, window, gsd_m)
+        return {} if channels is None else {MAP_CLASS: class_numbers(channels)}
 
     def receipt(self, read: RollingRead | None) -> Receipt:
         """Return the receipt of what was stored."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 from pipeline.bands import BY_NAME
+from pipeline.store.extras import MAP_CLASS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,6 +26,10 @@ COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "scl": ((0, 0, 0), (255, 0, 0), (47, 47, 47), (100, 50, 0), (0, 160, 0), (255, 230, 90), (0, 0, 255),
             (128, 128, 128), (192, 192, 192), (255, 255, 255), (100, 200, 255), (255, 150, 255)),
     "quality": ((0, 0, 0), (120, 120, 120), (240, 190, 60), (60, 160, 90)),
+    # of vector maps, whose classes differ: a red, greys for ways, blues, greens and more
+    MAP_CLASS: ((0, 0, 0), (214, 69, 65), (90, 90, 90), (150, 150, 150), (60, 60, 140), (70, 130, 220),
+                (40, 120, 60), (225, 205, 120), (170, 120, 200), (240, 150, 60), (120, 200, 200), (200, 200, 60),
+                (130, 90, 60), (240, 170, 190), (160, 200, 120), (255, 255, 255)),
 }  # fmt: skip
 # Columns of a raster attribute table: name, type (0 integer, 2 text), usage (GDALRATFieldUsage).
 _COLUMNS = (("value", 0, 5), ("class", 2, 2), ("red", 0, 6), ("green", 0, 7), ("blue", 0, 8))

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.bands import CANONICAL_OFFSET_DN, DN_SCALE, NODATA_DN, NODATA_SPREAD, TARGET_GSD_M
 from pipeline.errors import IntegrityError, PipelineError, UsageError
+from pipeline.store.extras import along, is_of_images
 from pipeline.store.flat import flat
 from pipeline.store.identity import group_attributes, groups_of, root_attributes
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
@@ -160,7 +161,7 @@ def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
     path = _joined(group, level)
     with location.reading():
         opened = zarr.open_group(location.zarr_store(path), mode="r")
-        arrays = {name: array for name, array in opened.arrays() if name not in _OURS}
+        arrays = {name: array for name, array in opened.arrays() if name not in _OURS and not is_of_images(array)}
         nameless = [name for name, array in arrays.items() if dimensions(array) is None]
         raw = _open(location, path, list(arrays), nameless, packed=True)
         if not level:
@@ -183,11 +184,12 @@ def _decoded(location: Place, group: str, level: str) -> xr.Dataset:
     for name in CLASSES:
         if name in raw:  # not `_FillValue`, with which xarray would turn classes into float32
             raw[name].attrs["nodata"] = NODATA_DN
-    small = [name for name in _SMALL if name in raw.variables]
+    small = [name for name, one in raw.variables.items() if name in _SMALL or is_of_images(one)]
     decoded: xr.Dataset = raw.set_coords(small).assign_coords({name: raw[name].load() for name in small})
     # It would outlive a change of the GSD, as by `coarsen`, and rioxarray prefers it to x and y.
     decoded["spatial_ref"].attrs.pop("GeoTransform", None)
     decoded = _with_foreign(location, path, decoded, list(arrays), nameless)
+    decoded = along(decoded, shared=level.startswith(MEASURED))
     if level.startswith(MEASURED):
         decoded.attrs.setdefault("comment", _COMPARED)
     decoded.attrs = flat({name: value for name, value in decoded.attrs.items() if name not in _OF_THE_STORE})

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Window
+from pipeline.store.extras import MAP_CLASS
 from pipeline.store.identity import group_attributes, groups_of
 from pipeline.store.identity import root_attributes as root_attributes
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place
 
 PER_BAND = BANDED  # variables (time, band, y, x)
-CLASSES = ("quality", "scl")  # variables (time, y, x)
+CLASSES = ("quality", "scl", MAP_CLASS)  # variables (time, y, x)
 VARIABLES = (*PER_BAND, *CLASSES)
 _MAX_INDEX_DIGITS = 3  # more digits are a year
 _ON_EDGE_PX = 1e-6  # tolerance, so that a box that ends on a pixel's edge does not select the next pixel by rounding
@@ -162,7 +163,11 @@ def _of_zone(
     _require(place, "band", [name for name in chosen if name not in bands], bands)
     present = [name for name in VARIABLES if name in opened]
     absent = [name for name in request.variables if name not in present]
-    hint = "uncertainty is written by runs with --members 2 or more" if "uncertainty" in absent else ""
+    hints = {
+        "uncertainty": "uncertainty is written by runs with --members 2 or more",
+        MAP_CLASS: "the map that guided a run is stored at the GSD that it is read at, below 2.5 m (--gsd)",
+    }
+    hint = next((hints[name] for name in absent if name in hints), "")
     _require(place, "variable", absent, present, hint)
     times = [_iso(value) for value in seconds]
     named = labels(attributes, times)

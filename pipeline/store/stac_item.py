@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, MADE, NODATA_DN, TARGET_GSD_M, finer_detail
+from pipeline.store.extras import MAP_CLASS
 from pipeline.store.keys import PLAN_KEY
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ _DETAIL = {
     False: "a network's best estimate: smoother than the truth, without invented texture",
     True: "drawn by a network, texture included",
 }
-_DTYPES = {"reflectance": "uint16", "uncertainty": "uint16", "quality": "uint8", "scl": "uint8"}
+_DTYPES = {"reflectance": "uint16", "uncertainty": "uint16", "quality": "uint8", "scl": "uint8", MAP_CLASS: "uint8"}
 _ABOUT = {
     "reflectance": "bottom-of-atmosphere reflectance",
     "uncertainty": "standard deviation of the generated detail over members",
     "quality": "what the RGB of a pixel rests on",
     "scl": "scene classification",
+    MAP_CLASS: "class of the vector map that guided the detail",
 }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Value = bool | int | float | str
 Settings = Mapping[str, Value]  # options by name
 CONDITION = "condition:"  # before the name of a condition, as the source of an input
+MOST = 100  # of what a word counts
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 
@@ -25,6 +26,7 @@ class Option:
 
     Numbers must lie from `low` to `high` inclusive, where given; words must be one of `choices`, if there are any. With
     `of_draws` it shapes draws alone: the conditional mean of stages that regress does not depend on it.
+    Words that are `counted` may be followed by a number, as in "sample:4" (`word_and_count`).
     """
 
     name: str
@@ -34,12 +36,13 @@ class Option:
     high: float | None = None
     choices: tuple[str, ...] = ()
     of_draws: bool = False
+    counted: tuple[str, ...] = ()
 
     @property
     def expected(self) -> str:
         """Allowed values, for messages."""
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            return f"one of {', '.join((*self.choices, *(f'{word}:N, N up to {MOST}' for word in self.counted)))}"
         if isinstance(self.default, bool):
             return "true or false"
         kind = {int: "a whole number", float: "a number"}.get(type(self.default), "a word")
@@ -55,11 +58,15 @@ class Option:
             found = self._converted(given)
         except (ValueError, KeyError):
             raise self._refused(given) from None
-        if self.choices and found not in self.choices:
+        if self.choices and found not in self.choices and not self._is_counted(str(found)):
             raise self._refused(given)
         if isinstance(found, int | float) and not self._in_range(found):
             raise self._refused(given)
         return found
+
+    def _is_counted(self, text: str) -> bool:
+        word, _, count = text.partition(":")
+        return word in self.counted and count.isdecimal() and 1 <= int(count) <= MOST
 
     def _in_range(self, number: float) -> bool:
         return (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
@@ -78,6 +85,24 @@ class Option:
 
     def _refused(self, given: Value) -> UsageError:
         return UsageError(f"--option {self.name}={given}", self.expected, f"it is: {self.about}")
+
+
+def word_and_count(value: Value) -> tuple[str, int]:
+    """Return the word of an option, and the number behind it, 0 without one.
+
+    >>> word_and_count("sample:4"), word_and_count("sample")
+    (('sample', 4), ('sample', 0))
+    """
+    word, _, count = str(value).partition(":")
+    return word, int(count) if count.isdecimal() else 0
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Several images of every time step, stored along the dimension `name`, whose coordinate is `numbers`."""
+
+    name: str = ""
+    numbers: tuple[int, ...] = ()
 
 
 def settled(options: Sequence[Option], given: Mapping[str, Value], system: str) -> dict[str, Value]:

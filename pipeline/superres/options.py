@@ -21,6 +21,7 @@ class Options:
     consistency: str = "sensor"
     mtf: tuple[tuple[str, float], ...] = ()
     batch: int = 1  # windows that the networks compute at once
+    variant: int = 0  # number of the image, where a system gives several of a time step
 
     def sensor(self, name: str) -> Sensor | None:
         """Return the sensor of a band if the output has to agree with it, else None."""

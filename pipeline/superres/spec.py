@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline.bands import BRIGHT_REFLECTANCE, BY_NAME
 from pipeline.errors import UsageError
 from pipeline.grid.lattice import Lattice
-from pipeline.superres.declared import CONDITION, Condition, Option, Settings
+from pipeline.superres.declared import CONDITION, Condition, Option, Settings, Variants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -191,7 +191,7 @@ class StageInput:
     measured bands that the product has, and the conditions that were given. `valid` (b, 1, h, w) bool, at 10 m or at
     the GSD of the finished group that is read, is False where a required band was not measured. `noise` is None if the
     conditional mean is wanted. `state` is that of the windows' scenes and of conditions taken whole, `options` are
-    those of the system.
+    those of the system, and `variant` is the number of the image where these ask for several (`SystemSpec.variants`).
     """
 
     images: Mapping[str, Tensor]
@@ -200,6 +200,7 @@ class StageInput:
     noise: NoiseSource | None = None
     state: SceneState | None = None
     options: Settings = field(default_factory=dict)
+    variant: int = 0
 
 
 class Predictor(ABC):
@@ -278,6 +279,7 @@ class SystemSpec:
     which of its conditions it takes with other than the default options, and whether they are required.
     `as_step` are the options with which it is a step of another system, where they differ from the defaults.
     `synthetic` says what its detail is, where it is not an estimate of the ground: stores carry it.
+    `variants` returns which images of every time step these options ask for, if several (`StageInput.variant`).
     `restyles` tells whether these options give other colours than those measured: nothing then ties the output to the
     measurement, and what needs reflectance refuses it.
     `elsewhere`: `predict` waits for something other than the processors of its process, such as a service, even where
@@ -297,6 +299,7 @@ class SystemSpec:
     conditions_of: Callable[[Settings], tuple[Condition, ...]] | None = None
     as_step: Settings = field(default_factory=dict)
     synthetic: str = ""
+    variants: Callable[[Settings], Variants] = lambda _options: Variants()
     restyles: Callable[[Settings], bool] = lambda _options: False
     elsewhere: bool = False
 

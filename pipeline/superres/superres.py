@@ -271,7 +271,8 @@ class _GroupRun:
                 return None
             return noise_source(window, stochastic.index(stage.name), member, self.options, self.system.device)
 
-        return [Draw(partial(noise_of, i), state, self.options.consistency) for i in range(self._count)]
+        how = self.options
+        return [Draw(partial(noise_of, i), state, how.consistency, how.variant) for i in range(self._count)]
 
 
 def _add_detail(into: Array, detail: Array, canvas: Canvas, tile: Tile, above: int) -> None:

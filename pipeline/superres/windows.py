@@ -177,6 +177,7 @@ class Draw:
     noise_of: Callable[[Stage], NoiseSource | None]
     state: SceneState | None
     consistency: str
+    variant: int = 0
 
 
 def generated(window: WindowInput, system: System, group: Group, draw: Draw, earlier: Made, kept: Made) -> Steps[Made]:
@@ -196,6 +197,7 @@ def generated(window: WindowInput, system: System, group: Group, draw: Draw, ear
             noise=draw.noise_of(stage) if stage.stochastic else None,
             state=draw.state if stage.scene_state or stage.whole else None,
             options=system.options,
+            variant=draw.variant,
         )
         images = _consistent((yield stage, given), stage, window, draw.consistency)
         made |= images

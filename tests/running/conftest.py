@@ -86,7 +86,7 @@ def chunk_digests(store: Path) -> dict[str, int]:
     """crc32 of every chunk file of a store's images."""
     return {
         str(path.relative_to(store)): zlib.crc32(path.read_bytes())
-        for name in ("reflectance", "quality", "scl", "uncertainty")
+        for name in ("reflectance", "quality", "scl", "uncertainty", "map_class")
         for path in sorted(store.rglob(f"{name}/c/**/*"))
         if path.is_file()
     }

@@ -17,7 +17,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 
 import pipeline
-from pipeline import check, view
+from pipeline import check, export, view
 from pipeline.conditions.frozen import freeze
 from pipeline.conditions.whole_raster import pixels
 from pipeline.errors import UsageError
@@ -30,7 +30,7 @@ from pipeline.superres.systems import sgdm
 from pipeline.superres.weights import choose
 from tests.models.sgdm_small import write_guidance, write_prior, write_style
 from tests.models.small import write_lite
-from tests.running.conftest import LEFT, TOP, box, chunk_digests, write_aoi
+from tests.running.conftest import LEFT, TOP, box, chunk_digests, values, write_aoi
 
 BANDS = "B02,B03,B04,B08,B11"  # bands of 60 m need much ground around
 HOUSE = shapely.box(LEFT + 760, TOP - 1010, LEFT + 840, TOP - 960)
@@ -137,6 +137,29 @@ def test_the_measured_values_are_given_back(finished):
     assert pipeline.indices(store, "ndvi").notnull().any()
 
 
+def test_the_map_that_guided_is_stored_beside_what_it_guided(finished, tmp_path):
+    fine = pipeline.open_store(finished, gsd_m=1.25)
+    found = fine["map_class"]
+    assert found.dims == ("time", "y", "x")
+    assert found.attrs["credit"] == "Town of Ex, CC BY 4.0"
+    names = found.attrs["flag_meanings"].split()
+    assert names[:2] == ["nothing", "building"]
+    y, x = np.meshgrid(fine.y, fine.x, indexing="ij")
+    computed = found.values.any((0, 1))  # columns of chunks that touch the area
+    house = shapely.contains_xy(HOUSE, x, y)[:, computed]
+    assert 0.02 < house.mean() < 0.9
+    np.testing.assert_array_equal(found.values[0][:, computed] == names.index("building"), house)
+    road = shapely.contains_xy(ROAD.buffer(2), x, y)[:, computed] & ~house  # roads are drawn wider
+    assert (found.values[0][:, computed][road] == names.index("road-minor")).mean() > 0.95
+    assert "map_class" not in pipeline.open_store(finished)
+    given = [str(finished), "--gsd", "1.25", "--variable", "map_class", "--time", "0", "--out", str(tmp_path / "tifs")]
+    assert export.main([*given, "--quiet"]) == 0
+    with rasterio.open(next((tmp_path / "tifs").glob("*map_class*.tif"))) as tif:
+        np.testing.assert_array_equal(tif.read(1), found.values[0])
+        assert "Town of Ex, CC BY 4.0" in tif.tags()["credit"]
+    assert export.main([str(finished), "--variable", "map_class", "--out", str(tmp_path / "no"), "--quiet"]) == 2
+
+
 def test_chunks_do_not_show(words, finished, tmp_path):
     other = tmp_path / "other.zarr"
     run(words, other, "--unit-chunks", "2")
@@ -168,20 +191,88 @@ def test_a_killed_run_goes_on_where_it_was(words, finished, tmp_path):
     assert chunk_digests(store) == chunk_digests(finished)
 
 
-def test_stores_of_styled_colours_hold_no_reflectance(area, town, files, finished, tmp_path):
-    drawn = ("--option", "style=sample", "--weights", f"style={files['style']}", "--option", "radiometry=styled")
-    styled = run((*area, "--condition", f"map={town}"), tmp_path / "styled.zarr", *drawn)
+@pytest.mark.slow
+def test_the_ends_of_the_area_and_shards_do_not_show(words, finished, tmp_path):
+    corners = box(LEFT + 790, TOP - 1020, LEFT + 830, TOP - 990)
+    small = str(write_aoi(tmp_path / "small.geojson", corners))
+    run(("--aoi", small, *words[2:], "--shard"), tmp_path / "small.zarr")
+    part, whole = (load_plan(store).zones[0].grid.window for store in (tmp_path / "small.zarr", finished))
+    rows, cols = part.refine(2).slices(whole.refine(2))
+    one, other = (values(store, "finer/1.25m/reflectance") for store in (tmp_path / "small.zarr", finished))
+    there = one > 0
+    assert there.mean() > 0.3
+    np.testing.assert_array_equal(one[there], other[..., rows, cols][there])
+
+
+@pytest.mark.slow
+def test_parts_make_the_same_store_and_members_spread(words, finished, tmp_path):
+    store = str(tmp_path / "parts.zarr")
+    assert main([*words, "--out", store, "--plan-only"]) == 0
+    for part in ("1/2", "2/2"):
+        assert main(["--plan", store, "--cluster", "inline", "--shard-of", part]) == 0
+    assert main(["--plan", store, "--finalise"]) == 0
+    assert chunk_digests(tmp_path / "parts.zarr") == chunk_digests(finished)
+    at = words.index("--estimate")
+    run((*words[:at], *words[at + 2 :], "--members", "2", "--end", "2024-06-20"), tmp_path / "members.zarr")
+    assert float(pipeline.open_store(tmp_path / "members.zarr", gsd_m=1.25).uncertainty.max()) > 0
+
+
+@pytest.fixture(scope="module")
+def styles(area, town, files, tmp_path_factory):
+    """A store of two drawn styles of one time step, in the colours of the styles."""
+    store = tmp_path_factory.mktemp("styles") / "styles.zarr"
+    drawn = ("--option", "style=sample:2", "--option", "style_seed=3", "--weights", f"style={files['style']}")
+    given = (*area, "--end", "2024-06-20", "--condition", f"map={town}", *drawn, "--option", "radiometry=styled")
+    assert main([*given, "--out", str(store)]) == 0
+    return store
+
+
+def test_drawn_styles_lie_along_a_dimension(styles, finished, tmp_path, capsys):
+    assert check.main([str(styles), "--verify", "full"]) == 0
+    for gsd_m in (None, 1.25, 5):
+        opened = pipeline.open_store(styles, gsd_m=gsd_m)
+        assert opened.reflectance.dims == ("time", "style", "band", "y", "x")
+        assert opened.reflectance.sizes["time"] == 1
+        assert opened["style"].values.tolist() == [3, 4]
+    fine = pipeline.open_store(styles, gsd_m=1.25)
+    stored = values(styles, "finer/1.25m/reflectance")  # one image after another
+    there = stored > 0
+    assert there[0].any()
+    for number in range(2):
+        seen = fine.reflectance.isel(time=0, style=number).values
+        np.testing.assert_allclose(seen[there[number]], stored[number][there[number]] * 1e-4 - 0.1, atol=1e-6)
+    assert np.nanmax(np.abs(np.diff(fine.reflectance.values, axis=1))) > 1e-3
+    assert fine["map_class"].dims == ("time", "y", "x")
+    assert pipeline.open_measured(styles)[10].reflectance.dims == ("time", "band", "y", "x")
+    fine.to_netcdf(tmp_path / "styles.nc")
+    assert export.main([str(styles), "--bands", "B04", "--out", str(tmp_path / "tifs"), "--quiet"]) == 0
+    assert sorted(path.name.split("style")[1][0] for path in (tmp_path / "tifs").glob("*.tif")) == ["3", "4"]
+    assert view.main([str(styles), "--time", "1", "--out", str(tmp_path / "page.html")]) == 0
+    assert "2024-06-17-style4" in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_an_image_of_several_is_that_of_its_seed(styles, area, town, files, tmp_path):
+    drawn = ("--option", "style=sample", "--option", "style_seed=4", "--weights", f"style={files['style']}")
+    given = (*area, "--end", "2024-06-20", "--condition", f"map={town}", *drawn, "--option", "radiometry=styled")
+    alone = run(given, tmp_path / "alone.zarr")
+    np.testing.assert_array_equal(alone, pipeline.open_store(styles, gsd_m=1.25).reflectance.sel(style=4).values)
+
+
+def test_stores_of_styled_colours_hold_no_reflectance(styles, finished):
     plain = pipeline.open_store(finished, gsd_m=1.25).reflectance.values
-    assert np.nanmax(np.abs(styled - plain)) > 1e-3
-    said = attributes(tmp_path / "styled.zarr")
+    styled = pipeline.open_store(styles, gsd_m=1.25).reflectance.values
+    assert np.nanmax(np.abs(styled[0] - plain[:1])) > 1e-3
+    said = attributes(styles)
     assert (said["radiometry"], said["consistency"]) == ("styled", "none")
     assert any("colours are not those measured (--consistency sensor has no effect)" in note for note in said["notes"])
     with pytest.raises(UsageError, match=r"ndvi of a store whose colours follow a style.*radiometry=keep"):
-        pipeline.indices(pipeline.open_store(tmp_path / "styled.zarr"), "ndvi")
+        pipeline.indices(pipeline.open_store(styles), "ndvi")
     for gsd_m in (1.25, 5):
         with pytest.raises(UsageError, match="ndvi of a store whose colours follow a style"):
-            pipeline.indices(pipeline.open_store(tmp_path / "styled.zarr", gsd_m=gsd_m), "ndvi")
-    assert pipeline.indices(pipeline.open_measured(tmp_path / "styled.zarr")[10], "ndvi").notnull().any()
+            pipeline.indices(pipeline.open_store(styles, gsd_m=gsd_m), "ndvi")
+    assert pipeline.indices(pipeline.open_measured(styles)[10], "ndvi").notnull().any()
 
 
 class Window:

@@ -3,12 +3,13 @@
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.superres.declared import Condition, MapClass, Option, require_known, settled
+from pipeline.superres.declared import Condition, MapClass, Option, require_known, settled, word_and_count
 
 STEPS = Option("steps", 50, "steps of the sampler", 1, 1000)
 ETA = Option("eta", 0.5, "share of new noise", 0.0, 1.0)
 FAST = Option("fast", default=False, about="leave out the second pass")
 SAMPLER = Option("sampler", "ddim", "how noise is taken away", choices=("ddim", "dpm++2m"))
+DRAWS = Option("draws", "none", "what is drawn", choices=("none", "one"), counted=("one",))
 ALL = (STEPS, ETA, FAST, SAMPLER)
 
 
@@ -36,6 +37,15 @@ def test_values_that_do_not_fit_are_refused_with_those_that_do(name, value):
     with pytest.raises(UsageError, match=f"--option {name}={value}") as caught:
         settled(ALL, {name: value}, "toy")
     assert WRONG[name, value] in caught.value.expected
+
+
+def test_words_may_be_counted():
+    found = [settled((DRAWS,), {"draws": given}, "toy")["draws"] for given in ("none", "one", "one:3")]
+    assert [word_and_count(value) for value in found] == [("none", 0), ("one", 0), ("one", 3)]
+    for given in ("none:3", "one:0", "one:", "one:x", "one:101", "two:3"):
+        with pytest.raises(UsageError, match=f"--option draws={given}") as caught:
+            settled((DRAWS,), {"draws": given}, "toy")
+        assert caught.value.expected == "one of none, one, one:N, N up to 100"
 
 
 def test_options_that_there_are_not_are_refused_with_a_guess():

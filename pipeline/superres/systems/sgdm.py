@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import BRIGHT_REFLECTANCE, RGB
 from pipeline.errors import UsageError
-from pipeline.superres.declared import Condition, Option
+from pipeline.superres.declared import Condition, Option, Variants, word_and_count
 from pipeline.superres.map_classes import map_classes
 from pipeline.superres.spec import Input, Memory, Predictor, Stage, SystemSpec, Weights, lattice_of
 from pipeline.superres.systems.guided_fusion import EITHER, build_fuser, fused, fusion_stage
@@ -46,10 +46,12 @@ START = Option(
 STYLE = Option(
     "style",
     "none",
-    "none for the colours of the scene, image for those of --condition style=FILE, sample for one that is drawn",
+    "none for the colours of the scene, image for those of --condition style=FILE, sample for one that is drawn, "
+    "sample:N for an image in each of N that are drawn",
     choices=("none", "image", "sample"),
+    counted=("sample",),
 )
-SEED = Option("style_seed", 0, "which style is drawn with style=sample", 0, 2**31 - 1)
+SEED = Option("style_seed", 0, "which style is drawn with style=sample; the first of sample:N", 0, 2**31 - 1)
 RADIOMETRY = Option(
     "radiometry",
     "keep",
@@ -91,14 +93,25 @@ def weights_of(options: Settings) -> tuple[Weights, ...]:
             f"python -m training.convert --from stable-diffusion {named} --out prior.safetensors",
         )
     prior = replace(_PRIOR_WEIGHTS, named=named)
-    drawn = (_STYLE_WEIGHTS,) if options[STYLE.name] == "sample" else ()
+    drawn = (_STYLE_WEIGHTS,) if _style(options) == "sample" else ()
     return _SR_WEIGHTS, EITHER, prior, *drawn
 
 
 def conditions_of(options: Settings) -> tuple[Condition, ...]:
     """Return the map, unless the options go without, and the image whose style is wanted."""
     maps = () if options[GUIDED.name] == "none" else (MAP,)
-    return (*maps, STYLE_IMAGE) if options[STYLE.name] == "image" else maps
+    return (*maps, STYLE_IMAGE) if _style(options) == "image" else maps
+
+
+def variants_of(options: Settings) -> Variants:
+    """Return the seeds of the styles, in each of which there is an image, if several were asked for."""
+    first, count = int(options[SEED.name]), word_and_count(options[STYLE.name])[1]
+    return Variants(STYLES, tuple(range(first, first + count))) if count else Variants()
+
+
+def _style(options: Settings) -> str:
+    """Return where the style is from: none, image or sample."""
+    return word_and_count(options[STYLE.name])[0]
 
 
 def memory_of(bundles: Bundles) -> Memory:
@@ -124,8 +137,8 @@ def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
         gsd_m=gsd_m,
         lattice=lattice_of(guidance),
         stochastic=True,
-        scene_state=options[STYLE.name] != "none",
-        whole=(STYLE_IMAGE.name,) if options[STYLE.name] == "image" else (),
+        scene_state=_style(options) != "none",
+        whole=(STYLE_IMAGE.name,) if _style(options) == "image" else (),
         weights=SR,
         multiple_px=8 * stride_of(bundles[PRIOR].architecture),  # the U-Net halves latents three times
         bright_reflectance=float(guidance.normalisation.get("white", BRIGHT_REFLECTANCE)),
@@ -152,7 +165,8 @@ class MapGuided(Predictor):
 
         self.guided = SGDM.from_bundles(bundles[SR], bundles[PRIOR], bundles.get(STYLES))
         self.tone = Tone.of(bundles[SR].normalisation)
-        self.style = self._drawn(int(options[SEED.name])) if options[STYLE.name] == "sample" else None
+        seeds = variants_of(options).numbers or (int(options[SEED.name]),)
+        self.styles = {seed: self._drawn(seed) for seed in seeds} if _style(options) == "sample" else {}
         self.fuser = build_fuser(bundles[FUSION])
 
     def to(self, device: torch.device) -> MapGuided:
@@ -215,10 +229,12 @@ class MapGuided(Predictor):
 
     def _style(self, given: StageInput) -> Style | None:
         """Return the style drawn, or that of the given image; None if none is wanted. Raises ValueError without it."""
-        if self.style is not None:
-            return self.style.to(given.images[COARSE].device)
+        if self.styles:
+            only = next(iter(self.styles))
+            drawn = self.styles[given.variant if len(self.styles) > 1 else only]
+            return drawn.to(given.images[COARSE].device)
         found = _statistics(_OF_STYLE, given)
-        if found is None and given.options[STYLE.name] == "image":
+        if found is None and _style(given.options) == "image":
             msg = "no style given; expected that of an image"
             raise ValueError(msg)
         return found
@@ -234,7 +250,7 @@ class MapGuided(Predictor):
 
 def _check(guidance: Bundle, options: Settings) -> None:
     """Raise UsageError for options that do not go together, or not with the weights."""
-    style, seed, steps = options[STYLE.name], options[SEED.name], options[STEPS.name]
+    style, seed, steps = _style(options), options[SEED.name], options[STEPS.name]
     variant = guidance.architecture["guidance"].get("variant", "real")
     if steps == 1:
         raise UsageError(f"--option {STEPS.name}=1", "2 to 1000, or 0")
@@ -280,5 +296,6 @@ SYSTEM = SystemSpec(
     conditions=(MAP, STYLE_IMAGE),
     conditions_of=conditions_of,
     synthetic=SYNTHETIC,
+    variants=variants_of,
     restyles=lambda options: options[RADIOMETRY.name] == "styled",
 )
