@@ -366,6 +366,8 @@ def test_a_style_image_may_have_ground_without_pixels(files, tmp_path):
         (("--condition", "map=MAP", "--option", "steps=1"), "steps=1; expected 2 to 1000, or 0"),
         (("--condition", "map=MAP", "--option", "style_seed=3"), "style_seed=3 with style=none; expected style=sample"),
         (("--condition", "map=MAP", "--option", "prior=FOLDER"), "training.convert --from stable-diffusion"),
+        (("--condition", "map=MAP", "--option", "prior=OTHER"), "768, as of Stable Diffusion 1; expected 1024"),
+        (("--condition", "map=MAP", "--option", "prior=NONE"), "no file"),
         (("--condition", "map=MAP", "--option", "radiometry=styled"), "radiometry=styled with style=none"),
         (("--condition", "map=MAP", "--condition", "style=ORTHO"), "--condition style: --sr sgdm takes no such map"),
         (("--condition", "map=MAP", "--option", "style=image"), "--sr sgdm needs an image with red, green and blue"),
@@ -380,11 +382,17 @@ def test_what_does_not_fit_is_refused_in_one_line(more, said, area, files, town,
     empty = write_map(tmp_path / "empty.gpkg", [HOUSE], ["castle"])
     text = tmp_path / "map.txt"
     text.write_text("houses")
+    for name, text in (("right", "{}"), ("other", '{"cross_attention_dim": 768}')):
+        for part, file in (("unet", "config"), ("vae", "config"), ("scheduler", "scheduler_config")):
+            (tmp_path / name / part).mkdir(parents=True)
+            (tmp_path / name / part / f"{file}.json").write_text(text if part == "unet" else "{}")
     named = {
         "MAP": town,
         "ORTHO": ortho,
         "SR": files["sr"],
-        "FOLDER": tmp_path,
+        "FOLDER": tmp_path / "right",
+        "OTHER": tmp_path / "other",
+        "NONE": tmp_path,
         "FAR": far,
         "EMPTY": empty,
         "TEXT": text,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WHOLE = 0.5  # share of the images whose whole map is exchanged, not that of a rectangle
 SIDES = (0.25, 0.75)  # of the rectangles, relative to the image's
-ASKED = 1 / 36  # squared change elsewhere relative to that inside, below which nothing is asked
+ASKED = 1 / 16  # squared change elsewhere relative to that inside, below which nothing is asked
 SOUND = 1e-12
 
 

@@ -87,14 +87,25 @@ def weights_of(options: Settings) -> tuple[Weights, ...]:
     """Return the weights: guidance, fusion, prior, and the distribution of styles where one is drawn."""
     named = "" if options[PRIOR_FILE.name] == TINY else str(options[PRIOR_FILE.name])
     if named and Path(named).is_dir():
-        raise UsageError(
-            f"--option {PRIOR_FILE.name}={named} is a folder",
-            "a file of weights",
-            f"python -m training.convert --from stable-diffusion {named} --out prior.safetensors",
-        )
+        raise _to_convert(Path(named))
     prior = replace(_PRIOR_WEIGHTS, named=named)
     drawn = (_STYLE_WEIGHTS,) if _style(options) == "sample" else ()
     return _SR_WEIGHTS, EITHER, prior, *drawn
+
+
+def _to_convert(folder: Path) -> UsageError:
+    """Return the error for a prior as a folder. Raises BundleError if it holds another model than the published one."""
+    from pipeline.models.diffusion_prior import PUBLISHED_PRIOR
+    from pipeline.models.stable_diffusion import check_folder
+
+    check_folder(folder, PUBLISHED_PRIOR)
+    file = f"{folder.name}.safetensors"
+    return UsageError(
+        f"--option {PRIOR_FILE.name}={folder} is a folder",
+        "a file of weights",
+        f"python -m training.convert --from stable-diffusion {folder} --out {file}, then --option "
+        f"{PRIOR_FILE.name}={file}",
+    )
 
 
 def conditions_of(options: Settings) -> tuple[Condition, ...]:

@@ -126,11 +126,13 @@ def test_the_style_of_the_image_is_used_unless_left_out(prior, data):
 
     def error(styled, batch=batch):
         with torch.no_grad():
-            return task.error(batch, t, torch.Generator().manual_seed(0), styled)
+            noisy = task.noisy(batch, t, torch.Generator().manual_seed(0))
+            return noisy.errors(task.estimate(noisy, batch, batch["map"], styled))
 
     assert not torch.equal(error(True), error(False))
     asked = []
-    task.error = lambda batch, t, generator, styled: asked.append(styled) or torch.zeros(2)
+    task.recipe = {**task.recipe, "local": 0.0}
+    task.estimate = lambda noisy, batch, of_map, styled: asked.append(styled) or noisy.noise
     for share in (0.0, 1.0):
         task.recipe = {**task.recipe, "no_style": share}
         list(task.turns(task.preset.stages[0], batch, Draw.seeded(0, 1)))
@@ -150,7 +152,8 @@ def test_with_a_style_coarse_images_have_other_colours(prior, data):
     assert torch.equal(order, other)  # each band stays in order
     task = begun(presets()["sgdm-plus"], data, prior)
     batch, seen = task.batch(Draw.seeded(0, 0)), []
-    task.error = lambda batch, t, generator, styled: seen.append(batch["lr"]) or torch.zeros(2)
+    task.recipe = {**task.recipe, "local": 0.0}
+    task.estimate = lambda noisy, batch, of_map, styled: seen.append(batch["lr"]) or noisy.noise
     for no_style in (1.0, 0.0):
         task.recipe = {**task.recipe, "no_style": no_style, "gap": 1.0}
         list(task.turns(task.preset.stages[0], batch, Draw.seeded(0, 1)))
@@ -187,8 +190,9 @@ def test_the_watched_images_have_maps_of_their_own_and_of_others(prior, data):
     assert torch.equal(others_maps(twice)[0], twice[1].shown)
     assert torch.equal(others_maps(twice)[1], twice[0].shown)
     measured = task.validate(task.preset.stages[0])
-    assert set(measured.values) == {"noise", "noise, other maps", "psnr_draw"}
-    assert measured.values == task.validate(task.preset.stages[0]).values  # the same noise every time
+    assert set(measured.values) == {"noise", "noise, other maps", "inside over outside", "psnr_draw"}
+    again = task.validate(task.preset.stages[0])
+    assert measured.text == again.text  # the same noise every time
     (sample, *_) = task.samples(task.preset.stages[0])
     assert list(sample)[-1] == "truth"
     assert "map" in sample
