@@ -87,6 +87,8 @@ def _named(store: xr.Dataset | Where, number: int) -> tuple[str, xr.Dataset]:
         raise UsageError(f"{name} has several UTM zones ({zones})", "one", 'tree["utm31n"].to_dataset() of each store')
     if not isinstance(opened, xr.Dataset) or "reflectance" not in opened or "time" not in opened.reflectance.dims:
         raise UsageError(f"{name} is no dataset of reflectance by time", "what pipeline.open_store gave")
+    if several := [str(dim) for dim in opened.reflectance.dims if dim not in ("time", "band", "y", "x")]:
+        raise UsageError(f"{name} has several images by {several[0]}", "one", f"store.sel({several[0]}=...) of each")
     if opened.sizes["y"] < 2 or opened.sizes["x"] < 2:
         raise UsageError(f"{name} has {opened.sizes['y']} x {opened.sizes['x']} px", "at least 2 x 2")
     return name, opened
