@@ -246,7 +246,7 @@ def test_drawn_styles_lie_along_a_dimension(styles, finished, tmp_path, capsys):
     assert pipeline.open_measured(styles)[10].reflectance.dims == ("time", "band", "y", "x")
     fine.to_netcdf(tmp_path / "styles.nc")
     assert export.main([str(styles), "--bands", "B04", "--out", str(tmp_path / "tifs"), "--quiet"]) == 0
-    assert sorted(path.name.split("style")[1][0] for path in (tmp_path / "tifs").glob("*.tif")) == ["3", "4"]
+    assert sorted(path.stem.split("-style")[1][0] for path in (tmp_path / "tifs").glob("*.tif")) == ["3", "4"]
     assert view.main([str(styles), "--time", "1", "--out", str(tmp_path / "page.html")]) == 0
     assert "2024-06-17-style4" in (tmp_path / "page.html").read_text()
     capsys.readouterr()
