@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.bands import BY_NAME, DN_OFFSET, DN_SCALE, LABELS, NODATA_DN, NODATA_SPREAD, RADIOMETRY, STYLED
+from pipeline.bands import BY_NAME, LABELS, NODATA_DN, NODATA_SPREAD, RADIOMETRY, STYLED
 from pipeline.store import extras, gdal_names, levels, uncertainty
+from pipeline.store.array_attributes import array_attributes
 from pipeline.store.layout import STATUS_INCOMPLETE
 from pipeline.store.place import place_of
 
@@ -288,47 +289,16 @@ def _data_array(group: zarr.Group, name: str, level: Level, template: Template) 
         fill_value=template.fill(name),
         compressors=[ZstdCodec(level=_ZSTD_LEVEL, checksum=True)],
         dimension_names=_DIMS[name],
-        attributes=_array_attributes(name, level, template),
+        attributes=array_attributes(
+            name,
+            level,
+            template.fill(name),
+            template.meanings(name),
+            template.map_raster,
+            styled=template.attributes.get(RADIOMETRY) == STYLED,
+            with_mtf=bool(template.mtf),
+        ),
     )
-
-
-def _array_attributes(name: str, level: Level, template: Template) -> dict[str, Any]:
-    georeference = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
-    coarse = {"cell_methods": "area: mean"} if level.path.startswith(levels.OVERVIEWS) else {}
-    if name == "reflectance":
-        measured = level.path.startswith(levels.MEASURED)
-        styled = not measured and template.attributes.get(RADIOMETRY) == STYLED
-        what = "colours of a style, on the scale of reflectance" if styled else "bottom-of-atmosphere reflectance"
-        return {
-            **({} if styled else {"standard_name": "surface_bidirectional_reflectance"}),
-            "long_name": f"{what} as measured, the input" if measured else what,
-            "units": "1",
-            "scale_factor": DN_SCALE,
-            "add_offset": DN_OFFSET,
-            "_FillValue": NODATA_DN,
-            **coarse,
-            "grid_mapping": "spatial_ref",
-            "coordinates": f"spatial_ref wavelength_nm native_gsd_m generated{' mtf' if template.mtf else ''}",
-        }
-    if name == "uncertainty":
-        return {
-            "long_name": "standard deviation over members of the generated detail",
-            "units": "1",
-            "scale_factor": DN_SCALE,
-            "add_offset": 0.0,
-            **({"_FillValue": NODATA_SPREAD} if template.fill(name) == NODATA_SPREAD else {}),
-            **coarse,
-            **georeference,
-        }
-    if name == extras.MAP_CLASS and template.map_raster is not None:
-        return {**template.map_raster.attributes, **georeference}
-    if name == "scl":
-        values = list(range(len(gdal_names.SCL_MEANINGS.split())))
-        return {"long_name": "Sen2Cor scene classification, 20 m, nearest", "flag_values": values,
-                "flag_meanings": gdal_names.SCL_MEANINGS, **georeference}  # fmt: skip
-    values = list(range(len(template.quality_meanings.split())))
-    return {"long_name": "what the RGB of a pixel rests on", "flag_values": values,
-            "flag_meanings": template.quality_meanings, **georeference}  # fmt: skip
 
 
 def _coordinates(group: zarr.Group, level: Level, template: Template) -> None:
