@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 SAMPLES, DRAWN = 4, 8  # held-out images shown, and of which one draw is scored
 QUICK_STEPS = 10  # of these draws
+SMALL_STEPS = 20  # of the small networks
 TIMES = (100, 300, 500, 800)  # at which the error of the noise is watched
 ALL = "guidance"  # name of the stage
 RECIPE: dict[str, Any] = {
@@ -193,8 +194,7 @@ class MapGuidance:
         """Return how far the change spreads that exchanged maps make of the first estimates `found`."""
         of_map = locality.exchanged(batch["map"], draw.rng)
         other = self.estimate(noisy, batch, of_map, styled)
-        scale = self.companion.prior.balance(noisy.t).sqrt()[:, None, None, None]
-        return locality.spread(scale * found[: len(other)], scale * other, (of_map != batch["map"]).any(1))
+        return locality.spread(found[: len(other)], other, (of_map != batch["map"]).any(1))
 
     def system(self) -> SGDM:
         """Return the system of the current weights, with its networks in eval mode."""
@@ -226,9 +226,8 @@ class MapGuidance:
         with_right, with_others = (
             average(per_set_mean(pairs, errors)) for errors in ([one[0] for one in found], [one[1] for one in found])
         )
-        changes = [one[2] for one in found if one[2] is not None]
-        inside, outside = (sum(one[k] for one in changes) for k in (0, 1)) if changes else (math.nan, math.nan)
-        ratio = math.sqrt(inside / outside) if changes and outside else math.nan
+        ratios = [math.log(one[2]) for one in found if 0 < one[2] < math.inf]
+        ratio = math.exp(sum(ratios) / len(ratios)) if ratios else math.nan
         scores = [score(self.drawn(one), one.pair) for one in few(self.watched, DRAWN)]
         psnr = sum(scores) / len(scores)
         text = (
@@ -238,11 +237,11 @@ class MapGuidance:
         values = {"noise": with_right, "noise, other maps": with_others, "inside over outside": ratio}
         return Measured(text, {**values, "psnr_draw": psnr})
 
-    def _watched(self, one: Watched, of_map: Tensor) -> tuple[float, float, tuple[float, float] | None]:
+    def _watched(self, one: Watched, of_map: Tensor) -> tuple[float, float, float]:
         """Return the error of the noise in a held-out image with its map and another, the same noise at every call.
 
-        Then the mean squared change between both, inside and outside of where the maps differ; None if all or nothing
-        differs.
+        Then how much more the estimate changes where the maps differ than elsewhere, the geometric mean over timesteps;
+        NaN if all or nothing differs.
         """
         device = placement.device_of(self.network)
         given = {"hr": one.pair.hr, "lr": one.pair.lr, "own": one.shown, "other": of_map}
@@ -252,8 +251,8 @@ class MapGuidance:
         own, other = (self.estimate(noisy, batch, batch[name], self.styled) for name in ("own", "other"))
         differs = (batch["own"] != batch["other"]).any(1)
         inside, outside = locality.change(own, other, differs)
-        changes = (float(inside), float(outside)) if 0 < float(differs.float().mean()) < 1 else None
-        return float(noisy.errors(own).mean()), float(noisy.errors(other).mean()), changes
+        ratio = float((inside / outside).log().mean().div(2).exp())
+        return float(noisy.errors(own).mean()), float(noisy.errors(other).mean()), ratio
 
     @torch.no_grad()
     def samples(self, stage: Stage) -> list[dict[str, Tensor]]:
@@ -293,8 +292,9 @@ _STYLED = Preset(
     minutes=60,
     batch=8,
     crop_px=128,
-    # Little training does not learn the colours of whole windows, which early steps decide: those are left out.
-    sampler={"name": "ancestral", "steps": STEPS, "start": 0.5},
+    # Little training does not learn the colours of whole windows, which early steps decide: those are left out. More
+    # steps add grain, which these networks do not take away again, and let what a map changes spread.
+    sampler={"name": "ancestral", "steps": SMALL_STEPS, "start": 0.5},
     recipe=RECIPE,
     bands=BANDS,
     scale=8,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WHOLE = 0.5  # share of the images whose whole map is exchanged, not that of a rectangle
 SIDES = (0.25, 0.75)  # of the rectangles, relative to the image's
-ASKED = 1 / 16  # squared change elsewhere relative to that inside, below which nothing is asked
+ASKED = 1 / 25  # squared change elsewhere relative to that inside, below which nothing is asked
 SOUND = 1e-12
 
 
@@ -36,22 +36,27 @@ def exchanged(of_map: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def change(one: Tensor, other: Tensor, differs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean square of the difference of two images of latents (B, L, h, w) inside and elsewhere.
+    """Return the mean squares (B,) of the difference of two batches of latents (B, L, h, w), inside and elsewhere.
 
-    differs: where the map does, (B, n h, n w) of 0 or 1; a latent pixel counts by its share on each side.
+    differs: where the map does, (B, n h, n w) of 0 or 1; a latent pixel counts by its share on each side. NaN where a
+    side is empty.
     """
     squares = (one - other).square().mean(1)
     share = functional.adaptive_avg_pool2d(differs[:, None].to(squares), squares.shape[-2:])[:, 0]
-    inside = (share * squares).sum() / share.sum().clamp_min(SOUND)
-    outside = ((1 - share) * squares).sum() / (1 - share).sum().clamp_min(SOUND)
+    inside = (share * squares).sum((1, 2)) / share.sum((1, 2))
+    outside = ((1 - share) * squares).sum((1, 2)) / (1 - share).sum((1, 2))
     return inside, outside
 
 
 def spread(one: Tensor, other: Tensor, differs: Tensor) -> Tensor:
     """Return by how much the logarithm of the change elsewhere over that inside exceeds what is asked; see `change`.
 
-    It does not depend on the strength of the change, which the error of the noise decides.
+    It is the mean over the images of which a part differs. It does not depend on the strength of the change, which the
+    error of the noise decides: it is large in noisy latents, small in others, and spreads in both.
     """
-    inside, outside = change(one, other, differs)
-    ratio = (outside + SOUND) / (inside + SOUND)
-    return (ratio / ASKED).log().clamp_min(0)
+    share = differs.float().mean((1, 2))
+    some = (share > 0) & (share < 1)
+    if not bool(some.any()):
+        return (one - other).sum() * 0
+    inside, outside = change(one[some], other[some], differs[some])
+    return ((outside + SOUND) / (inside + SOUND) / ASKED).log().clamp_min(0).mean()

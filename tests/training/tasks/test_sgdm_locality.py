@@ -44,21 +44,26 @@ def test_the_change_is_weighted_by_the_share_of_latent_pixels():
     differs[:, :4, :4] = True  # one latent pixel whole,
     differs[:, :4, 4:6] = True  # one by half
     inside, outside = change(one, other, differs)
-    assert float(inside) == pytest.approx((9 + 0.5 * 1) / 1.5)
-    assert float(outside) == pytest.approx((0.5 * 1 + 4 + 0) / 2.5)
+    assert inside.tolist() == pytest.approx([(9 + 0.5 * 1) / 1.5])
+    assert outside.tolist() == pytest.approx([(0.5 * 1 + 4 + 0) / 2.5])
 
 
 def test_only_what_spreads_too_far_counts_however_strong_it_is():
     differs = torch.zeros(1, 4, 4, dtype=torch.bool)
     differs[:, :, :2] = True
-    one = torch.zeros(1, 1, 4, 4)
+    one, made = torch.zeros(1, 1, 4, 4), []
     for strength in (0.01, 1.0):
-        other = torch.where(differs, strength, 0.5 * strength)[:, None]
-        assert float(spread(one, other, differs)) == pytest.approx(math.log(0.25 / ASKED), abs=1e-4)
-        other = torch.where(differs, strength, 0.9 * math.sqrt(ASKED) * strength)[:, None]
-        assert float(spread(one, other, differs)) == 0
-    assert float(spread(one, one, differs)) == pytest.approx(-math.log(ASKED))
-    assert math.isfinite(float(spread(one, one + 1, torch.ones_like(differs))))
+        far = torch.where(differs, strength, 0.5 * strength)[:, None]
+        near = torch.where(differs, strength, 0.9 * math.sqrt(ASKED) * strength)[:, None]
+        assert float(spread(one, far, differs)) == pytest.approx(math.log(0.25 / ASKED), abs=1e-4)
+        assert float(spread(one, near, differs)) == 0
+        made += [far, near]
+    # every image counts the same; those whose map differs everywhere or nowhere do not count
+    batch = torch.cat([*made, far, far])
+    which = torch.cat([*[differs] * 4, torch.ones_like(differs), torch.zeros_like(differs)])
+    expected = 2 * math.log(0.25 / ASKED) / 4
+    assert float(spread(torch.zeros_like(batch), batch, which)) == pytest.approx(expected, abs=1e-4)
+    assert float(spread(one, far, torch.ones_like(differs))) == 0
 
 
 @pytest.mark.slow
