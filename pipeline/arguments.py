@@ -216,11 +216,22 @@ def _add_output(out: argparse._ArgumentGroup) -> None:
 
 def _add_parts(parts: argparse._ArgumentGroup) -> None:
     parts.add_argument("--plan-only", action="store_true", help="freeze the plan into --out and stop")
+    parts.add_argument(
+        "--parts",
+        type=int,
+        metavar="N",
+        help="with --plan-only: cut the area into units for N parts of --workers processes each (default: 1), and "
+        "take no other number from then on; parts of a small area may have no unit",
+    )
     parts.add_argument("--plan", metavar="STORE", help="continue with the frozen plan of this store")
     parts.add_argument(
         "--wait-for-plan", type=float, default=0, metavar="S", help="with --plan: wait up to S seconds for the plan"
     )
-    parts.add_argument("--shard-of", metavar="J/N", help="with --plan: compute part J of N, J from 1, and stop")
+    parts.add_argument(
+        "--shard-of",
+        metavar="J/N",
+        help="with --plan: compute part J of N, J from 1, and stop; J alone after --parts N",
+    )
     parts.add_argument(
         "--pass",
         dest="of_pass",

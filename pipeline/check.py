@@ -208,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="with --watch: parts of the array (default: as those begun say)",
+        help="with --watch: parts of the array (default: as planned, or as those begun say)",
     )
     made = p.add_argument_group("its settings", example("run.zarr --as-config > run.toml"))
     made.add_argument("--as-config", action="store_true", help="print the settings of its plan as a file for --config")

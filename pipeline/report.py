@@ -119,22 +119,34 @@ class FrozenPlan:
 
     plan: Plan
     store: Place
+    parts: int = 0  # that it is planned for; 0 if no number was asked for
+
+    @property
+    def empty(self) -> int:
+        """Number of parts without a unit."""
+        from pipeline.planning.parts import Part
+
+        return sum(not Part(number, self.parts).units(self.plan) for number in range(1, self.parts + 1))
 
     def to_json(self) -> dict[str, Any]:
-        """Return store, digest and number of units."""
+        """Return store, digest, and numbers of units and of parts."""
         return {
             "status": "planned",
             "store": str(self.store),
             "plan_digest": self.plan.digest,
             "units": sum(1 for _ in self.plan.units()),
+            "parts": self.parts,
+            "empty_parts": self.empty,
         }
 
     def text(self) -> str:
         """Return the store, and the commands that run its plan in parts."""
         units = sum(1 for _ in self.plan.units())
+        planned = f", for {counted(self.parts, 'part')}" if self.parts else ""
+        planned += f", {self.empty} of them without a unit" if self.empty else ""
         return (
-            f"{self.store} holds the plan: {counted(units, 'unit')}, digest {self.plan.digest[:12]}\n"
-            f"  part      python -m pipeline.run --plan {self.store} --shard-of J/N\n"
+            f"{self.store} holds the plan: {counted(units, 'unit')}{planned}, digest {self.plan.digest[:12]}\n"
+            f"  part      python -m pipeline.run --plan {self.store} --shard-of J/{self.parts or 'N'}\n"
             f"  publish   python -m pipeline.run --plan {self.store} --finalise"
         )
 
@@ -146,6 +158,7 @@ class PartReport:
     shard: Part
     summary: Summary
     store: Place
+    of_units: int  # of the whole plan
 
     def to_json(self) -> dict[str, Any]:
         """Return counts of units, and seconds."""
@@ -163,10 +176,14 @@ class PartReport:
 
     def text(self) -> str:
         """Return the same on one line."""
-        summary = self.summary
+        summary, shard = self.summary, self.shard
+        title = f"part {shard.number} of {shard.of} of {self.store}"
+        if not summary.units:
+            here = f"pass {shard.of_pass}" if shard.of_pass else "this part"
+            return f"{title}: no unit in {here}, the plan has {counted(self.of_units, 'unit')}; nothing to do"
         aside = f", {len(summary.quarantined)} set aside" if summary.quarantined else ""
         return (
-            f"part {self.shard.number} of {self.shard.of} of {self.store}: {counted(summary.units, 'unit')}, "
+            f"{title}: {counted(summary.units, 'unit')}, "
             f"{summary.computed} computed, {summary.resumed} found done{aside}, {summary.seconds:.1f} s"
         )
 

@@ -13,6 +13,7 @@ from pipeline.bbox import joined
 from pipeline.config import RunConfig
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, LeaseLost, PipelineError, StorageError, UsageError
 from pipeline.logs import spoken
+from pipeline.planning.parts import MAX_PARTS
 from pipeline.redaction import redact_logs
 from pipeline.report import FrozenPlan, PartReport, PlanPreview, RunReport, show_report
 from pipeline.store.place import place_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pipeline.planning.parts import Part
     from pipeline.planning.plan import Plan
     from pipeline.store.lease import Lease
     from pipeline.store.place import Place
@@ -64,6 +66,7 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
         raise UsageError("--pass without --plan", "--plan STORE --shard-of J/N, after a run with --plan-only")
     if arguments.wait_for_plan:
         raise UsageError("--wait-for-plan without --plan", "--plan STORE, whose plan another process makes")
+    parts = _parts_of(arguments)
     from pipeline.archive.read.gdal import restrict_drivers
     from pipeline.planning.estimate import estimate
     from pipeline.running.choices import HERE, affordable, at_work, require_precision
@@ -84,8 +87,11 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"--workers {arguments.workers}", "at least 1")
     workers = at_work(arguments.cluster, arguments.workers)
+    if parts:
+        workers = parts * (arguments.workers or 1)
     if arguments.plan_only and not arguments.dry_run:
-        return _frozen(freeze(request, workers, progress.say), shown, arguments, progress)
+        plan = freeze(request, workers, progress.say)
+        return _frozen(plan, request.store, shown, parts, arguments, progress)
     plan = draft(request, workers, progress.say) if arguments.dry_run else proposed(request, workers, progress.say)
     cost = estimate(plan, workers, timed=arguments.dry_run, together=together)
     if arguments.dry_run:
@@ -97,9 +103,27 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
         return compute(begin_or_continue(plan, held, request), held, shown, arguments, workers, progress)
 
 
-def _frozen(plan: Plan, shown: Place, arguments: argparse.Namespace, progress: Progress) -> int:
+def _parts_of(arguments: argparse.Namespace) -> int:
+    """Return the number of parts to plan for, 0 if none is asked for. Raises UsageError."""
+    if arguments.parts is None:
+        return 0
+    if not arguments.plan_only:
+        raise UsageError("--parts without --plan-only", "--plan-only --parts N, which plans for N parts")
+    if not 1 <= arguments.parts <= MAX_PARTS:
+        raise UsageError(f"--parts {arguments.parts}", f"1 to {MAX_PARTS}")
+    return int(arguments.parts)
+
+
+def _frozen(
+    plan: Plan, store: Place, shown: Place, parts: int, arguments: argparse.Namespace, progress: Progress
+) -> int:
+    """Record the number of parts, if it is asked for, and print what the store holds."""
+    from pipeline.running.part_records import plan_parts, planned_parts
+
+    if parts:
+        plan_parts(store, plan.digest, parts)
     progress.clear()
-    show_report(FrozenPlan(plan, shown), as_json=arguments.json)
+    show_report(FrozenPlan(plan, shown, planned_parts(store, plan.digest)), as_json=arguments.json)
     return EXIT_OK
 
 
@@ -110,6 +134,7 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
     from pipeline.planning.parts import Part
     from pipeline.planning.plan import load_plan
     from pipeline.running.choices import affordable, at_work, require_precision
+    from pipeline.running.part_records import planned_parts
     from pipeline.running.stored_plan import wait_for_plan, writable
     from pipeline.store.lease import lease
 
@@ -121,33 +146,44 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
         raise UsageError(f"{flags} given with --plan", "no setting that the frozen plan already holds", "leave it out")
     if arguments.finalise and arguments.shard_of:
         raise UsageError("--finalise and --shard-of given", "one of them")
+    if arguments.plan_only and (arguments.finalise or arguments.shard_of):
+        raise UsageError("--plan-only with --finalise or --shard-of", "one of them")
     if arguments.of_pass is not None and not arguments.shard_of:
         raise UsageError("--pass without --shard-of", "--shard-of J/N, whose part of that pass is meant")
     shown = place_of(arguments.plan)
     wait_for_plan(shown, arguments.wait_for_plan, progress.say)  # which may make the store's folder
     store = writable(shown)
-    plan = load_plan(store)
+    plan, parts = load_plan(store), _parts_of(arguments)
+    if arguments.plan_only:
+        return _frozen(plan, store, shown, parts, arguments, progress)
+    shard = None
+    if arguments.shard_of:
+        shard = Part.parse(arguments.shard_of, arguments.of_pass, planned_parts(store, plan.digest))
     workers = at_work(arguments.cluster, arguments.workers)
     if not arguments.finalise:
         require_precision(arguments.cluster, plan.config.precision)
+    if not arguments.finalise and (shard is None or shard.units(plan)):
         workers = affordable(arguments.cluster, arguments.workers, workers, estimate(plan, workers, timed=False))
-    shard = Part.parse(arguments.shard_of).label if arguments.shard_of else ""
-    with lease(store, shard, progress.say) as held:
-        return compute(plan, held, shown, arguments, workers, progress)
+    with lease(store, "" if shard is None else shard.label, progress.say) as held:
+        return compute(plan, held, shown, arguments, workers, progress, shard)
 
 
 def compute(
-    plan: Plan, held: Lease, shown: Place, arguments: argparse.Namespace, workers: int, progress: Progress
+    plan: Plan,
+    held: Lease,
+    shown: Place,
+    arguments: argparse.Namespace,
+    workers: int,
+    progress: Progress,
+    shard: Part | None = None,
 ) -> int:
-    """Run a plan under its lease, print the report and return the exit code."""
-    from pipeline.planning.parts import Part
+    """Run a plan, or one part of it, under its lease, print the report and return the exit code."""
     from pipeline.process import device_name
     from pipeline.running import software
     from pipeline.running.choices import cluster_of
     from pipeline.running.driver import finalise, run_plan
     from pipeline.running.unit_queue import Patience
 
-    shard = Part.parse(arguments.shard_of, arguments.of_pass) if arguments.shard_of else None
     units = len(shard.units(plan)) if shard else sum(1 for _ in plan.units())
     cluster = cluster_of(arguments.cluster, units, workers)
     picture, store = None, held.place
@@ -178,7 +214,8 @@ def compute(
     if len(summary.arithmetics) > 1:
         tell(f"warning: {shown} was computed on {' and on '.join(summary.arithmetics)}, which round differently")
     if shard is not None:
-        show_report(PartReport(shard, summary, shown), as_json=arguments.json)
+        total = sum(1 for _ in plan.units())
+        show_report(PartReport(shard, summary, shown, total), as_json=arguments.json)
         return EXIT_OK
     show_report(RunReport(plan, summary, shown, picture, device, arguments.price_per_hour), as_json=arguments.json)
     return EXIT_QUARANTINE if summary.quarantined else EXIT_OK

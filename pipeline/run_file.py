@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 AOI_NAME = "aoi_name"  # name of an area given in the file itself
 _DECIDING = {field.name for field in fields(RunConfig)} | {"fusion_weights"}
 _SPELLED = {"option": "options", "condition": "conditions"}  # flags whose settings have another name
-_ACTS = {"plan_only", "plan", "wait_for_plan", "shard_of", "of_pass", "pass", "finalise", "dry_run", "overwrite",
-         "config", "help", "version", "json"}  # fmt: skip
+_ACTS = {"plan_only", "parts", "plan", "wait_for_plan", "shard_of", "of_pass", "pass", "finalise", "dry_run",
+         "overwrite", "config", "help", "version", "json"}  # fmt: skip
 _EXECUTION = "# How it is computed, which changes no pixel: workers, cluster, verify, out, quiet, log_format ..."
 
 

@@ -19,6 +19,7 @@ from pipeline.errors import EXIT_OK, PipelineError, UsageError
 from pipeline.help_text import Help, example, exit_codes
 from pipeline.jobs.resources import MEMORY_SHARE, Resources, limit_s, memory_mib
 from pipeline.parsers import CommandParser
+from pipeline.planning.parts import MAX_PARTS
 from pipeline.redaction import redact_logs
 from pipeline.report import show_report
 from pipeline.store.place import LocalPlace, place_of
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from pipeline.jobs.kubernetes import Manifests
     from pipeline.jobs.slurm import Array
 
-_PARTS = 16
-_MAX_PARTS = 100_000  # of an Indexed Job; SLURM's own limit is MaxArraySize
+_PARTS = 16  # pipeline.jobs.job_plan.DEFAULT_PARTS, which imports more than a parser should
 _WORKER_MIB = 2048.0  # without a plan
 _REFUSED = {
     "--plan-only": "submit plans and runs",
     "--shard-of": "--array N",
+    "--parts": "--array N",
     "--finalise": "submit publishes by itself",
     "--cluster": "tasks find their processors and GPUs themselves",
     "--workers": "--cpus, one worker for each",
@@ -56,7 +57,10 @@ def _own_flags(p: argparse.ArgumentParser) -> None:
     jobs = p.add_argument_group("jobs", example("--target slurm --array 64 --cpus 4 --time-limit 04:00:00"))
     jobs.add_argument("--target", choices=("slurm", "kubernetes"), required=True, help="scheduler that runs the jobs")
     jobs.add_argument(
-        "--array", type=int, default=_PARTS, metavar="N", help="parts, at most one per unit (default: %(default)s)"
+        "--array",
+        type=int,
+        metavar="N",
+        help=f"parts, at most one per unit (default: those that the store was planned for, or {_PARTS})",
     )
     jobs.add_argument(
         "--parallel", type=int, default=0, metavar="K", help="maximum number of parts at a time (default: all)"
@@ -143,10 +147,10 @@ def _joined(argv: Sequence[str]) -> list[str]:
 def resources_of(arguments: argparse.Namespace) -> Resources:
     """Return the resources of one part. Raises UsageError for impossible values."""
     for name, least in (("array", 1), ("parallel", 0), ("gpus", 0), ("cpus", 1)):
-        if getattr(arguments, name) < least:
-            raise UsageError(f"--{name} {getattr(arguments, name)}", f"at least {least}")
-    if arguments.array > _MAX_PARTS:
-        raise UsageError(f"--array {arguments.array}", f"at most {_MAX_PARTS}")
+        if (value := getattr(arguments, name)) is not None and value < least:
+            raise UsageError(f"--{name} {value}", f"at least {least}")
+    if (arguments.array or 0) > MAX_PARTS:
+        raise UsageError(f"--array {arguments.array}", f"at most {MAX_PARTS}")
     memory = memory_mib(arguments.memory) if arguments.memory else 0
     return Resources(
         arguments.cpus, arguments.gpus, memory, limit_s(arguments.time_limit) if arguments.time_limit else 0
@@ -183,7 +187,7 @@ def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], resources: R
         named = {"--aoi": arguments.aoi, "--config": arguments.config, "--out": arguments.out}
         if words := [flag for flag, value in named.items() if value is not None] + list(flags):
             raise UsageError(f"--plan given with {words[0]}", "the frozen plan as it is", "leave one out")
-        return load_job(arguments.plan, arguments.array)
+        return load_job(arguments.plan, arguments.array or 0)
     restrict_drivers()  # before GDAL is first used
     config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
     for warning in area.warnings:
@@ -191,13 +195,15 @@ def job_plan(arguments: argparse.Namespace, flags: tuple[str, ...], resources: R
     store = writable(place_of(arguments.out or f"{area.name}.zarr"))
     request = RunRequest(config, area, store, arguments.overwrite, arguments.max_output_gb)
     settle = preview_job if arguments.dry_run else freeze_job
-    return settle(request, arguments.array, workers=arguments.array * resources.workers)
+    parts = arguments.array or 0
+    return settle(request, parts, workers=(parts or _PARTS) * resources.workers)
 
 
 def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
     """Plan locally, then submit the arrays and the publication. Raises PipelineError."""
     from pipeline.jobs import slurm
     from pipeline.planning.plan import load_plan
+    from pipeline.running.part_records import plan_parts
     from pipeline.store.keys import PLAN_KEY
 
     kubernetes = ("manifest", "apply", "image", "claim", "namespace", "secret", "env")
@@ -219,6 +225,7 @@ def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
     last = ""
     if not arguments.dry_run and not plan.finished:
         slurm.require_idle(plan.digest, plan.store)
+        plan_parts(plan.store, plan.digest, plan.parts)
         arrays, last = slurm.submit(array)
     show_report(SlurmReport(array, tuple(arrays), last, dry_run=arguments.dry_run), as_json=arguments.json)
     return EXIT_OK
@@ -332,7 +339,7 @@ def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifes
         area_name=area.name,
         toml=Path(arguments.config).read_text() if arguments.config else "",
         resources=_with_memory(resources_of(arguments), _WORKER_MIB),
-        parts=arguments.array,
+        parts=arguments.array or _PARTS,
         parallel=arguments.parallel,
         image=arguments.image or f"sen2fine:{'cuda' if arguments.gpus else 'cpu'}",
         claim=arguments.claim or ("" if remote else CLAIM),

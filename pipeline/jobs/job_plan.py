@@ -10,6 +10,7 @@ from pipeline.planning.estimate import estimate
 from pipeline.planning.parts import Part
 from pipeline.planning.plan import load_plan
 from pipeline.running.driver import pending
+from pipeline.running.part_records import planned_parts
 from pipeline.running.quarantine import Quarantine
 from pipeline.running.stored_plan import draft, freeze
 from pipeline.store import layout
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.running.stored_plan import RunRequest
     from pipeline.store.place import Place, Where
 
+DEFAULT_PARTS = 16
 _FINISHED = (layout.STATUS_COMPLETE, layout.STATUS_QUARANTINE)
 
 
@@ -50,7 +52,10 @@ class JobPlan:
 
 
 def freeze_job(request: RunRequest, parts: int, workers: int) -> JobPlan:
-    """Freeze the plan of `request` into its store, or use its existing plan. `workers` counts those of all parts."""
+    """Freeze the plan of `request` into its store, or use its existing plan. `workers` counts those of all parts.
+
+    `parts` may be 0, as for `load_job`.
+    """
     freeze(request, workers, _silent)
     return load_job(request.store, parts)
 
@@ -62,16 +67,16 @@ def preview_job(request: RunRequest, parts: int, workers: int) -> JobPlan:
         return load_job(store, parts)
     plan = draft(request, workers, _silent)
     cost = estimate(plan, workers, timed=False)
-    parts = min(parts, cost.units)
+    parts = min(parts or DEFAULT_PARTS, cost.units)
     todo = (tuple(range(1, parts + 1)),) * len(plan.passes)
     return JobPlan(store.absolute(), plan.digest, cost.units, cost.worker_mib, parts, todo)
 
 
 def load_job(where: Where, parts: int) -> JobPlan:
-    """Return the job plan of a store. Raises UsageError if the store has no plan."""
+    """Return the job plan of a store. `parts` 0: as many as it was planned for. Raises UsageError without a plan."""
     plan, store = load_plan(where), place_of(where).absolute()
     cost = estimate(plan, 1, timed=False)
-    parts = min(parts, cost.units)
+    parts = min(parts or planned_parts(store, plan.digest) or DEFAULT_PARTS, cost.units)
     todo = _to_do(plan, store, parts)
     finished = not any(todo) and layout.status(store) in _FINISHED
     return JobPlan(store, plan.digest, cost.units, cost.worker_mib, parts, todo, finished)

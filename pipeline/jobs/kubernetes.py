@@ -171,7 +171,7 @@ class Manifests:
         begin = container["args"][: container["args"].index("pipeline.run") + 1]
         container["args"] = [
             *(*begin, *area, f"--config={_AREA}/run.toml", "--out=$(SEN2FINE_STORE)"),
-            *(f"--workers={self.parts * self.resources.workers}", "--plan-only"),
+            *("--plan-only", f"--parts={self.parts}", f"--workers={self.resources.workers}"),
             *(word.replace("$(", "$$(") for word in self.flags),  # keep Kubernetes from expanding it
         ]
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pipeline.planning.units import Unit
 
 
+MAX_PARTS = 100_000  # of an Indexed Job; SLURM's own limit is MaxArraySize
+
+
 @dataclass(frozen=True)
 class Part:
     """Part `number` (from 1) of `of`, taken from every pass of a plan or only from the pass `of_pass` (from 1).
@@ -29,12 +32,19 @@ class Part:
     of_pass: int | None = None
 
     @classmethod
-    def parse(cls, text: str, of_pass: int | None = None) -> Part:
-        """Parse "J/N" with 1 <= J <= N. Raises UsageError otherwise."""
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
+    def parse(cls, text: str, of_pass: int | None = None, planned: int = 0) -> Part:
+        """Parse "J/N" with 1 <= J <= N, or "J" if the plan is for `planned` parts. Raises UsageError otherwise."""
+        found = re.fullmatch(r"(\d{1,6})(?:/(\d{1,6}))?", text)
+        of = int(found[2] or planned) if found else 0
+        if planned and found and (of != planned or not 1 <= int(found[1]) <= planned):
+            raise UsageError(
+                f"--shard-of {text}, but the plan is for {planned} parts",
+                f"1/{planned} to {planned}/{planned}",
+                "python -m pipeline.run --plan STORE --plan-only --parts N sets another number",
+            )
+        if not found or not 1 <= int(found[1]) <= of:
             raise UsageError(f"--shard-of {text}", "J/N with 1 <= J <= N, such as 3/64")
-        return cls(int(found[1]), int(found[2]), of_pass)
+        return cls(int(found[1]), of, of_pass)
 
     @property
     def label(self) -> str:

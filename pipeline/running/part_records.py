@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import Interrupted, PipelineError, UsageError
 from pipeline.redaction import redact
-from pipeline.store import sealed
+from pipeline.store import layout, sealed
 from pipeline.store.keys import RUN_FOLDER
+from pipeline.store.lease import sightings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place
 
 _FOLDER = f"{RUN_FOLDER}/parts"
+_PLANNED = f"{_FOLDER}/planned.json"
 BEGUN, ENDED, STOPPED, FAILED = "begun", "ended", "stopped", "failed"
 
 
@@ -64,9 +66,38 @@ def recorded(place: Place, plan_digest: str, part: Part | None) -> Iterator[None
     _write(place, key, replace(record, state=ENDED, seconds=_since(started)))
 
 
+def plan_parts(place: Place, plan_digest: str, of: int) -> None:
+    """Record that a plan is computed in `of` parts. Does nothing in a finished store.
+
+    Raises UsageError while parts of another number are at work, whose units would be computed twice.
+    """
+    if layout.status(place) in (layout.STATUS_COMPLETE, layout.STATUS_QUARANTINE):
+        return
+    now = time.time()
+    for one in sightings(place):
+        if one.shard and not one.shard.endswith(f"-of-{of}") and one.lives(now):
+            raise UsageError(
+                f"part {one.shard.replace('-of-', ' of ')} of {place} is at work",
+                f"no part of another number than {of}",
+                "wait for the parts at work, or stop them",
+            )
+    place.write(_PLANNED, sealed.dump({"plan_digest": plan_digest, "parts": of}))
+
+
+def planned_parts(place: Place, plan_digest: str) -> int:
+    """Return the number of parts in which a plan is computed; 0 if none is recorded, as in a finished store."""
+    try:
+        found = sealed.load(place.read(_PLANNED) or b"")
+        return int(found["parts"]) if found["plan_digest"] == plan_digest else 0
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+
+
 def read_records(place: Place, plan_digest: str) -> list[PartRecord]:
     """Return the records of a plan's parts. Damaged records are left out."""
-    found = (_read(place, key, plan_digest) for key in place.names(_FOLDER) if key.endswith(".json"))
+    found = (
+        _read(place, key, plan_digest) for key in place.names(_FOLDER) if key.endswith(".json") and key != _PLANNED
+    )
     return [record for record in found if record is not None]
 
 

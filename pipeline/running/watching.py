@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import TARGET_GSD_M
 from pipeline.planning.parts import Part
-from pipeline.running.part_records import BEGUN, FAILED, STOPPED, read_records
+from pipeline.running.part_records import BEGUN, FAILED, STOPPED, planned_parts, read_records
 from pipeline.running.quarantine import Quarantine
 from pipeline.store import layout
 from pipeline.store.layout import STATUS_COMPLETE, STATUS_QUARANTINE
@@ -74,7 +74,7 @@ class Watch:
     """Looks at the store of a plan again and again. The plan is read and cut into parts once."""
 
     def __init__(self, plan: Plan, place: Place, parts: int = 0) -> None:
-        """Watch an array of `parts` parts; 0: as many as those that were begun say."""
+        """Watch an array of `parts` parts; 0: as many as were planned for, or as those that were begun say."""
         self._plan, self._place, self._asked = plan, place, parts
         self._units = {unit.id: unit for unit in plan.units()}
         self._cut: dict[int, list[list[str]]] = {}
@@ -89,7 +89,7 @@ class Watch:
         units_per_h, km2_per_h = self._speed(done, now)
         left = len(self._units) - len(done) - len(aside)
         whole = [str(one.holder) for one in leases if not one.shard and one.lives(now)]
-        of = self._asked or _number_of_parts(leases, records)
+        of = self._asked or planned_parts(self._place, digest) or _number_of_parts(leases, records)
         return State(
             store=str(self._place),
             status=layout.status(self._place) or "incomplete",

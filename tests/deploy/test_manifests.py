@@ -202,7 +202,7 @@ def test_the_plan_in_the_cluster_is_the_one_asked_for_here(written, aoi, tmp_pat
     understood = parser().parse_args(there)
     assert understood.plan_only
     assert understood.out == "$(SEN2FINE_STORE)"
-    assert understood.workers == 16
+    assert (understood.parts, understood.workers) == (16, 1)
     assert config_of(understood) == config_of(parser().parse_args(words))
     assert read_aoi(understood.aoi).digest == read_aoi(str(aoi)).digest
 

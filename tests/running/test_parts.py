@@ -12,8 +12,10 @@ from pipeline.errors import UsageError
 from pipeline.planning.parts import Part
 from pipeline.planning.plan import Unit, load_plan
 from pipeline.run import main
+from pipeline.running.watching import Watch
 from pipeline.store import layout
 from pipeline.store.lease import lease
+from pipeline.store.place import place_of
 from tests.conftest import without_log
 from tests.running.conftest import PYTHON, chunk_digests, config_for, run
 
@@ -49,6 +51,17 @@ def test_a_bad_shard_says_what_is_expected(text):
         Part.parse(text)
 
 
+@pytest.mark.parametrize("text", ["3", "3/8"])
+def test_a_part_of_a_planned_number_needs_no_number(text):
+    assert Part.parse(text, planned=8) == Part(3, 8)
+
+
+@pytest.mark.parametrize("text", ["9", "9/8", "3/7", "9/16", "0"])
+def test_a_part_beyond_the_planned_number_is_refused(text):
+    with pytest.raises(UsageError, match=f"--shard-of {text}, but the plan is for 8 parts"):
+        Part.parse(text, planned=8)
+
+
 @pytest.fixture(scope="module")
 def sound(archive, aoi, tmp_path_factory):
     store = tmp_path_factory.mktemp("sound") / "sound.zarr"
@@ -65,6 +78,49 @@ def frozen(archive, aoi, tmp_path, capsys):
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["units"] > 4
     return store
+
+
+def test_the_plan_knows_its_parts_and_an_empty_one_says_so(frozen, capsys):
+    plan = load_plan(frozen)
+    units = sum(1 for _ in plan.units())
+    of = units + 3
+    empty = [number for number in range(1, of + 1) if not Part(number, of).units(plan)]
+    assert len(empty) == 3
+    assert main(["--plan", str(frozen), "--plan-only", "--parts", str(of), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["parts"], said["empty_parts"]) == (of, 3)
+    assert main(["--plan", str(frozen), "--plan-only"]) == 0
+    assert f"for {of} parts, 3 of them without a unit" in capsys.readouterr().out
+
+    assert [part.units for part in Watch(plan, place_of(frozen)).look().parts].count(0) == 3
+    for text in (f"{of + 1}/{of + 1}", f"{of + 1}", f"1/{units}"):
+        assert main(["--plan", str(frozen), "--shard-of", text]) == 2
+        assert f"the plan is for {of} parts" in capsys.readouterr().err
+    assert main(["--plan", str(frozen), "--shard-of", str(empty[0]), "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert (out.count("\n"), err) == (1, "")
+    assert f"part {empty[0]} of {of} of {frozen}: no unit in this part" in out
+
+
+def test_parts_of_another_number_do_not_begin_beside_parts_at_work(frozen, capsys):
+    assert main(["--plan", str(frozen), "--plan-only", "--parts", "4"]) == 0
+    with lease(frozen, "2-of-4"):
+        assert main(["--plan", str(frozen), "--plan-only", "--parts", "4"]) == 0
+        assert main(["--plan", str(frozen), "--plan-only", "--parts", "3"]) == 2
+        assert "part 2 of 4 of" in capsys.readouterr().err
+    assert main(["--plan", str(frozen), "--plan-only", "--parts", "3"]) == 0
+
+
+def test_a_plan_for_more_parts_has_more_units(archive, aoi, tmp_path, capsys):
+    words = ["--aoi", str(aoi), "--catalog", str(archive), "--sr", "bicubic", "--chunk-px", "120", "--max-cloud", "100",
+             "--bands", "B04", "--plan-only", "--json"]  # fmt: skip
+    found = {}
+    for parts in (1, 12):
+        assert main([*words, "--parts", str(parts), "--out", str(tmp_path / f"{parts}.zarr")]) == 0
+        found[parts] = json.loads(capsys.readouterr().out)
+    assert found[12]["units"] > 2 * found[1]["units"]
+    assert found[12]["parts"] == found[12]["units"] + found[12]["empty_parts"] == 12
+    assert (found[1]["parts"], found[1]["empty_parts"]) == (1, 0)
 
 
 @pytest.mark.slow
@@ -117,6 +173,9 @@ def test_a_shard_has_one_worker_and_no_whole_run_beside_it(frozen, capsys):
     [
         (["--shard-of", "1/2"], "without --plan"),
         (["--finalise"], "without --plan"),
+        (["--parts", "4"], "--parts without --plan-only"),
+        (["--plan-only", "--parts", "0"], "--parts 0"),
+        (["--plan", "STORE", "--plan-only", "--finalise"], "one of them"),
         (["--plan", "STORE", "--seed", "3"], "--seed given with --plan"),
         (["--plan", "STORE", "--finalise", "--shard-of", "1/2"], "one of them"),
         (["--plan", "STORE", "--shard-of", "3/2"], "J/N"),
