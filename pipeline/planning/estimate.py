@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.bands import BAND_NAMES, GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.planning.expenses import Reads, objects_of, reads_of
 from pipeline.planning.shaping import THREAD_SHARE
 from pipeline.planning.store_template import template_of
-from pipeline.planning.unit_job import STRIP_PX
+from pipeline.planning.unit_job import STRIP_PX, with_scene
 from pipeline.process import device_name
+from pipeline.superres.chain import at_gsd
 from pipeline.superres.precision import FLOAT32, possible
 from pipeline.superres.registry import spec_of
 from pipeline.superres.system import load, units_at_once
@@ -49,19 +50,19 @@ class Estimate:
     periods: int
     units: int
     windows: int
-    area_km2: float  # active chunks, counted once
+    area_km2: float  # of what is computed in one time step
     output_pixels: int  # at 2.5 m, per band, all time steps
     finer: dict[str, int]  # the same of finer groups, by GSD in metres
     output_mib: float  # uncompressed
     stored_mib: float  # expected on disk
     overlap: float  # model pixels computed per output pixel
     worker_mib: float  # expected peak of one worker that computes one unit
-    seconds_per_window: float  # measured with one thread
+    seconds_per_window: float  # wall time, measured with one thread
     seconds: float  # expected, with `workers`
     workers: int  # units that are computed at a time, if there are as many
     device: str  # that the time is of: "cpu" or "cuda"
     precision: str  # likewise, of the networks
-    hours: float  # of all cores, or of all GPUs, together; 0 if not timed
+    hours: float  # processor time of all cores, or time of all GPUs, together; 0 if not timed
     read_requests: int  # to the archive
     read_mib: float
     objects: int  # with data, chunks or shards, that the store will hold
@@ -92,8 +93,11 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
     """
     parts = [_Part.of(plan, one) for one in plan.model_passes()]
     units, windows = sum(part.units for part in parts), sum(sum(part.cells) for part in parts)
-    seconds = [seconds_per_window(plan, part.of_pass.number) if timed else 0.0 for part in parts]
-    spent = sum(sum(part.cells) * one for part, one in zip(parts, seconds, strict=True)) * (plan.draws or 1)
+    times = [time_window(plan, part.of_pass.number) if timed else WindowTime(0.0, 0.0) for part in parts]
+    spent, busy = (
+        sum(sum(part.cells) * one for part, one in zip(parts, each, strict=True)) * (plan.draws or 1)
+        for each in ([one.wall_s for one in times], [one.busy_s for one in times])
+    )
     periods = sum(len(zone.periods) for zone in plan.zones)
     arrays = ["reflectance", *(["uncertainty"] if template_of(plan, plan.zones[0]).with_uncertainty else [])]
     compressed = sum(1 / _COMPRESSION[name] for name in arrays)
@@ -121,7 +125,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
         workers=workers,
         device=device_name(),
         precision=precision_timed(plan, device_name()),
-        hours=round(spent * _AROUND / 3600, 5),
+        hours=round(busy * _AROUND / 3600, 5),
         read_requests=reads.requests,
         read_mib=reads.mib,
         objects=objects_of(plan) if timed else 0,
@@ -153,13 +157,15 @@ class _Part:
     @classmethod
     def of(cls, plan: Plan, of_pass: Pass) -> _Part:
         units = list(plan.units_of(of_pass.number))
+        parts = {unit: plan.parts(unit) for unit in units}
         cells = [0] * len(of_pass.groups)
         reach = of_pass.reach_px(plan.options())
         for unit in units:
-            wanted = [chunk.pad(reach) for chunk in plan.chunks(unit)]
-            for i, found in enumerate(of_pass.cells(wanted)):
-                cells[i] += len(found)
-        pixels = sum(chunk.ny * chunk.nx for unit in units for chunk in plan.chunks(unit))
+            wanted = [part.pad(reach) for part in parts[unit]]
+            for i, (group, found) in enumerate(zip(of_pass.groups, of_pass.cells(wanted), strict=True)):
+                windows = [at_gsd(group.lattice.window(*cell), group.gsd_m, TARGET_GSD_M) for cell in found]
+                cells[i] += len(found) if of_pass.source_gsd_m else with_scene(plan, unit, windows)
+        pixels = sum(part.ny * part.nx for unit in units for part in parts[unit])
         held = max((_held_px(of_pass, plan.window(unit), plan.config.chunk_px, reach) for unit in units), default=0)
         return cls(of_pass, len(units), cells, pixels, held)
 
@@ -236,8 +242,15 @@ def unit_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes: 
     return held_px * (blended + read + 4 * handed) / 2**20 + _window_mib(memory, of_pass)
 
 
-def seconds_per_window(plan: Plan, number: int = 0) -> float:
-    """Return the wall time in seconds of one window and one member on this machine, the second of two runs.
+class WindowTime(NamedTuple):
+    """Seconds that one window and one member take: by the clock, and of the processor or GPU that they occupy."""
+
+    wall_s: float
+    busy_s: float
+
+
+def time_window(plan: Plan, number: int = 0) -> WindowTime:
+    """Return the time of one window of a pass on this machine, the second of two runs.
 
     The input is random DN. A long run is not repeated, since what the first one loads hardly counts there.
     """
@@ -253,15 +266,16 @@ def seconds_per_window(plan: Plan, number: int = 0) -> float:
     options = replace(plan.options(), members=min(plan.draws, 1), consistency="none")
     rasters = _made_up(plan, one, one.read_window(cell.pad(one.reach_px(options))))
     state = next(iter(plan.states.values()), None)
-    spent = 0.0
+    wall = busy = 0.0
     for _ in range(2):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         superres.super_resolve(rasters, cell, system, plan.config.band_names, options, lambda _w: state, number=number)
-        spent = time.perf_counter() - started
-        if spent > _LONG_S:
+        wall, busy = time.perf_counter() - started, time.process_time() - cpu_started
+        if wall > _LONG_S:
             break
     windows = (len(cells) for cells in one.cells([cell.pad(one.reach_px(options))]))
-    return spent / sum(-(-count // plan.batch) * plan.batch for count in windows)  # batches are filled up
+    count = sum(-(-count // plan.batch) * plan.batch for count in windows)  # batches are filled up
+    return WindowTime(wall / count, (wall if system.device.type == "cuda" else min(wall, busy)) / count)
 
 
 def precision_timed(plan: Plan, device: str) -> str:

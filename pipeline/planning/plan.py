@@ -21,6 +21,7 @@ from pipeline.config import FUSION_ROLE, RunConfig
 from pipeline.decoding import decode
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.grid.grid import Grid, Window
+from pipeline.planning.touched import blocks_of
 from pipeline.planning.units import Cut, MapLayout, PassLayout, Unit, Zone
 from pipeline.store import sealed
 from pipeline.store.keys import PLAN_KEY
@@ -215,6 +216,16 @@ class Plan:
                     found.append(chunk.intersect(grid))
         return found
 
+    def parts(self, unit: Unit) -> list[Window]:
+        """Return what is computed of the unit's chunks, in px of its pass: all, or blocks of 60 m that touch the AOI.
+
+        Blocks if the AOI fills little of its chunks, or if its pixels alone are stored.
+        """
+        zone, chunks = self.zone(unit.epsg), self.chunks(unit)
+        if not (zone.blocks or self.config.clip):
+            return chunks
+        return [part for chunk in chunks for part in blocks_of(zone.ground, self.grid(unit), chunk)]
+
     def window(self, unit: Unit) -> Window:
         """Return the smallest window that holds the unit's active chunks."""
         chunks = self.chunks(unit)
@@ -239,6 +250,9 @@ class Plan:
             "scenes": {name: scene.to_json() for name, scene in self.scenes.items()},
         }
         content["conditions"] = [one.to_json() for one in self.conditions]
+        for zone in content["zones"]:
+            if not zone["blocks"]:  # as in plans made before there was any
+                zone.pop("blocks")
         if self.format_version < CHUNKS_BY_BAND:
             content["config"].pop("chunk_bands")
         if self.config.precision == FLOAT32:  # plans made before there was another

@@ -13,6 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.grid.grid import Window
 from pipeline.planning.noise_stream import noise_stream
 from pipeline.planning.store_template import plan_has_scl, template_of
+from pipeline.planning.touched import painted
 from pipeline.superres.chain import at_gsd, bands_read
 from pipeline.superres.passes import passes_of
 
@@ -44,6 +45,7 @@ class Strip:
     chunks: tuple[Window, ...]
     window: Window  # smallest that holds the chunks
     read: Window  # input window of `window`, with halo
+    parts: tuple[Window, ...]  # what is computed of the chunks
 
     @property
     def blocks(self) -> list[tuple[Window, ...]]:
@@ -67,6 +69,7 @@ class UnitJob:
     source_gsd_m: float
     window: Window  # smallest that holds the chunks
     chunks: tuple[Window, ...]
+    parts: tuple[Window, ...]  # what is computed and stored of the chunks
     zone: Zone
     group: str
     template: Template
@@ -107,9 +110,14 @@ class UnitJob:
         return {name: np.mean([one[name] for one in states], axis=0).tolist() for name in states[0]}
 
     def inside(self, gsd_m: float, window: Window) -> NDArray[np.bool_] | None:
-        """Return a mask (ny, nx) at a GSD of the pixels of `window` whose centre is in the AOI; None without --clip."""
+        """Return a mask (ny, nx) at a GSD of the pixels of `window` that are stored; None for all.
+
+        With --clip these are the pixels whose centre is in the AOI.
+        """
         if not self.clip:
-            return None
+            here = at_gsd(window, self.gsd_m, gsd_m)
+            parts = [at_gsd(part, self.gsd_m, gsd_m) for part in self.parts]
+            return None if self.parts == self.chunks else painted(parts, here)
         from affine import Affine
         from rasterio.features import geometry_mask
 
@@ -121,7 +129,7 @@ class UnitJob:
 def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
     """Return the job of `unit`, for the loaded system of the plan."""
     zone, chunks, window = plan.zone(unit.epsg), tuple(plan.chunks(unit)), plan.window(unit)
-    of = _pass_of(plan, unit, system)
+    of, parts = _pass_of(plan, unit, system), tuple(plan.parts(unit))
     reach = of.reach_px(plan.options())
     read = of.read_window(window.pad(reach))
     scenes = _reaching(plan.period_scenes(unit.epsg, unit.period), zone, at_gsd(read, of.gsd_m, TARGET_GSD_M))
@@ -134,11 +142,12 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
         source_gsd_m=of.source_gsd_m,
         window=window,
         chunks=chunks,
+        parts=parts,
         zone=zone,
         group=plan.group(unit.epsg),
         template=template_of(plan, zone),
         read=read,
-        strips=_strips(chunks, of, reach),
+        strips=_strips(chunks, parts, of, reach),
         scenes=scenes,
         composite=period.composite,
         bands_read=bands_to_read(plan, system, len(scenes)) if not of.source_gsd_m else of.natives,
@@ -155,19 +164,23 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
     )
 
 
-def _strips(chunks: Sequence[Window], of: Pass, reach_px: int) -> tuple[Strip, ...]:
-    """Return the chunks in strips of whole rows. What reads a finished group is one strip."""
+def _strips(chunks: Sequence[Window], parts: Sequence[Window], of: Pass, reach_px: int) -> tuple[Strip, ...]:
+    """Return the chunks in strips of whole rows, with their parts. What reads a finished group is one strip."""
     rows: dict[int, list[Window]] = {}
     for chunk in chunks:
         rows.setdefault(chunk.row, []).append(chunk)
-    parts: list[list[Window]] = []
+    together: list[list[Window]] = []
     for row in sorted(rows):
-        if parts and (of.source_gsd_m or row - parts[-1][0].row < STRIP_PX):
-            parts[-1] += rows[row]
+        if together and (of.source_gsd_m or row - together[-1][0].row < STRIP_PX):
+            together[-1] += rows[row]
         else:
-            parts.append(rows[row])
-    found = ((tuple(part), reduce(Window.union, part)) for part in parts)
-    return tuple(Strip(part, whole, of.read_window(whole.pad(reach_px))) for part, whole in found)
+            together.append(rows[row])
+    strips = []
+    for some in together:
+        whole = reduce(Window.union, some)
+        inside = tuple(part for part in parts if whole.row <= part.row < whole.row_end)
+        strips.append(Strip(tuple(some), whole, of.read_window(whole.pad(reach_px)), inside))
+    return tuple(strips)
 
 
 def _pass_of(plan: Plan, unit: Unit, system: System) -> Pass:
@@ -194,6 +207,23 @@ def bands_to_read(plan: Plan, system: System, scenes: int) -> tuple[str, ...]:
     return tuple(name for name in plan.inputs if name in read)
 
 
+def with_scene(plan: Plan, unit: Unit, windows: Sequence[Window]) -> int:
+    """Return how many of the windows (2.5 m px) a scene of the unit's time step reaches.
+
+    Others are not computed. Nodata within scenes is not known before they are read.
+    """
+    zone, scenes = plan.zone(unit.epsg), plan.period_scenes(unit.epsg, unit.period)
+    if not windows:
+        return 0
+    left, bottom, right, top = zone.grid.of(reduce(Window.union, windows)).bounds_m
+    for scene in scenes:
+        if scene.rasters and scene.epsg == zone.epsg:
+            west, south, east, north = _extent(scene)
+            if west <= left and south <= bottom and right <= east and top <= north:
+                return len(windows)
+    return sum(bool(_reaching(scenes, zone, window)) for window in windows)
+
+
 def _reaching(scenes: Sequence[Scene], zone: Zone, window: Window) -> tuple[Scene, ...]:
     """Return the scenes that may intersect `window`, in the given order."""
     left, bottom, right, top = zone.grid.of(window).bounds_m
@@ -202,10 +232,14 @@ def _reaching(scenes: Sequence[Scene], zone: Zone, window: Window) -> tuple[Scen
         if not scene.rasters or scene.epsg != zone.epsg:
             kept.append(scene)
             continue
-        raster = max(scene.rasters, key=lambda r: r.gsd_m * r.nx)
-        reach_x, reach_y = raster.gsd_m * raster.nx, raster.gsd_m * raster.ny
-        if raster.left_m < right and raster.left_m + reach_x > left and raster.top_m > bottom and (
-            raster.top_m - reach_y < top
-        ):  # fmt: skip
+        west, south, east, north = _extent(scene)
+        if west < right and east > left and north > bottom and south < top:
             kept.append(scene)
     return tuple(kept)
+
+
+def _extent(scene: Scene) -> tuple[float, float, float, float]:
+    """Return (left, bottom, right, top) of a scene's largest raster in metres."""
+    raster = max(scene.rasters, key=lambda r: r.gsd_m * r.nx)
+    right, bottom = raster.left_m + raster.gsd_m * raster.nx, raster.top_m - raster.gsd_m * raster.ny
+    return raster.left_m, bottom, right, raster.top_m

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from pipeline.grid.grid import Grid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from shapely import Geometry
 
 
 @dataclass(frozen=True, order=True)
@@ -62,6 +64,17 @@ class Zone:
     row_breaks: tuple[int, ...]  # in chunks, from 0 to the number of chunk rows
     col_breaks: tuple[int, ...]
     resample: bool = False  # scenes differ in phase from the grid and are resampled, nearest neighbour
+    blocks: bool = False  # the area fills little of its chunks: only blocks of 60 m that touch it are stored
+
+    @cached_property
+    def ground(self) -> Geometry:
+        """The AOI's part in this zone as a prepared shape, in metres."""
+        import shapely
+        from shapely.geometry import shape
+
+        area = shape(self.area)
+        shapely.prepare(area)
+        return area
 
     def cut(self, layout: PassLayout, chunk_px: int, shard_chunks: int = 0) -> Cut:
         """Return the division in a pass, in chunks of `chunk_px`. `shard_chunks` is the shard side; 0 for no shards."""

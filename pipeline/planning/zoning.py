@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import NoDataError, UsageError
 from pipeline.grid.grid import Grid, Phase
 from pipeline.planning.scene_selection import over
+from pipeline.planning.touched import is_sparse
 from pipeline.planning.units import PassLayout, Zone
 
 if TYPE_CHECKING:
@@ -160,7 +161,14 @@ def _zone(
     ny, nx = (-(-length // config.chunk_px) for length in grid.shape)
     rows, cols = _breaks(ny, nx, config, workers)
     zone = Zone(epsg, grid, _plain(mapping(area)), steps, rows, cols, resample)
-    if shaping is not None and zone.cut(PassLayout(), config.chunk_px).active.mean() >= _FULL_SHARE:
+    active = zone.cut(PassLayout(), config.chunk_px).active
+    if not rim_m and is_sparse(area, grid, config.chunk_px, active):  # later passes would read beyond the blocks
+        notes.append(
+            f"EPSG:{epsg}: the area fills less than a quarter of its chunks, so that only blocks of 60 m that touch it "
+            "are computed; elsewhere chunks are nodata"
+        )
+        return replace(zone, blocks=True), notes
+    if shaping is not None and active.mean() >= _FULL_SHARE:
         rows, cols = shaping.breaks(grid, config.chunk_px)
         zone = replace(zone, row_breaks=rows, col_breaks=cols)
     return zone, notes

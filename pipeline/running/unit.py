@@ -100,7 +100,7 @@ def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: St
             rasters = _read_finished(job, plan, store) if rolling is None else rolling.over(strip.read)
             stages.lap("read")
             _doing(job.unit, "super-resolving", of)
-            sweep.then = [chunk for later in job.strips[i + 1 :] for chunk in later.chunks]
+            sweep.then = [part for later in job.strips[i + 1 :] for part in later.parts]
             _strip(strip, job, rasters, system, maps, sweep, work, stages)
     return work.receipt(rolling)
 
@@ -128,7 +128,7 @@ def _strip(
         job.order,
         job.options,
         job.state,
-        strip.chunks,
+        strip.parts,
         job.unit.number,
         maps,
         sweep,
@@ -244,7 +244,7 @@ def _empty(job: UnitJob, attempt: int) -> Receipt:
         group=job.group,
         chunks={},
         valid=dict.fromkeys(job.bands, 0),
-        pixels=sum(chunk.ny * chunk.nx for chunk in job.chunks),
+        pixels=sum(part.ny * part.nx for part in job.parts),
         clear=None,
         scenes=(),
         windows=0,
@@ -256,7 +256,12 @@ def _empty(job: UnitJob, attempt: int) -> Receipt:
 
 def _record(store: Place, job: UnitJob, receipt: Receipt, stages: Stages) -> Receipt:
     """Write the receipt, with time and memory so far. Overviews come later and have their own records."""
-    on = arithmetic(job.precision)
-    receipt = replace(receipt, seconds=stages.seconds, peak_rss_mib=peak_rss_mib(), arithmetic=on)
+    receipt = replace(
+        receipt,
+        seconds=stages.seconds,
+        cpu_seconds=stages.cpu_seconds(threads_of("cpu")),
+        peak_rss_mib=peak_rss_mib(),
+        arithmetic=arithmetic(job.precision),
+    )
     Ledger(store, job.plan_digest).record(receipt)
     return receipt

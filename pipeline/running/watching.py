@@ -114,10 +114,10 @@ class Watch:
         return round((len(recent) - 1) / hours, 1), round(km2 / hours, 1)
 
     def _area_km2(self, unit: Unit) -> float:
-        """Return the area of a unit's chunks; 0 below 2.5 m, since that ground was counted before."""
+        """Return the area of what is computed of a unit; 0 below 2.5 m, since that ground was counted before."""
         if unit.number:
             return 0.0
-        return sum(chunk.ny * chunk.nx for chunk in self._plan.chunks(unit)) * TARGET_GSD_M**2 / 1e6
+        return sum(chunk.ny * chunk.nx for chunk in self._plan.parts(unit)) * TARGET_GSD_M**2 / 1e6
 
     def _parts(
         self,
