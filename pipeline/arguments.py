@@ -273,7 +273,11 @@ def _add_running(run: argparse._ArgumentGroup) -> None:
         choices=FORMATS,
         help="log lines on stderr instead of a progress line (default: text where stderr is no terminal)",
     )
-    run.add_argument("--quiet", action="store_true", help="no progress line or log lines; warnings only")
+    run.add_argument(
+        "--quiet",
+        action="store_true",
+        help="no progress line and no log lines; warnings, errors and the report at the end are still printed",
+    )
 
 
 def config_of(arguments: argparse.Namespace) -> RunConfig:

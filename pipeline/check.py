@@ -47,6 +47,7 @@ _EVERY_S = 5.0
 _EXITS = (0, 2, 3, 4, 6, 7, 75, 130)
 _HOW = {"none": "receipts", "size": "receipts and sizes", "full": "every byte, read back and decoded"}
 FINISHED = ("complete", "complete_with_quarantine")
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,16 +82,25 @@ class StoreReport:
             return EXIT_RESUMABLE
         return EXIT_QUARANTINE if found.quarantined else EXIT_OK
 
+    @property
+    def verdict(self) -> str:
+        """What the store is: the status that it states, or "damaged" if it is published and not what was published."""
+        return DAMAGED if self.found.damaged and self.found.status in FINISHED else self.found.status
+
     def to_json(self) -> dict[str, Any]:
-        """Return all findings."""
-        return {"store": self.store, **asdict(self.found), "verify": self.verify, "gdal": list(self.gdal)}
+        """Return all findings. `status` is the verdict, `stated` the status that the store itself states."""
+        found = asdict(self.found)
+        stated = found.pop("status")
+        of = {"store": self.store, "status": self.verdict, "stated": stated}
+        return {**of, **found, "verify": self.verify, "gdal": list(self.gdal)}
 
     def text(self) -> str:
         """Return the first findings of each kind, and how to repair them."""
         found = self.found
         done = found.units - len(found.missing) - found.damaged_units - len(found.quarantined)
         checked = f"{_HOW[self.verify]}, {found.chunks} chunks"
-        lines = [f"{self.store}: {found.status}; {done} of {found.units} units sound ({checked})"]
+        what = "damaged since it was published" if self.verdict == DAMAGED else found.status
+        lines = [f"{self.store}: {what}; {done} of {found.units} units sound ({checked})"]
         if self.exit_code == EXIT_NO_DATA:
             lines.append("  no pixel was measured: the scenes hold nodata all over the area")
         lines += [f"  to do    {unit}" for unit in found.missing[:_SHOWN]]
@@ -187,7 +197,9 @@ def parser() -> argparse.ArgumentParser:
         help="log lines on stderr instead of a progress line (default: text where stderr is no terminal)",
     )
     look.add_argument(
-        "--quiet", action="store_true", help="with --repair: no progress line or log lines; warnings only"
+        "--quiet",
+        action="store_true",
+        help="with --repair: no progress line and no log lines; warnings, errors and findings are still printed",
     )
     shown = p.add_argument_group("watch a run, from any machine", example("s3://bucket/run.zarr --watch --every 30"))
     shown.add_argument(

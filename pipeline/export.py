@@ -68,7 +68,11 @@ def parser() -> argparse.ArgumentParser:
     )
     files.add_argument("--overwrite", action="store_true", help="replace what is there: files of the same names")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout instead of words")
-    p.add_argument("--quiet", action="store_true", help="no progress line; warnings only")
+    p.add_argument(
+        "--quiet",
+        action="store_true",
+        help="no progress line; warnings, errors and the list of files are still printed",
+    )
     return p
 
 

@@ -208,8 +208,16 @@ class RunReport:
 
     @property
     def hours(self) -> float:
-        """Hours of all workers together, each of which has one core or one GPU."""
-        return sum(self.summary.stage_seconds.values()) / 3600
+        """Hours of processor time, or for GPUs and for units of older versions, of workers from begin to end."""
+        spent = self.summary.cpu_seconds
+        if self.device == "cuda" or spent is None:
+            spent = sum(self.summary.stage_seconds.values())
+        return spent / 3600
+
+    @property
+    def of_processors(self) -> bool:
+        """Whether hours are processor time, which other programs on the same machine do not lengthen."""
+        return self.device != "cuda" and self.summary.cpu_seconds is not None
 
     def to_json(self) -> dict[str, Any]:
         """Return counts, seconds, sizes and shares."""
@@ -232,6 +240,7 @@ class RunReport:
             "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
             "device": self.device,
             "hours": round(self.hours, 6),
+            "hours_of": "processors" if self.of_processors else "workers",
             "cost": None if self.price is None else self.hours * self.price,
             "reads_estimated": {"requests": reads.requests, "mib": reads.mib},
             "stored_bytes": summary.stored_bytes,

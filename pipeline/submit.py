@@ -49,7 +49,7 @@ class _OneLine(CommandParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
-        raise UsageError(message, cure="python -m pipeline.submit --help lists all flags")
+        raise UsageError(message, cure=self.cure(message))
 
 
 def _own_flags(p: argparse.ArgumentParser) -> None:

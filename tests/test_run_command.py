@@ -149,9 +149,11 @@ class TestDryRun:
         ]
         assert said["objects"] == len(data)
         assert said["device"] == foretold["device"]
-        assert said["cost"] == pytest.approx(sum(said["stage_seconds"].values()), abs=0.01), (
-            "a unit of money per second"
-        )
+        assert said["hours_of"] == "processors"
+        assert said["cost"] == pytest.approx(3600 * said["hours"], abs=0.01), "a unit of money per second"
+        assert 0 < said["cost"] < sum(said["stage_seconds"].values()) + 0.05
+        receipts = [json.loads(path.read_text()) for path in Path("lake_shore.zarr/_run/receipts").glob("*.json")]
+        assert foretold["windows"] == sum(receipt["windows"] for receipt in receipts) > 0
         assert foretold["cost"] == pytest.approx(3600 * foretold["hours"])
         assert 0 < foretold["hours"] < 0.1
         # Four units of 144 px with a halo lie in 1 to 4 blocks of each of 12 bands and SCL; each file has a header.

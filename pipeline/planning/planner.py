@@ -81,7 +81,6 @@ def make_plan(
     Raises UsageError if something does not fit or more than `max_output_gb` would be stored, and NoDataError if there
     are no scenes.
     """
-    began_s = time.perf_counter()
     system = choose(config.sr, config.weights, config.option_values)
     stages = stages_of(system)
     declared = spec_of(config.sr).conditions_for(dict(system.options))
@@ -93,6 +92,8 @@ def make_plan(
     layouts = layouts_of(passes, config, options)
     config = replace(config, batch=config.batch or _batch(system, passes))
     load(system, "cpu")  # detect unsuitable weights before any request to the archive
+    _import_readers()
+    began_s = time.perf_counter()  # how long the area and the archive take, not how long libraries take to load
     say("searching")
     _stage("search", f"searching {config.catalog} for scenes over {aoi.name}", catalog=config.catalog)
     reach_px = passes[0].reach_px(options)
@@ -150,6 +151,14 @@ def _batch(system: Choice, passes: Sequence[Pass]) -> int:
     window_px = max(group.lattice.window_px for one in passes for group in one.groups if group.stages)
     size = size_for(memory_of(system), window_px, device_name())
     return size if size > 1 else 0
+
+
+def _import_readers() -> None:
+    """Import what reads archives, which takes a second or more."""
+    from pipeline.archive import offset_audit, search
+    from pipeline.archive.read import cube
+
+    _log.debug("loaded %s", ", ".join(module.__name__ for module in (cube, offset_audit, search)))
 
 
 def _tell_planned(plan: Plan, seconds: float) -> None:

@@ -14,7 +14,8 @@ class Stages:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._last = self._began = time.perf_counter()
+        self._cpu_began = time.process_time()
 
     def lap(self, stage: str, within: Mapping[str, float] | None = None) -> float:
         """Add the seconds since the last lap to `stage`, except those of stages `within`. Return the stage's share."""
@@ -28,6 +29,14 @@ class Stages:
 
     def _add(self, stage: str, seconds: float) -> None:
         self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+
+    def cpu_seconds(self, threads: int) -> float:
+        """Return the processor time of this process so far, at most that of `threads` threads until the last lap.
+
+        The limit holds where other units run in the same process.
+        """
+        most = (self._last - self._began) * threads
+        return round(min(time.process_time() - self._cpu_began, most), 4)
 
     @property
     def seconds(self) -> dict[str, float]:

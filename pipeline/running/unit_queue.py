@@ -57,6 +57,7 @@ class Summary:
     computed: int = 0
     seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: float | None = 0.0  # processor time of all processes; None if a receipt of an older version lacks it
     pixels: int = 0
     clear_pixels: int | None = None  # None if no scene has SCL
     valid: dict[str, int] = field(default_factory=dict)
@@ -97,6 +98,10 @@ class Summary:
         """Add one receipt. Pixels count only for the first pass."""
         for stage, seconds in receipt.seconds.items():
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+        if receipt.cpu_seconds is None or self.cpu_seconds is None:
+            self.cpu_seconds = None
+        else:
+            self.cpu_seconds += receipt.cpu_seconds
         self.stored_bytes += sum(size for size, _ in receipt.chunks.values())
         self.objects += len(receipt.chunks)
         self.peak_worker_mib = max(self.peak_worker_mib, receipt.peak_rss_mib)
@@ -120,8 +125,8 @@ class Summary:
     def take_from(self, found: Summary) -> None:
         """Replace the counts of this run by those of the store's ledger."""
         computed = min(self.computed, found.resumed)
-        for name in ("units", "stage_seconds", "pixels", "clear_pixels", "valid", "scenes", "stored_bytes",
-                     "objects", "peak_worker_mib", "quarantined", "holes", "detail", "withheld",
+        for name in ("units", "stage_seconds", "cpu_seconds", "pixels", "clear_pixels", "valid", "scenes",
+                     "stored_bytes", "objects", "peak_worker_mib", "quarantined", "holes", "detail", "withheld",
                      "arithmetics"):  # fmt: skip
             setattr(self, name, getattr(found, name))
         self.computed, self.resumed = computed, found.resumed - computed
@@ -129,6 +134,8 @@ class Summary:
     def add_overviews(self, record: Record) -> None:
         """Add the overviews of one record."""
         self.stage_seconds["overviews"] = self.stage_seconds.get("overviews", 0.0) + record.seconds
+        if self.cpu_seconds is not None:
+            self.cpu_seconds += record.seconds  # of one thread, which hardly waits
         self.stored_bytes += sum(size for size, _ in record.chunks.values())
         self.objects += len(record.chunks)
 

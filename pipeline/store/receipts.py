@@ -47,6 +47,7 @@ class Receipt:
     windows: int = 0
     attempts: int = 1
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
+    cpu_seconds: float | None = None  # processor time, of all threads; None in receipts of older versions
     peak_rss_mib: float = 0.0
     holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
     # measured output pixels by generated detail: "generated", "partial", "none"; None in receipts of older versions

@@ -63,6 +63,28 @@ def test_flags_that_would_have_been_completed(words, capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["run", "--membrs", "3"], "did you mean --members?"),
+        (["run", "--start", "2024-06-01", "--max_cloud=20"], "did you mean --max-cloud?"),
+        (["check", "x.zarr", "--verfiy", "full"], "did you mean --verify?"),
+        (["view", "x.zarr", "--zzzzzz"], "sen2fine view --help lists all flags"),
+        (["check"], "sen2fine check --help lists all flags"),
+        (["check", "x.zarr", "--verify", "most"], "sen2fine check --help lists all flags"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_with_the_nearest(words, cure, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.endswith(f"; cure: {cure}\n")
+    assert err.count("\n") == 1
+
+
 def test_help_lists_all_and_names_the_command(capsys):
     assert main([]) == main(["--help"]) == 0
     out = capsys.readouterr().out

@@ -115,6 +115,10 @@ class TestMetadata:
         code, out, _ = call(check, store)
         assert code == 7
         assert receipt.name in out
+        assert out.startswith(f"{store}: damaged since it was published; 3 of 4 units sound")
+        assert "complete" not in out
+        said = json.loads(call(check, store, "--json")[1])
+        assert (said["status"], said["stated"]) == ("damaged", "complete")
         assert call(check, store, "--repair")[0] == 0
         assert {key: value for key, value in listing(store).items() if "/c/" in key} == chunks
 

@@ -36,6 +36,17 @@ def test_laps_sum_to_the_whole_and_parts_keep_their_name(clock):
     assert sum(timed.seconds.values()) == clock[-1] - clock[0]
 
 
+def test_processor_time_is_without_waiting_and_limited_by_threads(clock, monkeypatch):
+    used = iter([10.0, 12.5, 12.5, 12.5])
+    monkeypatch.setattr(timing.time, "process_time", lambda: next(used))
+    timed = Stages()
+    assert timed.cpu_seconds(2) == 0.0, "no lap has ended"
+    timed.lap("read")
+    timed.lap("read")
+    assert timed.cpu_seconds(2) == 2.5, "of two threads over two seconds"
+    assert timed.cpu_seconds(1) == 2.0, "the rest is of other units in this process"
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_timings_are_in_receipts_and_block_records(archive, aoi, tmp_path, clock, last):
     """Overviews are made by the unit that completes a block, after its receipt."""
