@@ -34,7 +34,7 @@ challenge() { # a field of the bearer challenge
   header www-authenticate | sed -n "s/.*[ ,]$1=\"\([^\"]*\)\".*/\1/p"
 }
 
-mapfile -t bases < <(sed -n 's/^FROM \([a-z0-9./:_-]*:[A-Za-z0-9._-]*\)\${BASE_DIGEST}.*/\1/p' "${files[@]}" | sort --unique)
+mapfile -t bases < <(sed -n 's/^FROM \([a-z0-9./:_-]*:[A-Za-z0-9._-]*\)[$]{BASE_DIGEST}.*/\1/p' "${files[@]}" | sort --unique)
 [ "${#bases[@]}" -eq 1 ] || fail "the FROM lines name ${#bases[@]} bases with \${BASE_DIGEST}; expected one"
 base=${bases[0]} name=${bases[0]%:*} tag=${bases[0]##*:}
 case $name in */*) ;; *) name=library/$name ;; esac
