@@ -17,7 +17,7 @@ from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import SCL_GSD_M, NativeRasters, factor_at
 from pipeline.planning.plan import Plan, load_plan
 from pipeline.planning.unit_job import job_of
-from pipeline.process import arithmetic, device_name, peak_rss_mib, prepare_process, threads_of, threads_of_unit
+from pipeline.process import arithmetic, device_name, peak_rss_mib, prepare_process, threads_of_unit
 from pipeline.running import build_overviews
 from pipeline.running.rolling_read import RollingRead
 from pipeline.running.stop import require_wanted
@@ -259,7 +259,7 @@ def _record(store: Place, job: UnitJob, receipt: Receipt, stages: Stages) -> Rec
     receipt = replace(
         receipt,
         seconds=stages.seconds,
-        cpu_seconds=stages.cpu_seconds(threads_of("cpu")),
+        cpu_seconds=stages.cpu_seconds(threads_of_unit()),
         peak_rss_mib=peak_rss_mib(),
         arithmetic=arithmetic(job.precision),
     )

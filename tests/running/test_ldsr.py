@@ -89,6 +89,7 @@ def test_a_smaller_area_is_cut_out_of_the_larger_one(words, finished, tmp_path):
     assert np.abs(whole.values - pipeline.open_store(finished).reflectance.values).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_draws_follow_the_seed_and_members_have_a_spread(words, route, tmp_path):
     drawn = []
     for seed in ("1", "2"):
@@ -116,6 +117,7 @@ def test_a_killed_run_goes_on_where_it_was(words, finished, tmp_path):
     assert chunk_digests(store) == chunk_digests(finished)
 
 
+@pytest.mark.slow
 def test_options_change_draws(area, files, tmp_path):
     of_pipeline = (*area, *weights(files, "pipeline"), "--option", "bands20=pipeline", "--estimate", "sample")
     found = {}

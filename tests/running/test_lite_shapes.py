@@ -62,6 +62,7 @@ def test_chunks_do_not_show(words, finished, tmp_path):
     assert chunk_digests(other) == chunk_digests(finished)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_seed(shape, words, tmp_path):
     values = []
     for seed in ("1", "2"):

@@ -106,6 +106,7 @@ def attributes(store):
     return json.loads((store / "zarr.json").read_text())["attributes"]
 
 
+@pytest.mark.slow
 def test_bands_and_rgb_below_them_are_stored_and_said_to_be_synthetic(finished, tmp_path, capsys):
     assert check.main([str(finished), "--verify", "full"]) == 0
     capsys.readouterr()
@@ -127,6 +128,7 @@ def test_bands_and_rgb_below_them_are_stored_and_said_to_be_synthetic(finished, 
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_measured_values_are_given_back(finished):
     store = pipeline.open_store(finished)
     measured = pipeline.open_measured(finished)
@@ -160,12 +162,14 @@ def test_the_map_that_guided_is_stored_beside_what_it_guided(finished, tmp_path)
     assert export.main([str(finished), "--variable", "map_class", "--out", str(tmp_path / "no"), "--quiet"]) == 2
 
 
+@pytest.mark.slow
 def test_chunks_do_not_show(words, finished, tmp_path):
     other = tmp_path / "other.zarr"
     run(words, other, "--unit-chunks", "2")
     assert chunk_digests(other) == chunk_digests(finished)
 
 
+@pytest.mark.slow
 def test_plans_do_not_depend_on_the_threads_of_the_driver(words, finished, tmp_path):
     """The states of scenes and styles are computed while planning."""
     before = torch.get_num_threads()
@@ -260,6 +264,7 @@ def test_an_image_of_several_is_that_of_its_seed(styles, area, town, files, tmp_
     np.testing.assert_array_equal(alone, pipeline.open_store(styles, gsd_m=1.25).reflectance.sel(style=4).values)
 
 
+@pytest.mark.slow
 def test_stores_of_styled_colours_hold_no_reflectance(styles, finished):
     plain = pipeline.open_store(finished, gsd_m=1.25).reflectance.values
     styled = pipeline.open_store(styles, gsd_m=1.25).reflectance.values

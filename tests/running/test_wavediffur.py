@@ -44,7 +44,7 @@ def weights(tmp_path_factory):
     return ("--weights", str(folder / "wavediffur.safetensors"), "--weights", f"fusion={fusion}")
 
 
-@pytest.fixture(params=FINEST_M, scope="module")
+@pytest.fixture(params=[2, 4, pytest.param(16, marks=pytest.mark.slow)], scope="module")
 def scale(request):
     return request.param
 
@@ -155,6 +155,7 @@ def backbone_weights(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_other_systems_are_steps_of_a_cascade(name, area, backbone_weights, tmp_path, capsys):
     store, scale = tmp_path / "steps.zarr", BACKBONES[name]
@@ -236,6 +237,7 @@ def ground(of_four):
     return dataset, np.clip(20 + 300 * seen, 1, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_a_reference_of_the_same_ground_brings_detail(of_four, ground, tmp_path):
     words, plain = of_four
     reference = write_reference(tmp_path / "ortho.tif", *ground)
@@ -249,6 +251,7 @@ def test_a_reference_of_the_same_ground_brings_detail(of_four, ground, tmp_path)
     assert (changed > 3).mean() > 0.05
 
 
+@pytest.mark.slow
 def test_a_reference_of_other_ground_changes_nothing(of_four, ground, tmp_path):
     words, plain = of_four
     noise = np.random.default_rng(1).integers(1, 255, ground[1].shape, dtype=np.uint8)
@@ -257,6 +260,7 @@ def test_a_reference_of_other_ground_changes_nothing(of_four, ground, tmp_path):
     assert np.array_equal(values(tmp_path / "a.zarr"), values(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -289,6 +293,7 @@ def test_a_dry_run_says_how_much_and_a_run_has_a_limit(area, weights, tmp_path, 
     assert not (tmp_path / "x.zarr").exists()
 
 
+@pytest.mark.slow
 def test_a_reference_that_no_stage_reads_is_refused(area, backbone_weights, ground, tmp_path, capsys):
     given = (
         "--option",
