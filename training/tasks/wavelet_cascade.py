@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from pipeline.models.bundle import Bundle
     from pipeline.models.wavediffur import Noise
+    from pipeline.superres.declared import Value
     from pipeline.superres.spec import SceneState, Stage
     from pipeline.superres.system import System
     from training.quality.cascade import Finer
@@ -66,7 +67,7 @@ class SteppedCascade:
     @classmethod
     def load(cls, name: str, files: tuple[str, ...], scale: int, device: torch.device) -> SteppedCascade:
         """Load the networks. Raises UsageError for no system's name, and for a scale that its steps do not make up."""
-        options = {SCALE.name: scale, BACKBONE.name: name}
+        options: dict[str, Value] = {SCALE.name: scale, BACKBONE.name: name}
         return cls(load(choose(SYSTEM.name, files, options), str(device)))
 
     @torch.inference_mode()
