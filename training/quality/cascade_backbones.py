@@ -9,7 +9,6 @@ import torch
 
 from pipeline.bands import RGB, SCALE_10M
 from pipeline.errors import UsageError
-from pipeline.models.wavelet import padded_to_multiple
 from pipeline.superres.system import load
 from pipeline.superres.systems import PLAIN
 from pipeline.superres.weights import choose
@@ -17,7 +16,7 @@ from training import placement
 from training.degradation.degrade import Degradation
 from training.quality import baselines
 from training.quality.cascade_scores import KINDS, Seen, scores, seen, table_of, truths
-from training.quality.pairs import BORDER_PX, noise_of, state_windows
+from training.quality.pairs import BORDER_PX, mirrored, noise_of, state_windows
 from training.quality.sampler import bands_of, of_system
 from training.quality.tables import NULL, Record, Section, markdown, methods_of, number, over_sets
 
@@ -79,7 +78,7 @@ class Again:
     def _step(self, image: Tensor, pair: Pair) -> Tensor:
         if self.sampler is None:
             return baselines.bicubic(image, SCALE_10M)
-        padded, (height, width) = padded_to_multiple(image, self.sampler.multiple_px), image.shape[-2:]
+        padded, (height, width) = mirrored(image, self.sampler.multiple_px), image.shape[-2:]
         if self.sampler.mean is not None:
             fine = placement.run(self.device, self.sampler.mean, padded)
         else:

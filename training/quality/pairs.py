@@ -202,7 +202,7 @@ def members(sampler: Sampler, pair: Pair, count: int, seed: int = 0, device: tor
 
     `device` is that of the sampler's weights. Noise is drawn, and the result returned, on the CPU.
     """
-    lr, (height, width) = _mirrored(pair.lr, sampler.multiple_px), pair.hr.shape[-2:]
+    lr, (height, width) = mirrored(pair.lr, sampler.multiple_px), pair.hr.shape[-2:]
     size = (lr.shape[-2] * pair.scale, lr.shape[-1] * pair.scale)
     state = None if sampler.scene_state is None else sampler.scene_state(state_windows(pair.lr))
     at_once = max(1, BATCH_PX // (size[0] * size[1]))
@@ -236,12 +236,12 @@ def side_by_side(pair: Pair, estimate: Tensor) -> dict[str, Tensor]:
 
 def state_windows(lr: Tensor) -> Tensor:
     """Return one window (1, bands, 64, 64) from the centre of an image (1, bands, h, w), mirrored if it is smaller."""
-    large = _mirrored(lr, 1, STATE_PX)
+    large = mirrored(lr, 1, STATE_PX)
     top, left = ((side - STATE_PX) // 2 for side in large.shape[-2:])
     return large[..., top : top + STATE_PX, left : left + STATE_PX]
 
 
-def _mirrored(lr: Tensor, multiple: int, least: int = 1) -> Tensor:
+def mirrored(lr: Tensor, multiple: int, least: int = 1) -> Tensor:
     """Pad (1, bands, h, w) by reflection to multiples of `multiple` and at least `least` px a side."""
     for axis in (-2, -1):
         side = lr.shape[axis]
