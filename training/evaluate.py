@@ -136,6 +136,8 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> list[Secti
             sections += _of_fusion(name, bundle, bundles, data_of(SCALE_10M), args, say)
         elif system is not None and args.only in (None, "images"):
             sections += _of_system(name, system, data_of, args, say)
+        elif system is None and args.only == "images":
+            say(f"{name} is judged by Wald's protocol: --only wald")
     sections = [listing(names, kinds, bundles), *comparison(sections), *sections]
     if not args.steps and args.only in (None, "scenes"):
         sections += _of_whole(names, bundles, data_of(SCALE_10M), args, say)

@@ -224,6 +224,8 @@ def test_fusions_of_one_stage_are_judged_by_their_task_and_shown_in_no_sheet(tow
     assert all(kind in report for kind in span_fusion.SCALES)
     assert "no Sentinel-2 scene of the data is held out" in report
     assert "fusion-x4: no sheets" in said
+    assert evaluate.main([*words, "--only", "images"]) == 0
+    assert capsys.readouterr().err.count("is judged by Wald's protocol: --only wald") == len(paths)
 
 
 @pytest.mark.slow
