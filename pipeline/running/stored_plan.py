@@ -82,8 +82,8 @@ def existing_plan(request: RunRequest) -> Plan | None:
     plan, aoi = load_plan(store), request.aoi
     # units and batches as they are, unless others are asked for
     asked = request.config
-    chosen = {"unit_chunks": asked.unit_chunks or plan.config.unit_chunks, "batch": asked.batch or plan.batch}
-    differ = differences(replace(plan.config, batch=plan.batch), replace(asked, **chosen))
+    unit_chunks, batch = asked.unit_chunks or plan.config.unit_chunks, asked.batch or plan.batch
+    differ = differences(replace(plan.config, batch=plan.batch), replace(asked, unit_chunks=unit_chunks, batch=batch))
     if plan.aoi_digest != aoi.digest:
         differ.insert(0, f"AOI: {plan.aoi_name} ({plan.aoi_digest[:8]}) -> {aoi.name} ({aoi.digest[:8]})")
     if differ:
