@@ -30,11 +30,8 @@ def throughput(bench: Bench) -> Iterator[Row]:
             name = f"{case}, {precision}"
             km2 = rounds * area.window.ny * area.window.nx * (area._pass.gsd_m / 1000) ** 2
             yield Row("throughput", name, "ms per window, around it included", f"{1e3 * seconds / windows:.1f}")
-            per_window_km2 = km2_per_window(area)
-            yield Row(
-                "throughput", name, "km2 per hour at one window per stride, one process",
-                f"{3600 * per_window_km2 * windows / seconds:,.0f}",
-            )  # fmt: skip
+            covered = 3600 * rounds * covered_km2(area) / seconds
+            yield Row("throughput", name, "km2 per hour, one window per stride, one process", f"{covered:,.0f}")
             yield Row("throughput", name, "km2 per hour of this small area", f"{3600 * km2 / seconds:,.0f}")
             if (share := _busy(area, system, bench.device)) is not None:
                 yield Row("throughput", name, "share of the time that the device computes", f"{100 * share:.0f} %")
@@ -42,10 +39,11 @@ def throughput(bench: Bench) -> Iterator[Row]:
                 yield Row("throughput", name, "peak memory of the device, MiB", f"{peak:,.0f}")
 
 
-def km2_per_window(area: Area) -> float:
-    """The ground that each window of the first group adds: the square of its stride."""
-    group = area._pass.groups[0]
-    return (group.lattice.stride_px * group.gsd_m / 1000) ** 2
+def covered_km2(area: Area) -> float:
+    """The ground of all windows of the first group: a square of its stride each, as where an area is large."""
+    of = area._pass
+    cells = of.cells([area.window.pad(of.reach_px(area.options))])[0]
+    return len(cells) * (of.groups[0].lattice.stride_px * of.groups[0].gsd_m / 1000) ** 2
 
 
 def _timed(area: Area, system: object, least_s: float) -> tuple[float, int, int]:
