@@ -17,7 +17,6 @@ import struct
 import sys
 import threading
 import time
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
@@ -108,33 +107,56 @@ class Handler(BaseHTTPRequestHandler):
         def complete(route: Route, answer: Response) -> None:
             if answer.status_code != 206 or route.size is None:
                 self._relay(route, answer)
-            elif (body := self._body(route, answer)) is not None:
-                begin = first + len(head)
+                return
+            begin, length = first + len(head), _length(answer)
+            known = self.routes.kept.known(number, begin + length, last)[0] if tail else b""  # unless forgotten since
+            rest = tail if known == tail else b""
+            self._begin_part(route, first, len(head) + length + len(rest))
+            body = self._through(route, answer, head, length)
+            if body is not None:
                 self.routes.kept.put(number, begin, body)
-                rest = self.routes.kept.known(number, begin + len(body), last)[0] if tail else b""
-                self._part(route, first, head + body + (tail if rest == tail else b""))
+                self._send(rest)
 
         self._ask(route, f"bytes={first + len(head)}-{last - len(tail)}", complete)
 
     def _part(self, route: Route, first: int, body: bytes) -> None:
         """Answer with bytes of the file from `first` on."""
         route.trouble = ""
-        self._answer(206, {"Content-Range": f"bytes {first}-{first + len(body) - 1}/{route.size}"}, str(len(body)))
-        with suppress(ConnectionError):  # GDAL closed the connection
-            self.wfile.write(body)
+        self._begin_part(route, first, len(body))
+        self._send(body)
 
-    def _body(self, route: Route, answer: Response) -> bytes | None:
-        """The whole body of a part; None, and the connection broken off, where it is short."""
-        got = CONTENT_RANGE.fullmatch(answer.headers["Content-Range"])
-        assert got is not None, "what contradicts the question is not used"
-        length = int(got[2]) + 1 - int(got[1])
+    def _begin_part(self, route: Route, first: int, length: int) -> None:
+        """Status and headers of `length` bytes of the file from `first` on."""
+        self._answer(206, {"Content-Range": f"bytes {first}-{first + length - 1}/{route.size}"}, str(length))
+
+    def _send(self, body: bytes) -> None:
         try:
-            body = b"".join(answer.raw.stream(_CHUNK_BYTES, decode_content=False))
-            if len(body) != length:
-                raise ConnectionError(f"the server sent {len(body)} of {length} bytes")
+            self.wfile.write(body)
+        except ConnectionError:  # GDAL closed the connection
+            self.close_connection = True
+
+    def _through(self, route: Route, answer: Response, head: bytes, length: int) -> bytes | None:
+        """Pass on `head` and the body of a part as it comes. Return the body; None if it did not come whole."""
+        parts = []
+        try:
+            self.wfile.write(head)
+            for chunk in answer.raw.stream(_CHUNK_BYTES, decode_content=False):
+                self.wfile.write(chunk)
+                parts.append(chunk)
+        except ConnectionError:  # GDAL closed the connection
+            self.close_connection = True
+            return None
         except Exception as error:
             self._break_off(route, error)
             return None
+        return self._whole(route, b"".join(parts), length)
+
+    def _whole(self, route: Route, body: bytes, length: int) -> bytes | None:
+        """The body; None, and the connection broken off, if it is not of the announced length."""
+        if len(body) != length:
+            self._break_off(route, ConnectionError(f"the server sent {len(body)} of {length} bytes"))
+            return None
+        route.trouble = ""
         return body
 
     def _parts(self) -> tuple[str, str, str]:
@@ -178,8 +200,12 @@ class Handler(BaseHTTPRequestHandler):
     def _size(self, route: Route, answer: Response) -> None:
         ranges = {}
         if answer.status_code == 206 and route.size is not None:
-            start = self._body(route, answer)
-            if start is None:
+            try:
+                start = answer.raw.read(_START_BYTES, decode_content=False)
+            except Exception as error:
+                self._break_off(route, error)
+                return
+            if self._whole(route, start, _length(answer)) is None:
                 return
             number = self._parts()[1]
             if start != self.routes.kept.known(number, 0, len(start) - 1)[0]:
@@ -226,6 +252,13 @@ class Handler(BaseHTTPRequestHandler):
         route.trouble = redact(str(error)) or type(error).__name__
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _length(answer: Response) -> int:
+    """Bytes of a part, by its Content-Range, which `contradiction` has looked at."""
+    got = CONTENT_RANGE.fullmatch(answer.headers["Content-Range"])
+    assert got is not None
+    return int(got[2]) + 1 - int(got[1])
 
 
 def _passed_on(answer: Response) -> dict[str, str]:
