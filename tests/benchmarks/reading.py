@@ -44,6 +44,7 @@ _HEADER_BYTES = 32768
 _TILE_M = 109_800
 _SHIFT_M = 61_440 - 3_000  # from the tile's corner to the data's: a corner of blocks of all bands lies 3 km inside
 _AROUND_M = 960  # data around the area
+_PATIENCE_S = 3600.0  # on a busy machine
 _SMALL_UNITS = 3  # chunks: 3.6 km
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
@@ -169,7 +170,7 @@ def read_all(plan: Plan, store: Path, workers: int) -> None:
             for unit in units:
                 pool.submit(unit, 1)
             for _ in units:
-                outcome = pool.next(600.0)
+                outcome = pool.next(_PATIENCE_S)
                 if outcome is None or isinstance(outcome[2], BaseException):
                     msg = f"a unit was not read: {outcome}"
                     raise RuntimeError(msg)
