@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import runpy
 import shlex
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.run import main
 from tests.archive.synthetic import make_archive, make_scene
 from tests.running.conftest import LEFT, TOP, box, config_for, run, write_aoi
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "notebooks"
+RENDERED = sorted((FOLDER / "rendered").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,15 @@ def store(tmp_path_factory):
     aoi = write_aoi(folder / "aoi.geojson", box(LEFT + 65, TOP - 655, LEFT + 655, TOP - 65))
     run(config_for(archive), aoi, folder / "small.zarr")
     return folder / "small.zarr"
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """The store of the quick start: real fields, which synthetic land lacks."""
+    store, root = tmp_path_factory.mktemp("sample") / "sample.zarr", FOLDER.parents[1]
+    words = ["--aoi", str(root / "catalogs/sample/region.geojson"), "--catalog", "sample", "--out", str(store)]
+    assert main([*words, "--cluster", "inline", "--quiet"]) == 0
+    return store
 
 
 def render(*words):
@@ -60,6 +72,31 @@ def test_first_look_is_rendered_with_its_figures(store, tmp_path):
     bias = re.search(r"10 m bands: 99 % within [\d.]+ DN, bias (-?[\d.]+) DN", said)
     assert bias, said
     assert abs(float(bias[1])) < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["from_odc_stac", "field_statistics", "own_system", "time_series"])
+def test_the_others_are_rendered_with_all_their_figures(sample, tmp_path, monkeypatch, name):
+    monkeypatch.delenv("SEN2FINE_DATA", raising=False)  # time_series makes up a landscape
+    done = render(tmp_path / "out", sample, "--only", name)
+    assert done.returncode == 0, done.stderr
+    found = figures(nbformat.read(tmp_path / "out" / f"{name}.ipynb", 4))
+    assert len(found) == (FOLDER / f"{name}.py").read_text().count("plt.show()") > 0
+    for image in found:
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50, "a picture, not an empty frame"
+
+
+@pytest.mark.parametrize("path", RENDERED, ids=lambda path: path.stem)
+def test_what_is_kept_rendered_is_what_the_script_says(path):
+    import jupytext
+
+    kept, script = nbformat.read(path, 4), jupytext.read(FOLDER / f"{path.stem}.py", fmt="py:percent")
+    nbformat.validate(kept)
+    assert [cell.source for cell in kept.cells] == [cell.source for cell in script.cells]
+    assert len(figures(kept)) == (FOLDER / f"{path.stem}.py").read_text().count("plt.show()") > 0
+    outputs = [output for cell in kept.cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not re.search(r"/(home|root|tmp|work|Users)/", json.dumps([dict(output) for output in outputs]))
 
 
 def test_readme_names_all_notebooks_and_valid_commands():
