@@ -23,6 +23,7 @@ ACTS = {
     "config",
     "plan",
     "plan_only",
+    "parts",
     "wait_for_plan",
     "shard_of",
     "of_pass",

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.errors import Interrupted, PipelineError, UsageError
+from pipeline.errors import Interrupted, PipelineError
 from pipeline.redaction import redact
 from pipeline.store import layout, sealed
 from pipeline.store.keys import RUN_FOLDER
@@ -69,17 +69,17 @@ def recorded(place: Place, plan_digest: str, part: Part | None) -> Iterator[None
 def plan_parts(place: Place, plan_digest: str, of: int) -> None:
     """Record that a plan is computed in `of` parts. Does nothing in a finished store.
 
-    Raises UsageError while parts of another number are at work, whose units would be computed twice.
+    Raises Interrupted while parts of another number are at work, whose units would be computed twice.
     """
     if layout.status(place) in (layout.STATUS_COMPLETE, layout.STATUS_QUARANTINE):
         return
     now = time.time()
     for one in sightings(place):
         if one.shard and not one.shard.endswith(f"-of-{of}") and one.lives(now):
-            raise UsageError(
+            raise Interrupted(
                 f"part {one.shard.replace('-of-', ' of ')} of {place} is at work",
                 f"no part of another number than {of}",
-                "wait for the parts at work, or stop them",
+                "stop it or wait for it, then run the same command again",
             )
     place.write(_PLANNED, sealed.dump({"plan_digest": plan_digest, "parts": of}))
 
