@@ -42,7 +42,8 @@ def change(one: Tensor, other: Tensor, differs: Tensor) -> tuple[Tensor, Tensor]
     side is empty.
     """
     squares = (one - other).square().mean(1)
-    share = functional.adaptive_avg_pool2d(differs[:, None].to(squares), squares.shape[-2:])[:, 0]
+    height, width = squares.shape[-2:]
+    share = functional.adaptive_avg_pool2d(differs[:, None].to(squares), (height, width))[:, 0]
     inside = (share * squares).sum((1, 2)) / share.sum((1, 2))
     outside = ((1 - share) * squares).sum((1, 2)) / (1 - share).sum((1, 2))
     return inside, outside
