@@ -25,7 +25,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.grid.grid import Phase, Window
 from pipeline.grid.noise import normal_field
-from pipeline.planning import zoning
+from pipeline.planning import planner, zoning
 from pipeline.planning.noise_stream import noise_stream
 from pipeline.planning.plan import Plan, Unit, load_plan, plan_file, plan_path
 from pipeline.planning.planner import make_plan
@@ -88,6 +88,22 @@ class TestJson:
         assert again == plan
         assert again.digest == plan.digest
         assert list(again.units()) == list(plan.units())
+
+    def test_windows_one_by_one_add_nothing(self, plan):
+        """Plans from before there were batches keep their digest, and so do those whose user asks for none."""
+        assert "batch" not in plan.to_json()["config"]
+        one, four = (replace(plan, config=replace(plan.config, batch=size)) for size in (1, 4))
+        assert (one.digest, one.options().batch) == (plan.digest, 1)
+        assert four.options().batch == 4
+        assert Plan.from_json(json.loads(json.dumps(four.to_json()))) == four
+
+    def test_batches_are_those_of_the_gpu_that_plans(self, tmp_path, aoi, monkeypatch):
+        asked = []
+        monkeypatch.setattr(planner, "size_for", lambda memory, side, device: asked.append((side, device)) or 4)
+        lite = planned(tmp_path, [scene()], aoi, sr="lite")
+        assert (lite.batch, asked) == (4, [(480, "cpu")])
+        assert planned(tmp_path, [scene()], aoi, sr="lite", batch=2).batch == 2
+        assert planned(tmp_path, [scene()], aoi).batch == 1, "nothing to compute in batches"
 
     def test_passes_maps_and_options_are_part_of_it(self, plan):
         finer = PassLayout(1.25, 0.0, ((1.25, ("B03", "B04")), (0.625, ("B04",))))
@@ -168,6 +184,7 @@ class TestDigest:
         [
             lambda p: replace(p, config=replace(p.config, seed=1)),
             lambda p: replace(p, config=replace(p.config, precision="bfloat16")),
+            lambda p: replace(p, config=replace(p.config, batch=4)),
             lambda p: replace(p, config=replace(p.config, clip=False)),
             lambda p: replace(p, scenes={k: v for k, v in p.scenes.items() if k != "S2A_ONE"}),
             lambda p: replace(p, scenes={k: replace(v, hrefs={**v.hrefs, "B02": "x"}) for k, v in p.scenes.items()}),
