@@ -31,7 +31,7 @@ from tests.benchmarks.scene import area_geojson, repeated_scene, wide_plan
 from tests.conftest import DATA, REPOSITORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pipeline.planning.plan import Plan
 
@@ -333,7 +333,7 @@ def chunk_bands(folder: Path, _workers: int) -> list[Row]:
     return [("chunks of all bands or of one", *row) for row in rows(folder)]
 
 
-def precision(_folder: Path, _workers: int) -> list[Row]:
+def precision(_folder: Path, _workers: int) -> Iterator[Row]:
     """Compute an area of 240 m with every shipped system in shorter number formats, and compare with float32."""
     from tests.benchmarks.precision import rows
 

@@ -24,6 +24,7 @@ from pipeline.superres.system import load
 from pipeline.superres.weights import choose
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pipeline.superres.system import System
@@ -106,9 +107,8 @@ def computed(system: System, native: NativeRasters, area: Window, members: int) 
     return super_resolve(native, area, system, BANDS, Options(members=members), lambda _window: None).dn
 
 
-def rows(data: Path, names: tuple[str, ...] = ()) -> list[Row]:
+def rows(data: Path, names: tuple[str, ...] = ()) -> Iterator[Row]:
     """Differences to float32 of every system with shipped weights. One draw where a system has no regression."""
-    found = []
     for name in names or shipped():
         choice = choose(name)
         exact = load(choice, "cpu")
@@ -119,15 +119,14 @@ def rows(data: Path, names: tuple[str, ...] = ()) -> list[Row]:
         expected = computed(exact, native, AREA, members)
         spent = time.process_time() - began
         where = f"{name}, {'a real patch' if real else 'random DN'}{', one draw' * members}"
-        for precision in ("tf32", "float16", "bfloat16"):
+        for precision in ("tf32", "bfloat16", "float16"):
             emulated = precision == "tf32"
             began = time.process_time()
             with AsTf32() if emulated else nullcontext():
                 other = computed(exact if emulated else replace(exact, precision=precision), native, AREA, members)
             times = "" if emulated else f" ({(time.process_time() - began) / spent:.1f} times the CPU seconds)"
             what = f"{precision}{' (emulated)' * emulated}: share of DN that differ / mean / largest{times}"
-            found.append((where, what, str(Apart.of(expected, other))))
-    return found
+            yield where, what, str(Apart.of(expected, other))
 
 
 def shipped() -> tuple[str, ...]:
