@@ -47,7 +47,7 @@ def test_images_run_unprivileged_under_tini_from_a_pinned_base(path):
     for base in (line.split()[1] for line in lines if line.startswith("FROM")):
         assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+\$\{BASE_DIGEST\}", base)
     assert re.fullmatch(r"ARG BASE_DIGEST=(@sha256:[0-9a-f]{64})?", lines[0])
-    last = lines[[line.startswith("FROM") for line in lines].index(True, 1) :]
+    last = lines[[i for i, line in enumerate(lines) if line.startswith("FROM")][-1] :]
     assert "USER 10001:10001" in last
     assert last.index("USER 10001:10001") > max(i for i, line in enumerate(last) if line.startswith(("RUN", "COPY")))
     assert 'ENTRYPOINT ["/usr/bin/tini", "--"]' in last
