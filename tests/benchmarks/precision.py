@@ -35,13 +35,10 @@ AREA = Window(-79_872 + 144, 11_904 + 144, 96, 96)
 BANDS = tuple(band for band in BAND_NAMES if BY_NAME[band].gsd_m < 60)
 ATEN = torch.ops.aten
 _PRODUCTS = {
-    ATEN.convolution,
-    ATEN.mm,
-    ATEN.addmm,
-    ATEN.bmm,
-    ATEN.baddbmm,
-    ATEN._scaled_dot_product_flash_attention_for_cpu,
-}
+    ATEN.convolution, ATEN.mm, ATEN.addmm, ATEN.bmm, ATEN.baddbmm, ATEN._scaled_dot_product_flash_attention_for_cpu,
+    # in inference mode, before torch takes them apart
+    ATEN.conv2d, ATEN.conv_transpose2d, ATEN.linear, ATEN.matmul, ATEN.einsum, ATEN.scaled_dot_product_attention,
+}  # fmt: skip
 _DROPPED_BITS = 13  # TF32 keeps 10 of the 23 bits of a fraction
 
 

@@ -1,6 +1,7 @@
 """The emulation of TF32, and what is told of differences."""
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional
 
@@ -20,9 +21,10 @@ def test_tf32_keeps_ten_bits():
     assert rounded(whole) is whole
 
 
-def test_convolutions_and_products_see_rounded_factors_and_sums_do_not():
+@pytest.mark.parametrize("inference", [False, True])
+def test_convolutions_and_products_see_rounded_factors_and_sums_do_not(inference):
     image, kernel = torch.rand((1, 2, 6, 6)), torch.rand((3, 2, 3, 3))
-    with AsTf32():
+    with torch.inference_mode(inference), AsTf32():
         convolved, product, total = functional.conv2d(image, kernel), image[0, 0] @ image[0, 1], image + image
     assert torch.equal(convolved, functional.conv2d(rounded(image), rounded(kernel)))
     assert not torch.equal(convolved, functional.conv2d(image, kernel))
