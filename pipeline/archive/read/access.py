@@ -129,7 +129,7 @@ class Access:
                 self.forget(href)
                 if explained is None:
                     raise
-                raise explained from error
+                raise explained from None  # GDAL's error tells of the gateway, not of the archive
 
         return retrying(
             attempt, what=place, tries=READ_TRIES, on_auth=lambda: self.refresh(href), slot=self._slot(href)
