@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipeline.bands import NODATA_DN
-from pipeline.grid.arrays import cast, compact, fetched, fetched_uint16, namespace, settled, tensor_of
+from pipeline.grid.arrays import cast, compact, fetched, fetched_uint16, is_numpy, namespace, settled, tensor_of
 from pipeline.grid.placed_rasters import at_hand
 from pipeline.superres import classes
 from pipeline.superres.chain import at_gsd
@@ -71,6 +71,7 @@ def finished(canvases: Canvases, native: Rasters, window: Window, options: Optio
             dn, above = _measured(canvas, native, window, options, of)
         else:
             tied, area = _tied(canvas, above, at_gsd(window.pad(_left(of, len(found))), of.gsd_m, gsd_m))
+            require_finite_here(tied, canvas.order)
             dn = classes.of_blocks(tied[(..., *part.slices(area))], _rows(above.dn, above.bands, canvas.order))
             above = _Above(gsd_m, canvas.order, area, tied, dn)
         inside = part.slices(canvas.area)
@@ -106,6 +107,15 @@ def landed(made: _Made) -> Layer:
     return Layer(made.bands, fetched_uint16(made.dn), fetched(made.quality), spread)
 
 
+def require_finite_here(image: Array, order: tuple[str, ...]) -> None:
+    """Raise PipelineError for values that are not finite, which have no DN, if the host has the image.
+
+    A device is not waited for: it says so at the end (`landed`).
+    """
+    if is_numpy(image):
+        classes.require_finite(classes.finite(image), order)
+
+
 def _left(of: Pass, done: int) -> int:
     """Return the px of the pass around a window over which the next layer must be known, after `done` layers."""
     ties = done if not of.source_gsd_m else done + 1
@@ -120,6 +130,7 @@ def _measured(canvas: Canvas, native: Rasters, window: Window, options: Options,
         canvas.image, canvas.area, area, sensors, lambda i, part: at_hand(native, order[i], part), canvas.void
     )
     inside = images[(..., *window.slices(area))]
+    require_finite_here(inside, order)
     dn = classes.quantised(inside, native, window, order, options.consistency)
     return dn, _Above(canvas.gsd_m, order, area, images, dn)
 

@@ -103,7 +103,7 @@ def built(spec: SystemSpec, bundles: Bundles, device: torch.device, options: Set
     settings = spec.defaults if options is None else options
     predictor = None if spec.build is None else spec.build(bundles, settings).to(device)
     turns = Turns() if shares_device(spec, device.type) else None
-    return System(spec.name, stages_of(spec, bundles, settings), predictor, bundles, device, settings, turns)
+    return System(spec.name, stages_of(spec, bundles, settings), predictor, bundles, device, settings, turns=turns)
 
 
 AT_ONCE = 3  # units in one process around one device: two suffice on average, a third fills in where one takes longer

@@ -42,7 +42,7 @@ def wide_plan(folder: Path, side_m: float, config: RunConfig, workers: int = 1) 
     left, bottom, margin = 100_020, 4_600_020, 120_000  # straight edges in degrees are curved in UTM
     scene = make_scene(folder, scene_id="S2A_WIDE", left_m=left, top_m=bottom + 1200, size_m=1200)
     around = (left - margin, bottom - margin, left + side_m + margin, bottom + side_m + margin)
-    index = make_archive(folder, [dataclasses.replace(scene, footprint=footprint_of(32632, around))])
+    index = make_archive(folder, [dataclasses.replace(scene, footprint=footprint_of(32632, around), rasters=())])
     aoi = area_geojson(folder / "aoi.geojson", 32632, left, bottom, side_m)
     config = dataclasses.replace(config, catalog=str(index), offset=0)
     return make_plan(config, read_aoi(str(aoi), max_area_km2=1e9), workers=workers)

@@ -1,5 +1,6 @@
 """Units by what they cost, and their reading row by row."""
 
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -226,8 +227,12 @@ class TestRollingRead:
 def test_a_window_that_takes_long_is_timed_once(archive, tmp_path, monkeypatch, seconds, runs):
     aoi = write_aoi(tmp_path / "region.geojson", box(LEFT + 700, TOP - 1100, LEFT + 1000, TOP - 890))
     plan = make_plan(config_for(archive), read_aoi(str(aoi)))
+    one = plan.model_passes()[0]
+    middle = round(one.groups[0].lattice.stride_px // 2 * one.groups[0].gsd_m / one.gsd_m)
+    cell = Window(middle, middle, one.source_px, one.source_px).snap_out(one.source_px)
+    windows = one.cells([cell.pad(one.reach_px(replace(plan.options(), consistency="none")))])[0]
     clock, counted = iter(seconds * number for number in range(2 * runs)), []
     monkeypatch.setattr(estimates.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(superres, "super_resolve", lambda *_, **__: counted.append(1) or SimpleNamespace(windows=4))
-    assert estimates.seconds_per_window(plan) == seconds / 4
+    assert seconds / estimates.time_window(plan).wall_s == pytest.approx(len(windows))
     assert len(counted) == runs
