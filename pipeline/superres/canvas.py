@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.bands import DN_OFFSET, DN_SCALE
-from pipeline.grid.arrays import beside, blank, compact, divide, fetched, placed, tensor_of
+from pipeline.grid.arrays import beside, blank, compact, divide, placed, tensor_of
 from pipeline.grid.grid import Window
 from pipeline.superres.chain import at_gsd
-from pipeline.superres.masks import fill_nearest
+from pipeline.superres.masks import nearest_valid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,11 +53,13 @@ class Handed:
         if (self.total >= _WHOLE).all():
             return
         known = self.total > 0
+        if not known.any():
+            return  # images are 0 throughout
         open_to: NDArray[np.float32] = np.maximum(self.total, np.float32(1e-6))
-        scale: NDArray[np.float32] = np.where(self.total < _WHOLE, open_to, np.float32(1.0)).astype(np.float32)
-        for image in self.images.reshape(-1, *self.region.shape):  # rare, and by distances that only the host computes
-            left: NDArray[np.float32] = fetched(image)
-            image[:] = placed(fill_nearest(np.divide(left, scale, dtype=np.float32), known), image)
+        scale = placed(np.where(self.total < _WHOLE, open_to, np.float32(1.0)).astype(np.float32), self.images)
+        nearest = tuple(placed(index, self.images) for index in nearest_valid(known))
+        for image in self.images.reshape(-1, *self.region.shape):
+            image[:] = (image / scale)[nearest]
 
     def over(self, window: Window, gsd_m: float, draw: int) -> Made:
         """Return what was blended over `window` (px of `gsd_m`), by stage and band, of one draw or of the only one."""

@@ -47,11 +47,16 @@ def fill_nearest(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArr
         return values
     if not valid.any():
         return np.zeros_like(values)
+    filled: NDArray[np.float32] = values[nearest_valid(valid)]
+    return filled
+
+
+def nearest_valid(valid: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return row and column (y, x) of the valid pixel nearest to each, of which there must be one."""
     from scipy.ndimage import distance_transform_edt
 
     rows, cols = distance_transform_edt(~valid, return_distances=False, return_indices=True)
-    filled: NDArray[np.float32] = values[rows, cols]
-    return filled
+    return rows.astype(np.int64), cols.astype(np.int64)
 
 
 def filled_reflectance(dn: NDArray[np.uint16]) -> NDArray[np.float32]:

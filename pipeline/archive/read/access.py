@@ -124,7 +124,7 @@ class Access:
                 return call()
             except PipelineError:
                 raise
-            except Exception as error:
+            except Exception:
                 explained = self._explained(href, place)
                 self.forget(href)
                 if explained is None:
