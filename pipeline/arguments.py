@@ -250,7 +250,11 @@ def _add_running(run: argparse._ArgumentGroup) -> None:
         "for each GPU, or else local workers)",
     )
     run.add_argument(
-        "--workers", type=int, metavar="N", help="local worker processes (default: one per processor, as memory allows)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="local worker processes (default: one per processor, or a few per GPU, as memory allows; with --parts, "
+        "those of each part, 1)",
     )
     run.add_argument(
         "--max-outage",

@@ -152,18 +152,20 @@ def _plan(place: Place) -> Plan:
 
 def repair(store: Where, verify: str, workers: int, report: Report = lambda _summary, _running: None) -> None:
     """Recompute exactly the units that fail `verify` or are quarantined, and publish. Raises the errors of a run."""
+    from pipeline.running.choices import at_work, require_precision
     from pipeline.running.driver import run_plan
     from pipeline.running.examine import repair
 
     place = place_of(store)
     plan = _plan(place)
     cluster = "inline" if workers == 1 else "local"
+    require_precision(cluster, plan.config.precision)  # before the store is opened again
     # Repairs start only under the lease, since a run may be active.
     run_plan(
         plan,
         place,
         cluster=cluster,
-        workers=workers,
+        workers=at_work(cluster, workers),
         verify=verify,
         report=report,
         first=lambda held: repair(plan, held, verify),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.bands import BY_NAME, GSDS_M, TARGET_GSD_M, bands_at
@@ -121,12 +122,12 @@ class FrozenPlan:
     store: Place
     parts: int = 0  # that it is planned for; 0 if no number was asked for
 
-    @property
+    @cached_property
     def empty(self) -> int:
         """Number of parts without a unit."""
-        from pipeline.planning.parts import Part
+        from pipeline.planning.parts import empty_parts
 
-        return sum(not Part(number, self.parts).units(self.plan) for number in range(1, self.parts + 1))
+        return empty_parts([sum(1 for _ in self.plan.units_of(i)) for i in range(len(self.plan.passes))], self.parts)
 
     def to_json(self) -> dict[str, Any]:
         """Return store, digest, and numbers of units and of parts."""

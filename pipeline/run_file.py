@@ -139,7 +139,7 @@ def as_toml(plan: Plan) -> str:
             "write the settings by hand, with --aoi; the store's attributes tell them",
         )
     lines = [f"# {plan.aoi_name}, planned {plan.created_utc}, digest {plan.digest}"]
-    for name, value in plan.config.to_json().items():
+    for name, value in {**plan.config.to_json(), "batch": plan.batch}.items():  # 0 would be chosen anew
         if value in (None, [], ""):
             lines.append(f"# {name}: not set")
             if name == "start" and plan.scenes:

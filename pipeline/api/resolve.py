@@ -26,11 +26,12 @@ from pipeline.store.reader import open_store
 from pipeline.temporary import working_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     import xarray as xr
 
     from pipeline.aoi.aoi import Aoi
+    from pipeline.config import RunConfig
 
 MAX_IN_MEMORY_GB = 2.0  # of float32 reflectance: 12 bands of about 16 x 16 km, one time step
 _NOT_HERE = ("catalog", "start", "end")
@@ -72,7 +73,7 @@ def super_resolve(
     prepared = Image(layers, times_of(layers, datetime), Meaning(values), offset)
     config, manner = settled({**_defaults(prepared), **settings}, "super_resolve")
     if out is None:
-        _require_memory(prepared, config.band_names)
+        _require_memory(prepared, config)
     with guest(), progress_of(shown=manner.progress) as progress, _folders(out) as (inputs, store):
         index = write_scenes(prepared, inputs, progress.say)
         area = _area(prepared)
@@ -87,10 +88,15 @@ def _defaults(image: Image) -> dict[str, object]:
     return {"composite": "none", "max_cloud": 100.0, **some}
 
 
-def _require_memory(image: Image, bands: Sequence[str]) -> None:
+def _require_memory(image: Image, config: RunConfig) -> None:
+    from pipeline.superres import declared
+    from pipeline.superres.registry import spec_of
+
     left, bottom, right, top = image.bounds_m
-    pixels = (right - left) * (top - bottom) / 100 * SCALE_10M**2
-    size_gb = pixels * len(bands) * len(image.times) * np.dtype(np.float32).itemsize / 1e9
+    spec = spec_of(config.sr)
+    variants = spec.variants(declared.settled(spec.options, config.option_values, spec.name)).numbers
+    pixels = (right - left) * (top - bottom) / 100 * SCALE_10M**2 * len(image.times) * max(1, len(variants))
+    size_gb = pixels * len(config.band_names) * np.dtype(np.float32).itemsize / 1e9
     if size_gb > MAX_IN_MEMORY_GB:
         raise UsageError(
             f"the result has {size_gb:.1f} GB",

@@ -107,6 +107,8 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
     reads = reads_of(plan) if timed else Reads(0, 0.0)
     pixels, memory = parts[0].pixels, memory_of(plan.system)
     at_once = units_at_once(spec_of(plan.system.name), device_name())
+    batch = plan.batch if device_name() == "cpu" else 1  # a GPU has memory of its own for the others
+    units_mib = [unit_mib(memory, p.held_px, p.of_pass, plan.draws, scenes, batch) for p in parts]
     return Estimate(
         scenes=len(plan.scenes),
         zones=len(plan.zones),
@@ -119,7 +121,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
         output_mib=round(sum(part.bytes * len(arrays) + part.stored_pixels for part in parts) / 2**20, 1),
         stored_mib=round(sum(part.bytes for part in parts) * compressed * _LEVELS / 2**20, 1),
         overlap=round(_base_px(parts[0].of_pass.groups, parts[0].cells) / max(1, pixels), 2),
-        worker_mib=round(max(worker_mib(memory, p.held_px, p.of_pass, plan.draws, scenes) for p in parts)),
+        worker_mib=round(base_mib(memory) + max(units_mib)),
         seconds_per_window=round(spent / windows / (plan.draws or 1) if windows else 0.0, 3),
         seconds=round(spent / _speed(workers, units, at_once, together=together), 1),
         workers=workers,
@@ -129,8 +131,8 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
         read_requests=reads.requests,
         read_mib=reads.mib,
         objects=objects_of(plan) if timed else 0,
-        thread_mib=round(max(_window_mib(memory, part.of_pass) for part in parts)),
-        unit_mib=round(max(unit_mib(memory, p.held_px, p.of_pass, plan.draws, scenes) for p in parts)),
+        thread_mib=round(max(_windows_mib(memory, part.of_pass, batch) for part in parts)),
+        unit_mib=round(max(units_mib)),
         at_once=at_once,
     )
 
@@ -213,20 +215,19 @@ def _base_px(groups: Sequence[Group], cells: Sequence[int]) -> float:
     )
 
 
-def _window_mib(memory: Memory, of_pass: Pass) -> float:
-    """Return the memory in MiB that one window takes while it is computed."""
+def _windows_mib(memory: Memory, of_pass: Pass, batch: int) -> float:
+    """Return the memory in MiB that a batch of windows takes while it is computed."""
     window_px = max((group.lattice.window_px for group in of_pass.groups), default=0)
-    return window_px**2 * memory.floats_per_px * 4 / 2**20
+    return batch * window_px**2 * memory.floats_per_px * 4 / 2**20
 
 
-def worker_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes: int) -> float:
-    """Return the expected peak memory in MiB of one worker that computes one unit, in one thread."""
-    base = _BASE_MIB + _GDAL_CACHE_MIB + _KEPT_MIB + memory.weights_mib
-    return base + unit_mib(memory, held_px, of_pass, members, scenes)
+def base_mib(memory: Memory) -> float:
+    """Return the memory in MiB of one worker without the units that it computes."""
+    return _BASE_MIB + _GDAL_CACHE_MIB + _KEPT_MIB + memory.weights_mib
 
 
-def unit_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes: int) -> float:
-    """Return the memory in MiB that a unit takes which holds `held_px` pixels of a pass."""
+def unit_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes: int, batch: int) -> float:
+    """Return the memory in MiB that a unit takes which holds `held_px` pixels of a pass, computed in one thread."""
     gsd_m = of_pass.gsd_m
     handed = sum(
         len(group.handed) * (gsd_m / group.gsd_m) ** 2 * (max(1, members) if group.varying else 1)
@@ -239,7 +240,7 @@ def unit_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes: 
     blended = sum(
         (len(output.bands) * (4 + 4 * (members > 1)) + 8) * (gsd_m / output.gsd_m) ** 2 for output in of_pass.outputs
     )
-    return held_px * (blended + read + 4 * handed) / 2**20 + _window_mib(memory, of_pass)
+    return held_px * (blended + read + 4 * handed) / 2**20 + _windows_mib(memory, of_pass, batch)
 
 
 class WindowTime(NamedTuple):

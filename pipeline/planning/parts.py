@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.planning.plan import Plan
     from pipeline.planning.units import Unit
 
@@ -65,3 +67,12 @@ class Part:
     def cut(self, units: list[Unit]) -> list[Unit]:
         """Return this part's share of `units`, all units of one pass in plan order."""
         return units[len(units) * (self.number - 1) // self.of : len(units) * self.number // self.of]
+
+
+def empty_parts(units: Sequence[int], of: int) -> int:
+    """Return how many of `of` parts have no unit, where the passes of a plan have so many units.
+
+    >>> empty_parts([3], 5), empty_parts([3, 5], 5)
+    (2, 0)
+    """
+    return sum(all(count * (j - 1) // of == count * j // of for count in units) for j in range(1, of + 1))

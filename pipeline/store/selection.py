@@ -229,7 +229,9 @@ def time_indices(place: Place, attributes: Mapping[str, Any], times: Sequence[st
             return [index % len(times)]
     elif asked:
         steps = list(enumerate(zip(named, times, strict=True)))
-        found = [i for i, (label, _) in steps if label.startswith(asked)]
+        found = [i for i, (label, _) in steps if label == asked] or [
+            i for i, (label, _) in steps if label.startswith(asked)
+        ]
         found = found or [i for i, (_, moment) in steps if moment.startswith(asked)]
         if found:
             return found

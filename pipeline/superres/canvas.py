@@ -94,14 +94,17 @@ class Canvas:
         image, detail = blank(shape, device), blank(area.shape, device, float(generated))
         return cls(gsd_m, area, order, image, blank(shape, device) if spread else None, detail)
 
-    def part(self, tile: Tile) -> Window | None:
-        """Return the part of the area that a window covers, in px of the canvas; None if it covers none of it."""
-        part = tile.support(self.gsd_m).intersect(self.area)
+    def part(self, tile: Tile, above: int = 0) -> Window | None:
+        """Return the part of the area that a window covers, in px of the canvas; None if it covers none of it.
+
+        The first `above` rows of the window, in the group's px, are not at hand: no part that is wanted needs them.
+        """
+        part = tile.support(self.gsd_m).intersect(self.area).intersect(tile.below(above, self.gsd_m))
         return None if part.empty else part
 
     def add(self, tile: Tile, bands: tuple[str, ...], found: WindowResult, above: int = 0) -> None:
         """Blend in the `bands` of a window, which `found` holds but for the `above` first rows of the group's px."""
-        part = self.part(tile)
+        part = self.part(tile, above)
         if part is None:
             return
         mean, spread = found.mean[self.gsd_m], found.spread.get(self.gsd_m)

@@ -277,7 +277,7 @@ class _GroupRun:
 
 def _add_detail(into: Array, detail: Array, canvas: Canvas, tile: Tile, above: int) -> None:
     """Blend the weight of generated detail over a window, without its `above` first rows, into that over a canvas."""
-    part = canvas.part(tile)
+    part = canvas.part(tile, above)
     if part is None:
         return
     share = tile.weight(canvas.gsd_m)[part.slices(tile.window(canvas.gsd_m))]

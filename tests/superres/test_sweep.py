@@ -84,6 +84,24 @@ def test_no_window_is_computed_twice_where_chunks_are_left_out():
     assert windows == windows_needed(system, options, chunks)
 
 
+@pytest.mark.parametrize("make", [lambda: fake_system(0.4, SMALL), two_lattices])
+@pytest.mark.parametrize("lower", [0, 24, 48, 72])
+def test_blocks_of_strips_equal_the_whole(make, lower):
+    """A strip may begin above the first block of it that is computed, and so above what earlier ones kept for it."""
+    system, options = make(), Options(seed=5, members=2)
+    native = native_over(AREA, system)
+    strips = [Window(AREA.row + row, AREA.col, 96, 96) for row in (0, 96)]
+    blocks = [Window(strips[0].row + 48, AREA.col + 24, 24, 24), Window(strips[1].row + lower, AREA.col + 48, 24, 24)]
+    whole = super_resolve(native, AREA, system, BAND_NAMES, options)
+    with Sweep() as sweep:
+        for strip, block, sweep.then in zip(strips, blocks, ([blocks[1]], []), strict=True):
+            part = blend(native, strip, system, BAND_NAMES, options, wanted=[block], sweep=sweep).finish(strip)
+            inside, there = block.slices(strip), block.slices(AREA)
+            assert np.array_equal(part.dn[(slice(None), *inside)], whole.dn[(slice(None), *there)])
+            assert np.array_equal(part.spread[(slice(None), *inside)], whole.spread[(slice(None), *there)])
+            assert np.array_equal(part.quality[inside], whole.quality[there])
+
+
 def test_what_is_kept_does_not_grow_with_the_area():
     """Nor does it hold more of a window than the rows that come."""
     system, options = fake_system(0.0, SMALL), Options(seed=5, members=1)

@@ -109,6 +109,9 @@ class Handler(BaseHTTPRequestHandler):
                 self._relay(route, answer)
                 return
             begin, length = first + len(head), _length(answer)
+            if head and self.routes.kept.known(number, first, begin - 1)[0] != head:
+                self._break_off(route, ConnectionError("the file changed while it was read"))
+                return
             known = self.routes.kept.known(number, begin + length, last)[0] if tail else b""  # unless forgotten since
             rest = tail if known == tail else b""
             self._begin_part(route, first, len(head) + length + len(rest))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_PATIENCE_S = 10.0  # below GDAL_HTTP_LOW_SPEED_TIME, after which GDAL gives up
+
 
 class KeptRanges:
     """Ranges of bytes by file, at most `most_bytes` of them; those not used for longest are dropped first.
@@ -94,9 +96,12 @@ class UnderWay:
 
     @contextmanager
     def alone(self, first: int, last: int) -> Iterator[None]:
-        """Wait until no range that is under way overlaps this one, which is then under way."""
+        """Wait until no range that is under way overlaps this one, which is then under way; no longer than 10 s.
+
+        On a slow link both are then fetched, since GDAL gives up on an answer of which nothing comes.
+        """
         with self._turn:
-            self._turn.wait_for(lambda: all(low > last or high < first for low, high in self._ranges))
+            self._turn.wait_for(lambda: all(low > last or high < first for low, high in self._ranges), _PATIENCE_S)
             self._ranges.append((first, last))
         try:
             yield
