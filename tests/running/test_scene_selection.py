@@ -129,7 +129,7 @@ def test_scattered_fields_compute_only_windows_they_touch(neighbours, small_lite
     lattice = group.lattice
     (unit,) = plan.units()
     computed = json.loads(next((tmp_path / "fields.zarr" / "_run" / "receipts").glob("*.json")).read_text())["windows"]
-    asked = [chunk.pad(one.reach_px(plan.options())) for chunk in plan.chunks(unit)]
+    asked = [part.pad(one.reach_px(plan.options())) for part in plan.parts(unit)]
     assert computed == len(lattice.cells_touching_any(asked))
     assert computed < len(lattice.cells_touching(plan.window(unit)))
     assert estimate(plan, 1, timed=False).windows == computed

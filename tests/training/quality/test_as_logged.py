@@ -17,7 +17,7 @@ from training.quality import judge
 from training.quality.as_logged import as_logged, watched
 from training.quality.pairs import HELD_OUT_PER_SET, held_out_pairs
 from training.quality.tables import Record
-from training.tasks import super_resolution
+from training.tasks import watched_gains
 
 NETWORK = "mine, network alone"
 
@@ -25,8 +25,8 @@ NETWORK = "mine, network alone"
 @pytest.fixture
 def scored(monkeypatch):
     """What training's validation scores, in order."""
-    kept, score = [], super_resolution.score
-    monkeypatch.setattr(super_resolution, "score", lambda *given: kept.append(score(*given)) or kept[-1])
+    kept, score = [], watched_gains.score
+    monkeypatch.setattr(watched_gains, "score", lambda *given: kept.append(score(*given)) or kept[-1])
     return kept
 
 
