@@ -119,7 +119,7 @@ def test_nothing_that_a_run_writes_or_says_holds_a_secret(scenes, aoi, golden, t
                 tokens.revoke()
             if not tokens.good(request):
                 return "403"
-            if "ONE_B12" in name and gone["still"] and (store / "_run" / "plan.json").exists():
+            if "ONE_B08" in name and gone["still"] and (store / "_run" / "plan.json").exists():
                 return "404"
             if "TWO_B8A" in name and count < 4:
                 return "503"
