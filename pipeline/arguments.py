@@ -91,6 +91,20 @@ def _add_ground(where: argparse._ArgumentGroup) -> None:
 
 
 def _add_method(how: argparse._ArgumentGroup) -> None:
+    _add_system(how)
+    _add_estimate(how)
+    how.add_argument(
+        "--clip", action="store_true", default=None, help="mask pixels outside the polygon (default: keep whole chunks)"
+    )
+    how.add_argument(
+        "--config",
+        metavar="TOML",
+        help="file of any of these settings, named like the flags; flags override it; "
+        "python -m pipeline.check STORE --as-config writes one",
+    )
+
+
+def _add_system(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--sr", metavar="SYSTEM", help=f"{', '.join(known())} (default: {DEFAULT}; {PLAIN} is the cheapest)"
     )
@@ -112,6 +126,9 @@ def _add_method(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--condition", dest="conditions", metavar="NAME=FILE", action="append", help="a map that the system takes"
     )
+
+
+def _add_estimate(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--estimate",
         choices=ESTIMATES,
@@ -149,15 +166,6 @@ def _add_method(how: argparse._ArgumentGroup) -> None:
         choices=PRECISIONS,
         help="number format in which networks compute: the shorter ones are faster on GPUs, and change DN by a few "
         "(default: float32)",
-    )
-    how.add_argument(
-        "--clip", action="store_true", default=None, help="mask pixels outside the polygon (default: keep whole chunks)"
-    )
-    how.add_argument(
-        "--config",
-        metavar="TOML",
-        help="file of any of these settings, named like the flags; flags override it; "
-        "python -m pipeline.check STORE --as-config writes one",
     )
 
 

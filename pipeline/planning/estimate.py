@@ -140,7 +140,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
 def _speed(workers: int, units: int, at_once: int, *, together: bool) -> float:
     """Return by how much a run is faster than windows one by one: by processors, or by GPUs whose work is counted."""
     if at_once == 1:
-        return at_work(workers, units, together=together)
+        return speed_up(workers, units, together=together)
     import torch
 
     return max(1, min(units, workers // at_once, torch.cuda.device_count()))
@@ -186,7 +186,7 @@ class _Part:
         return self.pixels * (self.of_pass.gsd_m / output.gsd_m) ** 2
 
 
-def at_work(workers: int, units: int, *, together: bool) -> float:
+def speed_up(workers: int, units: int, *, together: bool) -> float:
     """Return how many workers' work is done at a time. Workers on one machine may share units, in threads."""
     processes = max(1, min(workers, units))
     threads = workers // processes if together else 1

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from pipeline.archive.scene import STATED, OffsetDecision, Scene
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from pipeline.archive.read.access import Access
     from pipeline.conditions.frozen import Frozen
     from pipeline.config import RunConfig
+    from pipeline.planning.units import Zone
     from pipeline.superres.passes import Pass
     from pipeline.superres.spec import SceneState
     from pipeline.superres.weights import Choice
@@ -94,20 +96,17 @@ def make_plan(
     load(system, "cpu")  # detect unsuitable weights before any request to the archive
     _import_readers()
     began_s = time.perf_counter()  # how long the area and the archive take, not how long libraries take to load
-    say("searching")
-    _stage("search", f"searching {config.catalog} for scenes over {aoi.name}", catalog=config.catalog)
     reach_px = passes[0].reach_px(options)
     around = grown_aoi(aoi, layouts[0].rim_m + reach_m(config, chain.reach_m(passes[0].groups), reach_px))
-    found = _search(config, aoi, around, chain.bands_required(stages, config.band_names))
-    _stage("search", f"found {counted(len(found.scenes), 'scene')}; looking at their pixels", scenes=len(found.scenes))
+    say("searching")
+    found = _searched(config, aoi, around, chain.bands_required(stages, config.band_names))
     scenes, notes = _audited(found, config, say)
     shaping = _shaping(config, system, passes, reach_px, workers, together=together)
     zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m, shaping)
     variants = spec_of(config.sr).variants(dict(system.options))
     zones = tuple(in_variants(zone, variants) for zone in zones)
     require_output(aoi.area_km2, max(len(zone.periods) for zone in zones), passes, max_output_gb)
-    used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
-    kept = {scene.id: scene for scene in scenes if scene.id in used}
+    kept = _used(scenes, zones)
     say("reading scene states")
     with one_thread():
         states = _states(system, kept, found.access, maps)
@@ -135,6 +134,20 @@ def make_plan(
     return plan
 
 
+def _searched(config: RunConfig, aoi: Aoi, around: Aoi, required: set[str]) -> _Found:
+    """Search, and log how it begins and ends."""
+    _stage("search", f"searching {config.catalog} for scenes over {aoi.name}", catalog=config.catalog)
+    found = _search(config, aoi, around, required)
+    _stage("search", f"found {counted(len(found.scenes), 'scene')}; looking at their pixels", scenes=len(found.scenes))
+    return found
+
+
+def _used(scenes: Sequence[Scene], zones: Sequence[Zone]) -> dict[str, Scene]:
+    """Return the scenes of which a period makes use, by id."""
+    used = {name for zone in zones for period in zone.periods for name in period.scene_ids}
+    return {scene.id: scene for scene in scenes if scene.id in used}
+
+
 def _shaping(
     config: RunConfig, system: Choice, passes: Sequence[Pass], reach_px: int, workers: int, *, together: bool
 ) -> Shaping | None:
@@ -155,10 +168,8 @@ def _batch(system: Choice, passes: Sequence[Pass]) -> int:
 
 def _import_readers() -> None:
     """Import what reads archives, which takes a second or more."""
-    from pipeline.archive import offset_audit, search
-    from pipeline.archive.read import cube
-
-    _log.debug("loaded %s", ", ".join(module.__name__ for module in (cube, offset_audit, search)))
+    for name in ("search", "offset_audit", "read.cube"):
+        import_module(f"pipeline.archive.{name}")
 
 
 def _tell_planned(plan: Plan, seconds: float) -> None:

@@ -15,7 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.grid.grid import Grid, Window
 from pipeline.planning import estimate as estimates
 from pipeline.planning import zoning
-from pipeline.planning.estimate import at_work, estimate
+from pipeline.planning.estimate import estimate, speed_up
 from pipeline.planning.planner import make_plan
 from pipeline.planning.shaping import Shaping
 from pipeline.planning.unit_job import job_of
@@ -134,7 +134,7 @@ def test_only_plans_of_one_pass_without_shards_are_shaped(archive, aoi, small_li
     [(1, 9, True, 1), (4, 9, True, 4), (4, 2, False, 2), (4, 2, True, 2 * 1.92), (4, 1, True, 1 + 3 * 0.92)],
 )
 def test_workers_beyond_units_help_only_on_one_machine(workers, units, together, found):
-    assert at_work(workers, units, together=together) == pytest.approx(found)
+    assert speed_up(workers, units, together=together) == pytest.approx(found)
 
 
 def test_memory_of_a_unit_does_not_grow_with_its_length(tmp_path):
