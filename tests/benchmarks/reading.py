@@ -34,6 +34,7 @@ from tests.faults.files import Faults, file_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from http.server import BaseHTTPRequestHandler
 
     from pipeline.archive.scene import Scene
     from pipeline.planning.plan import Plan
@@ -57,9 +58,9 @@ class Asked:
     bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def rule(self, _name: str, _count: int, request: object) -> None:
+    def rule(self, _name: str, _count: int, request: BaseHTTPRequestHandler) -> None:
         """Record a request; the server answers it rightly."""
-        wanted = _RANGE.fullmatch(request.headers.get("Range", ""))  # type: ignore[attr-defined]
+        wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
         with self.lock:
             self.requests += 1
             self.bytes += int(wanted[2]) + 1 - int(wanted[1]) if wanted else 0

@@ -12,17 +12,15 @@ from pipeline.grid.grid import Window
 from pipeline.superres import batches
 from pipeline.superres.options import Options
 from pipeline.superres.passes import passes_of
-from pipeline.superres.registry import spec_of
 from pipeline.superres.spec import Memory, StageInput
 from pipeline.superres.superres import blend, super_resolve
 from pipeline.superres.sweep import Sweep
-from pipeline.superres.system import built
-from pipeline.superres.weights import bundles_of, choose
+from tests.superres.every_system import CASES, SLOW, STATE, Ones, finished_rasters, rasters, system_of
 from tests.superres.fakes import CPU, fake_system
-from tests.superres.test_meta_device import AREA, CASES, SLOW, Ones, files, finished_rasters, rasters  # noqa: F401
 from tests.superres.test_superres import BASE, SMALL, native_over
 
 SIZE = 3
+AREA = Window(-79_992, 12_000, 48, 48)
 
 
 class Recording:
@@ -52,20 +50,18 @@ def rearranged(given, order):
     "case",
     [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES if name != "bicubic"],
 )
-def test_every_system_computes_windows_apart(case, files):  # noqa: F811
+def test_every_system_computes_windows_apart(case, weights_of_every_system):
     """Other companions and another place change no bit, and neither does what fills up the last batch."""
-    name, roles, options, members = CASES[case]
-    choice = choose(name, [f"{role}={files[name][role]}" for role in roles], {k: str(v) for k, v in options.items()})
-    system = built(spec_of(name), bundles_of(choice), CPU, dict(choice.options))
+    members = CASES[case][-1]
+    system = system_of(case, weights_of_every_system, CPU)
     recording = Recording(system.predictor)
     settings = Options(members=min(members, 1), consistency="tent", batch=SIZE)
-    state = {"degradation": [0.1] * 16, **dict.fromkeys(("style_mean", "style_deviation"), [0.1] * 8)}
     for of in passes_of(system.stages, BAND_NAMES):
         area = AREA.snap_out(of.source_px)
         read = of.read_window(area.pad(of.reach_px(settings)))
         native = finished_rasters(read, of.source_px, of.natives) if of.source_gsd_m else rasters(read)
         watched = replace(system, predictor=recording)
-        blend(native, area, watched, BAND_NAMES, settings, lambda _: state, number=of.number, maps=Ones())
+        blend(native, area, watched, BAND_NAMES, settings, lambda _: STATE, number=of.number, maps=Ones())
     assert {*recording.seen} == {stage.name for stage in system.stages}
     for seen in recording.seen.values():
         stage, given, found = seen[0]
