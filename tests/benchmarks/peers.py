@@ -81,6 +81,7 @@ def lite() -> Peer:
     import torch
 
     from pipeline.bands import BAND_NAMES
+    from pipeline.superres import batches
     from pipeline.superres.passes import passes_of
     from pipeline.superres.system import load
     from pipeline.superres.weights import choose
@@ -95,7 +96,8 @@ def lite() -> Peer:
         window = group.lattice.window(0, 0)
         given = window_input(_rasters(of.read_window(window)), window, group, of, torch.device("cpu"))
         assert given is not None
-        return run_window(given, system, group, [drawn], lambda _draw: {})
+        steps = partial(run_window, given, system, group, [drawn], lambda _draw: {})
+        return batches.run([steps], system, 1)[0]
 
     return Peer("lite", "12 bands to 2.5 m", once)
 

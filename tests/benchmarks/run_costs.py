@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 def stages(case: str, report: dict[str, Any], cpu: float) -> list[tuple[str, str, str]]:
     """Return rows: shares of the stages, of what is around the model, and of what is outside the units."""
-    total = sum(report["stage_seconds"].values())
+    total, of_units = sum(report["stage_seconds"].values()), 3600 * report["hours"]
     around = 100 * around_s(report) / total
     shares = ", ".join(f"{name} {100 * value / total:.1f} %" for name, value in sorted(report["stage_seconds"].items()))
-    outside = 100 * max(0.0, cpu - total) / cpu
+    outside = 100 * max(0.0, cpu - of_units) / cpu
     return [
         (case, "share of worker seconds by stage", shares),
         (case, "share of worker seconds around the model", f"{around:.1f} %"),

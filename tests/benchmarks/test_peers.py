@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from tests.benchmarks.peers import Peer, core_seconds_per_km2, rcan
+from pipeline.bands import BAND_NAMES
+from tests.benchmarks.peers import Peer, core_seconds_per_km2, lite, rcan
 
 
 def test_rcan_is_as_large_as_published():
@@ -16,6 +17,13 @@ def test_rcan_is_as_large_as_published():
 def test_rcan_doubles_the_resolution():
     small = rcan(4, 16, 2, 2, 4)
     assert small(torch.rand(1, 4, 12, 12)).shape == (1, 4, 24, 24)
+
+
+@pytest.mark.slow
+def test_a_window_of_lite_is_computed():
+    (image,) = lite().once(120).mean.values()
+    assert image.shape == (len(BAND_NAMES), 480, 480)
+    assert image.std() > 0
 
 
 def test_steps_are_counted_as_often_as_they_are_repeated():
