@@ -15,7 +15,7 @@ from pipeline.process import device_name
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.precision import FLOAT32, possible
 from pipeline.superres.registry import spec_of
-from pipeline.superres.system import load, units_at_once
+from pipeline.superres.system import AHEAD, load, units_at_once
 from pipeline.superres.weights import memory_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,10 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
     pixels, memory = parts[0].pixels, memory_of(plan.system)
     at_once = units_at_once(spec_of(plan.system.name), device_name())
     batch = plan.batch if device_name() == "cpu" else 1  # a GPU has memory of its own for the others
+    thread_mib = max(_windows_mib(memory, part.of_pass, batch) for part in parts)
     units_mib = [unit_mib(memory, p.held_px, p.of_pass, plan.draws, scenes, batch) for p in parts]
+    if at_once > 1:
+        units_mib = [one + (AHEAD - 1) * thread_mib for one in units_mib]
     return Estimate(
         scenes=len(plan.scenes),
         zones=len(plan.zones),
@@ -131,7 +134,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
         read_requests=reads.requests,
         read_mib=reads.mib,
         objects=objects_of(plan) if timed else 0,
-        thread_mib=round(max(_windows_mib(memory, part.of_pass, batch) for part in parts)),
+        thread_mib=round(thread_mib),
         unit_mib=round(max(units_mib)),
         at_once=at_once,
     )

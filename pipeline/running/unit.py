@@ -82,10 +82,10 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
     job = job_of(plan, unit, system)
     stages.lap("load")
     if not job.scenes:
-        return _record(store, job, _empty(job, attempt), stages)
+        return _record(store, job, _empty(job, attempt), stages, 1)
 
     receipt = _computed(job, plan, store, system, stages)
-    return _record(store, job, replace(receipt, attempts=attempt), stages)
+    return _record(store, job, replace(receipt, attempts=attempt), stages, system.threads(threads_of_unit()))
 
 
 def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: Stages) -> Receipt:
@@ -93,7 +93,7 @@ def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: St
     maps = ZoneMaps.of(plan.conditions, system.name, job.zone.grid)
     work = _Work(job, store, maps)
     rolling = None if job.source_gsd_m else RollingRead(job)
-    with Sweep(threads_of_unit(), require_wanted) as sweep:
+    with Sweep(system.threads(threads_of_unit()), require_wanted) as sweep:
         for i, strip in enumerate(job.strips):
             of = f", strip {i + 1} of {len(job.strips)}" if len(job.strips) > 1 else ""
             _doing(job.unit, "reading", of)
@@ -254,12 +254,12 @@ def _empty(job: UnitJob, attempt: int) -> Receipt:
     )
 
 
-def _record(store: Place, job: UnitJob, receipt: Receipt, stages: Stages) -> Receipt:
+def _record(store: Place, job: UnitJob, receipt: Receipt, stages: Stages, threads: int) -> Receipt:
     """Write the receipt, with time and memory so far. Overviews come later and have their own records."""
     receipt = replace(
         receipt,
         seconds=stages.seconds,
-        cpu_seconds=stages.cpu_seconds(threads_of_unit()),
+        cpu_seconds=stages.cpu_seconds(threads),
         peak_rss_mib=peak_rss_mib(),
         arithmetic=arithmetic(job.precision),
     )

@@ -46,6 +46,10 @@ class System:
         """Return the system for the next strip, whose windows come after those of earlier ones."""
         return self if self.turns is None else replace(self, number=self.turns.number())
 
+    def threads(self, asked: int) -> int:
+        """Return how many threads compute the windows of a unit: as many as asked, but enough to prepare the next."""
+        return asked if self.turns is None else max(asked, AHEAD)
+
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
         """Return reflectance (b, len(stage.gives), T, T). Raises PipelineError if a network breaks its declaration."""
         if self.predictor is None:
@@ -107,6 +111,9 @@ def built(spec: SystemSpec, bundles: Bundles, device: torch.device, options: Set
 
 
 AT_ONCE = 3  # units in one process around one device: two suffice on average, a third fills in where one takes longer
+# Threads of each of these units: while a window of one is at the device, another prepares the next. With one thread,
+# three units keep the device busy for three quarters of the time where networks and all the rest take equally long.
+AHEAD = 2
 
 
 def units_at_once(spec: SystemSpec, device_type: str) -> int:

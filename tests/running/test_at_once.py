@@ -17,7 +17,7 @@ from pipeline.running.inline_pool import InlinePool, inline_pool
 from pipeline.running.rolling_read import RollingRead
 from pipeline.running.stop import require_wanted
 from pipeline.store.receipts import Ledger
-from pipeline.superres import registry
+from pipeline.superres import registry, superres
 from pipeline.superres.sweep import Sweep
 from tests.running.conftest import chunk_digests, config_for, values
 from tests.toys import waiting
@@ -61,6 +61,28 @@ def test_units_are_read_while_others_wait_and_no_network_runs_beside_another(arc
     summary = run_plan(plan, tmp_path / "a.zarr", cluster="inline", workers=3)
     assert summary.computed == summary.units >= 4
     assert set(most) == {1}
+
+
+def test_the_next_window_of_a_unit_is_prepared_while_one_is_at_the_device(archive, aoi, tmp_path, toy, monkeypatch):
+    prepared, second = [], threading.Event()
+    real_input, real_predict = superres.window_input, waiting.Waiting.predict
+
+    def counted(*given):
+        found = real_input(*given)
+        prepared.append(found)
+        if len(prepared) >= 2:
+            second.set()
+        return found
+
+    def predict(self, stage, given):
+        assert second.wait(GIVES_UP_S), "no window was prepared meanwhile"
+        return real_predict(self, stage, given)
+
+    monkeypatch.setattr(superres, "window_input", counted)
+    monkeypatch.setattr(waiting.Waiting, "predict", predict)
+    plan = plan_in(tmp_path / "a.zarr", archive, aoi)
+    summary = run_plan(plan, tmp_path / "a.zarr", cluster="inline", workers=1)
+    assert summary.computed == summary.units
 
 
 def test_pixels_and_receipts_are_those_of_units_one_by_one(archive, aoi, tmp_path, toy):
