@@ -8,25 +8,29 @@
 # %%
 import json
 import os
+import sys
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import rasterio
+import sen2fine
 from matplotlib.dates import DateFormatter
 from rasterio.warp import transform_bounds
 from scipy.cluster.vq import kmeans2
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
 
-import pipeline
-from pipeline import index, run
+from pipeline import index
 from pipeline.archive.stack import Stack, split_stack
 from pipeline.bands import BAND_NAMES
 
+data = os.environ.get("SEN2FINE_DATA")
+data = Path(data).resolve() if data else None
 scratch = tempfile.TemporaryDirectory()
-folder = Path(scratch.name)
+os.chdir(scratch.name)
 DATES = ("2018-04-29", "2018-05-13", "2018-07-08", "2018-08-15", "2018-09-15", "2018-10-15", "2018-11-15")
 
 # %% [markdown]
@@ -62,12 +66,11 @@ def make_stack(path: Path) -> tuple[str, ...]:
     return ("B02", "B03", "B04", "B08")
 
 
-data = os.environ.get("SEN2FINE_DATA")
 if data:
-    file = Path(data) / "s2_l2a/theia_bouconne_7dates/2018_3A_Theia_Bouconne.tif"
+    file = data / "s2_l2a/theia_bouconne_7dates/2018_3A_Theia_Bouconne.tif"
     bands = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12")
 else:
-    file = folder / "landscape.tif"
+    file = Path("landscape.tif")
     bands = make_stack(file)
 
 # %% [markdown]
@@ -78,26 +81,31 @@ else:
 # the shell: `python -m pipeline.archive.stack FILE --bands B02,B03,... --dates 2018-04-29,... --out scenes`.
 
 # %%
-split_stack(Stack(file, bands, DATES), folder / "scenes")
-index.main([str(folder / "scenes"), "--out", str(folder / "archive.json")])
+split_stack(Stack(file, bands, DATES), Path("scenes"))
+with redirect_stderr(sys.stdout):  # where it notes which bands scenes lack
+    index.main(["scenes", "--out", "archive.json"])
 
 # %% [markdown]
 # ## One time step per date
 #
-# `--composite none` makes a time step of every date, `--composite monthly` the median of every calendar month, dated
-# on its first day. `--bands` names the bands there are: those that no scene has are absent from the store, not zeros.
+# `composite="none"` makes a time step of every date, `composite="monthly"` the median of every calendar month, dated
+# on its first day. `bands` names the bands there are: those that no scene has are absent from the store, not zeros.
 
 # %%
 left, top = 357300, 4834440
 with rasterio.open(file) as dataset:
-    west, south, east, north = transform_bounds(dataset.crs, 4326, left, top - 600, left + 600, top)
-store = folder / "season.zarr"
-words = ["--catalog", str(folder / "archive.json"), "--bbox", *map(str, (west, south, east, north))]
-words += ["--bands", ",".join(name for name in BAND_NAMES if name in bands), "--composite", "none"]
-assert run.main([*words, "--cluster", "inline", "--out", str(store)]) == 0
+    bbox = transform_bounds(dataset.crs, 4326, left, top - 600, left + 600, top)
+ds = sen2fine.run(
+    bbox=bbox,
+    out="season.zarr",
+    catalog="archive.json",
+    bands=[name for name in BAND_NAMES if name in bands],
+    composite="none",
+    cluster="inline",
+    progress=False,
+)
 
 # %%
-ds = pipeline.open_store(store)
 print(ds.sizes, list(ds.band.values))
 print(*json.loads(ds.attrs["notes"]), sep="\n")
 
@@ -105,7 +113,7 @@ print(*json.loads(ds.attrs["notes"]), sep="\n")
 # ## The season on a map
 
 # %%
-ndvi = pipeline.indices(ds, "ndvi").compute()
+ndvi = sen2fine.indices(ds, "ndvi").compute()
 figure, axes = plt.subplots(2, 4, figsize=(14, 6.6), layout="constrained", sharex=True, sharey=True)
 for panel, moment in zip(axes.flat, ndvi.time, strict=False):
     shown = ndvi.sel(time=moment).plot.imshow(
@@ -123,7 +131,7 @@ plt.show()
 # one 2.5 m pixel of it stand the 10 m pixel that holds it, and the mean of the whole square.
 
 # %%
-ndvi10 = pipeline.indices(pipeline.open_measured(store)[10], "ndvi").compute()
+ndvi10 = sen2fine.indices(sen2fine.open_measured("season.zarr")[10], "ndvi").compute()
 squares = ndvi.coarsen(y=16, x=16, boundary="trim").mean().stack(place=("y", "x")).transpose("place", "time")
 centres, kinds = kmeans2(squares.values, 4, minit="++", rng=0)
 figure, axes = plt.subplots(1, 4, figsize=(15, 4.4), layout="constrained", sharey=True)
