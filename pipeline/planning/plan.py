@@ -150,9 +150,9 @@ class Plan:
     def _cut(self) -> dict[tuple[int, int], Cut]:
         size, shard = self.config.chunk_px, self.config.shard_chunks
         return {
-            (zone.epsg, number): zone.cut(layout, size, shard)
+            (zone.epsg, number): cut
             for zone in self.zones
-            for number, layout in enumerate(self.passes)
+            for number, cut in enumerate(zone.cuts(self.passes, size, shard))
         }
 
     def pass_of(self, gsd_m: float) -> tuple[int, float]:
@@ -253,6 +253,9 @@ class Plan:
         for zone in content["zones"]:
             if not zone["blocks"]:  # as in plans made before there was any
                 zone.pop("blocks")
+        for layout in content["passes"]:
+            if not layout["reach_m"]:  # as in plans made before it was known
+                layout.pop("reach_m")
         if self.format_version < CHUNKS_BY_BAND:
             content["config"].pop("chunk_bands")
         if self.config.precision == FLOAT32:  # plans made before there was another

@@ -6,6 +6,7 @@ This runs on the driver before any work. It writes nothing.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from pipeline.planning.scene_selection import grown_aoi, over, padded, reach_m, 
 from pipeline.planning.shaping import Shaping
 from pipeline.planning.store_template import absent_bands
 from pipeline.planning.stored_inputs import in_variants, map_layout
-from pipeline.planning.zoning import layouts_of, zones_of
+from pipeline.planning.zoning import layouts_of, most_m, zones_of
 from pipeline.process import device_name, one_thread
 from pipeline.superres import chain
 from pipeline.superres.batches import size_for
@@ -97,12 +98,13 @@ def make_plan(
     _import_readers()
     began_s = time.perf_counter()  # how long the area and the archive take, not how long libraries take to load
     reach_px = passes[0].reach_px(options)
-    around = grown_aoi(aoi, layouts[0].rim_m + reach_m(config, chain.reach_m(passes[0].groups), reach_px))
+    reached_m = math.sqrt(2) * most_m(layouts, config)  # of a square around every place
+    around = grown_aoi(aoi, reached_m + reach_m(config, chain.reach_m(passes[0].groups), reach_px))
     say("searching")
     found = _searched(config, aoi, around, chain.bands_required(stages, config.band_names))
     scenes, notes = _audited(found, config, say)
     shaping = _shaping(config, system, passes, reach_px, workers, together=together)
-    zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts[0].rim_m, shaping)
+    zones, zone_notes = zones_of(config, aoi, around, scenes, workers, layouts, shaping)
     variants = spec_of(config.sr).variants(dict(system.options))
     zones = tuple(in_variants(zone, variants) for zone in zones)
     require_output(aoi.area_km2, max(len(zone.periods) for zone in zones), passes, max_output_gb)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ from pipeline.bands import TARGET_GSD_M
 from pipeline.grid.grid import Grid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from shapely import Geometry
 
@@ -76,8 +78,27 @@ class Zone:
         shapely.prepare(area)
         return area
 
+    def cuts(self, layouts: Sequence[PassLayout], chunk_px: int, shard_chunks: int = 0) -> list[Cut]:
+        """Return the division in every pass of a plan. Arguments as for `cut`.
+
+        Of an earlier pass, those chunks are active that the active ones of the next pass read.
+        """
+        found: list[Cut] = []
+        after: PassLayout | None = None
+        for layout in reversed(layouts):
+            cut = self.cut(layout, chunk_px, shard_chunks)
+            if after is not None and after.reach_m:
+                read = read_by(found[0], after.reach_m, cut, chunk_px, max(1, shard_chunks))
+                cut = replace(cut, active=cut.active | read)
+            found.insert(0, cut)
+            after = layout
+        return found
+
     def cut(self, layout: PassLayout, chunk_px: int, shard_chunks: int = 0) -> Cut:
-        """Return the division in a pass, in chunks of `chunk_px`. `shard_chunks` is the shard side; 0 for no shards."""
+        """Return the division in a pass, in chunks of `chunk_px`. `shard_chunks` is the shard side; 0 for no shards.
+
+        Active are the chunks that the pass itself has to compute, but see `cuts`.
+        """
         grid = self.grid.at_gsd(layout.gsd_m)
         ny, nx = (-(-length // chunk_px) for length in grid.shape)
         if shard_chunks:
@@ -118,12 +139,14 @@ class Zone:
 class PassLayout:
     """One pass of a plan: the GSD of its pixels, and what it stores at GSDs below 2.5 m, as (GSD, bands).
 
-    `rim_m` is how far beyond the AOI it is computed, so that later passes find their complete input.
+    `reach_m` is how far beyond what it stores a later pass reads the one before. `rim_m` is how far beyond the AOI a
+    pass is computed whatever is read of it, in plans made before `reach_m` was known (0 there).
     """
 
     gsd_m: float = TARGET_GSD_M
     rim_m: float = 0.0
     finer: tuple[tuple[float, tuple[str, ...]], ...] = ()
+    reach_m: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,6 +165,28 @@ class Cut:
     rows: tuple[int, ...]
     cols: tuple[int, ...]
     active: NDArray[np.bool_]
+
+
+def read_by(later: Cut, reach_m: float, earlier: Cut, chunk_px: int, shard_chunks: int) -> NDArray[np.bool_]:
+    """Return a mask (rows, cols) of the chunks of a pass that the next one reads: `reach_m` beyond what it stores.
+
+    Whole shards of `shard_chunks` x `shard_chunks` chunks are stored of the later pass.
+    """
+    stored_m, chunk_m = later.grid.gsd_m * chunk_px * shard_chunks, earlier.grid.gsd_m * chunk_px
+    rows, cols = (-(-count // shard_chunks) for count in later.active.shape)
+    shards = np.zeros((rows, cols), bool)
+    np.logical_or.at(shards, tuple(places // shard_chunks for places in np.nonzero(later.active)), True)
+
+    def meets(count: int, chunks: int) -> NDArray[np.int64]:
+        first_m = np.arange(count)[None] * stored_m - reach_m
+        chunk_first_m = np.arange(chunks)[:, None] * chunk_m
+        within = (chunk_first_m < first_m + stored_m + 2 * reach_m) & (chunk_first_m + chunk_m > first_m)
+        return within.astype(np.int64)
+
+    touched: NDArray[np.bool_] = (
+        meets(rows, earlier.active.shape[0]) @ shards @ meets(cols, earlier.active.shape[1]).T > 0
+    )
+    return touched
 
 
 def _finer_breaks(breaks: tuple[int, ...], parts: int, count: int) -> tuple[int, ...]:

@@ -6,8 +6,11 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import NoDataError, UsageError
-from pipeline.grid.grid import Grid, Phase
+from pipeline.grid.grid import Grid, Phase, Window
 from pipeline.planning.scene_selection import over
 from pipeline.planning.touched import is_sparse
 from pipeline.planning.units import PassLayout, Zone
@@ -43,14 +46,24 @@ def layouts_of(passes: Sequence[Pass], config: RunConfig, options: Options) -> t
             "pixels beyond the polygon, which the later passes read",
             "leave --clip out, and clip what is opened or exported",
         )
-    layouts: list[PassLayout] = []
-    rim_m = 0.0
-    for one in reversed(passes):
-        finer = tuple((output.gsd_m, output.bands) for output in one.finer)
-        layouts.insert(0, PassLayout(one.gsd_m, round(rim_m, 3), finer))
-        stored_m = config.chunk_px * (config.shard_chunks or 1) * one.gsd_m
-        rim_m += math.sqrt(2) * (stored_m + one.reach_m(options))  # reaches are squares
-    return tuple(layouts)
+    return tuple(
+        PassLayout(
+            one.gsd_m,
+            finer=tuple((output.gsd_m, output.bands) for output in one.finer),
+            reach_m=round(one.reach_m(options), 3) if one.source_gsd_m else 0.0,
+        )
+        for one in passes
+    )
+
+
+def most_m(layouts: Sequence[PassLayout], config: RunConfig) -> float:
+    """Return how far beyond the AOI the first pass may have to be computed, along one axis, in metres.
+
+    In whole chunks or shards of it, so that those of all passes begin where the AOI does.
+    """
+    stored_px = config.chunk_px * (config.shard_chunks or 1)
+    most, stored_m = sum(layout.reach_m + stored_px * layout.gsd_m for layout in layouts[1:]), stored_px * TARGET_GSD_M
+    return math.ceil(most / stored_m) * stored_m
 
 
 def zones_of(
@@ -59,10 +72,12 @@ def zones_of(
     around: Aoi,
     scenes: tuple[Scene, ...],
     workers: int,
-    rim_m: float,
+    layouts: Sequence[PassLayout],
     shaping: Shaping | None = None,
 ) -> tuple[tuple[Zone, ...], list[str]]:
-    """Return the zones of the AOI with their scenes, grown by `rim_m`, and notes. `shaping` decides the units, if any.
+    """Return the zones of the AOI with their scenes, as large as the passes need, and notes.
+
+    `around` is the AOI and what may be read around it. `shaping` decides the units, if any.
 
     Raises NoDataError if there are none.
     """
@@ -75,7 +90,7 @@ def zones_of(
         mine = [scene for scene in scenes if scene.epsg == epsg]
         inside = {scene.id for scene in over(part, mine)}
         steps = periods(over(around.shape, mine), config.composite, over_area=inside)
-        zone, note = _zone(config, epsg, to_utm(part, epsg), mine, steps, workers, rim_m, shaping)
+        zone, note = _zone(config, epsg, to_utm(part, epsg), mine, steps, workers, layouts, shaping)
         zones.append(zone)
         notes += note
     if len(zones) > 1:
@@ -146,7 +161,7 @@ def _zone(
     scenes: list[Scene],
     steps: tuple[Period, ...],
     workers: int,
-    rim_m: float,
+    layouts: Sequence[PassLayout],
     shaping: Shaping | None = None,
 ) -> tuple[Zone, list[str]]:
     from shapely.geometry import mapping
@@ -156,13 +171,19 @@ def _zone(
     left, bottom, right, top = area.bounds
     # Edges straight in degrees bow by centimetres in UTM. The tolerance keeps an AOI drawn along 60 m lines on them.
     bow_x, bow_y = min(_BOW_M, (right - left) / 4), min(_BOW_M, (top - bottom) / 4)
+    rim_m = most_m(layouts, config)
     bounds_m = (left + bow_x - rim_m, bottom + bow_y - rim_m, right - bow_x + rim_m, top - bow_y + rim_m)
     grid = Grid.covering(epsg, bounds_m, phase)
+    if rim_m:
+        whole = Zone(epsg, grid, _plain(mapping(area)), steps, (), ())
+        grid = _needed(whole, layouts, config)
     ny, nx = (-(-length // config.chunk_px) for length in grid.shape)
     rows, cols = _breaks(ny, nx, config, workers)
     zone = Zone(epsg, grid, _plain(mapping(area)), steps, rows, cols, resample)
     active = zone.cut(PassLayout(), config.chunk_px).active
-    if not rim_m and is_sparse(area, grid, config.chunk_px, active):  # later passes would read beyond the blocks
+    if len(layouts) == 1 and is_sparse(
+        area, grid, config.chunk_px, active
+    ):  # later passes would read beyond the blocks
         notes.append(
             f"EPSG:{epsg}: the area fills less than a quarter of its chunks, so that only blocks of 60 m that touch it "
             "are computed; elsewhere chunks are nodata"
@@ -172,6 +193,19 @@ def _zone(
         rows, cols = shaping.breaks(grid, config.chunk_px)
         zone = replace(zone, row_breaks=rows, col_breaks=cols)
     return zone, notes
+
+
+def _needed(zone: Zone, layouts: Sequence[PassLayout], config: RunConfig) -> Grid:
+    """Return the part of the zone's grid, in whole chunks or shards from its first pixel, that any pass computes."""
+    active = zone.cuts(layouts, config.chunk_px, config.shard_chunks)[0].active
+    step, whole = config.shard_chunks or 1, zone.grid.window
+    spans = []
+    for axis in (1, 0):
+        places = np.flatnonzero(active.any(axis))
+        spans.append((places[0] // step * step * config.chunk_px, (places[-1] // step + 1) * step * config.chunk_px))
+    (top, bottom), (left, right) = spans
+    rows = Window(whole.row + int(top), whole.col + int(left), int(bottom - top), int(right - left))
+    return zone.grid.of(rows.intersect(whole))
 
 
 def _plain(geometry: dict[str, Any]) -> dict[str, Any]:

@@ -235,13 +235,16 @@ def credited(conditions):
     return tuple(replace(one, credit="its makers") for one in conditions)
 
 
-def by_hand(corners, chunk_px, unit_chunks, workers, *, shard=False, periods=1):
+ONE_PASS = (PassLayout(),)
+
+
+def by_hand(corners, chunk_px, unit_chunks, workers, *, shard=False, periods=1, layouts=ONE_PASS):
     """A plan over one polygon (metres), without a search."""
     config = RunConfig(chunk_px=chunk_px, unit_chunks=unit_chunks, shard=shard, sr="bicubic", composite="none")
     scenes = tuple(scene(f"S{i}", date=f"2024-06-{10 + i}T10:00:00Z") for i in range(periods))
     steps = passes.periods(scenes, config.composite)
-    zone, _ = zoning._zone(config, 32632, shapely.Polygon(corners), list(scenes), steps, workers, 0.0)
-    return Plan(config, "aoi", "0", {s.id: s for s in scenes}, (zone,), Choice("bicubic"), Access())
+    zone, _ = zoning._zone(config, 32632, shapely.Polygon(corners), list(scenes), steps, workers, layouts)
+    return Plan(config, "aoi", "0", {s.id: s for s in scenes}, (zone,), Choice("bicubic"), Access(), passes=layouts)
 
 
 offsets = st.floats(0, 6000).map(lambda v: round(v, 2))
@@ -278,6 +281,36 @@ class TestUnits:
         assert covered.max() == 1, "no pixel belongs to two units"
         assert (covered == covered[0]).all()
         assert self.uncovered_m2(covered[0], zone, area) < 0.1 * area.length + 1, "the AOI's ground is computed"
+
+    @settings(deadline=None, max_examples=20)
+    @given(triangles, st.sampled_from([120, 264]), st.integers(1, 3), st.booleans(), st.tuples(offsets, offsets))
+    def test_an_earlier_pass_computes_what_the_next_one_reads_and_nothing_else(
+        self, points, chunk_px, unit_chunks, shard, reaches
+    ):
+        later = [PassLayout(gsd_m, reach_m=1 + r / 8) for gsd_m, r in zip((1.25, 0.625), reaches, strict=True)]
+        corners = [(LEFT + x / 4, TOP - y / 4) for x, y in points]
+        plan = by_hand(corners, chunk_px, unit_chunks, 2, shard=shard, layouts=(PassLayout(), *later))
+        (zone,), area, shards = plan.zones, shapely.Polygon(corners).buffer(-0.1), plan.config.shard_chunks
+        needed = area
+        for cut, layout in reversed(list(zip(zone.cuts(plan.passes, chunk_px, shards), plan.passes, strict=True))):
+            left, bottom, right, top = cut.grid.bounds_m
+            assert shapely.box(left - 0.2, bottom - 0.2, right + 0.2, top + 0.2).contains(area), "the grid holds it all"
+            size, (rows, cols) = chunk_px * layout.gsd_m, np.indices(cut.active.shape)
+            boxes = shapely.box(
+                left + cols * size, top - (rows + 1) * size, left + (cols + 1) * size, top - rows * size
+            )
+            assert np.array_equal(shapely.intersects(needed, shapely.buffer(boxes, -1e-3)), cut.active)
+            whole = max(1, shards)
+            stored = {(r // whole, c // whole) for r, c in np.argwhere(cut.active)}
+            step = whole * size
+            places = [(left + c * step, top - r * step) for r, c in stored]
+            reads = [
+                shapely.box(x, y - step, x + step, y).buffer(layout.reach_m, join_style="mitre") for x, y in places
+            ]
+            needed = shapely.union_all([area, *reads]).buffer(0)
+        for axis in (0, 1):
+            edges = {0, (cut.active.shape[axis] - 1) // whole}
+            assert edges <= {place[axis] for place in stored}, "no row of chunks at the edge is there in vain"
 
     @settings(deadline=None, max_examples=40)
     @given(
