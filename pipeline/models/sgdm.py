@@ -34,7 +34,8 @@ RENDERED = "rendered"  # value of `words`: maps are pictures in the colours of t
 STEPS = 50
 FIRST_NOISE = 0  # number of the draw at the start; step k of the sampler draws number k + 1
 # `words`: the map's channels of each of `map_words.WORDS`. `prior`: sha256 of the only prior that fits, if any.
-PUBLISHED: dict[str, Any] = {"guidance": guide.PUBLISHED, "words": RENDERED, "prior": ""}
+# `absent`: what all channels hold, 0 to 1, where no map is given.
+PUBLISHED: dict[str, Any] = {"guidance": guide.PUBLISHED, "words": RENDERED, "prior": "", "absent": 0.0}
 SMALL: dict[str, Any] = {
     "guidance": {
         "variant": guide.REAL,
@@ -49,6 +50,9 @@ SMALL: dict[str, Any] = {
     "words": [[0], [1, 2], [5], [4]],
     "classes": ["building", "road-major", "road-minor", "rail", "water", "wood", "farmland"],
     "prior": "",
+    # 0 in network range, as padding beyond the border. A map of no class would not do: it says that there is neither
+    # wood nor water nor a building.
+    "absent": 0.5,
 }
 # In px of the output; multiples of 16, so that windows hold whole pixels of 10 m at x8 and x16.
 LATTICE = LatticeSpec(window_px=512, stride_px=416, ramp_px=64, margin_px=16)
@@ -65,6 +69,7 @@ class SGDM:
     def __init__(self, guidance: Guidance, prior: Prior, bundle: Bundle, styles: StyleModel | None = None) -> None:
         self.guidance, self.prior, self.bundle, self.styles = guidance.eval(), prior.eval(), bundle, styles
         self.words = bundle.architecture["words"]
+        self.absent = float(bundle.architecture.get("absent", PUBLISHED["absent"]))
 
     @classmethod
     def from_bundles(cls, bundle: Bundle, prior: Bundle, style: Bundle | None = None) -> SGDM:
@@ -140,10 +145,7 @@ class SGDM:
 
     def content_of_scene(self, windows: Sequence[Tensor]) -> Style:
         """Return the statistics (1, C) of content features over windows (1, 3, H, W) of one size, without a map."""
-        found = []
-        for window in windows:
-            empty = window.new_zeros(1, self.guidance.map_channels, *window.shape[2:])
-            found.append(self.content_statistics(window, empty))
+        found = [self.content_statistics(window, None) for window in windows]
         pixels = windows[0].shape[-2] * windows[0].shape[-1] // self.guidance.stride**2
         return pooled(Style(torch.cat([one.mean for one in found]), torch.cat([one.std for one in found])), pixels)
 
@@ -154,7 +156,7 @@ class SGDM:
     def _shown(self, of_map: Tensor | None, coarse: Tensor) -> Tensor:
         if of_map is not None:
             return of_map
-        return coarse.new_zeros(len(coarse), self.guidance.map_channels, *coarse.shape[2:])
+        return coarse.new_full((len(coarse), self.guidance.map_channels, *coarse.shape[2:]), self.absent)
 
     def draw_style(self, noise: Tensor) -> Style:
         """Return one style for each of standard normal noise (B, 2, C). Raises ValueError without a style model."""
@@ -197,7 +199,7 @@ class SGDM:
         """Draw an image (B, 3, H, W), about 0 to 1 and not clipped.
 
         coarse: interpolated to the output's grid, (B, 3, H, W) from 0 to 1; H and W are multiples of `stride`. of_map:
-        (B, K, H, W) from 0 to 1, or None for one that shows nothing, 0 in all channels. style: mean and deviation
+        (B, K, H, W) from 0 to 1, 0 in all channels where it shows nothing; None without one. style: mean and deviation
         (B, C) or (1, C), or None to keep the coarse image's. drawn(k): noise (B, latents, H / stride, W / stride), 0 at
         the start and k + 1 in step k. steps: 0 for those of the weights. context: numbers (B,) of text contexts, by
         default as `context` tells. content: statistics of content features over more than this window. start: share of

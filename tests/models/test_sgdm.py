@@ -92,6 +92,16 @@ def test_without_a_map_it_is_one_that_shows_nothing(system):
     assert torch.equal(system.content_statistics(image(), None).mean, system.content_statistics(image(), nothing).mean)
 
 
+def test_weights_may_tell_no_map_from_one_that_shows_nothing(files, tmp_path):
+    absent = SMALL["absent"]
+    system = system_of(write_guidance(tmp_path, absent=absent), files[1])
+    with torch.inference_mode():
+        found = system.sample(image(), None, None, drawn())
+    assert torch.equal(found, run(system, of_map=torch.full((2, 5, *SIZE), absent)))
+    assert (found - run(system, of_map=torch.zeros(2, 5, *SIZE))).abs().max() > 1e-4
+    assert system.context(torch.full((2, 5, *SIZE), absent)).tolist() == [0, 0]
+
+
 def test_a_window_does_not_depend_on_its_batch(system):
     coarse, of_map = image(), one_hot()
     of_map[1] = one_hot(shown=(1, 3))[0]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bands import RGB
+from pipeline.models.sgdm import SMALL
 from tests.models.sgdm_small import GUIDANCE, PRIOR, write_prior
 from tests.training.latent_for_tests import write_images
 from tests.training.tasks_for_tests import add_preset
@@ -25,6 +26,7 @@ ARCHITECTURE: dict[str, Any] = {
     "guidance": {**GUIDANCE, "map_channels": len(CLASSES)},
     "words": [[0], [1, 2], [5], [4]],
     "classes": list(CLASSES),
+    "absent": SMALL["absent"],
 }
 
 

@@ -47,7 +47,7 @@ from training.tasks.sgdm_networks import PRIORS, Learning, Noisy, PriorBeside, l
 from training.tasks.sgdm_watched import Watched, few, others_maps, watched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
     from torch.optim import Optimizer
@@ -82,6 +82,8 @@ SHARES = ("no_style", "gap", "visited", "exchanged")
 RECIPE_PAPER = {
     **RECIPE,
     "no_style": 0.0,
+    "no_map": 0.1,
+    "empty": 0.0,
     "gap": 0.0,
     "local": 0.0,
     "unet_rate": 1.0,
@@ -154,9 +156,8 @@ class MapGuidance:
         errors = noisy.errors(found)
         loss = (self.companion.prior.balance(t) * errors).mean()
         parts = {"noise": errors.mean().detach()}
-        count = round(len(t) * float(self.recipe["exchanged"])) if float(self.recipe["local"]) else 0
-        if count and self.network.guidance.map_channels:
-            spreads = self._spread(noisy.first(count), {k: x[:count] for k, x in batch.items()}, found, draw, styled)
+        if float(self.recipe["local"]) and self.network.guidance.map_channels:
+            spreads = self._spread(noisy, batch, found, draw, styled)
             loss, parts["spread"] = loss + float(self.recipe["local"]) * spreads, spreads.detach()
         yield OWN, Objective(loss, parts)
 
@@ -191,17 +192,25 @@ class MapGuidance:
         return prior.noise(noisy.latents, noisy.t, context, controls)
 
     def _spread(self, noisy: Noisy, batch: Mapping[str, Tensor], found: Tensor, draw: Draw, styled: bool) -> Tensor:
-        """Return how far the change spreads that exchanged maps make of the first estimates `found`."""
-        of_map = locality.exchanged(batch["map"], draw.rng)
-        other = self.estimate(noisy, batch, of_map, styled)
-        return locality.spread(found[: len(other)], other, (of_map != batch["map"]).any(1))
+        """Return how far the change spreads that exchanged maps make of the estimates `found` (B, L, h, w).
+
+        It is measured on a share of the images, of those with a map.
+        """
+        wanted = round(len(found) * float(self.recipe["exchanged"]))
+        some = (batch["map"] != self.batches.absent).flatten(1).any(1).nonzero()[:wanted, 0]
+        if len(some) < 2:
+            return found.sum() * 0
+        given = {name: images[some] for name, images in batch.items()}
+        of_map = locality.exchanged(given["map"], draw.rng)
+        other = self.estimate(noisy.of(some), given, of_map, styled)
+        return locality.spread(found[some], other, (of_map != given["map"]).any(1))
 
     def system(self) -> SGDM:
         """Return the system of the current weights, with its networks in eval mode."""
         return SGDM(self.network.guidance, self.companion.prior, self.bundle())
 
-    def drawn(self, one: Watched, steps: int = QUICK_STEPS) -> Tensor:
-        """Return one draw (1, 3, H, W) in reflectance, with its own map and without a style."""
+    def drawn(self, one: Watched, steps: int = QUICK_STEPS, with_map: bool = True) -> Tensor:
+        """Return one draw (1, 3, H, W) in reflectance, with its own map or none, and without a style."""
         system, device = self.system(), placement.device_of(self.network)
         generator = torch.Generator().manual_seed(one.pair.index)
         size = (1, system.latents, one.pair.hr.shape[-2] // system.stride, one.pair.hr.shape[-1] // system.stride)
@@ -211,7 +220,7 @@ class MapGuidance:
             def noise(number: int) -> Tensor:
                 return torch.randn(size, generator=generator).to(device)
 
-            return system.sample(coarse, of_map, None, noise, steps)
+            return system.sample(coarse, of_map if with_map else None, None, noise, steps)
 
         return OURS.to_reflectance(placement.run(device, draw, coarse, one.shown))
 
@@ -228,14 +237,18 @@ class MapGuidance:
         )
         ratios = [math.log(one[2]) for one in found if 0 < one[2] < math.inf]
         ratio = math.exp(sum(ratios) / len(ratios)) if ratios else math.nan
-        scores = [score(self.drawn(one), one.pair) for one in few(self.watched, DRAWN)]
-        psnr = sum(scores) / len(scores)
+        psnr, without = (self._psnr(few(self.watched, DRAWN), with_map) for with_map in (True, False))
         text = (
             f"error of the noise {with_right:.4f}, with maps of other images {with_others:.4f}, which change it "
-            f"{ratio:.2f} times as much where they differ; one draw of {QUICK_STEPS} steps: PSNR {psnr:.2f} dB"
+            f"{ratio:.2f} times as much where they differ; one draw of {QUICK_STEPS} steps: PSNR {psnr:.2f} dB, "
+            f"without a map {without:.2f} dB"
         )
         values = {"noise": with_right, "noise, other maps": with_others, "inside over outside": ratio}
-        return Measured(text, {**values, "psnr_draw": psnr})
+        return Measured(text, {**values, "psnr_draw": psnr, "psnr_no_map": without})
+
+    def _psnr(self, images: Sequence[Watched], with_map: bool) -> float:
+        """Return the mean PSNR in dB of one draw of each image."""
+        return sum(score(self.drawn(one, with_map=with_map), one.pair) for one in images) / len(images)
 
     def _watched(self, one: Watched, of_map: Tensor) -> tuple[float, float, float]:
         """Return the error of the noise in a held-out image with its map and another, the same noise at every call.

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models.map_words import rendered
-from pipeline.models.sgdm import RENDERED
+from pipeline.models.sgdm import PUBLISHED, RENDERED
 from pipeline.models.tone import OURS
 from training.data.made_maps import CLASSES, MADE, made_maps
 from training.data.triplets import one_hot, shown_classes
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 IMAGES: dict[str, Any] = {
     **SENSOR,
-    # Share of images whose map shows nothing, so that the weights also work without a map.
-    "no_map": 0.1,
+    # Shares of images without a map, and with one that shows nothing: so that the weights also work without a map, and
+    # where a map lacks what is there, as those of much of the world do.
+    "no_map": 0.4,
+    "empty": 0.1,
 }
 COMMON, OWN = 0.2, 0.15  # deviations of the logarithms of gammas and gains
 
@@ -36,10 +38,14 @@ class MapBatches:
     """Sharp and coarse reflectance with maps as a preset's weights take them."""
 
     def __init__(self, preset: Preset, data: TrainingData) -> None:
-        self.preset, self.data, self.no_map = preset, data, float(preset.recipe["no_map"])
-        if not 0 <= self.no_map <= 1:
-            raise UsageError(f"recipe no_map={self.no_map:g}", "a share from 0 to 1")
+        self.preset, self.data = preset, data
+        self.no_map, self.empty = (float(preset.recipe[name]) for name in ("no_map", "empty"))
+        if min(self.no_map, self.empty) < 0 or self.no_map + self.empty > 1:
+            raise UsageError(
+                f"recipe no_map={self.no_map:g}, empty={self.empty:g}", "shares from 0, of at most 1 in all"
+            )
         self.range = range_of(preset.recipe, preset.scale)
+        self.absent = absent(preset.architecture)
         # Colours are never permuted: the classes of the maps are told from them.
         self.sampler = data.hr_sampler("train", preset.crop_px, preset.least_px, preset.bands, recoloured=0.0)
 
@@ -52,7 +58,7 @@ class MapBatches:
         return tuple(name for name in CLASSES if name in given or name in made)
 
     def __call__(self, draw: Draw) -> dict[str, Tensor]:
-        """Return `hr` (B, 3, n, n), `lr` (B, 3, n/scale, n/scale) and `map` (B, K, n, n), 0 in all channels if none."""
+        """Return `hr` (B, 3, n, n), `lr` (B, 3, n/scale, n/scale) and `map` (B, K, n, n); `absent` if there is none."""
         patches = self.sampler.patches(draw.rng, self.preset.batch)
         hr = torch.from_numpy(np.stack([patch.pixels for patch in patches]))
         lr = degrade_randomly(hr, self.range, draw.torch, self.preset.scale, relative_widths(self.preset.bands))
@@ -63,8 +69,10 @@ class MapBatches:
             made if patch.of_map is None else torch.from_numpy(one_hot(patch.of_map)).float()
             for made, patch in zip(made_of(hr, self.preset), patches, strict=True)
         ]
-        of_map = shown_to(self.preset.architecture, torch.stack(maps))
-        of_map[torch.from_numpy(draw.rng.random(len(hr)) < self.no_map)] = 0
+        of_classes, chance = torch.stack(maps), torch.from_numpy(draw.rng.random(len(hr)))
+        of_classes[chance < self.no_map + self.empty] = 0
+        of_map = shown_to(self.preset.architecture, of_classes)
+        of_map[chance < self.no_map] = self.absent
         return {"hr": hr, "lr": lr, "map": of_map}
 
 
@@ -85,6 +93,11 @@ def other_colours(lr: Tensor, rng: np.random.Generator, share: float) -> Tensor:
 def made_of(hr: Tensor, preset: Preset) -> Tensor:
     """Return made maps (B, classes, n, m) of sharp images (B, 3, n, m)."""
     return torch.from_numpy(made_maps(hr.numpy(), preset.output_gsd_m, preset.bands)).float()
+
+
+def absent(architecture: dict[str, Any]) -> float:
+    """Return what all channels of a map hold, 0 to 1, where weights of an architecture are given none."""
+    return float({**PUBLISHED, **architecture}["absent"])
 
 
 def shown_to(architecture: dict[str, Any], of_map: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ class Noisy:
     noise: Tensor
     t: Tensor
 
-    def first(self, count: int) -> Noisy:
-        """Return those of the first images."""
-        return Noisy(self.latents[:count], self.noise[:count], self.t[:count])
+    def of(self, numbers: Tensor) -> Noisy:
+        """Return those of some images, by their numbers in the batch (n,)."""
+        return Noisy(self.latents[numbers], self.noise[numbers], self.t[numbers])
 
     def errors(self, found: Tensor) -> Tensor:
         """Return the mean squared errors (B,) of estimates of the noise."""

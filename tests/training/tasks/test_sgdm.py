@@ -12,7 +12,7 @@ from pipeline.models.diffusion_prior import PUBLISHED_PRIOR, Prior
 from pipeline.models.guidance import PUBLISHED as PUBLISHED_GUIDANCE
 from pipeline.models.guidance import Guidance
 from pipeline.models.map_words import RENDERED
-from pipeline.models.sgdm import SGDM
+from pipeline.models.sgdm import SGDM, SMALL
 from pipeline.models.tone import OURS
 from tests.models.sgdm_small import PRIOR
 from tests.training import sgdm_for_tests
@@ -21,6 +21,7 @@ from training import train
 from training.data.made_maps import CLASSES
 from training.data.sources import load_training_file
 from training.loop.batches import Draw
+from training.tasks import sgdm_locality
 from training.tasks.sgdm import TASK, MapGuidance
 from training.tasks.sgdm_batches import other_colours, shown_to
 from training.tasks.sgdm_networks import Learning
@@ -163,14 +164,36 @@ def test_with_a_style_coarse_images_have_other_colours(prior, data):
 
 def test_maps_are_left_out_of_a_share_of_images(prior, data):
     batch = begun(tiny(presets()["sgdm"], no_map=1.0), data, prior).batch(Draw.seeded(0, 0))
+    assert (batch["map"] == SMALL["absent"]).all()
+    batch = begun(tiny(presets()["sgdm"], no_map=0.0, empty=1.0), data, prior).batch(Draw.seeded(0, 0))
     assert not batch["map"].any()
-    task = begun(tiny(presets()["sgdm"], no_map=0.0), data, prior)
+    task = begun(tiny(presets()["sgdm"], no_map=0.0, empty=0.0), data, prior)
     batches = [task.batch(Draw.seeded(0, k)) for k in range(4)]
     assert any(batch["map"].any() for batch in batches)
     assert all(batch["map"].sum(1).max() <= 1 for batch in batches)
     assert batches[0]["lr"].shape[-1] * 8 == batches[0]["hr"].shape[-1] == batches[0]["map"].shape[-1]
     again = task.batch(Draw.seeded(0, 1))
     assert all(torch.equal(again[name], batches[1][name]) for name in again)
+
+
+def test_maps_are_exchanged_between_images_that_have_one(prior, data, monkeypatch):
+    task = begun(tiny(presets()["sgdm"], local=1.0, exchanged=0.75), data, prior)
+    batch = task.batch(Draw.seeded(0, 0))
+    maps = torch.zeros(8, *batch["map"].shape[1:])
+    maps[:, 0] = torch.arange(8)[:, None, None]
+    maps[[0, 3]] = SMALL["absent"]
+    batch = {name: images[:1].expand(8, -1, -1, -1) for name, images in batch.items()} | {"map": maps}
+    given, exchanged = [], sgdm_locality.exchanged
+    monkeypatch.setattr(sgdm_locality, "exchanged", lambda of_map, rng: given.append(of_map) or exchanged(of_map, rng))
+
+    def spread(of_map):
+        ((_, objective),) = task.turns(task.preset.stages[0], {**batch, "map": of_map}, Draw.seeded(1, 0))
+        return float(objective.parts["spread"].detach())
+
+    assert spread(maps) > 0
+    assert [one[:, 0, 0, 0].tolist() for one in given] == [[1, 2, 4, 5, 6, 7]]
+    assert spread(torch.full_like(maps, SMALL["absent"])) == 0
+    assert len(given) == 1
 
 
 def test_rendered_maps_have_the_colours_of_the_released_weights():
@@ -190,7 +213,9 @@ def test_the_watched_images_have_maps_of_their_own_and_of_others(prior, data):
     assert torch.equal(others_maps(twice)[0], twice[1].shown)
     assert torch.equal(others_maps(twice)[1], twice[0].shown)
     measured = task.validate(task.preset.stages[0])
-    assert set(measured.values) == {"noise", "noise, other maps", "inside over outside", "psnr_draw"}
+    psnr = {"psnr_draw", "psnr_no_map"}
+    assert set(measured.values) == {"noise", "noise, other maps", "inside over outside", *psnr}
+    assert measured.values["psnr_draw"] != measured.values["psnr_no_map"]
     again = task.validate(task.preset.stages[0])
     assert measured.text == again.text  # the same noise every time
     (sample, *_) = task.samples(task.preset.stages[0])
@@ -248,6 +273,8 @@ def test_timesteps_that_the_sampler_visits_are_learned_more(prior, data):
 def test_shares_beyond_one_are_refused(prior, data, name):
     with pytest.raises(UsageError, match=f"recipe {name}=1.5"):
         MapGuidance(tiny(presets()["sgdm-plus"], **{name: 1.5}), data)
+    with pytest.raises(UsageError, match=r"recipe no_map=0.6, empty=0.5; expected shares"):
+        MapGuidance(tiny(presets()["sgdm-plus"], no_map=0.6, empty=0.5), data)
 
 
 def test_the_presets_of_the_paper():
