@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "bundle"
-_CONVERT = (
+CONVERT = (  # advice in errors on files of other formats
     "convert other formats to safetensors once: python -m training.convert --from difffusr FILE --out NAME.safetensors"
 )
 
@@ -112,11 +112,11 @@ def load_bundle(path: Path, expected_digest: str = "") -> Bundle:
             metadata = weights.metadata() or {}
     except (SafetensorError, OSError) as error:
         found = f"weights {path} are not a readable safetensors file ({error})"
-        cure = _CONVERT if _is_pickle(path) else f"copy or download it again, or {_CONVERT}"
+        cure = CONVERT if _is_pickle(path) else f"copy or download it again, or {CONVERT}"
         raise BundleError(found, "a bundle of this project", cure) from error
     if _METADATA_KEY not in metadata:
         found = f"weights {path} have no bundle metadata"
-        raise BundleError(found, f"metadata key {_METADATA_KEY!r}", _CONVERT)
+        raise BundleError(found, f"metadata key {_METADATA_KEY!r}", CONVERT)
     try:
         return _parse(json.loads(metadata[_METADATA_KEY]), digest, path)
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:

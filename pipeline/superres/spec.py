@@ -16,6 +16,7 @@ from pipeline.superres.declared import CONDITION, Condition, Option, Settings, V
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     import torch
     from torch import Tensor
@@ -247,7 +248,8 @@ class Weights:
     """A weights file that a system takes: the kinds of bundle that fit (`Bundle.system`), and the shipped file.
 
     With `bands`, only weights that give these fit, in any order. `named` is a file that an option names; `--weights`
-    goes before it.
+    goes before it. `conversion` returns the command, up to its `--out`, that makes weights of the file or folder at a
+    path, "" if there is none; it raises UsageError for a folder of another model.
     """
 
     role: str
@@ -255,6 +257,7 @@ class Weights:
     shipped: str = ""  # file name beside the package; empty where users bring their own
     bands: tuple[str, ...] = ()
     named: str = ""
+    conversion: Callable[[Path], str] | None = None
 
     def fit(self, bundle: Bundle) -> bool:
         """Return whether a bundle fits this role."""

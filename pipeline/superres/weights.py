@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -169,7 +170,7 @@ def _absolute(where: str) -> str:
 
 
 def _described(where: str, weights: Weights, spec: SystemSpec) -> Bundle:
-    from pipeline.models.bundle import BundleError, load_bundle
+    from pipeline.models.bundle import CONVERT, BundleError, load_bundle
 
     first = weights.role == spec.weights[0].role
     flag = "--weights" if first else f"--weights {weights.role}="
@@ -179,10 +180,15 @@ def _described(where: str, weights: Weights, spec: SystemSpec) -> Bundle:
             "a converted bundle (.safetensors)",
             f"make one with python -m training.convert and give it with {flag}{' ' if first else ''}FILE",
         )
+    path = locate(where)
+    if path.is_dir() and (advice := _converting(path, weights, flag)):
+        raise UsageError(f"the {weights.role} {where} is a folder", "one file of weights", advice)
     try:
-        bundle = load_bundle(locate(where))
+        bundle = load_bundle(path)
     except BundleError as error:
         expected, cure = error.expected or "a bundle written by this project", error.cure
+        if CONVERT in cure and (advice := _converting(path, weights, flag)):
+            cure = cure.replace(CONVERT, advice)
         raise UsageError(error.found, expected, cure or f"give another file with {flag}") from error
     if bundle.system not in weights.kinds:
         fitting = " or ".join(weights.kinds)
@@ -191,6 +197,13 @@ def _described(where: str, weights: Weights, spec: SystemSpec) -> Bundle:
         found = f"weights {where} are for {', '.join(bundle.out_bands)}"
         raise UsageError(found, ", ".join(weights.bands), f"give another with {flag}")
     return bundle
+
+
+def _converting(path: Path, weights: Weights, flag: str) -> str:
+    """Return the commands that make weights of what lies at a path and take them; "" if none is known."""
+    command = "" if weights.conversion is None else weights.conversion(path)
+    made = shlex.quote(f"{path.resolve().stem}-{weights.role}.safetensors")
+    return command and f"{command} --out {made}, then {flag}{'' if flag.endswith('=') else ' '}{made}"
 
 
 def _notes(bundle: Bundle) -> list[str]:

@@ -1,6 +1,7 @@
 """Runs of map guidance with small scrambled weights: maps, styles, radiometry, and refusals."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import shapely
 import torch
 from PIL import Image
 from rasterio.transform import from_origin
+from safetensors.torch import save_file
 
 import pipeline
 from pipeline import check, export, view
@@ -34,6 +36,7 @@ from tests.running.conftest import LEFT, TOP, box, chunk_digests, values, write_
 
 BANDS = "B02,B03,B04,B08,B11"  # bands of 60 m need much ground around
 HOUSE = shapely.box(LEFT + 760, TOP - 1010, LEFT + 840, TOP - 960)
+CONVERTED = "--out right-prior.safetensors, then --weights prior=right-prior.safetensors"
 ROAD = shapely.LineString([(LEFT + 600, TOP - 1200), (LEFT + 1100, TOP - 850)])
 
 
@@ -370,7 +373,10 @@ def test_a_style_image_may_have_ground_without_pixels(files, tmp_path):
         (("--condition", "map=MAP", "--option", "scale=16"), "scale=16 with weights"),
         (("--condition", "map=MAP", "--option", "steps=1"), "steps=1; expected 2 to 1000, or 0"),
         (("--condition", "map=MAP", "--option", "style_seed=3"), "style_seed=3 with style=none; expected style=sample"),
-        (("--condition", "map=MAP", "--option", "prior=FOLDER"), "training.convert --from stable-diffusion"),
+        (("--condition", "map=MAP", "--option", "prior=FOLDER"), f"FOLDER {CONVERTED}"),
+        (("--condition", "map=MAP", "--weights", "prior=FOLDER"), f"FOLDER {CONVERTED}"),
+        (("--condition", "map=MAP", "--option", "prior=CKPT"), f"CKPT --text FOLDER_WITH_TOKENIZER {CONVERTED}"),
+        (("--condition", "map=MAP", "--option", "prior=RAW"), f"RAW --text FOLDER_WITH_TOKENIZER {CONVERTED}"),
         (("--condition", "map=MAP", "--option", "prior=OTHER"), "768, as of Stable Diffusion 1; expected 1024"),
         (("--condition", "map=MAP", "--option", "prior=NONE"), "no file"),
         (("--condition", "map=MAP", "--option", "radiometry=styled"), "radiometry=styled with style=none"),
@@ -383,6 +389,8 @@ def test_a_style_image_may_have_ground_without_pixels(files, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(more, said, area, files, town, ortho, tmp_path, capsys):
+    torch.save({"state_dict": {}}, tmp_path / "right.ckpt")
+    save_file({"x": torch.zeros(1)}, tmp_path / "right.safetensors")
     far = write_map(tmp_path / "far.gpkg", [shapely.box(10, 60, 10.1, 60.1)], ["building"], "EPSG:4326")
     empty = write_map(tmp_path / "empty.gpkg", [HOUSE], ["castle"])
     text = tmp_path / "map.txt"
@@ -397,6 +405,8 @@ def test_what_does_not_fit_is_refused_in_one_line(more, said, area, files, town,
         "SR": files["sr"],
         "FOLDER": tmp_path / "right",
         "OTHER": tmp_path / "other",
+        "CKPT": tmp_path / "right.ckpt",
+        "RAW": tmp_path / "right.safetensors",
         "NONE": tmp_path,
         "FAR": far,
         "EMPTY": empty,
@@ -409,6 +419,8 @@ def test_what_does_not_fit_is_refused_in_one_line(more, said, area, files, town,
         del words[at - 1 : at + 1]
     assert main([*words, *given, "--out", str(tmp_path / "x.zarr")]) == 2
     message = capsys.readouterr().err.strip()
+    for name, path in named.items():
+        said = re.sub(rf"\b{name} ", f"{path} ", said)
     assert said in message
     assert len(message.splitlines()) == 1
     assert not (tmp_path / "x.zarr").exists()

@@ -7,7 +7,7 @@ What it makes is imagination guided by a map. `radiometry=keep` ties it to the m
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from pipeline.bands import BRIGHT_REFLECTANCE, RGB
@@ -19,6 +19,8 @@ from pipeline.superres.systems.guided_fusion import EITHER, build_fuser, fused, 
 from pipeline.superres.systems.guided_fusion import NAME as FUSION
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor
 
@@ -58,6 +60,7 @@ RADIOMETRY = Option(
     "keep to give the measured values back, styled for the colours of the style, which are no reflectance",
     choices=("keep", "styled"),
 )
+_CONVERT = "python -m training.convert --from"
 TINY = "tiny"
 PRIOR_FILE = Option(
     "prior", TINY, "tiny for the prior that ships, or a file: trained, or of training.convert --from stable-diffusion"
@@ -76,9 +79,35 @@ STYLE_IMAGE = Condition(
     bands=RGB,
     whole=True,
 )
-_SR_WEIGHTS = Weights(SR, ("sgdm",), "sgdm.safetensors")
-_PRIOR_WEIGHTS = Weights(PRIOR, ("sgdm-prior",), "sgdm-prior.safetensors")
-_STYLE_WEIGHTS = Weights(STYLES, ("sgdm-style",), "sgdm-style.safetensors")
+
+
+def _of_guidance(path: Path) -> str:
+    """Return the command that converts the authors' checkpoint, one file; up to `--out`."""
+    return "" if path.is_dir() else f"{_CONVERT} sgdm {quote(str(path))}"
+
+
+def _of_styles(path: Path) -> str:
+    """Return the command that converts the authors' flows, a folder or a file; up to `--out`."""
+    return f"{_CONVERT} sgdm-style {quote(str(path))}"
+
+
+def _of_prior(path: Path) -> str:
+    """Return the command that converts Stable Diffusion; up to `--out`. Raises BundleError for another model's folder.
+
+    One file does not have the texts, which come from a folder of the model.
+    """
+    from pipeline.models.diffusion_prior import PUBLISHED_PRIOR
+    from pipeline.models.stable_diffusion import check_folder
+
+    if not path.is_dir():
+        return f"{_CONVERT} stable-diffusion {quote(str(path))} --text FOLDER_WITH_TOKENIZER"
+    check_folder(path, PUBLISHED_PRIOR)
+    return f"{_CONVERT} stable-diffusion {quote(str(path))}"
+
+
+_SR_WEIGHTS = Weights(SR, ("sgdm",), "sgdm.safetensors", conversion=_of_guidance)
+_PRIOR_WEIGHTS = Weights(PRIOR, ("sgdm-prior",), "sgdm-prior.safetensors", conversion=_of_prior)
+_STYLE_WEIGHTS = Weights(STYLES, ("sgdm-style",), "sgdm-style.safetensors", conversion=_of_styles)
 # The published networks have 1.0 thousand million parameters. Attention that guidance replaces is held twice.
 _SMALL, _PUBLISHED = Memory(weights_mib=40.0, floats_per_px=400.0), Memory(weights_mib=4400.0, floats_per_px=1500.0)
 
@@ -86,26 +115,9 @@ _SMALL, _PUBLISHED = Memory(weights_mib=40.0, floats_per_px=400.0), Memory(weigh
 def weights_of(options: Settings) -> tuple[Weights, ...]:
     """Return the weights: guidance, fusion, prior, and the distribution of styles where one is drawn."""
     named = "" if options[PRIOR_FILE.name] == TINY else str(options[PRIOR_FILE.name])
-    if named and Path(named).is_dir():
-        raise _to_convert(Path(named))
     prior = replace(_PRIOR_WEIGHTS, named=named)
     drawn = (_STYLE_WEIGHTS,) if _style(options) == "sample" else ()
     return _SR_WEIGHTS, EITHER, prior, *drawn
-
-
-def _to_convert(folder: Path) -> UsageError:
-    """Return the error for a prior as a folder. Raises BundleError if it holds another model than the published one."""
-    from pipeline.models.diffusion_prior import PUBLISHED_PRIOR
-    from pipeline.models.stable_diffusion import check_folder
-
-    check_folder(folder, PUBLISHED_PRIOR)
-    file = f"{folder.name}.safetensors"
-    return UsageError(
-        f"--option {PRIOR_FILE.name}={folder} is a folder",
-        "a file of weights",
-        f"python -m training.convert --from stable-diffusion {folder} --out {file}, then --option "
-        f"{PRIOR_FILE.name}={file}",
-    )
 
 
 def conditions_of(options: Settings) -> tuple[Condition, ...]:
