@@ -172,6 +172,7 @@ class Piece:
                     yield Triplet(sharp, coarse, numbered(channels(MAP, frozen, grid)), grid)
 
     def _chip(self, row: int, col: int, side: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the sharp (bands, side, side) and coarse reflectance of a chip, or None where data are missing."""
         s = self.reader.scale
         if self.paired:
             both = self.reader.read(row, col, side, side)
@@ -188,6 +189,7 @@ class Piece:
         return sharp, made[0].numpy()
 
     def _grid(self, row: int, col: int, side: int) -> Grid:
+        """Return the grid of a chip, by its first row and column in sharp pixels of the image."""
         a, _, left, _, _, top = self.reader.coarse.place.at(0, 0, self.reader.scale)
         step = a * self.reader.scale
         phase = Phase(left % step, top % step)
@@ -196,6 +198,7 @@ class Piece:
 
 
 def _pieces(sources: Sequence[Source], args: argparse.Namespace) -> Iterator[Piece]:
+    """Yield the images of all sources. Raises UsageError for one that cannot be placed."""
     for source in sources:
         if args.lr == SENTINEL2:
             yield from _paired(source, args.scale)

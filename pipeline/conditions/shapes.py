@@ -38,30 +38,29 @@ def drawn(
     import shapely
 
     shapes = shapely.from_wkb(wkb, on_invalid="ignore")
-    lost = shapely.is_missing(shapes) & np.array([one is not None for one in wkb], bool)
+    broken = shapely.is_missing(shapes) & np.array([one is not None for one in wkb], bool)
     parts, owners = _parts(shapes)
-    turn = transformer(crs, epsg).transform
-    parts = shapely.transform(parts, lambda xy: np.column_stack(turn(xy[:, 0], xy[:, 1])))
-    finite = np.isfinite(shapely.bounds(parts)).all(1)
-    lost[owners[~finite]] = True
-    parts, owners = parts[finite], owners[finite]
-
+    parts, finite = _turned(parts, crs, epsg)
     flat = shapely.get_dimensions(parts) < 2
-    areas, whose, broken = _repaired(parts[~flat], owners[~flat])
-    repaired = np.zeros(len(shapes), bool)
-    repaired[whose[broken]] = True
+    areas, whose, mended = _repaired(parts[finite & ~flat], owners[finite & ~flat])
     empty = shapely.is_empty(areas)
-    lost[whose[empty]] = True
-
-    wide = flat & (widths_m[owners] > 0)
+    wide = finite & flat & (widths_m[owners] > 0)
     lines = shapely.buffer(shapely.clip_by_rect(parts[wide], *box_m), widths_m[owners[wide]] / 2)
-    polygons = [*areas[~empty], *lines[~shapely.is_empty(lines)]]
-    sound = np.zeros(len(shapes), bool)
-    sound[whose[~empty]] = True
-    sound[owners[wide]] = True
-    lost &= ~sound
-    repaired &= ~lost
-    return Shapes(polygons, repaired, lost)
+
+    def of(*numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.isin(np.arange(len(shapes)), np.concatenate(numbers))
+
+    lost = (broken | of(owners[~finite], whose[empty])) & ~of(whose[~empty], owners[wide])
+    return Shapes([*areas[~empty], *lines[~shapely.is_empty(lines)]], of(whose[mended]) & ~lost, lost)
+
+
+def _turned(parts: NDArray[Any], crs: str, epsg: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return geometries (n,) in the coordinates of a UTM zone, and which of them are finite there."""
+    import shapely
+
+    turn = transformer(crs, epsg).transform
+    turned = shapely.transform(parts, lambda xy: np.column_stack(turn(xy[:, 0], xy[:, 1])))
+    return turned, np.isfinite(shapely.bounds(turned)).all(1)
 
 
 def _parts(shapes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -69,7 +69,7 @@ class SGDM:
     def __init__(self, guidance: Guidance, prior: Prior, bundle: Bundle, styles: StyleModel | None = None) -> None:
         self.guidance, self.prior, self.bundle, self.styles = guidance.eval(), prior.eval(), bundle, styles
         self.words = bundle.architecture["words"]
-        self.absent = float(bundle.architecture.get("absent", PUBLISHED["absent"]))
+        self.absent = absent(bundle.architecture)
 
     @classmethod
     def from_bundles(cls, bundle: Bundle, prior: Bundle, style: Bundle | None = None) -> SGDM:
@@ -154,6 +154,7 @@ class SGDM:
         return self.guidance.content_statistics(_ranged(coarse), _ranged(self._shown(of_map, coarse)))
 
     def _shown(self, of_map: Tensor | None, coarse: Tensor) -> Tensor:
+        """Return the map, or that of no map for the grid of `coarse`."""
         if of_map is not None:
             return of_map
         return coarse.new_full((len(coarse), self.guidance.map_channels, *coarse.shape[2:]), self.absent)
@@ -214,13 +215,23 @@ class SGDM:
             at = torch.full((len(noisy),), timestep, device=noisy.device)
             return self.prior.noise(noisy, at, numbers, controls)
 
-        grid = spread_timesteps(steps or int(self.bundle.sampler["steps"]), len(self.prior.alpha_bar))
-        x, share = drawn(FIRST_NOISE), start or float(self.bundle.sampler.get("start", 1.0))
-        if share < 1:
-            grid = grid[: max(2, round(share * len(grid)))]
-            x = forward(self.prior.encode(_ranged(coarse)), float(self.prior.alpha_bar[grid[-1]]), x)
+        grid, x = self._begun(coarse, drawn(FIRST_NOISE), steps, start)
         latent = ancestral(epsilon, x, self.prior.alpha_bar, grid, lambda step: drawn(step + FIRST_NOISE + 1))
         return (self.prior.decode(latent) + 1) / 2
+
+    def _begun(self, coarse: Tensor, noise: Tensor, steps: int, start: float) -> tuple[list[int], Tensor]:
+        """Return the timesteps to visit, ascending, and the noisy latent (B, L, h, w) at the last; see `sample`."""
+        grid = spread_timesteps(steps or int(self.bundle.sampler["steps"]), len(self.prior.alpha_bar))
+        share = start or float(self.bundle.sampler.get("start", 1.0))
+        if share >= 1:
+            return grid, noise
+        grid = grid[: max(2, round(share * len(grid)))]
+        return grid, forward(self.prior.encode(_ranged(coarse)), float(self.prior.alpha_bar[grid[-1]]), noise)
+
+
+def absent(architecture: Mapping[str, Any]) -> float:
+    """Return what all channels of a map hold, 0 to 1, where weights of an architecture are given none."""
+    return float({**PUBLISHED, **architecture}["absent"])
 
 
 def contexts(prior: Prior, guidance: Guidance, words: str | Sequence[Sequence[int]], of_map: Tensor) -> Tensor:

@@ -87,5 +87,4 @@ def style_bundle(
 def _distribution(sizes: Mapping[str, Any]) -> StyleDistribution:
     if sizes["model"] == GAUSSIAN:
         return GaussianStyle(sizes["dim"])
-
     return StyleFlow(sizes["couplings"], sizes["dim"], tuple(sizes["hidden"]))

@@ -211,18 +211,7 @@ class MapGuidance:
 
     def drawn(self, one: Watched, steps: int = QUICK_STEPS, with_map: bool = True) -> Tensor:
         """Return one draw (1, 3, H, W) in reflectance, with its own map or none, and without a style."""
-        system, device = self.system(), placement.device_of(self.network)
-        generator = torch.Generator().manual_seed(one.pair.index)
-        size = (1, system.latents, one.pair.hr.shape[-2] // system.stride, one.pair.hr.shape[-1] // system.stride)
-        coarse = upsample(OURS.to_image(one.pair.lr), self.preset.scale).clamp(0, 1)
-
-        def draw(coarse: Tensor, of_map: Tensor) -> Tensor:
-            def noise(number: int) -> Tensor:
-                return torch.randn(size, generator=generator).to(device)
-
-            return system.sample(coarse, of_map if with_map else None, None, noise, steps)
-
-        return OURS.to_reflectance(placement.run(device, draw, coarse, one.shown))
+        return one.drawn(self.system(), placement.device_of(self.network), steps, with_map)
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> Measured:
@@ -283,9 +272,10 @@ class MapGuidance:
         return watched_words([one.pair for one in self.watched], self.data, self.bands)
 
     def describe(self) -> dict[str, Any]:
-        """Return the provenance of data and recipe."""
+        """Return the provenance of data and recipe, in which the prior's file is named without its folder."""
         described = self.data.describe(TASK.use, self.bands) | {"map_classes_shown": list(self.batches.classes)}
-        return {**described, "tone": OURS.described, "degradation": repr(self.batches.range), "recipe": self.recipe}
+        recipe = {**self.recipe, "prior": Path(str(self.recipe["prior"])).name}
+        return {**described, "tone": OURS.described, "degradation": repr(self.batches.range), "recipe": recipe}
 
     def bundle(self, provenance: dict[str, Any] | None = None, licence: str = "") -> Bundle:
         """Return the bundle of the current weights, which name their prior."""

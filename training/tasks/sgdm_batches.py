@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models.map_words import rendered
-from pipeline.models.sgdm import PUBLISHED, RENDERED
+from pipeline.models.sgdm import RENDERED, absent
 from pipeline.models.tone import OURS
 from training.data.made_maps import CLASSES, MADE, made_maps
 from training.data.triplets import one_hot, shown_classes
@@ -93,11 +93,6 @@ def other_colours(lr: Tensor, rng: np.random.Generator, share: float) -> Tensor:
 def made_of(hr: Tensor, preset: Preset) -> Tensor:
     """Return made maps (B, classes, n, m) of sharp images (B, 3, n, m)."""
     return torch.from_numpy(made_maps(hr.numpy(), preset.output_gsd_m, preset.bands)).float()
-
-
-def absent(architecture: dict[str, Any]) -> float:
-    """Return what all channels of a map hold, 0 to 1, where weights of an architecture are given none."""
-    return float({**PUBLISHED, **architecture}["absent"])
 
 
 def shown_to(architecture: dict[str, Any], of_map: Tensor) -> Tensor:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.models.lite import upsample
 from pipeline.models.map_words import rendered
+from pipeline.models.tone import OURS
+from training import placement
 from training.data.made_maps import CLASSES
 from training.data.triplets import one_hot
 from training.quality.map_guidance import another
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from pipeline.models.sgdm import SGDM
     from training.data.sources import TrainingData
     from training.presets import Preset
     from training.quality.pairs import Pair
@@ -37,6 +41,22 @@ class Watched:
         shown = side_by_side(self.pair, estimate)
         picture = rendered(self.of_map, CLASSES)[0].square() * self.pair.hr.quantile(0.98)  # as bright as the image
         return {"input": shown.pop("input"), "map": picture, **shown}
+
+    def drawn(self, system: SGDM, device: torch.device, steps: int, with_map: bool = True) -> Tensor:
+        """Return one draw (1, 3, H, W) in reflectance of a system on `device`, the same at every call; see `sample`."""
+        height, width = self.pair.hr.shape[-2:]
+        size = (1, system.latents, height // system.stride, width // system.stride)
+        generator = torch.Generator().manual_seed(self.pair.index)
+        coarse = upsample(OURS.to_image(self.pair.lr), self.pair.scale).clamp(0, 1)
+
+        def noise(number: int) -> Tensor:
+            del number  # asked for in the order of the steps
+            return torch.randn(size, generator=generator).to(device)
+
+        def draw(coarse: Tensor, of_map: Tensor) -> Tensor:
+            return system.sample(coarse, of_map if with_map else None, None, noise, steps)
+
+        return OURS.to_reflectance(placement.run(device, draw, coarse, self.shown))
 
 
 def watched(data: TrainingData, preset: Preset, multiple_px: int) -> list[Watched]:

@@ -244,7 +244,9 @@ def test_trained_weights_can_be_trained_further_with_their_prior(prior, tmp_path
     assert "without a prior" in capsys.readouterr().err
     more = ["--out", str(tmp_path / "on"), "--init", first.path, "--set", f"prior={prior.path}"]
     assert train.main([*command, *more]) == 0
-    assert load_bundle(tmp_path / "on" / "sgdm.safetensors").architecture["prior"] == prior.digest
+    made = load_bundle(tmp_path / "on" / "sgdm.safetensors")
+    assert made.architecture["prior"] == prior.digest
+    assert made.provenance["recipe"]["prior"] == "prior.safetensors"  # local paths do not leak
 
 
 def test_a_run_needs_a_prior_of_the_right_kind(prior, data, tmp_path, capsys):
