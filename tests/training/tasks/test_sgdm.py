@@ -163,7 +163,7 @@ def test_with_a_style_coarse_images_have_other_colours(prior, data):
 
 
 def test_maps_are_left_out_of_a_share_of_images(prior, data):
-    batch = begun(tiny(presets()["sgdm"], no_map=1.0), data, prior).batch(Draw.seeded(0, 0))
+    batch = begun(tiny(presets()["sgdm"], no_map=1.0, empty=0.0), data, prior).batch(Draw.seeded(0, 0))
     assert (batch["map"] == SMALL["absent"]).all()
     batch = begun(tiny(presets()["sgdm"], no_map=0.0, empty=1.0), data, prior).batch(Draw.seeded(0, 0))
     assert not batch["map"].any()
