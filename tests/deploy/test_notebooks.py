@@ -56,10 +56,7 @@ def figures(notebook):
 
 @pytest.mark.slow
 def test_first_look_is_rendered_with_its_figures(store, tmp_path):
-    done = render(tmp_path / "out", store, "--only", "first_look")
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["first_look.ipynb"]
-    notebook = nbformat.read(tmp_path / "out" / "first_look.ipynb", 4)
+    notebook = rendered("first_look", store, tmp_path)
     nbformat.validate(notebook)
     kinds = {cell.cell_type for cell in notebook.cells}
     assert kinds == {"markdown", "code"}
@@ -68,19 +65,32 @@ def test_first_look_is_rendered_with_its_figures(store, tmp_path):
     assert len(found) == 3
     for image in found:
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 200, "a picture, not an empty frame"
-    said = "".join(o.text for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream")
+    said = said_by(notebook)
     bias = re.search(r"10 m bands: 99 % within [\d.]+ DN, bias (-?[\d.]+) DN", said)
     assert bias, said
     assert abs(float(bias[1])) < 0.5
+
+
+def rendered(name, store, folder):
+    """Return the notebook as it came out: nothing is written beside it, and no cell warns."""
+    done = render(folder / "out", store, "--only", name)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (folder / "out").iterdir()] == [f"{name}.ipynb"]
+    notebook = nbformat.read(folder / "out" / f"{name}.ipynb", 4)
+    assert "Warning" not in said_by(notebook, "stderr")
+    return notebook
+
+
+def said_by(notebook, stream="stdout"):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == stream)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["from_odc_stac", "field_statistics", "own_system", "time_series"])
 def test_the_others_are_rendered_with_all_their_figures(sample, tmp_path, monkeypatch, name):
     monkeypatch.delenv("SEN2FINE_DATA", raising=False)  # time_series makes up a landscape
-    done = render(tmp_path / "out", sample, "--only", name)
-    assert done.returncode == 0, done.stderr
-    found = figures(nbformat.read(tmp_path / "out" / f"{name}.ipynb", 4))
+    found = figures(rendered(name, sample, tmp_path))
     assert len(found) == (FOLDER / f"{name}.py").read_text().count("plt.show()") > 0
     for image in found:
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50, "a picture, not an empty frame"
@@ -118,12 +128,10 @@ def test_a_notebook_that_fails_is_not_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_network_of_ones_own_is_trained_and_beats_interpolation(store, tmp_path):
-    done = render(tmp_path, store, "--only", "own_training")
-    assert done.returncode == 0, done.stderr
-    notebook = nbformat.read(tmp_path / "own_training.ipynb", 4)
+def test_a_network_of_ones_own_is_trained_and_beats_interpolation(sample, tmp_path):
+    notebook = rendered("own_training", sample, tmp_path)
     assert len(figures(notebook)) == 2
-    said = "".join(o.text for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream")
+    said = said_by(notebook)
     assert "orthos: 16 of 16 can be used" in said
     scores = dict(re.findall(r"^(bicubic|IBP|stored small: mean, sensor) +([\d.]+) dB$", said, re.MULTILINE))
     assert float(scores["stored small: mean, sensor"]) > float(scores["IBP"]) > float(scores["bicubic"])
