@@ -84,7 +84,7 @@ def write_every(folder):
 CASES = {
     "bicubic": ("bicubic", (), {}, 0),
     "lite, mean": ("lite", ("sr", "fusion"), {}, 0),
-    "lite, draws": ("lite", ("sr", "fusion"), {}, 3),
+    "lite, draws": ("lite", ("sr", "fusion"), {}, 2),
     "difffusr": ("difffusr", ("sr", "fusion"), {}, 2),
     "ldsr": ("ldsr", ("sr", "fusion", "x2", "x4"), {}, 0),
     "ldsr, draws": ("ldsr", ("sr", "fusion", "x2", "x4"), {}, 2),

@@ -7,6 +7,7 @@ fails here; on a GPU it would stop the queue of kernels, or fail there only.
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -44,6 +45,12 @@ class OnDevice(TorchDispatchMode):
         return found
 
 
+def resampled(image, size=None, scale_factor=None, **_):
+    """What `interpolate` gives: one operation on a GPU, but hundreds of small ones on the meta device."""
+    size = size if size is not None else [round(side * scale_factor) for side in image.shape[2:]]
+    return image.new_empty((*image.shape[:2], *((size,) * 2 if isinstance(size, int) else size)))
+
+
 # Finer layers have exact block means, whose blocks at the ends of the range are settled on the host.
 WITHOUT_FINER = {"bicubic", "lite", "difffusr", "ldsr"}
 
@@ -58,6 +65,7 @@ def test_windows_run_on_the_device_alone(case, weights_of_every_system, monkeypa
     name, _, _, members = CASES[case]
     system = system_of(case, weights_of_every_system, META)
     fetched = []
+    monkeypatch.setattr(functional, "interpolate", resampled)
 
     def fetch(made):
         assert all(one.device == META for one in made if isinstance(one, torch.Tensor))
@@ -82,6 +90,16 @@ def test_windows_run_on_the_device_alone(case, weights_of_every_system, monkeypa
         if fetched:
             assert (fetched[0].spread is not None) == (members > 1)
         fetched.clear()
+
+
+def test_resampled_has_the_shape_of_interpolate_and_its_device():
+    image = torch.zeros((2, 3, 6, 9))
+    for given in ({"size": (12, 18)}, {"size": 24}, {"scale_factor": 4}, {"scale_factor": 1 / 3}):
+        expected = functional.interpolate(image, **given).shape
+        assert resampled(image, mode="bicubic", align_corners=False, **given).shape == expected
+    assert resampled(image.to(META), size=12).device == META
+    with OnDevice(), pytest.raises(AssertionError, match="new_empty of tensors on cpu"):
+        resampled(image, scale_factor=4)
 
 
 @pytest.mark.parametrize(
