@@ -51,7 +51,14 @@ def archive(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def aoi(tmp_path_factory):
-    """About 1.3 km x 1.2 km inside the scenes, not aligned with anything, well within the images."""
+    """About 740 m x 660 m inside the scenes, not aligned with anything: three by three chunks of 120 px."""
+    path = tmp_path_factory.mktemp("aoi") / "region.geojson"
+    return write_aoi(path, box(LEFT + 217, TOP - 967, LEFT + 953, TOP - 311))
+
+
+@pytest.fixture(scope="session")
+def wide_aoi(tmp_path_factory):
+    """About 1.3 km x 1.2 km, for plans of many units."""
     path = tmp_path_factory.mktemp("aoi") / "region.geojson"
     return write_aoi(path, box(LEFT + 217, TOP - 1490, LEFT + 1533, TOP - 311))
 

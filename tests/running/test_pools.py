@@ -294,9 +294,9 @@ def test_workers_are_as_many_as_fit_into_memory(monkeypatch):
     assert fitting_workers(16, 50_000.0) == 1
 
 
-def test_more_workers_than_memory_are_refused_with_the_numbers(archive, aoi, tmp_path, monkeypatch, capsys):
+def test_more_workers_than_memory_are_refused_with_the_numbers(archive, wide_aoi, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 3 * 2**30)
-    words = ["--aoi", str(aoi), "--catalog", str(archive), "--sr", "bicubic", "--max-cloud", "100"]
+    words = ["--aoi", str(wide_aoi), "--catalog", str(archive), "--sr", "bicubic", "--max-cloud", "100"]
     store = tmp_path / "large.zarr"
     small = ["--chunk-px", "240", "--unit-chunks", "1"]  # six units; workers that share one take less memory
     assert main([*words, *small, "--out", str(store), "--workers", "8"]) == 2
