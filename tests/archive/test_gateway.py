@@ -98,6 +98,9 @@ def read(access, href, **options):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
+    """Our waits between tries and GDAL's, cut short."""
+    asked = Access.gdal_env
+    monkeypatch.setattr(Access, "gdal_env", lambda self: {**asked(self), "GDAL_HTTP_RETRY_DELAY": "0.02"})
     monkeypatch.setattr(retry, "MAX_WAIT_S", 0.02)
 
 
