@@ -126,7 +126,9 @@ class Area:
 
     @cached_property
     def options(self) -> Options:
-        return Options(members=self.members)
+        """The default. A small core model, of many windows, is spared the ground around that a sensor sees."""
+        spared = self.bench.small and self.case == "difffusr"
+        return Options(members=self.members, consistency="tent") if spared else Options(members=self.members)
 
     @cached_property
     def window(self) -> Window:

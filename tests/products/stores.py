@@ -1,8 +1,11 @@
 """Stores for the report page's tests: run once, then copied and changed."""
 
+import atexit
 import json
 import shutil
+import tempfile
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,16 @@ HOSTILE = "</script><script>document.title='seized'</script><img src=x onerror=a
 
 
 def make_store(folder: Path, **changes) -> Path:
-    """A store of 384 x 384 px, bicubic, one clear scene and one with clouds."""
+    """A store of 384 x 384 px, bicubic, one clear scene and one with clouds; a copy, so that it may be changed."""
+    made = _made(tuple(sorted(changes.items())))
+    return Path(shutil.copytree(made, folder / made.name))
+
+
+@cache
+def _made(changes: tuple[tuple[str, object], ...]) -> Path:
+    """A store with these settings, run once in this process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     scenes = [
         make_scene(folder, scene_id="S2A_CLOUDY", seed=1, size_m=1800, cloud_fraction=0.2, offset_dn=-1000),
         make_scene(folder, scene_id="S2B_LATER", seed=1, size_m=1800, date="2024-06-22T10:20:31Z", cloud_pct=30.0),
@@ -26,7 +38,7 @@ def make_store(folder: Path, **changes) -> Path:
     left, top = LEFT + 240, TOP - 240
     aoi = write_aoi(folder / "lake_shore.geojson", box(left + 1, top - SIDE_M + 1, left + SIDE_M - 1, top - 1))
     store = folder / "lake_shore.zarr"
-    run(config_for(index, **changes), aoi, store)
+    run(config_for(index, **dict(changes)), aoi, store)
     return store
 
 

@@ -85,6 +85,7 @@ def test_the_next_window_of_a_unit_is_prepared_while_one_is_at_the_device(archiv
     assert summary.computed == summary.units
 
 
+@pytest.mark.slow
 def test_pixels_and_receipts_are_those_of_units_one_by_one(archive, aoi, tmp_path, toy):
     receipts = {}
     for workers in (1, 3):

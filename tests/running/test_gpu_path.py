@@ -67,7 +67,7 @@ class TestArithmetic:
 
     def test_is_in_every_receipt_and_in_the_store_where_units_differ(self, archive, aoi, tmp_path, monkeypatch):
         store = tmp_path / "a.zarr"
-        plan, summary = run(config_for(archive, unit_chunks=3), aoi, store)
+        plan, summary = run(config_for(archive, unit_chunks=2), aoi, store)
         receipts = Ledger(store, plan.digest).read_all()
         assert {receipt.arithmetic for receipt in receipts} == {processes.arithmetic()} == {*summary.arithmetics}
         assert "computed_on" not in driver.facts_of(plan, driver.place_of(store), summary)
@@ -146,7 +146,7 @@ class TestDeadContext:
             raise accelerator_error()
 
         monkeypatch.setattr(pools, "process", fail)
-        plan = make_plan(config_for(archive, unit_chunks=1), read_aoi(str(aoi)))
+        plan = make_plan(config_for(archive, bands=("B04",)), read_aoi(str(aoi)))
         driver.prepare(plan, tmp_path / "a.zarr")
         with pytest.raises(Interrupted, match="GPU of this process has failed") as caught:
             driver.run_plan(plan, tmp_path / "a.zarr", cluster="inline", workers=1)

@@ -57,6 +57,7 @@ def finished(words, tmp_path_factory):
     return store
 
 
+@pytest.mark.slow
 def test_all_bands_are_stored_and_sound(finished, route, capsys):
     assert check.main([str(finished), "--verify", "full"]) == 0
     dataset = pipeline.open_store(finished)
@@ -67,6 +68,7 @@ def test_all_bands_are_stored_and_sound(finished, route, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_chunks_do_not_show(words, finished, tmp_path):
     other = tmp_path / "other.zarr"
     assert main([*words, "--unit-chunks", "5", "--out", str(other)]) == 0

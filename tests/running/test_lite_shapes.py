@@ -38,6 +38,7 @@ def finished(words, tmp_path_factory):
     return store
 
 
+@pytest.mark.slow
 def test_all_bands_are_made_and_sound(shape, finished, capsys):
     bands, scale = shape
     assert check.main([str(finished), "--verify", "full"]) == 0

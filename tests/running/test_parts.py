@@ -112,8 +112,8 @@ def test_parts_of_another_number_do_not_begin_beside_parts_at_work(frozen, capsy
 
 
 def test_a_plan_for_more_parts_has_more_units(archive, wide_aoi, tmp_path, capsys):
-    words = ["--aoi", str(wide_aoi), "--catalog", str(archive), "--sr", "bicubic", "--chunk-px", "120", "--max-cloud", "100",
-             "--bands", "B04", "--plan-only", "--json"]  # fmt: skip
+    words = ["--aoi", str(wide_aoi), "--catalog", str(archive), "--sr", "bicubic", "--chunk-px", "120", "--max-cloud",
+             "100", "--bands", "B04", "--plan-only", "--json"]  # fmt: skip
     found = {}
     for parts in (1, 12):
         assert main([*words, "--parts", str(parts), "--out", str(tmp_path / f"{parts}.zarr")]) == 0

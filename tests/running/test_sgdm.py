@@ -142,6 +142,7 @@ def test_the_measured_values_are_given_back(finished):
     assert pipeline.indices(store, "ndvi").notnull().any()
 
 
+@pytest.mark.slow
 def test_the_map_that_guided_is_stored_beside_what_it_guided(finished, tmp_path):
     fine = pipeline.open_store(finished, gsd_m=1.25)
     found = fine["map_class"]
@@ -234,6 +235,7 @@ def styles(area, town, files, tmp_path_factory):
     return store
 
 
+@pytest.mark.slow
 def test_drawn_styles_lie_along_a_dimension(styles, finished, tmp_path, capsys):
     assert check.main([str(styles), "--verify", "full"]) == 0
     for gsd_m in (None, 1.25, 5):

@@ -51,7 +51,7 @@ def test_processor_time_is_without_waiting_and_limited_by_threads(clock, monkeyp
 def test_timings_are_in_receipts_and_block_records(archive, aoi, tmp_path, clock, last):
     """Overviews are made by the unit that completes a block, after its receipt."""
     store = tmp_path / "a.zarr"
-    plan = make_plan(config_for(archive, unit_chunks=40 if last else 3), read_aoi(str(aoi)))
+    plan = make_plan(config_for(archive, unit_chunks=40 if last else 2), read_aoi(str(aoi)))
     driver.prepare(plan, store)
     units = list(plan.units())
     assert (len(units) == 1) is last

@@ -67,12 +67,12 @@ def test_plans_without_blocks_are_written_as_before(plans):
     assert [whole.parts(unit) for unit in whole.units()] == [whole.chunks(unit) for unit in whole.units()]
 
 
-def test_pixels_of_blocks_are_those_of_a_whole_run_and_others_nodata(archive, aoi, tmp_path):
+def test_pixels_of_blocks_are_those_of_a_whole_run_and_others_nodata(archive, wide_aoi, tmp_path):
     corners = [(LEFT + 260, TOP - 340), (LEFT + 1000, TOP - 400), (LEFT + 620, TOP - 1220)]
     path = tmp_path / "fields.geojson"
     path.write_text(json.dumps(fields(corners)))
     settings = {"bands": ("B04", "B11"), "chunk_px": 240}
-    whole, _ = run(config_for(archive, **settings), aoi, tmp_path / "whole.zarr")
+    whole, _ = run(config_for(archive, **settings), wide_aoi, tmp_path / "whole.zarr")
     plan, summary = run(config_for(archive, **settings), path, tmp_path / "fields.zarr")
     assert plan.zones[0].blocks
     assert not whole.zones[0].blocks

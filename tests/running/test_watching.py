@@ -25,10 +25,10 @@ BANDS = ("B02", "B03", "B04")
 
 
 @pytest.fixture
-def begun(archive, aoi, tmp_path):
+def begun(archive, wide_aoi, tmp_path):
     """A frozen plan of at least 16 units, and its store."""
     store = tmp_path / "array.zarr"
-    plan = make_plan(config_for(archive, unit_chunks=1, bands=BANDS), read_aoi(str(aoi)))
+    plan = make_plan(config_for(archive, unit_chunks=1, bands=BANDS), read_aoi(str(wide_aoi)))
     driver.prepare(plan, store)
     assert sum(1 for _ in plan.units()) >= PARTS
     return plan, store

@@ -44,7 +44,7 @@ def weights(tmp_path_factory):
     return ("--weights", str(folder / "wavediffur.safetensors"), "--weights", f"fusion={fusion}")
 
 
-@pytest.fixture(params=[2, 4, pytest.param(16, marks=pytest.mark.slow)], scope="module")
+@pytest.fixture(params=[2, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (4, 16))], scope="module")
 def scale(request):
     return request.param
 

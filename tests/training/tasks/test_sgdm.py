@@ -223,6 +223,7 @@ def test_the_watched_images_have_maps_of_their_own_and_of_others(prior, data):
     assert "map" in sample
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_bit_by_bit_without_the_prior(prior, tmp_path):
     whole = trained(tmp_path / "a", "sgdm-plus", "--init", str(prior.path), count=16)
     out = tmp_path / "stopped"
