@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from pipeline.models.bundle import BundleError
 from pipeline.models.diffusion_prior import PUBLISHED_PRIOR, SMALL_PRIOR, Prior
@@ -202,6 +201,8 @@ def test_architectures_that_do_not_exist_are_refused(wrong, named):
 
 @pytest.fixture(scope="module")
 def unet():
+    from diffusers import UNet2DConditionModel
+
     torch.manual_seed(0)
     sizes = {**PUBLISHED_PRIOR["unet"], "block_out_channels": [8, 16, 16, 16], "norm_num_groups": 4}
     sizes |= {"attention_head_dim": [1, 2, 2, 2], "cross_attention_dim": 8, "layers_per_block": 2}
@@ -242,6 +243,8 @@ def test_controls_are_added_behind_the_first_attentions(unet):
 
 
 def test_levels_without_attention_take_controls_behind_the_first_residual_block():
+    from diffusers import UNet2DConditionModel
+
     torch.manual_seed(0)
     net = UNet2DConditionModel(
         in_channels=4,

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from pipeline.models.diffusion_prior import PUBLISHED_PRIOR
 from pipeline.models.guidance import PUBLISHED, PUBLISHED_NO_MAP, PUBLISHED_SYNTHETIC, Guidance
@@ -168,6 +167,8 @@ TINY_SIZES = {"blocks": 2, "channels": [32, 64, 128, 128], "attention_levels": [
 
 
 def test_injection(vectors):
+    from diffusers import UNet2DConditionModel
+
     unet = UNet2DConditionModel(**{k: tuple(v) if isinstance(v, list) else v for k, v in TINY_UNET.items()})
     weights = vectors.tensors("unet_tiny")
     sources = {name: f"model.diffusion_model.{denoiser(name, TINY_SIZES, True)}" for name in unet.state_dict()}

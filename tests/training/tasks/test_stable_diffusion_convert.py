@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UsageError
@@ -75,6 +74,7 @@ def write_tokenizer(folder):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A small model as diffusers and transformers save it."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     folder = tmp_path_factory.mktemp("models") / "sd"
@@ -136,6 +136,8 @@ def same(found, expected):
 
 
 def test_a_folder_becomes_a_prior(folder, tmp_path):
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
     bundle, tensors = converted(folder)
     convert.write(bundle, tensors, tmp_path / "prior.safetensors")
     read = load_bundle(tmp_path / "prior.safetensors")
