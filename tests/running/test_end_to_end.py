@@ -416,7 +416,7 @@ def test_clip_counts_pixels_inside_the_polygon_only(archive, tmp_path):
 
 
 @pytest.mark.slow
-def test_scl_is_the_same_however_units_are_cut(tmp_path, aoi):
+def test_scl_is_the_same_however_units_are_cut(tmp_path, wide_aoi):
     scenes = [
         make_scene(tmp_path, scene_id="S2A_NO_SCL", seed=1, size_m=SIZE, scl=False, cloud_pct=0.0),
         make_scene(
@@ -425,7 +425,7 @@ def test_scl_is_the_same_however_units_are_cut(tmp_path, aoi):
         ),
     ]  # fmt: skip
     index = make_archive(tmp_path, scenes)
-    run(config_for(index, unit_chunks=1), aoi, tmp_path / "small.zarr")
-    run(config_for(index, unit_chunks=9), aoi, tmp_path / "large.zarr")
+    run(config_for(index, unit_chunks=1), wide_aoi, tmp_path / "small.zarr")
+    run(config_for(index, unit_chunks=9), wide_aoi, tmp_path / "large.zarr")
     assert np.array_equal(values(tmp_path / "small.zarr", "scl"), values(tmp_path / "large.zarr", "scl"))
     assert np.array_equal(values(tmp_path / "small.zarr"), values(tmp_path / "large.zarr"))

@@ -21,18 +21,18 @@ POISON = (0, 1)  # row and column
 
 
 @pytest.fixture(scope="module")
-def sound(archive, aoi, tmp_path_factory):
+def sound(archive, wide_aoi, tmp_path_factory):
     """A run that nothing disturbs."""
     store = tmp_path_factory.mktemp("sound") / "sound.zarr"
-    run(config_for(archive), aoi, store)
+    run(config_for(archive), wide_aoi, store)
     return store
 
 
 @pytest.fixture
-def begun(archive, aoi, tmp_path):
+def begun(archive, wide_aoi, tmp_path):
     """A plan and its empty store."""
     store = tmp_path / "run.zarr"
-    plan = make_plan(config_for(archive), read_aoi(str(aoi)))
+    plan = make_plan(config_for(archive), read_aoi(str(wide_aoi)))
     driver.prepare(plan, store)
     return plan, store
 
