@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ("--images", "8")  # of training; the README's words take an hour
 MORE = {  # what the README leaves to a user's data or patience
     "python -m training.train --preset lite-sr --data my_training.toml --out runs/a": IMAGES,
-    "python -m training.evaluate": ("--per-set", "1"),
+    "python -m training.evaluate": ("--per-set", "1", "--members", "2"),
     "python -m training.convert": tuple(map(str, GROUPS)),
 }
 
