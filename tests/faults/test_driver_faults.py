@@ -105,6 +105,7 @@ def test_ten_kills_lose_at_most_the_unit_at_work(plan, calm, tmp_path):
     assert not list(store.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_networks_that_give_nan_fail_the_unit_and_write_nothing(scenes, aoi, tmp_path, monkeypatch):
     real = superres.run_window
 

@@ -127,6 +127,7 @@ def test_export_writes_the_same_pixels(together, apart, tmp_path):
     assert np.array_equal(*values)
 
 
+@pytest.mark.slow
 def test_a_shard_holds_all_bands_in_chunks_of_one(tmp_path, together):
     store = make_store(tmp_path, chunk_bands="1", shard=True)
     array = zarr.open_array(store / "reflectance", mode="r")

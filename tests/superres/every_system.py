@@ -94,7 +94,7 @@ CASES = {
     "wavediffur x16": ("wavediffur", ("sr", "fusion"), {"scale": 16}, 1),
     "sgdm": ("sgdm", ("sr", "prior", "fusion"), {}, 2),
 }
-SLOW = {"ldsr, draws", "ldsr, ldm6", "wavediffur x2", "wavediffur x16", "sgdm"}
+SLOW = {"difffusr", "ldsr, draws", "ldsr, ldm6", "wavediffur x2", "wavediffur x16", "sgdm"}
 
 
 def system_of(case, files, device):

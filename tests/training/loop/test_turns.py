@@ -141,6 +141,7 @@ def test_a_resumed_adversarial_run_is_that_which_was_not_stopped(tmp_path, image
     assert_alike(state_of(tmp_path / "part"), state_of(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_killed_adversarial_run_goes_on_to_the_same_weights(tmp_path):
     """`kill -9` while a run writes a checkpoint after every step."""
     run_of(tmp_path / "whole", 32 * 400).train(every_s=1e9)

@@ -237,6 +237,7 @@ def test_a_resumed_run_continues_bit_by_bit_without_the_prior(prior, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_trained_weights_can_be_trained_further_with_their_prior(prior, tmp_path, capsys):
     first = trained(tmp_path, "sgdm", "--init", str(prior.path), count=4)
     out = tmp_path / "further"
