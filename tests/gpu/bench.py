@@ -124,11 +124,14 @@ class Area:
     def members(self) -> int:
         return self.bench.members(self.case)
 
+    @property
+    def _spared(self) -> bool:
+        """Whether it is a small core model, of many windows: without the ground around that a sensor sees."""
+        return self.bench.small and self.case == "difffusr"
+
     @cached_property
     def options(self) -> Options:
-        """The default. A small core model, of many windows, is spared the ground around that a sensor sees."""
-        spared = self.bench.small and self.case == "difffusr"
-        return Options(members=self.members, consistency="tent") if spared else Options(members=self.members)
+        return Options(members=self.members, consistency="tent") if self._spared else Options(members=self.members)
 
     @cached_property
     def window(self) -> Window:
@@ -145,7 +148,9 @@ class Area:
     def native(self):
         of = self._pass
         read = of.read_window(self.window.pad(of.reach_px(self.options)))
-        return finished_rasters(read, of.source_px, of.natives) if of.source_gsd_m else rasters(read)
+        if of.source_gsd_m:
+            return finished_rasters(read, of.source_px, of.natives)
+        return rasters(read, clouds=not self._spared)  # without ground around, clouds would hide all detail
 
     @cached_property
     def state(self) -> dict[str, list[float]]:
