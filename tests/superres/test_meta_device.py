@@ -47,7 +47,7 @@ class OnDevice(TorchDispatchMode):
 
 def resampled(image, size=None, scale_factor=None, **_):
     """What `interpolate` gives: one operation on a GPU, but hundreds of small ones on the meta device."""
-    size = size if size is not None else [round(side * scale_factor) for side in image.shape[2:]]
+    size = size if size is not None else [int(side * scale_factor) for side in image.shape[2:]]
     return image.new_empty((*image.shape[:2], *((size,) * 2 if isinstance(size, int) else size)))
 
 
