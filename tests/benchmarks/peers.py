@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LDSR_STEPS = 100
 _LR_PX = 128  # sides of windows of 10 m pixels, as these networks were trained
+_OWN_PX = 120  # the same of our networks
 _FIRST_PX = 32  # of the part that is run before
 
 
@@ -65,14 +66,15 @@ def rows() -> list[tuple[str, str, str]]:
     from pipeline.process import one_thread, prepare_process
 
     prepare_process()
-    peers = [lite, sen2sr_lite, l1bsr, *([ldsr_s2] if importlib.util.find_spec("diffusers") else [])]
+    ours, published = (lite, ldsr, partial(ldsr, drawn=True)), [sen2sr_lite, l1bsr]
+    if importlib.util.find_spec("diffusers"):
+        published.append(ldsr_s2)
     found = []
     with one_thread():
-        for make in peers:
-            peer = make()
-            px = 120 if make is lite else _LR_PX  # lite's own windows
-            found.append((f"networks of {peer.name}", f"core-seconds per km2, {peer.bands}",
-                          f"{core_seconds_per_km2(peer, px):.2f}"))  # fmt: skip
+        for px, makers in ((_OWN_PX, ours), (_LR_PX, published)):
+            for peer in (make() for make in makers):
+                found.append((f"networks of {peer.name}", f"core-seconds per km2, {peer.bands}",
+                              f"{core_seconds_per_km2(peer, px):.2f}"))  # fmt: skip
     return found
 
 
@@ -115,6 +117,31 @@ def _rasters(window: Window) -> NativeRasters:
         for gsd, bands in names.items()
     }
     return NativeRasters(window, dn, names)
+
+
+def ldsr(drawn: bool = False) -> Peer:
+    """Small latent diffusion with Fusion X2 and X4, as shipped: the mean, or one draw."""
+    import torch
+
+    from pipeline.models.bundle import load_bundle
+    from pipeline.models.ldsr import LDSR
+    from pipeline.models.span_fusion import SpanFusion, chained
+    from pipeline.superres.weights import SHIPPED
+
+    resolver = LDSR.from_bundle(load_bundle(SHIPPED / "ldsr.safetensors"))
+    x2, x4 = (SpanFusion.from_bundle(load_bundle(SHIPPED / f"fusion-{name}.safetensors")) for name in ("x2", "x4"))
+
+    def once(px: int) -> object:
+        four, six = torch.rand(1, 4, px, px), torch.rand(1, 6, px // 2, px // 2)
+
+        def noise(_number: int) -> Tensor:
+            return torch.randn(1, resolver.latents, px, px)
+
+        fine = resolver.sample(four, noise) if drawn else resolver.mean(four)
+        return chained(x2, x4, six, four, fine)
+
+    how = f"a draw of {resolver.sampling.steps} steps" if drawn else "the mean"
+    return Peer("ldsr as shipped", f"10 bands to 2.5 m, {how}", once)
 
 
 def ldsr_s2() -> Peer:

@@ -17,6 +17,8 @@ from pipeline.superres.systems.guided_fusion import EITHER, NATIVE, build_fuser,
 from pipeline.superres.systems.guided_fusion import NAME as FUSION
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
 
@@ -81,8 +83,13 @@ def weights_of(options: Settings) -> tuple[Weights, ...]:
 
 
 def memory_of(bundles: Bundles) -> Memory:
-    """Return the memory of small networks, or of the published ones."""
-    return _SMALL if _small(bundles[SR]) else _PUBLISHED
+    """Return the memory of small networks, or of the published ones if one of them is."""
+    return _SMALL if all(_small(bundle) for bundle in _latent(bundles)) else _PUBLISHED
+
+
+def _latent(bundles: Bundles) -> list[Bundle]:
+    """Return the weights of latent diffusion: of the 10 m bands and, by route, of the 20 m bands."""
+    return [bundles[name] for name in (SR, SIX) if name in bundles]
 
 
 def _small(bundle: Bundle) -> bool:
@@ -95,7 +102,7 @@ def stages(bundles: Bundles, options: Settings) -> tuple[Stage, ...]:
     What is coarser than 2.5 m comes first, so that the stages at 2.5 m share windows.
     """
     resolve = _latent_stage(SR, bundles[SR], 10)
-    _check_sampling(options, bundles[SR])
+    _check_sampling(options, _latent(bundles))
     route = str(options[ROUTE.name])
     if route == "pipeline":
         return resolve, fusion_stage(bundles[FUSION], resolve)
@@ -126,6 +133,7 @@ def _latent_stage(name: str, bundle: Bundle, gsd_m: int) -> Stage:
         regresses=small,
         weights=name,
         multiple_px=4 if small else 32,  # latents of published U-Nets are multiples of 8 px
+        local=small,
     )
 
 
@@ -152,30 +160,32 @@ def _fusion_stage(
     )
 
 
-def _check_sampling(options: Settings, bundle: Bundle) -> None:
-    """Raise UsageError for steps or eta that cannot be used, and for options that these weights do not read."""
+def _check_sampling(options: Settings, bundles: Sequence[Bundle]) -> None:
+    """Raise UsageError for steps or eta that cannot be used, and for options that none of these weights reads."""
     from pipeline.models.latent_sampler import timesteps
 
     steps, eta = int(options[STEPS.name]), float(options[ETA.name])
     if eta < 0 and eta != _AS_WEIGHTS:
         raise UsageError(f"--option {ETA.name}={eta:g}", "0 to 1, or -1 for that of the weights")
-    used = float(bundle.sampler.get("eta", 0.0)) if eta < 0 else eta
-    if not used and options[TEMPERATURE.name] != TEMPERATURE.default:
+    noisy = [float(bundle.sampler.get("eta", 0.0)) for bundle in bundles] if eta < 0 else [eta]
+    if not any(noisy) and options[TEMPERATURE.name] != TEMPERATURE.default:
         raise UsageError(
             f"--option {TEMPERATURE.name}={options[TEMPERATURE.name]} with {ETA.name} 0, where steps draw no noise",
             f"an {ETA.name} above 0",
         )
-    kind = bundle.normalisation.get("kind")
-    if options[NORMALISATION.name] != NORMALISATION.default and kind != "before-1.0":
+    kinds = {bundle.normalisation.get("kind") for bundle in bundles}
+    if options[NORMALISATION.name] != NORMALISATION.default and "before-1.0" not in kinds:
         raise UsageError(
-            f"--option {NORMALISATION.name}={options[NORMALISATION.name]} with weights {bundle.path}",
+            f"--option {NORMALISATION.name}={options[NORMALISATION.name]} with weights "
+            + ", ".join(str(bundle.path) for bundle in bundles),
             "weights of a release before 1.0, which alone scale reflectance",
         )
-    try:
-        timesteps(steps or int(bundle.sampler["steps"]))
-    except ValueError as error:
-        found, _, expected = str(error).partition("; expected ")
-        raise UsageError(f"--option {STEPS.name}={steps}: {found}", expected) from None
+    for bundle in bundles:
+        try:
+            timesteps(steps or int(bundle.sampler["steps"]))
+        except ValueError as error:
+            found, _, expected = str(error).partition("; expected ")
+            raise UsageError(f"--option {STEPS.name}={steps}: {found}", expected) from None
 
 
 class LatentDiffusion(Predictor):
