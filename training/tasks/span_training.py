@@ -1,8 +1,8 @@
 """Training of Fusion X2 and X4 by Wald's protocol on Sentinel-2 tiles; the truth is the measured 20 m bands.
 
 X2 learns 40 -> 20 m, guided by the 10 m bands at 20 m, for use as 20 -> 10 m; and the same of coarser pixels, in which
-the sensor's blur is narrower, so that it does not take the softness of measured 20 m bands for a law. X4 learns 80 -> 20
-m, guided by the 10 m bands at 20 m as a super-resolver might give them, for use as 10 -> 2.5 m.
+the sensor's blur is narrower, so that it does not take the softness of measured 20 m bands for a law. X4 learns
+80 -> 20 m, guided by the 10 m bands at 20 m as a super-resolver might give them, for use as 10 -> 2.5 m.
 """
 
 from __future__ import annotations
