@@ -136,6 +136,11 @@ def _by_role(spec: SystemSpec, taken: Sequence[Weights], given: Sequence[str]) -
     found: dict[str, str] = {}
     for text in given:
         role, _, where = text.partition("=")
+        if roles and where and role not in roles and role.isidentifier() and not Path(text).exists():
+            raise UsageError(
+                f"--weights {text}: with these options --sr {spec.name} has no weights {role}",
+                f"one of {', '.join(f'{one}=FILE' for one in roles)}",
+            )
         if role not in roles or not where:
             role, where = (roles or [""])[0], text
         if not role:

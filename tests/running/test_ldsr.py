@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import pipeline
 from pipeline import check
+from pipeline.models.bundle import load_bundle
 from pipeline.run import main
+from pipeline.superres.systems.ldsr import SYSTEM
 from tests.models.ldsr_small import write_all
 from tests.models.small import write_lite
 from tests.running.conftest import LEFT, TOP, box, chunk_digests, write_aoi
@@ -165,8 +168,25 @@ def test_what_does_not_fit_is_refused_in_one_line(options, said, area, files, tm
     assert not (tmp_path / "x.zarr").exists()
 
 
+def test_networks_of_every_role_are_counted_in_memory(files):
+    """The six bands may have published networks while those of 10 m are small."""
+    bundles = {"sr": load_bundle(files["sr"]), "sr6": load_bundle(files["sr6"])}
+    small = SYSTEM.memory_for(bundles)
+    sizes = {**bundles["sr6"].architecture, "networks": "published"}
+    large = SYSTEM.memory_for({**bundles, "sr6": replace(bundles["sr6"], architecture=sizes)})
+    assert large.weights_mib > 10 * small.weights_mib
+
+
 def test_weights_of_other_bands_are_refused(area, files, tmp_path, capsys):
     given = ("--weights", f"sr={files['sr6']}", "--weights", f"fusion={files['fusion']}")
     assert main([*area, *given, "--option", "bands20=pipeline", "--out", str(tmp_path / "x.zarr")]) == 2
     said = capsys.readouterr().err
     assert "are for B05, B06, B07, B8A, B11, B12; expected B02, B03, B04, B08" in said
+
+
+@pytest.mark.parametrize(("role", "route"), [("x3", "fusion"), ("x4", "pipeline")])
+def test_weights_that_a_route_does_not_read_are_refused(role, route, area, files, tmp_path, capsys):
+    given = ("--weights", f"{role}={files['x4']}", "--option", f"bands20={route}")
+    assert main([*area, *weights(files, "pipeline"), *given, "--out", str(tmp_path / "x.zarr")]) == 2
+    said = capsys.readouterr().err
+    assert f"with these options --sr ldsr has no weights {role}; expected one of sr=FILE, fusion=FILE" in said

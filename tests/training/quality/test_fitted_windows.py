@@ -51,6 +51,15 @@ def test_small_images_cost_a_quarter_of_what_they_cost_in_windows_of_a_run():
     assert computed_px(found, first) < computed_px(stages, placed) / 3.5
 
 
+def test_small_latent_diffusion_runs_in_windows_that_fit_its_four_bands():
+    stages = stages_of(choose("ldsr"))
+    found, _ = fitted(stages, (*RGB, "B08"), 72, REACH_PX)
+    (before,), (after,) = ([stage for stage in of if stage.name == "sr"] for of in (stages, found))
+    assert after.lattice.window_px < before.lattice.window_px
+    assert after.lattice.stride_px % 16 == 0  # the cells of 4 coarse px by which a fixed pattern is removed
+    assert fitted(stages, (*RGB, "B11"), 72, REACH_PX) is None
+
+
 def test_other_systems_keep_their_windows():
     assert fitted(stages_of(choose("lite")), RGB, 72, REACH_PX) is None
     assert fitted(stages_of(choose("wavediffur")), (*RGB, "B08"), 72, REACH_PX) is None  # the fusion is not local

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.models.bundle import load_bundle, save_bundle
-from pipeline.models.span_fusion import ARCHITECTURE, SCALES, X2, X4, SpanFusion, network
+from pipeline.models.span_fusion import ARCHITECTURE, SCALES, X2, X4, SpanFusion, estimate, network
 from tests.training.tasks.test_fusion import tile
 from training import registry
 from training.loop.run import Draw
@@ -14,7 +14,7 @@ from training.presets import Preset, Stage
 from training.quality import picture_fusion, wald
 from training.tasks import span_wald
 from training.tasks.fusion_tiles import TileSampler, views
-from training.tasks.span_training import NORMALISATION, SpanTask, angle_loss
+from training.tasks.span_training import FLOOR, NORMALISATION, SpanTask, angle_loss, squared_by_band
 
 STAGE = Stage("wald", 1.0, (), 1e-3)
 SMALL = {**ARCHITECTURE, "features": 8, "blocks": 1}
@@ -43,12 +43,15 @@ def test_presets_train_networks_that_may_be_shipped(kind):
 def test_batches_are_the_bands_degraded_and_a_guide_on_the_grid_of_the_truth(kind):
     made, draw = task(kind, [tile(present=[band for band in wald.OUT_BANDS if band != "B06"])]), Draw.seeded(0)
     scale = SCALES[kind]
-    for _ in range(4):  # with and without a preceding X2
+    sides = set()
+    for _ in range(16):  # with and without a preceding X2, and of coarser pixels
         batch = made.batch(draw)
+        side = batch["truth"].shape[-1]
+        sides.add(side)
         assert {name: tuple(x.shape) for name, x in batch.items()} == {
-            "six": (2, 6, 48 // scale, 48 // scale),
-            "guide": (2, 4, 48, 48),
-            "truth": (2, 6, 48, 48),
+            "six": (2, 6, side // scale, side // scale),
+            "guide": (2, 4, side, side),
+            "truth": (2, 6, side, side),
             "mask": (2, 6, 1, 1),
         }
         assert not batch["mask"][:, 1].any()
@@ -56,6 +59,7 @@ def test_batches_are_the_bands_degraded_and_a_guide_on_the_grid_of_the_truth(kin
         means = functional.avg_pool2d(batch["truth"], scale)[present] - batch["six"][present]
         assert means.abs().mean() < 0.03
         assert torch.isfinite(made.loss(STAGE, batch, draw))
+    assert sides == ({48, 24, 12} if kind == X2 else {48})
 
 
 def test_x4_learns_from_measured_bands_and_from_those_of_a_preceding_fusion():
@@ -81,6 +85,29 @@ def test_the_angle_between_spectra_ignores_brightness_dark_ground_and_absent_ban
     assert angle_loss(tilted, truth, mask) == 0
 
 
+def test_errors_are_relative_to_each_images_means_and_averaged_over_the_images_that_have_a_band():
+    truth = torch.full((2, 3, 4, 4), 0.17) * torch.tensor([1.0, 2.0])[:, None, None, None]
+    found = truth * torch.tensor([1.1, 1.2, 1.3])[:, None, None]
+    mask = torch.tensor([[1.0, 1, 0], [1, 0, 0]])[:, :, None, None]
+    relative = torch.tensor([0.17 / 0.2, 0.34 / 0.37])
+    expected = [0.01 * float(relative.square().mean()), 0.04 * float(relative[0]) ** 2]  # no image has the third
+    assert squared_by_band(found, truth, mask).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_same_gain_counts_the_same_in_every_band():
+    """Errors of near infrared are small, and should shrink as those of short waves do."""
+    made = task(X4, [tile()])
+    batch = made.batch(Draw.seeded(0))
+    found = estimate(made.network, batch["six"], batch["guide"], NORMALISATION).detach()
+    losses = []
+    for band in (2, 4):
+        better = batch["truth"] + (found - batch["truth"]) * (1 - 0.5 * (torch.arange(6) == band))[:, None, None]
+        losses.append(squared_by_band(better, batch["truth"], batch["mask"]).add(FLOOR**2).log().mean())
+    before = squared_by_band(found, batch["truth"], batch["mask"]).add(FLOOR**2).log().mean()
+    gains = [float(before - loss) for loss in losses]
+    assert gains == pytest.approx([np.log(4) / 6] * 2, rel=0.1)
+
+
 @pytest.mark.parametrize("kind", [X2, X4])
 def test_a_few_steps_reduce_the_loss(kind):
     ground = tile()
@@ -95,7 +122,7 @@ def test_a_few_steps_reduce_the_loss(kind):
         optimiser.zero_grad()
         losses[-1].backward()
         optimiser.step()
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] - 0.1  # of logarithms
 
 
 def test_finishing_drops_a_residual_that_makes_all_places_worse():
