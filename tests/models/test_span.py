@@ -78,6 +78,16 @@ def test_a_band_that_follows_the_guide_is_found_exactly(scale):
     torch.testing.assert_close(fine[inside], truth[inside], atol=1e-4, rtol=0)
 
 
+def test_a_thin_line_on_even_ground_keeps_most_of_its_contrast():
+    """It stands out from the coarse bands by little, which limits detail; half the limit would keep half of it."""
+    guide = torch.full((1, 4, 96, 96), 0.2)
+    guide[..., 48] = 0.4
+    truth = 0.05 + guide[:, [3] * 6] * 0.8
+    fine = estimate(network(SMALL, NORMALISATION), functional.avg_pool2d(truth, 4), guide, NORMALISATION)
+    shown = fine[..., 48, 48] - fine[..., 48, 70]
+    assert (shown / (0.8 * 0.2)).min() > 0.7
+
+
 def test_an_unknown_graph_is_refused():
     with pytest.raises(ValueError, match="expected one of published, chained"):
         Span(graph="star")
