@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.jobs.slurm import Array
 
 _PARTS = 16  # pipeline.jobs.job_plan.DEFAULT_PARTS, which imports more than a parser should
-_WORKER_MIB = 2048.0  # without a plan
+_WORKER_MIB, _UNIT_MIB = 2048.0, 768.0  # without a plan: a worker, and each further unit that it computes at a GPU
 _REFUSED = {
     "--plan-only": "submit plans and runs",
     "--shard-of": "--array N",
@@ -157,14 +157,18 @@ def resources_of(arguments: argparse.Namespace) -> Resources:
     )
 
 
-def _with_memory(resources: Resources, worker_mib: float) -> Resources:
-    """Return the resources with memory for the workers. Raises UsageError if --memory is too small for a part."""
-    needed = resources.needed_mib(worker_mib)
+def _with_memory(resources: Resources, worker_mib: float, process_mib: float) -> Resources:
+    """Return the resources with memory for processes of `process_mib`.
+
+    Raises UsageError if --memory is too small for a part. Where it is enough for `worker_mib`, of one unit at a time,
+    the part computes fewer at once.
+    """
+    needed = resources.needed_mib(process_mib)
     if not resources.memory_mib:
         return Resources(resources.cpus, resources.gpus, needed, resources.limit_s)
-    if MEMORY_SHARE * resources.memory_mib < resources.workers * worker_mib:
+    if MEMORY_SHARE * resources.memory_mib < resources.processes * worker_mib:
         raise UsageError(
-            f"--memory of {resources.memory_mib} MiB for {counted(resources.workers, 'worker')} "
+            f"--memory of {resources.memory_mib} MiB for {counted(resources.processes, 'worker')} "
             f"of about {worker_mib:.0f} MiB",
             f"{needed} MiB",
             "more --memory, fewer --cpus, or a smaller --unit-chunks",
@@ -218,9 +222,8 @@ def to_slurm(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
         if arguments.overwrite and place_of(arguments.out).read(PLAN_KEY) is not None:
             slurm.require_idle(load_plan(arguments.out).digest, arguments.out)
     plan = job_plan(arguments, flags, resources)
-    array = slurm.Array(
-        plan, _with_memory(resources, plan.worker_mib), arguments.parallel, extra, _part_options(arguments)
-    )
+    given = _with_memory(resources, plan.worker_mib, plan.process_mib(resources.gpus))
+    array = slurm.Array(plan, given, arguments.parallel, extra, _part_options(arguments))
     arrays: list[str] = []
     last = ""
     if not arguments.dry_run and not plan.finished:
@@ -317,6 +320,8 @@ def to_kubernetes(arguments: argparse.Namespace, flags: tuple[str, ...]) -> int:
 def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifests:
     """Return the manifests of the run, checked as far as possible without the cluster."""
     from pipeline.jobs.kubernetes import CLAIM, MOUNT, Manifests, environment_of
+    from pipeline.superres.registry import spec_of
+    from pipeline.superres.system import units_at_once
 
     config, area = run_arguments.config_of(arguments), run_arguments.aoi_of(arguments)
     files = [("catalog", config.catalog), *(("weights", text.rpartition("=")[2]) for text in config.weights)]
@@ -332,13 +337,15 @@ def _manifests(arguments: argparse.Namespace, flags: tuple[str, ...]) -> Manifes
         raise UsageError(f"--out {out}", f"a path below {MOUNT}, where pods see the claim, or s3://...")
     for warning in area.warnings:
         tell(f"warning: {warning}")
+    resources = resources_of(arguments)
+    at_once = units_at_once(spec_of(config.sr), "cuda") if resources.gpus else 1
     return Manifests(
         store=store,
         flags=flags,
         area=None if arguments.aoi is None else area.geometry,
         area_name=area.name,
         toml=Path(arguments.config).read_text() if arguments.config else "",
-        resources=_with_memory(resources_of(arguments), _WORKER_MIB),
+        resources=_with_memory(resources, _WORKER_MIB, _WORKER_MIB + (at_once - 1) * _UNIT_MIB),
         parts=arguments.array or _PARTS,
         parallel=arguments.parallel,
         image=arguments.image or f"sen2fine:{'cuda' if arguments.gpus else 'cpu'}",

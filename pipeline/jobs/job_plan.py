@@ -16,8 +16,11 @@ from pipeline.running.stored_plan import draft, freeze
 from pipeline.store import layout
 from pipeline.store.keys import PLAN_KEY
 from pipeline.store.place import LocalPlace, place_of
+from pipeline.superres.registry import spec_of
+from pipeline.superres.system import units_at_once
 
 if TYPE_CHECKING:
+    from pipeline.planning.estimate import Estimate
     from pipeline.planning.plan import Plan
     from pipeline.running.stored_plan import RunRequest
     from pipeline.store.place import Place, Where
@@ -28,12 +31,18 @@ _FINISHED = (layout.STATUS_COMPLETE, layout.STATUS_QUARANTINE)
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A plan cut into `parts`, at most one per unit. `todo` holds, by pass, the parts (from 1) with units to do."""
+    """A plan cut into `parts`, at most one per unit. `todo` holds, by pass, the parts (from 1) with units to do.
+
+    A worker process takes `worker_mib` with one unit, and `unit_mib` more for each further one that it computes at
+    once: as many as `at_gpu` where it has a GPU.
+    """
 
     store: Place
     digest: str
     units: int
     worker_mib: float
+    unit_mib: float
+    at_gpu: int
     parts: int
     todo: tuple[tuple[int, ...], ...]
     finished: bool = False  # published already
@@ -44,6 +53,12 @@ class JobPlan:
         if isinstance(self.store, LocalPlace):
             return self.store.path.with_name(f"{self.store.path.name}.slurm")
         return Path(f"{self.store.picture.stem}.zarr.slurm").absolute()
+
+    def process_mib(self, gpus: int) -> float:
+        """Return the memory in MiB of each process of a part that has so many GPUs, or none."""
+        per_process = -(-self.units // max(1, self.parts * gpus))
+        at_once = max(1, min(self.at_gpu, per_process)) if gpus else 1
+        return self.worker_mib + (at_once - 1) * self.unit_mib
 
     @property
     def parts_to_do(self) -> tuple[int, ...]:
@@ -69,7 +84,7 @@ def preview_job(request: RunRequest, parts: int, workers: int) -> JobPlan:
     cost = estimate(plan, workers, timed=False)
     parts = min(parts or DEFAULT_PARTS, cost.units)
     todo = (tuple(range(1, parts + 1)),) * len(plan.passes)
-    return JobPlan(store.absolute(), plan.digest, cost.units, cost.worker_mib, parts, todo)
+    return _job_plan(plan, store.absolute(), cost, parts, todo)
 
 
 def load_job(where: Where, parts: int) -> JobPlan:
@@ -79,7 +94,14 @@ def load_job(where: Where, parts: int) -> JobPlan:
     parts = min(parts or planned_parts(store, plan.digest) or DEFAULT_PARTS, cost.units)
     todo = _to_do(plan, store, parts)
     finished = not any(todo) and layout.status(store) in _FINISHED
-    return JobPlan(store, plan.digest, cost.units, cost.worker_mib, parts, todo, finished)
+    return _job_plan(plan, store, cost, parts, todo, finished=finished)
+
+
+def _job_plan(
+    plan: Plan, store: Place, cost: Estimate, parts: int, todo: tuple[tuple[int, ...], ...], *, finished: bool = False
+) -> JobPlan:
+    at_gpu = units_at_once(spec_of(plan.system.name), "cuda")
+    return JobPlan(store, plan.digest, cost.units, cost.worker_mib, cost.unit_mib, at_gpu, parts, todo, finished)
 
 
 def _to_do(plan: Plan, store: Place, of: int) -> tuple[tuple[int, ...], ...]:

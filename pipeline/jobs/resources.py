@@ -29,10 +29,15 @@ class Resources:
         """Number of worker processes: one per CPU, or 1 with GPUs, since the pipeline counts those."""
         return 1 if self.gpus else self.cpus
 
-    def needed_mib(self, worker_mib: float) -> int:
-        """Return the MiB for workers of `worker_mib` each, with the reserve that a run requires, rounded up to GiB."""
-        driver = _DRIVER_MIB if self.workers > 1 else 0
-        total = (self.workers * worker_mib + CUDA_MIB * self.gpus + driver) / MEMORY_SHARE
+    @property
+    def processes(self) -> int:
+        """Number of processes that compute units: one per GPU, or one per CPU without."""
+        return self.gpus or self.cpus
+
+    def needed_mib(self, process_mib: float) -> int:
+        """Return the MiB for processes of `process_mib` each, with the reserve of a run, rounded up to GiB."""
+        driver = _DRIVER_MIB if self.processes > 1 else 0
+        total = (self.processes * process_mib + CUDA_MIB * self.gpus + driver) / MEMORY_SHARE
         return -(-int(total) // 1024) * 1024
 
 

@@ -10,12 +10,13 @@ from pipeline.bands import BAND_NAMES, GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.planning.expenses import Reads, objects_of, reads_of
 from pipeline.planning.shaping import THREAD_SHARE
 from pipeline.planning.store_template import template_of
-from pipeline.planning.unit_job import STRIP_PX, with_scene
+from pipeline.planning.unit_job import BLOCK_PX, with_scene
 from pipeline.process import device_name
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.precision import FLOAT32, possible
 from pipeline.superres.registry import spec_of
 from pipeline.superres.system import AHEAD, load, units_at_once
+from pipeline.superres.tiles import ROWS_PX
 from pipeline.superres.weights import memory_of
 
 if TYPE_CHECKING:
@@ -197,14 +198,20 @@ def speed_up(workers: int, units: int, *, together: bool) -> float:
 
 
 def _held_px(of_pass: Pass, unit: Window, chunk_px: int, reach_px: int) -> int:
-    """Return the px that are held at a time while a unit is computed: a strip, and windows that the next needs too."""
-    wide = unit.nx + 2 * reach_px
-    strip = unit.ny if of_pass.source_gsd_m else min(unit.ny, max(chunk_px, STRIP_PX))
-    if strip == unit.ny:
-        return wide * (unit.ny + 2 * reach_px)
-    window = max(round(group.lattice.window_px * group.gsd_m / of_pass.gsd_m) for group in of_pass.groups)
-    stride = max(round(group.lattice.stride_px * group.gsd_m / of_pass.gsd_m) for group in of_pass.groups)
-    return round(wide * (strip + 2 * reach_px + (window + 2 * reach_px) * window / stride))
+    """Return the px that are held at a time while a unit is computed.
+
+    These are the rows that wait for the next row of windows to complete some chunks, and that row of windows: over the
+    block that is finished next, or over the unit if it has several groups of stages, which run one after another.
+    """
+    wide, k = unit.nx + 2 * reach_px, of_pass.gsd_m
+    ramp, stride = (
+        max(round(px * group.gsd_m / k) for px, group in zip(sides, of_pass.groups, strict=True))
+        for sides in zip(*((one.lattice.ramp_px, one.lattice.stride_px) for one in of_pass.groups), strict=True)
+    )
+    rows = unit.ny + 2 * reach_px
+    waiting = min(rows, chunk_px + 2 * reach_px + ramp + ROWS_PX)
+    front = wide if len(of_pass.groups) > 1 else min(wide, BLOCK_PX + 2 * reach_px)
+    return wide * waiting + front * min(rows - waiting, stride)
 
 
 def _base_px(groups: Sequence[Group], cells: Sequence[int]) -> float:

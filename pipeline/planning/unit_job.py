@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from pipeline.superres.system import System
 
 
-STRIP_PX = 480  # least height of a strip: what several strips need is kept between them
-_BLOCK_PX = 1920  # width of what is finished at once
+BLOCK_PX = 1920  # width of what is finished at once
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,12 @@ class Strip:
         """The chunks in blocks that lie side by side."""
         found: dict[int, list[Window]] = {}
         for chunk in self.chunks:
-            found.setdefault((chunk.col - self.window.col) // max(_BLOCK_PX, chunk.nx), []).append(chunk)
+            found.setdefault((chunk.col - self.window.col) // max(BLOCK_PX, chunk.nx), []).append(chunk)
         return [tuple(found[place]) for place in sorted(found)]
+
+    def parts_of(self, block: Sequence[Window]) -> list[Window]:
+        """Return what is computed of a block."""
+        return [part for part in self.parts if any(not part.intersect(chunk).empty for chunk in block)]
 
 
 @dataclass(frozen=True)
@@ -165,18 +168,17 @@ def job_of(plan: Plan, unit: Unit, system: System) -> UnitJob:
 
 
 def _strips(chunks: Sequence[Window], parts: Sequence[Window], of: Pass, reach_px: int) -> tuple[Strip, ...]:
-    """Return the chunks in strips of whole rows, with their parts. What reads a finished group is one strip."""
+    """Return the chunks in strips, with their parts: rows of chunks that the same rows of windows complete."""
     rows: dict[int, list[Window]] = {}
     for chunk in chunks:
         rows.setdefault(chunk.row, []).append(chunk)
-    together: list[list[Window]] = []
+    together: dict[tuple[int, ...], list[Window]] = {}
     for row in sorted(rows):
-        if together and (of.source_gsd_m or row - together[-1][0].row < STRIP_PX):
-            together[-1] += rows[row]
-        else:
-            together.append(rows[row])
+        last = Window(reduce(Window.union, rows[row]).row_end - of.source_px, 0, of.source_px, of.source_px)
+        completed_by = tuple(max(cells)[0] for cells in of.cells([last.pad(reach_px)]) if cells)
+        together.setdefault(completed_by, []).extend(rows[row])
     strips = []
-    for some in together:
+    for some in together.values():
         whole = reduce(Window.union, some)
         inside = tuple(part for part in parts if whole.row <= part.row < whole.row_end)
         strips.append(Strip(tuple(some), whole, of.read_window(whole.pad(reach_px)), inside))

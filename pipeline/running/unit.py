@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipeline.errors import IntegrityError, PipelineError
 from pipeline.grid.finished_rasters import FinishedRasters
 from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import SCL_GSD_M, NativeRasters, factor_at
+from pipeline.grid.placed_rasters import placed_on
 from pipeline.planning.plan import Plan, load_plan
 from pipeline.planning.unit_job import job_of
 from pipeline.process import arithmetic, device_name, peak_rss_mib, prepare_process, threads_of_unit
@@ -35,10 +36,11 @@ from pipeline.superres.sweep import Sweep
 from pipeline.superres.system import load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from pipeline.grid.finished_rasters import Rasters
     from pipeline.planning.unit_job import Strip, UnitJob
     from pipeline.planning.units import Unit
     from pipeline.store.place import Place
@@ -93,15 +95,18 @@ def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: St
     maps = ZoneMaps.of(plan.conditions, system.name, job.zone.grid)
     work = _Work(job, store, maps)
     rolling = None if job.source_gsd_m else RollingRead(job)
+    source = placed_on(_read_finished(job, plan, store), system.device) if rolling is None else None
     with Sweep(system.threads(threads_of_unit()), require_wanted) as sweep:
         for i, strip in enumerate(job.strips):
             of = f", strip {i + 1} of {len(job.strips)}" if len(job.strips) > 1 else ""
             _doing(job.unit, "reading", of)
-            rasters = _read_finished(job, plan, store) if rolling is None else rolling.over(strip.read)
+            rasters = source if rolling is None else rolling.over(strip.read)
+            assert rasters is not None
             stages.lap("read")
             _doing(job.unit, "super-resolving", of)
             sweep.then = [part for later in job.strips[i + 1 :] for part in later.parts]
             _strip(strip, job, rasters, system, maps, sweep, work, stages)
+        work.windows = sweep.windows
     return work.receipt(rolling)
 
 
@@ -113,36 +118,46 @@ def _doing(unit: Unit, what: str, of: str = "") -> None:
 def _strip(
     strip: Strip,
     job: UnitJob,
-    rasters: NativeRasters | FinishedRasters,
+    rasters: Rasters,
     system: System,
     maps: ZoneMaps | None,
     sweep: Sweep,
     work: _Work,
     stages: Stages,
 ) -> None:
-    """Compute and write one strip."""
-    blended = superres.blend(
+    """Compute and write one strip, block by block."""
+    blended = superres.in_blocks(
         rasters,
-        strip.window,
+        [strip.parts_of(block) for block in strip.blocks],
         system.queued(),
         job.order,
         job.options,
         job.state,
-        strip.parts,
         job.unit.number,
         maps,
         sweep,
     )
-    work.windows += blended.windows
-    stages.lap("superres", within=blended.seconds)
-    for chunks, result in sweep.in_order(partial(_finished, blended), strip.blocks):
-        stages.lap("project")
+    for chunks, result in sweep.in_order(_finished, _beside(strip.blocks, blended), ahead=1):
+        stages.lap("project", within=sweep.spent())
         _doing(job.unit, "writing")
         work.write(chunks, result, rasters)
         stages.lap("write")
+        _doing(job.unit, "super-resolving")
+        del result  # while the windows of the next block are computed
+    next(blended, None)
+    stages.lap("superres", within=sweep.spent())
 
 
-def _finished(blended: superres.Blended, chunks: Sequence[Window]) -> tuple[Sequence[Window], superres.Result]:
+def _beside(
+    blocks: Sequence[Sequence[Window]], blended: Iterator[superres.Blended]
+) -> Iterator[tuple[Sequence[Window], superres.Blended]]:
+    """Yield the chunks of each block with what is blended of it, which nothing here holds any longer then."""
+    for chunks in blocks:
+        yield chunks, next(blended)
+
+
+def _finished(block: tuple[Sequence[Window], superres.Blended]) -> tuple[Sequence[Window], superres.Result]:
+    chunks, blended = block
     return chunks, blended.finish(reduce(Window.union, chunks))
 
 
@@ -172,9 +187,7 @@ class _Work:
         self._tally = Tally(job.bands)
         self.windows = 0  # model windows computed
 
-    def write(
-        self, chunks: Sequence[Window], result: superres.Result, rasters: NativeRasters | FinishedRasters
-    ) -> None:
+    def write(self, chunks: Sequence[Window], result: superres.Result, rasters: Rasters) -> None:
         """Write these active chunks, which `result` covers, at every GSD of the pass."""
         job, whole = self._job, reduce(Window.union, chunks)
         for gsd_m, layer in result.layers.items():
@@ -220,9 +233,7 @@ class _Work:
         )
 
 
-def _arrays(
-    job: UnitJob, rasters: NativeRasters | FinishedRasters, layer: Layer, gsd_m: float, window: Window
-) -> dict[str, NDArray[Any]]:
+def _arrays(job: UnitJob, rasters: Rasters, layer: Layer, gsd_m: float, window: Window) -> dict[str, NDArray[Any]]:
     """Return {array name: values} to store over `window` at a GSD."""
     arrays: dict[str, NDArray[Any]] = {"reflectance": layer.dn, "quality": layer.quality}
     if layer.spread is not None:

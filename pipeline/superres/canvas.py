@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from threading import Lock
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.bands import DN_OFFSET, DN_SCALE
-from pipeline.grid.arrays import beside, blank, compact, divide, placed, tensor_of
+from pipeline.grid.arrays import beside, blank, compact, divide, namespace, placed, tensor_of
 from pipeline.grid.grid import Window
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.masks import nearest_valid
+from pipeline.superres.tiles import Tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,53 +73,106 @@ class Handed:
 
 @dataclass
 class Canvas:
-    """Bands of one GSD over `area` (its px), the spread of draws, and the weight of generated detail.
+    """Bands of one GSD over `area` (its px), the spread of draws, and the weight of generated detail, as far as held.
 
-    The image is in reflectance until `Canvases.to_dn`. `void` lists the parts of the area in which nothing was measured
-    and nothing is predicted.
+    `image` holds a plane for each band of `order`, likewise for its spread if draws are averaged, and one for the
+    weight of detail of each of the `generating` groups. `void` lists the parts of the area in which nothing was
+    measured and nothing is predicted.
     """
 
     gsd_m: float
     area: Window
     order: tuple[str, ...]
-    image: Array
-    spread: Array | None
-    detail: Array
+    image: Tiles
+    generating: tuple[int, ...]  # numbers of groups
+    spread: bool = False
+    generated: bool = False
     void: list[Window] = field(default_factory=list)
 
     @classmethod
     def over(
-        cls, gsd_m: float, area: Window, order: tuple[str, ...], device: torch.device, *, spread: bool, generated: bool
+        cls,
+        gsd_m: float,
+        area: Window,
+        order: tuple[str, ...],
+        device: torch.device,
+        *,
+        spread: bool,
+        generated: bool,
+        generating: tuple[int, ...],
     ) -> Canvas:
         """Return an empty canvas on a device. `generated`: whether networks run at all."""
-        shape = (len(order), *area.shape)
-        image, detail = blank(shape, device), blank(area.shape, device, float(generated))
-        return cls(gsd_m, area, order, image, blank(shape, device) if spread else None, detail)
+        planes = len(order) * (1 + spread) + len(generating)
+        return cls(gsd_m, area, order, Tiles(planes, device), generating, spread, generated)
 
-    def part(self, tile: Tile, above: int = 0) -> Window | None:
-        """Return the part of the area that a window covers, in px of the canvas; None if it covers none of it.
-
-        The first `above` rows of the window, in the group's px, are not at hand: no part that is wanted needs them.
-        """
-        part = tile.support(self.gsd_m).intersect(self.area).intersect(tile.below(above, self.gsd_m))
+    def part(self, tile: Tile) -> Window | None:
+        """Return the part of the area that a window covers, in px of the canvas; None if it covers none of it."""
+        part = tile.support(self.gsd_m).intersect(self.area)
         return None if part.empty else part
 
-    def add(self, tile: Tile, bands: tuple[str, ...], found: WindowResult, above: int = 0) -> None:
-        """Blend in the `bands` of a window, which `found` holds but for the `above` first rows of the group's px."""
-        part = self.part(tile, above)
+    def add(self, tile: Tile, bands: tuple[str, ...], found: WindowResult) -> None:
+        """Blend in the `bands` of a window."""
+        part = self.part(tile)
         if part is None:
             return
         mean, spread = found.mean[self.gsd_m], found.spread.get(self.gsd_m)
-        whole = tile.window(self.gsd_m)
-        of = part.slices(tile.below(above, self.gsd_m))
-        share, into = tile.weight(self.gsd_m)[part.slices(whole)], part.slices(self.area)
-        for i, band in enumerate(bands):
-            row = self.order.index(band)
-            there = self.image[(row, *into)]
-            there += share * mean[(i, *of)]
-            if self.spread is not None and spread is not None:
-                there = self.spread[(row, *into)]
-                there += share * spread[(i, *of)]
+        of = part.slices(tile.window(self.gsd_m))
+        share = tile.weight(self.gsd_m)[of]
+        for first, begin, end in _runs([self.order.index(band) for band in bands]):
+            rows = (slice(begin, end), *of)
+            self.image.add(first, part, share, mean[rows])
+            if self.spread and spread is not None:
+                self.image.add(len(self.order) + first, part, share, spread[rows])
+
+    def add_detail(self, number: int, tile: Tile, detail: Array) -> None:
+        """Blend in the weight of generated detail over a window, (T, T) of the group `number`."""
+        part = self.part(tile)
+        if part is None:
+            return
+        of = part.slices(tile.window(self.gsd_m))
+        coarse = block_means(detail, round(self.gsd_m / tile.group.gsd_m))
+        plane = self.image.planes - len(self.generating) + self.generating.index(number)
+        self.image.add(plane, part, tile.weight(self.gsd_m)[of], coarse[of][None])
+
+    def dn(self, planes: slice, window: Window) -> Array:
+        """Return float DN (n, ny, nx) of some bands, by their place in `order`, over `window`."""
+        image = self.image.cut(planes, window)
+        image -= np.float32(DN_OFFSET)
+        divide(image, DN_SCALE)
+        return image
+
+    def spread_over(self, window: Window) -> Array | None:
+        """Return the spread of all bands over `window` (bands, ny, nx), in reflectance; None if there is none."""
+        count = len(self.order)
+        return self.image.cut(slice(count, 2 * count), window) if self.spread else None
+
+    def detail_over(self, window: Window) -> Array:
+        """Return the weight of generated detail over `window` (ny, nx): the least of all groups."""
+        detail = blank(window.shape, self.image.device, float(self.generated))
+        first = self.image.planes - len(self.generating)
+        for one in self.image.cut(slice(first, None), window):
+            detail = namespace(detail).minimum(detail, one)
+        return detail
+
+    def within(self, window: Window) -> Canvas:
+        """Return what is held of `window`. It stays there when the canvas drops it."""
+        void = [part for part in self.void if not part.intersect(window).empty]
+        return replace(self, image=self.image.over(window), void=void)
+
+    def drop(self, row: float, col: float) -> None:
+        """Drop what lies above `row` and left of `col`."""
+        self.image.drop(row, col)
+        self.void = [part for part in self.void if part.row_end > row or part.col_end > col]
+
+
+def _runs(rows: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return (first row, begin, end) of the runs of successive rows.
+
+    >>> _runs([3, 4, 5, 1])
+    [(3, 0, 3), (1, 3, 4)]
+    """
+    begins = [i for i, row in enumerate(rows) if not i or row != rows[i - 1] + 1]
+    return [(rows[begin], begin, end) for begin, end in pairwise([*begins, len(rows)])]
 
 
 @dataclass(frozen=True)
@@ -147,11 +202,6 @@ class Tile:
         """Return the whole window in px of `gsd_m`."""
         return at_gsd(self.group.lattice.window(*self.cell), self.group.gsd_m, gsd_m)
 
-    def below(self, above: int, gsd_m: float) -> Window:
-        """Return the window without its first `above` rows of the group's px, in px of `gsd_m`."""
-        whole, rows = self.window(gsd_m), round(above * self.group.gsd_m / gsd_m)
-        return Window(whole.row + rows, whole.col, whole.ny - rows, whole.nx)
-
     def support(self, gsd_m: float) -> Window:
         """Return the part of the window whose weight is not zero, in px of `gsd_m`."""
         return at_gsd(self.group.lattice.support(*self.cell), self.group.gsd_m, gsd_m)
@@ -172,22 +222,20 @@ def block_means(image: Array, factor: int) -> Array:
 class Canvases:
     """Everything that the windows of a pass are blended into: outputs by GSD, and images that later groups read."""
 
-    def __init__(self, outputs: Sequence[Canvas]) -> None:
+    def __init__(self, gsd_m: float, outputs: Sequence[Canvas]) -> None:
+        """Take the canvases of a pass over px of `gsd_m`."""
+        self.gsd_m = gsd_m
         self.by_gsd = {canvas.gsd_m: canvas for canvas in outputs}
         self.handed: dict[str, Handed] = {}  # by stage
-        self.windows = 0
-        self._counting = Lock()
 
-    def count(self, windows: int) -> None:
-        """Count windows as computed. Threads may call it."""
-        with self._counting:
-            self.windows += windows
+    def within(self, window: Window) -> Canvases:
+        """Return the outputs as far as they are held of `window` (px of the pass)."""
+        return Canvases(self.gsd_m, [one.within(at_gsd(window, self.gsd_m, one.gsd_m)) for one in self.by_gsd.values()])
 
-    def to_dn(self) -> None:
-        """Turn the images from reflectance into DN, in place."""
-        for canvas in self.by_gsd.values():
-            canvas.image -= np.float32(DN_OFFSET)
-            divide(canvas.image, DN_SCALE)
+    def drop(self, row: float, col: float = math.inf) -> None:
+        """Drop what lies above `row` and left of `col` (px of the pass) of all outputs."""
+        for gsd_m, canvas in self.by_gsd.items():
+            canvas.drop(row * self.gsd_m / gsd_m, col * self.gsd_m / gsd_m)
 
     def of(self, group: Group) -> list[tuple[Canvas, tuple[str, ...]]]:
         """Return the canvases that a group writes to, and which bands."""

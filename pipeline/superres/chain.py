@@ -199,15 +199,25 @@ def cells_by_group(
     """Return the cells that each group has to compute for `wanted` windows of the output (px of `gsd_m`), ascending."""
     found: list[list[tuple[int, int]]] = [[] for _ in groups]
     for i in reversed(range(len(groups))):
-        group, parts = groups[i], []
-        if group.outputs:
-            parts += [at_gsd(part, gsd_m, group.gsd_m) for part in wanted]
-        for j in range(i + 1, len(groups)):
-            if groups[j].reads(group):
-                windows = (groups[j].lattice.window(*cell) for cell in found[j])
-                parts += [at_gsd(window, groups[j].gsd_m, group.gsd_m) for window in windows]
-        found[i] = group.lattice.cells_touching_any(parts)
+        group = groups[i]
+        own = [at_gsd(part, gsd_m, group.gsd_m) for part in wanted] if group.outputs else []
+        found[i] = group.lattice.cells_touching_any([*own, *_parts_read(groups, i, found)])
     return found
+
+
+def cells_read(
+    groups: Sequence[Group], number: int, cells: Sequence[Sequence[tuple[int, int]]]
+) -> list[tuple[int, int]]:
+    """Return the cells of group `number` that the cells of later groups, listed by group, read; ascending."""
+    return groups[number].lattice.cells_touching_any(_parts_read(groups, number, cells))
+
+
+def _parts_read(groups: Sequence[Group], number: int, cells: Sequence[Sequence[tuple[int, int]]]) -> list[Window]:
+    """Return the windows of later groups that read group `number`, in its px."""
+    own = groups[number]
+    readers = [j for j in range(number + 1, len(groups)) if groups[j].reads(own)]
+    windows = ((groups[j].gsd_m, groups[j].lattice.window(*cell)) for j in readers for cell in cells[j])
+    return [at_gsd(window, gsd_m, own.gsd_m) for gsd_m, window in windows]
 
 
 def read_window(

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.bands import NODATA_DN
-from pipeline.grid.arrays import Array, cast, compact, is_numpy, namespace, on_device, zeros
+from pipeline.grid.arrays import Array, cast, is_numpy, namespace, on_device, zeros
 from pipeline.grid.grid import Window
 from pipeline.grid.sensor import NOISE_DN, Sensor, Sensors, correction, observed, spread
 from pipeline.superres.consistency import least_dn
@@ -15,6 +15,7 @@ from pipeline.superres.consistency import least_dn
 if TYPE_CHECKING:
     import torch
 
+Predicted = Callable[[slice, Window], Array]  # float DN (bands, ny, nx) of some bands over a window
 Measured = Callable[[Window], Array]  # native DN of a band, or of bands of one GSD, over a window of 2.5 m px
 
 # Residual above which a corrected image is scaled to the measurement, and the largest relative change by that.
@@ -29,30 +30,32 @@ def reach_px(of: Sensor | Sensors) -> int:
 
 
 def agreeing(
-    blended: Array,
-    area: Window,
+    predicted: Predicted,
     window: Window,
     sensors: Sequence[Sensor | None],
     measured: Callable[[int, Window], Array],
     void: Sequence[Window],
 ) -> Array:
-    """Return bands (bands, *area) in DN corrected to agree with what their sensors measured, cut to `window`.
+    """Return the bands over `window` (bands, *window) in DN, corrected to agree with what their sensors measured.
 
-    `measured(i, window)` is native DN of band i; bands without a sensor are only cut. Parts of `area` that are `void`
-    hold no prediction, so native pixels that see any of them are ignored. On a device, bands of one GSD are corrected
-    at once.
+    `predicted(bands, window)` is float DN, of its own, over at most `reach_px` around `window`; `measured(i, window)`
+    is native DN of band i. Bands without a sensor are taken as predicted. Windows that are `void` hold no prediction,
+    so native pixels that see any of them are ignored. On a device, bands of one GSD are corrected at once.
     """
-    images = compact(blended[(slice(None), *window.slices(area))])
-    if is_numpy(blended):
+    images = predicted(slice(0, len(sensors)), window)
+    if is_numpy(images):
         for i, of in enumerate(sensors):
             if of is not None:
-                images[i] = _agreeing(blended[i], area, window, of, partial(measured, i), void)
+                around = window.pad(reach_px(of))
+                (one,) = predicted(slice(i, i + 1), around)
+                images[i] = _agreeing(one, around, window, of, partial(measured, i), void)
         return images
     for factor in sorted({of.factor for of in sensors if of is not None}):
         rows = [i for i, of in enumerate(sensors) if of is not None and of.factor == factor]
-        several = _several(tuple(of for of in sensors if of is not None and of.factor == factor), blended.device)
-        stacked = namespace(blended).stack([blended[i] for i in rows])
-        found = _agreeing(stacked, area, window, several, partial(_stacked, measured, rows), void)
+        several = _several(tuple(of for of in sensors if of is not None and of.factor == factor), images.device)
+        around = window.pad(reach_px(several))
+        stacked = namespace(images).cat([predicted(slice(i, i + 1), around) for i in rows])
+        found = _agreeing(stacked, around, window, several, partial(_stacked, measured, rows), void)
         for i, one in zip(rows, found, strict=True):
             images[i] = one
     return images
@@ -75,12 +78,10 @@ def _stacked(measured: Callable[[int, Window], Array], rows: Sequence[int], wind
 
 
 def _agreeing(
-    blended: Array, area: Window, window: Window, of: Sensor | Sensors, measured: Measured, void: Sequence[Window]
+    image: Array, around: Window, window: Window, of: Sensor | Sensors, measured: Measured, void: Sequence[Window]
 ) -> Array:
-    """Return a band (*area), or several of one factor (bands, *area), corrected and cut to `window`."""
-    around = window.pad(reach_px(of))
+    """Return a band (*around), or several of one factor (bands, *around), corrected and cut to `window`."""
     inner = window.pad(CELLS * of.factor)
-    image = blended[(..., *around.slices(area))]
     corrected = image[(..., *inner.slices(around))] + correction(_lacking(image, around, of, measured, void), of)
     return _in_range(corrected, inner, of, measured, void)
 

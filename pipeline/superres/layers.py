@@ -74,14 +74,13 @@ def finished(canvases: Canvases, native: Rasters, window: Window, options: Optio
             require_finite_here(tied, canvas.order)
             dn = classes.of_blocks(tied[(..., *part.slices(area))], _rows(above.dn, above.bands, canvas.order))
             above = _Above(gsd_m, canvas.order, area, tied, dn)
-        inside = part.slices(canvas.area)
-        quality = classes.quality(dn, canvas.order, canvas.detail[inside])
-        spread = canvas.spread
+        quality = classes.quality(dn, canvas.order, canvas.detail_over(part))
+        spread = canvas.spread_over(part)
         found[gsd_m] = _Made(
             canvas.order,
             dn,
             quality,
-            None if spread is None else classes.spread_dn(spread[(..., *inside)], dn, canvas.order, quality, drawn),
+            None if spread is None else classes.spread_dn(spread, dn, canvas.order, quality, drawn),
             classes.finite(above.image[(..., *part.slices(above.area))]),
         )
     return {gsd_m: landed(made) for gsd_m, made in found.items()}
@@ -126,9 +125,7 @@ def _measured(canvas: Canvas, native: Rasters, window: Window, options: Options,
     """Return DN at 2.5 m that agree with the measurement, and the image that finer ones have to agree with."""
     order, area = canvas.order, window.pad(of.margin_px)
     sensors = [options.sensor(name) for name in order]
-    images = agreeing(
-        canvas.image, canvas.area, area, sensors, lambda i, part: at_hand(native, order[i], part), canvas.void
-    )
+    images = agreeing(canvas.dn, area, sensors, lambda i, part: at_hand(native, order[i], part), canvas.void)
     inside = images[(..., *window.slices(area))]
     require_finite_here(inside, order)
     dn = classes.quantised(inside, native, window, order, options.consistency)
@@ -155,7 +152,7 @@ def _tied(canvas: Canvas, above: _Above, area: Window) -> tuple[Array, Window]:
 
     factor = round(above.gsd_m / canvas.gsd_m)
     around = above.area.refine(factor)
-    fine = tensor_of(compact(canvas.image[(..., *around.slices(canvas.area))]))[None]
+    fine = tensor_of(canvas.dn(slice(0, len(canvas.order)), around))[None]
     wanted = tensor_of(_rows(above.image, above.bands, canvas.order))[None]
     lacking = torch.where(wanted.isnan(), 0.0, wanted - block_mean(fine, factor))
     tied = settled((fine + bicubic_up(lacking, factor))[0])

@@ -6,28 +6,30 @@ keyed by position, and blending sums windows in ascending order.
 
 from __future__ import annotations
 
+import math
 import time
-from collections import defaultdict
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.bands import TARGET_GSD_M
 from pipeline.errors import PipelineError
-from pipeline.grid.arrays import blank, namespace
+from pipeline.grid.grid import Window
 from pipeline.grid.placed_rasters import placed_on
 from pipeline.superres import batches, classes
-from pipeline.superres.canvas import Canvas, Canvases, Handed, Tile, Weights, block_means
+from pipeline.superres.canvas import Canvas, Canvases, Handed, Tile, Weights
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.layers import Layer, finished
 from pipeline.superres.noise_source import noise_source
 from pipeline.superres.passes import passes_of
-from pipeline.superres.sweep import Computed, Sweep
+from pipeline.superres.sweep import Sweep
 from pipeline.superres.windows import Draw, detail_of, run_window, window_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     import torch
@@ -35,13 +37,12 @@ if TYPE_CHECKING:
 
     from pipeline.grid.arrays import Array
     from pipeline.grid.finished_rasters import Rasters
-    from pipeline.grid.grid import Window
     from pipeline.superres.batches import Steps
     from pipeline.superres.chain import Group
     from pipeline.superres.options import Options
     from pipeline.superres.passes import Pass
     from pipeline.superres.spec import NoiseSource, SceneState, Stage
-    from pipeline.superres.sweep import Cell
+    from pipeline.superres.sweep import Cell, Due
     from pipeline.superres.system import System
     from pipeline.superres.windows import Maps, WindowInput, WindowResult
 
@@ -52,7 +53,7 @@ T = TypeVar("T")
 
 @dataclass
 class Result:
-    """Output over one window by GSD in metres, coarsest first, and seconds by step.
+    """Output over one window by GSD in metres, coarsest first, and the number of windows computed.
 
     `causes` (ny, nx), at 2.5 m, index `masks.CAUSES`: the nearest cause that withholds detail. None if no detail is
     withheld, none is generated at all, or the pass reads a finished group.
@@ -61,7 +62,6 @@ class Result:
     layers: dict[float, Layer]
     causes: NDArray[np.uint8] | None = None
     windows: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
     def first(self) -> Layer:
@@ -101,27 +101,24 @@ def super_resolve(
     must hold `Pass.read_window`. `wanted` lists the parts of `window` that are needed, all of it if empty. Model
     windows that touch none of them are not computed, and pixels elsewhere are undefined.
     """
-    blended = blend(native, window, system, order, options, state_of, wanted, number, maps)
-    started = time.perf_counter()
-    result = blended.finish(window)
-    result.seconds["project"] += time.perf_counter() - started
-    return result
+    return blend(native, window, system, order, options, state_of, wanted, number, maps).finish(window)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Blended:
-    """Blended windows over an area, of which parts are finished one by one. Arguments as for `super_resolve`."""
+    """What is blended of a part of an area, of which parts are finished. Arguments as for `super_resolve`."""
 
     native: Rasters
     options: Options
     of: Pass
     canvases: Canvases
-    seconds: dict[str, float]
+    sweep: Sweep
+    before: int  # windows that were computed earlier in the walk
 
     @property
     def windows(self) -> int:
         """Number of model windows computed."""
-        return self.canvases.windows
+        return self.sweep.windows - self.before
 
     def finish(self, part: Window) -> Result:
         """Return the output over a part of the area: made to agree with the measurement, and quantised."""
@@ -131,7 +128,7 @@ class Blended:
         if not of.source_gsd_m:
             around = of.read_window(part.pad(of.reach_px(options)))
             causes = classes.nearest_cause(native, part, next(iter(layers.values())).quality, of.groups, around)
-        return Result(layers, causes, self.windows, defaultdict(float, self.seconds))
+        return Result(layers, causes, self.windows)
 
 
 def blend(
@@ -150,35 +147,85 @@ def blend(
 
     `sweep`: the walk over a larger area of which `window` is one strip.
     """
-    seconds: dict[str, float] = defaultdict(float)
-    of = passes_of(system.stages, order)[number]
-    reach, walk = of.reach_px(options), sweep or Sweep()
-    parts = [part.pad(reach) for part in wanted or [window]]
-    later = [part.pad(reach) for part in walk.then]
-    native = placed_on(native, system.device)
-    canvases = _empty(of, window.pad(reach), options, system.device)
-    for i, (cells, kept) in enumerate(zip(of.cells(parts), of.cells(later), strict=True)):
-        run = _GroupRun(i, of, native, system, options, state_of, maps, canvases, seconds, walk)
-        run.run(cells, frozenset(kept), min((part.row for part in later), default=0))
-    canvases.to_dn()
-    return Blended(native, options, of, canvases, seconds)
+    parts = [[*wanted] or [window]]
+    (blended,) = in_blocks(native, parts, system, order, options, state_of, number, maps, sweep or Sweep())
+    return blended
+
+
+def in_blocks(
+    native: Rasters,
+    blocks: Sequence[Sequence[Window]],
+    system: System,
+    order: tuple[str, ...],
+    options: Options,
+    state_of: StateOf,
+    number: int,
+    maps: Maps | None,
+    sweep: Sweep,
+) -> Iterator[Blended]:
+    """Compute and blend a strip, and yield each block as soon as it is complete. Arguments as for `super_resolve`.
+
+    Each block lists its wanted parts; blocks lie side by side, the leftmost first. What is blended is dropped where no
+    later block or strip needs it, and stays for blocks that have been yielded. The strip is done at the end.
+    """
+    of, before = passes_of(system.stages, order)[number], sweep.windows
+    reach = of.reach_px(options)
+    padded = [[part.pad(reach) for part in block] for block in blocks]
+    parts, later = [part for block in padded for part in block], [part.pad(reach) for part in sweep.then]
+    if sweep.canvases is None:
+        sweep.canvases = _empty(of, reduce(Window.union, [*parts, *later]), options, system.device)
+    canvases, native = sweep.canvases, placed_on(native, system.device)
+    due = sweep.due(of.groups, of.cells(parts), of.cells([*parts, *later]))
+    runs = [
+        _GroupRun(i, of, native, system, options, state_of, maps, canvases, sweep).run(one) for i, one in enumerate(due)
+    ]
+    for run in runs[:-1]:
+        deque(run, maxlen=0)
+    top_row, done = min((part.row for part in later), default=math.inf), 0
+    for i, block in enumerate(padded):
+        needed = bisect_right(due[-1].cells, max(of.cells(block)[-1]))
+        deque(islice(runs[-1], max(0, needed - done)), maxlen=0)
+        done = max(done, needed)
+        yield Blended(native, options, of, canvases.within(reduce(Window.union, block)), sweep, before)
+        canvases.drop(top_row, min((part.col for rest in padded[i + 1 :] for part in rest), default=-math.inf))
+    deque(runs[-1], maxlen=0)
+    canvases.drop(top_row)
 
 
 def _empty(of: Pass, area: Window, options: Options, device: torch.device) -> Canvases:
     """Return empty canvases of a pass over `area`, in its px, on a device."""
     found = []
     for output in of.outputs:
-        givers = [group for group in of.groups if any(one.gsd_m == output.gsd_m for one in group.outputs)]
-        spread = options.members > 1 and any(group.varying for group in givers)
-        generated = any(group.stages for group in givers)
-        here = at_gsd(area, of.gsd_m, output.gsd_m)
-        found.append(Canvas.over(output.gsd_m, here, output.bands, device, spread=spread, generated=generated))
-    return Canvases(found)
+        givers = {i: one for i, one in enumerate(of.groups) if output.gsd_m in (given.gsd_m for given in one.outputs)}
+        generating = tuple(i for i, group in givers.items() if group.stages)
+        found.append(
+            Canvas.over(
+                output.gsd_m,
+                at_gsd(area, of.gsd_m, output.gsd_m),
+                output.bands,
+                device,
+                spread=options.members > 1 and any(group.varying for group in givers.values()),
+                generated=bool(generating),
+                generating=generating,
+            )
+        )
+    return Canvases(of.gsd_m, found)
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What the networks gave in one window; None if nothing was measured in it.
+
+    `detail` (T, T) is the weight of generated detail, None for a group that interpolates.
+    """
+
+    found: WindowResult | None
+    detail: Array | None = None
 
 
 @dataclass(frozen=True)
 class _GroupRun:
-    """Run all windows of one group, and blend them into the canvases in ascending order."""
+    """Run the windows of one group, and blend them into the canvases in ascending order."""
 
     number: int
     of: Pass
@@ -188,7 +235,6 @@ class _GroupRun:
     state_of: StateOf
     maps: Maps | None
     canvases: Canvases
-    seconds: dict[str, float]
     sweep: Sweep
 
     @property
@@ -196,40 +242,44 @@ class _GroupRun:
         """The group whose windows are run."""
         return self.of.groups[self.number]
 
-    def run(self, cells: list[Cell], later: frozenset[Cell], top_row: int) -> None:
-        """Compute and blend the windows of `cells`. Those of `later` are kept, from `top_row` (px of the pass) on."""
-        group, canvases, device = self.group, self.canvases, self.system.device
+    def run(self, due: Due) -> Iterator[Cell]:
+        """Compute and blend the windows that are due. Yield each when it is blended."""
+        group, sweep, device = self.group, self.sweep, self.system.device
         weights = Weights.of(group, device)
-        details = {canvas.gsd_m: blank(canvas.area.shape, device) for canvas, _ in canvases.of(group)}
-        handed = Handed(group, cells, self._count, device) if group.handed and cells else None
-        kept = {cell: found for cell in cells if (found := self.sweep.take(self.number, cell)) is not None}
-        wanted, size = [cell for cell in cells if cell not in kept], self.options.batch
+        handed = Handed(group, due.read, self._count, device) if group.handed and due.read else None
+        wanted, size = due.cells, self.options.batch
         together = [wanted[i : i + size] for i in range(0, len(wanted), size)]
-        fresh = chain.from_iterable(self.sweep.in_order(self._compute, together))
-        for cell in cells:
+        fresh = chain.from_iterable(sweep.in_order(self._compute, together))
+        new, read = frozenset(due.cells), frozenset(due.read)
+        for cell in sorted(new | read):
+            if cell not in new:
+                self._hand_on(handed, cell, sweep.take(self.number, cell, keep=cell in due.kept))
+                continue
             started = time.perf_counter()
-            computed = kept.pop(cell, None) or next(fresh)
+            computed = next(fresh)
             blending = time.perf_counter()
-            self._blend(Tile(group, cell, weights), computed, details, handed)
-            if cell in later:
-                self.sweep.keep(self.number, group, cell, computed, top_row, self.of.gsd_m)
-            self.seconds["superres"] += blending - started
-            self.seconds["blend"] += time.perf_counter() - blending
-        if group.stages:
-            for canvas, _ in canvases.of(group):
-                canvas.detail = namespace(canvas.detail).minimum(canvas.detail, details[canvas.gsd_m])
+            self._blend(Tile(group, cell, weights), computed)
+            images = None if computed.found is None else computed.found.handed
+            if cell in read:
+                self._hand_on(handed, cell, images)
+            if cell in due.kept:
+                sweep.keep(self.number, cell, images)
+            del computed, images
+            sweep.spend("superres", blending - started)
+            sweep.spend("blend", time.perf_counter() - blending)
+            yield cell
         if handed is not None:
             handed.close()
-            canvases.handed |= dict.fromkeys((stage.name for stage in group.stages), handed)
+            self.canvases.handed |= dict.fromkeys((stage.name for stage in group.stages), handed)
 
     @property
     def _count(self) -> int:
         """Number of draws per window."""
         return max(1, self.options.members) if self.group.varying else 1
 
-    def _compute(self, cells: list[Cell]) -> list[Computed]:
+    def _compute(self, cells: list[Cell]) -> list[_Computed]:
         """Compute one batch of windows. Those in which nothing was measured take no place in it."""
-        group, canvases = self.group, self.canvases
+        group = self.group
         given = {
             cell: one
             for cell in cells
@@ -239,27 +289,30 @@ class _GroupRun:
         runs = [partial(self._steps, cell, one) for cell, one in given.items()]
         compute = partial(batches.run, runs, self.system, self.options.batch)
         found = dict(zip(given, _within_memory(compute, self.system, group, self.options.batch), strict=True))
-        canvases.count(len(given))
+        self.sweep.count(len(given))
         side = group.lattice.window_px
         details = {cell: detail_of(one, side) if group.stages else None for cell, one in given.items()}
-        return [Computed(found[cell], details[cell]) if cell in given else Computed(None) for cell in cells]
+        return [_Computed(found[cell], details[cell]) if cell in given else _Computed(None) for cell in cells]
 
     def _steps(self, cell: Cell, given: WindowInput) -> Steps[WindowResult]:
         window = self.group.lattice.window(*cell)
         earlier = partial(self.canvases.read_by, self.group, window)
         return run_window(given, self.system, self.group, self._draws(window), earlier)
 
-    def _blend(self, tile: Tile, computed: Computed, details: dict[float, Array], handed: Handed | None) -> None:
+    def _blend(self, tile: Tile, computed: _Computed) -> None:
         for canvas, bands in self.canvases.of(self.group):
             if computed.found is None:
                 if (part := canvas.part(tile)) is not None:
                     canvas.void.append(part)
                 continue
-            canvas.add(tile, bands, computed.found, computed.above)
+            canvas.add(tile, bands, computed.found)
             if computed.detail is not None:
-                _add_detail(details[canvas.gsd_m], computed.detail, canvas, tile, computed.above)
-        if handed is not None and computed.found is not None:
-            handed.add(tile.cell, computed.found.handed)
+                canvas.add_detail(self.number, tile, computed.detail)
+
+    @staticmethod
+    def _hand_on(handed: Handed | None, cell: Cell, images: list[Array] | None) -> None:
+        if handed is not None and images is not None:
+            handed.add(cell, images)
 
     def _draws(self, window: Window) -> list[Draw]:
         """Return the draws of a window, each one run of the networks."""
@@ -273,18 +326,6 @@ class _GroupRun:
 
         how = self.options
         return [Draw(partial(noise_of, i), state, how.consistency, how.variant) for i in range(self._count)]
-
-
-def _add_detail(into: Array, detail: Array, canvas: Canvas, tile: Tile, above: int) -> None:
-    """Blend the weight of generated detail over a window, without its `above` first rows, into that over a canvas."""
-    part = canvas.part(tile, above)
-    if part is None:
-        return
-    share = tile.weight(canvas.gsd_m)[part.slices(tile.window(canvas.gsd_m))]
-    of = part.slices(tile.below(above, canvas.gsd_m))
-    factor = round(canvas.gsd_m / tile.group.gsd_m)
-    there = into[part.slices(canvas.area)]
-    there += share * block_means(detail, factor)[of]
 
 
 def _within_memory(compute: Callable[[], T], system: System, group: Group, size: int) -> T:

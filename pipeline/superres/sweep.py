@@ -1,4 +1,4 @@
-"""A walk over an area in strips, from the top: windows that the next strip needs too are kept, not computed again.
+"""A walk over an area in strips, from the top: each window is computed once, blended at once, and not kept.
 
 Windows are computed by several threads and handed over in ascending order, so that neither strips nor threads show in
 the pixels.
@@ -7,47 +7,36 @@ the pixels.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.grid.arrays import copied
-from pipeline.superres.chain import at_gsd
+from pipeline.superres.chain import cells_read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from pipeline.grid.arrays import Array
     from pipeline.grid.grid import Window
+    from pipeline.superres.canvas import Canvases
     from pipeline.superres.chain import Group
-    from pipeline.superres.windows import WindowResult
 
 Cell = tuple[int, int]
+Cells = Sequence[Sequence[Cell]]  # by group
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 @dataclass(frozen=True)
-class Computed:
-    """What the networks gave in one window.
+class Due:
+    """Windows of one group that a strip computes, ascending, and those whose images later groups read meanwhile."""
 
-    `found` is None if nothing was measured in it. `detail` (T, T) is the weight of generated detail, None for a group
-    that interpolates. `above` rows of the group's px have been cut off the top of both.
-    """
-
-    found: WindowResult | None
-    detail: Array | None = None
-    above: int = 0
-
-    def below(self, rows: int, group: Group) -> Computed:
-        """Return a copy without the first `rows` px of the window. What later groups read is kept whole."""
-        step = max([round(output.gsd_m / group.gsd_m) for output in group.outputs], default=1)
-        rows = max(self.above, rows // step * step)
-        if self.found is None or rows == self.above:
-            return self
-        detail = None if self.detail is None else copied(self.detail[rows - self.above :])
-        return Computed(self.found.below(rows - self.above, group.gsd_m), detail, rows)
+    cells: list[Cell]
+    read: list[Cell]
+    kept: frozenset[Cell]  # of both, those whose images later strips read as well
 
 
 class Sweep:
@@ -57,7 +46,12 @@ class Sweep:
         """Walk with so many threads. `require` is called before every window, and raises if the walk is to end."""
         self._require = require
         self.then: Sequence[Window] = ()
-        self._kept: dict[tuple[int, Cell], Computed] = {}
+        self.canvases: Canvases | None = None  # of the first strip on
+        self.windows = 0  # computed so far
+        self._handed: dict[tuple[int, Cell], list[Array] | None] = {}
+        self._done: dict[int, int] = {}  # last row of windows computed, by group
+        self._seconds: dict[str, float] = {}
+        self._counting = Lock()
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
@@ -70,29 +64,66 @@ class Sweep:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def take(self, number: int, cell: Cell) -> Computed | None:
-        """Return a window of group `number` that an earlier strip has computed, or None."""
-        return self._kept.pop((number, cell), None)
+    def due(self, groups: Sequence[Group], now: Cells, all_to_come: Cells) -> list[Due]:
+        """Return what the next strip computes of every group. Both arguments list windows by group, `now` of the strip.
 
-    def keep(self, number: int, group: Group, cell: Cell, computed: Computed, top_row: int, gsd_m: float) -> None:
-        """Keep the part of a window from `top_row` on (px of `gsd_m`) for later strips."""
-        whole = group.lattice.window(*cell)
-        first = at_gsd(whole, group.gsd_m, gsd_m).row
-        rows = round((top_row - first) * gsd_m / group.gsd_m)
-        self._kept[number, cell] = computed.below(min(max(0, rows), whole.ny), group)
+        Whole rows are computed, as far as any strip needs them, so that windows are blended in one order everywhere.
+        """
+        due = [Due([], [], frozenset()) for _ in groups]
+        later: list[list[Cell]] = [[] for _ in groups]
+        for i in reversed(range(len(groups))):
+            read = cells_read(groups, i, [one.cells for one in due])
+            bottom = max((row for row, _ in (*now[i], *read)), default=None)
+            done = self._done.get(i)
+            open_to = [cell for cell in all_to_come[i] if done is None or cell[0] > done]
+            cells = [] if bottom is None else [cell for cell in open_to if cell[0] <= bottom]
+            later[i] = open_to[len(cells) :]
+            due[i] = Due(cells, read, frozenset(cells_read(groups, i, later)))
+            if cells:
+                self._done[i] = cells[-1][0]
+        return due
 
-    def in_order(self, compute: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-        """Yield `compute` of each item, in the order of the items; several at once if the walk has threads."""
+    def take(self, number: int, cell: Cell, *, keep: bool) -> list[Array] | None:
+        """Return the images that a window of group `number`, of an earlier strip, hands on. `keep`: and keep them."""
+        return self._handed[number, cell] if keep else self._handed.pop((number, cell))
+
+    def keep(self, number: int, cell: Cell, handed: list[Array] | None) -> None:
+        """Keep the images that a window hands on for later strips; None if nothing was measured in it."""
+        self._handed[number, cell] = handed
+
+    def count(self, windows: int) -> None:
+        """Count windows as computed. Threads may call it."""
+        with self._counting:
+            self.windows += windows
+
+    def spend(self, step: str, seconds: float) -> None:
+        """Add to the seconds of a step."""
+        self._seconds[step] = self._seconds.get(step, 0.0) + seconds
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds by step since this was last asked."""
+        found, self._seconds = self._seconds, {}
+        return found
+
+    def in_order(self, compute: Callable[[T], U], items: Iterable[T], ahead: int | None = None) -> Iterator[U]:
+        """Yield `compute` of each item, in the order of the items; several at once if the walk has threads.
+
+        With threads, `ahead` items are begun before the result of an earlier one is handed over; None: one per thread.
+        """
         if self._pool is None:
             for item in items:
                 self._require()
-                yield compute(item)
+                found = compute(item)
+                del item  # what it holds is not needed while the next one is made
+                yield found
+                del found
             return
         waiting: deque[Future[U]] = deque()
         for item in items:
             self._require()
             waiting.append(self._pool.submit(compute, item))
-            if len(waiting) > self._threads:
+            del item
+            if len(waiting) > (self._threads if ahead is None else ahead):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
 from pipeline.bands import BY_NAME, NODATA_DN, TARGET_GSD_M
-from pipeline.grid.arrays import blank, copied, on_device, settled
+from pipeline.grid.arrays import blank, on_device, settled
 from pipeline.grid.native_rasters import factor_at
 from pipeline.grid.placed_rasters import PlacedRasters
 from pipeline.superres import masks
@@ -242,15 +242,6 @@ class WindowResult:
     mean: dict[float, Array]
     spread: dict[float, Array | None]
     handed: list[Array]
-
-    def below(self, rows: int, gsd_m: float) -> WindowResult:
-        """Return a copy of the means and spreads without their first `rows` px of `gsd_m`."""
-        cut = {out_m: round(rows * gsd_m / out_m) for out_m in self.mean}
-        return WindowResult(
-            {out_m: copied(image[:, cut[out_m] :]) for out_m, image in self.mean.items()},
-            {out_m: None if one is None else copied(one[:, cut[out_m] :]) for out_m, one in self.spread.items()},
-            self.handed,
-        )
 
 
 def run_window(

@@ -12,10 +12,12 @@ from pipeline.aoi.aoi import read_aoi
 from pipeline.errors import UsageError
 from pipeline.jobs import resources, slurm
 from pipeline.jobs.job_plan import JobPlan, load_job
-from pipeline.jobs.resources import Resources
+from pipeline.jobs.resources import MEMORY_SHARE, Resources
+from pipeline.planning.estimate import estimate
 from pipeline.planning.parts import Part
 from pipeline.planning.plan import load_plan
 from pipeline.planning.planner import make_plan
+from pipeline.running import choices
 from pipeline.running.driver import prepare
 from pipeline.store import layout
 from pipeline.store.place import place_of
@@ -70,7 +72,7 @@ def complete(archive, aoi, tmp_path_factory):
 
 
 def test_each_pass_has_an_array_that_follows_the_one_before(cluster, tmp_path):
-    plan = JobPlan(place_of(tmp_path / "run.zarr"), "ab" * 32, 9, 700.0, 3, ((1, 2, 3), (), (2, 3)))
+    plan = JobPlan(place_of(tmp_path / "run.zarr"), "ab" * 32, 9, 700.0, 300.0, 3, 3, ((1, 2, 3), (), (2, 3)))
     array = slurm.Array(plan, Resources(cpus=1, memory_mib=2000), options="--verify full")
     first, second, publish = array.commands()
     assert "--array=1-3" in first
@@ -355,16 +357,60 @@ def test_sizes_times_and_spans():
     assert slurm.spans([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
 
 
-@pytest.mark.parametrize(("cpus", "gpus"), [(1, 0), (8, 0), (4, 1)])
-@pytest.mark.parametrize("worker_mib", [700.0, 2500.0])
-def test_memory_asked_for_is_what_a_part_accepts(cpus, gpus, worker_mib, monkeypatch):
+@pytest.mark.parametrize(("cpus", "gpus"), [(1, 0), (8, 0), (4, 1), (8, 2)])
+@pytest.mark.parametrize("process_mib", [700.0, 2500.0])
+def test_memory_asked_for_is_what_a_part_accepts(cpus, gpus, process_mib, monkeypatch):
     from pipeline.running.memory import CUDA_MIB, require_memory
 
     one = Resources(cpus, gpus)
-    needed = one.needed_mib(worker_mib)
+    needed = one.needed_mib(process_mib)
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", needed * 2**20)
-    require_memory(one.workers, worker_mib + (CUDA_MIB if gpus else 0))
+    require_memory(gpus or cpus, process_mib + (CUDA_MIB if gpus else 0))
     assert needed % 1024 == 0
+
+
+class TestUnitsAtOnceAtAGpu:
+    """A part with a GPU is given memory for the units that its process computes at once."""
+
+    @pytest.mark.parametrize(
+        ("units", "parts", "gpus", "at_once"),
+        [(20, 4, 0, 1), (20, 4, 1, 3), (20, 10, 1, 2), (20, 20, 1, 1), (20, 2, 4, 3), (20, 4, 4, 2), (1, 1, 1, 1)],
+    )
+    def test_as_many_as_a_part_has(self, tmp_path, units, parts, gpus, at_once):
+        plan = JobPlan(place_of(tmp_path / "run.zarr"), "ab" * 32, units, 700.0, 300.0, 3, parts, ())
+        assert plan.process_mib(gpus) == 700 + (at_once - 1) * 300
+
+    @pytest.mark.parametrize(("parts", "at_once"), [(4, 3), (20, 1)])
+    def test_a_submission_asks_for_them(self, frozen, cluster, capsys, monkeypatch, parts, at_once):
+        """And a part that gets the memory computes so many at once."""
+        code, out, err = go(
+            capsys, "--plan", frozen, "--target", "slurm", "--array", parts, "--gpus", 1, "--dry-run", "--json"
+        )
+        assert code == 0, err
+        (memory,) = [word for word in json.loads(out)["commands"][0] if word.startswith("--mem=")]
+        cost = estimate(load_plan(frozen), 1, timed=False)
+        asked = Resources(cpus=1, gpus=1).needed_mib(cost.worker_mib + (at_once - 1) * cost.unit_mib)
+        assert memory == f"--mem={asked}M"
+        monkeypatch.setattr("distributed.system.MEMORY_LIMIT", asked * 2**20)
+        monkeypatch.setattr(choices, "device_name", lambda: "cuda")
+        assert choices.affordable("inline", 1, 3, replace(cost, units=3, at_once=3)) >= at_once
+
+    def test_less_memory_means_fewer_at_once(self, frozen, cluster, capsys):
+        cost = estimate(load_plan(frozen), 1, timed=False)
+        words = ["--plan", frozen, "--target", "slurm", "--array", 4, "--gpus", 1, "--dry-run", "--memory"]
+        least = int(cost.worker_mib / MEMORY_SHARE)
+        assert go(capsys, *words, f"{least + 1}M")[0] == 0
+        code, _, err = go(capsys, *words, f"{least - 2}M")
+        assert code == 2
+        assert "1 worker of about" in err
+
+    @pytest.mark.parametrize(("gpus", "units"), [(0, 1), (1, 3)])
+    def test_pods_ask_for_them_before_there_is_a_plan(self, aoi, gpus, units, capsys):
+        words = ["--target", "kubernetes", "--dry-run", "--aoi", aoi, *(["--gpus", gpus] if gpus else [])]
+        code, out, err = go(capsys, *words)
+        assert code == 0, err
+        asked = Resources(cpus=1, gpus=gpus).needed_mib(submit._WORKER_MIB + (units - 1) * submit._UNIT_MIB)
+        assert f"memory: {asked}Mi" in out
 
 
 def test_help_lists_the_flags_of_both(capsys):

@@ -19,6 +19,7 @@ from pipeline.superres.contract import agreeing
 from pipeline.superres.spec import StageInput
 from tests.benchmarks.precision import Apart
 from tests.gpu.bench import BROKEN, HOLDS, LEFT_OUT, MEASURED, Area, Bench, Row
+from tests.superres.fakes import cut_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,8 +90,8 @@ def _sensor(window: Window, factor: int, device: torch.device) -> Row:
         return lambda i, part: held[i][part.coarsen(factor).slices(area.coarsen(factor))]
 
     sensors = [sensor(0.2, factor), sensor(0.3, factor)]
-    expected = agreeing(image, area, window, sensors, over(dn), ())
-    found = fetched(agreeing(on_device(image, device), area, window, sensors, over(placed), ()))
+    expected = agreeing(cut_from(image, area), window, sensors, over(dn), ())
+    found = fetched(agreeing(cut_from(on_device(image, device), area), window, sensors, over(placed), ()))
     unlike = int((found != expected).sum())
     what = f"{unlike} of {expected.size:,}"
     return Row("steps", f"sensor, factor {factor}", "values unlike NumPy's", what, verdict(holds=unlike == 0))

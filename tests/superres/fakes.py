@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.bands import BAND_NAMES, RGB
+from pipeline.grid.arrays import copied
 from pipeline.models.bundle import Bundle, LatticeSpec
 from pipeline.superres.chain import INTERPOLATION
 from pipeline.superres.spec import Input, Predictor, Stage
@@ -14,6 +15,11 @@ CPU = torch.device("cpu")
 FUSED = ("B08", "B05", "B06", "B07", "B8A", "B11", "B12", "B01", "B09")
 NO_LATTICE = LatticeSpec(0, 0, 0, 0)
 FUSION_BUNDLE = Bundle("fake-fusion", {}, BAND_NAMES, FUSED, 4, NO_LATTICE)
+
+
+def cut_from(image, area):
+    """What `agreeing` asks for its bands, taken from an image (bands, *area)."""
+    return lambda bands, window: copied(image[(bands, *window.slices(area))])
 
 
 def smooth(image, factor=4):

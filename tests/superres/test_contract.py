@@ -9,6 +9,7 @@ from pipeline.grid.grid import Window
 from pipeline.grid.sensor import observed, sensor
 from pipeline.superres.consistency import least_dn
 from pipeline.superres.contract import agreeing, reach_px
+from tests.superres.fakes import cut_from
 
 SENSORS = {band.name: sensor(band.product_mtf, band.gsd_m * 2 // 5) for band in BANDS}
 CELLS = 40
@@ -36,7 +37,7 @@ def test_what_clipping_adds_is_taken_back_without_bias(of):
     image, native = wild(of)
     area = Window(0, 0, *image.shape[1:])
     window = area.pad(-(reach_px(of) + of.factor))
-    (out,) = agreeing(image, area, window, [of], measured(native, of), [])
+    (out,) = agreeing(cut_from(image, area), window, [of], measured(native, of), [])
     inside = window.pad(-of.factor).coarsen(of.factor)
     given = native[inside.slices(Window(0, 0, *native.shape))].astype(np.float32)
     off = given - observed(out, of)

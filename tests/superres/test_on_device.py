@@ -20,7 +20,7 @@ from pipeline.superres.spec import Input, Predictor, Stage
 from pipeline.superres.superres import super_resolve
 from pipeline.superres.system import System
 from tests.superres.every_system import rasters
-from tests.superres.fakes import CPU, fake_system, plain_system
+from tests.superres.fakes import CPU, cut_from, fake_system, plain_system
 
 RNG = np.random.default_rng(0)
 AREA = Window(-79_992, 12_000, 96, 144)
@@ -79,8 +79,8 @@ def test_agreement_of_several_bands_at_once(low, void):
         return lambda i, part: held[i][part.coarsen(bands[i][1]).slices(area.coarsen(bands[i][1]))]
 
     sensors = [*(sensor(mtf, k) for mtf, k in bands[:-1]), None]
-    expected = agreeing(image, area, window, sensors, over(dn), void)
-    found = agreeing(tensor(image), area, window, sensors, over(placed), void)
+    expected = agreeing(cut_from(image, area), window, sensors, over(dn), void)
+    found = agreeing(cut_from(tensor(image), area), window, sensors, over(placed), void)
     assert expected.dtype == np.float32
     assert np.abs(expected[:-1] - image[(slice(-1), *window.slices(area))]).max() > 1
     assert np.array_equal(found.numpy(), expected)

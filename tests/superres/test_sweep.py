@@ -13,10 +13,10 @@ from pipeline.superres import superres
 from pipeline.superres.options import Options
 from pipeline.superres.passes import passes_of
 from pipeline.superres.spec import Input, Stage
-from pipeline.superres.superres import blend, super_resolve
-from pipeline.superres.sweep import Computed, Sweep
+from pipeline.superres.superres import blend, in_blocks, super_resolve
+from pipeline.superres.sweep import Sweep
 from pipeline.superres.system import System
-from pipeline.superres.windows import WindowResult
+from pipeline.superres.tiles import COLS_PX
 from tests.superres.fakes import CPU, FUSION_BUNDLE, Noisy, fake_system, fusion_stage
 from tests.superres.test_superres import SMALL, native_over
 
@@ -102,38 +102,67 @@ def test_blocks_of_strips_equal_the_whole(make, lower):
             assert np.array_equal(part.quality[inside], whole.quality[there])
 
 
-def test_what_is_kept_does_not_grow_with_the_area():
-    """Nor does it hold more of a window than the rows that come."""
-    system, options = fake_system(0.0, SMALL), Options(seed=5, members=1)
+@pytest.mark.parametrize("make", [lambda: fake_system(0.0, SMALL), two_lattices])
+def test_what_is_held_does_not_grow_with_the_length_of_the_area(make):
+    system, options = make(), Options(seed=5, members=1)
     held = []
-    for ny in (240, 720):
-        area, largest = Window(AREA.row, AREA.col, ny, 96), 0
+    for ny in (576, 864):
+        area, largest = Window(AREA.row, AREA.col, ny, 24), (0, 0)
         native = native_over(area, system)
         with Sweep() as sweep:
             for row in range(area.row, area.row_end, 24):
-                sweep.then = [Window(r, area.col, 24, 96) for r in range(row + 24, area.row_end, 24)]
-                blend(native, Window(row, area.col, 24, 96), system, BAND_NAMES, options, sweep=sweep)
-                kept = [one.found.mean[2.5].nbytes for one in sweep._kept.values()]
-                largest = max(largest, sum(kept))
-        assert sweep._kept == {}
+                sweep.then = [Window(r, area.col, 24, 24) for r in range(row + 24, area.row_end, 24)]
+                blend(native, Window(row, area.col, 24, 24), system, BAND_NAMES, options, sweep=sweep)
+                largest = max(largest, (tiles_of(sweep), len(sweep._handed)))
+        assert (tiles_of(sweep), sweep._handed) == (0, {})
         held.append(largest)
     assert held[0] == held[1]
 
 
-def test_rows_are_cut_off_in_whole_pixels_of_every_output():
-    mean = {1.25: np.arange(12.0).reshape(1, 12, 1), 2.5: np.arange(6.0).reshape(1, 6, 1)}
-    found = WindowResult(mean, {1.25: None, 2.5: mean[2.5]}, [np.zeros((1, 12, 1))])
-    one = Stage("a", (Input("i", RGB, 10),), RGB, 1.25, Lattice(144, 96, 24, 12))
-    (of,) = passes_of((one,), RGB)
-    (group,) = of.groups
-    cut = Computed(found, np.arange(12.0)[:, None]).below(5, group)
-    assert (cut.above, cut.detail[0, 0]) == (4, 4.0)
-    assert (cut.found.mean[1.25][0, 0, 0], cut.found.mean[2.5][0, 0, 0]) == (4.0, 2.0)
-    assert (cut.found.spread[1.25], cut.found.spread[2.5][0, 0, 0]) == (None, 2.0)
-    assert cut.found.handed[0].shape == (1, 12, 1)
-    again = cut.below(8, group)
-    assert (again.above, again.detail[0, 0], again.found.mean[2.5][0, 0, 0]) == (8, 8.0, 4.0)
-    assert cut.below(3, group) is cut
+def tiles_of(sweep):
+    return sum(len(canvas.image.held) for canvas in sweep.canvases.by_gsd.values())
+
+
+class TestBlocks:
+    """A strip of two blocks, each of which is handed over as soon as the windows that it needs are computed."""
+
+    WIDE = Window(AREA.row, AREA.col, 24, 720)
+    BLOCKS = ([Window(AREA.row, AREA.col, 24, 240)], [Window(AREA.row, AREA.col + 240, 24, 480)])
+
+    def test_come_early_equal_the_whole_and_what_they_alone_need_is_dropped(self):
+        system, options, sweep = fake_system(0.4, SMALL), Options(seed=5, members=1), Sweep()
+        native = native_over(self.WIDE, system)
+        whole = super_resolve(native, self.WIDE, system, BAND_NAMES, options)
+        blocks = in_blocks(native, self.BLOCKS, system, BAND_NAMES, options, lambda _: None, 0, None, sweep)
+        first = next(blocks)
+        rows = len({row for row, _ in SMALL.cells_touching(self.WIDE.pad(first.of.reach_px(first.options)))})
+        assert sweep.windows < whole.windows * (1 - 0.5 / rows), "half of the last row of windows is to come"
+        assert np.array_equal(first.finish(self.BLOCKS[0][0]).dn, whole.dn[..., :240])
+        left, held = self.WIDE.col // COLS_PX * COLS_PX, sweep.canvases.by_gsd[2.5].image
+        assert any(place.col < left for place in held.places)
+        second = next(blocks)
+        assert not any(place.col < left for place in held.places)
+        assert np.array_equal(first.finish(self.BLOCKS[0][0]).dn, whole.dn[..., :240]), "what was handed over stays"
+        assert np.array_equal(second.finish(self.BLOCKS[1][0]).dn, whole.dn[..., 240:])
+        assert list(blocks) == []
+        assert (sweep.windows, held.held) == (whole.windows, [])
+
+
+def test_a_part_that_is_complete_already_computes_nothing():
+    """Two strips that the same row of windows completes."""
+    system, options = fake_system(0.4, SMALL), Options(seed=5, members=1)
+    native = native_over(AREA, system)
+    first, second = Window(AREA.row + 24, AREA.col, 24, 48), Window(AREA.row + 48, AREA.col, 24, 48)
+    needed = [SMALL.cells_touching(one.pad(168))[-1] for one in (first, second)]
+    assert needed[0][0] == needed[1][0], "choose another row"
+    whole = super_resolve(native, first.union(second), system, BAND_NAMES, options)
+    with Sweep() as sweep:
+        sweep.then = [second]
+        assert blend(native, first, system, BAND_NAMES, options, sweep=sweep).windows == whole.windows
+        sweep.then = []
+        found = blend(native, second, system, BAND_NAMES, options, sweep=sweep)
+    assert found.windows == 0
+    assert np.array_equal(found.finish(second).dn, whole.dn[:, 24:])
 
 
 def test_threads_compute_at_once_and_hand_over_in_order():
