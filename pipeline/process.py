@@ -160,6 +160,24 @@ def end_process(why: str) -> NoReturn:
     os._exit(EXIT_RESUMABLE)
 
 
+# mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+_MALLOC = ((-8, 1), (-3, 2**28), (-1, 2**28))
+
+
+def share_heap() -> bool:
+    """Have glibc use one heap for all threads of this process and keep what is freed, as workers do (`running.pools`).
+
+    Return False where the C library is another one. Call this before threads are started.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    return all([mallopt(setting, value) == 1 for setting, value in _MALLOC])
+
+
 def peak_rss_mib() -> float:
     """Return the largest resident set of this process so far, in MiB (Linux counts KiB, macOS bytes)."""
     import resource

@@ -14,6 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, LeaseLost, PipelineError, StorageError, UsageError
 from pipeline.logs import spoken
 from pipeline.planning.parts import MAX_PARTS
+from pipeline.process import share_heap
 from pipeline.redaction import redact_logs
 from pipeline.report import FrozenPlan, PartReport, PlanPreview, RunReport, show_report
 from pipeline.store.place import place_of
@@ -231,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(error, as_json="--json" in words)
     if arguments.price_per_hour is not None and not 0 <= arguments.price_per_hour < math.inf:
         return refuse(UsageError(f"--price-per-hour {arguments.price_per_hour}", "a number of at least 0"))
+    share_heap()
     with spoken(arguments.log_format, quiet=arguments.quiet, bar=not arguments.json) as progress:
         try:
             return resume(arguments, progress) if arguments.plan else execute(arguments, progress)

@@ -36,7 +36,7 @@ from pipeline.superres.sweep import Sweep
 from pipeline.superres.system import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -137,7 +137,8 @@ def _strip(
         maps,
         sweep,
     )
-    for chunks, result in sweep.in_order(_finished, _beside(strip.blocks, blended), ahead=1):
+    for chunks in strip.blocks:
+        result = next(blended).finish(reduce(Window.union, chunks))
         stages.lap("project", within=sweep.spent())
         _doing(job.unit, "writing")
         work.write(chunks, result, rasters)
@@ -146,19 +147,6 @@ def _strip(
         del result  # while the windows of the next block are computed
     next(blended, None)
     stages.lap("superres", within=sweep.spent())
-
-
-def _beside(
-    blocks: Sequence[Sequence[Window]], blended: Iterator[superres.Blended]
-) -> Iterator[tuple[Sequence[Window], superres.Blended]]:
-    """Yield the chunks of each block with what is blended of it, which nothing here holds any longer then."""
-    for chunks in blocks:
-        yield chunks, next(blended)
-
-
-def _finished(block: tuple[Sequence[Window], superres.Blended]) -> tuple[Sequence[Window], superres.Result]:
-    chunks, blended = block
-    return chunks, blended.finish(reduce(Window.union, chunks))
 
 
 def _read_finished(job: UnitJob, plan: Plan, store: Place) -> FinishedRasters:

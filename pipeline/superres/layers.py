@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.grid.finished_rasters import Rasters
     from pipeline.grid.grid import Window
     from pipeline.superres.canvas import Canvas, Canvases
+    from pipeline.superres.contract import Each
     from pipeline.superres.options import Options
     from pipeline.superres.passes import Pass
 
@@ -56,8 +57,10 @@ class _Above:
     dn: Array
 
 
-def finished(canvases: Canvases, native: Rasters, window: Window, options: Options, of: Pass) -> dict[float, Layer]:
-    """Return the layers of a pass over `window` (px of the pass), coarsest first.
+def finished(
+    canvases: Canvases, native: Rasters, window: Window, options: Options, of: Pass, each: Each = map
+) -> dict[float, Layer]:
+    """Return the layers of a pass over `window` (px of the pass), coarsest first. `each` as for `agreeing`.
 
     At 2.5 m the image is made to agree with the measurement, each finer one with the one above it, whose DN are its
     block means. In a pass over a finished group, the first layer is made to agree with that group.
@@ -68,7 +71,7 @@ def finished(canvases: Canvases, native: Rasters, window: Window, options: Optio
     for gsd_m, canvas in canvases.by_gsd.items():
         part = at_gsd(window, of.gsd_m, gsd_m)
         if above is None:
-            dn, above = _measured(canvas, native, window, options, of)
+            dn, above = _measured(canvas, native, window, options, of, each)
         else:
             tied, area = _tied(canvas, above, at_gsd(window.pad(_left(of, len(found))), of.gsd_m, gsd_m))
             require_finite_here(tied, canvas.order)
@@ -121,11 +124,13 @@ def _left(of: Pass, done: int) -> int:
     return of.margin_px - ties * of.tie_px
 
 
-def _measured(canvas: Canvas, native: Rasters, window: Window, options: Options, of: Pass) -> tuple[Array, _Above]:
+def _measured(
+    canvas: Canvas, native: Rasters, window: Window, options: Options, of: Pass, each: Each
+) -> tuple[Array, _Above]:
     """Return DN at 2.5 m that agree with the measurement, and the image that finer ones have to agree with."""
     order, area = canvas.order, window.pad(of.margin_px)
     sensors = [options.sensor(name) for name in order]
-    images = agreeing(canvas.dn, area, sensors, lambda i, part: at_hand(native, order[i], part), canvas.void)
+    images = agreeing(canvas.dn, area, sensors, lambda i, part: at_hand(native, order[i], part), canvas.void, each)
     inside = images[(..., *window.slices(area))]
     require_finite_here(inside, order)
     dn = classes.quantised(inside, native, window, order, options.consistency)

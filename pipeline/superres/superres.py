@@ -123,7 +123,7 @@ class Blended:
     def finish(self, part: Window) -> Result:
         """Return the output over a part of the area: made to agree with the measurement, and quantised."""
         of, native, options = self.of, self.native, self.options
-        layers = finished(self.canvases, native, part, options, of)
+        layers = finished(self.canvases, native, part, options, of, self.sweep.in_order)
         causes = None
         if not of.source_gsd_m:
             around = of.read_window(part.pad(of.reach_px(options)))

@@ -105,25 +105,18 @@ class Sweep:
         found, self._seconds = self._seconds, {}
         return found
 
-    def in_order(self, compute: Callable[[T], U], items: Iterable[T], ahead: int | None = None) -> Iterator[U]:
-        """Yield `compute` of each item, in the order of the items; several at once if the walk has threads.
-
-        With threads, `ahead` items are begun before the result of an earlier one is handed over; None: one per thread.
-        """
+    def in_order(self, compute: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+        """Yield `compute` of each item, in the order of the items; several at once if the walk has threads."""
         if self._pool is None:
             for item in items:
                 self._require()
-                found = compute(item)
-                del item  # what it holds is not needed while the next one is made
-                yield found
-                del found
+                yield compute(item)
             return
         waiting: deque[Future[U]] = deque()
         for item in items:
             self._require()
             waiting.append(self._pool.submit(compute, item))
-            del item
-            if len(waiting) > (self._threads if ahead is None else ahead):
+            if len(waiting) > self._threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
