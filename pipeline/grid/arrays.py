@@ -7,12 +7,13 @@ are tensors of torch. Sums, products and comparisons of both round alike, so tha
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -84,6 +85,18 @@ def compact(values: Array) -> Array:
 def copied(values: Array) -> Array:
     """A copy of values."""
     return values.copy() if is_numpy(values) else values.clone()
+
+
+def stacked(values: Iterable[Array], count: int) -> Array:
+    """`count` arrays of one shape and type, stacked along a new first axis while they are made, or tensors."""
+    every = iter(values)
+    first = next(every)
+    if not is_numpy(first):
+        return namespace(first).stack([first, *every])
+    whole = np.empty((count, *first.shape), first.dtype)
+    for i, one in enumerate(chain([first], every)):
+        whole[i] = one
+    return whole
 
 
 def placed(values: NDArray[Any], like: Array) -> Array:

@@ -203,11 +203,9 @@ def _held_px(of_pass: Pass, unit: Window, chunk_px: int, reach_px: int) -> int:
     These are the rows that wait for the next row of windows to complete some chunks, and that row of windows: over the
     block that is finished next, or over the unit if it has several groups of stages, which run one after another.
     """
-    wide, k = unit.nx + 2 * reach_px, of_pass.gsd_m
-    ramp, stride = (
-        max(round(px * group.gsd_m / k) for px, group in zip(sides, of_pass.groups, strict=True))
-        for sides in zip(*((one.lattice.ramp_px, one.lattice.stride_px) for one in of_pass.groups), strict=True)
-    )
+    wide, gsd_m = unit.nx + 2 * reach_px, of_pass.gsd_m
+    ramp = max(round(group.lattice.ramp_px * group.gsd_m / gsd_m) for group in of_pass.groups)
+    stride = max(round(group.lattice.stride_px * group.gsd_m / gsd_m) for group in of_pass.groups)
     rows = unit.ny + 2 * reach_px
     waiting = min(rows, chunk_px + 2 * reach_px + ramp + ROWS_PX)
     front = wide if len(of_pass.groups) > 1 else min(wide, BLOCK_PX + 2 * reach_px)

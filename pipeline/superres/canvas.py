@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -154,11 +154,6 @@ class Canvas:
             detail = namespace(detail).minimum(detail, one)
         return detail
 
-    def within(self, window: Window) -> Canvas:
-        """Return what is held of `window`. It stays there when the canvas drops it."""
-        void = [part for part in self.void if not part.intersect(window).empty]
-        return replace(self, image=self.image.over(window), void=void)
-
     def drop(self, row: float, col: float) -> None:
         """Drop what lies above `row` and left of `col`."""
         self.image.drop(row, col)
@@ -227,10 +222,6 @@ class Canvases:
         self.gsd_m = gsd_m
         self.by_gsd = {canvas.gsd_m: canvas for canvas in outputs}
         self.handed: dict[str, Handed] = {}  # by stage
-
-    def within(self, window: Window) -> Canvases:
-        """Return the outputs as far as they are held of `window` (px of the pass)."""
-        return Canvases(self.gsd_m, [one.within(at_gsd(window, self.gsd_m, one.gsd_m)) for one in self.by_gsd.values()])
 
     def drop(self, row: float, col: float = math.inf) -> None:
         """Drop what lies above `row` and left of `col` (px of the pass) of all outputs."""

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.bands import DN_SCALE, NODATA_DN, NODATA_SPREAD, RGB, SCALE_10M
 from pipeline.errors import PipelineError
 from pipeline.grid.arrays import cast as of_kind
-from pipeline.grid.arrays import divided, is_numpy, namespace
+from pipeline.grid.arrays import divided, is_numpy, namespace, stacked
 from pipeline.grid.native_rasters import factor_of
 from pipeline.grid.placed_rasters import at_hand
 from pipeline.superres import masks
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def quantised(image: Array, native: Rasters, window: Window, order: tuple[str, ...], consistency: str) -> Array:
     """Return DN (bands, *window) of an image in DN, with exact native block means if the consistency is "box"."""
     to_dn = project_to_dn if consistency == "box" else round_to_dn
-    found = [to_dn(image[i], at_hand(native, name, window), factor_of(name)) for i, name in enumerate(order)]
-    return namespace(image).stack(found)
+    bands = (to_dn(image[i], at_hand(native, name, window), factor_of(name)) for i, name in enumerate(order))
+    return stacked(bands, len(order))
 
 
 def finite(image: Array) -> Array:

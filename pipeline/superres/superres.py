@@ -165,8 +165,8 @@ def in_blocks(
 ) -> Iterator[Blended]:
     """Compute and blend a strip, and yield each block as soon as it is complete. Arguments as for `super_resolve`.
 
-    Each block lists its wanted parts; blocks lie side by side, the leftmost first. What is blended is dropped where no
-    later block or strip needs it, and stays for blocks that have been yielded. The strip is done at the end.
+    Each block lists its wanted parts; blocks lie side by side, the leftmost first. It has to be finished before the
+    next one or the next strip is asked for: what only it needs is then dropped. The strip is done at the end.
     """
     of, before = passes_of(system.stages, order)[number], sweep.windows
     reach = of.reach_px(options)
@@ -175,6 +175,7 @@ def in_blocks(
     if sweep.canvases is None:
         sweep.canvases = _empty(of, reduce(Window.union, [*parts, *later]), options, system.device)
     canvases, native = sweep.canvases, placed_on(native, system.device)
+    canvases.drop(min(part.row for part in (*parts, *later)))
     due = sweep.due(of.groups, of.cells(parts), of.cells([*parts, *later]))
     runs = [
         _GroupRun(i, of, native, system, options, state_of, maps, canvases, sweep).run(one) for i, one in enumerate(due)
@@ -186,10 +187,9 @@ def in_blocks(
         needed = bisect_right(due[-1].cells, max(of.cells(block)[-1]))
         deque(islice(runs[-1], max(0, needed - done)), maxlen=0)
         done = max(done, needed)
-        yield Blended(native, options, of, canvases.within(reduce(Window.union, block)), sweep, before)
+        yield Blended(native, options, of, canvases, sweep, before)
         canvases.drop(top_row, min((part.col for rest in padded[i + 1 :] for part in rest), default=-math.inf))
     deque(runs[-1], maxlen=0)
-    canvases.drop(top_row)
 
 
 def _empty(of: Pass, area: Window, options: Options, device: torch.device) -> Canvases:
