@@ -23,22 +23,18 @@ ROWS_PX, COLS_PX = 48, 480  # of a tile; at most one row of tiles more is held a
 
 @dataclass
 class Tiles:
-    """Float images of one GSD, one behind the other (`planes`), 0 where nothing was added. All windows count its px.
-
-    Tiles that were dropped are used again, since arrays that come and go between others leave gaps in the heap.
-    """
+    """Float images of one GSD, one behind the other (`planes`), 0 where nothing was added. All windows count its px."""
 
     planes: int
     device: torch.device
     _tiles: dict[Window, Array] = field(default_factory=dict)
-    _free: list[Array] = field(default_factory=list)
 
     def add(self, first: int, part: Window, share: Array, images: Array) -> None:
         """Add `share` (ny, nx) times `images` (n, ny, nx), which cover `part`, to the planes from `first` on."""
         planes = slice(first, first + len(images))
         for place in _places(part):
             if place not in self._tiles:
-                self._tiles[place] = self._empty()
+                self._tiles[place] = blank((self.planes, *place.shape), self.device)
             common = place.intersect(part)
             of = common.slices(part)
             there = self._tiles[place][(planes, *common.slices(place))]
@@ -56,14 +52,8 @@ class Tiles:
     def drop(self, row: float, col: float) -> None:
         """Drop the tiles that lie above `row` and left of `col`."""
         done = [place for place in self._tiles if place.row_end <= row and place.col_end <= col]
-        self._free += [self._tiles.pop(place) for place in done]
-
-    def _empty(self) -> Array:
-        if not self._free:
-            return blank((self.planes, ROWS_PX, COLS_PX), self.device)
-        tile = self._free.pop()
-        tile[:] = 0.0
-        return tile
+        for place in done:
+            del self._tiles[place]
 
     @property
     def places(self) -> list[Window]:

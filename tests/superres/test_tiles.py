@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.grid import arrays
-from pipeline.grid.arrays import blank, on_device
+from pipeline.grid.arrays import on_device
 from pipeline.grid.grid import Window
 from pipeline.superres.tiles import COLS_PX, ROWS_PX, Tiles
 from tests.superres.fakes import CPU
@@ -53,19 +53,6 @@ def test_tiles_are_dropped_when_none_of_their_pixels_is_needed(tiles):
     found.drop(0, 10_000)
     assert found.held == []
     assert not np.asarray(found.cut(slice(0, 3), PART)).any()
-
-
-def test_dropped_tiles_are_used_again_and_begin_empty(tiles):
-    found, _ = tiles
-    before = {id(tile) for tile in found.held}
-    moved = Window(PART.row + 96, PART.col + 480, *PART.shape)
-    one = blank((1, *PART.shape), CPU, 1.0)
-    found.drop(0, 10_000)
-    found.add(0, moved, one[0], one)
-    assert {id(tile) for tile in found.held} == before
-    image = np.asarray(found.cut(slice(0, 3), moved.pad(100)))
-    assert image.sum() == PART.ny * PART.nx
-    assert (image[(0, *moved.slices(moved.pad(100)))] == 1).all()
 
 
 def test_a_copy_is_cut(tiles):
