@@ -50,7 +50,7 @@ def search(
 
     Period, cloud and place are filtered here whatever the archive returned; unknown cloud passes. `ids` keeps only
     these scenes. `look` gives the valid pixels of scenes, which decide whether one supersedes another. Raises
-    Interrupted when the archive does not answer, UpstreamError when it refuses or loses items.
+    Unreachable when the archive does not answer, UpstreamError when it refuses or loses items.
     """
     notes: list[str] = []
     rejected: list[tuple[str, str]] = []

@@ -19,7 +19,7 @@ from pipeline.archive.search import search, summarised
 from pipeline.archive.stac.index_file import write_index
 from pipeline.archive.stac.item import RejectedItem, scene_from_item
 from pipeline.bands import BAND_NAMES, BY_NAME
-from pipeline.errors import Interrupted, UpstreamError, UsageError
+from pipeline.errors import Unreachable, UpstreamError, UsageError
 from tests.archive.stac_server import footprint, make_item, stac_server
 
 AOI = aoi_from_bbox(7.8, 45.6, 7.9, 45.7)
@@ -598,8 +598,8 @@ def test_a_loop_without_a_count_is_split_by_month(archive):
 @pytest.mark.parametrize(
     ("fault", "error", "expected"),
     [
-        ("down", Interrupted, "too many 503"),
-        ("hang", Interrupted, "timed out"),
+        ("down", Unreachable, "too many 503"),
+        ("hang", Unreachable, "timed out"),
         ("bad_request", UpstreamError, "no such collection"),
         ("invalid_json", UpstreamError, "not what a STAC API sends"),
         ("elsewhere", UpstreamError, "on to http://169.254.169.254"),
@@ -614,7 +614,7 @@ def test_faults_that_stay_end_in_one_line_with_the_host(archive, fault, error, e
     host = archive.url.removeprefix("http://")
     assert host in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == (75 if error is Interrupted else 5)
+    assert caught.value.exit_code == (75 if error is Unreachable else 5)
 
 
 def test_a_list_that_runs_in_a_circle_is_an_error(archive):
@@ -633,7 +633,7 @@ def test_a_dead_host_is_named():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(Interrupted, match=f"127.0.0.1:{port}"):
+    with pytest.raises(Unreachable, match=f"^127.0.0.1:{port} refuses the connection; expected a reachable archive"):
         search(load_catalog(f"http://127.0.0.1:{port}"), AOI, None, None, None, retry_policy=QUICK)
 
 

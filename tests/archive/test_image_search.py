@@ -9,7 +9,7 @@ import pytest
 from pipeline.aoi.aoi import aoi_from_bbox
 from pipeline.archive.catalog import Catalog, RetryPolicy, load_catalog
 from pipeline.archive.image_search import search_rasters
-from pipeline.errors import Interrupted
+from pipeline.errors import Unreachable
 from tests.archive.stac_server import stac_server
 
 AOI = aoi_from_bbox(-120.0, 38.0, -119.9, 38.1)
@@ -96,7 +96,7 @@ def test_an_archive_that_stays_away_is_named():
     with stac_server([naip()]) as server:
         catalog = Catalog("test", "api", server.url, hosts=(HOST,))
         server.fault = "down"
-        with pytest.raises(Interrupted, match="cannot be searched"):
+        with pytest.raises(Unreachable, match="cannot be searched"):
             search_rasters(catalog, AOI, None, None, asset="image", collection="naip", retry_policy=QUICK)
 
 

@@ -6,15 +6,24 @@ import copy
 import dataclasses
 import json
 import random
+import re
 import socket
+import ssl
+import threading
 import time
 
 import pytest
+import urllib3
+from requests.exceptions import RetryError, SSLError
+from urllib3 import HTTPSConnectionPool
+from urllib3.exceptions import MaxRetryError, ResponseError
 
 from pipeline.aoi.aoi import aoi_from_bbox
 from pipeline.archive.catalog import RetryPolicy, load_catalog
+from pipeline.archive.read.connection import connection_fault, readable
 from pipeline.archive.search import search
-from pipeline.errors import PipelineError, UpstreamError, UsageError
+from pipeline.archive.stac.http import StacHttp
+from pipeline.errors import PipelineError, Unreachable, UpstreamError, UsageError
 from tests.archive.stac_server import CONFORMS_TO, make_item, serving, stac_server
 
 AOI = aoi_from_bbox(7.8, 45.6, 7.9, 45.7)
@@ -195,9 +204,11 @@ def test_a_name_that_does_not_exist_is_not_worth_waiting_for(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     begun = time.monotonic()
-    with pytest.raises(UpstreamError) as caught:
+    with pytest.raises(Unreachable) as caught:
         days("https://stac.exmaple.org", retry_policy=RetryPolicy(tries=6, backoff_s=1.0))
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 75
+    assert caught.value.found == "stac.exmaple.org cannot be resolved (Name or service not known)"
+    assert "online" in caught.value.cure
     assert time.monotonic() - begun < 5
 
 
@@ -209,6 +220,43 @@ def test_a_name_service_that_is_away_passes(monkeypatch):
     with pytest.raises(PipelineError) as caught:
         days("https://stac.example.org")
     assert caught.value.exit_code == 75
+    assert caught.value.found == "stac.example.org cannot be resolved (Temporary failure in name resolution)"
+
+
+def test_a_server_that_speaks_no_tls_is_said_in_words():
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        port = plain.getsockname()[1]
+
+        def answer():
+            for _ in range(2):
+                with plain.accept()[0] as connection:
+                    connection.recv(2000)
+                    connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(Unreachable) as caught:
+            StacHttp(f"https://127.0.0.1:{port}", RetryPolicy(tries=1, backoff_s=0.0)).document(
+                f"https://127.0.0.1:{port}/"
+            )
+    assert re.fullmatch(rf"127\.0\.0\.1:{port} opens no TLS connection \([\w ]+\)", caught.value.found)
+
+
+def test_a_certificate_that_is_not_trusted_is_said_in_words():
+    refusal = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    refusal.verify_message = "self-signed certificate"
+    pool = HTTPSConnectionPool("stac.example.org", 443)
+    error = SSLError(MaxRetryError(pool, "/v1", urllib3.exceptions.SSLError(refusal)))
+    assert "HTTPSConnectionPool" in str(error)
+    fault = connection_fault(error)
+    assert fault[0] == "stac.example.org has a certificate that is not trusted (self-signed certificate)"
+    assert "REQUESTS_CA_BUNDLE" in fault[1]
+
+
+def test_statuses_are_said_without_the_objects_of_the_client():
+    pool = HTTPSConnectionPool("stac.example.org", 443)
+    error = RetryError(MaxRetryError(pool, "/v1", ResponseError("too many 503 error responses")))
+    assert connection_fault(error) is None
+    assert readable(error) == "too many 503 error responses"
 
 
 # -- addresses

@@ -20,6 +20,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
+from pipeline.archive.read.connection import connection_fault, readable
 from pipeline.archive.read.gateway_files import CONTENT_RANGE, KEPT_BYTES, RANGE, Route, Routes, contradiction
 from pipeline.archive.read.host_policy import Refused
 from pipeline.archive.read.rate_limit import retry_after_s
@@ -252,7 +253,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _break_off(self, route: Route, error: Exception) -> None:
         """Reset the connection, so that no reader takes a part for the whole; the route keeps the reason."""
-        route.trouble = redact(str(error)) or type(error).__name__
+        fault = connection_fault(error)
+        route.trouble = redact(fault[0] if fault else readable(error))
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 

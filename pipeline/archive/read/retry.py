@@ -9,6 +9,7 @@ import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.archive.read.connection import FAULT_WORDS, connection_fault
 from pipeline.archive.read.rate_limit import MAX_RETRY_AFTER_S, retry_after_s
 from pipeline.errors import PipelineError, ReadError, StorageError, Unreachable, UpstreamError
 from pipeline.redaction import redact
@@ -16,7 +17,7 @@ from pipeline.redaction import redact
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pipeline.archive.read.rate_limit import HostSlot
+from pipeline.archive.read.rate_limit import HostSlot
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ _GONE_WORDS = re.compile(r"No such file or directory|does not exist in the file 
 # (gjoseph92/stackstac#18), and GDAL itself never retries a short body.
 _TRANSIENT_WORDS = re.compile(
     r"CURL error|timed? ?out|reset by peer|Connection (?:refused|aborted|reset)|Temporary failure in name resolution"
-    r"|could not resolve|failed to resolve|Max retries exceeded"
+    rf"|could not resolve|failed to resolve|Max retries exceeded|{FAULT_WORDS}"
     r"|not recognized as|SlowDown|ServerBusy|RequestTimeout|Read failed|read error|IReadBlock failed"
     r"|TIFFFillTile|TIFFReadEncoded|TIFFReadDirectory|TIFFFetch|Decoding error|inflate|ZSTD|incomplete|truncated"
     r"|Premature|opj_|Error reading Window|Range downloading not supported",
@@ -43,7 +44,7 @@ _TRANSIENT_WORDS = re.compile(
 # Those that concern the archive as a whole rather than one damaged file.
 _OUTAGE_WORDS = re.compile(
     r"CURL error|timed? ?out|reset by peer|Connection (?:refused|aborted|reset)|Temporary failure in name resolution"
-    r"|could not resolve|failed to resolve|Max retries exceeded|SlowDown|ServerBusy|RequestTimeout",
+    rf"|could not resolve|failed to resolve|Max retries exceeded|{FAULT_WORDS}|SlowDown|ServerBusy|RequestTimeout",
     re.IGNORECASE,
 )
 _BUSY_STATUS = frozenset({429, 503})  # pauses the host for this whole process
@@ -159,7 +160,7 @@ def retrying(
     Transient errors use every try, those of one damaged file four; 401/403 calls `on_auth` (to refresh the token)
     once and then has two more tries; 404 is tried once more. Local errors raise StorageError at once; programming
     errors and PipelineErrors pass unchanged. Anything else raises `raises` with `what` and a redacted text, or
-    Unreachable instead of ReadError where the archive is down rather than a file damaged. With a `slot`, each try
+    Unreachable where the archive is down rather than a file damaged. With a `slot`, each try
     waits for a connection, a busy host is paused for the whole process, and a host whose retry budget is spent
     counts as down.
     """
@@ -174,7 +175,7 @@ def retrying(
             kind = classify(error)
             if kind == "bug":
                 raise
-            message = redact(f"{what}: {error}".replace("\n", " "))
+            message = redact(f"{what}: {_said(error)}".replace("\n", " "))
             if kind == "local":
                 raise StorageError(message, cure="free space or permissions on this machine, then run again") from None
             outage = kind == "transient" and _is_outage(error)
@@ -193,8 +194,14 @@ def retrying(
     raise raises(f"{what}: no try was allowed (tries={tries})")
 
 
+def _said(error: BaseException) -> str:
+    """Return an error's text, without the objects that clients of HTTP name in it."""
+    fault = connection_fault(error) if type(error).__module__.startswith(("requests.", "urllib3.")) else None
+    return fault[0] if fault else str(error)
+
+
 def _final(message: str, kind: str, attempt: int, raises: type[UpstreamError], outage: bool) -> UpstreamError:
     count = f"{attempt} {'try' if attempt == 1 else 'tries'}"
-    if outage and raises is ReadError:
+    if outage:
         return Unreachable(f"{message} (after {count})", cure=_CURES[kind])
     return raises(f"{message} ({kind}, after {count})", cure=_CURES[kind])

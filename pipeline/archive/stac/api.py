@@ -1,6 +1,6 @@
 """Complete item listings from a STAC API: counted pages, search by POST or GET.
 
-A listing is complete or an error: Interrupted (try later), UpstreamError (refused) or UsageError (no such API or
+A listing is complete or an error: Unreachable (try later), UpstreamError (refused) or UsageError (no such API or
 collection).
 """
 
@@ -16,7 +16,7 @@ from pipeline.aoi.period import FIRST_DAY
 from pipeline.archive.stac.hrefs import links_of
 from pipeline.archive.stac.http import Refused, StacHttp
 from pipeline.archive.stac.static import is_static, static_items
-from pipeline.errors import PipelineError, UpstreamError, UsageError
+from pipeline.errors import PipelineError, Unreachable, UpstreamError, UsageError
 from pipeline.redaction import redact
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def api_items(
     api.check_search()
     try:
         items = api.of_ids(ids) if ids else api.within(aoi, start, end, notes)
+    except Unreachable:
+        raise
     except UpstreamError:
         api.check_collection()
         raise

@@ -9,11 +9,12 @@ import warnings
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
+from pipeline.archive.read.connection import LATER, connection_fault, readable
 from pipeline.archive.read.guarded_http import guarded
 from pipeline.archive.read.host_policy import HostPolicy
 from pipeline.archive.read.host_policy import Refused as RefusedByPolicy
 from pipeline.archive.read.retry import TRANSIENT_STATUS, classify
-from pipeline.errors import Interrupted, PipelineError, UpstreamError, UsageError
+from pipeline.errors import PipelineError, Unreachable, UpstreamError, UsageError
 from pipeline.redaction import redact
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class StacHttp:
         check: Callable[[dict[str, Any]], bool] = lambda _document: True,
         refused: frozenset[int] = frozenset(),
     ) -> dict[str, Any]:
-        """JSON object that passes `check`. Raises Refused for the statuses `refused`, Interrupted, UpstreamError.
+        """JSON object that passes `check`. Raises Refused for the statuses `refused`, Unreachable, UpstreamError.
 
         urllib3 retries statuses and connections; truncated or non-JSON bodies are retried here, and 403, which Earth
         Search uses as a rate limit (Element84/earth-search#19).
@@ -106,11 +107,16 @@ class StacHttp:
         return document
 
     def _failure(self, error: Exception, kind: str) -> PipelineError:
-        said = f"the answer is not what a STAC API sends ({error})" if isinstance(error, ValueError) else str(error)
-        shown = redact(" ".join(said.split()))
+        status = getattr(error, "status_code", None)
+        fault = None if status or isinstance(error, json.JSONDecodeError) else connection_fault(error, self.host)
+        if fault is not None:
+            return Unreachable(redact(fault[0])[:300], "a reachable archive", fault[1])
+        said = readable(error)
+        said = f"the answer is not what a STAC API sends ({said})" if isinstance(error, ValueError) else said
+        shown = redact(said)
         found = f"the catalogue at {self.host} cannot be searched: {shown[:300]}"
         if kind == "transient":
-            return Interrupted(found, f"an answer within {self.retry_policy.tries} tries", "run the same command later")
+            return Unreachable(found, f"an answer within {self.retry_policy.tries} tries", LATER)
         if kind == "auth":
             return UpstreamError(found, "access", "wait if it limits requests, else check what it asks of its users")
         if kind == "bug":
