@@ -51,6 +51,8 @@ BANDS: tuple[Band, ...] = (
 )
 BAND_NAMES: tuple[str, ...] = tuple(band.name for band in BANDS)
 BY_NAME: dict[str, Band] = {band.name: band for band in BANDS}
+CIRRUS = "B10"
+NO_CIRRUS = "Level-2A has no B10 (cirrus): the atmospheric correction uses it and leaves it out; ask for others"
 RGB: tuple[str, ...] = ("B04", "B03", "B02")  # network order: red, green, blue
 
 SCL = "SCL"  # the scene classification of Sen2Cor

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bands import BAND_NAMES
+from pipeline.bands import BAND_NAMES, CIRRUS, NO_CIRRUS
 from pipeline.errors import UsageError
 from pipeline.superres.precision import FLOAT32, PRECISIONS
 from pipeline.superres.systems import DEFAULT
@@ -80,6 +80,7 @@ class RunConfig:
             near = [asked] if asked in BAND_NAMES else difflib.get_close_matches(asked, BAND_NAMES, 1)
             expected = f"some of {', '.join(BAND_NAMES)}"
             hint = f"did you mean {near[0]}?" if near else ""
+            hint = NO_CIRRUS if asked == CIRRUS else hint
             raise UsageError(f"no such band: {', '.join(unknown)}", expected, hint)
         if self.chunk_px <= 0 or self.chunk_px % 24:
             raise UsageError(f"chunk_px = {self.chunk_px}", "a positive multiple of 24 (60 m)")
