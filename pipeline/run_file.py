@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig, read_toml, require_known
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -144,13 +144,24 @@ def as_toml(plan: Plan) -> str:
             lines.append(f"# {name}: not set")
             if name == "start" and plan.scenes:
                 days = sorted(scene.datetime_utc[:10] for scene in plan.scenes.values())
-                lines.append(
-                    f"#   scenes of {days[0]} to {days[-1]} were used; without dates the last 90 days are searched"
-                )
+                lines.append(f"#   scenes of {days[0]} to {days[-1]} were used{_searched(plan.config)}")
         else:
             lines.append(f"{name} = {_value(value)}")
     lines += [_EXECUTION, "", f"{AOI_NAME} = {_value(plan.aoi_name)}", "", "[aoi]"]
     return "\n".join([*lines, *(f"{name} = {_value(value)}" for name, value in plan.aoi_geometry.items()), ""])
+
+
+def _searched(config: RunConfig) -> str:
+    """Return which dates a search of this catalogue without a first day covers; "" if it cannot be loaded here."""
+    from pipeline.archive.catalog import load_catalog
+
+    try:
+        days = load_catalog(config.catalog).default_days
+    except PipelineError:
+        return ""
+    if not days:
+        return "; without dates all scenes of this catalogue are searched"
+    return f"; without a first day the {days} days before {config.end or 'today'} are searched"
 
 
 def _value(value: object) -> str:

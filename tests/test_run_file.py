@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -212,13 +213,29 @@ class TestAsConfig:
         found = tomllib.loads(text)
         assert found["aoi_name"] == "lake_shore"
         assert (found["seed"], found["bands"], found["clip"]) == (5, ["B04", "B08"], True)
-        assert re.search(r"# +scenes of 2024-06-17 to 2024-06-17 were used", text), "it had no dates"
+        days = "2024-06-17 to 2024-06-17"
+        used = rf"# +scenes of {days} were used; without dates all scenes of this catalogue are searched\n"
+        assert re.search(used, text), "it had no dates, and the catalogue is a file"
         Path("again.toml").write_text(text)
         assert command.main(["--config", "again.toml", "--out", "second.zarr", "--plan-only"]) == 0
         first, second = load_plan(store), load_plan("second.zarr")
         assert second.digest == first.digest
         assert second.config == first.config
         assert as_toml(second).split("\n", 1)[1] == text.rstrip("\n").split("\n", 1)[1] + "\n"
+
+    @pytest.mark.parametrize(
+        ("catalog", "said"),
+        [
+            ("earth-search", "used; without a first day the 90 days before today are searched"),
+            ("sample", "used; without dates all scenes of this catalogue are searched"),
+            ("gone.json", "used"),
+        ],
+    )
+    def test_what_a_search_without_dates_covers_is_said_by_catalogue(self, store, catalog, said):
+        plan = load_plan(store)
+        text = as_toml(replace(plan, config=replace(plan.config, catalog=catalog)))
+        (line,) = (line for line in text.splitlines() if "were used" in line)
+        assert line.endswith(said)
 
     def test_a_plan_without_its_area_says_so(self, store, capsys):
         content = json.loads(plan_path(store).read_bytes())

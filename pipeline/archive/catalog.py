@@ -67,6 +67,9 @@ class RetryPolicy:
     max_retry_after_s: float = 300.0
 
 
+DEFAULT_DAYS = 90  # of an archive that holds all scenes, where no first day is given
+
+
 @dataclass(frozen=True)
 class Catalog:
     """One archive and collection. `kind`: "api" (url is a STAC API), "file" (url is a path) or "sample".
@@ -90,6 +93,11 @@ class Catalog:
     known_issues: tuple[str, ...] = ()
     offset_override: int | None = None
     ids: tuple[str, ...] = ()
+
+    @property
+    def default_days(self) -> int:
+        """Days before its end that a search without a first day covers; 0 if it covers all dates."""
+        return DEFAULT_DAYS if self.kind == "api" and not self.ids else 0
 
     def access(self) -> Access:
         """Access of workers to the files of this archive."""

@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from pipeline.superres.weights import Choice
 
 _log = logging.getLogger(__name__)
-_DEFAULT_DAYS = 90
 _AUDIT_THREADS = 8
 _LACKING = re.compile(r"bands (.+) are missing")  # the search's rejection reason for an item that lacks bands
 _STATE_WINDOWS = 64  # windows of 64 x 64 px from which the state of a scene is computed
@@ -217,9 +216,9 @@ def _search(config: RunConfig, aoi: Aoi, around: Aoi, needed: Collection[str]) -
 
     catalog = load_catalog(config.catalog)
     start, end = parse_period(config.start or None, config.end or None)
-    if not config.start and catalog.kind == "api" and not catalog.ids:
+    if not config.start and catalog.default_days:
         last = datetime.fromisoformat(end) if end else datetime.now(UTC)
-        start = (last - timedelta(days=_DEFAULT_DAYS)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        start = (last - timedelta(days=catalog.default_days)).strftime("%Y-%m-%dT%H:%M:%SZ")
     if config.offset is not None:
         catalog = catalog.with_offset(config.offset)
     look = partial(grounds, access=catalog.access())
