@@ -192,9 +192,9 @@ def test_the_check_of_the_default_is_the_sensors_view(seen):
         "Consistency sensor", "MTF at Nyquist", "0.2 (B02, B08)",
     ):  # fmt: skip
         assert words in text, words
-    assert re.match(
-        r"seen by the sensor within [\d.]+ DN of the input \(99 % of B\d[\dA], the worst band\)", page.check
-    )
+    said = r"99 % of the pixels within [\d.]+ DN in B\d[\dA], which comes nearest to its limit \(\d+\)"
+    assert re.fullmatch(f"seen by the sensor, {said}", page.check)
+    assert page.check.partition(", ")[2] in text, "the terminal and the page name the same band"
     assert "the mean of the output is the measured number" not in text
 
 

@@ -80,15 +80,25 @@ def residuals(part: Part, zone: Zone) -> list[Residual]:
 
 
 def summary_line(found: list[Residual]) -> str:
-    """Return the check in one line, for the worst band."""
+    """Return the check in one line."""
     compared = [one for one in found if one.compared]
     if not compared:
         return "no input kept to check against"
     if compared[0].seen:
-        worst = max(compared, key=lambda one: one.p99_dn or 0.0)
-        return f"seen by the sensor within {worst.p99_dn:.3g} DN of the input (99 % of {worst.band}, the worst band)"
+        return f"seen by the sensor, {near_limit(compared)}"
     largest = max(one.largest_dn or 0.0 for one in compared)
     return f"block means {f'within {largest:g} DN of' if largest else 'equal to'} the input"
+
+
+def near_limit(compared: list[Residual]) -> str:
+    """Return how far off 99 % of the pixels are in the band that comes nearest to, or lies furthest beyond, its limit.
+
+    `compared` are residuals with `seen`, each of at least one pixel.
+    """
+    worst = max(compared, key=lambda one: (one.p99_dn or 0.0) / one.noise_dn)
+    how = "comes nearest to its" if worst.within_noise else "lies furthest beyond its"
+    found = f"99 % of the pixels within {worst.p99_dn or 0:.1f} DN in {worst.band}"
+    return f"{found}, which {how} limit ({worst.noise_dn:.0f})"
 
 
 def _as_seen(dn: NDArray[np.uint16], gsd_m: int, mtf: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bands import DN_SCALE
 from pipeline.products.page.escaping import escape
-from pipeline.products.page.residuals import LOCAL_PX, NOISE_DN, PROMISE_DN
+from pipeline.products.page.residuals import LOCAL_PX, NOISE_DN, PROMISE_DN, near_limit
 from pipeline.store.selection import labels, periods
 
 if TYPE_CHECKING:
@@ -119,12 +119,8 @@ def _verdict(found: Sequence[Residual], consistency: str) -> str:
     if consistency not in ("sensor", "box") or not compared:
         return ""
     if all(one.kept for one in compared):
-        worst = max(compared, key=lambda one: (one.p99_dn or 0.0) / one.noise_dn)
         bias = max(abs(one.bias_dn or 0.0) for one in compared)
-        more = (
-            f": largest bias {bias:.2f} DN (limit {PROMISE_DN:g}); 99 % of the pixels within {worst.p99_dn or 0:.1f} "
-            f"DN in {worst.band}, which comes nearest to its limit ({worst.noise_dn:.0f})"
-        )
+        more = f": largest bias {bias:.2f} DN (limit {PROMISE_DN:g}); {near_limit(compared)}"
         return f' <strong class="good">Holds in every band{more if consistency == "sensor" else ""}.</strong>'
     text = "Does NOT hold in every band: see the table."
     if consistency == "sensor":
@@ -333,14 +329,18 @@ def precision_section(kinds: Sequence[tuple[str, Set | None]], output: Set, spre
         for row in rows:
             plane = spread.planes[row[0]]
             row += [str(plane.max_error_dn), f"{plane.rms_error_dn:g}"]
-    kept = f" Exact are the {_joined(exact)}." if exact else ""
+    kept = f" The {_joined(exact)} {_are(exact)} exact." if exact else ""
     averaged = " Where it is not exact, the uncertainty is kept as its mean over 5 m." if spread else ""
     words = (
-        f"To keep this file small, the {_joined(lossy)} {'is' if len(lossy) == 1 else 'are'} kept as 8-bit images."
+        f"To keep this file small, the {_joined(lossy)} {_are(lossy)} kept as 8-bit images."
         f"{kept}{averaged} Numbers on this page may therefore differ from the store's by what the table says, measured "
         "when the page was made. The store itself holds 16-bit numbers: open it for analysis."
     )
     return f"<p>{escape(words)}</p>" + table("Precision of this page's numbers", head, rows, range(1, len(head)))
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 and not names[0].endswith("s") else "are"
 
 
 def _joined(names: Sequence[str]) -> str:
