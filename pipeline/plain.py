@@ -23,6 +23,9 @@ def plain(text: str, *, lines: bool = False) -> str:
     )
 
 
+LOADING = "loading libraries and weights"  # an activity that takes seconds, in planning and in each worker
+
+
 def counted(number: int, thing: str) -> str:
     """Format a number with its noun.
 

@@ -13,6 +13,7 @@ from pipeline.bbox import joined
 from pipeline.config import RunConfig
 from pipeline.errors import EXIT_OK, EXIT_QUARANTINE, LeaseLost, PipelineError, StorageError, UsageError
 from pipeline.logs import spoken
+from pipeline.plain import LOADING
 from pipeline.planning.parts import MAX_PARTS
 from pipeline.process import share_heap
 from pipeline.redaction import redact_logs
@@ -94,6 +95,7 @@ def execute(arguments: argparse.Namespace, progress: Progress) -> int:
         plan = freeze(request, workers, progress.say)
         return _frozen(plan, request.store, shown, parts, arguments, progress)
     plan = draft(request, workers, progress.say) if arguments.dry_run else proposed(request, workers, progress.say)
+    progress.say("timing one window on this machine" if arguments.dry_run else LOADING)
     cost = estimate(plan, workers, timed=arguments.dry_run, together=together)
     if arguments.dry_run:
         progress.clear()
@@ -165,6 +167,7 @@ def resume(arguments: argparse.Namespace, progress: Progress) -> int:
         require_precision(arguments.cluster, plan.config.precision)
     if not arguments.finalise and (shard is None or shard.units(plan)):
         workers = affordable(arguments.cluster, arguments.workers, workers, estimate(plan, workers, timed=False))
+    progress.say(LOADING)
     with lease(store, "" if shard is None else shard.label, progress.say) as held:
         return compute(plan, held, shown, arguments, workers, progress, shard)
 

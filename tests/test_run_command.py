@@ -231,6 +231,7 @@ class TestRun:
         for said in (
             "searching",
             "looking at the scenes' pixels, 1 of 1",
+            "loading libraries and weights",
             "units 0/1, 1 at work",
             "units 1/1",
             "publishing",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.api.asked import asked
 from pipeline.api.progress import progress_of
 from pipeline.errors import LeaseLost
+from pipeline.plain import LOADING
 from pipeline.process import guest
 from pipeline.redaction import redact_logs
 from pipeline.store.reader import open_store
@@ -71,6 +72,7 @@ def compute(config: RunConfig, aoi: Aoi, out: Place, manner: Manner, progress: P
     request = RunRequest(config, aoi, writable(out), manner.overwrite, manner.max_output_gb, together)
     workers = at_work(manner.cluster, manner.workers)
     plan = proposed(request, workers, progress.say)
+    progress.say(LOADING)
     cost = estimate(plan, workers, timed=False, together=together)
     workers = affordable(manner.cluster, manner.workers, workers, cost)
     with lease(request.store, say=progress.say) as held:

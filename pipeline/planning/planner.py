@@ -21,7 +21,7 @@ from pipeline.bands import BAND_NAMES
 from pipeline.conditions.settle import settle
 from pipeline.conditions.whole_raster import pixels
 from pipeline.errors import NoDataError, PipelineError, ReadError, Unreachable, UsageError
-from pipeline.plain import counted
+from pipeline.plain import LOADING, counted
 from pipeline.planning.map_ground import require_ground
 from pipeline.planning.output_size import MAX_OUTPUT_GB, require_output
 from pipeline.planning.plan import Plan, consistency_of
@@ -93,6 +93,7 @@ def make_plan(
     options = Options(consistency=consistency_of(config, system), mtf=config.mtf_by_band)
     layouts = layouts_of(passes, config, options)
     config = replace(config, batch=config.batch or _batch(system, passes))
+    say(LOADING)
     load(system, "cpu")  # detect unsuitable weights before any request to the archive
     _import_readers()
     began_s = time.perf_counter()  # how long the area and the archive take, not how long libraries take to load
@@ -108,7 +109,7 @@ def make_plan(
     zones = tuple(in_variants(zone, variants) for zone in zones)
     require_output(aoi.area_km2, max(len(zone.periods) for zone in zones), passes, max_output_gb)
     kept = _used(scenes, zones)
-    say("reading scene states")
+    say("measuring each scene for the networks")
     with one_thread():
         states = _states(system, kept, found.access, maps)
     plan = Plan(
@@ -139,7 +140,9 @@ def _searched(config: RunConfig, aoi: Aoi, around: Aoi, required: set[str]) -> _
     """Search, and log how it begins and ends."""
     _stage("search", f"searching {config.catalog} for scenes over {aoi.name}", catalog=config.catalog)
     found = _search(config, aoi, around, required)
-    _stage("search", f"found {counted(len(found.scenes), 'scene')}; looking at their pixels", scenes=len(found.scenes))
+    whose = "its" if len(found.scenes) == 1 else "their"
+    text = f"found {counted(len(found.scenes), 'scene')}; looking at {whose} pixels"
+    _stage("search", text, scenes=len(found.scenes))
     return found
 
 

@@ -16,6 +16,7 @@ from pipeline.grid.finished_rasters import FinishedRasters
 from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import SCL_GSD_M, NativeRasters, factor_at
 from pipeline.grid.placed_rasters import placed_on
+from pipeline.plain import LOADING
 from pipeline.planning.plan import Plan, load_plan
 from pipeline.planning.unit_job import job_of
 from pipeline.process import arithmetic, device_name, peak_rss_mib, prepare_process, threads_of_unit
@@ -64,6 +65,7 @@ def _plan(store: str, digest: str) -> Plan:
 def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
     """Compute and store one unit of the plan in `store`. Return its receipt. Errors name the unit."""
     stages = Stages()
+    _log.debug("%s", LOADING, extra={"facts": {"doing": "loading", "unit": unit.id}})
     prepare_process()
     fence = Fence(place_of(store), digest)
     plan = _plan(store, digest)
