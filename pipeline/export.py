@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import bbox
 from pipeline.bands import BAND_NAMES, TARGET_GSD_M
-from pipeline.errors import EXIT_OK, EXIT_RESUMABLE, PipelineError, UsageError
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, PipelineError, UsageError
 from pipeline.help_text import Help, example, exit_codes
 from pipeline.parsers import CommandParser
 from pipeline.report import show_report
@@ -155,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(error)
     except KeyboardInterrupt:
         progress.clear()
-        print("stopped; existing files are complete", file=sys.stderr)
-        return EXIT_RESUMABLE
+        tell("stopped at once; the files that are there are complete, and --overwrite replaces them")
+        return EXIT_INTERRUPTED
     progress.clear()
     for note in made.notes:
         tell(f"note: {note}")

@@ -14,7 +14,7 @@ _CODES = {
     6: "the output cannot be written",
     7: "stored bytes are not what was written",
     75: "stopped, another run holds the store, or the archive is away: run the same command again",
-    130: "stopped at once by Ctrl-C; the same command continues",
+    130: "stopped at once by Ctrl-C; run the same command again",
 }
 Help = argparse.RawDescriptionHelpFormatter  # keeps the lines of examples and exit codes
 

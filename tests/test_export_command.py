@@ -126,7 +126,7 @@ def test_a_box_in_one_word_or_four(store, call):
         (["lake.zarr", "--bands", ","], "--bands names nothing"),
         (["lake.zarr", "--variable", "uncertainty"], "cure: uncertainty is written by runs with --members 2 or more"),
         (["lake.zarr", "--variable", ""], "--variable names nothing"),
-        (["lake.zarr", "--time", "2023"], "holds no time step '2023'; expected all, 0 to 0, or one of 2024-06-17"),
+        (["lake.zarr", "--time", "2023"], "holds no time step '2023'; expected all, 0, or one of 2024-06-17"),
         (["lake.zarr", "--bbox", "1,2,3"], "--bbox 1,2,3; expected four degrees"),
         (["lake.zarr", "--bbox", "a,b,c,d"], "--bbox a,b,c,d; expected four degrees"),
         (["lake.zarr", "--bbox", "3,2,1,4"], "the box 3,2,1,4 is none"),
@@ -178,5 +178,5 @@ def test_being_stopped_is_said(store, call, monkeypatch):
 
     monkeypatch.setattr("pipeline.products.cog.export_cogs", stop)
     code, out, err = call("lake.zarr")
-    assert (code, out) == (75, "")
-    assert err == "stopped; existing files are complete\n"
+    assert (code, out) == (130, "")
+    assert err == "stopped at once; the files that are there are complete, and --overwrite replaces them\n"

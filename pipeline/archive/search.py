@@ -117,7 +117,9 @@ def _without_scl(scenes: Sequence[Scene]) -> list[str]:
     if not names:
         return []
     shown = ", ".join(names[:_EXAMPLES]) + (" ..." if len(names) > _EXAMPLES else "")
-    return [f"{_counted(len(names), 'scene')} without scene classification (SCL), so that clouds stay: {shown}"]
+    return [
+        f"{_counted(len(names), 'scene')} without scene classification (SCL), so that clouds are not removed: {shown}"
+    ]
 
 
 def _wanted(

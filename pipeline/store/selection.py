@@ -236,7 +236,8 @@ def time_indices(place: Place, attributes: Mapping[str, Any], times: Sequence[st
         if found:
             return found
     shown = ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
-    raise UsageError(f"{place} holds no time step {asked!r}", f"all, 0 to {len(times) - 1}, or one of {shown}")
+    numbers = f"0 to {len(times) - 1}" if len(times) > 1 else "0"
+    raise UsageError(f"{place} holds no time step {asked!r}", f"all, {numbers}, or one of {shown}")
 
 
 def _check_bbox(bbox: tuple[float, float, float, float]) -> None:
