@@ -159,7 +159,10 @@ def test_an_area_of_two_metres(tmp_path):
 def test_a_scene_without_classification_is_named(tmp_path, aoi):
     scene = make_scene(tmp_path, scene_id="S2A_X", size_m=SIZE)
     plan = plan_of(items_file(tmp_path, scene, drop_scl=True), aoi)
-    assert any("1 scene without scene classification (SCL), so that clouds are not removed: S2A_X" in note for note in plan.notes)
+    assert any(
+        "1 scene without scene classification (SCL), so that clouds are not removed: S2A_X" in note
+        for note in plan.notes
+    )
 
 
 def test_products_are_pointed_to_the_index(tmp_path, aoi):
