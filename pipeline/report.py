@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place
 
 _SHOWN = 8
+_LEAST = 0.001  # hours, or money, below which no number is told
 _STAGE_NAMES = {
     "start": "start", "load": "load weights", "read": "read", "superres": "super-resolve and fuse", "blend": "blend",
     "project": "project", "write": "write", "overviews": "overviews",
@@ -95,18 +96,20 @@ class PlanPreview:
         cost = self.cost
         finer = [f"  finer    {pixels:,} pixels per band at {gsd} m" for gsd, pixels in cost.finer.items()]
         per_window = f" ({cost.seconds_per_window:.2f} s per window, measured here{self._in_precision()})"
-        per_window = per_window if cost.seconds_per_window else ""
+        networks = bool(self.plan.system.generated_bands)
+        per_window = per_window if cost.seconds_per_window and networks else ""
+        reads = "requests" if _remote(self.plan) else "reads"
+        windows = f"{counted(cost.windows, 'model window')}, {cost.overlap:g} px through the networks per px stored"
         return [
             f"  area     {cost.area_km2:g} km2 per time step, {cost.output_pixels:,} pixels per band in all",
             *finer,
-            f"  work     {counted(cost.units, 'unit')}, {counted(cost.windows, 'model window')}, "
-            f"{cost.overlap:g} px through the networks per px stored",
-            f"  reads    about {cost.read_requests:,} requests for {cost.read_mib:,.0f} MiB (COGs, blocks of 1024 px)",
+            f"  work     {counted(cost.units, 'unit')}, {windows if networks else 'interpolated, without a network'}",
+            f"  reads    about {cost.read_requests:,} {reads} for {cost.read_mib:,.0f} MiB (COGs, blocks of 1024 px)",
             f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored "
             f"in {counted(cost.objects, 'object')} of data",
             f"  memory   about {cost.process_mib:.0f} MiB per worker, {counted(cost.processes, 'worker')}",
             f"  time     about {duration(cost.seconds)} of computing{per_window}",
-            f"  cost     about {_spent(cost.hours, cost.device, self.price)}",
+            f"  cost     {_spent(cost.hours, cost.device, self.price, around=True)}",
         ]
 
     def _in_precision(self) -> str:
@@ -290,8 +293,8 @@ class RunReport:
         return [
             f"  units     {summary.computed} computed, {summary.resumed} found done",
             f"  time      {summary.seconds:.1f} s of computing; worker seconds: {stages}",
-            f"  cost      {_spent(self.hours, self.device, self.price)}; about {reads.requests:,} requests "
-            f"to the archive for {reads.mib:,.0f} MiB",
+            f"  cost      {_spent(self.hours, self.device, self.price)}; about {reads.requests:,} "
+            f"{'requests to the archive' if _remote(self.plan) else 'reads'} for {reads.mib:,.0f} MiB",
             f"  size      {summary.stored_bytes / 2**20:.1f} MiB in {counted(summary.objects, 'object')} of data; "
             f"largest worker {summary.peak_worker_mib:.0f} MiB",
         ]
@@ -342,15 +345,29 @@ def _origin(plan: Plan) -> str:
     return f"{share} (a value of {became}); {made if _generated(plan) else 'the others are interpolated'}"
 
 
-def _spent(hours: float, device: str, price: float | None) -> str:
-    """Return hours of cores or GPUs, and what they cost.
+def _spent(hours: float, device: str, price: float | None, *, around: bool = False) -> str:
+    """Return hours of cores or GPUs, and what they cost. `around`: they are an estimate.
 
     >>> _spent(2.5, "cpu", 0.04)
     '2.5 core-hours: 0.1 at 0.04 per core-hour'
+    >>> _spent(0.00004, "cpu", None, around=True), _spent(41234.5, "cuda", None, around=True)
+    ('less than 0.001 core-hours', 'about 41,234 GPU-hours')
     """
     of = "GPU" if device == "cuda" else "core"
-    told = f"{hours:.3g} {of}-hours"
-    return told if price is None else f"{told}: {hours * price:.3g} at {price:g} per {of}-hour"
+    told = f"{'about ' if around and hours >= _LEAST else ''}{_number(hours)} {of}-hours"
+    return told if price is None else f"{told}: {_number(hours * price)} at {price:g} per {of}-hour"
+
+
+def _number(value: float) -> str:
+    """Return a number of at least 0 with three digits, never with an exponent."""
+    if 0 < value < _LEAST:
+        return f"less than {_LEAST:g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _remote(plan: Plan) -> bool:
+    """Return whether any file of the scenes is asked for over a network."""
+    return any("://" in href for scene in plan.scenes.values() for href in scene.hrefs.values())
 
 
 def _percent(share: float) -> str:

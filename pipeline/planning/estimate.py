@@ -37,7 +37,14 @@ _KEPT_MIB = 64.0
 # Compression ratios of zstd level 1 on 2.5 m values of real scenes by `lite`: 1.25 for 25 km2, 1.28 for the sample, and
 # 2.13 for the uncertainty of 4 members. Quality and classification take less than a thousandth.
 _COMPRESSION = {"reflectance": 1.25, "uncertainty": 2.1}
-_AROUND = 1.15  # worker seconds over those of the networks: reading, blending, writing, and the start of workers
+# Processor seconds around the networks: reading, blending, projecting, writing, overviews. From the receipts of
+# `--sr bicubic`, 12 bands of repeated real patches, one worker: 1.6, 5.9 and 18.9 s for units of 1.5, 26 and 101 km2,
+# and 0.1 s per km2 for overviews; 5.5 s for four units of scattered patches. Two processes that had to start and import
+# first took 4.7 s more each than one that had planned.
+_KM2_S = 0.3  # per km2 of 12 bands stored at 2.5 m
+_UNIT_S = 0.8
+_LOAD_S, _START_S = 0.5, 5.0  # per process: the one that planned, or one that is started
+_AROUND_GPU = 1.15  # GPU time with what it waits for, over that of the networks
 _LONG_S = 20.0  # a timed run that took longer is not repeated
 _LEVELS = 1.35  # all stored bytes over those at 2.5 m: overviews add 0.32, the measured input 0.03; same scenes
 
@@ -64,7 +71,7 @@ class Estimate:
     device: str  # that the time is of: "cpu" or "cuda"
     precision: str  # likewise, of the networks
     hours: float  # processor time of all cores, or time of all GPUs, together; 0 if not timed
-    read_requests: int  # to the archive
+    read_requests: int  # to the archive, or reads of files
     read_mib: float
     objects: int  # with data, chunks or shards, that the store will hold
     thread_mib: float = 0.0  # more for each further thread of a unit
@@ -105,6 +112,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
     # A mosaic holds one scene and the result at a time. A median holds all scenes over a place, rarely more than ten.
     medians = [len(p.scene_ids) for zone in plan.zones for p in zone.periods if p.composite == "median"]
     scenes = max(2, min(10, max(medians, default=0)))
+    around_s = _around_s(parts, len(arrays), workers) if timed else 0.0
     reads = reads_of(plan) if timed else Reads(0, 0.0)
     pixels, memory = parts[0].pixels, memory_of(plan.system)
     at_once = units_at_once(spec_of(plan.system.name), device_name())
@@ -127,11 +135,11 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
         overlap=round(_base_px(parts[0].of_pass.groups, parts[0].cells) / max(1, pixels), 2),
         worker_mib=round(base_mib(memory) + max(units_mib)),
         seconds_per_window=round(spent / windows / (plan.draws or 1) if windows else 0.0, 3),
-        seconds=round(spent / _speed(workers, units, at_once, together=together), 1),
+        seconds=round((spent + around_s) / _speed(workers, units, at_once, together=together), 1),
         workers=workers,
         device=device_name(),
         precision=precision_timed(plan, device_name()),
-        hours=round(busy * _AROUND / 3600, 5),
+        hours=round((busy * _AROUND_GPU if device_name() == "cuda" else busy + around_s) / 3600, 6),
         read_requests=reads.requests,
         read_mib=reads.mib,
         objects=objects_of(plan) if timed else 0,
@@ -139,6 +147,15 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
         unit_mib=round(max(units_mib)),
         at_once=at_once,
     )
+
+
+def _around_s(parts: Sequence[_Part], arrays: int, workers: int) -> float:
+    """Return the processor seconds of all that is done besides the networks, of all workers together."""
+    values = sum(part.bytes for part in parts) / 2 * arrays
+    km2 = values / len(BAND_NAMES) * TARGET_GSD_M**2 / 1e6
+    units = sum(part.units for part in parts)
+    processes = max(1, min(workers, units))
+    return _KM2_S * km2 + _UNIT_S * units + (_START_S * processes if processes > 1 else _LOAD_S)
 
 
 def _speed(workers: int, units: int, at_once: int, *, together: bool) -> float:
