@@ -31,11 +31,11 @@ _STAGE_NAMES = {
     "project": "project", "write": "write", "overviews": "overviews",
 }  # fmt: skip
 _CAUSES = {
-    "cloud": "clouds of the classification",
-    "like_cloud": "what looks like cloud",
-    "saturated": "saturated pixels",
-    "bright": "pixels brighter than the network was trained on",
-    "nodata": "nodata",
+    "cloud": "at or near clouds of the classification",
+    "like_cloud": "at or near what looks like cloud",
+    "saturated": "at or near saturated pixels",
+    "bright": "at or near pixels brighter than the network was trained on",
+    "nodata": "at or within 5 m of nodata",
 }
 
 
@@ -318,7 +318,7 @@ def _detail(summary: Summary) -> str:
     words += f", not in {_percent(shares['none'])}" if shares["none"] else ""
     causes = sorted(summary.withheld, key=lambda cause: -summary.withheld[cause])
     why = [f"{_CAUSES.get(cause, cause)} ({_percent(shares[f'withheld_{cause}'])})" for cause in causes]
-    return f"{words}; withheld at or near {', '.join(why)}" if why else words
+    return f"{words}; withheld {', '.join(why)}" if why else words
 
 
 def _generated(plan: Plan) -> tuple[str, ...]:

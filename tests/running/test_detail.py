@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from pipeline.planning.plan import load_plan
 from pipeline.report import RunReport
@@ -47,12 +48,22 @@ def test_counts_are_those_of_the_stored_classes(finished):
     assert item["properties"]["sen2fine:detail"] == shares
 
 
+def test_beside_nodata_detail_fades_within_5_m(finished):
+    """Of the pixels of 2.5 m, the two next to nodata lack some detail; the third has all where no cloud is near."""
+    store, _, _ = finished
+    quality = values(store, "quality")[0]
+    two, three = (binary_dilation(quality == 0, np.ones((2 * px + 1, 2 * px + 1))) for px in (2, 3))
+    assert set(quality[two]) == {0, 1, 2}
+    assert (quality[three & ~two] == 3).sum() > 20
+
+
 def test_the_summary_says_how_much_is_generated(finished):
     store, plan, summary = finished
     line = next(line for line in RunReport(plan, summary, store, None).text().splitlines() if "generated" in line)
     share = summary.detail_shares
     assert line.startswith(f"  detail    generated in {100 * share['generated']:.1f} % of measured pixels, partly in ")
-    assert f"withheld at or near clouds of the classification ({100 * share['withheld_cloud']:.1f} %), nodata" in line
+    clouds = f"withheld at or near clouds of the classification ({100 * share['withheld_cloud']:.1f} %)"
+    assert f"{clouds}, at or within 5 m of nodata (" in line
     assert RunReport(plan, summary, store, None).to_json()["detail"] == share
 
 

@@ -129,7 +129,7 @@ def _quality(zone: Zone) -> tuple[str, str]:
         f"says what a pixel's red, green and blue rest on. No detail is generated in {clouds}, in saturated pixels and "
         "in those brighter than the network was trained on, nor within 20 m around them, from where it fades in over "
         "another 40 m: the output there is the measurement, interpolated. Bright roofs, sand and snow keep their "
-        "detail, and so do the surroundings of nodata.",
+        "detail, and so do the surroundings of nodata, but for the 5 m next to it, over which it fades.",
     )
 
 
