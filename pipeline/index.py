@@ -114,9 +114,10 @@ def _line(scene: Scene) -> str:
     official = scene.phase == Phase.official(scene.epsg)
     phase = "on the official grid" if official else f"phase {scene.phase.x_m:g}, {scene.phase.y_m:g} m"
     audit = said["audit"].split(":", 1)[0] or "none"
+    audit = "" if "the pixels" in scene.offset.evidence else f"  audit {audit}"  # which then say so themselves
     return (
         f"{scene.id}  {scene.datetime_utc}  EPSG:{scene.epsg}  {which}, {scl}  {phase}"
-        f"  offset {scene.offset.offset_dn} ({scene.offset.evidence})  audit {audit}"
+        f"  offset {scene.offset.offset_dn} ({scene.offset.evidence}){audit}"
     )
 
 

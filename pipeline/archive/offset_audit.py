@@ -37,10 +37,14 @@ _FLOOR_B12_DN = 1700.0  # 1035 and 1200 with the offset; desert without it 2698
 
 @dataclass(frozen=True)
 class OffsetAudit:
-    """What the pixels say about a claimed offset. `verdict` is "agrees", "contradicts" or "unknown"."""
+    """What the pixels say about a claimed offset. `verdict` is "agrees", "contradicts" or "unknown".
+
+    `fact` names the record too, `seen` what else was found alone.
+    """
 
     verdict: str
     fact: str
+    seen: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,11 @@ class Judgement:
     def about(self, claimed: OffsetDecision) -> OffsetAudit:
         """The verdict on a recorded offset."""
         if self.offset_dn is None:
-            return OffsetAudit("unknown", self.fact)
+            return OffsetAudit("unknown", self.fact, self.fact)
         agrees = self.offset_dn == claimed.offset_dn
         said = f"the record says BOA offset {claimed.offset_dn} ({claimed.evidence})"
         fact = f"{said} {'and' if agrees else 'but'} {self.fact}"
-        return OffsetAudit("agrees" if agrees else "contradicts", fact)
+        return OffsetAudit("agrees" if agrees else "contradicts", fact, self.fact)
 
 
 def judge_offset(sample_dn: Mapping[str, NDArray[np.generic]]) -> Judgement:
@@ -115,13 +119,15 @@ def audit_scene(scene: Scene, access: Access) -> OffsetAudit:
     if judgement.offset_dn != scene.offset.offset_dn and not judgement.bright:
         judgement = judge_offset(blocks(scene, looks, access))
     audit = judgement.about(scene.offset)
-    audit = replace(audit, fact="; ".join((audit.fact, *_impossible(looks))))
+    more = _impossible(looks)
+    audit = replace(audit, fact="; ".join((audit.fact, *more)), seen="; ".join((audit.seen, *more)))
     stated = {seen.offset_dn for seen in looks.values() if seen.offset_dn is not None}
     if audit.verdict == "agrees" or stated <= {scene.offset.offset_dn}:
         return audit
     said = f"the record says BOA offset {scene.offset.offset_dn} ({scene.offset.evidence})"
     tags = ", ".join(str(offset_dn) for offset_dn in sorted(stated))
-    return OffsetAudit("contradicts", f"{said} but the files' own scale and offset tags say {tags}; {audit.fact}")
+    told = f"the files' own scale and offset tags say {tags}; {audit.seen}"
+    return OffsetAudit("contradicts", f"{said} but {told}", told)
 
 
 def judge_scene(scene: Scene, access: Access) -> Judgement:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pipeline.archive.offset_audit import OffsetAudit
     from pipeline.archive.scene import OffsetDecision
 
+_PIXELS = {"agrees": "the pixels agree", "contradicts": "the pixels contradict", "unknown": "the pixels do not tell"}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -24,13 +26,15 @@ class Verdict:
 
 def verdict(claimed: OffsetDecision, audit: OffsetAudit) -> Verdict:
     """Metadata and pixels together. An open offset is decided by the pixels, or stays unknown, which is a fault."""
-    evidence = f"{claimed.evidence}; pixels: {audit.verdict}, {audit.fact}"
+    evidence = f"{claimed.evidence}; {_PIXELS[audit.verdict]}: {audit.seen}"
+    if audit.verdict == "agrees" and "the pixels" in claimed.evidence:  # they decided when the folder was listed
+        evidence = claimed.evidence
     settled = replace(claimed, evidence=evidence, standing=STATED)
     if claimed.standing == OPEN:
         return _opened(claimed, settled, audit)
     if audit.verdict == "contradicts":
         rule = f"offset {claimed.offset_dn} by rule ({claimed.evidence})"
-        return Verdict(settled, fault=f"{rule}, but the pixels contradict: {audit.fact}")
+        return Verdict(settled, fault=f"{rule}, but the pixels contradict it: {audit.seen}")
     if claimed.standing == DOUBTED and audit.verdict == "unknown":
         said = f"BOA offset {claimed.offset_dn} ({claimed.evidence}) is not confirmed by the pixels: {audit.fact}"
         return Verdict(replace(settled, standing=DOUBTED), note=said)

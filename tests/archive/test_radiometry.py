@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline.archive.local.scan import scan
 from pipeline.archive.offset_audit import audit_offset, audit_scene
+from pipeline.archive.offset_verdict import verdict
 from pipeline.archive.radiometry import (
     OFFSET_RULES,
     baseline_number,
@@ -105,7 +106,7 @@ def claim(offset_dn):
 
 
 @pytest.mark.parametrize(
-    ("floors", "offset_dn", "verdict"),
+    ("floors", "offset_dn", "expected"),
     [
         (FIELDS, 0, "agrees"),
         (FIELDS, -1000, "contradicts"),
@@ -118,12 +119,25 @@ def claim(offset_dn):
         ({"B02": 1180, "B03": 1310, "B04": 1170}, 0, "unknown"),  # haze and offset look alike without SWIR
     ],
 )
-def test_audit_of_typical_ground(floors, offset_dn, verdict):
+def test_audit_of_typical_ground(floors, offset_dn, expected):
     audit = audit_offset(sample(**floors), claim(offset_dn))
-    assert audit.verdict == verdict
+    assert audit.verdict == expected
     assert "B02" in audit.fact
-    if verdict == "contradicts":
+    if expected == "contradicts":
         assert "the catalogue says so" in audit.fact
+
+
+@pytest.mark.parametrize(("offset_dn", "said"), [(0, "the pixels agree"), (-1000, "the pixels contradict")])
+def test_a_verdict_says_each_fact_once(offset_dn, said):
+    claimed = claim(offset_dn)
+    found = verdict(claimed, audit_offset(sample(**FIELDS), claimed))
+    evidence = found.decision.evidence
+    assert evidence.startswith(f"the catalogue says so; {said}: 1st percentile of stored DN B02 ")
+    for text in filter(None, (evidence, found.fault)):
+        assert [text.count(fact) for fact in ("the catalogue says so", "1st percentile")] == [1, 1]
+    again = verdict(found.decision, audit_offset(sample(**FIELDS), claimed)).decision
+    if not offset_dn:
+        assert again.evidence == evidence
 
 
 def test_audit_ignores_nodata_and_wants_enough_pixels():

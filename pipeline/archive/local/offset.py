@@ -36,7 +36,7 @@ def decided(
         raise ValueError(
             f"{audit.fact}; cure: --offset {other} if the pixels are right, --offset {chosen.offset_dn} if not"
         )
-    properties = {**scene.properties, AUDIT_KEY: f"{audit.verdict}: {audit.fact}"}
+    properties = {**scene.properties, AUDIT_KEY: f"{audit.verdict}: {audit.seen}"}
     return replace(scene, offset=chosen, properties=properties), judgement.remarks
 
 
