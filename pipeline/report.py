@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.bands import BY_NAME, GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.plain import plain
 from pipeline.superres.precision import FLOAT32
-from pipeline.terminal import counted, duration, show
+from pipeline.terminal import LEAST, counted, duration, number, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pipeline.store.place import Place
 
 _SHOWN = 8
-_LEAST = 0.001  # hours, or money, below which no number is told
 _STAGE_NAMES = {
     "start": "start", "load": "load weights", "read": "read", "superres": "super-resolve and fuse", "blend": "blend",
     "project": "project", "write": "write", "overviews": "overviews",
@@ -354,15 +353,8 @@ def _spent(hours: float, device: str, price: float | None, *, around: bool = Fal
     ('less than 0.001 core-hours', 'about 41,234 GPU-hours')
     """
     of = "GPU" if device == "cuda" else "core"
-    told = f"{'about ' if around and hours >= _LEAST else ''}{_number(hours)} {of}-hours"
-    return told if price is None else f"{told}: {_number(hours * price)} at {price:g} per {of}-hour"
-
-
-def _number(value: float) -> str:
-    """Return a number of at least 0 with three digits, never with an exponent."""
-    if 0 < value < _LEAST:
-        return f"less than {_LEAST:g}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    told = f"{'about ' if around and hours >= LEAST else ''}{number(hours)} {of}-hours"
+    return told if price is None else f"{told}: {number(hours * price)} at {price:g} per {of}-hour"
 
 
 def _remote(plan: Plan) -> bool:

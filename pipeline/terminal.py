@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.errors import PipelineError
     from pipeline.running.unit_queue import Summary
 
+LEAST = 0.001  # hours, or money, below which no number is told
 _COLUMNS = 80  # of a terminal that does not tell its width
 _TICK_S = 0.25  # between two positions of the spinner
 _SPINNER = "|/-\\"
@@ -222,3 +223,10 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def number(value: float) -> str:
+    """Return a number of at least 0 with three digits, never with an exponent."""
+    if 0 < value < LEAST:
+        return f"less than {LEAST:g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
