@@ -16,7 +16,7 @@ from pipeline.errors import IntegrityError, NoDataError, UsageError
 from pipeline.grid.grid import Window
 from pipeline.products.page import region, source
 from pipeline.products.page.document import _IMAGE_BYTES, LIMIT_BYTES, make_page
-from pipeline.products.page.residuals import Residual, residuals
+from pipeline.products.page.residuals import Residual, residuals, summary_line
 from pipeline.products.page.source import block_means, open_zone, read_part
 from pipeline.products.page.tables import check_section
 from pipeline.store import sealed
@@ -192,9 +192,8 @@ def test_the_check_of_the_default_is_the_sensors_view(seen):
         "Consistency sensor", "MTF at Nyquist", "0.2 (B02, B08)",
     ):  # fmt: skip
         assert words in text, words
-    said = r"99 % of the pixels within [\d.]+ DN in B\d[\dA], which comes nearest to its limit \(\d+\)"
-    assert re.fullmatch(f"seen by the sensor, {said}", page.check)
-    assert page.check.partition(", ")[2] in text, "the terminal and the page name the same band"
+    said = r"99 % of the pixels within [\d.]+ DN in B\d[\dA], which lies furthest beyond its limit \(\d+\)"
+    assert re.fullmatch(f"seen by the sensor, {said}", page.check), "noise of 600 DN, which no instrument has"
     assert "the mean of the output is the measured number" not in text
 
 
@@ -230,6 +229,9 @@ def test_the_verdict_on_the_sensors_view(seen, bias, p99, kind, verdict):
     others = [replace(good, band=band, bias_dn=bias, p99_dn=p99) for band in ("B11", "B12")]
     words = check_section([good, *others], read_part(zone, zone.whole), "sensor")
     assert f'<strong class="{kind}">{verdict}</strong>' in words
+    if kind == "good":
+        _, told = summary_line([good, *others]).split(", ", 1)
+        assert f"; {told}." in verdict, "the terminal and the page say the same"
 
 
 def test_what_sees_nodata_is_left_out_and_counted(seen):
