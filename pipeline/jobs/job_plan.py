@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.planning.estimate import estimate
+from pipeline.planning.estimate import estimate, units_at_gpu
 from pipeline.planning.parts import Part
 from pipeline.planning.plan import load_plan
 from pipeline.running.driver import pending
@@ -16,8 +16,6 @@ from pipeline.running.stored_plan import draft, freeze
 from pipeline.store import layout
 from pipeline.store.keys import PLAN_KEY
 from pipeline.store.place import LocalPlace, place_of
-from pipeline.superres.registry import spec_of
-from pipeline.superres.system import units_at_once
 
 if TYPE_CHECKING:
     from pipeline.planning.estimate import Estimate
@@ -100,8 +98,8 @@ def load_job(where: Where, parts: int) -> JobPlan:
 def _job_plan(
     plan: Plan, store: Place, cost: Estimate, parts: int, todo: tuple[tuple[int, ...], ...], *, finished: bool = False
 ) -> JobPlan:
-    at_gpu = units_at_once(spec_of(plan.system.name), "cuda")
-    return JobPlan(store, plan.digest, cost.units, cost.worker_mib, cost.unit_mib, at_gpu, parts, todo, finished)
+    of_units = cost.units, cost.worker_mib, cost.unit_mib, units_at_gpu(plan)
+    return JobPlan(store, plan.digest, *of_units, parts, todo, finished)
 
 
 def _to_do(plan: Plan, store: Place, of: int) -> tuple[tuple[int, ...], ...]:

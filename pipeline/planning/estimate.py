@@ -246,6 +246,11 @@ def _windows_mib(memory: Memory, of_pass: Pass, batch: int) -> float:
     return batch * window_px**2 * memory.floats_per_px * 4 / 2**20
 
 
+def units_at_gpu(plan: Plan) -> int:
+    """Return how many units of a plan one process computes at once where it has a GPU."""
+    return units_at_once(spec_of(plan.system.name), "cuda")
+
+
 def base_mib(memory: Memory) -> float:
     """Return the memory in MiB of one worker without the units that it computes."""
     return _BASE_MIB + _GDAL_CACHE_MIB + _KEPT_MIB + memory.weights_mib

@@ -17,7 +17,7 @@ from pipeline.redaction import redact
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-from pipeline.archive.read.rate_limit import HostSlot
+    from pipeline.archive.read.rate_limit import HostSlot
 
 T = TypeVar("T")
 
