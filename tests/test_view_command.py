@@ -41,7 +41,7 @@ def test_the_page_is_written_beside_the_store(store, tmp_path, call):
     assert out.startswith(f"{page}: 2024-06-")
     assert "0.922 km2 at 2.5 m" in out
     assert "numbers exact" in out
-    assert "numbers exact; seen by the sensor within " in out
+    assert "numbers exact; seen by the sensor, 99 % of the pixels within " in out
     assert page.read_bytes().startswith(b"<!DOCTYPE html>")
 
 

@@ -363,7 +363,7 @@ class TestTouched:
     def test_view(self, call, touched, tmp_path):
         code, out, err = call(view, touched, "--out", tmp_path / "page.html")
         assert code == 0, err
-        assert "seen by the sensor within " in out
+        assert "seen by the sensor, 99 % of the pixels within " in out
 
     def test_check_and_repair(self, call, touched, sound, touch):
         code, out, err = call(check, touched, "--verify", "full")

@@ -19,6 +19,7 @@ from pipeline.planning.estimate import estimate, speed_up
 from pipeline.planning.planner import make_plan
 from pipeline.planning.shaping import Shaping
 from pipeline.planning.unit_job import job_of
+from pipeline.planning.units import PassLayout
 from pipeline.process import set_unit_threads, threads_of_unit, unit_threads
 from pipeline.running import rolling_read
 from pipeline.running.rolling_read import RollingRead
@@ -114,7 +115,7 @@ def test_scattered_ground_is_read_in_small_units():
     fields = shapely.union_all([shapely.box(0, 0, 900, 900), shapely.box(29_000, 29_000, 30_000, 30_000)])
     whole = shapely.box(0, 0, 30_000, 30_000)
     for area, most in ((fields, 4), (whole, 60)):
-        zone, _ = zoning._zone(RunConfig(sr="lite"), 32632, area, [], (), 1, 0.0, shaping(1))
+        zone, _ = zoning._zone(RunConfig(sr="lite"), 32632, area, [], (), 1, (PassLayout(),), shaping(1))
         assert bool(max(np.diff(zone.row_breaks)) <= 4) is (most == 4)
 
 
