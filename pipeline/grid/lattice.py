@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,9 +70,8 @@ class Lattice:
         """Cells (row, col) whose weight is not zero within `around_px` of one of `windows`, ascending."""
         if not windows:
             return []
-        whole = reduce(Window.union, windows)
-        if sum(window.ny * window.nx for window in windows) == whole.ny * whole.nx:  # tiled, as in most units
-            return self.cells_touching(whole.pad(around_px))
+        if _tiled(windows):
+            return self.cells_touching(reduce(Window.union, windows).pad(around_px))
         return sorted({cell for window in windows for cell in self.cells_touching(window.pad(around_px))})
 
     def _cells(self, start: int, stop: int) -> range:
@@ -96,3 +96,16 @@ class Lattice:
             line[: self.ramp_px] = rise
             line[-self.ramp_px :] = 1.0 - rise
         return line
+
+
+def _tiled(windows: Sequence[Window]) -> bool:
+    """Return whether windows fill a rectangle side by side, without overlap, as the chunks of most units do.
+
+    >>> _tiled([Window(0, 0, 4, 4), Window(0, 4, 4, 2)]), _tiled([Window(0, 0, 4, 4), Window(0, 3, 4, 4)])
+    (True, False)
+    """
+    rows = sorted({(window.row, window.row_end) for window in windows})
+    cols = sorted({(window.col, window.col_end) for window in windows})
+    if len(set(windows)) != len(rows) * len(cols):
+        return False
+    return all(before[1] == after[0] for line in (rows, cols) for before, after in pairwise(line))

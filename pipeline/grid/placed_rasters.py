@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pipeline.grid import arrays
@@ -25,6 +26,7 @@ class PlacedRasters:
     def __init__(self, rasters: Rasters, device: torch.device) -> None:
         self._rasters, self._device = rasters, device
         self._placed: dict[str, Array] = {}
+        self._moving = Lock()  # threads that prepare windows share the rasters
 
     def __getattr__(self, name: str) -> _Attribute:
         return getattr(self._rasters, name)
@@ -48,9 +50,10 @@ class PlacedRasters:
 
     def placed(self, name: str, window: Window) -> Array:
         """(y, x): DN of one band over `window` on the device, as int32."""
-        if name not in self._placed:
-            self._placed[name] = arrays.on_device(self.band(name, self.window), self._device)
-        whole = self._placed[name]
+        with self._moving:
+            if name not in self._placed:
+                self._placed[name] = arrays.on_device(self.band(name, self.window), self._device)
+            whole = self._placed[name]
         factor = self.window.ny // whole.shape[-2]
         return whole[window.coarsen(factor).slices(self.window.coarsen(factor))]
 

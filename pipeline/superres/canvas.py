@@ -50,25 +50,27 @@ class Handed:
             there += self._placed * one[(slice(None), *of)]
         self.total[into] += self._weight
 
-    def close(self) -> None:
-        """Fill what windows without data left open, from the nearest pixels."""
-        if (self.total >= _WHOLE).all():
-            return
-        known = self.total > 0
-        if not known.any():
-            return  # images are 0 throughout
-        open_to: NDArray[np.float32] = np.maximum(self.total, np.float32(1e-6))
-        scale = placed(np.where(self.total < _WHOLE, open_to, np.float32(1.0)).astype(np.float32), self.images)
-        nearest = tuple(placed(index, self.images) for index in nearest_valid(known))
-        for image in self.images.reshape(-1, *self.region.shape):
-            image[:] = (image / scale)[nearest]
-
     def over(self, window: Window, gsd_m: float, draw: int) -> Made:
-        """Return what was blended over `window` (px of `gsd_m`), by stage and band, of one draw or of the only one."""
+        """Return what was blended over `window` (px of `gsd_m`), by stage and band, of one draw or of the only one.
+
+        What windows without data left open is filled from the nearest pixels of `window` alone, so that it does not
+        depend on which other windows are read.
+        """
         where = at_gsd(window, gsd_m, self.group.gsd_m).slices(self.region)
         part = self.images[(min(draw, len(self.images) - 1), slice(None), *where)]
-        tensor = tensor_of(compact(part))
+        tensor = tensor_of(compact(_filled(part, self.total[where])))
         return {key: tensor[i][None, None] for i, key in enumerate(self.group.handed)}
+
+
+def _filled(images: Array, total: NDArray[np.float32]) -> Array:
+    """Return images (bands, ny, nx), whose blend weights sum to `total` (ny, nx), without gaps; 0 if none is known."""
+    known = total > 0
+    if (total >= _WHOLE).all() or not known.any():
+        return images
+    open_to: NDArray[np.float32] = np.maximum(total, np.float32(1e-6))
+    scale = placed(np.where(total < _WHOLE, open_to, np.float32(1.0)).astype(np.float32), images)
+    rows, cols = (placed(index, images) for index in nearest_valid(known))
+    return (images / scale)[:, rows, cols]
 
 
 @dataclass

@@ -190,6 +190,7 @@ def in_blocks(
         yield Blended(native, options, of, canvases, sweep, before)
         canvases.drop(top_row, min((part.col for rest in padded[i + 1 :] for part in rest), default=-math.inf))
     deque(runs[-1], maxlen=0)
+    canvases.handed.clear()
 
 
 def _empty(of: Pass, area: Window, options: Options, device: torch.device) -> Canvases:
@@ -269,7 +270,6 @@ class _GroupRun:
             sweep.spend("blend", time.perf_counter() - blending)
             yield cell
         if handed is not None:
-            handed.close()
             self.canvases.handed |= dict.fromkeys((stage.name for stage in group.stages), handed)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import json
 import random
 import re
@@ -250,6 +251,22 @@ def test_a_certificate_that_is_not_trusted_is_said_in_words():
     fault = connection_fault(error)
     assert fault[0] == "stac.example.org has a certificate that is not trusted (self-signed certificate)"
     assert "REQUESTS_CA_BUNDLE" in fault[1]
+
+
+def test_a_proxy_that_refuses_is_not_taken_for_the_host():
+    refused = urllib3.exceptions.NewConnectionError(None, "refused")
+    refused.__cause__ = ConnectionRefusedError(111, "Connection refused")
+    behind = urllib3.exceptions.ProxyError("Unable to connect to proxy", refused)
+    fault = connection_fault(MaxRetryError(HTTPSConnectionPool("stac.example.org", 443), "/v1", behind))
+    assert fault[0].startswith("stac.example.org cannot be reached through the proxy")
+    assert "HTTPS_PROXY" in fault[1]
+
+
+def test_a_fault_of_this_machine_is_none_of_the_connection():
+    assert connection_fault(OSError(errno.EMFILE, "Too many open files")) is None
+    assert connection_fault(OSError(errno.ENETUNREACH, "Network is unreachable"), "a.example")[0].startswith(
+        "a.example "
+    )
 
 
 def test_statuses_are_said_without_the_objects_of_the_client():

@@ -56,3 +56,17 @@ def test_impossible_lattices_are_refused(numbers):
 def test_a_five_stride_unit_costs_2_25_times_its_area():
     lattice, unit = LATTICES[0], Window(192, 192, 5 * 384, 5 * 384)
     assert len(lattice.cells_touching(unit)) * lattice.window_px**2 / (unit.ny * unit.nx) == pytest.approx(2.25)
+
+
+def test_windows_that_overlap_and_leave_a_gap_are_not_taken_for_the_whole():
+    """Five of six windows of 480 px every 384 px have together the area of all the ground from first to last."""
+    reader, read = Lattice(480, 384, 48, 24), Lattice(120, 96, 24, 0)
+    cells = [(0, col) for col in (0, 1, 2, 4, 5)]
+    assert sum(reader.window(*cell).ny * reader.window(*cell).nx for cell in cells) == 480 * 2400
+    windows = [reader.window(*cell) for cell in cells]
+    expected = {cell for window in windows for cell in read.cells_touching(window)}
+    assert read.cells_touching_any(windows) == sorted(expected)
+    whole = [reader.window(0, col) for col in range(6)]
+    assert len(expected) < len(read.cells_touching_any(whole))
+    chunks = [Window(480 * row, 480 * col, 480, 480) for row in range(3) for col in range(2)]
+    assert read.cells_touching_any(chunks) == read.cells_touching(Window(0, 0, 1440, 960))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import ssl
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Of this machine, whatever was asked of it.
+LOCAL_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENFILE})
 _LINKS = 24  # of a chain of causes, at most
 _OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>|\b\w+\([^()]*host='[^()]*\)")
 _MAX_RETRIES = re.compile(r"[^;]*Max retries exceeded with url: \S+ \(Caused by (?:\w+\()?(.*?)\)*$")
@@ -33,7 +36,7 @@ def connection_fault(error: BaseException, host: str = "") -> tuple[str, str] | 
     """
     links = list(_causes(error))
     host = next((found for link in links if (found := _host_of(link))), host) or "the server"
-    for link in links:
+    for link in sorted(links, key=_behind_proxy):
         words = _words(link)
         if words is not None:
             return f"{host} {words[0]}", words[1]
@@ -62,9 +65,16 @@ def _words(link: BaseException) -> tuple[str, str] | None:
         return "does not answer (timed out)", f"{_ONLINE}; else {LATER}"
     if isinstance(link, ConnectionResetError | ConnectionAbortedError | BrokenPipeError):
         return "breaks off the connection", LATER
-    if isinstance(link, OSError) and type(link) is OSError and link.strerror:
+    if isinstance(link, OSError) and type(link) is OSError and link.strerror and link.errno not in LOCAL_ERRNO:
         return f"cannot be reached ({link.strerror})", _ONLINE
     return None
+
+
+def _behind_proxy(link: BaseException) -> bool:
+    """Return False for the error of a proxy, which comes first: links behind it tell of the proxy, not of the host."""
+    from urllib3.exceptions import ProxyError
+
+    return not isinstance(link, ProxyError)
 
 
 def readable(error: BaseException) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import random
 import re
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.archive.read.connection import FAULT_WORDS, connection_fault
+from pipeline.archive.read.connection import FAULT_WORDS, LOCAL_ERRNO, connection_fault
 from pipeline.archive.read.rate_limit import MAX_RETRY_AFTER_S, retry_after_s
 from pipeline.errors import PipelineError, ReadError, StorageError, Unreachable, UpstreamError
 from pipeline.redaction import redact
@@ -23,7 +22,6 @@ T = TypeVar("T")
 
 MAX_WAIT_S = 60.0  # of our own back-off
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_LOCAL_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.ENFILE})
 
 _STATUS = re.compile(
     r"(?:HTTP (?:response|error) code ?:? ?|HTTP Error |status[ _]code[ =:]*|too many (?=\d{3} error))(\d{3})",
@@ -81,7 +79,7 @@ def _classify_one(error: BaseException) -> str:
     status = _status(error, text)
     if status is not None:
         return _classify_status(status)
-    if isinstance(error, OSError) and error.errno in _LOCAL_ERRNO:
+    if isinstance(error, OSError) and error.errno in LOCAL_ERRNO:
         return "local"
     if isinstance(error, FileNotFoundError) or _GONE_WORDS.search(text):
         return "gone"
