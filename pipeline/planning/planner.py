@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pipeline.archive.read.access import Access
     from pipeline.conditions.frozen import Frozen
     from pipeline.config import RunConfig
-    from pipeline.planning.units import Zone
+    from pipeline.planning.units import PassLayout, Zone
     from pipeline.superres.passes import Pass
     from pipeline.superres.spec import SceneState
     from pipeline.superres.weights import Choice
@@ -98,8 +98,7 @@ def make_plan(
     _import_readers()
     began_s = time.perf_counter()  # how long the area and the archive take, not how long libraries take to load
     reach_px = passes[0].reach_px(options)
-    reached_m = math.sqrt(2) * most_m(layouts, config)  # of a square around every place
-    around = grown_aoi(aoi, reached_m + reach_m(config, chain.reach_m(passes[0].groups), reach_px))
+    around = _around(config, aoi, passes[0], layouts, reach_px)
     say("searching")
     found = _searched(config, aoi, around, chain.bands_required(stages, config.band_names))
     scenes, notes = _audited(found, config, say)
@@ -134,6 +133,12 @@ def make_plan(
     )
     _tell_planned(plan, time.perf_counter() - began_s)
     return plan
+
+
+def _around(config: RunConfig, aoi: Aoi, first: Pass, layouts: Sequence[PassLayout], reach_px: int) -> Aoi:
+    """Return the AOI and the ground around it that any pass may read."""
+    passes_m = math.sqrt(2) * most_m(layouts, config)  # of a square around every place
+    return grown_aoi(aoi, passes_m + reach_m(config, chain.reach_m(first.groups), reach_px))
 
 
 def _searched(config: RunConfig, aoi: Aoi, around: Aoi, required: set[str]) -> _Found:
