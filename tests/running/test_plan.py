@@ -290,7 +290,8 @@ class TestUnits:
         later = [PassLayout(gsd_m, reach_m=1 + r / 8) for gsd_m, r in zip((1.25, 0.625), reaches, strict=True)]
         corners = [(LEFT + x / 4, TOP - y / 4) for x, y in points]
         plan = by_hand(corners, chunk_px, unit_chunks, 2, shard=shard, layouts=(PassLayout(), *later))
-        (zone,), area, shards = plan.zones, shapely.Polygon(corners).buffer(-0.1), plan.config.shard_chunks
+        (zone,), shards = plan.zones, plan.config.shard_chunks
+        area = shapely.geometry.shape(zone.area)  # in millimetres, as in plans
         needed = area
         for cut, layout in reversed(list(zip(zone.cuts(plan.passes, chunk_px, shards), plan.passes, strict=True))):
             left, bottom, right, top = cut.grid.bounds_m
