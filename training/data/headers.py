@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from training.data.rasters import unplaced
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,19 +39,16 @@ def read_header(path: str) -> Header:
     """Read the header of a file or GDAL address. Raises RasterioIOError if it is not a raster."""
     import rasterio
     from rasterio.enums import ColorInterp, MaskFlags
-    from rasterio.errors import NotGeoreferencedWarning
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as dataset:
-            crs = dataset.crs.to_wkt() if dataset.crs and not dataset.transform.is_identity else ""
-            affine = tuple(dataset.transform)[:6]
-            masked = any({MaskFlags.alpha, MaskFlags.per_dataset} & {*flags} for flags in dataset.mask_flag_enums)
-            palette = dataset.colorinterp[0] == ColorInterp.palette
-            return Header(
-                dataset.shape, dataset.count, dataset.dtypes[0], dataset.nodata, crs, affine, dataset.driver,
-                masked and MaskFlags.all_valid not in dataset.mask_flag_enums[0], palette, dataset.block_shapes[0],
-            )  # fmt: skip
+    with unplaced(), rasterio.open(path) as dataset:
+        crs = dataset.crs.to_wkt() if dataset.crs and not dataset.transform.is_identity else ""
+        affine = tuple(dataset.transform)[:6]
+        masked = any({MaskFlags.alpha, MaskFlags.per_dataset} & {*flags} for flags in dataset.mask_flag_enums)
+        palette = dataset.colorinterp[0] == ColorInterp.palette
+        return Header(
+            dataset.shape, dataset.count, dataset.dtypes[0], dataset.nodata, crs, affine, dataset.driver,
+            masked and MaskFlags.all_valid not in dataset.mask_flag_enums[0], palette, dataset.block_shapes[0],
+        )  # fmt: skip
 
 
 def local_header(source: Source, path: Path) -> Header:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from pipeline.bands import RGB
 from training.data.headers import gsd_of, local_header
 from training.data.places import Georeference, SplitMap, split_map, split_of
-from training.data.rasters import area_average, check_reflectance, open_raster, reading
+from training.data.rasters import area_average, check_reflectance, open_raster, reading, unplaced
 from training.data.training_file import glob_root
 from training.data.validity import constant_frames
 
@@ -188,7 +187,8 @@ class FileReader:
     def read_here(self, y: int, x: int, ny: int, nx: int) -> Stored:
         """Read a window within the caller's rasterio.Env."""
         lazy = opened(self.path).isel(band=[band - 1 for band in self.bands], y=slice(y, y + ny), x=slice(x, x + nx))
-        stored: Stored = lazy.data.compute(scheduler="synchronous")
+        with unplaced():
+            stored: Stored = lazy.data.compute(scheduler="synchronous")
         return stored
 
     def mask_here(self, y: int, x: int, ny: int, nx: int) -> NDArray[np.bool_]:
@@ -213,10 +213,8 @@ def _opened(path: str, pid: int) -> DataArray:
 @lru_cache(maxsize=OPEN_FILES)
 def _opened_mask(path: str, pid: int) -> DatasetReader:
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with unplaced():
         return rasterio.open(path)
 
 

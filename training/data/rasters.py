@@ -67,6 +67,19 @@ class Chip:
 
 
 @contextmanager
+def unplaced() -> Iterator[None]:
+    """Open and read files without georeferencing, as JPEG and PNG chips are, without a warning from rasterio.
+
+    Reads need it too: xarray keeps a limited number of files open and opens those it closed again.
+    """
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+@contextmanager
 def reading(label: str) -> Iterator[None]:
     """Convert read errors inside the block to ReadError with the label and the reader's message."""
     try:
@@ -94,11 +107,9 @@ def open_raster(path: Path | str) -> DataArray:
     Raises ReadError if the file holds several images.
     """
     import rioxarray
-    from rasterio.errors import NotGeoreferencedWarning
     from xarray import DataArray
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # JPEG and PNG chips carry no georeferencing
+    with unplaced():
         array = rioxarray.open_rasterio(path, chunks={"band": -1, "y": 1024, "x": 1024})
     if not isinstance(array, DataArray):
         raise ReadError(f"{path} holds several images", "one image")

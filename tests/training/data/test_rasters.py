@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
+from tests.training.imagery import texture, write_raster
+from training.data.images import FileReader, close_files
 from training.data.rasters import GAMMA_MEDIAN, area_average, harmonise, sample_gamma
 
 
@@ -31,3 +34,16 @@ def test_sampled_gammas_stay_in_range_and_vary():
     assert gammas.min() >= 0.15
     assert gammas.max() <= 0.6
     np.testing.assert_allclose(gammas.mean(0), [0.332, 0.326, 0.353], atol=0.015)
+
+
+def test_files_without_georeferencing_that_were_closed_meanwhile_open_without_a_warning(tmp_path):
+    """xarray closes the files that were read longest ago, and opens them again for the next read."""
+    images = [texture(40, 40, seed) for seed in range(3)]
+    readers = [
+        FileReader(str(write_raster(tmp_path / f"{i}.png", image, driver="PNG")), (1, 2, 3), (40, 40), 1)
+        for i, image in enumerate(images)
+    ]
+    close_files()
+    with xr.set_options(file_cache_maxsize=1):
+        for reader, image in [*zip(readers, images, strict=True)] * 2:
+            np.testing.assert_array_equal(reader.read(8, 4, 16, 24), image[:, 8:24, 4:28])
