@@ -253,6 +253,23 @@ def test_a_certificate_that_is_not_trusted_is_said_in_words():
     assert "REQUESTS_CA_BUNDLE" in fault[1]
 
 
+def test_a_certificate_that_is_not_trusted_is_not_tried_again(monkeypatch):
+    """A job that ends with 75 is run again, which helps against servers that are down, and not against this."""
+    refusal = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    refusal.verify_message = "self-signed certificate"
+    pool = HTTPSConnectionPool("stac.example.org", 443)
+    asked = []
+
+    def request(_io, source, **_):
+        asked.append(source)
+        raise SSLError(MaxRetryError(pool, "/v1", urllib3.exceptions.SSLError(refusal)))
+
+    monkeypatch.setattr("pystac_client.stac_api_io.StacApiIO.request", request)
+    with pytest.raises(UpstreamError, match="not trusted") as caught:
+        StacHttp("https://stac.example.org", RetryPolicy(tries=3, backoff_s=0.0)).document("https://stac.example.org/")
+    assert (caught.value.exit_code, len(asked)) == (5, 1)
+
+
 def test_a_proxy_that_refuses_is_not_taken_for_the_host():
     refused = urllib3.exceptions.NewConnectionError(None, "refused")
     refused.__cause__ = ConnectionRefusedError(111, "Connection refused")

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _ONE_WORD = re.compile(r"[a-z][a-z0-9_-]*")  # messages for an unknown host
 _NO_SUCH_HOST = re.compile(r"Name or service not known|No address associated|nodename nor servname|NXDOMAIN")
-_NOT_TRUSTED = re.compile(r"certificate verify failed|CERTIFICATE_VERIFY_FAILED|hostname mismatch|doesn't match")
+_NOT_TRUSTED = re.compile(
+    r"certificate verify failed|CERTIFICATE_VERIFY_FAILED|hostname mismatch|doesn't match"
+    r"|certificate that is not trusted"
+)
 _NOT_AN_ADDRESS = ("MissingSchema", "InvalidSchema", "InvalidURL", "LocationParseError", "TooManyRedirects")
 _PERMANENT_STATUS = frozenset({501, 505, 511})
 
@@ -110,7 +113,9 @@ class StacHttp:
         status = getattr(error, "status_code", None)
         fault = None if status or isinstance(error, json.JSONDecodeError) else connection_fault(error, self.host)
         if fault is not None:
-            return Unreachable(redact(fault[0])[:300], "a reachable archive", fault[1])
+            # to try again helps against all of them but a certificate that is not trusted
+            kind_of = UpstreamError if _NOT_TRUSTED.search(fault[0]) else Unreachable
+            return kind_of(redact(fault[0])[:300], "a reachable archive", fault[1])
         said = readable(error)
         said = f"the answer is not what a STAC API sends ({said})" if isinstance(error, ValueError) else said
         shown = redact(said)
