@@ -63,7 +63,7 @@ def scenes_text(records: Sequence[Record], found: Sequence[scenes.NativeScene], 
     parts = [f"{len(found)} scenes:\n\n{_scenes_table(records)}"]
     if 0 < len(untrained) < len(found):
         inside = [record for record in records if record.image in untrained]
-        parts.append(f"The {len(untrained)} that took no part in training:\n\n{_scenes_table(inside)}")
+        parts.append(f"The {len(untrained)} that the fusion was not trained on:\n\n{_scenes_table(inside)}")
     parts.append(_worse_than_plain(records, system))
     return intro + "\n\n".join(parts)
 

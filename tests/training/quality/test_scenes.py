@@ -74,7 +74,7 @@ def test_every_scene_is_judged_by_blur_and_product(plain, monkeypatch):
     for group in scenes.GROUPS:  # the sensor's contract brings back what the blur took
         assert by_method["stored bicubic: mean, sensor"][group] < by_method["stored bicubic: mean, none"][group]
     text = scenes_text(records, found, plain)
-    assert "The 1 that took no part in training" in text
+    assert "The 1 that the fusion was not trained on" in text
     assert "worse than bicubic: none." in text
 
 
