@@ -88,12 +88,13 @@ def choose(name: str, given: Sequence[str] = (), options: Mapping[str, Value] | 
         files.append(File(weights.role, _absolute(where), bundle.digest))
         bundles[weights.role] = bundle
     stages = passes.stages_of(spec, bundles, settings)
+    mapped = any(condition.classes for condition in spec.conditions_for(settings))
     return Choice(
         name=name,
         weights=tuple(files),
         licence=_joined(bundle.licence for bundle in bundles.values()),
         credits=_joined(str(bundle.provenance.get("credits", "")) for bundle in bundles.values()),
-        notes=tuple(note for bundle in bundles.values() for note in _notes(bundle)),
+        notes=tuple(note for bundle in bundles.values() for note in _notes(bundle, mapped=mapped)),
         generated_bands=tuple(dict.fromkeys(band for stage in stages for band in stage.gives)),
         stochastic=stochastic(stages),
         mean_draws=mean_draws(stages),
@@ -211,11 +212,21 @@ def _converting(path: Path, weights: Weights, flag: str) -> str:
     return command and f"{command} --out {made}, then {flag}{'' if flag.endswith('=') else ' '}{made}"
 
 
-def _notes(bundle: Bundle) -> list[str]:
-    """What to say of weights whose training ended early."""
-    untrained = bundle.provenance.get("untrained")
-    names = " and ".join(map(str, untrained)) if isinstance(untrained, list) else ""
-    return [f"the weights {Path(bundle.path).name} are unfinished: {names} was not trained"] if names else []
+def _notes(bundle: Bundle, *, mapped: bool) -> list[str]:
+    """What to say of weights whose training ended early, or, if a map is read, that never saw some of its classes."""
+    name, notes = Path(bundle.path).name, []
+    if untrained := _listed(bundle.provenance.get("untrained")):
+        notes.append(f"the weights {name} are unfinished: {' and '.join(untrained)} was not trained")
+    shown = _listed(bundle.provenance.get("map_classes_shown"))
+    unseen = [one for one in _listed(bundle.architecture.get("classes")) if one not in shown]
+    if mapped and shown and unseen:
+        notes.append(f"the weights {name} were trained on maps without {', '.join(unseen)}: these change nothing")
+    return notes
+
+
+def _listed(value: object) -> list[str]:
+    """The words of a list in a bundle's metadata; none if it is something else."""
+    return [str(one) for one in value] if isinstance(value, list) else []
 
 
 def _joined(texts: Iterable[str]) -> str:

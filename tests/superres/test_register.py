@@ -13,6 +13,8 @@ from pipeline.errors import UsageError
 from pipeline.grid.lattice import Lattice
 from pipeline.models.bundle import Bundle, LatticeSpec, load_tensors, save_bundle
 from pipeline.superres import registry
+from pipeline.superres.declared import Condition
+from pipeline.superres.map_classes import map_classes
 from pipeline.superres.passes import check_chain
 from pipeline.superres.registry import known, register
 from pipeline.superres.spec import (
@@ -133,6 +135,22 @@ def test_weights_that_a_system_does_not_take_are_refused(weights):
         choose("lite", (weights,))
     with pytest.raises(UsageError, match="give another with --weights fusion="):
         choose("lite", (f"fusion={weights}",))
+
+
+@pytest.mark.parametrize(("mapped", "said"), [(True, ["road", "rail"]), (False, [])])
+@pytest.mark.usefixtures("clean")
+def test_classes_of_a_map_that_weights_never_saw_are_said(tmp_path, mapped, said):
+    """They change nothing, which the picture alone does not tell. Without a map there is nothing to say."""
+    path = tmp_path / "taught.safetensors"
+    architecture, provenance = {"classes": ["water", "road", "rail"]}, {"map_classes_shown": ["water"]}
+    lattice = LatticeSpec(480, 336, 48, 48)
+    bundle = Bundle("mine-net", architecture, RGB, RGB, 4, lattice, licence="CC0-1.0", provenance=provenance)
+    save_bundle(path, bundle, {"weight": torch.tensor(0.5)})
+    some_map = Condition("map", "for a test", classes=map_classes())
+    register(replace(SPEC, conditions=(some_map,), conditions_of=lambda _options: (some_map,) if mapped else ()))
+    notes = choose("mine", (str(path),)).notes
+    expected = f"the weights taught.safetensors were trained on maps without {', '.join(said)}: these change nothing"
+    assert list(notes) == ([expected] if said else [])
 
 
 @pytest.mark.parametrize("name", ["lite", PLAIN])
