@@ -27,6 +27,7 @@ from pipeline.superres.spec import stochastic
 from tests.conditions.made_up import osm_xml
 from tests.running.conftest import LEFT, TOP, box, chunk_digests, sensor_errors, values, write_aoi
 from tests.toys import all_bands, cascade, map_guided, rgbn
+from tests.toys.installed import write_package
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {
@@ -51,12 +52,7 @@ def aoi(tmp_path_factory):
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
     """Folder of an installed package that brings the toys."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "toys-1.0.dist-info").mkdir()
-    (folder / "toys-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
-    lines = [f"{module.SYSTEM.name} = {module.__name__}:SYSTEM" for module in MODULES]
-    (folder / "toys-1.0.dist-info" / "entry_points.txt").write_text("\n".join([f"[{registry.PLUGINS}]", *lines, ""]))
-    return folder
+    return write_package(tmp_path_factory.mktemp("site"), MODULES)
 
 
 @pytest.fixture(scope="module", autouse=True)
