@@ -199,7 +199,7 @@ def _build(plan: Plan, store: Place, block: Block, units: list[Unit], stages: St
     if levels:
         rows, cols = (slice(at * size, (at + 1) * size) for at in (block.row, block.col))
         chunks = overviews.build_block(store, group, block.period, levels, rows, cols)
-    record = Record(plan.digest, tuple(unit.id for unit in units), chunks, stages.lap("overviews"))
+    record = Record(plan.digest, tuple(unit.id for unit in units), chunks, *stages.lap_of_one("overviews"))
     overview_records.write(store, block.id, record)
 
 
@@ -225,5 +225,5 @@ def _build_late(plan: Plan, store: Place, zone: Zone, period: int, stages: Stage
     for source, level in pairs:
         chunks.update(overviews.build_late(store, plan.group(zone.epsg), period, source, level))
     if pairs:
-        record = Record(plan.digest, (), chunks, stages.lap("overviews"))
+        record = Record(plan.digest, (), chunks, *stages.lap_of_one("overviews"))
         overview_records.write(store, _late_name(zone, period), record)

@@ -15,17 +15,23 @@ class Stages:
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._last = self._began = time.perf_counter()
-        self._cpu_began = time.process_time()
+        self._cpu_last = self._cpu_began = time.process_time()
 
     def lap(self, stage: str, within: Mapping[str, float] | None = None) -> float:
         """Add the seconds since the last lap to `stage`, except those of stages `within`. Return the stage's share."""
-        now = time.perf_counter()
+        now, self._cpu_last = time.perf_counter(), time.process_time()
         spent, self._last = now - self._last, now
         for name, seconds in (within or {}).items():
             self._add(name, seconds)
             spent -= seconds
         self._add(stage, spent)
         return round(spent, 4)
+
+    def lap_of_one(self, stage: str) -> tuple[float, float]:
+        """As `lap`, for work of one thread. Return the stage's share, and its processor time, at most as long."""
+        before = self._cpu_last
+        spent = self.lap(stage)
+        return spent, round(min(self._cpu_last - before, spent), 4)
 
     def _add(self, stage: str, seconds: float) -> None:
         self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds

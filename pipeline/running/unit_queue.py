@@ -135,7 +135,7 @@ class Summary:
         """Add the overviews of one record."""
         self.stage_seconds["overviews"] = self.stage_seconds.get("overviews", 0.0) + record.seconds
         if self.cpu_seconds is not None:
-            self.cpu_seconds += record.seconds  # of one thread, which hardly waits
+            self.cpu_seconds += record.seconds if record.cpu_seconds is None else record.cpu_seconds
         self.stored_bytes += sum(size for size, _ in record.chunks.values())
         self.objects += len(record.chunks)
 

@@ -19,12 +19,16 @@ FOLDER = f"{RUN_FOLDER}/overviews"
 
 @dataclass(frozen=True)
 class Record:
-    """The units with receipts that a block's overviews were made from, what was stored, and how long it took."""
+    """The units with receipts that a block's overviews were made from, what was stored, and how long it took.
+
+    `cpu_seconds` is None in stores of versions that did not measure it.
+    """
 
     plan_digest: str
     units: tuple[str, ...]
     chunks: dict[str, list[int]]  # as in a receipt: "array/chunk key" within the zone's group -> [bytes, crc32]
     seconds: float = 0.0
+    cpu_seconds: float | None = None
 
 
 def write(store: Place, name: str, record: Record) -> None:

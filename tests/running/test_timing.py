@@ -9,7 +9,9 @@ from pipeline.planning.planner import make_plan
 from pipeline.running import build_overviews, driver, timing
 from pipeline.running.timing import Stages
 from pipeline.running.unit import process
+from pipeline.running.unit_queue import Summary
 from pipeline.store import overview_records
+from pipeline.store.overview_records import Record
 from pipeline.store.place import place_of
 from tests.running.conftest import LEFT, TOP, box, config_for, run, write_aoi
 
@@ -37,7 +39,7 @@ def test_laps_sum_to_the_whole_and_parts_keep_their_name(clock):
 
 
 def test_processor_time_is_without_waiting_and_limited_by_threads(clock, monkeypatch):
-    used = iter([10.0, 12.5, 12.5, 12.5])
+    used = iter([10.0, *[12.5] * 5])
     monkeypatch.setattr(timing.time, "process_time", lambda: next(used))
     timed = Stages()
     assert timed.cpu_seconds(2) == 0.0, "no lap has ended"
@@ -45,6 +47,25 @@ def test_processor_time_is_without_waiting_and_limited_by_threads(clock, monkeyp
     timed.lap("read")
     assert timed.cpu_seconds(2) == 2.5, "of two threads over two seconds"
     assert timed.cpu_seconds(1) == 2.0, "the rest is of other units in this process"
+
+
+@pytest.mark.usefixtures("clock")
+def test_processor_time_of_overviews_is_without_waiting_and_of_one_thread(monkeypatch):
+    used = iter([10.0, 12.5, 12.75, 20.0])
+    monkeypatch.setattr(timing.time, "process_time", lambda: next(used))
+    timed = Stages()
+    timed.lap("write")
+    assert timed.lap_of_one("overviews") == (1.0, 0.25), "the rest of the second it waited, as for an object store"
+    assert timed.lap_of_one("overviews") == (1.0, 1.0), "more is of other units in this process"
+
+
+@pytest.mark.parametrize("cpu_seconds", [0.25, None])
+def test_a_summary_counts_processor_time_of_overviews_where_it_is_known(cpu_seconds):
+    """Stores of earlier versions say only how long they took."""
+    summary = Summary(units=1, cpu_seconds=2.0)
+    summary.add_overviews(Record("digest", (), {"array/c/0": [10, 1]}, 1.0, cpu_seconds))
+    assert summary.cpu_seconds == 2.0 + (1.0 if cpu_seconds is None else 0.25)
+    assert summary.stage_seconds == {"overviews": 1.0}
 
 
 @pytest.mark.parametrize("last", [False, True])
