@@ -140,7 +140,7 @@ def _strip(
         sweep,
     )
     for chunks in strip.blocks:
-        result = next(blended).finish(reduce(Window.union, chunks))
+        result = next(blended).finish(reduce(Window.union, chunks), chunks)
         stages.lap("project", within=sweep.spent())
         _doing(job.unit, "writing")
         work.write(chunks, result, rasters)

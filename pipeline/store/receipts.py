@@ -52,7 +52,8 @@ class Receipt:
     holes: dict[str, int] = field(default_factory=dict)  # band -> native pixels that are 0 where SCL says clear
     # measured output pixels by generated detail: "generated", "partial", "none"; None in receipts of older versions
     detail: dict[str, int] | None = None
-    withheld: dict[str, int] = field(default_factory=dict)  # cause -> measured pixels with partial or no detail
+    # cause -> measured pixels with partial or no detail, whose nearest cause in the model windows of their chunk it is
+    withheld: dict[str, int] = field(default_factory=dict)
     number: int = 0  # of its pass
     arithmetic: str = ""  # processor and number format; empty in receipts of older versions
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.superres.spec import StageInput
+from pipeline.superres.system import AHEAD, AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,19 +24,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Steps = Generator[tuple["Stage", StageInput], "Tensor", T]  # of one window: asks for predictions, returns its result
 _LARGEST = 8  # more windows fill no GPU better, and more of the last batch of a strip is then filled up
-_GPU_SHARE = 1 / 8  # of a GPU's memory for one batch; up to four processes and other users share it
+_GPU_SHARE = 1 / 8  # of a GPU's memory for the batches of one process; up to four of these and other users share it
+# Float32 values per pixel of a window that a thread holds while the networks compute for another: rasters, inputs of
+# the stage, the interpolation, and the running mean and spread of 12 bands (`tests/superres/test_batches.py`).
+_HELD_FLOATS_PER_PX = 100.0
 
 
 def size_for(memory: Memory, window_px: int, device_name: str) -> int:
     """Return how many windows of `window_px` networks of a system compute at once on a device: 1 on a CPU, at most 8.
 
-    Batches of 2 and 4 take more CPU seconds than windows one by one (`tests.benchmarks.batches`).
+    A process computes `AT_ONCE` units there in `AHEAD` threads each. The networks serve one thread at a time, and all
+    others may hold a batch that is prepared or computed. Batches of 2 and 4 take more CPU seconds than windows one by
+    one (`tests.benchmarks.batches`).
     """
     import torch
 
     if device_name == "cpu":
         return 1
-    one_bytes = max(1.0, window_px**2 * memory.floats_per_px * 4)
+    floats_per_px = memory.floats_per_px + (AT_ONCE * AHEAD - 1) * _HELD_FLOATS_PER_PX
+    one_bytes = window_px**2 * floats_per_px * 4
     fitting, size = _GPU_SHARE * torch.cuda.get_device_properties(device_name).total_memory / one_bytes, 1
     while 2 * size <= min(fitting, _LARGEST):
         size *= 2

@@ -105,7 +105,7 @@ class Canvas:
     ) -> Canvas:
         """Return an empty canvas on a device. `generated`: whether networks run at all."""
         planes = len(order) * (1 + spread) + len(generating)
-        return cls(gsd_m, area, order, Tiles(planes, device), generating, spread, generated)
+        return cls(gsd_m, area, order, Tiles(planes, device, area), generating, spread, generated)
 
     def part(self, tile: Tile) -> Window | None:
         """Return the part of the area that a window covers, in px of the canvas; None if it covers none of it."""
@@ -143,10 +143,10 @@ class Canvas:
         divide(image, DN_SCALE)
         return image
 
-    def spread_over(self, window: Window) -> Array | None:
-        """Return the spread of all bands over `window` (bands, ny, nx), in reflectance; None if there is none."""
-        count = len(self.order)
-        return self.image.cut(slice(count, 2 * count), window) if self.spread else None
+    def spread_of(self, window: Window, band: int) -> Array:
+        """Return the spread of one band, by its place in `order`, over `window` (ny, nx), in reflectance."""
+        (image,) = self.image.cut(slice(len(self.order) + band, len(self.order) + band + 1), window)
+        return image
 
     def detail_over(self, window: Window) -> Array:
         """Return the weight of generated detail over `window` (ny, nx): the least of all groups."""

@@ -8,25 +8,26 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from pipeline.bands import DN_SCALE, NODATA_DN, NODATA_SPREAD, RGB, SCALE_10M
+from pipeline.bands import DN_SCALE, NODATA_DN, NODATA_SPREAD, RGB, SCALE_10M, TARGET_GSD_M
 from pipeline.errors import PipelineError
 from pipeline.grid.arrays import cast as of_kind
-from pipeline.grid.arrays import divided, is_numpy, namespace, stacked
+from pipeline.grid.arrays import divided, is_numpy, namespace, stacked, zeros
+from pipeline.grid.grid import Window
 from pipeline.grid.native_rasters import factor_of
 from pipeline.grid.placed_rasters import at_hand
 from pipeline.superres import masks
+from pipeline.superres.chain import at_gsd
 from pipeline.superres.consistency import project_to_dn, round_to_dn
 from pipeline.superres.systems import PLAIN
 from pipeline.superres.windows import seen_by
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from numpy.typing import NDArray
 
     from pipeline.grid.arrays import Array
     from pipeline.grid.finished_rasters import Rasters
-    from pipeline.grid.grid import Window
     from pipeline.grid.native_rasters import NativeRasters
     from pipeline.superres.chain import Group
 
@@ -70,7 +71,7 @@ def quality(dn: Array, order: tuple[str, ...], detail: Array) -> Array:
 
 
 def spread_dn(
-    spread: Array,
+    spread_of: Callable[[int], Array],
     dn: Array,
     order: tuple[str, ...],
     classes: Array,
@@ -78,30 +79,54 @@ def spread_dn(
 ) -> Array:
     """Return the spread of draws in DN (bands, ny, nx), 0 where no detail is generated.
 
-    Bands that are not `drawn` are nodata.
+    `spread_of(i)` (ny, nx) is that of one band, in reflectance. Bands that are not `drawn` are nodata.
     """
-    xp = namespace(spread)
-    generated = (dn != NODATA_DN) & (classes != masks.QUALITY_MEASURED)
-    deviation = xp.where(generated, xp.round(divided(spread, DN_SCALE)), 0.0)
-    found = of_kind(deviation.clip(None, NODATA_SPREAD - 1.0), "uint16" if is_numpy(spread) else "int32")
-    found[dn == NODATA_DN] = NODATA_SPREAD
-    for i, name in enumerate(order):
+    detail = classes != masks.QUALITY_MEASURED
+    kind = "uint16" if is_numpy(dn) else "int32"
+
+    def of_band(i: int, name: str) -> Array:
         if name not in drawn:
-            found[i] = NODATA_SPREAD
-    return found
+            return zeros(dn[i].shape, dn, kind) + NODATA_SPREAD
+        spread = spread_of(i)
+        deviation = namespace(spread).where(detail, namespace(spread).round(divided(spread, DN_SCALE)), 0.0)
+        found = of_kind(deviation.clip(None, NODATA_SPREAD - 1.0), kind)
+        found[dn[i] == NODATA_DN] = NODATA_SPREAD
+        return found
+
+    return stacked((of_band(i, name) for i, name in enumerate(order)), len(order))
 
 
-def nearest_cause(
-    native: Rasters, window: Window, classes: NDArray[np.uint8], groups: Sequence[Group], around: Window
+def nearest_causes(
+    native: Rasters,
+    window: Window,
+    classes: NDArray[np.uint8],
+    chunks: Sequence[Window],
+    groups: Sequence[Group],
 ) -> NDArray[np.uint8] | None:
     """Return the cause nearest to each pixel of `window` that withholds detail, as an index into `masks.CAUSES`.
 
-    The search covers what was read of `around`. None if no detail is withheld, or none is generated at all.
+    It is searched for each of `chunks`, which make up the window, in the model windows that touch the chunk: their
+    masks see nothing else. What is found therefore depends on the chunk alone, not on what is finished together.
+    `classes` are the quality over the window. None if no detail is withheld, or none is generated at all.
     """
     group = next((group for group in groups if group.required), None)
-    if group is None or not np.isin(classes, (masks.QUALITY_MEASURED, masks.QUALITY_PARTIAL)).any():
+    lacking = np.isin(classes, (masks.QUALITY_MEASURED, masks.QUALITY_PARTIAL))
+    if group is None or not lacking.any():
         return None
-    seen = seen_by(cast("NativeRasters", native), around.intersect(native.window), group)
+    found = np.zeros(window.shape, np.uint8)
+    for chunk in chunks:
+        cut = chunk.slices(window)
+        if lacking[cut].any():
+            found[cut] = _nearest_cause(cast("NativeRasters", native), chunk, group)
+    return found
+
+
+def _nearest_cause(native: NativeRasters, chunk: Window, group: Group) -> NDArray[np.uint8]:
+    """Return the nearest cause in the windows of a group that touch a chunk, over the chunk (both px of 2.5 m)."""
+    lattice = group.lattice
+    cells = lattice.cells_touching(at_gsd(chunk, TARGET_GSD_M, group.gsd_m))
+    ground = reduce(Window.union, (lattice.window(*cell) for cell in cells))
+    seen = seen_by(native, at_gsd(ground, group.gsd_m, TARGET_GSD_M), group)
     nearest = masks.nearest_cause(seen.dn, seen.scl, seen.bright, seen.colours)
-    rows, cols = window.coarsen(SCALE_10M).slices(seen.window.coarsen(SCALE_10M))
+    rows, cols = chunk.coarsen(SCALE_10M).slices(seen.window.coarsen(SCALE_10M))
     return nearest[rows, cols].repeat(SCALE_10M, 0).repeat(SCALE_10M, 1)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pipeline.bands import NODATA_DN
-from pipeline.grid.arrays import cast, compact, fetched, fetched_uint16, is_numpy, namespace, settled, tensor_of
+from pipeline.grid import arrays
+from pipeline.grid.arrays import (
+    cast,
+    compact,
+    fetched,
+    fetched_uint16,
+    is_numpy,
+    namespace,
+    settled,
+    tensor_of,
+)
 from pipeline.grid.placed_rasters import at_hand
 from pipeline.superres import classes
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.consistency import bicubic_up, block_mean
-from pipeline.superres.contract import agreeing
+from pipeline.superres.contract import agreed, agreeing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -24,9 +35,11 @@ if TYPE_CHECKING:
     from pipeline.grid.finished_rasters import Rasters
     from pipeline.grid.grid import Window
     from pipeline.superres.canvas import Canvas, Canvases
-    from pipeline.superres.contract import Each
     from pipeline.superres.options import Options
     from pipeline.superres.passes import Pass
+
+    _OfBand = tuple[NDArray[np.uint16], Array | None]  # DN, and the image if finer outputs follow it
+    Each = Callable[[Callable[[int], _OfBand], Iterable[int]], Iterable[_OfBand]]
 
 
 @dataclass
@@ -60,7 +73,7 @@ class _Above:
 def finished(
     canvases: Canvases, native: Rasters, window: Window, options: Options, of: Pass, each: Each = map
 ) -> dict[float, Layer]:
-    """Return the layers of a pass over `window` (px of the pass), coarsest first. `each` as for `agreeing`.
+    """Return the layers of a pass over `window` (px of the pass), coarsest first. `each`: a form of `map`, over bands.
 
     At 2.5 m the image is made to agree with the measurement, each finer one with the one above it, whose DN are its
     block means. In a pass over a finished group, the first layer is made to agree with that group.
@@ -71,21 +84,18 @@ def finished(
     for gsd_m, canvas in canvases.by_gsd.items():
         part = at_gsd(window, of.gsd_m, gsd_m)
         if above is None:
-            dn, above = _measured(canvas, native, window, options, of, each)
+            dn, finite, above = _measured(canvas, native, window, options, of, each)
         else:
             tied, area = _tied(canvas, above, at_gsd(window.pad(_left(of, len(found))), of.gsd_m, gsd_m))
-            require_finite_here(tied, canvas.order)
+            finite = classes.finite(tied[(..., *part.slices(area))])
+            if is_numpy(finite):  # a device is not waited for: it says so at the end (`landed`)
+                classes.require_finite(finite, canvas.order)
             dn = classes.of_blocks(tied[(..., *part.slices(area))], _rows(above.dn, above.bands, canvas.order))
             above = _Above(gsd_m, canvas.order, area, tied, dn)
         quality = classes.quality(dn, canvas.order, canvas.detail_over(part))
-        spread = canvas.spread_over(part)
-        found[gsd_m] = _Made(
-            canvas.order,
-            dn,
-            quality,
-            None if spread is None else classes.spread_dn(spread, dn, canvas.order, quality, drawn),
-            classes.finite(above.image[(..., *part.slices(above.area))]),
-        )
+        spread_of = partial(canvas.spread_of, part)
+        spread = classes.spread_dn(spread_of, dn, canvas.order, quality, drawn) if canvas.spread else None
+        found[gsd_m] = _Made(canvas.order, dn, quality, spread, finite)
     return {gsd_m: landed(made) for gsd_m, made in found.items()}
 
 
@@ -109,15 +119,6 @@ def landed(made: _Made) -> Layer:
     return Layer(made.bands, fetched_uint16(made.dn), fetched(made.quality), spread)
 
 
-def require_finite_here(image: Array, order: tuple[str, ...]) -> None:
-    """Raise PipelineError for values that are not finite, which have no DN, if the host has the image.
-
-    A device is not waited for: it says so at the end (`landed`).
-    """
-    if is_numpy(image):
-        classes.require_finite(classes.finite(image), order)
-
-
 def _left(of: Pass, done: int) -> int:
     """Return the px of the pass around a window over which the next layer must be known, after `done` layers."""
     ties = done if not of.source_gsd_m else done + 1
@@ -126,15 +127,47 @@ def _left(of: Pass, done: int) -> int:
 
 def _measured(
     canvas: Canvas, native: Rasters, window: Window, options: Options, of: Pass, each: Each
-) -> tuple[Array, _Above]:
-    """Return DN at 2.5 m that agree with the measurement, and the image that finer ones have to agree with."""
+) -> tuple[Array, Array, _Above | None]:
+    """Return DN at 2.5 m that agree with the measurement, which bands are finite, and the image for finer ones.
+
+    The latter is None if the pass gives none. Raises PipelineError for values that are not finite, if the host has
+    them; a device is not waited for, it says so at the end (`landed`).
+    """
     order, area = canvas.order, window.pad(of.margin_px)
     sensors = [options.sensor(name) for name in order]
-    images = agreeing(canvas.dn, area, sensors, lambda i, part: at_hand(native, order[i], part), canvas.void, each)
-    inside = images[(..., *window.slices(area))]
-    require_finite_here(inside, order)
-    dn = classes.quantised(inside, native, window, order, options.consistency)
-    return dn, _Above(canvas.gsd_m, order, area, images, dn)
+
+    def measured(i: int, part: Window) -> Array:
+        return at_hand(native, order[i], part)
+
+    def of_band(i: int) -> _OfBand:
+        image = agreed(canvas.dn, i, area, sensors[i], measured, canvas.void)
+        inside = image[window.slices(area)][None]
+        classes.require_finite(classes.finite(inside), order[i : i + 1])
+        (dn,) = classes.quantised(inside, native, window, order[i : i + 1], options.consistency)
+        return dn, image if of.finer else None
+
+    if arrays.takes_numpy(canvas.image.device):
+        dn, image = _band_by_band(each(of_band, range(len(order))), len(order))
+        finite: Array = np.ones(len(order), np.bool_)
+    else:
+        image = agreeing(canvas.dn, area, sensors, measured, canvas.void)
+        inside = image[(..., *window.slices(area))]
+        dn, finite = classes.quantised(inside, native, window, order, options.consistency), classes.finite(inside)
+    return dn, finite, _Above(canvas.gsd_m, order, area, image, dn) if of.finer else None
+
+
+def _band_by_band(found: Iterable[_OfBand], count: int) -> tuple[NDArray[np.uint16], NDArray[np.float32] | None]:
+    """Return DN (bands, ny, nx) and, where they are there, images (bands, *area), put together while they come."""
+    dn = image = None
+    for i, (one, fine) in enumerate(found):
+        if dn is None:
+            dn = np.empty((count, *one.shape), np.uint16)
+            image = None if fine is None else np.empty((count, *fine.shape), np.float32)
+        dn[i] = one
+        if image is not None:
+            image[i] = fine
+    assert dn is not None
+    return dn, image
 
 
 def _source(native: Rasters, window: Window, of: Pass) -> _Above:

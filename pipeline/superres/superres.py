@@ -120,14 +120,17 @@ class Blended:
         """Number of model windows computed."""
         return self.sweep.windows - self.before
 
-    def finish(self, part: Window) -> Result:
-        """Return the output over a part of the area: made to agree with the measurement, and quantised."""
+    def finish(self, part: Window, chunks: Sequence[Window] = ()) -> Result:
+        """Return the output over a part of the area: made to agree with the measurement, and quantised.
+
+        `chunks` make up the part, and causes are sought for each (`classes.nearest_causes`); the part itself if empty.
+        """
         of, native, options = self.of, self.native, self.options
         layers = finished(self.canvases, native, part, options, of, self.sweep.in_order)
         causes = None
         if not of.source_gsd_m:
-            around = of.read_window(part.pad(of.reach_px(options)))
-            causes = classes.nearest_cause(native, part, next(iter(layers.values())).quality, of.groups, around)
+            quality = next(iter(layers.values())).quality
+            causes = classes.nearest_causes(native, part, quality, chunks or [part], of.groups)
         return Result(layers, causes, self.windows)
 
 

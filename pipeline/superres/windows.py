@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.grid.grid import Window
     from pipeline.grid.native_rasters import NativeRasters
     from pipeline.superres.batches import Steps
-    from pipeline.superres.chain import Group
+    from pipeline.superres.chain import Group, Output
     from pipeline.superres.passes import Pass
     from pipeline.superres.spec import Input, NoiseSource, SceneState, Stage
     from pipeline.superres.system import System
@@ -276,17 +276,25 @@ def run_window(
         if weight is not None:
             images = {band: plain[band] + weight * (images[band] - plain[band]) for band in bands}
         for output in group.outputs:
-            image = torch.cat([images[band] for band in output.bands], 1)
-            factor = round(output.gsd_m / group.gsd_m)
-            ensembles[output.gsd_m].add((image if factor == 1 else block_mean(image, factor))[0])
+            ensembles[output.gsd_m].add(_at_gsd(images, output, group))
         if group.handed:
             handed.append(torch.cat([made[key] for key in group.handed], 1)[0])
+        del made, images  # while the next draw is computed
     spreads = {gsd_m: ensemble.spread for gsd_m, ensemble in ensembles.items()}
     return WindowResult(
         {gsd_m: settled(ensemble.mean) for gsd_m, ensemble in ensembles.items()},
         {gsd_m: None if spread is None else settled(spread) for gsd_m, spread in spreads.items()},
         [settled(one) for one in handed],
     )
+
+
+def _at_gsd(images: Mapping[str, Tensor], output: Output, group: Group) -> Tensor:
+    """Return the bands of an output of a group, (bands, T, T) at its GSD, from images at the group's."""
+    import torch
+
+    image = torch.cat([images[band] for band in output.bands], 1)
+    factor = round(output.gsd_m / group.gsd_m)
+    return (image if factor == 1 else block_mean(image, factor))[0]
 
 
 def detail_at(weight: NDArray[np.float32], window: WindowInput) -> Tensor:

@@ -12,9 +12,9 @@ from pipeline.grid.grid import Window
 from pipeline.grid.lattice import Lattice
 from pipeline.grid.native_rasters import NativeRasters, factor_of
 from pipeline.superres.chain import groups_of, read_window
-from pipeline.superres.masks import QUALITY_GENERATED, QUALITY_MEASURED, QUALITY_NODATA
+from pipeline.superres.masks import CAUSES, QUALITY_GENERATED, QUALITY_MEASURED, QUALITY_NODATA
 from pipeline.superres.options import Options
-from pipeline.superres.superres import super_resolve
+from pipeline.superres.superres import blend, super_resolve
 from pipeline.superres.systems.guided_fusion import NATIVE
 from tests.superres.fakes import Noisy, fake_system, plain_system
 
@@ -116,6 +116,25 @@ def test_clouds_get_interpolation_and_no_spread():
     assert np.abs(result.dn.astype(int) - plain.dn).max() <= 1  # other windows, rounded otherwise
     assert result.spread.max() == 0
     assert (result.quality == QUALITY_MEASURED).all()
+
+
+def test_causes_depend_on_the_chunk_alone():
+    """Not on what is finished with it. Windows that cut a white roof see a cloud, and the next cause may be far away."""
+    system, options = fake_system(lattice=SMALL), Options(seed=1, members=1)
+    native = native_over(BASE, system)
+    rows, cols = BASE.coarsen(4).slices(native.window.coarsen(4))
+    native.dn[10][:, rows.start : rows.start + 25, cols.start + 12 : cols.start + 37] = 8000
+    native.dn[10][:, rows.stop - 2 : rows.stop, cols] = 0
+    chunks = [Window(BASE.row + y, BASE.col + x, 72, 120) for y in (0, 72, 144) for x in (0, 120)]
+    blended = blend(native, BASE, system, BAND_NAMES, options)
+    whole, found = blended.finish(BASE, chunks).causes, set()
+    for chunk in chunks:
+        part = blend(native, chunk, system, BAND_NAMES, options).finish(chunk)
+        if part.causes is not None:
+            lacking = (part.quality > 0) & (part.quality < 3)
+            assert np.array_equal(part.causes[lacking], whole[chunk.slices(BASE)][lacking])
+            found |= {CAUSES[i] for i in np.unique(part.causes[lacking])}
+    assert found == {"like_cloud", "nodata"}
 
 
 def test_nodata_stays_on_its_native_pixels():
