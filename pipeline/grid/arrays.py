@@ -7,7 +7,9 @@ are tensors of torch. Sums, products and comparisons of both round alike, so tha
 
 from __future__ import annotations
 
+import math
 from itertools import chain
+from mmap import mmap
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -56,6 +58,16 @@ def blank(shape: Sequence[int], device: torch.device, value: float = 0.0) -> Arr
     import torch
 
     return torch.full(tuple(shape), value, device=device)
+
+
+def paged(shape: Sequence[int], device: torch.device) -> Array:
+    """Zeros of float32 that outlive larger arrays. On the CPU they have pages of their own, given back at their end.
+
+    In the C library's heap they would lie between what comes and goes, and the gaps that they leave are not used again.
+    """
+    if not takes_numpy(device):
+        return blank(shape, device)
+    return np.frombuffer(mmap(-1, 4 * math.prod(shape)), np.float32).reshape(tuple(shape))
 
 
 def zeros(shape: Sequence[int], like: Array, kind: str = "float32") -> Array:

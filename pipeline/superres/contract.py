@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 Predicted = Callable[[slice, Window], Array]  # float DN (bands, ny, nx) of some bands over a window
-Each = Callable[[Callable[[int], tuple[int, Array]], Iterable[int]], Iterable[tuple[int, Array]]]
 Measured = Callable[[Window], Array]  # native DN of a band, or of bands of one GSD, over a window of 2.5 m px
 
 # Residual above which a corrected image is scaled to the measurement, and the largest relative change by that.
@@ -36,28 +35,17 @@ def agreeing(
     sensors: Sequence[Sensor | None],
     measured: Callable[[int, Window], Array],
     void: Sequence[Window],
-    each: Each = map,
 ) -> Array:
     """Return the bands over `window` (bands, *window) in DN, corrected to agree with what their sensors measured.
 
     `predicted(bands, window)` is float DN, of its own, over at most `reach_px` around `window`; `measured(i, window)`
     is native DN of band i. Bands without a sensor are taken as predicted. Windows that are `void` hold no prediction,
-    so native pixels that see any of them are ignored. Bands are corrected by `each`, a form of `map` that may use
-    threads; on a device, those of one GSD at once.
+    so native pixels that see any of them are ignored. On a device, bands of one GSD are corrected at once.
     """
     images = predicted(slice(0, len(sensors)), window)
     if is_numpy(images):
-
-        def corrected(i: int) -> tuple[int, Array]:
-            of = sensors[i]
-            if of is None:
-                return i, images[i]
-            around = window.pad(reach_px(of))
-            (one,) = predicted(slice(i, i + 1), around)
-            return i, _agreeing(one, around, window, of, partial(measured, i), void)
-
-        for i, one in each(corrected, range(len(sensors))):
-            images[i] = one
+        for i, of in enumerate(sensors):
+            images[i] = agreed(predicted, i, window, of, measured, void)
         return images
     for factor in sorted({of.factor for of in sensors if of is not None}):
         rows = [i for i, of in enumerate(sensors) if of is not None and of.factor == factor]
@@ -68,6 +56,20 @@ def agreeing(
         for i, one in zip(rows, found, strict=True):
             images[i] = one
     return images
+
+
+def agreed(
+    predicted: Predicted,
+    band: int,
+    window: Window,
+    of: Sensor | None,
+    measured: Callable[[int, Window], Array],
+    void: Sequence[Window],
+) -> Array:
+    """Return one band over `window` (ny, nx) in DN, corrected to agree with its sensor. Arguments as for `agreeing`."""
+    around = window if of is None else window.pad(reach_px(of))
+    (image,) = predicted(slice(band, band + 1), around)
+    return image if of is None else _agreeing(image, around, window, of, partial(measured, band), void)
 
 
 def _several(of: tuple[Sensor, ...], device: torch.device) -> Sensors:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.grid import arrays
 from pipeline.grid.arrays import on_device
@@ -17,7 +18,7 @@ RNG = np.random.default_rng(0)
 def tiles(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(arrays, "takes_numpy", lambda device: False)
-    found = Tiles(3, CPU)
+    found = Tiles(3, CPU, Window(-480, 0, 960, 510))
     values = [RNG.normal(size=(2, *PART.shape)).astype(np.float32), np.full(PART.shape, 0.25, np.float32)]
     placed = values if request.param == "numpy" else [on_device(one, CPU) for one in values]
     found.add(1, PART, placed[1], placed[0])
@@ -37,22 +38,41 @@ def test_what_was_added_is_where_it_was_added(tiles):
 
 
 def test_memory_is_taken_where_something_was_added(tiles):
+    """In whole tiles, but for what lies beyond the area."""
     found, _ = tiles
-    assert {tuple(tile.shape) for tile in found.held} == {(3, ROWS_PX, COLS_PX)}
-    assert sorted(found.places) == [Window(row, col, ROWS_PX, COLS_PX) for row in (-96, -48) for col in (0, 480)]
+    assert {tuple(tile.shape) for tile in found.held} == {(3, ROWS_PX, COLS_PX), (3, ROWS_PX, 30)}
+    rows = (-72, -48, -24)
+    assert sorted(found.places) == [
+        Window(row, col, ROWS_PX, nx) for row in rows for col, nx in ((0, COLS_PX), (COLS_PX, 30))
+    ]
 
 
 def test_tiles_are_dropped_when_none_of_their_pixels_is_needed(tiles):
     found, _ = tiles
     found.drop(-49, 960)
-    assert len(found.held) == 4
-    found.drop(-48, 959)
-    assert sorted(found.places) == [
-        Window(row, col, ROWS_PX, COLS_PX) for row, col in ((-96, 480), (-48, 0), (-48, 480))
-    ]
+    assert len(found.held) == 6
+    found.drop(-48, 509)
+    assert Window(-72, 480, ROWS_PX, 30) in found.places
+    assert len(found.held) == 5
+    found.drop(-24, 960)
+    assert {place.row for place in found.places} == {-24}
     found.drop(0, 10_000)
     assert found.held == []
     assert not np.asarray(found.cut(slice(0, 3), PART)).any()
+
+
+def test_nothing_is_added_beyond_the_area(tiles):
+    found, _ = tiles
+    beyond = Window(-70, 500, 60, 30)
+    before = np.asarray(found.cut(slice(0, 3), beyond))
+    ones = np.ones((3, *beyond.shape), np.float32)
+    share, images = (
+        (ones[0], ones) if isinstance(found.held[0], np.ndarray) else (torch.ones(60, 30), torch.ones(3, 60, 30))
+    )
+    found.add(0, beyond, share, images)
+    after = np.asarray(found.cut(slice(0, 3), beyond))
+    assert np.array_equal(after[..., 10:], np.zeros_like(after[..., 10:]))
+    assert np.array_equal(after[..., :10], before[..., :10] + 1)
 
 
 def test_a_copy_is_cut(tiles):
