@@ -98,6 +98,7 @@ class PlanPreview:
         networks = bool(self.plan.system.generated_bands)
         per_window = per_window if cost.seconds_per_window and networks else ""
         reads = "requests" if _remote(self.plan) else "reads"
+        threads = f" of {cost.threads} threads" if cost.threads > 1 else ""
         windows = f"{counted(cost.windows, 'model window')}, {cost.overlap:g} px through the networks per px stored"
         return [
             f"  area     {cost.area_km2:g} km2 per time step, {cost.output_pixels:,} pixels per band in all",
@@ -106,7 +107,7 @@ class PlanPreview:
             f"  reads    about {cost.read_requests:,} {reads} for {cost.read_mib:,.0f} MiB (COGs, blocks of 1024 px)",
             f"  storage  {cost.output_mib:g} MiB raw, about {cost.stored_mib:g} MiB stored "
             f"in {counted(cost.objects, 'object')} of data",
-            f"  memory   about {cost.process_mib:.0f} MiB per worker, {counted(cost.processes, 'worker')}",
+            f"  memory   about {cost.process_mib:.0f} MiB per worker, {counted(cost.processes, 'worker')}{threads}",
             f"  time     about {duration(cost.seconds)} of computing{per_window}",
             f"  cost     {_spent(cost.hours, cost.device, self.price, around=True)}",
         ]

@@ -45,6 +45,7 @@ _KM2_S = 0.3  # per km2 of 12 bands stored at 2.5 m
 _UNIT_S = 0.8
 _LOAD_S, _START_S = 0.5, 5.0  # per process: the one that planned, or one that is started
 _AROUND_GPU = 1.15  # GPU time with what it waits for, over that of the networks
+_SUMS = 6  # of the draws of a window: total, first of a pair, three of the spread; and the spread itself, handed over
 _LONG_S = 20.0  # a timed run that took longer is not repeated
 _LEVELS = 1.35  # all stored bytes over those at 2.5 m: overviews add 0.32, the measured input 0.03; same scenes
 
@@ -77,16 +78,24 @@ class Estimate:
     thread_mib: float = 0.0  # more for each further thread of a unit
     unit_mib: float = 0.0  # more for each further unit that a worker computes at once
     at_once: int = 1  # units that a worker can compute at once
+    together: bool = False  # whether the workers are on one machine, where several may share a unit
 
     @property
     def processes(self) -> int:
         """Number of worker processes, each of which computes `at_once` units."""
-        return max(1, self.workers // self.at_once)
+        most = max(1, self.workers // self.at_once)
+        return max(1, min(most, self.units)) if self.together else most
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that compute the windows of a unit."""
+        return max(1, self.workers // (self.processes * self.at_once)) if self.together else 1
 
     @property
     def process_mib(self) -> float:
         """Expected peak of one worker process, in MiB."""
-        return self.worker_mib + (self.at_once - 1) * self.unit_mib
+        threads_mib = self.at_once * (self.threads - 1) * self.thread_mib
+        return self.worker_mib + (self.at_once - 1) * self.unit_mib + threads_mib
 
     def to_json(self) -> dict[str, Any]:
         """Return the estimate as a dictionary."""
@@ -117,7 +126,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
     pixels, memory = parts[0].pixels, memory_of(plan.system)
     at_once = units_at_once(spec_of(plan.system.name), device_name())
     batch = plan.batch if device_name() == "cpu" else 1  # a GPU has memory of its own for the others
-    thread_mib = max(_windows_mib(memory, part.of_pass, batch) for part in parts)
+    thread_mib = max(_windows_mib(memory, part.of_pass, plan.draws, batch) for part in parts)
     units_mib = [unit_mib(memory, p.held_px, p.of_pass, plan.draws, scenes, batch) for p in parts]
     if at_once > 1:
         units_mib = [one + (AHEAD - 1) * thread_mib for one in units_mib]
@@ -146,6 +155,7 @@ def estimate(plan: Plan, workers: int, *, timed: bool = True, together: bool = F
         thread_mib=round(thread_mib),
         unit_mib=round(max(units_mib)),
         at_once=at_once,
+        together=together,
     )
 
 
@@ -240,10 +250,18 @@ def _base_px(groups: Sequence[Group], cells: Sequence[int]) -> float:
     )
 
 
-def _windows_mib(memory: Memory, of_pass: Pass, batch: int) -> float:
-    """Return the memory in MiB that a batch of windows takes while it is computed."""
-    window_px = max((group.lattice.window_px for group in of_pass.groups), default=0)
-    return batch * window_px**2 * memory.floats_per_px * 4 / 2**20
+def _windows_mib(memory: Memory, of_pass: Pass, members: int, batch: int) -> float:
+    """Return the memory in MiB of the windows that one thread computes at once.
+
+    With several members these are also the running sums of their mean and spread (`superres.members`), and the spread
+    of a window that is done.
+    """
+    floats = 0.0
+    for group in of_pass.groups:
+        values = sum(len(output.bands) * (group.gsd_m / output.gsd_m) ** 2 for output in group.outputs)
+        more = _SUMS * values if members > 1 and group.varying else 0.0
+        floats = max(floats, group.lattice.window_px**2 * (memory.floats_per_px + more))
+    return batch * floats * 4 / 2**20
 
 
 def units_at_gpu(plan: Plan) -> int:
@@ -270,7 +288,7 @@ def unit_mib(memory: Memory, held_px: int, of_pass: Pass, members: int, scenes: 
     blended = sum(
         (len(output.bands) * (4 + 4 * (members > 1)) + 8) * (gsd_m / output.gsd_m) ** 2 for output in of_pass.outputs
     )
-    return held_px * (blended + read + 4 * handed) / 2**20 + _windows_mib(memory, of_pass, batch)
+    return held_px * (blended + read + 4 * handed) / 2**20 + _windows_mib(memory, of_pass, members, batch)
 
 
 class WindowTime(NamedTuple):

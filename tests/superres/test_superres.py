@@ -119,7 +119,7 @@ def test_clouds_get_interpolation_and_no_spread():
 
 
 def test_causes_depend_on_the_chunk_alone():
-    """Not on what is finished with it. Windows that cut a white roof see a cloud, and the next cause may be far away."""
+    """Not on what is finished with it. Windows that cut a white roof see a cloud; the next cause may be far away."""
     system, options = fake_system(lattice=SMALL), Options(seed=1, members=1)
     native = native_over(BASE, system)
     rows, cols = BASE.coarsen(4).slices(native.window.coarsen(4))
