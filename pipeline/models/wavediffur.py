@@ -54,6 +54,8 @@ Choices where the paper is silent or contradicts itself
     the coefficients that its input determines. One of x4 is a step of two levels.
 15. The diffusion preserves variance, with linear betas (`process` "vp"). With "ir-sde" it is the mean-reverting
     equation of the paper's reference 31, from the truth to the estimates; see `pipeline.models.wavelet_diffusion`.
+16. Details take no pixel below zero, or below its block's mean where that is negative: in blocks of 2 x 2 px where they
+    would, their share is smaller. The mean, which A holds, stays. The paper has no such limit, nor has `tau="literal"`.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ from torch import Tensor
 
 from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, load_into
 from pipeline.models.diffusion import MAX_STEPS, timesteps
-from pipeline.models.wavelet import from_details, padded_to_multiple, projected
+from pipeline.models.wavelet import from_details, not_below_zero, padded_to_multiple, projected
 from pipeline.models.wavelet_diffusion import alpha_bar_of, detail_sample, reverse_diffusion, towards
 from pipeline.models.wavelet_network import NORMALISATION, SMALL, MeanEstimate, WaveletNetwork
 
@@ -161,8 +163,8 @@ class WaveDiffUR:
         `noise(draw, channels, coarser)` returns standard normals (B, channels, 2H / coarser, 2W / coarser), independent
         for different draws. `measured` says that a sensor has blurred the image: the networks then undo the blur, and
         only means over `MEASURED_LOW_PASS_PX` of the image are kept. Else, with tau "exact" and low_pass_px 1, means of
-        2 x 2 px are the input for any weights. Raises ValueError for a draw of odd sides, and for a reference of
-        another size.
+        2 x 2 px are the input for any weights. Unless tau is "literal", details take no pixel below zero
+        (`not_below_zero`). Raises ValueError for a draw of odd sides, and for a reference of another size.
         """
         options, (height, width) = options or self.options, image.shape[-2:]
         options = replace(options, low_pass_px=MEASURED_LOW_PASS_PX) if measured else options
@@ -178,7 +180,9 @@ class WaveDiffUR:
             low, details = self._draw(estimate, noise, options)
             details = details + self._detail_noise(image, reference, noise, options, measured)
         low = projected(low, estimate.target, options.low_pass_px)
-        return from_details(low, details)[..., : 2 * height, : 2 * width]
+        fine = from_details(low, details)
+        fine = fine if options.tau == "literal" else not_below_zero(fine, low / 2)
+        return fine[..., : 2 * height, : 2 * width]
 
     def _draw(self, estimate: MeanEstimate, noise: Noise, options: LevelOptions) -> tuple[Tensor, Tensor]:
         """Return A and V, H, D drawn by reverse diffusion of their standardised residuals (eqs. 8 and 9)."""

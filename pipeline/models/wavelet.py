@@ -115,6 +115,25 @@ def consistent(fine: Tensor, coarse: Tensor) -> Tensor:
     return fine + replicated(coarse - block_means(fine, times), times)
 
 
+def not_below_zero(fine: Tensor, coarse: Tensor) -> Tensor:
+    """Return fine (..., kH, kW) with less detail in k x k blocks whose detail makes reflectance negative.
+
+    `coarse` (..., H, W) are the means of the blocks, as after `consistent`. Interpolation and networks overshoot beside
+    dark ground, where a spectrum then loses its direction, and the next level overshoots further. The detail of such a
+    block is multiplied by the share that takes its lowest pixel to zero, band by band; a block whose mean is not
+    positive becomes flat. Means stay, and so do pixels of all other blocks, bit by bit.
+    """
+    height, width = coarse.shape[-2:]
+    times = fine.shape[-1] // width
+    planes = fine.reshape(-1, 1, times * height, times * width)
+    lowest = -functional.max_pool2d(-planes, times).reshape(coarse.shape)
+    floor = coarse.clamp_max(0.0)
+    below = lowest < floor
+    share = torch.where(below, coarse.clamp_min(0.0) / (coarse - lowest), 1.0)
+    mean, kept, least, changed = (replicated(of, times) for of in (coarse, share, floor, below))
+    return torch.where(changed, torch.maximum(mean + kept * (fine - mean), least), fine)
+
+
 def twice(image: Tensor, mode: str = "bicubic") -> Tensor:
     """Interpolate (B, C, H, W) to (B, C, 2H, 2W), half-pixel centres, edges replicated, cubic with a = -0.75."""
     return functional.interpolate(image, scale_factor=2, mode=mode, align_corners=False)

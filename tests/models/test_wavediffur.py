@@ -84,7 +84,7 @@ def means(image, times):
 
 @pytest.mark.parametrize(("height", "width"), [(12, 16), (7, 9)])
 def test_an_untrained_level_is_bicubic_made_consistent(height, width):
-    image = reflectance(height, width, images=2)
+    image = 0.3 + reflectance(height, width, images=2)  # no detail takes it below zero
     up = twice(image)
     expected = up + (image - means(up, 2)).repeat_interleave(2, -1).repeat_interleave(2, -2)
     torch.testing.assert_close(untrained().level(image), expected)
@@ -103,6 +103,22 @@ def test_every_level_of_a_cascade_keeps_the_means_of_its_input(draws, trained):
         fine, scale = finer, 2 * scale
         torch.testing.assert_close(means(fine, scale), image, rtol=0, atol=1e-5)
     assert scale == 128
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_details_take_no_pixel_below_zero(draws):
+    image = reflectance(12, 16)
+    image[..., 8:] *= 0.002  # dark ground beside bright ground
+    noise = Noise(12, 16) if draws else None
+    network = scrambled()
+    estimate = network.estimate(image)
+    if not draws:
+        assert from_details(estimate.target, estimate.details).min() < -0.01
+    found = system_of(network).level(image, noise)
+    torch.testing.assert_close(means(found, 2), image, rtol=0, atol=1e-5)
+    assert found.min() > -1e-6
+    literal = system_of(network, tau="literal").level(image, noise)
+    assert literal.min() < -0.01
 
 
 def test_scrambled_weights_change_the_image_all_the_same():

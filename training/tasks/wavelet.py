@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.models.wavediffur import MEASURED_LOW_PASS_PX, SYSTEM, WaveDiffUR, wavediffur_bundle
-from pipeline.models.wavelet import from_details, haar, projected
+from pipeline.models.wavelet import from_details, haar, not_below_zero, projected
 from pipeline.models.wavelet_diffusion import PROCESSES
 from pipeline.models.wavelet_network import PAPER, SMALL, WaveletNetwork
 from training.degradation.degrade import Degradation
@@ -168,7 +168,8 @@ class WaveletLevel:
     def _above(self, lr: Tensor) -> Tensor:
         """Return what the level above gives (B, C, 2h, 2w): the mean estimate under the projection of a sensor's."""
         estimate = self.network.estimate(lr, measured=True)
-        return from_details(projected(estimate.low, estimate.target, MEASURED_LOW_PASS_PX), estimate.details)
+        low = projected(estimate.low, estimate.target, MEASURED_LOW_PASS_PX)
+        return not_below_zero(from_details(low, estimate.details), low / 2)
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> Measured:

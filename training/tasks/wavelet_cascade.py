@@ -10,7 +10,7 @@ import torch
 from pipeline.bands import RGB
 from pipeline.models.reference import fitted_bands
 from pipeline.models.wavediffur import MOST_SCALE, WaveDiffUR, levels_of
-from pipeline.models.wavelet import consistent, padded_to_multiple
+from pipeline.models.wavelet import consistent, not_below_zero, padded_to_multiple
 from pipeline.superres.spec import StageInput
 from pipeline.superres.system import load
 from pipeline.superres.systems.guided_fusion import NAME as FUSION
@@ -90,7 +90,7 @@ class SteppedCascade:
             wanted = member if member is not None or stage.regresses or not stage.stochastic else 0
             first = None if wanted is None else noise_of(pair, wanted, seed)
             fine = self._step(stage, number, image, first, state)
-            image = consistent(fine, image) if number == 0 and not measured else fine
+            image = not_below_zero(consistent(fine, image), image) if number == 0 and not measured else fine
             found.append(image)
         return found
 

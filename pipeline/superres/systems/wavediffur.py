@@ -179,20 +179,21 @@ class Cascade(Predictor):
     def predict(self, stage: Stage, given: StageInput) -> Tensor:
         """Return the reflectance of a batch of windows. Means over the pixels of a level's input are that input.
 
-        Only the measured level leaves this to the sensor's contract.
+        Only the measured level leaves this to the sensor's contract. No level adds reflectance below zero.
         """
         if stage.name == FUSION:
             return fused(self.fuser, stage, given)
         measured = stage.reads[0].gsd_m == MEASURED_GSD_M
         if self.own is not None:
             return self._own_level(stage, given, measured)
-        from pipeline.models.wavelet import consistent, twice
+        from pipeline.models.wavelet import consistent, not_below_zero, twice
 
         if self.step is None or self.other is None:
             image = given.images[IMAGE]
-            return _whole(stage, consistent(twice(image), image))
+            return _whole(stage, not_below_zero(consistent(twice(image), image), image))
         found = self.step.predict(self.other, given)
-        return found if measured else consistent(found, given.images[self.step.input])
+        image = given.images[self.step.input]
+        return found if measured else not_below_zero(consistent(found, image), image)
 
     def _own_level(self, stage: Stage, given: StageInput, measured: bool) -> Tensor:
         from dataclasses import replace

@@ -51,6 +51,16 @@ def test_a_network_is_made_consistent_but_for_the_measured_step(kind, lite):
     torch.testing.assert_close(baselines.box(last), first)
 
 
+def test_levels_of_interpolation_and_of_networks_do_not_undershoot_beside_dark_ground(lite):
+    pair = pair_of(MEANS)
+    pair.lr[..., 4:] = 0.001
+    assert Again(Named("bicubic"), 0, CPU).image(pair).min() < -0.005
+    for of in (Named("bicubic"), lite):
+        for image in CASCADES.over(of.name, of.files, 16, CPU).every_level(pair, measured=False):
+            assert image.min() > -1e-6
+            torch.testing.assert_close(baselines.box(image, image.shape[-1] // 8), pair.lr, rtol=0, atol=1e-6)
+
+
 def test_tables_name_systems_and_only_the_cascade_is_consistent(lite):
     said = []
     sections = backbone_sections(

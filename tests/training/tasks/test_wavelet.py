@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import UsageError
-from pipeline.models.wavelet import consistent, haar, twice
+from pipeline.models.wavelet import consistent, haar, not_below_zero, twice
 from training import registry
 from training.data.patches import Patch
 from training.data.rasters import Chip
@@ -165,7 +165,7 @@ def test_an_untrained_level_interpolates_and_keeps_means():
     task = task_of()
     task.network = type(task.network)(**TINY, bands=3).eval()
     pairs = task.pairs["x2 of means"]
-    scores = [score(consistent(twice(pair.lr), pair.lr), pair) for pair in pairs]
+    scores = [score(not_below_zero(consistent(twice(pair.lr), pair.lr), pair.lr), pair) for pair in pairs]
     expected = average(per_set_mean(pairs, scores)) - task.baseline["x2 of means"]
     assert task.validate(MEAN).values["gain x2 of means"] == pytest.approx(expected, abs=1e-3)
 
