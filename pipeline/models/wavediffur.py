@@ -54,8 +54,8 @@ Choices where the paper is silent or contradicts itself
     the coefficients that its input determines. One of x4 is a step of two levels.
 15. The diffusion preserves variance, with linear betas (`process` "vp"). With "ir-sde" it is the mean-reverting
     equation of the paper's reference 31, from the truth to the estimates; see `pipeline.models.wavelet_diffusion`.
-16. Details take no pixel below zero, or below its block's mean where that is negative: in blocks of 2 x 2 px where they
-    would, their share is smaller. The mean, which A holds, stays. The paper has no such limit, nor has `tau="literal"`.
+16. Details take no pixel below zero: in blocks of 2 x 2 px where they would, their share is smaller. The mean, which A
+    holds, stays; a block whose mean is negative stays as it is. The paper has no such limit, nor has `tau="literal"`.
 """
 
 from __future__ import annotations

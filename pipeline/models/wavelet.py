@@ -120,18 +120,17 @@ def not_below_zero(fine: Tensor, coarse: Tensor) -> Tensor:
 
     `coarse` (..., H, W) are the means of the blocks, as after `consistent`. Interpolation and networks overshoot beside
     dark ground, where a spectrum then loses its direction, and the next level overshoots further. The detail of such a
-    block is multiplied by the share that takes its lowest pixel to zero, band by band; a block whose mean is not
-    positive becomes flat. Means stay, and so do pixels of all other blocks, bit by bit.
+    block is multiplied by the share that takes its lowest pixel to zero, band by band. Means stay, and so do pixels of
+    all other blocks, bit by bit. So does a block whose mean is negative, which no share of its detail could mend.
     """
     height, width = coarse.shape[-2:]
     times = fine.shape[-1] // width
     planes = fine.reshape(-1, 1, times * height, times * width)
     lowest = -functional.max_pool2d(-planes, times).reshape(coarse.shape)
-    floor = coarse.clamp_max(0.0)
-    below = lowest < floor
-    share = torch.where(below, coarse.clamp_min(0.0) / (coarse - lowest), 1.0)
-    mean, kept, least, changed = (replicated(of, times) for of in (coarse, share, floor, below))
-    return torch.where(changed, torch.maximum(mean + kept * (fine - mean), least), fine)
+    below = (lowest < 0) & (coarse >= 0)
+    share = torch.where(below, coarse / (coarse - lowest), 1.0)
+    mean, kept, changed = (replicated(of, times) for of in (coarse, share, below))
+    return torch.where(changed, (mean + kept * (fine - mean)).clamp_min(0.0), fine)
 
 
 def twice(image: Tensor, mode: str = "bicubic") -> Tensor:
