@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.planning.store_template import template_of
 from pipeline.running.stac_publish import write_item
 from pipeline.store import layout, template
-from pipeline.store.place import LocalPlace
+from pipeline.store.memory import MemoryPlace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,11 +33,9 @@ def write_template(plan: Plan, store: Where) -> None:
 
 def expected_files(plan: Plan, facts: Mapping[str, Any] | None = None, status: str = "") -> dict[str, bytes]:
     """Return {key: content} of a store after `prepare`, or, with `facts`, as published with this status."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = LocalPlace(Path(folder))
-        write_template(plan, place)
-        if facts is not None:
-            layout.finish(place, groups_of(plan), facts, status)
-            write_item(plan, place)
-        files = (path for path in sorted(place.path.rglob("*")) if path.is_file())
-        return {path.relative_to(place.path).as_posix(): path.read_bytes() for path in files}
+    place = MemoryPlace()
+    write_template(plan, place)
+    if facts is not None:
+        layout.finish(place, groups_of(plan), facts, status)
+        write_item(plan, place)
+    return place.contents()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,7 +22,7 @@ from pipeline.errors import PipelineError, StorageError, StoreUnreachable, Usage
 from pipeline.store.keys import LEASES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from obstore.store import ObjectStore as Client
     from zarr.abc.store import Store
@@ -158,6 +159,11 @@ class ObjectPlace:
 
         with self.writing():
             obstore.put(self._client, key, content, use_multipart=False)
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Write objects concurrently."""
+        with ThreadPoolExecutor(self.hands) as pool:
+            list(pool.map(self.write, files, files.values()))
 
     def create(self, key: str, content: bytes) -> bool:
         """Create one object by a conditional PUT.

@@ -24,7 +24,7 @@ from pipeline.store.files import write_atomic as write_atomic
 from pipeline.store.keys import RUN_FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from zarr.abc.store import Store
@@ -95,6 +95,10 @@ class Place(Protocol):
 
     def write(self, key: str, content: bytes) -> None:
         """Write a file atomically."""
+        ...
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Write files of a store that has not begun, and begins anew after a crash: none has to reach the disk yet."""
         ...
 
     def create(self, key: str, content: bytes) -> bool:
@@ -260,6 +264,17 @@ class LocalPlace:
         except StorageError:
             self._require()  # the folder is missing if another run is recreating the store
             raise
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Write temporary files and rename them, without fsync."""
+        with self.writing():
+            for key, content in files.items():
+                self._require()
+                path = self.path / key
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = partial_path(path)
+                partial.write_bytes(content)
+                partial.replace(path)
 
     def create(self, key: str, content: bytes) -> bool:
         """Write a temporary file, then hard-link it to the name, which fails if that exists."""

@@ -6,10 +6,7 @@ GeoZarr (`proj:`, `spatial:`, `multiscales`).
 
 from __future__ import annotations
 
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +15,7 @@ from pipeline.bands import BY_NAME, LABELS, NODATA_DN, NODATA_SPREAD, RADIOMETRY
 from pipeline.store import extras, gdal_names, levels, uncertainty
 from pipeline.store.array_attributes import array_attributes
 from pipeline.store.layout import STATUS_INCOMPLETE
+from pipeline.store.memory import MemoryPlace
 from pipeline.store.place import place_of
 
 if TYPE_CHECKING:
@@ -142,33 +140,22 @@ def create(store: Where, group: str, template: Template) -> None:
     """
     import zarr
 
-    place = place_of(store)
+    place, root = place_of(store), f"{group}/zarr.json".lstrip("/")
+    files = {key: content for key, content in _files(group, template).items() if key != root}
     with place.writing():
         # no `overwrite`: it would delete the lease and everything else there
-        root = zarr.create_group(store=place.zarr_store(group), attributes=_attributes(template), zarr_format=3)
-        if place.hands == 1:
-            _fill_all(root, template)
-    if place.hands == 1:
-        for key, content in _sidecars(group, template).items():
-            place.write(key, content)
-        return
-    write_metadata(place, group, template)
+        zarr.create_group(store=place.zarr_store(group), attributes=_attributes(template), zarr_format=3)
+    place.write_all({**files, **_sidecars(group, template)})
 
 
-def write_metadata(store: Where, group: str, template: Template) -> None:
-    """Overwrite the files that `create` makes, concurrently; chunks stay. Raises StorageError."""
+def _files(group: str, template: Template) -> dict[str, bytes]:
+    """Return {key in the store: content} of metadata and coordinates of one zone."""
     import zarr
 
-    place, prefix = place_of(store), f"{group}/" if group else ""
-    with tempfile.TemporaryDirectory() as folder:
-        _fill_all(zarr.create_group(store=folder, attributes=_attributes(template), zarr_format=3), template)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        keys = [prefix + path.relative_to(folder).as_posix() for path in files]
-        contents = [path.read_bytes() for path in files]
-    sidecars = _sidecars(group, template)
-    keys, contents = [*keys, *sidecars], [*contents, *sidecars.values()]
-    with ThreadPoolExecutor(place.hands) as pool:
-        list(pool.map(place.write, keys, contents))
+    place = MemoryPlace()
+    store = place.zarr_store(group)
+    _fill_all(zarr.create_group(store=store, attributes=_attributes(template), zarr_format=3), template)
+    return place.contents()
 
 
 def _sidecars(group: str, template: Template) -> dict[str, bytes]:
