@@ -39,9 +39,17 @@ def place(request, tmp_path):
 
 
 @pytest.fixture
-def short(monkeypatch):
-    """Leases that lapse after 1.5 s: object stores date to the second."""
-    monkeypatch.setenv(leases.LAPSE_ENV, "1.5")
+def dated_s(place):
+    """How much too old a file may look: object stores date to the second."""
+    return 0.0 if isinstance(place, LocalPlace) else 1.0
+
+
+@pytest.fixture
+def short(dated_s, monkeypatch):
+    """Leases that lapse half a second after what may look older than it is; returns the seconds."""
+    lapse_s = dated_s + 0.5
+    monkeypatch.setenv(leases.LAPSE_ENV, str(lapse_s))
+    return lapse_s
 
 
 def elsewhere(place, *, lapse_s=75.0, key=KEY):
@@ -91,8 +99,8 @@ def test_parts_live_side_by_side_and_a_whole_run_beside_none(place):
 
 def test_a_run_elsewhere_that_shows_life_is_left_alone(place, short):
     """It is waited for, and the next sign of life ends the waiting."""
-    other, said = elsewhere(place, lapse_s=30.0), []
-    beat = threading.Timer(1.2, lambda: place.write(leases._beat(other), b"2"))
+    other, said = elsewhere(place, lapse_s=8.0), []  # looked at every 0.8 s
+    beat = threading.Timer(0.4, lambda: place.write(leases._beat(other), b"2"))
     beat.start()
     with pytest.raises(StoreHeld, match="process 1 on elsewhere"), lease(place, say=said.append):
         pass
@@ -106,7 +114,7 @@ def test_a_run_elsewhere_that_shows_life_is_left_alone(place, short):
 def test_a_lapsed_lease_of_another_machine_is_taken_over(place, short, monkeypatch, shard):
     if not isinstance(place, LocalPlace):  # this machine's clock does not count there
         monkeypatch.setattr(time, "time", lambda: 4e9)
-    elsewhere(place, lapse_s=1.5)
+    elsewhere(place, lapse_s=short)
     began = time.monotonic()
     with lease(place, shard) as held:
         assert 0.4 < time.monotonic() - began < 10
@@ -140,18 +148,18 @@ def test_equal_names_in_two_containers_are_two_runs(place, monkeypatch):
         pass
 
 
-def test_leases_of_versions_before_and_torn_ones_lapse_too(place, monkeypatch):
+def test_leases_of_versions_before_and_torn_ones_lapse_too(place, dated_s, monkeypatch):
     for content in (b'{"host": "elsewhere", "pid": 1, "owner": "o"}', b""):
         place.write(KEY, content)
-        monkeypatch.setattr(leases, "_OLD_LAPSE_S", 1.0)
+        monkeypatch.setattr(leases, "_OLD_LAPSE_S", max(0.3, dated_s))
         with lease(place) as held:
             held.require()
         assert place.names("_run") == []
 
 
-def test_a_silent_lease_lapses_despite_coarse_file_times(place, monkeypatch):
+def test_a_silent_lease_lapses_despite_coarse_file_times(place, dated_s, monkeypatch):
     """Ages are differences of two such dates: a tick too much before the wait, a tick too little after it."""
-    place.write(KEY, replace(this_process(1.0), host="elsewhere", machine="elsewhere").content())
+    place.write(KEY, replace(this_process(max(0.3, dated_s)), host="elsewhere", machine="elsewhere").content())
     exact, asked = leases._age_s, []
 
     def by_the_tick(*given):
@@ -174,12 +182,12 @@ def test_an_own_lease_not_given_back_is_not_waited_for(tmp_path):
         held.require()
 
 
-def test_it_is_renewed_and_a_late_renewal_cannot_undo_a_takeover(place, short, monkeypatch):
+def test_it_is_renewed_and_a_late_renewal_cannot_undo_a_takeover(place, short, dated_s, monkeypatch):
     monkeypatch.setattr(leases.Lease, "keep", lambda self, done: None)  # as if the process were stopped
     with lease(place) as held:
-        time.sleep(2.6)
+        time.sleep(short + dated_s + 0.1)
         monkeypatch.undo()
-        monkeypatch.setenv(leases.LAPSE_ENV, "1.5")
+        monkeypatch.setenv(leases.LAPSE_ENV, str(short))
         with lease(place) as heir:  # this process lives, but its lease has lapsed
             for ask in (held.require, held.renew, lambda: held.place.write("x", b"")):
                 with pytest.raises(LeaseLost, match="lease was lost"):
@@ -193,7 +201,7 @@ def test_it_is_renewed_and_a_late_renewal_cannot_undo_a_takeover(place, short, m
 def test_a_holder_that_was_late_goes_on_when_nobody_came(place, short, monkeypatch):
     monkeypatch.setattr(leases.Lease, "keep", lambda self, done: None)
     with lease(place) as held:
-        time.sleep(2.0)
+        time.sleep(short)  # trusted for less
         held.place.write("x", b"mine")
         held.require()
     assert place.read("x") == b"mine"
@@ -211,7 +219,7 @@ def test_a_deleted_lease_is_lost_at_the_next_renewal(place):
 
 def test_of_many_who_take_a_lapsed_lease_over_one_gets_it(place, short):
     """Threads stand for processes; all of them see the same lapsed lease."""
-    elsewhere(place, lapse_s=1.5)
+    elsewhere(place, lapse_s=short)
     inside, most, won, lock, done = [0], [0], [], threading.Lock(), threading.Event()
 
     def contend(number):
@@ -221,7 +229,7 @@ def test_of_many_who_take_a_lapsed_lease_over_one_gets_it(place, short):
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
                     won.append(number)
-                done.wait(1.0)
+                done.wait(short / 2)
                 held.require()
                 with lock:
                     inside[0] -= 1

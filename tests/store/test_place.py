@@ -259,6 +259,7 @@ class TestFaults:
     def test_missing_credentials_are_said_at_once(self, server, far, monkeypatch):
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
+        monkeypatch.setenv("SEN2FINE_STORE_PATIENCE_S", "0.2")
         monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
         with pytest.raises(StorageError, match="AWS_SECRET_ACCESS_KEY") as caught:
             far.read("a")
