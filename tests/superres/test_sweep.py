@@ -1,6 +1,7 @@
 """An area in strips, by any number of threads, has the pixels of the whole, and computes no window twice."""
 
 import threading
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tests.superres.fakes import CPU, FUSION_BUNDLE, Noisy, fake_system, fusion_
 from tests.superres.test_superres import SMALL, native_over
 
 AREA = Window(-79_992, 12_000, 288, 192)
+PART, STRIPS = Window(AREA.row, AREA.col, 192, 144), Window(AREA.row, AREA.col, 192, 96)
 HOLE = (slice(None), slice(20, 60), slice(0, 30))  # at 10 m: whole windows without data
 
 
@@ -59,17 +61,32 @@ def two_lattices(couple=0.3):
     return System("two", (resolve, fusion), Noisy(couple=couple), {}, CPU)
 
 
+def one_lattice():
+    return fake_system(0.4, SMALL)
+
+
+TWO_DRAWS = Options(seed=5, members=2)
+
+
+@cache
+def whole_of(make, area, holed=False):
+    """The rasters over an area, and its layers computed as a whole by two draws; for reading only."""
+    system = make()
+    native = native_over(area, system)
+    if holed:
+        native.dn[10][HOLE] = 0
+    return native, super_resolve(native, area, system, BAND_NAMES, TWO_DRAWS)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("make", [lambda: fake_system(0.4, SMALL), two_lattices])
+@pytest.mark.parametrize("make", [one_lattice, two_lattices])
 def test_strips_equal_the_whole(make, threads):
-    system, options = make(), Options(seed=5, members=2)
-    native = native_over(AREA, system)
-    native.dn[10][HOLE] = 0
-    chunks = chunks_of(AREA, 48)
-    whole = super_resolve(native, AREA, system, BAND_NAMES, options)
-    parts, windows = in_strips(AREA, system, options, native, chunks, threads)
+    system, options = make(), TWO_DRAWS
+    native, whole = whole_of(make, PART, holed=True)
+    chunks = chunks_of(PART, 48)
+    parts, windows = in_strips(PART, system, options, native, chunks, threads)
     for chunk, part in parts.items():
-        cut = chunk.slices(AREA)
+        cut = chunk.slices(PART)
         assert np.array_equal(part.dn, whole.dn[(slice(None), *cut)])
         assert np.array_equal(part.spread, whole.spread[(slice(None), *cut)])
         assert np.array_equal(part.quality, whole.quality[cut])
@@ -84,19 +101,18 @@ def test_no_window_is_computed_twice_where_chunks_are_left_out():
     assert windows == windows_needed(system, options, chunks)
 
 
-@pytest.mark.parametrize("make", [lambda: fake_system(0.4, SMALL), two_lattices])
+@pytest.mark.parametrize("make", [one_lattice, two_lattices])
 @pytest.mark.parametrize("lower", [0, 24, 48, 72])
 def test_blocks_of_strips_equal_the_whole(make, lower):
     """A strip may begin above the first block of it that is computed, and so above what earlier ones kept for it."""
-    system, options = make(), Options(seed=5, members=2)
-    native = native_over(AREA, system)
-    strips = [Window(AREA.row + row, AREA.col, 96, 96) for row in (0, 96)]
-    blocks = [Window(strips[0].row + 48, AREA.col + 24, 24, 24), Window(strips[1].row + lower, AREA.col + 48, 24, 24)]
-    whole = super_resolve(native, AREA, system, BAND_NAMES, options)
+    system, options = make(), TWO_DRAWS
+    native, whole = whole_of(make, STRIPS)
+    strips = [Window(STRIPS.row + row, STRIPS.col, 96, 96) for row in (0, 96)]
+    blocks = [Window(strips[0].row + 48, STRIPS.col + 24, 24, 24), Window(strips[1].row + lower, STRIPS.col + 48, 24, 24)]
     with Sweep() as sweep:
         for strip, block, sweep.then in zip(strips, blocks, ([blocks[1]], []), strict=True):
             part = blend(native, strip, system, BAND_NAMES, options, wanted=[block], sweep=sweep).finish(strip)
-            inside, there = block.slices(strip), block.slices(AREA)
+            inside, there = block.slices(strip), block.slices(STRIPS)
             assert np.array_equal(part.dn[(slice(None), *inside)], whole.dn[(slice(None), *there)])
             assert np.array_equal(part.spread[(slice(None), *inside)], whole.spread[(slice(None), *there)])
             assert np.array_equal(part.quality[inside], whole.quality[there])
