@@ -6,6 +6,8 @@ import itertools
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -90,14 +92,41 @@ ALLOWED = {
 COMMANDS = {"run", "check", "index", "view", "submit", "export"}
 
 
-def imported(path: Path) -> set[str]:
-    found = set()
+@dataclass(frozen=True)
+class Module:
+    """What the tests ask of a module's code."""
+
+    imports: frozenset[str]  # of the project
+    texts: frozenset[str]  # constants
+    started: tuple[str | None, ...]  # modules that it starts as processes; None if the name is no constant
+
+
+@cache
+def module(path: Path) -> Module:
+    """Read a module once for all tests."""
+    imports, texts, started = set(), set(), []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return {name for name in found if name.split(".")[0] in ("pipeline", "training")}
+            imports |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.add(node.value)
+        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in ("command", "start.command"):
+            started.append(constant(node.args[0]))
+        elif isinstance(node, ast.List | ast.Tuple):
+            words = [constant(item) for item in node.elts]
+            started += [name for flag, name in itertools.pairwise(words) if flag == "-m"]
+    ours = {name for name in imports if name.split(".")[0] in ("pipeline", "training")}
+    return Module(frozenset(ours), frozenset(texts), tuple(started))
+
+
+def constant(node):
+    return node.value if isinstance(node, ast.Constant) else None
+
+
+def imported(path: Path) -> frozenset[str]:
+    return module(path).imports
 
 
 @pytest.mark.parametrize("room", ALLOWED)
@@ -130,15 +159,7 @@ def test_no_command_starts_another_as_a_process():
     """An arrow that imports do not show. Text for users, such as "python -m pipeline.run", is one string."""
     started = {}
     for path in (ROOT / "pipeline").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("command", "start.command") and node.args:
-                first = node.args[0]
-                started[first.value if isinstance(first, ast.Constant) else None] = path.relative_to(ROOT).as_posix()
-            if isinstance(node, ast.List | ast.Tuple):
-                words = [item.value if isinstance(item, ast.Constant) else None for item in node.elts]
-                for flag, module in itertools.pairwise(words):
-                    if flag == "-m":
-                        started[module] = path.relative_to(ROOT).as_posix()
+        started |= dict.fromkeys(module(path).started, path.relative_to(ROOT).as_posix())
     assert "pipeline.archive.read.gateway_server" in started
     assert not {f"pipeline.{command}" for command in COMMANDS} & started.keys(), started
 
@@ -168,9 +189,8 @@ def test_one_module_knows_where_a_store_keeps_its_plan():
     """All others ask it, also those that only quote the plan."""
     spelled = set()
     for path in (ROOT / "pipeline").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and str(node.value).endswith("/plan.json"):
-                spelled.add(path.relative_to(ROOT).as_posix())
+        if any(text.endswith("/plan.json") for text in module(path).texts):
+            spelled.add(path.relative_to(ROOT).as_posix())
     assert spelled == {"pipeline/store/keys.py"}
 
 
@@ -198,10 +218,8 @@ def test_only_systems_and_their_networks_know_systems_by_name():
     for path in (ROOT / "pipeline").rglob("*.py"):
         if own & {*path.parents}:
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found = names & {*re.findall(r"[\w-]+", node.value)}
-                assert not found, f"{path.relative_to(ROOT)} names {', '.join(found)}"
+        found = names & {word for text in module(path).texts for word in re.findall(r"[\w-]+", text)}
+        assert not found, f"{path.relative_to(ROOT)} names {', '.join(found)}"
 
 
 def test_only_tasks_know_systems_and_their_networks_in_training():

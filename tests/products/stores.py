@@ -27,7 +27,7 @@ def make_store(folder: Path, **changes) -> Path:
 
 @cache
 def _made(changes: tuple[tuple[str, object], ...]) -> Path:
-    """A store with these settings, run once in this process."""
+    """A store with these settings, in one unit unless they say otherwise, run once in this process."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     scenes = [
@@ -38,7 +38,7 @@ def _made(changes: tuple[tuple[str, object], ...]) -> Path:
     left, top = LEFT + 240, TOP - 240
     aoi = write_aoi(folder / "lake_shore.geojson", box(left + 1, top - SIDE_M + 1, left + SIDE_M - 1, top - 1))
     store = folder / "lake_shore.zarr"
-    run(config_for(index, **dict(changes)), aoi, store)
+    run(config_for(index, **{"unit_chunks": 4, **dict(changes)}), aoi, store)
     return store
 
 
