@@ -77,9 +77,10 @@ def test_run_commands_are_understood(command):
         run_command.config_of(arguments)
 
 
-@pytest.mark.parametrize(
-    "module", sorted({c.split()[2] for page in PAGES for c in commands(page) if "pytest" not in c})
-)
+MODULES = sorted({c.split()[2] for page in PAGES for c in commands(page) if "pytest" not in c})
+
+
+@pytest.mark.parametrize("module", MODULES)
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 def test_every_command_named_has_help(module, monkeypatch, capsys):
     """As `python -m` runs it, but in this process, which has imported its libraries already."""
@@ -88,6 +89,13 @@ def test_every_command_named_has_help(module, monkeypatch, capsys):
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert caught.value.code in (0, None)
     assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_command_named_starts_as_a_process():
+    for module in MODULES:
+        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, "usage" in done.stdout) == (0, True), f"{module}: {done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)

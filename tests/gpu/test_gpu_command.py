@@ -1,13 +1,12 @@
 """The command for a GPU, on the CPU: that it works on the day, and that it notices what does not hold."""
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY
 from tests.gpu import __main__ as command
 from tests.gpu import checks
 from tests.gpu.bench import BROKEN, HOLDS
@@ -19,13 +18,15 @@ def rows_of(path, *words):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_in_one_line():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.startswith("no GPU: ")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
+def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tests.gpu"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("tests.gpu", run_name="__main__", alter_sys=True)
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (3, "")
+    assert err.startswith("no GPU: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -108,7 +108,10 @@ def test_blocks_of_strips_equal_the_whole(make, lower):
     system, options = make(), TWO_DRAWS
     native, whole = whole_of(make, STRIPS)
     strips = [Window(STRIPS.row + row, STRIPS.col, 96, 96) for row in (0, 96)]
-    blocks = [Window(strips[0].row + 48, STRIPS.col + 24, 24, 24), Window(strips[1].row + lower, STRIPS.col + 48, 24, 24)]
+    blocks = [
+        Window(strips[0].row + 48, STRIPS.col + 24, 24, 24),
+        Window(strips[1].row + lower, STRIPS.col + 48, 24, 24),
+    ]
     with Sweep() as sweep:
         for strip, block, sweep.then in zip(strips, blocks, ([blocks[1]], []), strict=True):
             part = blend(native, strip, system, BAND_NAMES, options, wanted=[block], sweep=sweep).finish(strip)
