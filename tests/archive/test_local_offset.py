@@ -164,7 +164,7 @@ def test_xml_and_folder_name_that_disagree_are_refused(tmp_path):
 # --- overviews that mix ground with nodata
 
 
-def sliver(tmp_path, how, *, width=12, side_m=12000, offset_dn=-1000):
+def sliver(tmp_path, how, *, width=12, side_m=6000, offset_dn=-1000):
     """A scene with +1000 in its pixels that is nodata but for slivers of `width` pixels, or specks of nodata."""
     made = make_scene(
         tmp_path, scene_id=PRODUCT, size_m=side_m, offset_dn=offset_dn, bands=("B02", "B03", "B04", "B12"), scl=False

@@ -19,7 +19,7 @@ from pipeline.superres.systems.guided_fusion import NATIVE
 from tests.superres.fakes import Noisy, fake_system, plain_system
 
 SMALL = Lattice(144, 96, 24, 12)
-BASE = Window(-79_992, 12_000, 216, 240)
+BASE = Window(-79_992, 12_000, 144, 192)
 
 
 def world(window, seed=3):
@@ -61,7 +61,7 @@ def test_parts_equal_the_whole_for_networks_of_global_reach(couple, consistency)
     system = fake_system(couple, SMALL)
     options = Options(seed=5, members=2, consistency=consistency)
     whole = run(BASE, system, options)
-    for part in (Window(BASE.row, BASE.col, 96, 120), Window(BASE.row + 96, BASE.col + 120, 120, 120)):
+    for part in (Window(BASE.row, BASE.col, 72, 96), Window(BASE.row + 48, BASE.col + 96, 96, 96)):
         piece = run(part, system, options)
         cut = part.slices(BASE)
         assert np.array_equal(piece.dn, whole.dn[(slice(None), *cut)])

@@ -79,7 +79,7 @@ def run(system, order=BAND_NAMES, options=None, window=BASE, native=None, **more
 def test_parts_equal_the_whole(system, consistency):
     options = Options(seed=3, members=2, consistency=consistency)
     whole = run(system, options=options)
-    for part in (Window(BASE.row, BASE.col, 96, 120), Window(BASE.row + 96, BASE.col + 120, 120, 120)):
+    for part in (Window(BASE.row, BASE.col, 72, 96), Window(BASE.row + 48, BASE.col + 96, 96, 96)):
         piece, cut = run(system, options=options, window=part), part.slices(BASE)
         assert np.array_equal(piece.dn, whole.dn[(slice(None), *cut)])
         assert np.array_equal(piece.quality, whole.quality[cut])
