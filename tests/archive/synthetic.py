@@ -5,6 +5,7 @@ Ground truth is a function of absolute position, so neighbouring scenes and all 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.archive.stac.index_file import write_index
 from pipeline.bands import BAND_NAMES, BY_NAME, SCL
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 # Mean reflectance in DN (no offset) and weight of three latent fields per band: roughly soil, vegetation, brightness.
 _SPECTRA = {
@@ -24,6 +25,9 @@ _SPECTRA = {
     "B07": (2450, 60, 700, 360), "B08": (2600, 70, 760, 420), "B8A": (2750, 80, 740, 380),
     "B09": (2800, 60, 650, 300), "B11": (2150, 520, -160, 420), "B12": (1400, 520, -330, 380),
 }  # fmt: skip
+
+_WRITTEN: dict[tuple[object, ...], dict[str, bytes]] = {}  # files of small scenes that this process has made before
+_KEPT_M2 = 1800**2
 
 
 def coordinate_dn(band: str, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -64,20 +68,20 @@ def make_scene(
     place = folder / scene_id
     place.mkdir(parents=True, exist_ok=True)
     rasters = tuple(Raster(g, left_m, top_m, height_m // g, width_m // g) for g in (10, 20, 60))
-    by_gsd = {raster.gsd_m: raster for raster in rasters}
-    fields = _latent_fields(by_gsd[10], seed) if kind == "land" else None
-    cloud = _cloud_mask(by_gsd[20], seed, cloud_fraction)
-    classes = np.where(cloud, 9, 4).astype(np.uint8) if isinstance(scl, bool) else scl.astype(np.uint8)
-    hrefs = {}
-    for band in bands:
-        raster = by_gsd[BY_NAME[band].gsd_m]
-        dn = _land(band, fields, cloud, raster.gsd_m) if fields is not None else _coordinates(band, raster)
-        stored = np.clip(dn - offset_dn, 1, 65535).astype(np.uint16)
-        stored[:, : -(-nodata_left_m // raster.gsd_m)] = 0
-        hrefs[band] = write_band(place / f"{scene_id}_{band}.tif", stored, raster, epsg, compress)
-    if not isinstance(scl, bool) or scl:
-        classes[:, : -(-nodata_left_m // 20)] = 0
-        hrefs[SCL] = write_band(place / f"{scene_id}_{SCL}.tif", classes, by_gsd[20], epsg, compress)
+    classes = scl if isinstance(scl, bool) else (scl.shape, scl.astype(np.uint8).tobytes())
+    pixels = (rasters, epsg, seed, offset_dn, classes, kind, tuple(bands), cloud_fraction, nodata_left_m, compress)
+    if pixels in _WRITTEN:
+        hrefs = {name: str(place / f"{scene_id}_{name}.tif") for name in _WRITTEN[pixels]}
+        for name, href in hrefs.items():
+            Path(href).write_bytes(_WRITTEN[pixels][name])
+    else:
+        images = _images(rasters, seed, offset_dn, scl, kind, bands, cloud_fraction, nodata_left_m)
+        hrefs = {
+            name: write_band(place / f"{scene_id}_{name}.tif", stored, raster, epsg, compress)
+            for name, stored, raster in images
+        }
+        if height_m * width_m <= _KEPT_M2:
+            _WRITTEN[pixels] = {name: Path(href).read_bytes() for name, href in hrefs.items()}
     right_m, bottom_m = left_m + width_m, top_m - height_m
     return Scene(
         id=scene_id,
@@ -90,6 +94,32 @@ def make_scene(
         offset=OffsetDecision(offset_dn, "synthetic"),
         cloud_pct=cloud_pct if cloud_pct is not None else 100 * cloud_fraction,
     )
+
+
+def _images(
+    rasters: tuple[Raster, ...],
+    seed: int,
+    offset_dn: int,
+    scl: bool | np.ndarray,
+    kind: str,
+    bands: tuple[str, ...],
+    cloud_fraction: float,
+    nodata_left_m: int,
+) -> Iterator[tuple[str, np.ndarray, Raster]]:
+    """Yield (name, values as stored, grid) of each file of a scene."""
+    by_gsd = {raster.gsd_m: raster for raster in rasters}
+    fields = _latent_fields(by_gsd[10], seed) if kind == "land" else None
+    cloud = _cloud_mask(by_gsd[20], seed, cloud_fraction)
+    for band in bands:
+        raster = by_gsd[BY_NAME[band].gsd_m]
+        dn = _land(band, fields, cloud, raster.gsd_m) if fields is not None else _coordinates(band, raster)
+        stored = np.clip(dn - offset_dn, 1, 65535).astype(np.uint16)
+        stored[:, : -(-nodata_left_m // raster.gsd_m)] = 0
+        yield band, stored, raster
+    if not isinstance(scl, bool) or scl:
+        classes = np.where(cloud, 9, 4).astype(np.uint8) if isinstance(scl, bool) else scl.astype(np.uint8)
+        classes[:, : -(-nodata_left_m // 20)] = 0
+        yield SCL, classes, by_gsd[20]
 
 
 def make_archive(folder: Path, scenes: tuple[Scene, ...] | list[Scene]) -> Path:

@@ -40,6 +40,7 @@ def finished(tmp_path_factory, archive, aoi, small_lite):
     return plan, summary, store
 
 
+@pytest.mark.slow
 def test_a_run_completes_with_all_bands_and_provenance(finished):
     plan, summary, store = finished
     assert layout.status(store) == layout.STATUS_COMPLETE

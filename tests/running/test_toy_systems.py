@@ -86,7 +86,9 @@ def drawn_map(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=CASES, scope="module")
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in FINER)) for name in CASES], scope="module"
+)
 def name(request):
     return request.param
 

@@ -44,7 +44,7 @@ def weights(tmp_path_factory):
     return ("--weights", str(folder / "wavediffur.safetensors"), "--weights", f"fusion={fusion}")
 
 
-@pytest.fixture(params=[2, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (4, 16))], scope="module")
+@pytest.fixture(params=[pytest.param(scale, marks=pytest.mark.slow) for scale in FINEST_M], scope="module")
 def scale(request):
     return request.param
 
