@@ -49,7 +49,7 @@ def here(tmp_path, monkeypatch):
 
 class TestLines:
     def test_one_line_for_each_unit_and_stage(self, words, capsys):
-        assert command.main([*words, "--out", "run.zarr"]) == 0
+        assert command.main([*words, "--out", "run.zarr", "--bands", "B02,B03,B04"]) == 0
         err = capsys.readouterr().err
         assert LOG_LINE.sub("", err) == ""
         said = err.splitlines()

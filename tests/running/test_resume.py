@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -254,10 +256,16 @@ def test_two_runs_of_one_store_do_not_meet(archive, aoi, tmp_path):
     assert not (store / RUN_FOLDER / "lease.json").exists()
 
 
-@pytest.mark.parametrize("damage", ["x/c/0", "band/c/0", "x/zarr.json", "spatial_ref/zarr.json"])
-def test_full_verification_covers_axes_and_metadata(archive, aoi, tmp_path, damage):
-    store = tmp_path / "axes.zarr"
+@pytest.fixture(scope="module")
+def sound(archive, aoi, tmp_path_factory):
+    store = tmp_path_factory.mktemp("sound") / "sound.zarr"
     run(config_for(archive, bands=BANDS, unit_chunks=5), aoi, store)
+    return store
+
+
+@pytest.mark.parametrize("damage", ["x/c/0", "band/c/0", "x/zarr.json", "spatial_ref/zarr.json"])
+def test_full_verification_covers_axes_and_metadata(sound, tmp_path, damage):
+    store = Path(shutil.copytree(sound, tmp_path / "axes.zarr"))
     assert examine(store, "full").exit_code == 0
     (store / damage).unlink()
     report = examine(store, "full")

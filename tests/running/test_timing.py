@@ -72,7 +72,7 @@ def test_a_summary_counts_processor_time_of_overviews_where_it_is_known(cpu_seco
 def test_timings_are_in_receipts_and_block_records(archive, aoi, tmp_path, clock, last):
     """Overviews are made by the unit that completes a block, after its receipt."""
     store = tmp_path / "a.zarr"
-    plan = make_plan(config_for(archive, unit_chunks=40 if last else 2), read_aoi(str(aoi)))
+    plan = make_plan(config_for(archive, unit_chunks=40 if last else 2, bands=("B04",)), read_aoi(str(aoi)))
     driver.prepare(plan, store)
     units = list(plan.units())
     assert (len(units) == 1) is last
@@ -88,7 +88,7 @@ def test_a_run_tells_the_seconds_of_all_overviews(archive, tmp_path):
     """Those of blocks, and those beyond them, which publication makes; also when all was found done."""
     small = write_aoi(tmp_path / "small.geojson", box(LEFT + 500, TOP - 740, LEFT + 740, TOP - 500))
     store = tmp_path / "a.zarr"
-    plan, summary = run(config_for(archive, chunk_px=24, unit_chunks=4), small, store)
+    plan, summary = run(config_for(archive, chunk_px=24, unit_chunks=4, bands=("B04",)), small, store)
     assert set(summary.stage_seconds) == {
         "start", "load", "read", "superres", "blend", "project", "write", "overviews"
     }  # fmt: skip
@@ -103,7 +103,7 @@ def test_a_run_tells_the_seconds_of_all_overviews(archive, tmp_path):
 def test_records_without_seconds_are_believed(archive, tmp_path):
     """Of stores that were made before records held any."""
     small = write_aoi(tmp_path / "small.geojson", box(LEFT + 500, TOP - 740, LEFT + 740, TOP - 500))
-    plan, _ = run(config_for(archive), small, tmp_path / "a.zarr")
+    plan, _ = run(config_for(archive, bands=("B04",)), small, tmp_path / "a.zarr")
     for path in (tmp_path / "a.zarr" / overview_records.FOLDER).iterdir():
         content = json.loads(path.read_text())
         del content["seconds"], content["checksum"]
