@@ -34,7 +34,8 @@ from tests.models.sgdm_small import write_guidance, write_prior, write_style
 from tests.models.small import write_lite
 from tests.running.conftest import LEFT, TOP, box, chunk_digests, values, write_aoi
 
-BANDS = "B02,B03,B04,B08,B11"  # bands of 60 m need much ground around
+BANDS = "B02,B03,B04,B08"  # where the sensor has to agree, bands of 20 and 60 m need much ground around
+STYLED = f"{BANDS},B11"
 HOUSE = shapely.box(LEFT + 760, TOP - 1010, LEFT + 840, TOP - 960)
 CONVERTED = "--out right-prior.safetensors, then --weights prior=right-prior.safetensors"
 ROAD = shapely.LineString([(LEFT + 600, TOP - 1200), (LEFT + 1100, TOP - 850)])
@@ -83,14 +84,15 @@ def area(archive, files, tmp_path_factory):
     corners = box(LEFT + 770, TOP - 1030, LEFT + 860, TOP - 970)
     aoi = str(write_aoi(tmp_path_factory.mktemp("aoi") / "region.geojson", corners))
     when = ("--start", "2024-01-01", "--end", "2024-12-31", "--max-cloud", "100")
-    chunks = ("--chunk-px", "24", "--unit-chunks", "5", "--cluster", "inline", "--estimate", "sample", "--bands", BANDS)
+    chunks = ("--chunk-px", "24", "--unit-chunks", "5", "--cluster", "inline", "--estimate", "sample")
     given = [word for role in ("sr", "fusion", "prior") for word in ("--weights", f"{role}={files[role]}")]
-    return ("--aoi", aoi, "--catalog", str(archive), "--sr", "sgdm", *when, *chunks, *given)
+    return ("--aoi", aoi, "--catalog", str(archive), "--sr", "sgdm", *when, *chunks, "--bands", STYLED, *given)
 
 
 @pytest.fixture(scope="module")
 def words(area, town, ortho):
-    return (*area, "--condition", f"map={town}", "--option", "style=image", "--condition", f"style={ortho}")
+    of_map = ("--condition", f"map={town}", "--option", "style=image", "--condition", f"style={ortho}")
+    return (*area, "--bands", BANDS, *of_map)
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +240,7 @@ def styles(area, town, files, tmp_path_factory):
 @pytest.mark.slow
 def test_drawn_styles_lie_along_a_dimension(styles, finished, tmp_path, capsys):
     assert check.main([str(styles), "--verify", "full"]) == 0
+    assert list(pipeline.open_store(styles).band.values) == STYLED.split(",")
     for gsd_m in (None, 1.25, 5):
         opened = pipeline.open_store(styles, gsd_m=gsd_m)
         assert opened.reflectance.dims == ("time", "style", "band", "y", "x")
