@@ -31,6 +31,7 @@ MORE = {  # what the README leaves to a user's data or patience
     "python -m training.train --preset lite-sr --data my_training.toml --out runs/a": IMAGES,
     "python -m training.evaluate": ("--per-set", "1", "--members", "2"),
     "python -m training.convert": tuple(map(str, GROUPS)),
+    "python -m pipeline.run --aoi region.geojson --sr difffusr": ("--bands", "B02,B03,B04,B08"),
 }
 
 
@@ -116,6 +117,7 @@ def test_parts(stand, capsys):
         assert code == 0, f"{line}\n{said}"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_training(stand, capsys, monkeypatch):
     own_imagery(stand, monkeypatch).rename(stand / "my_training.toml")
@@ -124,7 +126,8 @@ def test_training(stand, capsys, monkeypatch):
     for module, name, least in ((cost, "SIDE_60M_PX", 16), (phases, "SIDE_60M_PX", 16), (real, "PATCHES", 1)):
         monkeypatch.setattr(module, name, least)  # ground that tables of whole systems are made of
     monkeypatch.setattr(spec, "MEMBERS", 1)  # draws of a system without regression, which this takes minutes for
-    write_aoi(stand / "region.geojson", box(LEFT + 700, TOP - 1100, LEFT + 760, TOP - 1040))
+    # with all that these bands depend on in one window of 1.2 km, whose 20 steps take longest here
+    write_aoi(stand / "region.geojson", box(LEFT + 450, TOP - 990, LEFT + 510, TOP - 930))
     assert {line.split()[2] for line in lines} == {
         "training.train", "training.evaluate", "training.convert", "pipeline.run"
     }  # fmt: skip
