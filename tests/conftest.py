@@ -26,6 +26,7 @@ settings.load_profile("shared machines")
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "long" not in item.keywords)
     absent = {}
     if not DATA.is_dir():
         absent["shared_data"] = f"real imagery is not at {DATA}; set SEN2FINE_DATA"

@@ -4,7 +4,7 @@ import pytest
 
 from tests.faults import interleavings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize("words", [("--seed", "1"), ("--seed", "211", "--s3")])

@@ -13,6 +13,7 @@ def sound(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("fuzz"), chunk_px=192, bands=("B02", "B03", "B04", "B08"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_damage_to_any_file_is_noticed_and_mended_or_refused(sound):
     cases = damages(sound, flips=0, each=1)

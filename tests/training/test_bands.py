@@ -169,6 +169,7 @@ def wide(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bands_and_scale_are_settings_of_a_preset(shape, wide, tmp_path, capsys):
