@@ -80,15 +80,17 @@ def crossing(tmp_path_factory, archive, small_lite):
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["unit size", "workers", "order", "chunk size"])
 def test_chunks_never_show(crossing, archive, small_lite, tmp_path, monkeypatch, change):
+    """All bands where units or chunks are others; some, measured and fused, where the same units are computed."""
     place, store = crossing
-    changes, more = {"unit_chunks": 1}, {}
+    changes, more, bands = {"unit_chunks": 1}, {}, BAND_NAMES
     if change == "unit size":
         changes["unit_chunks"] = 5
     elif change == "chunk size":
         changes["chunk_px"] = 144
     elif change == "workers":
-        more = {"cluster": "local", "workers": 2}
+        more, bands = {"cluster": "local", "workers": 2}, ("B04", "B08", "B11")
     else:
+        bands = ("B04", "B08", "B11")
         original = driver.pending
 
         def shuffled(*args):
@@ -97,8 +99,10 @@ def test_chunks_never_show(crossing, archive, small_lite, tmp_path, monkeypatch,
             return todo, done
 
         monkeypatch.setattr(driver, "pending", shuffled)
-    run(config_for(archive, **small_lite, **changes), place, tmp_path / "other.zarr", **more)
-    for name in ("reflectance", "quality", "scl"):
+    run(config_for(archive, **small_lite, **changes, bands=bands), place, tmp_path / "other.zarr", **more)
+    expected = values(store)[:, [BAND_NAMES.index(band) for band in bands]]
+    assert np.array_equal(expected, values(tmp_path / "other.zarr"))
+    for name in ("quality", "scl"):
         assert np.array_equal(values(store, name), values(tmp_path / "other.zarr", name)), name
 
 
@@ -426,7 +430,8 @@ def test_scl_is_the_same_however_units_are_cut(tmp_path, wide_aoi):
         ),
     ]  # fmt: skip
     index = make_archive(tmp_path, scenes)
-    run(config_for(index, unit_chunks=1), wide_aoi, tmp_path / "small.zarr")
-    run(config_for(index, unit_chunks=9), wide_aoi, tmp_path / "large.zarr")
+    bands = ("B04", "B11")  # those of 60 m would need much more ground around each unit
+    run(config_for(index, unit_chunks=1, bands=bands), wide_aoi, tmp_path / "small.zarr")
+    run(config_for(index, unit_chunks=9, bands=bands), wide_aoi, tmp_path / "large.zarr")
     assert np.array_equal(values(tmp_path / "small.zarr", "scl"), values(tmp_path / "large.zarr", "scl"))
     assert np.array_equal(values(tmp_path / "small.zarr"), values(tmp_path / "large.zarr"))
