@@ -36,7 +36,8 @@ def server():
 def sound(archive, aoi, tmp_path_factory):
     """A run into a folder: {key: bytes} of all its files."""
     store = tmp_path_factory.mktemp("sound") / "sound.zarr"
-    run(config_for(archive, chunk_px=240, unit_chunks=1, bands=("B02", "B03", "B04")), aoi, store)
+    config = config_for(archive, chunk_px=240, unit_chunks=1, bands=("B02", "B03", "B04"), consistency="box")
+    run(config, aoi, store)
     files = {path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*") if path.is_file()}
     return files
 
@@ -69,7 +70,8 @@ def call(capsys):
 
 def words(archive, aoi, url, *more):
     return ("--aoi", aoi, "--catalog", archive, "--out", url, "--sr", "bicubic", "--chunk-px", "240", "--unit-chunks",
-            "1", "--max-cloud", "100", "--bands", "B02,B03,B04", "--cluster", "inline", *more)  # fmt: skip
+            "1", "--max-cloud", "100", "--bands", "B02,B03,B04", "--consistency", "box", "--cluster", "inline",
+            *more)  # fmt: skip
 
 
 def stored(server, url):
