@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from pipeline.superres.sweep import Sweep
 from pipeline.superres.system import load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -99,17 +99,45 @@ def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: St
     rolling = None if job.source_gsd_m else RollingRead(job)
     source = placed_on(_read_finished(job, plan, store), system.device) if rolling is None else None
     with Sweep(system.threads(threads_of_unit()), require_wanted) as sweep:
-        for i, strip in enumerate(job.strips):
-            of = f", strip {i + 1} of {len(job.strips)}" if len(job.strips) > 1 else ""
-            _doing(job.unit, "reading", of)
+
+        def begin(i: int) -> _Begun:
+            """Read the rasters of a strip. Strips begin one after another."""
+            strip = job.strips[i]
+            _doing(job.unit, "reading", _of(i, job))
             rasters = source if rolling is None else rolling.over(strip.read)
             assert rasters is not None
-            stages.lap("read")
-            _doing(job.unit, "super-resolving", of)
+            stages.lap("read", within=sweep.spent())
             sweep.then = [part for later in job.strips[i + 1 :] for part in later.parts]
-            _strip(strip, job, rasters, system, maps, sweep, work, stages)
+            return (
+                strip,
+                rasters,
+                superres.Begun(
+                    rasters,
+                    [strip.parts_of(block) for block in strip.blocks],
+                    system.queued(),
+                    job.order,
+                    job.options,
+                    job.state,
+                    job.unit.number,
+                    maps,
+                    sweep,
+                ),
+            )
+
+        begun = begin(0)
+        for i in range(len(job.strips)):
+            begin_next = partial(begin, i + 1) if i + 1 < len(job.strips) else lambda: None
+            _doing(job.unit, "super-resolving", _of(i, job))
+            begun = _strip(begun, begin_next, job, sweep, work, stages) or begun
         work.windows = sweep.windows
     return work.receipt(rolling)
+
+
+_Begun = tuple["Strip", "Rasters", superres.Begun]
+
+
+def _of(i: int, job: UnitJob) -> str:
+    return f", strip {i + 1} of {len(job.strips)}" if len(job.strips) > 1 else ""
 
 
 def _doing(unit: Unit, what: str, of: str = "") -> None:
@@ -118,37 +146,35 @@ def _doing(unit: Unit, what: str, of: str = "") -> None:
 
 
 def _strip(
-    strip: Strip,
+    begun: _Begun,
+    begin_next: Callable[[], _Begun | None],
     job: UnitJob,
-    rasters: Rasters,
-    system: System,
-    maps: ZoneMaps | None,
     sweep: Sweep,
     work: _Work,
     stages: Stages,
-) -> None:
-    """Compute and write one strip, block by block."""
-    blended = superres.in_blocks(
-        rasters,
-        [strip.parts_of(block) for block in strip.blocks],
-        system.queued(),
-        job.order,
-        job.options,
-        job.state,
-        job.unit.number,
-        maps,
-        sweep,
-    )
-    for chunks in strip.blocks:
+) -> _Begun | None:
+    """Compute and write one strip, block by block. Return the next strip, whose first windows are under way.
+
+    It begins before the last windows of this one are computed, so that threads have windows to compute while blocks are
+    finished and written.
+    """
+    strip, rasters, windows = begun
+    blended, following = windows.blocks(), None
+    for i, chunks in enumerate(strip.blocks):
+        if i + 1 == len(strip.blocks) and (following := begin_next()) is not None:
+            windows.follow(following[-1])
+            _doing(job.unit, "super-resolving")
         result = next(blended).finish(reduce(Window.union, chunks), chunks)
         stages.lap("project", within=sweep.spent())
         _doing(job.unit, "writing")
+        windows.ahead()
         work.write(chunks, result, rasters)
         stages.lap("write")
         _doing(job.unit, "super-resolving")
         del result  # while the windows of the next block are computed
     next(blended, None)
     stages.lap("superres", within=sweep.spent())
+    return following
 
 
 def _read_finished(job: UnitJob, plan: Plan, store: Place) -> FinishedRasters:

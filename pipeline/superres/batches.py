@@ -10,6 +10,7 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.errors import PipelineError
 from pipeline.superres.spec import StageInput
 from pipeline.superres.system import AHEAD, AT_ONCE
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from pipeline.superres.chain import Group
     from pipeline.superres.spec import Memory, NoiseSource, Stage
     from pipeline.superres.system import System
 
@@ -111,3 +113,29 @@ def batch_of(inputs: Sequence[StageInput], size: int) -> StageInput:
         valid=torch.cat([one.valid for one in filled]),
         noise=noise if sources else None,
     )
+
+
+def within_memory(compute: Callable[[], T], system: System, group: Group, size: int) -> T:
+    """Return the result of one batch. If GPU memory runs out, empty torch's cache and try once more.
+
+    The size of batches is fixed, since pixels would depend on another. Raises PipelineError if one does not fit.
+    """
+    import torch
+
+    try:
+        return compute()
+    except torch.OutOfMemoryError:
+        pass  # leave the handler first, which frees what the traceback holds
+    torch.cuda.empty_cache()
+    try:
+        return compute()
+    except torch.OutOfMemoryError as error:
+        side = group.lattice.window_px
+        windows = f"a window of {side} x {side} px" if size == 1 else f"a batch of {size} windows of {side} x {side} px"
+        found = f"{windows} of {system.name} does not fit into the memory of {system.device}"
+        smaller = "" if size == 1 else f"a new store with --batch {size // 2}, "
+        raise PipelineError(
+            f"{found} ({str(error).partition('. ')[0]})",
+            f"free memory for one {'window' if size == 1 else 'batch'}",
+            f"end other processes on that GPU, {smaller}use one worker per GPU, or another --sr",
+        ) from None

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from pipeline.grid.arrays import Array
     from pipeline.superres.chain import Group
+    from pipeline.superres.options import Options
+    from pipeline.superres.passes import Pass
     from pipeline.superres.windows import Made, WindowResult
 
 _WHOLE = 1 - 1e-3  # sum of blend weights that counts as 1 despite rounding
@@ -224,6 +226,28 @@ class Canvases:
         self.gsd_m = gsd_m
         self.by_gsd = {canvas.gsd_m: canvas for canvas in outputs}
         self.handed: dict[str, Handed] = {}  # by stage
+
+    @classmethod
+    def empty(cls, of: Pass, area: Window, options: Options, device: torch.device) -> Canvases:
+        """Return empty canvases of a pass over `area`, in its px, on a device."""
+        found = []
+        for output in of.outputs:
+            givers = {
+                i: one for i, one in enumerate(of.groups) if output.gsd_m in (given.gsd_m for given in one.outputs)
+            }
+            generating = tuple(i for i, group in givers.items() if group.stages)
+            found.append(
+                Canvas.over(
+                    output.gsd_m,
+                    at_gsd(area, of.gsd_m, output.gsd_m),
+                    output.bands,
+                    device,
+                    spread=options.members > 1 and any(group.varying for group in givers.values()),
+                    generated=bool(generating),
+                    generating=generating,
+                )
+            )
+        return cls(of.gsd_m, found)
 
     def drop(self, row: float, col: float = math.inf) -> None:
         """Drop what lies above `row` and left of `col` (px of the pass) of all outputs."""

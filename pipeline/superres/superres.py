@@ -13,14 +13,13 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import chain, islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pipeline.bands import TARGET_GSD_M
-from pipeline.errors import PipelineError
 from pipeline.grid.grid import Window
 from pipeline.grid.placed_rasters import placed_on
 from pipeline.superres import batches, classes
-from pipeline.superres.canvas import Canvas, Canvases, Handed, Tile, Weights
+from pipeline.superres.canvas import Canvases, Handed, Tile, Weights
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.layers import Layer, finished
 from pipeline.superres.noise_source import noise_source
@@ -29,10 +28,9 @@ from pipeline.superres.sweep import Sweep
 from pipeline.superres.windows import Draw, detail_of, run_window, window_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy as np
-    import torch
     from numpy.typing import NDArray
 
     from pipeline.grid.arrays import Array
@@ -42,13 +40,11 @@ if TYPE_CHECKING:
     from pipeline.superres.options import Options
     from pipeline.superres.passes import Pass
     from pipeline.superres.spec import NoiseSource, SceneState, Stage
-    from pipeline.superres.sweep import Cell, Due
+    from pipeline.superres.sweep import Cell, Due, Ordered
     from pipeline.superres.system import System
-    from pipeline.superres.windows import Maps, WindowInput, WindowResult
+    from pipeline.superres.windows import Made, Maps, WindowInput, WindowResult
 
     StateOf = Callable[[Window], SceneState | None]
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -155,6 +151,73 @@ def blend(
     return blended
 
 
+class Begun:
+    """A strip whose windows are about to be computed and blended. Arguments as for `super_resolve`.
+
+    Each block lists its wanted parts; blocks lie side by side, the leftmost first. Strips begin in their order, and one
+    may begin while the last block of the strip before is still to be finished.
+    """
+
+    def __init__(
+        self,
+        native: Rasters,
+        blocks: Sequence[Sequence[Window]],
+        system: System,
+        order: tuple[str, ...],
+        options: Options,
+        state_of: StateOf,
+        number: int,
+        maps: Maps | None,
+        sweep: Sweep,
+    ) -> None:
+        self._of, self._options, self._sweep = passes_of(system.stages, order)[number], options, sweep
+        of, self._before = self._of, sweep.windows
+        reach = of.reach_px(options)
+        self._padded = [[part.pad(reach) for part in block] for block in blocks]
+        parts, later = [part for block in self._padded for part in block], [part.pad(reach) for part in sweep.then]
+        if sweep.canvases is None:
+            sweep.canvases = Canvases.empty(of, reduce(Window.union, [*parts, *later]), options, system.device)
+        self._canvases, self._native = sweep.canvases, placed_on(native, system.device)
+        self._top_row = min(part.row for part in (*parts, *later))
+        self._later_row = min((part.row for part in later), default=math.inf)
+        self._due = sweep.due(of.groups, of.cells(parts), of.cells([*parts, *later]))
+        self._runs = [
+            _GroupRun(i, of, self._native, system, options, state_of, maps, self._canvases, sweep)
+            for i in range(len(self._due))
+        ]
+        self._fresh = [run.computed(one) for run, one in zip(self._runs, self._due, strict=True)]
+
+    def ahead(self) -> None:
+        """Let threads compute windows while something else is done."""
+        self._fresh[-1].ahead()
+
+    def follow(self, later: Begun) -> None:
+        """Go on with windows of a later strip where this one has no more: those of its first group, which read none."""
+        self._fresh[-1].then = later._fresh[0]
+
+    def blocks(self) -> Iterator[Blended]:
+        """Compute and blend the strip, and yield each block as soon as it is complete.
+
+        It has to be finished before the next one or the next strip is asked for: what only it needs is then dropped.
+        The strip is done at the end.
+        """
+        of, padded, cells = self._of, self._padded, self._due[-1].cells
+        self._canvases.drop(self._top_row)
+        runs = [run.run(*one) for run, *one in zip(self._runs, self._due, self._fresh, strict=True)]
+        for run in runs[:-1]:
+            deque(run, maxlen=0)
+        done = 0
+        for i, block in enumerate(padded):
+            needed = bisect_right(cells, max(of.cells(block)[-1]))
+            deque(islice(runs[-1], max(0, needed - done)), maxlen=0)
+            done = max(done, needed)
+            yield Blended(self._native, self._options, of, self._canvases, self._sweep, self._before)
+            left_col = min((part.col for rest in padded[i + 1 :] for part in rest), default=-math.inf)
+            self._canvases.drop(self._later_row, left_col)
+        deque(runs[-1], maxlen=0)
+        self._canvases.handed.clear()
+
+
 def in_blocks(
     native: Rasters,
     blocks: Sequence[Sequence[Window]],
@@ -166,54 +229,8 @@ def in_blocks(
     maps: Maps | None,
     sweep: Sweep,
 ) -> Iterator[Blended]:
-    """Compute and blend a strip, and yield each block as soon as it is complete. Arguments as for `super_resolve`.
-
-    Each block lists its wanted parts; blocks lie side by side, the leftmost first. It has to be finished before the
-    next one or the next strip is asked for: what only it needs is then dropped. The strip is done at the end.
-    """
-    of, before = passes_of(system.stages, order)[number], sweep.windows
-    reach = of.reach_px(options)
-    padded = [[part.pad(reach) for part in block] for block in blocks]
-    parts, later = [part for block in padded for part in block], [part.pad(reach) for part in sweep.then]
-    if sweep.canvases is None:
-        sweep.canvases = _empty(of, reduce(Window.union, [*parts, *later]), options, system.device)
-    canvases, native = sweep.canvases, placed_on(native, system.device)
-    canvases.drop(min(part.row for part in (*parts, *later)))
-    due = sweep.due(of.groups, of.cells(parts), of.cells([*parts, *later]))
-    runs = [
-        _GroupRun(i, of, native, system, options, state_of, maps, canvases, sweep).run(one) for i, one in enumerate(due)
-    ]
-    for run in runs[:-1]:
-        deque(run, maxlen=0)
-    top_row, done = min((part.row for part in later), default=math.inf), 0
-    for i, block in enumerate(padded):
-        needed = bisect_right(due[-1].cells, max(of.cells(block)[-1]))
-        deque(islice(runs[-1], max(0, needed - done)), maxlen=0)
-        done = max(done, needed)
-        yield Blended(native, options, of, canvases, sweep, before)
-        canvases.drop(top_row, min((part.col for rest in padded[i + 1 :] for part in rest), default=-math.inf))
-    deque(runs[-1], maxlen=0)
-    canvases.handed.clear()
-
-
-def _empty(of: Pass, area: Window, options: Options, device: torch.device) -> Canvases:
-    """Return empty canvases of a pass over `area`, in its px, on a device."""
-    found = []
-    for output in of.outputs:
-        givers = {i: one for i, one in enumerate(of.groups) if output.gsd_m in (given.gsd_m for given in one.outputs)}
-        generating = tuple(i for i, group in givers.items() if group.stages)
-        found.append(
-            Canvas.over(
-                output.gsd_m,
-                at_gsd(area, of.gsd_m, output.gsd_m),
-                output.bands,
-                device,
-                spread=options.members > 1 and any(group.varying for group in givers.values()),
-                generated=bool(generating),
-                generating=generating,
-            )
-        )
-    return Canvases(of.gsd_m, found)
+    """Compute and blend a strip, and yield each block as soon as it is complete. Arguments as for `Begun`."""
+    return Begun(native, blocks, system, order, options, state_of, number, maps, sweep).blocks()
 
 
 @dataclass(frozen=True)
@@ -246,14 +263,17 @@ class _GroupRun:
         """The group whose windows are run."""
         return self.of.groups[self.number]
 
-    def run(self, due: Due) -> Iterator[Cell]:
-        """Compute and blend the windows that are due. Yield each when it is blended."""
+    def computed(self, due: Due) -> Ordered[list[Cell], list[_Computed]]:
+        """Return what computes the windows that are due, batch by batch."""
+        size = self.options.batch
+        return self.sweep.in_order(self._compute, [due.cells[i : i + size] for i in range(0, len(due.cells), size)])
+
+    def run(self, due: Due, found: Iterable[list[_Computed]]) -> Iterator[Cell]:
+        """Blend the windows that are due, which are found batch by batch. Yield each when it is blended."""
         group, sweep, device = self.group, self.sweep, self.system.device
         weights = Weights.of(group, device)
         handed = Handed(group, due.read, self._count, device) if group.handed and due.read else None
-        wanted, size = due.cells, self.options.batch
-        together = [wanted[i : i + size] for i in range(0, len(wanted), size)]
-        fresh = chain.from_iterable(sweep.in_order(self._compute, together))
+        fresh = chain.from_iterable(found)
         new, read = frozenset(due.cells), frozenset(due.read)
         for cell in sorted(new | read):
             if cell not in new:
@@ -291,7 +311,7 @@ class _GroupRun:
         }  # fmt: skip
         runs = [partial(self._steps, cell, one) for cell, one in given.items()]
         compute = partial(batches.run, runs, self.system, self.options.batch)
-        found = dict(zip(given, _within_memory(compute, self.system, group, self.options.batch), strict=True))
+        found = dict(zip(given, batches.within_memory(compute, self.system, group, self.options.batch), strict=True))
         self.sweep.count(len(given))
         side = group.lattice.window_px
         details = {cell: detail_of(one, side) if group.stages else None for cell, one in given.items()}
@@ -299,7 +319,8 @@ class _GroupRun:
 
     def _steps(self, cell: Cell, given: WindowInput) -> Steps[WindowResult]:
         window = self.group.lattice.window(*cell)
-        earlier = partial(self.canvases.read_by, self.group, window)
+        # The first group reads none, and may run while the strip before hands on images of its own.
+        earlier = partial(self.canvases.read_by, self.group, window) if self.number else _nothing
         return run_window(given, self.system, self.group, self._draws(window), earlier)
 
     def _blend(self, tile: Tile, computed: _Computed) -> None:
@@ -331,27 +352,5 @@ class _GroupRun:
         return [Draw(partial(noise_of, i), state, how.consistency, how.variant) for i in range(self._count)]
 
 
-def _within_memory(compute: Callable[[], T], system: System, group: Group, size: int) -> T:
-    """Return the result of one batch. If GPU memory runs out, empty torch's cache and try once more.
-
-    The size of batches is fixed, since pixels would depend on another. Raises PipelineError if one does not fit.
-    """
-    import torch
-
-    try:
-        return compute()
-    except torch.OutOfMemoryError:
-        pass  # leave the handler first, which frees what the traceback holds
-    torch.cuda.empty_cache()
-    try:
-        return compute()
-    except torch.OutOfMemoryError as error:
-        side = group.lattice.window_px
-        windows = f"a window of {side} x {side} px" if size == 1 else f"a batch of {size} windows of {side} x {side} px"
-        found = f"{windows} of {system.name} does not fit into the memory of {system.device}"
-        smaller = "" if size == 1 else f"a new store with --batch {size // 2}, "
-        raise PipelineError(
-            f"{found} ({str(error).partition('. ')[0]})",
-            f"free memory for one {'window' if size == 1 else 'batch'}",
-            f"end other processes on that GPU, {smaller}use one worker per GPU, or another --sr",
-        ) from None
+def _nothing(_draw: int) -> Made:
+    return {}

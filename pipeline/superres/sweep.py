@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pipeline.superres.chain import cells_read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from pipeline.grid.arrays import Array
@@ -105,18 +105,64 @@ class Sweep:
         found, self._seconds = self._seconds, {}
         return found
 
-    def in_order(self, compute: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-        """Yield `compute` of each item, in the order of the items; several at once if the walk has threads."""
+    def in_order(self, compute: Callable[[T], U], items: Iterable[T]) -> Ordered[T, U]:
+        """Return an iterator over `compute` of each item, in the order of the items."""
+        return Ordered(compute, items, self._pool, self._threads, self._require)
+
+
+class Ordered(Generic[T, U]):
+    """Yields `compute` of each item, in the order of the items; with a pool, several are computed at once.
+
+    `then` is the iterator whose first items are computed when there are no more items here, if there is one.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[T], U],
+        items: Iterable[T],
+        pool: ThreadPoolExecutor | None,
+        threads: int,
+        require: Callable[[], None],
+    ) -> None:
+        self._compute, self._items, self._pool = compute, iter(items), pool
+        self._threads, self._require = threads, require
+        self._waiting: deque[Future[U]] = deque()
+        self.then: Ordered[T, U] | None = None
+
+    def __iter__(self) -> Ordered[T, U]:
+        return self
+
+    def __next__(self) -> U:
         if self._pool is None:
-            for item in items:
-                self._require()
-                yield compute(item)
-            return
-        waiting: deque[Future[U]] = deque()
-        for item in items:
+            item = next(self._items)
             self._require()
-            waiting.append(self._pool.submit(compute, item))
-            if len(waiting) > self._threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            return self._compute(item)
+        while len(self._waiting) <= self._threads and self._start():
+            pass
+        if not self._waiting:
+            raise StopIteration
+        if self.then is not None and len(self._waiting) <= self._threads:
+            self.then.ahead(1 + self._threads - len(self._waiting))
+        return self._waiting.popleft().result()
+
+    def ahead(self, count: int = 0) -> None:
+        """Start items until so many are not yet handed over, or twice the number of threads by default.
+
+        This keeps threads busy while the caller does something else.
+        """
+        if self._pool is None:
+            return
+        count = count or 2 * self._threads
+        while len(self._waiting) < count and self._start():
+            pass
+        if self.then is not None and len(self._waiting) < count:
+            self.then.ahead(count - len(self._waiting))
+
+    def _start(self) -> bool:
+        """Start the next item. Return whether there was one."""
+        assert self._pool is not None
+        for item in self._items:
+            self._require()
+            self._waiting.append(self._pool.submit(self._compute, item))
+            return True
+        return False

@@ -2,6 +2,7 @@
 
 import threading
 from functools import cache
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from pipeline.superres import superres
 from pipeline.superres.options import Options
 from pipeline.superres.passes import passes_of
 from pipeline.superres.spec import Input, Stage
-from pipeline.superres.superres import blend, in_blocks, super_resolve
+from pipeline.superres.superres import Begun, blend, in_blocks, super_resolve
 from pipeline.superres.sweep import Sweep
 from pipeline.superres.system import System
 from pipeline.superres.tiles import COLS_PX
@@ -183,6 +184,34 @@ def test_a_part_that_is_complete_already_computes_nothing():
         found = blend(native, second, system, BAND_NAMES, options, sweep=sweep)
     assert found.windows == 0
     assert np.array_equal(found.finish(second).dn, whole.dn[:, 24:])
+
+
+@pytest.mark.parametrize("make", [lambda: fake_system(0.4, SMALL), two_lattices])
+def test_windows_of_the_next_strip_are_computed_while_this_one_is_finished(make):
+    system, options = make(), Options(seed=5, members=1)
+    native = native_over(AREA, system)
+    upper, lower = Window(AREA.row, AREA.col, 96, AREA.nx), Window(AREA.row + 96, AREA.col, AREA.ny - 96, AREA.nx)
+    whole = super_resolve(native, AREA, system, BAND_NAMES, options)
+    given = (system, BAND_NAMES, options, lambda _: None, 0, None)
+    with Sweep(2) as sweep:
+        sweep.then = [lower]
+        first = Begun(native, [[upper]], *given, sweep)
+        sweep.then = []
+        second = Begun(native, [[lower]], *given, sweep)
+        first.follow(second)
+        blocks = first.blocks()
+        above = next(blocks)
+        own = sum(len(due.cells) for due in first._due)
+        first.ahead()
+        until = time.monotonic() + 20
+        while sweep.windows <= own and time.monotonic() < until:
+            time.sleep(0.01)
+        assert sweep.windows > own
+        assert np.array_equal(above.finish(upper).dn, whole.dn[:, :96])
+        assert list(blocks) == []
+        (below,) = (part.finish(lower) for part in second.blocks())
+    assert np.array_equal(below.dn, whole.dn[:, 96:])
+    assert sweep.windows == whole.windows
 
 
 def test_threads_compute_at_once_and_hand_over_in_order():
