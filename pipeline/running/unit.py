@@ -19,7 +19,7 @@ from pipeline.grid.placed_rasters import placed_on
 from pipeline.plain import LOADING
 from pipeline.planning.plan import Plan, load_plan
 from pipeline.planning.unit_job import job_of
-from pipeline.process import arithmetic, device_name, peak_rss_mib, prepare_process, threads_of_unit
+from pipeline.process import arithmetic, device_name, give_back_heap, peak_rss_mib, prepare_process, threads_of_unit
 from pipeline.running import build_overviews
 from pipeline.running.rolling_read import RollingRead
 from pipeline.running.stop import require_wanted
@@ -164,7 +164,9 @@ def _strip(
         if i + 1 == len(strip.blocks) and (following := begin_next()) is not None:
             windows.follow(following[-1])
             _doing(job.unit, "super-resolving")
-        result = next(blended).finish(reduce(Window.union, chunks), chunks)
+        complete = next(blended)
+        give_back_heap()
+        result = complete.finish(reduce(Window.union, chunks), chunks)
         stages.lap("project", within=sweep.spent())
         _doing(job.unit, "writing")
         windows.ahead()
@@ -172,6 +174,7 @@ def _strip(
         stages.lap("write")
         _doing(job.unit, "super-resolving")
         del result  # while the windows of the next block are computed
+        give_back_heap()
     next(blended, None)
     stages.lap("superres", within=sweep.spent())
     return following

@@ -203,7 +203,7 @@ class Begun:
         """
         of, padded, cells = self._of, self._padded, self._due[-1].cells
         self._canvases.drop(self._top_row)
-        runs = [run.run(*one) for run, *one in zip(self._runs, self._due, self._fresh, strict=True)]
+        runs = [run.run(due, fresh) for run, due, fresh in zip(self._runs, self._due, self._fresh, strict=True)]
         for run in runs[:-1]:
             deque(run, maxlen=0)
         done = 0
