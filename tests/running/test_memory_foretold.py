@@ -22,4 +22,4 @@ def test_with_several_members_and_threads(tmp_path):
     seen = json.loads(done.stdout)["peak_worker_mib"]
     cost = estimate(load_plan(tmp_path / "field.zarr"), 2, timed=False, together=True)
     assert (cost.processes, cost.threads) == (1, 2)
-    assert 1.0 <= cost.process_mib / seen <= 1.3, (cost.process_mib, seen)
+    assert 1.0 <= cost.process_mib / seen <= 1.4, (cost.process_mib, seen)
