@@ -141,10 +141,10 @@ def create(store: Where, group: str, template: Template) -> None:
     import zarr
 
     place, root = place_of(store), f"{group}/zarr.json".lstrip("/")
-    files = {key: content for key, content in _files(group, template).items() if key != root}
     with place.writing():
         # no `overwrite`: it would delete the lease and everything else there
         zarr.create_group(store=place.zarr_store(group), attributes=_attributes(template), zarr_format=3)
+        files = {key: content for key, content in _files(group, template).items() if key != root}
     place.write_all({**files, **_sidecars(group, template)})
 
 
