@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipeline.archive.read import retry
 from pipeline.store import layout
 from tests.archive.synthetic import make_archive, make_scene
 from tests.conftest import without_log
@@ -31,7 +32,8 @@ def test_one_command_from_api_to_store_equals_the_local_run(scenes, aoi, tmp_pat
         assert np.array_equal(values(tmp_path / "local.zarr", name), values(tmp_path / "online.zarr", name)), name
 
 
-def test_a_file_that_answers_404_ends_the_run_with_5(scenes, aoi, tmp_path, capsys):
+def test_a_file_that_answers_404_ends_the_run_with_5(scenes, aoi, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(retry, "MAX_WAIT_S", 0.05)
     folder, records = scenes
     store = tmp_path / "gone.zarr"
     with online((folder, records[1:]), always("404", "S2B_MSIL2A_TWO_B11")) as (toml, _):
