@@ -292,7 +292,7 @@ def test_registered_pairs_teach_more_than_shifted_ones(tmp_path, capsys):
 
 def test_an_evaluation_of_pairs_says_that_they_are_real(tmp_path, capsys):
     write_pairs(tmp_path)
-    trained(tmp_path, PAIRS, 8, capsys)
+    trained(tmp_path, PAIRS, 40, capsys)
     words = ["--only", "images", "--members", "0", "--on", str(tmp_path / "mine.toml")]
     assert evaluate.main([str(tmp_path / "run"), *words]) == 0
     said = capsys.readouterr().out
