@@ -129,7 +129,7 @@ def test_export_writes_the_same_pixels(together, apart, tmp_path):
 
 @pytest.mark.slow
 def test_a_shard_holds_all_bands_in_chunks_of_one(tmp_path, together):
-    store = make_store(tmp_path, chunk_bands="1", shard=True)
+    store = make_store(tmp_path, chunk_bands="1", shard=True, unit_chunks=2)
     array = zarr.open_array(store / "reflectance", mode="r")
     assert array.shards == (1, len(BAND_NAMES), 240, 240)
     assert array.chunks == (1, 1, 120, 120)
