@@ -27,19 +27,19 @@ from pipeline.store.place import LocalPlace, place_of
 from tests.running.conftest import chunk_digests, config_for, run
 
 ONE = ("--sr", "bicubic", "--chunk-px", "240", "--unit-chunks", "1", "--max-cloud", "100", "--cluster", "inline",
-       "--bands", "B02,B03,B04")  # fmt: skip
+       "--bands", "B02,B03,B04", "--consistency", "box")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def sound(archive, aoi, tmp_path_factory):
     """{consistency: chunks} of undisturbed runs."""
     found = {}
-    for name in ("sensor", "none"):
+    for name in ("box", "none"):
         store = tmp_path_factory.mktemp("sound") / "run.zarr"
         config = config_for(archive, chunk_px=240, unit_chunks=1, bands=("B02", "B03", "B04"), consistency=name)
         run(config, aoi, store)
         found[name] = chunk_digests(store)
-    assert found["sensor"] != found["none"]
+    assert found["box"] != found["none"]
     return found
 
 
@@ -83,14 +83,14 @@ class TestAFreshStart:
         code, out, _ = call("--json")
         said = json.loads(out)
         assert (code, said["computed"], said["resumed"]) == (0, 0, said["units"])
-        assert chunk_digests(store) == sound["sensor"]
+        assert chunk_digests(store) == sound["box"]
 
     @pytest.mark.slow
     def test_leaves_a_faster_one_of_other_settings_alone(self, call, store, sound, monkeypatch):
         while_planning(monkeypatch, lambda: call("--consistency", "none"))
         code, _, err = call()
         assert code == 2
-        assert "begun with other settings (consistency: 'none' -> 'sensor')" in err
+        assert "begun with other settings (consistency: 'none' -> 'box')" in err
         assert chunk_digests(store) == sound["none"]
 
     def test_does_not_touch_a_store_that_another_holds(self, call, store, monkeypatch):
@@ -120,7 +120,7 @@ class TestAFreshStart:
             assert "no plan" not in words
             assert code == 0 or "is being written by process" in words
         assert layout.status(store) == layout.STATUS_COMPLETE
-        assert chunk_digests(store) == sound["sensor"]
+        assert chunk_digests(store) == sound["box"]
 
 
 class TestAnInterruptedBeginning:
@@ -146,7 +146,7 @@ class TestAnInterruptedBeginning:
     def test_loses_nothing_and_mixes_nothing(self, call, archive, aoi, store, sound, tmp_path, monkeypatch):
         monkeypatch.setattr("pipeline.running.begin.TRUSTED_S", 0.0)
         assert call("--consistency", "none")[0] == 0
-        plan = make_plan(replace(load_plan(store).config, consistency="sensor"), _area(aoi), workers=1)
+        plan = make_plan(replace(load_plan(store).config, consistency="box"), _area(aoi), workers=1)
         kept = tmp_path / "kept.zarr"
         shutil.copytree(store, kept)
         last, outcomes = 0, set()
@@ -166,7 +166,7 @@ class TestAnInterruptedBeginning:
             if count[0] < last:
                 break
             old = (store / "_run" / "plan.json").is_file() and load_plan(store).digest != plan.digest
-            expected = "none" if old else "sensor"
+            expected = "none" if old else "box"
             if (store / "zarr.json").exists() and layout.status(store) == layout.STATUS_COMPLETE:
                 assert chunk_digests(store) == sound["none"], last
             found = (expected, standing(place_of(store)))
@@ -178,7 +178,7 @@ class TestAnInterruptedBeginning:
             assert chunk_digests(store) == sound[expected], last
             assert not (store / "_run" / "beginning.json").exists()
         assert last > 10
-        assert {("none", Standing.BEGUN), ("sensor", Standing.BEGINNING), ("sensor", Standing.BEGUN)} <= outcomes
+        assert {("none", Standing.BEGUN), ("box", Standing.BEGINNING), ("box", Standing.BEGUN)} <= outcomes
 
 
 def _area(aoi):
@@ -262,7 +262,7 @@ class TestARun:
         monkeypatch.undo()
         code, out, _ = call("--json")
         assert (code, json.loads(out)["computed"]) == (0, 2)
-        assert chunk_digests(store) == sound["sensor"]
+        assert chunk_digests(store) == sound["box"]
 
     @pytest.mark.slow
     def test_counts_what_it_computed_and_what_it_found(self, call):
@@ -279,7 +279,7 @@ class TestARun:
         assert call()[0] == 0
         monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 2**28)
         assert call("--overwrite", "--workers", "8")[0] == 2
-        assert chunk_digests(store) == sound["sensor"]
+        assert chunk_digests(store) == sound["box"]
 
 
 class TestARunElsewhere:
@@ -295,7 +295,7 @@ class TestARunElsewhere:
         self.begin(store, 2.0)
         code, _, err = call()
         assert code == 0, err
-        assert chunk_digests(store) == sound["sensor"]
+        assert chunk_digests(store) == sound["box"]
         assert [path.name for path in (store / "_run").glob("lease*")] == []
 
     @pytest.mark.parametrize("more", [(), ("--overwrite",)])
@@ -321,7 +321,7 @@ class TestOwnership:
         code, _, err = call()
         assert code == 2
         assert "has lost its plan" in err
-        assert chunk_digests(store) == sound["sensor"]
+        assert chunk_digests(store) == sound["box"]
         assert call("--overwrite", "--consistency", "none")[0] == 0
         assert chunk_digests(store) == sound["none"]
 
@@ -508,7 +508,7 @@ def test_stores_of_versions_before_are_gone_on_with(call, store, sound):
     assert read_current(place_of(store)).begun == ""
     assert main(["--plan", str(store), "--cluster", "inline"]) == 0
     assert read_current(place_of(store)).plan_digest == load_plan(store).digest
-    assert chunk_digests(store) == sound["sensor"]
+    assert chunk_digests(store) == sound["box"]
 
 
 def test_two_processes_with_one_number_write_one_file(tmp_path, monkeypatch):
