@@ -150,16 +150,32 @@ def test_memory_of_a_unit_does_not_grow_with_its_length(tmp_path):
     assert wide[0] <= costs[1].worker_mib
 
 
+@pytest.fixture(scope="module")
+def by_one_thread(archive, aoi, small_lite, tmp_path_factory):
+    """The store of a single unit."""
+    store = tmp_path_factory.mktemp("one") / "one.zarr"
+    _, summary = run(config_for(archive, unit_chunks=0, **small_lite), aoi, store, workers=1)
+    assert summary.units == 1
+    return store
+
+
+def same(one, other):
+    for name in ("reflectance", "quality", "scl"):
+        assert np.array_equal(values(one, name), values(other, name)), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["inline", "local"])
-def test_threads_that_share_a_unit_do_not_show(archive, aoi, small_lite, tmp_path, cluster):
+def test_threads_that_share_a_unit_do_not_show(archive, aoi, small_lite, by_one_thread, tmp_path, cluster):
     config = config_for(archive, unit_chunks=0, **small_lite)
-    run(config, aoi, tmp_path / "one.zarr", workers=1)
     run(config, aoi, tmp_path / "two.zarr", cluster=cluster, workers=2)
+    same(by_one_thread, tmp_path / "two.zarr")
+
+
+@pytest.mark.slow
+def test_units_that_are_shaped_give_what_those_of_one_chunk_give(archive, aoi, small_lite, by_one_thread, tmp_path):
     run(config_for(archive, unit_chunks=1, **small_lite), aoi, tmp_path / "small.zarr", workers=1)
-    for other in ("two.zarr", "small.zarr"):
-        for name in ("reflectance", "quality", "scl"):
-            assert np.array_equal(values(tmp_path / "one.zarr", name), values(tmp_path / other, name)), name
+    same(by_one_thread, tmp_path / "small.zarr")
 
 
 def test_threads_of_units_are_set_for_this_process():
