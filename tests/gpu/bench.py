@@ -150,7 +150,7 @@ class Area:
         read = of.read_window(self.window.pad(of.reach_px(self.options)))
         if of.source_gsd_m:
             return finished_rasters(read, of.source_px, of.natives)
-        return rasters(read, clouds=not self._spared)  # without ground around, clouds would hide all detail
+        return rasters(read, clouds=False)  # which would hide all detail of so small an area
 
     @cached_property
     def state(self) -> dict[str, list[float]]:

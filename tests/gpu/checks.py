@@ -16,6 +16,7 @@ from pipeline.grid.noise import normal_field
 from pipeline.grid.sensor import sensor
 from pipeline.superres.consistency import project_to_dn, round_to_dn
 from pipeline.superres.contract import agreeing
+from pipeline.superres.masks import QUALITY_GENERATED
 from pipeline.superres.spec import StageInput
 from tests.benchmarks.precision import Apart
 from tests.gpu.bench import BROKEN, HOLDS, LEFT_OUT, MEASURED, Area, Bench, Row
@@ -43,6 +44,9 @@ def equality(bench: Bench) -> Iterator[Row]:
             continue
         area = Area(bench, case)
         expected, _ = area.computed(bench.system(case, CPU))
+        generated = float((expected.quality == QUALITY_GENERATED).mean())
+        told = MEASURED if case == "bicubic" else verdict(holds=generated > 0)
+        yield Row("equality", case, "share of pixels with generated detail", f"{generated:.2f}", told)
         for precision in bench.precisions:
             system = replace(bench.system(case, bench.device), precision=precision)
             found, again = area.computed(system)[0], area.computed(system)[0]

@@ -39,13 +39,13 @@ class _Ground:
 
     @classmethod
     def of(cls, bench: Bench) -> _Ground:
-        side_m = 1200 if bench.small else 5000
+        side_m = 600 if bench.small else 5000
         size = -(-(side_m + 1200) // 60) * 60
         scene = make_scene(bench.folder, scene_id="S2A_LAND", left_m=LEFT_M, top_m=TOP_M, size_m=size, epsg=EPSG)
         index = make_archive(bench.folder, [scene])
         top = TOP_M - side_m - 480
         aoi = area_geojson(bench.folder / "aoi.geojson", EPSG, LEFT_M + 480, top, side_m)
-        small = ("--sr", "bicubic", "--chunk-px", "240", "--unit-chunks", "1")
+        small = ("--sr", "bicubic", "--chunk-px", "120", "--unit-chunks", "1", "--bands", "B02,B03,B04")
         return cls(index, aoi, side_m, small if bench.small else ("--unit-chunks", "2"))
 
     def command(self, store: Path, cluster: str, *more: str) -> list[str]:

@@ -29,6 +29,7 @@ def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_that_a_cpu_can_tell_holds(tmp_path, capsys):
     code, rows = rows_of(tmp_path / "rows.json")
