@@ -103,9 +103,13 @@ def values(store: Path, name="reflectance") -> np.ndarray:
     return np.asarray(zarr.open_group(store, mode="r")[name][:])
 
 
-def sensor_errors(store) -> dict[str, tuple[float, float]]:
-    """{band: (90th percentile of |measured - seen again|, mean of the difference)} in DN over all zones and times."""
+def sensor_errors(store, below_m=100) -> dict[str, tuple[float, float]]:
+    """{band: (90th percentile of |measured - seen again|, mean of the difference)} in DN over all zones and times.
+
+    Of bands whose GSD is below `below_m`.
+    """
     fine, found = pipeline.open_store(store).reflectance, {}
+    fine = fine.sel(band=[name for name in fine.band.values if BY_NAME[name].gsd_m < below_m])
     for gsd, seen in pipeline.reobserve(fine).items():
         off = (seen - pipeline.open_measured(store)[gsd].reflectance) * 1e4
         for name in off.band.values:
