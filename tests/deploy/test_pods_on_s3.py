@@ -18,7 +18,7 @@ from tests.running.conftest import config_for, run
 from tests.running.test_object_store import assert_like, stored
 from tests.store.s3_server import KEY_ID, SECRET, Fault, s3_server
 
-PARTS = 8
+PARTS = 4
 URL = "s3://bucket/country/run.zarr"
 
 
@@ -119,6 +119,7 @@ def test_manifests_for_a_bucket_need_no_claim(manifests, server):
     assert SECRET not in text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_parts_wait_for_the_plan_one_is_killed_and_the_store_is_that_of_one_run(start, server, archive, aoi, tmp_path):
     one = tmp_path / "one.zarr"
