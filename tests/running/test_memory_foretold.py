@@ -15,7 +15,19 @@ FIELD = "-6.8935,52.3075,-6.8895,52.3100"  # of the sample, 300 m wide
 @pytest.mark.slow
 def test_with_several_members_and_threads(tmp_path):
     """Four members keep all running sums of a spread, and two threads those of a window each."""
-    words = ("--bbox", FIELD, "--catalog", "sample", "--members", "4", "--workers", "2", "--consistency", "box", "--json")
+    words = (
+        "--bbox",
+        FIELD,
+        "--catalog",
+        "sample",
+        "--members",
+        "4",
+        "--workers",
+        "2",
+        "--consistency",
+        "box",
+        "--json",
+    )
     command = [sys.executable, "-m", "pipeline.run", *words, "--out", str(tmp_path / "field.zarr")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
 """An area in strips, by any number of threads, has the pixels of the whole, and computes no window twice."""
 
 import threading
-from functools import cache
 import time
+from functools import cache
 
 import numpy as np
 import pytest
