@@ -120,19 +120,19 @@ def test_clouds_get_interpolation_and_no_spread():
 
 def test_causes_depend_on_the_chunk_alone():
     """Not on what is finished with it. Windows that cut a white roof see a cloud; the next cause may be far away."""
-    system, options = fake_system(lattice=SMALL), Options(seed=1, members=1)
-    native = native_over(BASE, system)
-    rows, cols = BASE.coarsen(4).slices(native.window.coarsen(4))
+    area, system, options = Window(-79_992, 12_000, 216, 240), fake_system(lattice=SMALL), Options(seed=1, members=1)
+    native = native_over(area, system)
+    rows, cols = area.coarsen(4).slices(native.window.coarsen(4))
     native.dn[10][:, rows.start : rows.start + 25, cols.start + 12 : cols.start + 37] = 8000
     native.dn[10][:, rows.stop - 2 : rows.stop, cols] = 0
-    chunks = [Window(BASE.row + y, BASE.col + x, 72, 120) for y in (0, 72, 144) for x in (0, 120)]
-    blended = blend(native, BASE, system, BAND_NAMES, options)
-    whole, found = blended.finish(BASE, chunks).causes, set()
+    chunks = [Window(area.row + y, area.col + x, 72, 120) for y in (0, 72, 144) for x in (0, 120)]
+    blended = blend(native, area, system, BAND_NAMES, options)
+    whole, found = blended.finish(area, chunks).causes, set()
     for chunk in chunks:
         part = blend(native, chunk, system, BAND_NAMES, options).finish(chunk)
         if part.causes is not None:
             lacking = (part.quality > 0) & (part.quality < 3)
-            assert np.array_equal(part.causes[lacking], whole[chunk.slices(BASE)][lacking])
+            assert np.array_equal(part.causes[lacking], whole[chunk.slices(area)][lacking])
             found |= {CAUSES[i] for i in np.unique(part.causes[lacking])}
     assert found == {"like_cloud", "nodata"}
 
