@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.errors import EXIT_RESUMABLE, Interrupted
@@ -191,8 +192,15 @@ def give_back_heap() -> None:
 
 
 def peak_rss_mib() -> float:
-    """Return the largest resident set of this process so far, in MiB (Linux counts KiB, macOS bytes)."""
+    """Return the largest resident set of this process so far, in MiB.
+
+    Linux tells it of this program alone in /proc. `getrusage`, asked elsewhere, would there begin with the size of the
+    process that started this one, such as a large notebook. It counts bytes on macOS, KiB on other systems.
+    """
     import resource
 
+    with suppress(OSError, StopIteration):
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+        return round(int(line.split()[1]) / 2**10, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

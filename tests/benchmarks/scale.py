@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import time
 from typing import TYPE_CHECKING
 
 from pipeline.bands import GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.config import RunConfig
 from pipeline.planning.estimate import estimate
+from pipeline.process import peak_rss_mib
 from tests.benchmarks.scene import wide_plan
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def cost(folder: Path, area_km2: float, seconds_per_window: float | None = None)
         reads=_block_reads(plan),
         core_hours=counted.windows * per_window / 3600,
         planning_s=planning_s,
-        planning_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        planning_mib=peak_rss_mib(),
     ), per_window
 
 
