@@ -101,6 +101,7 @@ def process(temporary, frozen):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_processes_share_a_copy_and_the_last_one_removes_it(town, temporary):
     running = [process(temporary, town) for _ in range(3)]
     try:

@@ -318,6 +318,7 @@ class Window:
             return self.system.predict(self.stage, given)
 
 
+@pytest.mark.slow
 def test_the_map_matters_and_can_be_left_out(files):
     window = Window(files)
     plain = window()

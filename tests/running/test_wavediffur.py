@@ -300,6 +300,7 @@ def test_references_without_use_are_refused_in_one_line(changes, said, of_four, 
     assert not (tmp_path / "x.zarr").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_how_much_and_a_run_has_a_limit(area, weights, tmp_path, capsys):
     words = (*area, *weights, "--option", "scale=16", "--out", str(tmp_path / "x.zarr"), "--max-output-gb", "0.001")
     assert main([*words, "--dry-run", "--json"]) == 0

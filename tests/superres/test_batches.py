@@ -182,6 +182,7 @@ class Weighing(Noisy):
         return super().predict(stage, given)
 
 
+@pytest.mark.slow
 def test_what_a_window_holds_while_another_is_at_the_device():
     """In the last of several draws, beside a gap, where the window is also interpolated."""
     system, one = replace(fake_system(), predictor=Weighing()), Window(-79_872 + 192, 12_288 + 192, 24, 24)

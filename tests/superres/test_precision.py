@@ -132,7 +132,7 @@ class TestSystem:
         np.testing.assert_array_equal(one.dn, other.dn)
         np.testing.assert_array_equal(one.spread, other.spread)
 
-    @pytest.mark.parametrize("members", [0, 2])
+    @pytest.mark.parametrize("members", [0, pytest.param(2, marks=pytest.mark.slow)])
     def test_output_differs_a_little_and_repeats(self, choice, members):
         exact, half = computed(choice, "float32", members).dn, computed(choice, "bfloat16", members).dn
         apart = np.abs(exact.astype(int) - half)

@@ -118,6 +118,7 @@ def test_clouds_get_interpolation_and_no_spread():
     assert (result.quality == QUALITY_MEASURED).all()
 
 
+@pytest.mark.slow
 def test_causes_depend_on_the_chunk_alone():
     """Not on what is finished with it. Windows that cut a white roof see a cloud; the next cause may be far away."""
     area, system, options = Window(-79_992, 12_000, 216, 240), fake_system(lattice=SMALL), Options(seed=1, members=1)

@@ -290,6 +290,7 @@ def test_registered_pairs_teach_more_than_shifted_ones(tmp_path, capsys):
     assert gains["true"] > gains["false"] + 0.3
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_pairs_says_that_they_are_real(tmp_path, capsys):
     write_pairs(tmp_path)
     trained(tmp_path, PAIRS, 40, capsys)

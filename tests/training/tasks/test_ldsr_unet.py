@@ -33,7 +33,9 @@ def run(name, file, out, *more):
     return load_bundle(next(out.glob("*.safetensors")))
 
 
-@pytest.mark.parametrize("presets", [(AUTOENCODER, UNET), (AUTOENCODER_PAPER, UNET_PAPER)])
+@pytest.mark.parametrize(
+    "presets", [(AUTOENCODER, UNET), pytest.param((AUTOENCODER_PAPER, UNET_PAPER), marks=pytest.mark.slow)]
+)
 def test_the_autoencoder_stays_as_it_is(rgbn, tmp_path, monkeypatch, presets):
     for preset in presets:
         add_preset(monkeypatch, preset)

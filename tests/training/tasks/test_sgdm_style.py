@@ -121,6 +121,7 @@ def test_a_normal_distribution_takes_the_place_of_a_flow_that_is_worse(data):
     StyleModel(bundle.architecture).load_state_dict(task.network.state_dict())
 
 
+@pytest.mark.slow
 def test_a_flow_is_kept_where_styles_are_not_normal(data):
     generator = torch.Generator().manual_seed(0)
 
