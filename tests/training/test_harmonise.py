@@ -25,7 +25,6 @@ def fitted(tmp_path_factory):
     return harmonise.main([str(folder / "pairs.toml"), "--out", str(out)]), out
 
 
-@pytest.mark.slow
 def test_blur_radiometry_and_noise_of_pairs_are_fitted(fitted, capsys):
     code, path = fitted
     assert code == 0, capsys.readouterr().err
