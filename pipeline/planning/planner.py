@@ -93,9 +93,7 @@ def make_plan(
     options = Options(consistency=consistency_of(config, system), mtf=config.mtf_by_band)
     layouts = layouts_of(passes, config, options)
     config = replace(config, batch=config.batch or _batch(system, passes))
-    say(LOADING)
-    load(system, "cpu")  # detect unsuitable weights before any request to the archive
-    _import_readers()
+    _load(system, say)
     began_s = time.perf_counter()  # how long the area and the archive take, not how long libraries take to load
     reach_px = passes[0].reach_px(options)
     around = _around(config, aoi, passes[0], layouts, reach_px)
@@ -108,9 +106,7 @@ def make_plan(
     zones = tuple(in_variants(zone, variants) for zone in zones)
     require_output(aoi.area_km2, max(len(zone.periods) for zone in zones), passes, max_output_gb)
     kept = _used(scenes, zones)
-    say("measuring each scene for the networks")
-    with one_thread():
-        states = _states(system, kept, found.access, maps)
+    states = _states(system, kept, found.access, maps, say)
     plan = Plan(
         config=config,
         aoi_name=aoi.name,
@@ -133,6 +129,13 @@ def make_plan(
     )
     _tell_planned(plan, time.perf_counter() - began_s)
     return plan
+
+
+def _load(system: Choice, say: Callable[[str], None]) -> None:
+    """Load the networks, so that unsuitable weights are found before any request to the archive, and the readers."""
+    say(LOADING)
+    load(system, "cpu")
+    _import_readers()
 
 
 def _around(config: RunConfig, aoi: Aoi, first: Pass, layouts: Sequence[PassLayout], reach_px: int) -> Aoi:
@@ -336,12 +339,20 @@ def _imagined(config: RunConfig, system: Choice) -> list[str]:
     return found
 
 
-def _states(system: Choice, scenes: dict[str, Scene], access: Access, maps: Sequence[Frozen]) -> dict[str, SceneState]:
+@one_thread()
+def _states(
+    system: Choice,
+    scenes: dict[str, Scene],
+    access: Access,
+    maps: Sequence[Frozen],
+    say: Callable[[str], None],
+) -> dict[str, SceneState]:
     """Return the state of each scene for the stages that take one, from fixed windows of the scene, never from chunks.
 
     What conditions tell that are taken whole is added to each. Raises PipelineError if a scene has no window without
     nodata.
     """
+    say("measuring each scene for the networks")
     loaded = load(system, "cpu")
     stages = [stage for stage in loaded.stages if stage.scene_state]
     whole = {name for stage in loaded.stages for name in stage.whole}

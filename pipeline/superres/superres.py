@@ -147,7 +147,8 @@ def blend(
     `sweep`: the walk over a larger area of which `window` is one strip.
     """
     parts = [[*wanted] or [window]]
-    (blended,) = in_blocks(native, parts, system, order, options, state_of, number, maps, sweep or Sweep())
+    begun = Begun(native, parts, system, order, options, state_of, number, maps, sweep or Sweep())
+    (blended,) = begun.blocks()
     return blended
 
 
@@ -216,21 +217,6 @@ class Begun:
             self._canvases.drop(self._later_row, left_col)
         deque(runs[-1], maxlen=0)
         self._canvases.handed.clear()
-
-
-def in_blocks(
-    native: Rasters,
-    blocks: Sequence[Sequence[Window]],
-    system: System,
-    order: tuple[str, ...],
-    options: Options,
-    state_of: StateOf,
-    number: int,
-    maps: Maps | None,
-    sweep: Sweep,
-) -> Iterator[Blended]:
-    """Compute and blend a strip, and yield each block as soon as it is complete. Arguments as for `Begun`."""
-    return Begun(native, blocks, system, order, options, state_of, number, maps, sweep).blocks()
 
 
 @dataclass(frozen=True)

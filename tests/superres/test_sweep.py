@@ -15,7 +15,7 @@ from pipeline.superres import superres
 from pipeline.superres.options import Options
 from pipeline.superres.passes import passes_of
 from pipeline.superres.spec import Input, Stage
-from pipeline.superres.superres import Begun, blend, in_blocks, super_resolve
+from pipeline.superres.superres import Begun, blend, super_resolve
 from pipeline.superres.sweep import Sweep
 from pipeline.superres.system import System
 from pipeline.superres.tiles import COLS_PX
@@ -153,7 +153,7 @@ class TestBlocks:
         system, options, sweep = fake_system(0.4, SMALL), Options(seed=5, members=1), Sweep()
         native = native_over(self.WIDE, system)
         whole = super_resolve(native, self.WIDE, system, BAND_NAMES, options)
-        blocks = in_blocks(native, self.BLOCKS, system, BAND_NAMES, options, lambda _: None, 0, None, sweep)
+        blocks = Begun(native, self.BLOCKS, system, BAND_NAMES, options, lambda _: None, 0, None, sweep).blocks()
         first = next(blocks)
         reach = first.of.reach_px(first.options)
         last = SMALL.cells_touching(self.BLOCKS[0][0].pad(reach))[-1]
