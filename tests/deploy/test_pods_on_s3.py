@@ -18,7 +18,7 @@ from tests.running.conftest import config_for, run
 from tests.running.test_object_store import assert_like, stored
 from tests.store.s3_server import KEY_ID, SECRET, Fault, s3_server
 
-PARTS = 4
+PARTS = 8
 URL = "s3://bucket/country/run.zarr"
 
 

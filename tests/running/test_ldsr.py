@@ -114,9 +114,7 @@ def test_draws_follow_the_seed_and_members_have_a_spread(words, route, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was(route, words, finished, tmp_path):
-    if route != "fusion":
-        return  # of the 20 m bands; no unit knows more of another
+def test_a_killed_run_goes_on_where_it_was(words, finished, tmp_path):
     store = tmp_path / "killed.zarr"
     command = [sys.executable, "-m", "pipeline.run", *words, "--out", str(store)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:

@@ -42,7 +42,6 @@ CASES = {
         ("--bands", "B02,B03,B04,B11", "--condition", "map=MAP", "--option", "contrast=0.1", *SAMPLE),
     ),
 }
-SAME_SYSTEM = "rgbn, fewer and others"  # other bands make no difference to kills, parts, members and workers
 FINER = {"two passes": ("B02", "B03", "B04", "B08"), "map": ("B02", "B03", "B04")}  # bands at 1.25 m
 MODULES = (rgbn, all_bands, cascade, map_guided)
 CORNERS = box(LEFT + 700, TOP - 1300, LEFT + 1390, TOP - 890)
@@ -231,9 +230,7 @@ def finer_values(store):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was(name, words, finished, package, tmp_path):
-    if name == SAME_SYSTEM:
-        return
+def test_a_killed_run_goes_on_where_it_was(words, finished, package, tmp_path):
     store = tmp_path / "killed.zarr"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
     command = [sys.executable, "-m", "pipeline.run", *words, "--out", str(store), "--cluster", "inline"]
@@ -250,9 +247,7 @@ def test_a_killed_run_goes_on_where_it_was(name, words, finished, package, tmp_p
 
 
 @pytest.mark.slow
-def test_parts_of_a_frozen_plan_make_the_same_store(name, words, finished, tmp_path):
-    if name == SAME_SYSTEM:
-        return
+def test_parts_of_a_frozen_plan_make_the_same_store(words, finished, tmp_path):
     store = str(tmp_path / "parts.zarr")
     assert main([*words, "--out", store, "--plan-only"]) == 0
     passes = len(pipeline.load_plan(store).passes)
@@ -266,8 +261,6 @@ def test_parts_of_a_frozen_plan_make_the_same_store(name, words, finished, tmp_p
 
 @pytest.mark.slow
 def test_members_spread_where_something_is_drawn(name, case, words, tmp_path, capsys):
-    if name == SAME_SYSTEM:
-        return
     system, _ = case
     store = tmp_path / "members.zarr"
     words = [word for word in words if word not in SAMPLE]
@@ -295,10 +288,8 @@ def workers(package):
 
 
 @pytest.mark.slow
-def test_workers_find_the_system(name, words, finished, workers, tmp_path):
+def test_workers_find_the_system(words, finished, workers, tmp_path):
     """The next test starts workers of its own."""
-    if name == SAME_SYSTEM:
-        return
     store = tmp_path / "local.zarr"
     assert main([*words, "--out", str(store), "--cluster", workers]) == 0
     assert np.array_equal(values(store), values(finished))
