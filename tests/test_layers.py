@@ -232,7 +232,7 @@ def test_only_tasks_know_systems_and_their_networks_in_training():
     names = {name for name in (*known(), *kinds, *every(), *presets) if name != PLAIN}
     assert {"lite", "difffusr", "difffusr-sr-small"} <= names
     spelled = re.compile("|".join(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])" for name in sorted(names)))
-    shared = {"pipeline.models.bundle", "pipeline.models.diffusion"}
+    shared = {"pipeline.models.bundle", "pipeline.models.diffusion", "pipeline.models.layout"}
     for path in (ROOT / "training").rglob("*.py"):
         if ROOT / "training" / "tasks" in path.parents:
             continue

@@ -15,6 +15,7 @@ from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, load_into
 from pipeline.models.constants import constant
 from pipeline.models.degradation import DegradationEncoder
 from pipeline.models.diffusion import SAMPLERS, cosine_alpha_bar, levels
+from pipeline.models.layout import moved
 from pipeline.models.rrdb import SpatialEncoder
 from pipeline.models.unet import UNet
 
@@ -116,7 +117,7 @@ class DiffFuSR:
 
     def to(self, device: torch.device | str) -> DiffFuSR:
         """Move the weights to `device` and return self."""
-        self.networks.to(device)
+        moved(self.networks, device)
         return self
 
     @torch.inference_mode()

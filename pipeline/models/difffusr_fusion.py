@@ -15,6 +15,7 @@ from torch.nn import functional
 from pipeline.models.bundle import Bundle, BundleError, load_into
 from pipeline.models.constants import constant
 from pipeline.models.difffusr import LATTICE, RGB_BANDS, SCALE
+from pipeline.models.layout import moved
 from pipeline.models.rrdb import conv3x3, leaky, rrdb_stack
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class DiffFuSRFusion:
 
     def to(self, device: torch.device | str) -> DiffFuSRFusion:
         """Move the weights to `device` and return self."""
-        self.networks.to(device)
+        moved(self.networks, device)
         return self
 
     @torch.inference_mode()

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.models.bundle import BundleError, load_into
 from pipeline.models.latent import STRIDE, interpolated
 from pipeline.models.latent_sampler import ddim, forward, timesteps
-from pipeline.models.lite import upsample
+from pipeline.models.layout import moved
 from pipeline.models.phase_pattern import without_phase_pattern
+from pipeline.models.resampling import upsample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,7 +82,7 @@ class LDSR:
 
     def to(self, device: torch.device) -> LDSR:
         """Move the weights to `device` and return self."""
-        self.network.to(device)
+        moved(self.network, device)
         return self
 
     @property

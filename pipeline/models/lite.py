@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from pipeline.models.bundle import LatticeSpec, load_into
 from pipeline.models.diffusion import SAMPLERS, cosine_alpha_bar, levels
+from pipeline.models.layout import moved
 from pipeline.models.phase_pattern import without_phase_pattern
+from pipeline.models.resampling import folded, unfolded, upsample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,11 +41,6 @@ NORMALISATION: dict[str, Any] = {
     # Outputs are in units of (local reflectance + floor), so that one network works on dark and on bright ground.
     "output_floor": 0.03,
 }
-
-
-def upsample(x: Tensor, scale: int = SCALE) -> Tensor:
-    """Upsample (B, C, h, w) to (B, C, scale*h, scale*w), bicubic, with pixel areas aligned (no half-pixel shift)."""
-    return functional.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
 def finer(image: Tensor, scale: int) -> Tensor:
@@ -137,10 +134,10 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, level: Tensor, features: Tensor) -> Tensor:
         """(B, bands, scale*h, scale*w) at `level` (B,) with features (B, F, h, w) -> x0, of the first shape."""
-        h = self.entry(torch.cat([functional.pixel_unshuffle(noisy, self.scale), features], dim=1)).float()
+        h = self.entry(torch.cat([folded(noisy, self.scale), features], dim=1)).float()
         for block, shift in zip(self.blocks, self.level(level), strict=True):
             h = block(h, shift)
-        correction = functional.pixel_shuffle(self.exit(functional.silu(h)).float(), self.scale)
+        correction = unfolded(self.exit(functional.silu(h)).float(), self.scale)
         a = level[:, None, None, None]
         return a * noisy + (1 - a * a).clamp_min(0).sqrt() * correction
 
@@ -184,10 +181,9 @@ class LiteNetwork(nn.Module):
         unit: Tensor = smooth + n["output_floor"]
         return unit
 
-    def mean(self, lr: Tensor, features: Tensor, unit: Tensor) -> Tensor:
-        """Return the conditional mean in reflectance, (B, bands, scale*h, scale*w)."""
-        head = functional.pixel_shuffle(self.mean_head(features).float(), self.scale)
-        return upsample(lr, self.scale) + unit * head
+    def mean(self, smooth: Tensor, features: Tensor, unit: Tensor) -> Tensor:
+        """Return the conditional mean in reflectance, (B, bands, scale*h, scale*w); `smooth` is the upsampled input."""
+        return smooth + unit * unfolded(self.mean_head(features).float(), self.scale)
 
     def spread(self, features: Tensor, unit: Tensor) -> Tensor:
         """Return the sd of the truth around the mean in reflectance, interpolated, (B, bands, scale*h, scale*w)."""
@@ -219,14 +215,14 @@ class LiteSuperResolver:
 
     def to(self, device: torch.device) -> LiteSuperResolver:
         """Move the weights to `device` and return self."""
-        self.network.to(device)
+        moved(self.network, device)
         return self
 
     def sample(self, lr: Tensor, noise: Tensor) -> Tensor:
         """Draw one sample of reflectance (B, bands, scale*h, scale*w) from standard normal `noise` of that shape."""
         network = self.network
-        features, unit = network.features(lr), network.unit(lr)
-        mean = network.mean(lr, features, unit)
+        features, unit, smooth = network.features(lr), network.unit(lr), upsample(lr, network.scale)
+        mean = network.mean(smooth, features, unit)
 
         def denoise(x: Tensor, level: float) -> Tensor:
             x0: Tensor = network.denoiser(x, x.new_full((len(x),), level), features)
@@ -234,13 +230,11 @@ class LiteSuperResolver:
 
         residual = self.sampler(denoise, noise, self.levels)
         image = mean + network.spread(features, unit) * residual
-        return self._settled(image, lr)
+        return without_phase_pattern(image, smooth, network.scale)
 
     def mean(self, lr: Tensor) -> Tensor:
         """Return the regression's estimate, without diffusion, (B, bands, h, w) -> (B, bands, scale*h, scale*w)."""
-        features = self.network.features(lr)
-        return self._settled(self.network.mean(lr, features, self.network.unit(lr)), lr)
-
-    def _settled(self, image: Tensor, lr: Tensor) -> Tensor:
-        scale = self.network.scale
-        return without_phase_pattern(image, upsample(lr, scale), scale)
+        network = self.network
+        smooth = upsample(lr, network.scale)
+        image = network.mean(smooth, network.features(lr), network.unit(lr))
+        return without_phase_pattern(image, smooth, network.scale)

@@ -15,8 +15,10 @@ from torch.nn import functional
 
 from pipeline.models.bundle import LatticeSpec, load_into
 from pipeline.models.constants import constant
-from pipeline.models.lite import ResidualBlock, upsample
+from pipeline.models.layout import moved
+from pipeline.models.lite import ResidualBlock
 from pipeline.models.phase_pattern import without_phase_pattern
+from pipeline.models.resampling import folded, unfolded, upsample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,45 +49,58 @@ NORMALISATION: dict[str, Any] = {
 
 
 def box_filter(x: Tensor, window_px: int) -> Tensor:
-    """Return the moving mean of (B, C, h, w) over an odd window, cut off at the border."""
-    return functional.avg_pool2d(x, window_px, stride=1, padding=window_px // 2, count_include_pad=False)
+    """Return the moving mean of (B, C, h, w) over an odd window, cut off at the border.
+
+    First along rows, then along columns: a row is cut off alike in all windows that it lies in.
+    """
+    half = window_px // 2
+    x = x.contiguous(memory_format=torch.channels_last)  # of which a CPU averages many channels at once
+    x = functional.avg_pool2d(x, (1, window_px), stride=1, padding=(0, half), count_include_pad=False)
+    x = functional.avg_pool2d(x, (window_px, 1), stride=1, padding=(half, 0), count_include_pad=False)
+    return x.contiguous()
 
 
-def local_slopes(bands: Tensor, guides: Tensor, window_px: int, ridge: float) -> Tensor:
-    """Fit a ridge regression of bands (B, C, h, w) on guides (B, K, h, w) around each pixel: slopes (B, K, C, h, w).
+def local_fit(bands: Tensor, guides: Tensor, window_px: int, ridge: float) -> tuple[Tensor, Tensor]:
+    """Fit a ridge regression of bands (B, C, h, w) on guides (B, K, h, w) around each pixel.
 
-    Slopes are averaged over the 3x3 nearest windows (He et al. 2013, eq. 9, with a smaller mean).
+    Return slopes (B, K, C, h, w), averaged over the 3x3 nearest windows (He et al. 2013, eq. 9, with a smaller mean),
+    and the standard deviation of the bands around each pixel, in their unit, (B, C, h, w).
     """
     (b, k, h, w), c = guides.shape, bands.shape[1]
     g, t = guides.double(), bands.double()  # variances are small differences of large squares
-    mean_g, mean_t = box_filter(g, window_px), box_filter(t, window_px)
-    gg = box_filter((g[:, :, None] * g[:, None]).flatten(1, 2), window_px).reshape(b, k, k, h, w)
-    gt = box_filter((g[:, :, None] * t[:, None]).flatten(1, 2), window_px).reshape(b, k, c, h, w)
-    gg = gg - mean_g[:, :, None] * mean_g[:, None]
-    gt = gt - mean_g[:, :, None] * mean_t[:, None]
-    slopes = ridge_solved(gg, gt, ridge).to(guides.dtype)
-    return box_filter(slopes.reshape(b, k * c, h, w), 3).reshape(b, k, c, h, w)
+    pairs = [(i, j) for i in range(k) for j in range(i + 1)]
+    gg = torch.stack([g[:, i] * g[:, j] for i, j in pairs], dim=1)
+    gt = (g[:, :, None] * t[:, None]).flatten(1, 2)
+    means = box_filter(torch.cat([g, t, gg, gt, t * t], dim=1), window_px)
+    mean_g, mean_t, mean_gg, mean_gt, mean_tt = means.split([k, c, len(pairs), k * c, c], dim=1)
+    covariances = {(i, j): mean_gg[:, n] - mean_g[:, i] * mean_g[:, j] for n, (i, j) in enumerate(pairs)}
+    gt = mean_gt.reshape(b, k, c, h, w) - mean_g[:, :, None] * mean_t[:, None]
+    slopes = ridge_solved(covariances, gt, ridge).to(guides.dtype)
+    spread = (mean_tt - mean_t**2).clamp_min(0).sqrt().to(bands.dtype)
+    return box_filter(slopes.reshape(b, k * c, h, w), 3).reshape(b, k, c, h, w), spread
 
 
-def ridge_solved(gg: Tensor, gt: Tensor, ridge: float) -> Tensor:
-    """Solve (gg + ridge) x = gt at each pixel: gg (B, K, K, h, w) symmetric, gt (B, K, C, h, w) -> (B, K, C, h, w).
+def ridge_solved(gg: Mapping[tuple[int, int], Tensor], gt: Tensor, ridge: float) -> Tensor:
+    """Solve (gg + ridge) x = gt at each pixel: gt (B, K, C, h, w) -> (B, K, C, h, w).
+
+    gg is symmetric; gg[i, j] (B, h, w) are its elements with j <= i.
 
     By L D L^T (Golub and Van Loan 2013, section 4.1.2), written out for the few guides, for all pixels at once. A
     batched Cholesky solver would wait for a GPU to see whether it failed, and rounds as its library likes.
     """
-    k = gg.shape[1]
+    k = gt.shape[1]
     pivots: list[Tensor] = []
     lower: list[list[Tensor]] = []
     for i in range(k):
         row: list[Tensor] = []
         scaled: list[Tensor] = []  # row of L D
         for j in range(i):
-            rest = gg[:, i, j]
+            rest = gg[i, j]
             for m in range(j):
                 rest = rest - scaled[m] * lower[j][m]
             scaled.append(rest)
             row.append(rest / pivots[j])
-        pivot = gg[:, i, i] + ridge
+        pivot = gg[i, i] + ridge
         for m in range(i):
             pivot = pivot - scaled[m] * row[m]
         pivots.append(pivot)
@@ -103,34 +118,35 @@ def ridge_solved(gg: Tensor, gt: Tensor, ridge: float) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-def local_spread(bands: Tensor, window_px: int) -> Tensor:
-    """Return the standard deviation of (B, C, h, w) around each pixel, in the unit of `bands`."""
-    x = bands.double()
-    return (box_filter(x * x, window_px) - box_filter(x, window_px) ** 2).clamp_min(0).sqrt().to(bands.dtype)
-
-
 def regression_detail(
-    bands: Tensor, guides: Tensor, scale: int, window_px: int, ridge: float, limit: float = math.inf
+    bands: Tensor,
+    guides: Tensor,
+    scale: int,
+    window_px: int,
+    ridge: float,
+    limit: float = math.inf,
+    smooth: Tensor | None = None,
 ) -> Tensor:
     """Predict detail (B, C, scale*h, scale*w) of bands (B, C, h, w) from guides (B, K, scale*h, scale*w).
+
+    `smooth` are the guides' block means, upsampled, if they are at hand.
 
     Detail is limited to `limit` times the band's local standard deviation plus the detector noise sqrt(ridge). A
     regression over a few coarse pixels can otherwise extrapolate far on the contrast of the fine guides.
     """
     low = functional.avg_pool2d(guides, scale)
-    slopes = local_slopes(bands, low, window_px, ridge)
+    slopes, spread = local_fit(bands, low, window_px, ridge)
     b, k, c = slopes.shape[:3]
     fine = functional.interpolate(slopes.flatten(1, 2), scale_factor=scale, mode="bilinear")
     fine = fine.reshape(b, k, c, *fine.shape[2:])
-    detail = guides - upsample(low, scale)
-    total = torch.zeros_like(fine[:, 0])
-    for index in range(k):
-        total = total + fine[:, index] * detail[:, index, None]
+    detail = guides - (upsample(low, scale) if smooth is None else smooth)
+    total = fine[:, 0] * detail[:, :1]
+    for index in range(1, k):
+        total = torch.addcmul(total, fine[:, index], detail[:, index, None])
     if math.isinf(limit):
         return total
-    bound = functional.interpolate(local_spread(bands, window_px), scale_factor=scale, mode="bilinear")
-    bound = limit * (bound + math.sqrt(ridge))
-    return torch.maximum(torch.minimum(total, bound), -bound)
+    bound = limit * (functional.interpolate(spread, scale_factor=scale, mode="bilinear") + math.sqrt(ridge))
+    return torch.clamp(total, -bound, bound)
 
 
 class Trunk(nn.Module):
@@ -189,10 +205,10 @@ class FusionNetwork(nn.Module):
         unit: Tensor = (x.clamp(0, n["reflectance_max"]) + n["output_floor"]) * n["output_scale"]
         return unit
 
-    def regression(self, bands: Tensor, guides: Tensor, scale: int) -> Tensor:
+    def regression(self, bands: Tensor, guides: Tensor, scale: int, smooth: Tensor | None = None) -> Tensor:
         """Call `regression_detail` with this network's window, ridge and limit."""
         n = self.normalisation
-        return regression_detail(bands, guides, scale, n["window_px"], n["ridge"], n["detail_limit"])
+        return regression_detail(bands, guides, scale, n["window_px"], n["ridge"], n["detail_limit"], smooth)
 
     def sharpen(self, guides: Tensor, ms20: Tensor, ms60: Tensor, mask: Tensor) -> Tensor:
         """Guides (B, 4, h, w), ms20 (B, 6, h/2, w/2), ms60 (B, 2, h/6, w/6), mask (B, 8, 1, 1) -> (B, 8, h, w)."""
@@ -205,21 +221,29 @@ class FusionNetwork(nn.Module):
         correction = unit[:, :-REGRESSED] * mask[:, :-REGRESSED] * self.sharpen_trunk(torch.cat(inputs, dim=1))
         return torch.cat([base[:, :-REGRESSED] + correction, base[:, -REGRESSED:]], dim=1)
 
-    def detail(self, rgb_sr: Tensor, bands: Tensor, mask: Tensor) -> Tensor:
-        """rgb_sr (B, 3, 4h, 4w), bands (B, 9, h, w) at 10 m, mask (B, 9, 1, 1) -> (B, 9, 4h, 4w)."""
-        rgb_low = functional.avg_pool2d(rgb_sr, FOLD)
-        up, bands = upsample(bands, FOLD) * mask, bands * mask
-        detail = self.regression(bands, rgb_sr, FOLD) * mask
+    def interpolated(self, bands: Tensor, mask: Tensor) -> Tensor:
+        """Return bands (B, 9, h, w) at 10 m, interpolated to (B, 9, 4h, 4w)."""
+        return upsample(bands, FOLD) * mask
+
+    def detail(self, rgb_sr: Tensor, bands: Tensor, mask: Tensor, up: Tensor | None = None) -> Tensor:
+        """Return bands at 2.5 m, (B, 9, 4h, 4w).
+
+        rgb_sr (B, 3, 4h, 4w), bands (B, 9, h, w) at 10 m, mask (B, 9, 1, 1); `up` are the bands `interpolated`, if they
+        are at hand.
+        """
+        up = self.interpolated(bands, mask) if up is None else up
+        rgb_low, bands = functional.avg_pool2d(rgb_sr, FOLD), bands * mask
+        rgb_up = upsample(rgb_low, FOLD)
+        detail = self.regression(bands, rgb_sr, FOLD, rgb_up) * mask
         unit = self.unit(up)
-        guide = (rgb_sr - upsample(rgb_low, FOLD)) / self.unit(upsample(rgb_low, FOLD))
         inputs = [
             self.compand(rgb_low),
             self.compand(bands) * mask,
             mask.expand(-1, -1, *bands.shape[2:]),
-            functional.pixel_unshuffle(guide, FOLD),
-            functional.pixel_unshuffle(detail / unit, FOLD),
+            folded((rgb_sr - rgb_up) / self.unit(rgb_up), FOLD),
+            folded(detail / unit, FOLD),
         ]
-        learned = functional.pixel_shuffle(self.detail_trunk(torch.cat(inputs, dim=1)), FOLD)
+        learned = unfolded(self.detail_trunk(torch.cat(inputs, dim=1)), FOLD)
         base, correction = up + detail, unit[:, :-REGRESSED] * mask[:, :-REGRESSED] * learned
         return torch.cat([base[:, :-REGRESSED] + correction, base[:, -REGRESSED:]], dim=1)
 
@@ -242,7 +266,7 @@ class LiteFusion:
 
     def to(self, device: torch.device) -> LiteFusion:
         """Move the weights to `device` and return self."""
-        self.network.to(device)
+        moved(self.network, device)
         return self
 
     @torch.inference_mode()
@@ -260,5 +284,5 @@ class LiteFusion:
         ms60 = ms.get(60, guides.new_zeros(b, len(BANDS_60M), h // 6, w // 6))
         sharp = self.network.sharpen(guides, ms20, ms60, mask[:, 1:])
         bands = torch.cat([guides[:, 3:4], sharp], dim=1)
-        fine = self.network.detail(rgb_sr, bands, mask)
-        return without_phase_pattern(fine, upsample(bands, FOLD) * mask, FOLD)
+        up = self.network.interpolated(bands, mask)
+        return without_phase_pattern(self.network.detail(rgb_sr, bands, mask, up), up, FOLD)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from pipeline.models.lite import finer, upsample
+from pipeline.models.lite import finer
+from pipeline.models.resampling import upsample
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.models.resampling import folded, unfolded
+
 CELL = 4  # coarse px: means are formed over 3 x 3 such cells
 PASSES = 2  # the second removes what the first leaves where activity differs within a cell
 REACH_PX = PASSES * 3 * CELL  # coarse px around a pixel that affect its correction
@@ -21,9 +23,10 @@ def without_phase_pattern(image: Tensor, smooth: Tensor, scale: int) -> Tensor:
 
     The pattern is estimated from the detail, image - smooth.
     """
+    phases, smooth_phases = _phases(image, scale), _phases(smooth, scale)
     for _ in range(PASSES):
-        image = image - phase_pattern(image - smooth, scale)
-    return image
+        phases = phases - _pattern(phases - smooth_phases)
+    return unfolded(phases, scale).reshape(image.shape)
 
 
 def phase_pattern(detail: Tensor, scale: int) -> Tensor:
@@ -32,8 +35,16 @@ def phase_pattern(detail: Tensor, scale: int) -> Tensor:
     The pattern lies at the frequencies of the coarse grid. They alias to a constant, so the sensor cannot observe them.
     Detail of the ground averages out over neighbouring coarse pixels, phase by phase; the pattern does not.
     """
-    b, c, height, width = detail.shape
-    detail = functional.pixel_unshuffle(detail.reshape(b * c, 1, height, width), scale)
+    return unfolded(_pattern(_phases(detail, scale)), scale).reshape(detail.shape)
+
+
+def _phases(image: Tensor, scale: int) -> Tensor:
+    """Return (B*C, scale*scale, h, w) of an image (B, C, scale*h, scale*w)."""
+    return folded(image.flatten(0, 1)[:, None], scale)
+
+
+def _pattern(detail: Tensor) -> Tensor:
+    """Return the phase pattern of detail (n, phases, h, w)."""
     detail = detail - detail.mean(1, keepdim=True)
     activity = _pooled(detail.square().mean(1, keepdim=True), 3) + FLOOR**2
     weight = 1 / activity
@@ -41,7 +52,7 @@ def phase_pattern(detail: Tensor, scale: int) -> Tensor:
     pattern = _at_coarse(_by_cell(weight * detail) / total, detail)
     quiet = _at_coarse(_by_cell(torch.ones_like(weight)) / total, detail)  # harmonic mean of the activity
     share = quiet / torch.maximum(activity, quiet)
-    return functional.pixel_shuffle(share * pattern, scale).reshape(b, c, height, width)
+    return share * pattern
 
 
 def _pooled(values: Tensor, size: int) -> Tensor:

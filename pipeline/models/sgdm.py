@@ -20,6 +20,7 @@ from pipeline.models.diffusion_prior import SYSTEM as PRIOR
 from pipeline.models.guidance import Guidance
 from pipeline.models.guidance_parts import Style, pooled, statistics
 from pipeline.models.latent_sampler import forward
+from pipeline.models.layout import moved
 from pipeline.models.map_words import case_of_classes, case_of_rendering, rendered
 from pipeline.models.spaced_sampler import ancestral, spread_timesteps
 from pipeline.models.style_model import StyleModel
@@ -104,10 +105,10 @@ class SGDM:
 
     def to(self, device: torch.device) -> SGDM:
         """Move the weights to `device` and return self."""
-        self.guidance.to(device)
-        self.prior.to(device)
+        moved(self.guidance, device)
+        moved(self.prior, device)
         if self.styles is not None:
-            self.styles.to(device)
+            moved(self.styles, device)
         return self
 
     @property

@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from pipeline.models import low_pass
 from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, load_into
-from pipeline.models.lite import upsample
+from pipeline.models.layout import moved
 from pipeline.models.lite_fusion import BANDS_20M, GUIDES, regression_detail
 from pipeline.models.lite_fusion import LATTICE as LATTICE_X4
+from pipeline.models.resampling import upsample
 from pipeline.models.span import Span
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def regressed(span: Span, six: Tensor, guide: Tensor, scale: int, normalisation:
     """
     n = normalisation
     up = upsample(six, scale)
-    detail = regression_detail(six, guide, scale, n["window_px"], n["ridge"], n["detail_limit"])
     low = upsample(functional.avg_pool2d(guide, scale), scale)
+    detail = regression_detail(six, guide, scale, n["window_px"], n["ridge"], n["detail_limit"], low)
     unit = _unit(up, n)
     inputs = [_compand(up + detail, n), _compand(guide, n), detail / unit, (guide - low) / _unit(low, n)]
     residual: Tensor = span(torch.cat(inputs, dim=1))
@@ -163,7 +164,7 @@ class SpanFusion:
 
     def to(self, device: torch.device) -> SpanFusion:
         """Move the weights to `device` and return self."""
-        self.network.to(device)
+        moved(self.network, device)
         return self
 
     @torch.inference_mode()

@@ -68,6 +68,7 @@ from torch import Tensor
 
 from pipeline.models.bundle import Bundle, BundleError, LatticeSpec, load_into
 from pipeline.models.diffusion import MAX_STEPS, timesteps
+from pipeline.models.layout import moved
 from pipeline.models.wavelet import from_details, not_below_zero, padded_to_multiple, projected
 from pipeline.models.wavelet_diffusion import alpha_bar_of, detail_sample, reverse_diffusion, towards
 from pipeline.models.wavelet_network import NORMALISATION, SMALL, MeanEstimate, WaveletNetwork
@@ -145,7 +146,7 @@ class WaveDiffUR:
 
     def to(self, device: torch.device) -> WaveDiffUR:
         """Move the weights to `device` and return self."""
-        self.network.to(device)
+        moved(self.network, device)
         return self
 
     def level(

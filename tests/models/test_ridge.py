@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.models.lite_fusion import local_slopes, ridge_solved
+from pipeline.models.lite_fusion import local_fit, ridge_solved
 
 RIDGE = 1e-6
 
@@ -21,7 +21,7 @@ def systems(k, c, size=12):
 @pytest.mark.parametrize("k", [1, 3, 4])
 def test_it_solves_the_system(k):
     gg, gt = systems(k, 5)
-    found = ridge_solved(gg, gt, RIDGE)
+    found = ridge_solved({(i, j): gg[:, i, j] for i in range(k) for j in range(i + 1)}, gt, RIDGE)
     eye = torch.eye(k, dtype=gg.dtype)[None, :, :, None, None]
     back = torch.einsum("bklhw,blchw->bkchw", gg + RIDGE * eye, found)
     assert torch.allclose(back, gt, rtol=0, atol=1e-9)
@@ -35,10 +35,12 @@ def test_slopes_are_those_of_known_ground():
     guides = torch.rand((1, 3, 24, 24), generator=torch.Generator().manual_seed(0))
     weights = torch.tensor([0.5, -0.2, 0.9])
     band = (guides * weights[:, None, None]).sum(1, keepdim=True)
-    slopes = local_slopes(band, guides, 7, RIDGE)
+    slopes, _ = local_fit(band, guides, 7, RIDGE)
     assert slopes.dtype == torch.float32
     assert torch.allclose(slopes[0, :, 0], weights[:, None, None].expand(3, 24, 24), atol=1e-3)
 
 
 def test_on_flat_ground_there_is_no_slope():
-    assert not local_slopes(torch.full((1, 2, 9, 9), 0.25), torch.full((1, 3, 9, 9), 0.5), 7, RIDGE).any()
+    slopes, spread = local_fit(torch.full((1, 2, 9, 9), 0.25), torch.full((1, 3, 9, 9), 0.5), 7, RIDGE)
+    assert not slopes.any()
+    assert not spread.any()

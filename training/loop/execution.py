@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UsageError
+from pipeline.models.layout import channels_last
 from pipeline.terminal import counted
 from training.loop.batches import start_method
 from training.loop.task import HasCompanion, NamesCompiled
@@ -68,9 +69,7 @@ class Execution:
         """Lay out and compile the networks of a task in place. Names, shapes and values of tensors stay."""
         if self.channels_last:
             for module in modules_of(task):
-                for tensor in (*module.parameters(), *module.buffers()):
-                    if tensor.dim() == 4:
-                        tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+                channels_last(module)
         if self.compiled:
             for part in parts_of(task.compiled if isinstance(task, NamesCompiled) else task.network.children()):
                 part.compile(dynamic=False)

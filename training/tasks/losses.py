@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from pipeline.models.degradation import DegradationEncoder
 from pipeline.models.diffusion import cosine_alpha_bar
+from pipeline.models.resampling import upsample
 from training.loop.task import Objective
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def regression_loss(network: LiteNetwork, lr: Tensor, hr: Tensor) -> Tensor:
     weight depends only on the coarse image, so the minimiser is still the conditional mean.
     """
     unit, features = network.unit(lr), network.features(lr)
-    error = network.mean(lr, features, unit) - hr
+    error = network.mean(upsample(lr, network.scale), features, unit) - hr
     spread = network.spread(features.detach(), unit)
     expected = (spread.square() + (EXPECTED_FLOOR * unit).square()).mean((1, 2, 3)).detach()
     squared = error.square().mean((1, 2, 3)) / expected
@@ -74,7 +75,7 @@ def denoising_loss(network: LiteNetwork, lr: Tensor, hr: Tensor, generator: torc
     with torch.no_grad():
         features, unit = network.features(lr), network.unit(lr)
         spread = network.spread(features, unit)
-        x0 = (hr - network.mean(lr, features, unit)) / spread
+        x0 = (hr - network.mean(upsample(lr, network.scale), features, unit)) / spread
     level = sample_levels(len(lr), generator, lr.device)
     a = level[:, None, None, None]
     eps = torch.randn(x0.shape, generator=generator, device=lr.device)

@@ -20,7 +20,7 @@ from pipeline.models.diffusion_prior import SYSTEM as PRIOR
 from pipeline.models.guidance import PUBLISHED as PUBLISHED_GUIDANCE
 from pipeline.models.guidance import PUBLISHED_SYNTHETIC, SYNTHETIC, Guidance
 from pipeline.models.latent_sampler import forward
-from pipeline.models.lite import upsample
+from pipeline.models.resampling import upsample
 from pipeline.models.sgdm import (
     LATTICE,
     PUBLISHED,

@@ -9,7 +9,7 @@ import torch
 from pipeline.errors import UsageError
 from pipeline.models.bundle import load_bundle
 from pipeline.models.diffusion_prior import SYSTEM as PRIOR
-from pipeline.models.lite import upsample
+from pipeline.models.resampling import upsample
 from pipeline.models.sgdm import SGDM
 from pipeline.models.style_model import SYSTEM as STYLE
 from pipeline.models.tone import Tone

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.models.lite import upsample
 from pipeline.models.map_words import rendered
+from pipeline.models.resampling import upsample
 from pipeline.models.tone import OURS
 from training import placement
 from training.data.made_maps import CLASSES

@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 
 from pipeline.models import low_pass
-from pipeline.models.lite import upsample
 from pipeline.models.lite_fusion import BANDS_20M, regression_detail
+from pipeline.models.resampling import upsample
 from pipeline.models.span import Span
 from pipeline.models.span_fusion import (
     NORMALISATION,

@@ -241,7 +241,7 @@ class MapGuided(Predictor):
 
     def _coarse(self, stage: Stage, reflectance: Tensor) -> Tensor:
         """Return the coarse image (b, 3, T, T), 0 to 1, on the grid of the output."""
-        from pipeline.models.lite import upsample
+        from pipeline.models.resampling import upsample
 
         return upsample(self.tone.to_image(reflectance), round(MEASURED_GSD_M / stage.gsd_m)).clamp(0, 1)
 
