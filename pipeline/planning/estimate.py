@@ -10,7 +10,7 @@ from pipeline.bands import BAND_NAMES, GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.planning.expenses import Reads, objects_of, reads_of
 from pipeline.planning.shaping import THREAD_SHARE
 from pipeline.planning.store_template import template_of
-from pipeline.planning.unit_job import BLOCK_PX, with_scene
+from pipeline.planning.unit_job import block_px, with_scene
 from pipeline.process import device_name
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.precision import FLOAT32, possible
@@ -235,7 +235,7 @@ def _held_px(of_pass: Pass, unit: Window, chunk_px: int, reach_px: int) -> int:
     stride = max(round(group.lattice.stride_px * group.gsd_m / gsd_m) for group in of_pass.groups)
     rows = unit.ny + 2 * reach_px
     waiting = min(rows, chunk_px + 2 * reach_px + ramp + ROWS_PX)
-    front = wide if len(of_pass.groups) > 1 else min(wide, BLOCK_PX + 2 * reach_px)
+    front = wide if len(of_pass.groups) > 1 else min(wide, block_px(unit.nx, chunk_px) + 2 * reach_px)
     return wide * waiting + front * min(rows - waiting, stride)
 
 

@@ -34,7 +34,20 @@ if TYPE_CHECKING:
     from pipeline.superres.system import System
 
 
-BLOCK_PX = 1920  # width of what is finished at once
+# Width of what is finished at once. What is held of a row of chunks grows with the width of the unit, what finishing
+# takes with the width of a block: about twice as much for each px.
+_WIDEST_BLOCK_PX, _NARROWEST_BLOCK_PX = 1920, 960
+_HELD_PX = 5840  # of the unit and twice of the block
+
+
+def block_px(unit_px: int, chunk_px: int) -> int:
+    """Return the width of what is finished at once of a unit of some width: whole chunks.
+
+    >>> [block_px(wide, 480) for wide in (480, 1920, 2880, 4320)]
+    [1920, 1920, 1440, 960]
+    """
+    most = min(_WIDEST_BLOCK_PX, max(_NARROWEST_BLOCK_PX, (_HELD_PX - unit_px) // 2))
+    return max(1, most // chunk_px) * chunk_px
 
 
 @dataclass(frozen=True)
@@ -49,9 +62,10 @@ class Strip:
     @property
     def blocks(self) -> list[tuple[Window, ...]]:
         """The chunks in blocks that lie side by side."""
+        width = block_px(self.window.nx, max(chunk.nx for chunk in self.chunks))
         found: dict[int, list[Window]] = {}
         for chunk in self.chunks:
-            found.setdefault((chunk.col - self.window.col) // max(BLOCK_PX, chunk.nx), []).append(chunk)
+            found.setdefault((chunk.col - self.window.col) // width, []).append(chunk)
         return [tuple(found[place]) for place in sorted(found)]
 
     def parts_of(self, block: Sequence[Window]) -> list[Window]:

@@ -18,7 +18,7 @@ from pipeline.planning import zoning
 from pipeline.planning.estimate import estimate, speed_up
 from pipeline.planning.planner import make_plan
 from pipeline.planning.shaping import Shaping
-from pipeline.planning.unit_job import job_of
+from pipeline.planning.unit_job import Strip, job_of
 from pipeline.planning.units import PassLayout
 from pipeline.process import set_unit_threads, threads_of_unit, unit_threads
 from pipeline.running import rolling_read
@@ -256,3 +256,13 @@ def test_a_window_that_takes_long_is_timed_once(archive, tmp_path, monkeypatch, 
     monkeypatch.setattr(superres, "super_resolve", lambda *_, **__: counted.append(1) or SimpleNamespace(windows=4))
     assert seconds / estimates.time_window(plan).wall_s == pytest.approx(len(windows))
     assert len(counted) == runs
+
+
+@pytest.mark.parametrize(("width", "chunk", "widest"), [(2000, 480, 1920), (4320, 480, 960), (4300, 700, 700)])
+def test_wide_units_are_finished_in_narrow_blocks(width, chunk, widest):
+    """So that the memory of a worker hardly grows with the width of its units."""
+    chunks = tuple(Window(0, col, chunk, min(chunk, width - col)) for col in range(0, width, chunk))
+    whole = Window(0, 0, chunk, width)
+    blocks = Strip(chunks, whole, whole, chunks).blocks
+    assert [one for block in blocks for one in block] == [*chunks]
+    assert max(sum(one.nx for one in block) for block in blocks) == widest
