@@ -340,11 +340,11 @@ def precision(_folder: Path, _workers: int) -> Iterator[Row]:
     return rows(DATA)
 
 
-def overlap(folder: Path, _workers: int) -> list[Row]:
+def overlap(folder: Path, _workers: int) -> Iterator[Row]:
     """Run a system whose networks only wait, for 0.3, 1 and 3 times the rest."""
     from tests.benchmarks.overlap import measure
 
-    return [("networks that wait", *row) for row in measure(folder)]
+    return (("networks that wait", *row) for row in measure(folder))
 
 
 def batches(_folder: Path, _workers: int) -> list[Row]:

@@ -1,11 +1,13 @@
 """Wall time of a run whose networks only wait, as for a GPU, against the longer of its two halves.
 
-The rest is what the same units take one by one if no window waits: reading, masks, blending, consistency, quantisation,
-writing, overviews and publication. The waits are chosen as shares of it. If the rest goes on while windows wait, a run
-takes as long as the longer of the two, but for its ends: reading before the first window, writing after the last.
+One half is the rest: what the same units take in one process, one by one, if no window waits: reading, masks, blending,
+consistency, quantisation, writing, overviews and publication. The other is the time for which the GPU is taken, by one
+window at a time; the lock of a file stands for it. The waits are chosen as shares of the rest. If each half goes on
+beside the other, a run takes as long as the longer one, but for its ends: the start of processes and reading before the
+first window, writing after the last.
 
-Several processes may share the GPU, for which the lock of a file stands: one window waits at a time. Their rest is what
-the units take in as many processes if nothing waits, so that the waits are shorter for the same shares.
+Where several processes share the GPU, they share the rest as well. Their last row asks for more: waits as long as the
+rest takes in all of them, so that neither the GPU nor a processor may ever be idle.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import os
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.superres.system import AT_ONCE
 from tests.benchmarks.scene import area_geojson, repeated_scene
@@ -24,7 +27,7 @@ from tests.toys import waiting
 from tests.toys.installed import write_package
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SHARES = (0.3, 1.0, 3.0)
 COUNTS = (1, 2)  # processes that share the GPU
@@ -34,43 +37,39 @@ UNITS = {"chunk_px": 240, "unit_chunks": 4}  # nine units of up to 2.4 km: three
 
 def measure(
     folder: Path, side_m: int = SIDE_M, shares: tuple[float, ...] = SHARES, counts: tuple[int, ...] = COUNTS
-) -> list[tuple[str, str]]:
-    """Return (figure, value) for an area of `side_m` and each number of processes."""
+) -> Iterator[tuple[str, str]]:
+    """Yield (figure, value) for an area of `side_m` and each number of processes."""
     from pipeline.superres.registry import register
 
     register(waiting.SYSTEM)
     index, _ = repeated_scene(folder, DATA, side_m=side_m + 1000)
     aoi = area_geojson(folder / "aoi.geojson", 32632, 600_480, 5_100_000 - side_m - 480, side_m)
     few = area_geojson(folder / "few.geojson", 32632, 600_480, 5_098_000, 1200)
-    _run(folder / "warm.zarr", index, few, 0.0, 1)
-    rows = []
+    run = partial(_run, folder, index, aoi)
+    _run(folder, index, few, "warm")
     with _found_by_workers(folder):
+        rest = run("rest")
+        yield "units, windows, processors", f"{rest.units}, {rest.windows}, {os.cpu_count()}"
+        yield "seconds of the rest alone, one process, units one by one", f"{rest.wall_s:.1f}"
         for processes in counts:
-            rows += _rows_of(folder / str(processes), index, aoi, shares, processes)
-    return rows
+            yield from _rows_of(run, rest, shares, processes)
 
 
-def _rows_of(folder: Path, index: Path, aoi: Path, shares: tuple[float, ...], processes: int) -> list[tuple[str, str]]:
-    folder.mkdir()
+def _rows_of(
+    run: Callable[..., _Run], rest: _Run, shares: tuple[float, ...], processes: int
+) -> Iterator[tuple[str, str]]:
     who = "one process" if processes == 1 else f"{processes} processes"
-    rest, windows, units, _ = _run(folder / "rest.zarr", index, aoi, 0.0, 1 if processes == 1 else AT_ONCE, processes)
-    rows = [
-        (f"{who}: units, windows, processors", f"{units}, {windows}, {os.cpu_count()}"),
-        (f"{who}: seconds of the rest alone{', units one by one' if processes == 1 else ''}", f"{rest:.1f}"),
-    ]
-    if processes == 1:
-        beside, _, _, _ = _run(folder / "beside.zarr", index, aoi, 0.0, AT_ONCE)
-        rows.append((f"{who}: seconds of the rest alone, {AT_ONCE} units at once", f"{beside:.1f}"))
-    for share in shares:
-        waits = share * rest
-        wall, _, _, mib = _run(folder / f"{share}.zarr", index, aoi, 1000 * waits / windows, AT_ONCE, processes)
-        rows.append(
-            (
-                f"{who}, waits of {share:g} times the rest: seconds waited, wall, times the longer, peak MiB",
-                f"{waits:.1f}, {wall:.1f}, {wall / max(waits, rest):.2f}, {mib:.0f}",
-            )
+    own = run(f"rest-{processes}", at_once=AT_ONCE, processes=processes)
+    yield f"{who}: seconds of the rest alone, {AT_ONCE} units at once in each", f"{own.wall_s:.1f}"
+    asked = [(f"{share:g} times the rest", share * rest.wall_s, rest.wall_s) for share in shares]
+    if processes > 1:
+        asked.append((f"the rest in {who}", own.wall_s, own.wall_s))
+    for what, waits_s, other_s in asked:
+        one = run(f"{processes}-{waits_s}", waits_s / rest.windows, AT_ONCE, processes)
+        yield (
+            f"{who}, waits of {what}: seconds for which the device was taken, wall, times the longer, peak MiB",
+            f"{one.waited_s:.1f}, {one.wall_s:.1f}, {one.wall_s / max(one.waited_s, other_s):.2f}, {one.peak_mib:.0f}",
         )
-    return rows
 
 
 @contextmanager
@@ -85,21 +84,33 @@ def _found_by_workers(folder: Path) -> Iterator[None]:
             sys.path.remove(path)
 
 
+class _Run(NamedTuple):
+    """What a run took. `waited_s`: for how long windows had the device."""
+
+    wall_s: float
+    waited_s: float
+    windows: int
+    units: int
+    peak_mib: float  # of this process so far, or of a worker
+
+
 def _run(
-    store: Path, index: Path, aoi: Path, milliseconds: float, at_once: int, processes: int = 1
-) -> tuple[float, int, int, float]:
-    """Return wall seconds, windows, units and the peak memory so far in MiB of a run in this process, or several."""
+    folder: Path, index: Path, aoi: Path, name: str, wait_s: float = 0.0, at_once: int = 1, processes: int = 1
+) -> _Run:
+    """Run in this process, or in several. Each window waits for `wait_s`."""
     from pipeline.aoi.aoi import read_aoi
     from pipeline.config import RunConfig
     from pipeline.planning.planner import make_plan
     from pipeline.running.driver import prepare, run_plan
     from pipeline.store.receipts import Ledger
 
+    store, device = folder / f"{name}.zarr", folder / f"{name}.device"
+    device.touch()
     config = RunConfig(
         catalog=str(index),
         sr=waiting.SYSTEM.name,
         max_cloud=100.0,
-        options=(f"milliseconds={milliseconds}", *([f"device={store}.device"] if processes > 1 else [])),
+        options=(f"milliseconds={1000 * wait_s}", f"device={device}"),
         **UNITS,
     )
     plan = make_plan(config, read_aoi(str(aoi)), workers=AT_ONCE, together=True)
@@ -107,6 +118,7 @@ def _run(
     started = time.perf_counter()
     cluster = "inline" if processes == 1 else "local"
     summary = run_plan(plan, store, cluster=cluster, workers=at_once * processes)
-    wall = time.perf_counter() - started
+    wall_s = time.perf_counter() - started
     windows = sum(receipt.windows for receipt in Ledger(store, plan.digest).read_all())
-    return wall, windows, summary.units, summary.peak_worker_mib
+    waited_s = sum(map(float, device.read_text().split()))
+    return _Run(wall_s, waited_s, windows, summary.units, summary.peak_worker_mib)

@@ -16,13 +16,15 @@ STAGE = Stage("wait", READS, BAND_NAMES, 2.5, LATTICE)
 
 @contextmanager
 def taken(device):
-    """Hold the lock of a file, as processes that share a GPU have it in turn. Nothing to hold without a file."""
+    """Hold the lock of a file, as processes have a GPU in turn, and note there for how long. Nothing without a file."""
     if not device:
         yield
         return
     with open(device, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        started = time.monotonic()
         yield
+        print(time.monotonic() - started, file=file)
 
 
 class Waiting(Predictor):
@@ -52,7 +54,7 @@ def system(elsewhere=True):
         build=Waiting,
         options=(
             Option("milliseconds", 0.0, "time of a window", low=0.0),
-            Option("device", "", "a file, which stands for a GPU that several processes share"),
+            Option("device", "", "a file, which stands for a GPU that processes share, and says how long it was taken"),
         ),
         memory=Memory(0.0, 60.0),
         elsewhere=elsewhere,
