@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan, Unit
 
 
-def process(unit: Unit, store: str, digest: str, attempt: int = 1) -> Receipt:
+def idle(processes: int, unit: Unit, store: str, digest: str, attempt: int, software: str = "") -> Receipt:
     """Return a receipt of realistic size without doing any work. The workers import this function."""
-    del store
+    del processes, store, software
     chunks = {f"reflectance/c/0/0/{unit.row}/{unit.col + k}": [1_000_000, 2**31] for k in range(16)}
     return Receipt(unit.id, digest, "done", "", chunks, {}, 1, None, ("S2A_BENCH",), attempts=attempt)
 
@@ -36,11 +36,11 @@ def run_idle_units(plan: Plan, folder: Path, workers: int, count: int) -> tuple[
         if summary.computed >= len(memory) * count // 10:
             memory.append(psutil.Process().memory_info().rss / 2**20)
 
-    real, pools.process = pools.process, process
+    real, pools._run_on_worker = pools._run_on_worker, idle
     try:
         with pools.open_pool("local", workers, str(folder), plan.digest) as pool:
             started = time.perf_counter()
             UnitQueue(pool, Summary(units=count), watch, Stop(), folder, plan.digest).run(todo)
             return time.perf_counter() - started, memory
     finally:
-        pools.process = real
+        pools._run_on_worker = real
