@@ -75,6 +75,14 @@ def guest() -> Iterator[None]:
             os.environ["GDAL_SKIP"] = skipped
 
 
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
 _unit_threads = 1
 
 

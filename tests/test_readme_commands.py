@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pipeline.archive import catalog
-from pipeline.running import choices, pools
+from pipeline.running import choices
 from pipeline.superres import spec, weights
 from tests.archive.synthetic import make_scene
 from tests.faults.conftest import online
@@ -75,7 +75,6 @@ def stand(tmp_path, monkeypatch):
     """
     write_lite(tmp_path / "weights")
     monkeypatch.setattr(weights, "SHIPPED", tmp_path / "weights")
-    monkeypatch.setattr(pools, "processors", lambda: 1)
     monkeypatch.setattr(choices, "processors", lambda: 1)
     home, work = tmp_path / "home", tmp_path / "work"
     work.mkdir()

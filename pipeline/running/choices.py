@@ -6,9 +6,8 @@ import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.process import device_name
+from pipeline.process import device_name, processors
 from pipeline.running.memory import CUDA_MIB, fits, fitting_workers, require_memory
-from pipeline.running.pools import processors
 from pipeline.superres.precision import require_possible
 from pipeline.superres.registry import spec_of
 from pipeline.superres.system import AT_ONCE, units_at_once

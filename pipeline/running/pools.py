@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import time
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -289,11 +288,3 @@ def _started(cluster: str, workers: int, at_once: int, store: Path, demand: Dema
         if not torch.cuda.is_available():
             raise UsageError("--cluster cuda, but torch sees no GPU", "a CUDA build of torch and a driver", "use local")
     return local_workers(cluster, workers, at_once)
-
-
-def processors() -> int:
-    """Return the number of processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1

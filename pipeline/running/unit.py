@@ -19,7 +19,15 @@ from pipeline.grid.placed_rasters import placed_on
 from pipeline.plain import LOADING
 from pipeline.planning.plan import Plan, load_plan
 from pipeline.planning.unit_job import job_of
-from pipeline.process import arithmetic, device_name, give_back_heap, peak_rss_mib, prepare_process, threads_of_unit
+from pipeline.process import (
+    arithmetic,
+    device_name,
+    give_back_heap,
+    peak_rss_mib,
+    prepare_process,
+    processors,
+    threads_of_unit,
+)
 from pipeline.running import build_overviews
 from pipeline.running.rolling_read import RollingRead
 from pipeline.running.stop import require_wanted
@@ -89,7 +97,7 @@ def _process(unit: Unit, plan: Plan, store: Place, attempt: int, stages: Stages)
         return _record(store, job, _empty(job, attempt), stages, 1)
 
     receipt = _computed(job, plan, store, system, stages)
-    return _record(store, job, replace(receipt, attempts=attempt), stages, system.threads(threads_of_unit()))
+    return _record(store, job, replace(receipt, attempts=attempt), stages, _threads(system))
 
 
 def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: Stages) -> Receipt:
@@ -98,7 +106,7 @@ def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: St
     work = _Work(job, store, maps)
     rolling = None if job.source_gsd_m else RollingRead(job)
     source = placed_on(_read_finished(job, plan, store), system.device) if rolling is None else None
-    with Sweep(system.threads(threads_of_unit()), require_wanted) as sweep:
+    with Sweep(_threads(system), require_wanted) as sweep:
 
         def begin(i: int) -> _Begun:
             """Read the rasters of a strip. Strips begin one after another."""
@@ -131,6 +139,11 @@ def _computed(job: UnitJob, plan: Plan, store: Place, system: System, stages: St
             begun = _strip(begun, begin_next, job, sweep, work, stages) or begun
         work.windows = sweep.windows
     return work.receipt(rolling)
+
+
+def _threads(system: System) -> int:
+    """Return how many threads compute windows: no more than there are processors, since they wait for nothing else."""
+    return system.threads(min(threads_of_unit(), processors()))
 
 
 _Begun = tuple["Strip", "Rasters", superres.Begun]

@@ -22,6 +22,7 @@ from pipeline.planning.unit_job import Strip, job_of
 from pipeline.planning.units import PassLayout
 from pipeline.process import set_unit_threads, threads_of_unit, unit_threads
 from pipeline.running import rolling_read
+from pipeline.running import unit as units
 from pipeline.running.rolling_read import RollingRead
 from pipeline.superres import superres
 from pipeline.superres.options import Options
@@ -184,6 +185,18 @@ def test_threads_of_units_are_set_for_this_process():
         set_unit_threads(2)
         assert threads_of_unit() == 2
     assert threads_of_unit() == 1
+
+
+@pytest.mark.parametrize(("processors", "threads"), [(1, 1), (2, 2), (8, 4)])
+def test_a_unit_has_no_more_threads_than_processors(archive, tmp_path, monkeypatch, processors, threads):
+    """Threads only compute, so that more of them than processors would take each other's caches."""
+    monkeypatch.setattr(units, "processors", lambda: processors)
+    started = []
+    real = units.Sweep
+    monkeypatch.setattr(units, "Sweep", lambda count, *rest: started.append(count) or real(count, *rest))
+    aoi = write_aoi(tmp_path / "region.geojson", box(LEFT + 700, TOP - 1100, LEFT + 1000, TOP - 890))
+    run(config_for(archive), aoi, tmp_path / "a.zarr", workers=4)
+    assert {*started} == {threads}
 
 
 class TestRollingRead:

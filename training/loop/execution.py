@@ -106,7 +106,7 @@ def default_workers(device: torch.device) -> int:
     For a GPU, the processors of this process, shared with the other training processes of its node, less one for
     each of them; at least one and at most `MOST_WORKERS`.
     """
-    from pipeline.running.pools import processors
+    from pipeline.process import processors
 
     if device.type != "cuda":
         return 0

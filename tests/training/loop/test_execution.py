@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline import process
 from pipeline.errors import UsageError
-from pipeline.running import pools
 from training.loop.execution import Execution, check_compiles, default_workers, parts_of
 from training.loop.run import Budget, Run
 from training.loop.savepoint import CHECKPOINT
@@ -104,7 +104,7 @@ def assert_near(folder, other):
 
 
 def test_a_gpu_has_workers_layout_and_kernels_of_its_own_by_default(monkeypatch):
-    monkeypatch.setattr(pools, "processors", lambda: 16)
+    monkeypatch.setattr(process, "processors", lambda: 16)
     assert Execution.on(CPU) == Execution()
     assert Execution.on(GPU) == Execution(workers=8, channels_last=True, fused=True)
     assert Execution.on(GPU, workers=0, channels_last=False) == Execution(fused=True)
@@ -116,7 +116,7 @@ def test_a_gpu_has_workers_layout_and_kernels_of_its_own_by_default(monkeypatch)
 
 @pytest.mark.parametrize(("processors", "processes", "workers"), [(16, 4, 3), (8, 1, 7), (2, 1, 1), (4, 8, 1)])
 def test_training_processes_of_a_node_share_its_processors(monkeypatch, processors, processes, workers):
-    monkeypatch.setattr(pools, "processors", lambda: processors)
+    monkeypatch.setattr(process, "processors", lambda: processors)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert default_workers(GPU) == workers
     assert default_workers(CPU) == 0
