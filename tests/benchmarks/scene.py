@@ -45,7 +45,7 @@ def wide_plan(folder: Path, side_m: float, config: RunConfig, workers: int = 1) 
     index = make_archive(folder, [dataclasses.replace(scene, footprint=footprint_of(32632, around), rasters=())])
     aoi = area_geojson(folder / "aoi.geojson", 32632, left, bottom, side_m)
     config = dataclasses.replace(config, catalog=str(index), offset=0)
-    return make_plan(config, read_aoi(str(aoi), max_area_km2=1e9), workers=workers)
+    return make_plan(config, read_aoi(str(aoi), max_area_km2=1e9), workers=workers, max_output_gb=1e6)
 
 
 def repeated_scene(folder: Path, data: Path, side_m: int) -> tuple[Path, bool]:
