@@ -7,9 +7,10 @@ workers share a machine, several may compute one unit in threads.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 from pipeline.grid.grid import Window
@@ -26,6 +27,7 @@ THREAD_SHARE = 0.92  # of the work of a worker of its own that one more thread d
 _MORE_ROWS = 8  # further divisions that are compared, besides one for each worker
 
 Breaks = tuple[int, ...]
+_Windows = tuple[int, ...]  # by group
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ class Shaping:
             (cost, row_breaks, col_breaks)
             for parts in range(min(narrowest, counts[1]), min(counts[1], narrowest + self.workers) + 1)
             for col_breaks in [_even(counts[1], parts)]
-            for cost, row_breaks in self._rows(rows, cols.windows(col_breaks), counts[0])
+            for cost, row_breaks in self._rows(rows, Counter(cols.windows(col_breaks)), counts[0])
         ]
         _, row_breaks, col_breaks = min(found)
         return row_breaks, col_breaks
 
-    def _rows(self, rows: _Axis, widths: list[list[int]], count: int) -> list[tuple[tuple[float, float], Breaks]]:
+    def _rows(self, rows: _Axis, widths: Counter[_Windows], count: int) -> list[tuple[tuple[float, float], Breaks]]:
         """Return ((time, windows), row breaks) for some divisions into rows, given the windows across each column."""
         cost = partial(self._cost, rows, widths)
         parts = 1
@@ -73,19 +75,20 @@ class Shaping:
         most = _MOST_WINDOWS if self.together else _MOST_WINDOWS_APART
         return max(_LEAST_WINDOWS, most / max(1, self.draws))
 
-    def _cost(self, rows: _Axis, widths: list[list[int]], breaks: Breaks) -> tuple[float, float, float]:
-        """Return (time, windows in all, those of the largest unit), in windows of the first group's size."""
+    def _cost(self, rows: _Axis, widths: Counter[_Windows], breaks: Breaks) -> tuple[float, float, float]:
+        """Return (time, windows in all, those of the largest unit), in windows of the first group's size.
+
+        `widths` counts columns of units by the windows across them. Most units are alike, and counted together.
+        """
         sizes = [float(group.lattice.window_px * group.gsd_m) ** 2 for group in self.of.groups]
-        units = [
-            sum(size * high * wide for size, high, wide in zip(sizes, height, width, strict=True)) / sizes[0]
-            for height in rows.windows(breaks)
-            for width in widths
-        ]
-        largest, workers = max(units), self.workers
-        if len(units) >= workers or not self.together:
-            return largest * -(-len(units) // workers), sum(units), largest
-        threads = workers // len(units)
-        return largest / (1 + THREAD_SHARE * (threads - 1)), sum(units), largest
+        count, windows, largest = 0, 0.0, 0.0
+        for (height, high), (width, wide) in product(Counter(rows.windows(breaks)).items(), widths.items()):
+            unit = sum(size * down * across for size, down, across in zip(sizes, height, width, strict=True)) / sizes[0]
+            count, windows, largest = count + high * wide, windows + high * wide * unit, max(largest, unit)
+        workers = self.workers
+        if count >= workers or not self.together:
+            return largest * -(-count // workers), windows, largest
+        return largest / (1 + THREAD_SHARE * (workers // count - 1)), windows, largest
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,10 @@ class _Axis:
             last.append([cells[-1] for cells in _cells(of, reach_px, stop - step, step, axis)])
         return cls(first, last)
 
-    def windows(self, breaks: Breaks) -> list[list[int]]:
+    def windows(self, breaks: Breaks) -> list[_Windows]:
         """Return the windows of every group along this axis, by unit."""
         return [
-            [last - first + 1 for first, last in zip(self.first[begin], self.last[end - 1], strict=True)]
+            tuple(last - first + 1 for first, last in zip(self.first[begin], self.last[end - 1], strict=True))
             for begin, end in pairwise(breaks)
         ]
 
