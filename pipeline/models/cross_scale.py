@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline.models.layout import laid_out
 from pipeline.models.rrdb import conv3x3
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class DepthwiseSeparable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features."""
-        out: Tensor = self.pw(self.dw(x))
+        out: Tensor = self.pw(self.dw(laid_out(x)))
         return out
 
 
@@ -71,17 +72,19 @@ class CrossAttention(nn.Module):
     def _tokens(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """(B, C, H, W) to (B * squares, heads, rows * columns, C / heads), zeros beyond the far border."""
         b, c, height, width = x.shape
-        x = functional.pad(x, (0, -width % columns, 0, -height % rows))
+        if height % rows or width % columns:  # pad copies the image even where it adds nothing
+            x = functional.pad(x, (0, -width % columns, 0, -height % rows))
         down, across = x.shape[-2] // rows, x.shape[-1] // columns
-        x = x.reshape(b, self.heads, c // self.heads, down, rows, across, columns).permute(0, 3, 5, 1, 4, 6, 2)
-        return x.reshape(b * down * across, self.heads, rows * columns, c // self.heads)
+        x = x.permute(0, 2, 3, 1).reshape(b, down, rows, across, columns, self.heads, c // self.heads)
+        return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(b * down * across, self.heads, rows * columns, c // self.heads)
 
     def _image(self, tokens: Tensor, shape: torch.Size, rows: int, columns: int) -> Tensor:
         """Undo `_tokens`."""
         b, c, height, width = shape
         down, across = -(-height // rows), -(-width // columns)
-        x = tokens.reshape(b, down, across, self.heads, rows, columns, c // self.heads).permute(0, 3, 6, 1, 4, 2, 5)
-        return x.reshape(b, c, down * rows, across * columns)[..., :height, :width]
+        x = tokens.reshape(b, down, across, self.heads, rows, columns, c // self.heads).permute(0, 1, 4, 2, 5, 3, 6)
+        x = x.reshape(b, down * rows, across * columns, c)[:, :height, :width].permute(0, 3, 1, 2)
+        return laid_out(x)
 
     def _inside(self, query: Tensor, rows: int, columns: int, sources: int) -> Tensor | None:
         """Return which keys lie within the image, (B * squares, 1, 1, keys), or None if all do."""

@@ -1,4 +1,4 @@
-"""The order of networks' weights in memory, by the device that computes with them."""
+"""The order of networks' weights and images in memory, by the device that computes with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def moved(network: nn.Module, device: torch.device | str) -> None:
@@ -26,3 +26,12 @@ def channels_last(network: nn.Module) -> None:
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """Return images (B, C, H, W) in the order in memory of the weights that `moved` leaves: channels last on a CPU.
+
+    Most convolutions see to it themselves, but every one of them copies its input if that is laid out otherwise.
+    Depthwise and 1x1 convolutions keep the layout of their input.
+    """
+    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images

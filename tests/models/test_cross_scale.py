@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from pipeline.models.cross_scale import CrossAttention, CspEncoder, DetailRestoration, DilatedBlock, reach_px
+from pipeline.models.layout import moved
 
 
 def normal(*shape, seed=0):
@@ -97,3 +99,29 @@ def test_every_band_is_restored_from_its_own_input():
         changed = [x + (j == k) for j, x in enumerate(inputs)]
         after = module(tuple(changed), tuple(inputs)).chunk(3, 1)
         assert tuple(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) == moves
+
+
+class ConvolvedImages(TorchFunctionMode):
+    """Notes of the image of each convolution over neighbours whether it is laid out channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.channels_last = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.conv2d or func is torch.conv2d:
+            image, weight = args[:2]
+            if weight.shape[-1] > 1 and image.shape[1] > 1:
+                self.channels_last.append(image.is_contiguous(memory_format=torch.channels_last))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20)])
+def test_on_a_cpu_no_convolution_has_to_copy_its_image(height, width):
+    """A network of eight local blocks spent a fifth of its time on copies between two layouts."""
+    encoder = CspEncoder(3, 12, 3, window=8, blocks=2)
+    moved(encoder, "cpu")
+    with ConvolvedImages() as found:
+        encoder(normal(1, 3, height, width), normal(1, 3, 2 * height, 2 * width))
+    assert found.channels_last == [True] * len(found.channels_last)
+    assert len(found.channels_last) == 2 + 2 * 2 + 5 + 1
