@@ -11,7 +11,7 @@ from pipeline.planning.expenses import Reads, objects_of, reads_of
 from pipeline.planning.shaping import THREAD_SHARE
 from pipeline.planning.store_template import template_of
 from pipeline.planning.unit_job import block_px, with_scene
-from pipeline.process import device_name
+from pipeline.process import device_name, processors
 from pipeline.superres.chain import at_gsd
 from pipeline.superres.precision import FLOAT32, possible
 from pipeline.superres.registry import spec_of
@@ -88,8 +88,9 @@ class Estimate:
 
     @property
     def threads(self) -> int:
-        """Number of threads that compute the windows of a unit."""
-        return max(1, self.workers // (self.processes * self.at_once)) if self.together else 1
+        """Number of threads that compute the windows of a unit, no more than this machine has processors."""
+        most = min(self.workers // (self.processes * self.at_once), processors())
+        return max(1, most) if self.together else 1
 
     @property
     def process_mib(self) -> float:
@@ -171,7 +172,7 @@ def _around_s(parts: Sequence[_Part], arrays: int, workers: int) -> float:
 def _speed(workers: int, units: int, at_once: int, *, together: bool) -> float:
     """Return by how much a run is faster than windows one by one: by processors, or by GPUs whose work is counted."""
     if at_once == 1:
-        return speed_up(workers, units, together=together)
+        return speed_up(min(workers, processors()) if together else workers, units, together=together)
     import torch
 
     return max(1, min(units, workers // at_once, torch.cuda.device_count()))

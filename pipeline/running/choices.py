@@ -130,5 +130,6 @@ def affordable(cluster: str, asked: int | None, workers: int, cost: Estimate) ->
 def _mib(crew: Crew, cost: Estimate) -> float:
     """Return the memory in MiB of one process."""
     cuda_mib = CUDA_MIB if device_name() != "cpu" else 0
-    units_mib = cost.unit_mib * (crew.at_once - 1) + cost.thread_mib * (crew.threads - 1) * crew.at_once
+    threads = min(crew.threads, processors())  # as in `running.unit`
+    units_mib = cost.unit_mib * (crew.at_once - 1) + cost.thread_mib * (threads - 1) * crew.at_once
     return cost.worker_mib + cuda_mib + units_mib

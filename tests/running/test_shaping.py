@@ -139,6 +139,20 @@ def test_workers_beyond_units_help_only_on_one_machine(workers, units, together,
     assert speed_up(workers, units, together=together) == pytest.approx(found)
 
 
+@pytest.mark.parametrize(("processors", "threads"), [(1, 1), (2, 2), (8, 4)])
+def test_an_estimate_counts_no_more_threads_than_processors(archive, aoi, monkeypatch, processors, threads):
+    """A unit starts no more (`running.unit`), so four workers on two processors are as fast as two."""
+    monkeypatch.setattr(estimates, "processors", lambda: processors)
+    plan = make_plan(config_for(archive, sr="bicubic", unit_chunks=0), read_aoi(str(aoi)), workers=4)
+    four, as_many, one = (estimate(plan, workers, together=True) for workers in (4, threads, 1))
+    assert (four.units, four.processes, four.threads) == (1, 1, threads)
+    assert four.process_mib == as_many.process_mib == one.process_mib + (threads - 1) * one.thread_mib
+    speeds = (estimates._speed(workers, 1, 1, together=True) for workers in (4, threads))
+    assert len({*speeds}) == 1
+    assert estimates._speed(4, 9, 1, together=True) == threads
+    assert estimates._speed(4, 9, 1, together=False) == 4  # elsewhere, whose processors are not known here
+
+
 def test_memory_of_a_unit_does_not_grow_with_its_length(tmp_path):
     from tests.benchmarks.scene import wide_plan
 
