@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from typing import TYPE_CHECKING
 
 from pipeline.bands import GSDS_M, TARGET_GSD_M, bands_at
 from pipeline.config import RunConfig
 from pipeline.planning.estimate import estimate
 from pipeline.process import peak_rss_mib
-from tests.benchmarks.scene import wide_plan
+from tests.benchmarks.scene import timed_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,10 +41,7 @@ class Cost:
 
 def cost(folder: Path, area_km2: float, seconds_per_window: float | None = None) -> tuple[Cost, float]:
     """Return the cost of a square of `area_km2` and the seconds per window (measured if not given)."""
-    started = time.process_time()
-    plan = wide_plan(folder, math.sqrt(area_km2) * 1000, RunConfig(), workers=64)
-    units = sum(1 for _ in plan.units())
-    planning_s = time.process_time() - started
+    plan, units, planning_s = timed_plan(folder, math.sqrt(area_km2) * 1000, RunConfig(), workers=64)
     counted = estimate(plan, 1, timed=seconds_per_window is None)
     per_window = counted.seconds_per_window if seconds_per_window is None else seconds_per_window
     return Cost(
